@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, RateLimit, Scope,
-    Timestamp, metadata::Metadata,
+    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, KeyText, Mode, RateLimit,
+    Scope, Timestamp, metadata::Metadata,
 };
 use tollkey_store::{OpenOptions, Store};
 use tollkey_verifier::SystemClock;
@@ -99,35 +99,29 @@ impl Population {
             Metadata::new(object.as_object().cloned().unwrap_or_default())
         });
         let revoked_at = (!self.is_usable(number)).then_some(created_at);
-        let digest = Digest::of(&text);
+        let text = KeyText::parse(&text).context("the text of a key")?;
+        let family = if is_of_application {
+            Family::Application
+        } else {
+            Family::Commerce
+        };
         let key = ApiKey {
-            id: id("key", number, created_at),
-            account_id: self.account(number)?,
             application_id: is_of_application
                 .then(|| self.application_id(account, nth / 4 / OF_AN_APPLICATION)),
             name: format!("key {nth}"),
-            family: if is_of_application {
-                Family::Application
-            } else {
-                Family::Commerce
-            },
-            mode: Mode::Live,
-            prefix: text[..if is_of_application { 12 } else { 14 }].to_owned(),
-            last4: text[text.len() - 4..].to_owned(),
             grants,
             metadata: metadata.transpose()?,
-            created_at,
-            created_by: None,
-            last_used_at: None,
-            suspended_at: None,
             revoked_at,
             revoked_reason: revoked_at.map(|_| "generated so".to_owned()),
-            rotated_from: None,
-            rotated_to: None,
-            rotated_at: None,
-            inherited: None,
+            ..ApiKey::new(
+                id("key", number, created_at),
+                self.account(number)?,
+                &text,
+                (family, Mode::Live),
+                created_at,
+            )
         };
-        Ok((key, digest))
+        Ok((key, text.digest()))
     }
 
     /// The applications that the keys belong to, and perhaps one of an account that none belongs to.

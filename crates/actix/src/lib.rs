@@ -1,82 +1,15 @@
-//! Protects actix-web routes with Tollkey.
+#![doc = include_str!("../README.md")]
 //!
-//! ```no_run
-//! use actix_web::{App, HttpServer, Responder, web};
-//! use tollkey_actix::{Guard, Tollkey, VerifiedKey, require};
+//! # Main types
 //!
-//! async fn list_links(key: VerifiedKey) -> impl Responder {
-//!     format!("the links of {}, {} data", key.account_id(), key.mode())
-//! }
-//!
-//! async fn create_link(key: VerifiedKey) -> impl Responder {
-//!     "created"
-//! }
-//!
-//! # async fn example(service_key: String) -> Result<(), Box<dyn std::error::Error>> {
-//! let guard = Guard::connect("https://keys.example.com", service_key).await?;
-//! HttpServer::new(move || {
-//!     App::new().wrap(Tollkey::new(guard.clone())).service(
-//!         web::resource("/api/v1/links")
-//!             .route(web::get().to(list_links).wrap(require("links:read")))
-//!             .route(web::post().to(create_link).wrap(require("links:write"))),
-//!     )
-//! })
-//! .bind("127.0.0.1:8081")?
-//! .run()
-//! .await?;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! [`Tollkey`] guards everything that it wraps: a request that presents no key, or one that may not make this request, gets its
-//! response there (RFC 6750, RFC 9457). [`require`] asks for more at a scope, resource or route inside of it; a route without one
-//! accepts any key. [`VerifiedKey`] is the key of the request, `Option<VerifiedKey>` where the key is
-//! [optional](Requirement::optional). A handler asks for more with [`VerifiedKey::require`] and returns the [`Rejection`] as its
-//! error. Without a [`Tollkey`] around it `VerifiedKey` is a 500, but `Option<VerifiedKey>` is `None`: actix-web makes that of every
-//! extractor that fails.
-//!
-//! # What the middleware sees
-//!
-//! - The method and path on the wire. The features of a scoped key and the routes of a publishable key are compared with these.
-//! - The peer's address. Behind a proxy, see [`GuardBuilder::trusted_proxies`].
-//! - No body.
-//!
-//! # What belongs outside and inside
-//!
-//! actix-web runs the middleware that was wrapped last first. From the outside in: logging, CORS, Tollkey, then limits and timeouts.
-//!
-//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
-//!   are added to it. The example below exposes the headers of a rejection to them as well.
-//! - **Limits inside**: so that only requests with a valid key count against them. A limit outside is shared with strangers.
-//! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the middleware includes that.
-//!
-//! ```no_run
-//! use actix_cors::Cors;
-//! use actix_web::{App, http::header::AUTHORIZATION, web};
-//! use tollkey_actix::{Guard, Tollkey, VerifiedKey};
-//!
-//! async fn list_links(key: VerifiedKey) -> String {
-//!     format!("the links of {}", key.account_id())
-//! }
-//!
-//! # fn example(guard: Guard) {
-//! // Routes that the scripts of a web page may call.
-//! let cors = Cors::default()
-//!     .allowed_origin("https://shop.example.com")
-//!     .allowed_methods(["GET", "POST"])
-//!     .allowed_header(AUTHORIZATION)
-//!     .expose_headers(["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"]);
-//! let app = App::new()
-//!     .wrap(Tollkey::new(guard))
-//!     .wrap(cors)
-//!     .route("/api/v1/links", web::get().to(list_links));
-//! # }
-//! ```
-//!
-//! # Long responses
-//!
-//! A request is authorized once, when it begins. A WebSocket or an event stream goes on when its key is revoked, unless the
-//! handler ends it: [`VerifiedKey::revoked`] resolves at that moment.
+//! | type | use |
+//! |---|---|
+//! | [`Tollkey`], [`require`] | the middleware around an application, and the one at a route |
+//! | [`VerifiedKey`] | the key of a request, as an extractor |
+//! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
+//! | [`Requirement`], [`Merchant`] | what a route requires |
+//! | [`Rejection`] | why a request is rejected, and the response |
+//! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
 
 use std::{

@@ -1,4 +1,4 @@
-//! Account keys (storlaunch): camelCase, RFC 3339, every answer in an envelope.
+//! Account keys (storlaunch): camelCase, RFC 3339, each response in an envelope.
 
 use std::{fmt, str::FromStr};
 
@@ -16,116 +16,117 @@ use crate::{
     time::{Moment, Rfc3339},
 };
 
-/// An answer. One of `data` and `error` is null.
+/// A response: the data, and information about the response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Envelope<T> {
-    /// What was asked for.
+    /// The result.
     pub data: T,
-    /// Null.
+    /// Always null in a successful response.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
     pub error: (),
-    /// About this answer.
+    /// Information about the response.
     pub meta: Meta,
 }
 
-/// A list as an answer.
+/// A response with a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListEnvelope<T> {
-    /// The things, newest first.
+    /// The items, newest first.
     pub data: Vec<T>,
-    /// Null.
+    /// Always null in a successful response.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
     pub error: (),
-    /// About this answer.
+    /// Information about the response.
     pub meta: ListMeta,
 }
 
-/// An answer that says what went wrong.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorEnvelope {
-    /// Null.
+    /// Always null in an error response.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
     pub data: (),
-    /// What went wrong.
+    /// The error.
     pub error: ErrorBody,
-    /// About this answer.
+    /// Information about the response.
     pub meta: Meta,
 }
 
-/// About an answer.
+/// Information about a response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Meta {
-    /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
+    /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "req_01K30DW000E008000000000001")
     )]
     pub request_id: String,
-    /// When it was answered.
+    /// The time of the response.
     pub timestamp: Rfc3339,
 }
 
-/// About a list.
+/// Information about a response with a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListMeta {
-    /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
+    /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "req_01K30DW000E008000000000001")
     )]
     pub request_id: String,
-    /// When it was answered.
+    /// The time of the response.
     pub timestamp: Rfc3339,
-    /// What to give as `cursor` for what comes next; null at the end.
+    /// The `cursor` of the next page. Null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// What went wrong.
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ErrorEnvelopeBody))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorBody {
-    /// A stable code to switch on.
+    /// The code of the error, which follows from the status of the response. It does not change
+    /// between releases.
     #[cfg_attr(feature = "openapi", schema(example = "VALIDATION_ERROR"))]
     pub code: String,
-    /// This occurrence in a sentence.
+    /// What is wrong with this request, and what to do next.
     #[cfg_attr(
         feature = "openapi",
-        schema(example = "/name must have 1 to 100 characters")
+        schema(example = "/name: must have 1 to 100 characters")
     )]
     pub message: String,
-    /// More about it, when there is more.
+    /// Details of the error. Absent without details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<ErrorDetails>,
 }
 
-/// More about what went wrong.
+/// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorDetails {
-    /// The code the other surfaces have for it, which can be finer.
+    /// The code of the error in the other APIs of this server, which is more specific.
     #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
     pub code: String,
-    /// Each member and the rule it breaks.
+    /// The invalid fields and the rules that they break.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
 
 impl ErrorBody {
-    /// A problem in this surface's words. Its codes follow from the status.
+    /// Creates the error of a problem. Its code follows from the status.
     #[must_use]
     pub fn new(problem: &core::Problem) -> Self {
         let (code, status, _) = problem.code.row();
@@ -145,7 +146,7 @@ impl ErrorBody {
             _ => "INTERNAL_ERROR",
         };
         let errors: Vec<_> = problem.errors.iter().map(FieldError::from).collect();
-        // The code of ours is told where it says more than the one of this surface.
+        // The problem's own code is reported where it is more specific than the code of this surface.
         let details = (!errors.is_empty() || !code.eq_ignore_ascii_case(said) && status != 401)
             .then(|| ErrorDetails {
                 code: code.to_owned(),
@@ -159,14 +160,14 @@ impl ErrorBody {
     }
 }
 
-/// What a key can call.
+/// The access of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Access {
-    /// Everything: not for clients.
+    /// Full access to the account. Must not be exposed to clients.
     Secret,
-    /// The public catalogue, read-only: safe to embed in a frontend.
+    /// Read-only access to the public catalog. Safe to embed in a frontend.
     Publishable,
 }
 
@@ -174,7 +175,7 @@ impl Access {
     /// Both kinds.
     pub const ALL: [Self; 2] = [Self::Secret, Self::Publishable];
 
-    /// Its name.
+    /// The value in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -217,36 +218,39 @@ impl FromStr for Access {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateAccountKey))]
 pub struct CreateKey {
-    /// Its label: 1 to 100 characters after trimming.
+    /// The label of the key: 1 to 100 characters after trimming white space.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "Production CI", min_length = 1, max_length = 100)
     )]
     pub name: String,
-    /// Test keys see test data only.
+    /// The mode of the key. A test key can read and manage only test keys.
     #[serde(deserialize_with = "crate::word::required")]
     pub environment: Mode,
-    /// What it can call.
+    /// The access of the key. `secret` is full access; `publishable` is read-only access to the
+    /// public catalog.
     #[serde(deserialize_with = "crate::word::required")]
     pub access: Access,
-    /// When it ends; must be in the future. Never, or with the key that makes it, when absent or null.
+    /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default it is the
+    /// expiration of the parent key, or never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "2027-01-01T00:00:00Z"))]
     pub expires_at: Option<Moment>,
-    /// The networks it may be used from, in CIDR form with host bits zero. Any, or those of the key that makes it, when
-    /// absent or null.
+    /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
+    /// default they are those of the parent key, or every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used, counted by each verifier for itself. Unlimited, or as the key that makes it, when
-    /// absent or null.
+    /// The rate limit of the key, which each verifier counts for itself. By default it is that of
+    /// the parent key, or there is no limit.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::applications::requested"
     )]
     pub rate_limit: Option<RateLimit>,
-    /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
+    /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
+    /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -256,94 +260,94 @@ pub struct CreateKey {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// What the document does not know; each member is there only on a key that has it.
+/// Restrictions and metadata of a key. Each field is present only if the key has it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountKeyExtras))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Extras {
-    /// When it ends.
+    /// The time when the key expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Rfc3339>,
-    /// The networks it may be used from.
+    /// The IP ranges that the key can be used from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used.
+    /// The rate limit of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
-    /// What the caller attached.
+    /// The metadata of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// A new key, with its text. This is the only answer that ever holds it.
+/// A new key. Only the response to its creation contains the full key.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "server", derive(Serialize))]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedAccountKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "key_01K30DW000E008000000000002")
     )]
     pub id: String,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
     pub name: String,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub environment: Open<Mode>,
-    /// What it can call.
+    /// The access of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Access))]
     pub access: Open<Access>,
-    /// The whole key. Store it now: it cannot be shown again.
+    /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "sk_live_abc123...xyz9z8a"))]
     pub value: Secret,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: Rfc3339,
-    /// What the document does not know.
+    /// Restrictions and metadata of the key.
     #[serde(flatten)]
     pub extras: Extras,
 }
 
-/// A key.
+/// An account key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "key_01K30DW000E008000000000002")
     )]
     pub id: String,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
     pub name: String,
-    /// How it begins.
+    /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "sk_live_"))]
     pub prefix: String,
-    /// The last four characters.
+    /// The last four characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub environment: Open<Mode>,
-    /// What it can call.
+    /// The access of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Access))]
     pub access: Open<Access>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: Rfc3339,
-    /// Its last successful verification, a few seconds late at most.
+    /// The time of the last successful verification, which appears after a few seconds, or null.
     pub last_used_at: Option<Rfc3339>,
-    /// When it was revoked.
+    /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,
-    /// What the document does not know.
+    /// Restrictions and metadata of the key.
     #[serde(flatten)]
     pub extras: Extras,
 }
@@ -353,14 +357,14 @@ pub struct Key {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListKeys {
-    /// How many keys, 1 to 1000; 1000 when absent.
+    /// The maximum number of keys: 1 to 1,000. Default: 1,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 1000))]
     pub limit: Option<u32>,
-    /// Where to go on, from `meta.nextCursor`.
+    /// The cursor of the next page, from `meta.nextCursor` of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// For operators only: whose keys.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }
@@ -370,17 +374,17 @@ pub struct ListKeys {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListAuditLog {
-    /// How many entries, 1 to 100; 100 when absent.
+    /// The maximum number of entries: 1 to 100. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 100))]
     pub limit: Option<u32>,
-    /// Where to go on, from `meta.nextCursor`.
+    /// The cursor of the next page, from `meta.nextCursor` of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Only this action, such as `api_key.created`.
+    /// Returns only entries with this action, such as `api_key.created`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// For operators only: whose log.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }
@@ -391,59 +395,60 @@ pub struct ListAuditLog {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditEntry))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
-    /// Its id.
+    /// The ID of the entry.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "aud_01K30DW000E008000000000003")
     )]
     pub id: String,
-    /// When.
+    /// The time of the change.
     pub occurred_at: Rfc3339,
-    /// What was done, such as `api_key.revoked`.
+    /// The action, such as `api_key.revoked`.
     #[cfg_attr(feature = "openapi", schema(example = "api_key.revoked"))]
     pub action: String,
-    /// By whom.
+    /// The actor that made the change.
     pub actor: Actor,
-    /// To what.
+    /// The resource that was changed.
     pub target: Target,
-    /// The id of the request that did it; null when none did.
+    /// The ID of the request that made the change. Null if no request made it.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "req_01K30DW000E008000000000001")
     )]
     pub request_id: Option<String>,
-    /// The address it came from, when known.
+    /// The IP address of the client, or null if it is not known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
     pub ip: Option<String>,
-    /// What is different now, in the members' names of the audit log. Never holds a secret.
+    /// The changed fields. Contains no secret.
     #[cfg_attr(feature = "openapi", schema(value_type = Object, example = json!({"status": "revoked"})))]
     pub changes: Value,
-    /// SHA-256 over this entry and the hash before it in this account, as hex.
+    /// The SHA-256 over this entry and the hash of the previous entry of the account, in
+    /// hexadecimal digits.
     #[cfg_attr(feature = "openapi", schema(min_length = 64, max_length = 64))]
     pub hash: String,
 }
 
-/// Who did something.
+/// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditActor))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Actor {
-    /// What sort of caller.
+    /// The type of the actor.
     #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
     pub r#type: Open<ActorKind>,
-    /// The `sub` of a token, or the id of a key.
+    /// The `sub` of the actor's token, or the ID of its key.
     pub id: String,
 }
 
-/// What something was done to.
+/// The resource that a change is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditTarget))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Target {
-    /// What sort of thing.
+    /// The type of the resource.
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
-    /// Its id.
+    /// The ID of the resource.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "key_01K30DW000E008000000000002")

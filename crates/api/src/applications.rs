@@ -14,13 +14,14 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateApplication {
-    /// 1 to 100 characters after trimming; unique in the account, case-sensitively, among those not deleted.
+    /// The name: 1 to 100 characters after trimming white space. It must be unique among the
+    /// applications of the account. Upper and lower case are different.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "Production Web Store", min_length = 1, max_length = 100)
     )]
     pub name: String,
-    /// At most 500 characters.
+    /// The description: at most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -29,16 +30,17 @@ pub struct CreateApplication {
     pub description: Option<String>,
 }
 
-/// The body of `PATCH /applications/{id}`: a JSON merge patch (RFC 7396).
+/// The body of `PATCH /applications/{id}`: a JSON merge patch (RFC 7396). The application keeps the
+/// value of each absent field.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateApplication {
-    /// The new name; it cannot be cleared.
+    /// The new name: 1 to 100 characters. It cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "Web Store EU", max_length = 100))]
     pub name: Patch<String>,
-    /// The new description; `null` clears it.
+    /// The new description: at most 500 characters. Null removes it.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 500))]
     pub description: Patch<String>,
@@ -49,58 +51,58 @@ pub struct UpdateApplication {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SetApplicationStatus {
-    /// `false` denies all keys of the application, `true` brings them back.
+    /// `false` denies all keys of the application, `true` allows them again.
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub is_enabled: bool,
 }
 
-/// An application.
+/// An application, which groups the keys of one integration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Application {
-    /// Its id.
+    /// The ID of the application.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000001")
     )]
     pub id: String,
-    /// Its name.
+    /// The name of the application.
     #[cfg_attr(feature = "openapi", schema(example = "Production Web Store"))]
     pub name: String,
-    /// What it is for, or null.
+    /// The description, or null.
     #[cfg_attr(feature = "openapi", schema(example = "Primary e-commerce backend"))]
     pub description: Option<String>,
-    /// Whether its keys work.
+    /// Whether the application is enabled. The keys of a disabled application are denied.
     #[cfg_attr(feature = "openapi", schema(example = true))]
     pub is_enabled: bool,
-    /// When it was made.
+    /// The time when the application was created.
     pub created_at: Rfc3339,
-    /// Its keys, newest first; only with `include=apiKeys`.
+    /// The keys of the application, newest first, at most 100. Present only with `include=apiKeys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_keys: Option<Vec<IncludedKey>>,
 }
 
-/// A key inside an application, with `include=apiKeys`.
+/// A key in the list of its application, with `include=apiKeys`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IncludedKey {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// How it begins.
+    /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
     pub key_prefix: String,
-    /// What it is for.
+    /// The description of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub description: String,
-    /// Where it stands.
+    /// The status of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
 }
@@ -110,39 +112,43 @@ pub struct IncludedKey {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateKey {
-    /// What it is for: 1 to 255 characters after trimming.
+    /// The description of the key: 1 to 255 characters after trimming white space.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "Primary checkout key", min_length = 1, max_length = 255)
     )]
     pub description: String,
-    /// Live or test; `live` when absent.
+    /// The mode of the key. Default: `live`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::word::option"
     )]
     pub mode: Option<Mode>,
-    /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
+    /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1))]
     pub scopes: Option<Vec<String>>,
-    /// When it ends; must be in the future. Never, when absent or null.
+    /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default the key
+    /// does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "2027-01-01T00:00:00Z"))]
     pub expires_at: Option<Moment>,
-    /// The networks it may be used from, in CIDR form with host bits zero. Any, when absent or null.
+    /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
+    /// default every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
+    /// The rate limit of the key, which each verifier counts for itself. By default the key has no
+    /// limit.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::applications::requested"
     )]
     pub rate_limit: Option<RateLimit>,
-    /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
+    /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
+    /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -152,19 +158,20 @@ pub struct CreateKey {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// How often a key may be used.
+/// A limit on how often a key can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
-    /// How many uses, 1 to 1 000 000.
+    /// The number of uses in one window: 1 to 1,000,000.
     pub limit: i64,
-    /// In how many seconds, 1 to 86 400.
+    /// The length of the window in seconds: 1 to 86,400.
     pub window_seconds: i64,
 }
 
 impl RateLimit {
-    /// So many uses in so many seconds. The server refuses what is out of bounds.
+    /// Creates a limit of this many uses in this many seconds. The server rejects values out of
+    /// range.
     #[must_use]
     pub const fn new(limit: i64, window_seconds: i64) -> Self {
         Self {
@@ -174,23 +181,23 @@ impl RateLimit {
     }
 }
 
-/// A rate limit in a request: another member is a mistake of the caller's there, not a newer server's. It describes
-/// [`RateLimit`] too.
+/// A rate limit in a request, where an unknown field is an error. It is also the schema of
+/// [`RateLimit`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(as = ApplicationKeyRateLimit, description = "How often a key may be used.")
+    schema(as = ApplicationKeyRateLimit, description = "A limit on how often a key can be used.")
 )]
 struct RequestedRateLimit {
-    /// How many uses, 1 to 1 000 000.
+    /// The number of uses in one window: 1 to 1,000,000.
     #[cfg_attr(
         feature = "openapi",
         schema(example = 100, minimum = 1, maximum = 1_000_000)
     )]
     limit: i64,
-    /// In how many seconds, 1 to 86 400.
+    /// The length of the window in seconds: 1 to 86,400.
     #[cfg_attr(
         feature = "openapi",
         schema(example = 60, minimum = 1, maximum = 86_400)
@@ -214,7 +221,7 @@ impl utoipa::ToSchema for RateLimit {
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// For anything but an object with exactly its members.
+/// Everything but null and an object with exactly the two fields.
 pub(crate) fn requested<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<RateLimit>, D::Error> {
@@ -222,91 +229,91 @@ pub(crate) fn requested<'de, D: Deserializer<'de>>(
     Ok(requested.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)))
 }
 
-/// A new key, with its text. This is the only answer that ever holds it.
+/// A new key. Only the response to its creation contains the full key.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "server", derive(Serialize))]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedApplicationKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// Its application.
+    /// The ID of the application.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000001")
     )]
     pub application_id: String,
-    /// The whole key. Store it now: it cannot be shown again.
+    /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc123xyz..."))]
     pub full_key: Secret,
-    /// How it begins; shown later.
+    /// The first characters of the key. Later responses show them to identify it.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
     pub key_prefix: String,
-    /// What it is for.
+    /// The description of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub description: String,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: Rfc3339,
 }
 
-/// A key of an application, in `GET /applications/{id}/api-keys`: the four members of [`IncludedKey`], then the rest.
+/// A key of an application.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ApplicationKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// How it begins.
+    /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
     pub key_prefix: String,
-    /// What it is for.
+    /// The description of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub description: String,
-    /// Where it stands.
+    /// The status of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
-    /// Its application.
+    /// The ID of the application.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000001")
     )]
     pub application_id: String,
-    /// The last four characters.
+    /// The last four characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Open<Mode>,
-    /// Its scopes, as given.
+    /// The scopes of the key as they were set, without the scopes that they imply.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
-    /// The networks it may be used from; null allows any.
+    /// The IP ranges that the key can be used from. Null allows every IP address.
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used; null is unlimited.
+    /// The rate limit of the key, or null.
     pub rate_limit: Option<RateLimit>,
-    /// What the caller attached.
+    /// The metadata of the key, or null.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: Rfc3339,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     pub expires_at: Option<Rfc3339>,
-    /// Its last successful verification, a few seconds late at most.
+    /// The time of the last successful verification, which appears after a few seconds, or null.
     pub last_used_at: Option<Rfc3339>,
-    /// When it was revoked.
+    /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,
-    /// Why it was revoked, if somebody said so.
+    /// The reason of the revocation, or null.
     pub revoked_reason: Option<String>,
 }
 
@@ -316,30 +323,30 @@ pub struct Key {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Page<T> {
-    /// Newest first.
+    /// The items of this page, newest first.
     pub items: Vec<T>,
-    /// Which page this is, from 1.
+    /// The number of this page, starting at 1.
     #[cfg_attr(feature = "openapi", schema(example = 1))]
     pub page: u32,
-    /// How many items a page has.
+    /// The maximum number of items on a page.
     #[cfg_attr(feature = "openapi", schema(example = 10))]
     pub limit: u32,
-    /// How many items there are.
+    /// The number of items on all pages.
     #[cfg_attr(feature = "openapi", schema(example = 1))]
     pub total_items: u64,
-    /// How many pages there are; 0 when there is no item.
+    /// The number of pages. 0 if there are no items.
     #[cfg_attr(feature = "openapi", schema(example = 1))]
     pub total_pages: u64,
-    /// Whether there is a page before this one.
+    /// Whether a page before this one exists.
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub has_previous_page: bool,
-    /// Whether there is a page after this one.
+    /// Whether a page after this one exists.
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub has_next_page: bool,
 }
 
 impl<T> Page<T> {
-    /// A page of a list of `total_items`.
+    /// Creates a page of a list with `total_items` items.
     #[must_use]
     pub fn new(items: Vec<T>, page: u32, limit: u32, total_items: u64) -> Self {
         let total_pages = total_items.div_ceil(limit.into());
@@ -378,24 +385,24 @@ impl<'a, T> IntoIterator for &'a Page<T> {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListApplications {
-    /// Adds each application's keys, the newest 100 of each.
+    /// `apiKeys` adds the keys of each application: the newest 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(inline))]
     pub include: Option<Include>,
-    /// Which page, from 1; 1 when absent.
+    /// The number of the page, starting at 1. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1))]
     pub page: Option<u32>,
-    /// How many items, 1 to 100; 10 when absent.
+    /// The maximum number of applications on a page: 1 to 100. Default: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 100))]
     pub limit: Option<u32>,
-    /// For operators only: whose applications.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }
 
-/// What a list can include.
+/// What the list of applications can include.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Include {
@@ -409,15 +416,15 @@ pub enum Include {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListKeys {
-    /// Which page, from 1; 1 when absent.
+    /// The number of the page, starting at 1. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1))]
     pub page: Option<u32>,
-    /// How many items, 1 to 100; 10 when absent.
+    /// The maximum number of keys on a page: 1 to 100. Default: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 100))]
     pub limit: Option<u32>,
-    /// For operators only: whose keys.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }

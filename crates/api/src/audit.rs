@@ -11,60 +11,61 @@ use crate::{Open, time::UnixSeconds};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
-    /// Its id.
+    /// The ID of the entry.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000003")
     )]
     pub id: String,
-    /// When.
+    /// The time of the change.
     pub occurred_at: UnixSeconds,
-    /// What was done, such as `api_key.revoked`.
+    /// The action, such as `api_key.revoked`.
     #[cfg_attr(feature = "openapi", schema(example = "api_key.revoked"))]
     pub action: String,
-    /// By whom.
+    /// The actor that made the change.
     pub actor: AuditActor,
-    /// To what.
+    /// The resource that was changed.
     pub target: AuditTarget,
-    /// The id of the request that did it; null when none did.
+    /// The ID of the request that made the change. Null if no request made it.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "req_01K30DW000E008000000000001")
     )]
     pub request_id: Option<String>,
-    /// The address it came from, when known.
+    /// The IP address of the client, or null if it is not known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
     pub ip: Option<String>,
-    /// What is different now. Never holds a secret.
+    /// The changed fields. Contains no secret.
     #[cfg_attr(feature = "openapi", schema(value_type = Object, example = json!({"status": "revoked"})))]
     pub changes: Value,
-    /// SHA-256 over this entry and the hash before it in this account, as hex.
+    /// The SHA-256 over this entry and the hash of the previous entry of the account, in
+    /// hexadecimal digits.
     #[cfg_attr(feature = "openapi", schema(min_length = 64, max_length = 64))]
     pub hash: String,
 }
 
-/// Who made a change.
+/// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditActor {
-    /// What sort of caller.
+    /// The type of the actor.
     #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
     pub r#type: Open<ActorKind>,
-    /// The `sub` of its token, or the id of its key.
+    /// The `sub` of the actor's token, or the ID of its key.
     #[cfg_attr(feature = "openapi", schema(example = "user_7"))]
     pub id: String,
 }
 
-/// What was changed.
+/// The resource that a change is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditTarget {
-    /// What sort of thing.
+    /// The type of the resource.
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
-    /// Its id.
+    /// The ID of the resource.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
@@ -77,29 +78,29 @@ pub struct AuditTarget {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListAuditLog {
-    /// How many entries, 1 to 100; 100 when absent.
+    /// The maximum number of entries: 1 to 100. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 100))]
     pub limit: Option<u32>,
-    /// Where to go on: from the `Link` header of the page before.
+    /// The cursor of the next page, from the `Link` header of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Only entries of this action, such as `api_key.revoked`.
+    /// Returns only entries with this action, such as `api_key.revoked`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Only entries about the thing with this id.
+    /// Returns only entries about the resource with this ID: at most 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_id: Option<String>,
-    /// Only what this caller did: the `sub` of a token, or the id of a key.
+    /// Returns only entries of this actor: the `sub` of a token, or the ID of a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor_id: Option<String>,
-    /// Only entries at or after this time (Unix seconds or RFC 3339).
+    /// Returns only entries at or after this time: Unix seconds or RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Only entries before this time (Unix seconds or RFC 3339).
+    /// Returns only entries before this time: Unix seconds or RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
-    /// For operators only: whose log.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }

@@ -11,7 +11,7 @@ use crate::{
     time::{Moment, UnixSeconds},
 };
 
-/// What the keys of this surface are for; the documents have one word for all of them.
+/// The purpose of a key. The documents define one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -22,7 +22,7 @@ pub enum KeyScope {
 }
 
 impl KeyScope {
-    /// Its name.
+    /// The value in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -43,18 +43,19 @@ impl fmt::Display for KeyScope {
     }
 }
 
-/// How often a key may be used.
+/// A limit on how often a key can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
-    /// How many uses, 1 to 1 000 000.
+    /// The number of uses in one window: 1 to 1,000,000.
     pub limit: i64,
-    /// In how many seconds, 1 to 86 400.
+    /// The length of the window in seconds: 1 to 86,400.
     pub window_seconds: i64,
 }
 
 impl RateLimit {
-    /// So many uses in so many seconds. The server refuses what is out of bounds.
+    /// Creates a limit of this many uses in this many seconds. The server rejects values out of
+    /// range.
     #[must_use]
     pub const fn new(limit: i64, window_seconds: i64) -> Self {
         Self {
@@ -64,23 +65,23 @@ impl RateLimit {
     }
 }
 
-/// A rate limit in a request: another member is a mistake of the caller's there, not a newer server's. It describes
-/// [`RateLimit`] too.
+/// A rate limit in a request, where an unknown field is an error. It is also the schema of
+/// [`RateLimit`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(as = CommerceKeyRateLimit, description = "How often a key may be used.")
+    schema(as = CommerceKeyRateLimit, description = "A limit on how often a key can be used.")
 )]
 struct RequestedRateLimit {
-    /// How many uses, 1 to 1 000 000.
+    /// The number of uses in one window: 1 to 1,000,000.
     #[cfg_attr(
         feature = "openapi",
         schema(example = 100, minimum = 1, maximum = 1_000_000)
     )]
     limit: i64,
-    /// In how many seconds, 1 to 86 400.
+    /// The length of the window in seconds: 1 to 86,400.
     #[cfg_attr(
         feature = "openapi",
         schema(example = 60, minimum = 1, maximum = 86_400)
@@ -104,7 +105,7 @@ impl utoipa::ToSchema for RateLimit {
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// For anything but an object with exactly its members.
+/// Everything but null and an object with exactly the two fields.
 pub(crate) fn requested<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<RateLimit>, D::Error> {
@@ -134,54 +135,61 @@ impl TryFrom<RateLimit> for tollkey_core::RateLimit {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateCommerceKey))]
 pub struct CreateKey {
-    /// Its label: 1 to 255 characters after trimming.
+    /// The label of the key: 1 to 255 characters after trimming white space.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "Commerce Server Key", min_length = 1, max_length = 255)
     )]
     pub name: String,
-    /// What it is for; can be left out.
+    /// The purpose of the key. `commerce` is the only value and the default.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::word::option"
     )]
     pub scope: Option<KeyScope>,
-    /// Live or test; `live` when absent.
+    /// The mode of the key. Default: `live`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::word::option"
     )]
     pub mode: Option<Mode>,
-    /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
+    /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1))]
     pub scopes: Option<Vec<String>>,
-    /// When it ends; must be in the future. Never, when absent or null.
+    /// The time when the key expires: Unix seconds or RFC 3339, in the future. By default the key
+    /// does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = 1_798_761_600))]
     pub expires_at: Option<Moment>,
-    /// Makes it a scoped key of these merchants. Only where the account's operating model has scoped keys.
+    /// The merchants that the key is limited to: 1 to 100 IDs, each with 1 to 128 characters from
+    /// `A-Z a-z 0-9 . _ : @ -`. Makes the key a scoped key, which requires the operating model
+    /// `ecosystem` or `managed_ecosystem`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["merchant-1"]), min_items = 1, max_items = 100))]
     pub merchants: Option<Vec<String>>,
-    /// Makes it a scoped key of these features; all of the account's operating model with `merchants` alone.
+    /// The features that the key is limited to. Makes the key a scoped key. With `merchants` alone,
+    /// the key has all features of the account's operating model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, example = json!(["tokens.list"]), min_items = 1))]
     pub features: Option<Vec<String>>,
-    /// The networks it may be used from, in CIDR form with host bits zero. Any, when absent or null.
+    /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
+    /// default every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
+    /// The rate limit of the key, which each verifier counts for itself. By default the key has no
+    /// limit.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::commerce::requested"
     )]
     pub rate_limit: Option<RateLimit>,
-    /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
+    /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
+    /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -191,16 +199,17 @@ pub struct CreateKey {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// The body of `PATCH /api-keys/{id}`: a JSON merge patch (RFC 7396).
+/// The body of `PATCH /api-keys/{id}`: a JSON merge patch (RFC 7396). The key keeps the value of
+/// each absent field.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = UpdateCommerceKey))]
 pub struct UpdateKey {
-    /// The new label; it cannot be cleared.
+    /// The new label: 1 to 255 characters. It cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 255))]
     pub name: Patch<String>,
-    /// The mode it has; it stands in the key's text and cannot be changed.
+    /// The current mode. It cannot be changed, because it is part of the key.
     #[serde(
         default,
         skip_serializing_if = "Patch::is_absent",
@@ -208,27 +217,28 @@ pub struct UpdateKey {
     )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Patch<Mode>,
-    /// Exactly these scopes; null gives the default, `["commerce"]`.
+    /// The new scopes, which replace the old ones. Null sets the default, `["commerce"]`.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub scopes: Patch<Vec<String>>,
-    /// When it ends, in the future; null is never.
+    /// The new expiration: Unix seconds or RFC 3339, in the future. Null means that the key does
+    /// not expire. A rotated key cannot get a later expiration.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Moment>))]
     pub expires_at: Patch<Moment>,
-    /// The merchants of a scoped key; once set they cannot be cleared.
+    /// The new merchants, which replace the old ones. They cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub merchants: Patch<Vec<String>>,
-    /// The features of a scoped key; once set they cannot be cleared.
+    /// The new features, which replace the old ones. They cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, min_items = 1))]
     pub features: Patch<Vec<String>>,
-    /// The networks it may be used from; null allows any.
+    /// The new IP ranges, which replace the old ones. Null allows every IP address.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub allowed_ips: Patch<Vec<String>>,
-    /// How often it may be used, merged with what there is; null is unlimited.
+    /// The fields of the rate limit to change. Null removes the limit.
     #[serde(
         default,
         skip_serializing_if = "Patch::is_absent",
@@ -236,7 +246,8 @@ pub struct UpdateKey {
     )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<UpdateRateLimit>))]
     pub rate_limit: Patch<UpdateRateLimit>,
-    /// Merged with what there is, member by member; null clears it.
+    /// The fields of the metadata to change; a field with null is removed. Null removes all
+    /// metadata.
     #[serde(
         default,
         skip_serializing_if = "Patch::is_absent",
@@ -246,121 +257,120 @@ pub struct UpdateKey {
     pub metadata: Patch<Map<String, Value>>,
 }
 
-/// A rate limit in a merge patch; what is absent stays.
+/// The fields of a rate limit to change. The limit keeps the value of each absent field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = UpdateCommerceKeyRateLimit))]
 pub struct UpdateRateLimit {
-    /// How many uses.
+    /// The number of uses in one window: 1 to 1,000,000.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 1_000_000))]
     pub limit: Patch<i64>,
-    /// In how many seconds.
+    /// The length of the window in seconds: 1 to 86,400.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 86_400))]
     pub window_seconds: Patch<i64>,
 }
 
-/// A new key, with its text: the five members of the document, then the rest. This is the only answer that ever
-/// holds the text.
+/// A new key. Only the response to its creation contains the full key.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "server", derive(Serialize))]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedCommerceKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub key_id: String,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
     pub name: String,
-    /// What it is for.
+    /// The purpose of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = KeyScope))]
     pub scope: Open<KeyScope>,
-    /// The whole key. Store it now: it cannot be shown again.
+    /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123xyz..."))]
     pub api_key: Secret,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     pub expires_at: Option<UnixSeconds>,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Open<Mode>,
-    /// Its scopes, as given.
+    /// The scopes of the key as they were set, without the scopes that they imply.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
-    /// How it begins; shown later.
+    /// The first characters of the key. Later responses show them to identify it.
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123"))]
     pub prefix: String,
-    /// The merchants of a scoped key.
+    /// The merchants that the key is limited to, or null.
     pub merchants: Option<Vec<String>>,
-    /// The features of a scoped key.
+    /// The features that the key is limited to, or null.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: UnixSeconds,
 }
 
-/// A key: the nine members of the document, then the rest.
+/// A commerce key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CommerceKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub key_id: String,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
     pub name: String,
-    /// What it is for.
+    /// The purpose of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = KeyScope))]
     pub scope: Open<KeyScope>,
-    /// Where it stands.
+    /// The status of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     pub expires_at: Option<UnixSeconds>,
-    /// Its last successful verification, a few seconds late at most.
+    /// The time of the last successful verification, which appears after a few seconds, or null.
     pub last_used_at: Option<UnixSeconds>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: UnixSeconds,
-    /// When it was revoked.
+    /// The time when the key was revoked, or null.
     pub revoked_at: Option<UnixSeconds>,
-    /// Why it was revoked, if somebody said so.
+    /// The reason of the revocation, or null.
     pub revoked_reason: Option<String>,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Open<Mode>,
-    /// Its scopes, as given.
+    /// The scopes of the key as they were set, without the scopes that they imply.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
-    /// How it begins.
+    /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123"))]
     pub prefix: String,
-    /// The last four characters.
+    /// The last four characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
-    /// The merchants of a scoped key.
+    /// The merchants that the key is limited to, or null.
     pub merchants: Option<Vec<String>>,
-    /// The features of a scoped key.
+    /// The features that the key is limited to, or null.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
-    /// The networks it may be used from; null allows any.
+    /// The IP ranges that the key can be used from. Null allows every IP address.
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used; null is unlimited.
+    /// The rate limit of the key, or null.
     pub rate_limit: Option<RateLimit>,
-    /// What the caller attached.
+    /// The metadata of the key, or null.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
-    /// The key it succeeds.
+    /// The ID of the predecessor, or null.
     pub rotated_from: Option<String>,
-    /// The key that succeeds it.
+    /// The ID of the successor, or null.
     pub rotated_to: Option<String>,
 }
 
@@ -369,45 +379,46 @@ pub struct Key {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListKeys {
-    /// Can be left out.
+    /// The purpose of the keys. `commerce` is the only value and the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(inline))]
     pub scope: Option<KeyScope>,
-    /// How many keys, 1 to 1000; 1000 when absent.
+    /// The maximum number of keys: 1 to 1,000. Default: 1,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(minimum = 1, maximum = 1000))]
     pub limit: Option<u32>,
-    /// Where to go on, from a `Link` header.
+    /// The cursor of the next page, from the `Link` header of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// For operators only: whose keys.
+    /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
 }
 
-/// The body of `POST /api-keys/{id}/revoke`; none at all is fine.
+/// The body of `POST /api-keys/{id}/revoke`, which can be empty.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RevokeCommerceKey))]
 pub struct RevokeKey {
-    /// Why: at most 255 characters.
+    /// The reason of the revocation: at most 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "rotated", max_length = 255))]
     pub reason: Option<String>,
 }
 
-/// The body of `POST /api-keys/{id}/suspend` and `…/resume`; none at all is fine.
+/// A body without fields, which can be empty.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Nothing {}
 
-/// The body of `POST /api-keys/{id}/rotate`; none at all is fine.
+/// The body of `POST /api-keys/{id}/rotate`, which can be empty.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RotateCommerceKey))]
 pub struct RotateKey {
-    /// For how many seconds the old key goes on working, 0 to 604 800; 0 when absent or null.
+    /// The number of seconds in which the predecessor still works: 0 to 604,800 (7 days). Default:
+    /// 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -416,12 +427,12 @@ pub struct RotateKey {
     pub overlap_seconds: Option<i64>,
 }
 
-/// What a revocation answers.
+/// The response to a revocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Message {
-    /// Always the same words.
+    /// Always `API key revoked successfully`.
     #[cfg_attr(feature = "openapi", schema(example = "API key revoked successfully"))]
     pub message: String,
 }

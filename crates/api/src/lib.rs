@@ -1,16 +1,14 @@
-//! The words of Tollkey on the wire, one file per surface.
+//! The types of Tollkey's HTTP API, one file per surface. Server and client share them.
 //!
-//! Server and client share these types, so they cannot drift. Each surface has its own case and its own form of
-//! time; what the words mean is in `tollkey-core`.
+//! Each surface has its own case and its own format of times.
 //!
-//! A client reads what a newer server answers: members it does not know are passed over, words it does not know are kept
-//! ([`Open`]). Requests are read strictly, and a verifier ([`sync`]) refuses words it does not know: whoever decides does
-//! not guess.
+//! A client can read the responses of a newer server: it ignores unknown fields and keeps unknown enum values ([`Open`]).
+//! The server rejects unknown fields of requests, and a verifier ([`sync`]) rejects unknown enum values.
 //!
-//! | feature | with it |
+//! | feature | effect |
 //! |---|---|
-//! | `server` | answers can be built, and those that hold the text of a new key are `Serialize`. Without it every answer is `#[non_exhaustive]`, and a program that creates keys cannot write one into a log as JSON by accident |
-//! | `openapi` | every type describes itself in the OpenAPI document |
+//! | `server` | Responses can be constructed, and those with a full key are `Serialize`. Without this feature every response is `#[non_exhaustive]`, and a program that creates keys cannot write one into a log as JSON by accident. |
+//! | `openapi` | Every type has a schema in the OpenAPI document. |
 #![forbid(unsafe_code)]
 
 pub mod account;
@@ -33,7 +31,7 @@ pub use open::Open;
 pub use patch::Patch;
 pub use secret::Secret;
 
-/// Without `server`, requests and other answers are written, those with the text of a new key are not.
+/// Without the feature `server`, requests and responses are `Serialize`, except responses with a full key.
 ///
 /// ```
 /// fn write<T: serde::Serialize>() {}

@@ -1,4 +1,4 @@
-//! A JSON object that is kept as it is given: no member twice, at any depth.
+//! Reads a JSON object that is stored as it is. A repeated name is an error, at any depth.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::Patch;
 /// Reads an object, or null. For `#[serde(deserialize_with = "…")]`.
 ///
 /// # Errors
-/// For anything else, and for a member that is there twice.
+/// Every other value, and a repeated name.
 pub(crate) fn object<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Map<String, Value>>, D::Error> {
@@ -27,14 +27,14 @@ pub(crate) fn object<'de, D: Deserializer<'de>>(
 /// Reads a merge patch of an object. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// As for [`object`].
+/// Those of [`object`].
 pub(crate) fn patch<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Patch<Map<String, Value>>, D::Error> {
     Ok(object(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
-/// A value whose objects have no member twice; serde_json would keep the last one.
+/// A value whose objects have no repeated name. `serde_json` would keep the last of them.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -71,7 +71,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
         Number::from_f64(value)
             .map(Value::Number)
-            .ok_or_else(|| E::custom("must be a number JSON can hold"))
+            .ok_or_else(|| E::custom("must be a number that JSON can represent"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

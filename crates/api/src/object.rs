@@ -1,5 +1,6 @@
-//! Objects in a body. Serde would also read a struct from an array of its members' values, which no description of ours
-//! allows, and an optional member that is absent as null, which in an answer may be the word for "any".
+//! Reads structs from JSON objects only. Serde would also read a struct from an array, which the
+//! OpenAPI document does not allow, and an absent optional field as null, which in a response can
+//! mean "no restriction".
 
 use std::{fmt, marker::PhantomData};
 
@@ -13,14 +14,15 @@ use crate::Patch;
 /// Reads an object.
 ///
 /// # Errors
-/// For anything else, and those of the object itself.
+/// Every other value, and the errors of the struct.
 pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Object::deserialize(deserializer).map(|object| object.0)
 }
 
-/// Reads a member that has to be there, if only as null. For `#[serde(deserialize_with = "…")]` without a default.
+/// Reads a field that must be present, but can be null. For `#[serde(deserialize_with = "…")]`
+/// without a default.
 ///
 /// # Errors
 /// Those of the value.
@@ -30,7 +32,8 @@ pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer)
 }
 
-/// Has answers read from objects only, with the members of a twin that is read for them (`#[serde(remote = "…")]`).
+/// Implements `Deserialize` for responses that are read from objects only. The struct named by the literal declares the
+/// fields (`#[serde(remote = "…")]`).
 macro_rules! from_objects {
     ($($answer:ty: $twin:literal,)*) => {$(
         impl<'de> serde::Deserialize<'de> for $answer {
@@ -46,20 +49,22 @@ macro_rules! from_objects {
 }
 pub(crate) use from_objects;
 
-/// Reads an object, or null. For `#[serde(deserialize_with = "…")]`, with a default where it may be absent.
+/// Reads an object, or null. For `#[serde(deserialize_with = "…")]`, with a default if the field
+/// can be absent.
 ///
 /// # Errors
-/// For anything else, and those of the object itself.
+/// Every other value, and the errors of the struct.
 pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
 }
 
-/// Reads a member of a merge patch that is an object. For `#[serde(default, deserialize_with = "…")]`.
+/// Reads a field of a merge patch that is an object. For `#[serde(default, deserialize_with =
+/// "…")]`.
 ///
 /// # Errors
-/// As for [`option`].
+/// Those of [`option`].
 pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Patch<T>, D::Error> {
@@ -69,7 +74,7 @@ pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 /// Reads an array of objects. For `#[serde(deserialize_with = "…")]`.
 ///
 /// # Errors
-/// For anything else, and those of the objects themselves.
+/// Every other value, and the errors of the structs.
 pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {

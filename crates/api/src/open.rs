@@ -1,4 +1,4 @@
-//! Words of lists that can grow.
+//! Enum values in responses, which a newer server can extend.
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,8 +10,7 @@ use serde::{
     },
 };
 
-/// A word out of a list that can grow: a newer server may answer with one that this release does not know. It is kept
-/// as it came.
+/// An enum value in a response. A newer server can send a value that this release does not know; it is kept as a string.
 ///
 /// ```
 /// use tollkey_api::Open;
@@ -27,14 +26,14 @@ use serde::{
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Open<T> {
-    /// One that this release knows.
+    /// A value that this release knows.
     Known(T),
-    /// Another one.
+    /// Another value.
     Unknown(String),
 }
 
 impl<T> Open<T> {
-    /// The word, if this release knows it.
+    /// Returns the value if this release knows it.
     #[must_use]
     pub fn known(&self) -> Option<T>
     where
@@ -48,7 +47,7 @@ impl<T> Open<T> {
 }
 
 impl<T: AsRef<str>> Open<T> {
-    /// The word as it is on the wire.
+    /// The value in JSON.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {

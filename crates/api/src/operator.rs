@@ -1,4 +1,4 @@
-//! What operators manage: accounts and service keys. snake_case, Unix seconds.
+//! The operations of operators, on accounts and service keys: snake_case, Unix seconds.
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::OperatingModel;
@@ -10,10 +10,10 @@ use crate::{Open, Secret, time::UnixSeconds};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Account {
-    /// Its id, as management tokens name it.
+    /// The ID of the account, as in the account claim of management tokens.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub id: String,
-    /// How it does business; bounds what its scoped keys can do.
+    /// The operating model of the account. It limits the features of scoped keys.
     #[cfg_attr(feature = "openapi", schema(value_type = OperatingModel))]
     pub operating_model: Open<OperatingModel>,
 }
@@ -23,7 +23,7 @@ pub struct Account {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PutAccount {
-    /// How the account does business.
+    /// The operating model of the account.
     #[serde(deserialize_with = "crate::word::required")]
     pub operating_model: OperatingModel,
 }
@@ -33,7 +33,7 @@ pub struct PutAccount {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateServiceKey {
-    /// What it is for: 1 to 100 characters after trimming.
+    /// The label of the service key: 1 to 100 characters after trimming white space.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "checkout gateway", min_length = 1, max_length = 100)
@@ -41,26 +41,26 @@ pub struct CreateServiceKey {
     pub name: String,
 }
 
-/// A new service key, with its text. This is the only answer that ever holds it.
+/// A new service key. Only the response to its creation contains the full key.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "server", derive(Serialize))]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedServiceKey {
-    /// Its id.
+    /// The ID of the service key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000004")
     )]
     pub id: String,
-    /// What it is for.
+    /// The label of the service key.
     #[cfg_attr(feature = "openapi", schema(example = "checkout gateway"))]
     pub name: String,
-    /// The whole key. Store it now: it cannot be shown again.
+    /// The full service key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "tks_YOUR_SERVICE_KEY_HERE"))]
     pub key: Secret,
-    /// When it was made.
+    /// The time when the service key was created.
     pub created_at: UnixSeconds,
 }
 
@@ -69,20 +69,20 @@ pub struct CreatedServiceKey {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ServiceKey {
-    /// Its id.
+    /// The ID of the service key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000004")
     )]
     pub id: String,
-    /// What it is for.
+    /// The label of the service key.
     #[cfg_attr(feature = "openapi", schema(example = "checkout gateway"))]
     pub name: String,
-    /// The last four characters.
+    /// The last four characters of the service key.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
-    /// When it was made.
+    /// The time when the service key was created.
     pub created_at: UnixSeconds,
-    /// When it was revoked; null while it works.
+    /// The time when the service key was revoked, or null.
     pub revoked_at: Option<UnixSeconds>,
 }

@@ -1,21 +1,22 @@
-//! Members of a JSON merge patch (RFC 7396): absent, null and a value are three different things.
+//! Fields of a JSON merge patch (RFC 7396), which can be absent, null or a value.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A member of a merge patch. Declare it with `#[serde(default, skip_serializing_if = "Patch::is_absent")]`.
+/// A field of a merge patch. Declare it with `#[serde(default, skip_serializing_if =
+/// "Patch::is_absent")]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Patch<T> {
-    /// Not in the body: leave it as it is.
+    /// The field is absent: keep the current value.
     #[default]
     Absent,
-    /// `null`: clear it.
+    /// The field is null: clear the value.
     Null,
-    /// Set it to this.
+    /// Set this value.
     Value(T),
 }
 
 impl<T> Patch<T> {
-    /// Whether the member is not in the body.
+    /// Whether the field is absent.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }

@@ -1,4 +1,4 @@
-//! Errors (RFC 9457), everywhere but on the account surface.
+//! Errors (RFC 9457) of every API but that of account keys.
 
 use std::fmt;
 
@@ -8,48 +8,48 @@ use tollkey_core as core;
 /// The media type of [`Problem`].
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
-/// What went wrong.
+/// An error (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Problem {
-    /// A stable URI for this sort of problem.
+    /// The URI of the type of the problem. It does not change between releases.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "urn:tollkey:problem:validation_failed")
     )]
     pub r#type: String,
-    /// The sort of problem in a few words.
+    /// The title of the type of the problem.
     #[cfg_attr(feature = "openapi", schema(example = "The request is not valid"))]
     pub title: String,
     /// The HTTP status.
     #[cfg_attr(feature = "openapi", schema(example = 400))]
     pub status: u16,
-    /// This occurrence in a sentence.
+    /// What is wrong with this request, and what to do next. Names fields as JSON pointers.
     #[cfg_attr(
         feature = "openapi",
-        schema(example = "/name must have 1 to 100 characters")
+        schema(example = "/name: must have 1 to 100 characters")
     )]
     pub detail: String,
-    /// A stable snake_case code to switch on.
+    /// The code of the problem, in snake_case. It does not change between releases.
     #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
     pub code: String,
-    /// The id of the request, as in `X-Request-Id`.
+    /// The ID of the request, as in the header `X-Request-Id`.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "req_01K30DW000E008000000000001")
     )]
     pub request_id: String,
-    /// For validation problems: each member and the rule it breaks.
+    /// With `validation_failed`: each invalid field, and the rule that it breaks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// With `insufficient_scope`: those of the required scopes that the key does not satisfy.
+    /// With `insufficient_scope`: the required scopes that the key lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["links:write"])))]
     pub missing_scopes: Vec<core::Scope>,
 }
 
-/// A member and the rule it breaks.
+/// An invalid field, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
@@ -57,7 +57,7 @@ pub struct FieldError {
     /// A JSON pointer into the body, or the name of a query parameter or header.
     #[cfg_attr(feature = "openapi", schema(example = "/name"))]
     pub pointer: String,
-    /// The rule.
+    /// The rule that the field breaks.
     #[cfg_attr(feature = "openapi", schema(example = "must have 1 to 100 characters"))]
     pub detail: String,
 }
@@ -66,7 +66,7 @@ impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pointer.as_str() {
             "" => f.write_str(&self.detail),
-            pointer => write!(f, "{pointer} {}", self.detail),
+            pointer => write!(f, "{pointer}: {}", self.detail),
         }
     }
 }
@@ -81,7 +81,7 @@ impl From<&core::FieldError> for FieldError {
 }
 
 impl Problem {
-    /// The problem as this request's answer.
+    /// Creates the body of the response to this request.
     #[must_use]
     pub fn new(problem: &core::Problem, request_id: &str) -> Self {
         let (code, status, title) = problem.code.row();

@@ -1,6 +1,7 @@
-//! A secret on its way over the wire.
+//! A full key in a request or response.
 //!
-//! [`Secret`] is not `Serialize`, so that nothing that holds one is written into a log or a file as JSON by accident:
+//! [`Secret`] hides its text from `Debug`, wipes it on drop, and is not `Serialize`, so that a program cannot write it into a
+//! log or a file as JSON by accident:
 //!
 //! ```compile_fail
 //! # use tollkey_api::Secret;
@@ -14,7 +15,7 @@
 //! }
 //! ```
 //!
-//! Whoever wants its text asks for it:
+//! A program that needs the text calls [`Secret::expose`]:
 //!
 //! ```
 //! # use tollkey_api::Secret;
@@ -31,20 +32,20 @@ use std::fmt;
 use serde::{Deserialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// The text of a key in a request or in the one response that carries it. Hidden by `Debug`, wiped on drop.
+/// A full key, in a request or in the response to its creation.
 #[derive(Clone, PartialEq, Eq, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = "password"))]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a text in.
+    /// Creates a secret from this text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text.
+    /// The text of the secret.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -72,7 +73,8 @@ impl From<&Self> for Secret {
     }
 }
 
-/// Writes the text into a request, or into the one answer that carries it. For `#[serde(serialize_with = "…")]`.
+/// Writes the secret into a request, or into the response to its creation. For
+/// `#[serde(serialize_with = "…")]`.
 ///
 /// # Errors
 /// Those of the serializer.

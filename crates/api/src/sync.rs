@@ -1,13 +1,14 @@
 //! The subscription of verifiers: snake_case, Unix seconds.
 //!
-//! A process that verifies keys from its own memory polls `POST /sync`. Each poll says up to where it has forgotten
-//! what was changed, waits a while for news, and brings a lease: for so long, counted from before the poll was sent, the
-//! process may answer from memory, once it has applied the changes that came with it.
+//! A process that verifies keys from its own cache polls `POST /sync`. A poll acknowledges the
+//! changes that the process has applied, waits for further changes, and returns them with a lease.
+//! During the lease, which begins when the poll is sent, the process may use its cache, once it has
+//! applied the returned changes.
 //!
-//! A [`KeyRecord`] is read so that nobody is let through by what is not understood. What restricts a key has to be there:
-//! absent it would read as no restriction. Its words are closed lists, its rate limit is read to the last member. Other
-//! members that are not known are passed over, and that is safe because a new restriction never comes as a new member
-//! alone: it comes with a route of its own, or with a word that older verifiers refuse.
+//! A [`KeyRecord`] is read strictly. A restriction that is absent is an error, because it would
+//! read as no restriction; so is an unknown enum value or an unknown field of a rate limit. Other
+//! unknown fields are ignored. That is safe because a new restriction comes with a new route, or
+//! with an enum value that older verifiers reject.
 
 use std::fmt;
 
@@ -21,7 +22,8 @@ use crate::{commerce::RateLimit, object::from_objects, time::UnixSeconds};
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SyncRequest {
-    /// Who polls: 128 random bits as hexadecimal digits, made anew by every start of a process and told to nobody else.
+    /// The ID of the subscriber: 128 random bits as 32 hexadecimal digits. Each process creates a
+    /// new ID when it starts, and keeps it secret.
     #[cfg_attr(
         feature = "openapi",
         schema(
@@ -30,49 +32,56 @@ pub struct SyncRequest {
         )
     )]
     pub subscriber: String,
-    /// Which poll this is: 64 random bits as hexadecimal digits, new for each poll, from a source of randomness that the
-    /// clone of a machine does not share. A poll is repeated with the same ID and the same `usage` until it has a
-    /// response. Absent in polls of release 0.1.0, whose usage counts as often as it arrives.
+    /// The ID of the poll: 64 random bits as 16 hexadecimal digits, new for each poll. The source
+    /// of randomness must not be shared with a clone of the machine. A poll is repeated with the
+    /// same ID and the same `usage` until it has a response. A subscriber of release 0.1.0 does not
+    /// send it; the server then counts its usage each time that it arrives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$")
     )]
     pub poll_id: Option<String>,
-    /// The `poll_id` of the polls of this subscriber that had a response within the last two leases, and at least of the
-    /// last 16, the newest first, whichever replica responded. At most 512, so let two polls begin at least 7 ms apart.
-    /// Not without `poll_id`. A poll that does not name the last poll that arrived comes from another process, and is
-    /// rejected with 409 `subscriber_id_shared`.
+    /// The `poll_id` of each poll of this subscriber that had a response within the last two
+    /// leases, and of at least the last 16, newest first, from all replicas. At most 512, so two
+    /// polls must begin at least 7 ms apart. Requires `poll_id`. A poll that does not name the last
+    /// poll that arrived comes from another process, and is rejected with 409
+    /// `subscriber_id_shared`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "openapi",
         schema(max_items = 512, example = json!(["60303ae22b998861"]))
     )]
     pub previous_poll_ids: Vec<String>,
-    /// The `cursor` of the last answer, once everything that came with it has been applied: whatever was changed has
-    /// been forgotten. Null or absent in the first poll of all and in no other, however little is remembered: without it
-    /// nothing is acknowledged, and every change waits for the lease to end.
+    /// The `cursor` of the last response whose changes were all applied, that is, every changed key
+    /// was evicted. Null or absent only in the first poll of the process, even if the cache is
+    /// empty: a poll without a cursor acknowledges nothing, so every change waits until the lease
+    /// ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "42-1771848000000000"))]
     pub cursor: Option<String>,
-    /// For how many milliseconds the answer may wait for news; what it waits is at most a third of a lease. Not to be
-    /// used without a lease.
+    /// The maximum time that the server waits for changes, in milliseconds: 0 to 60,000. The server
+    /// waits for at most a third of a lease. Must be 0 while the subscriber has no lease. Default:
+    /// 0.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
     pub wait_ms: u32,
-    /// How keys were used since the last poll that had a response. With a `poll_id`, a replica counts it once, however
-    /// often the poll is repeated, for 15 minutes. It counts twice if a response is lost and the repeat goes to another
-    /// replica, to the same one after a restart, or under another `subscriber` after 409 `subscriber_id_shared`. Before the
-    /// last poll of all (`leave`), wait for the response to the poll in flight, because another replica may get the last.
+    /// The uses of keys since the last poll that had a response: at most 400 items. With a
+    /// `poll_id`, a replica counts them once, even if the poll is repeated, for 15 minutes. They
+    /// are counted twice if a response is lost and the poll is repeated to another replica, to the
+    /// same replica after a restart, or under another `subscriber` after 409
+    /// `subscriber_id_shared`. Wait for the response to the current poll before the last poll
+    /// (`leave`), because another replica may receive the last poll.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(max_items = 400))]
     pub usage: Vec<Usage>,
-    /// True with the last poll of all: nothing is answered from memory any more, and nobody has to wait for it.
+    /// Whether this is the last poll. The process no longer uses its cache, and the server no
+    /// longer waits for it. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leave: bool,
 }
 
-/// Without the subscriber and the IDs of its polls: a caller that knew them could acknowledge in its name.
+/// Hides the IDs of the subscriber and of its polls: another process that knew them could acknowledge changes for it.
 impl fmt::Debug for SyncRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -93,58 +102,61 @@ impl fmt::Debug for SyncRequest {
     }
 }
 
-/// How often a key was verified with one outcome.
+/// The number of verifications of a key with one outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncUsage))]
 pub struct Usage {
-    /// The key.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub key_id: String,
-    /// `valid`, or the code of the denial.
+    /// `valid`, or the code of a denial other than `unknown_key`.
     #[cfg_attr(feature = "openapi", schema(example = "valid"))]
     pub outcome: String,
-    /// How often, at least 1.
+    /// The number of verifications: 1 to 4,294,967,295.
     #[cfg_attr(
         feature = "openapi",
         schema(example = 17, minimum = 1, maximum = 4_294_967_295_u64)
     )]
     pub count: u64,
-    /// The last of them, with the outcome `valid`.
+    /// With the outcome `valid`: the time of the last verification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<UnixSeconds>,
 }
 
-/// The answer of `POST /sync`.
+/// The response of `POST /sync`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct SyncResponse {
-    /// The number of the last change that is in this answer or in one before: what a look-up has to show.
+    /// The sequence number of the last change in this or an earlier response. The response to a
+    /// lookup must have at least this number.
     #[cfg_attr(feature = "openapi", schema(example = 43))]
     pub seq: i64,
-    /// Where the changes lead: to be sent with the next poll.
+    /// The cursor after these changes. Send it with the next poll once the changes are applied.
     #[cfg_attr(feature = "openapi", schema(example = "43-1771848001250000"))]
     pub cursor: String,
-    /// What has changed since the cursor that was sent, oldest first; always there. Null when nobody knows: too much was
-    /// missed, the replica that answers is behind the one before, or the database was restored. Then every lease held so
-    /// far ends at once, everything remembered is forgotten, and look-ups under way are not remembered; only the lease in
-    /// this answer counts.
+    /// The changes since the `cursor` of the request, oldest first. Always present. Null if the
+    /// server does not know them: the subscriber missed too many, this replica lags behind the
+    /// previous one, or the database was restored. Then the subscriber must end every earlier lease
+    /// and evict every cached key immediately, and must not cache the results of lookups in
+    /// progress. Only the lease in this response counts.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub changes: Option<Vec<Change>>,
-    /// For how many milliseconds, counted from before the poll was sent, keys may be answered from memory, once the
-    /// changes are applied. Zero when the server holds no lease itself, or there are more changes than one answer holds:
-    /// poll again. A shorter lease does not end a longer one from before, unless `changes` is null. Count it on a
-    /// clock that goes on while the machine sleeps (`CLOCK_BOOTTIME` on Linux, not `CLOCK_MONOTONIC`), never on the wall
-    /// clock. Clocks drift: keep a thousandth and a millisecond back.
+    /// The length of the lease in milliseconds, counted from before the poll was sent. The
+    /// subscriber may use its cache during the lease, once the changes are applied. 0 if the server
+    /// has no lease itself, or if there are more changes than fit in one response: poll again. A
+    /// shorter lease does not end an earlier, longer one, unless `changes` is null. Measure it with
+    /// a clock that continues while the machine sleeps (`CLOCK_BOOTTIME` on Linux, not
+    /// `CLOCK_MONOTONIC`), never with the wall clock. Because clocks drift, shorten the lease by a
+    /// thousandth and one millisecond.
     #[cfg_attr(feature = "openapi", schema(example = 2650))]
     pub lease_ms: u64,
 }
 
-/// As an answer is read.
 #[derive(Deserialize)]
 #[serde(remote = "SyncResponse")]
 struct ReadSyncResponse {
@@ -155,17 +167,18 @@ struct ReadSyncResponse {
     lease_ms: u64,
 }
 
-/// Something that is different from what may be remembered of it.
+/// A resource that was changed. The subscriber evicts the keys that it affects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncChange))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Change {
-    /// `key`, `application` (all of its keys), `account` (all of its keys) or `service_key`. Whoever reads another
-    /// word forgets everything.
+    /// The type of the resource: `key`, `application` (affects all of its keys), `account` (affects
+    /// all of its keys) or `service_key`. For any other value, the subscriber evicts every cached
+    /// key.
     #[serde(rename = "type")]
     #[cfg_attr(feature = "openapi", schema(example = "key"))]
     pub kind: String,
-    /// Its id.
+    /// The ID of the resource.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
@@ -178,7 +191,7 @@ pub struct Change {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LookupRequest {
-    /// The SHA-256 of the whole text of the presented key, as hexadecimal digits.
+    /// The SHA-256 of the full key, as 64 hexadecimal digits.
     #[cfg_attr(
         feature = "openapi",
         schema(
@@ -195,21 +208,21 @@ impl fmt::Debug for LookupRequest {
     }
 }
 
-/// The answer of `POST /sync/lookup`.
+/// The response of `POST /sync/lookup`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct LookupResponse {
-    /// Every change up to this one shows in the key. It may be remembered only if no later one was ever applied: if this
-    /// is at least the `seq` of every answer of `POST /sync` that was applied, or begun to be, by the time it is put into
-    /// memory.
+    /// The sequence number of a change: this response reflects that change and every earlier one.
+    /// Cache the key only if this number is at least the `seq` of every response of `POST /sync`
+    /// whose changes were applied, or were being applied, by the time the key is put into the
+    /// cache.
     #[cfg_attr(feature = "openapi", schema(example = 43))]
     pub seq: i64,
-    /// The key, whatever its status; null when there is none.
+    /// The key, with any status. Null if it does not exist.
     pub key: Option<KeyRecord>,
 }
 
-/// As an answer is read.
 #[derive(Deserialize)]
 #[serde(remote = "LookupResponse")]
 struct ReadLookupResponse {
@@ -223,93 +236,96 @@ from_objects! {
     LookupResponse: "ReadLookupResponse",
 }
 
-/// Everything a verification judges a key by.
+/// All data about a key that a verification needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct KeyRecord {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// Whose it is.
+    /// The ID of the account.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
-    /// Its application, for keys of applications.
+    /// The ID of the application. Null for a key that is not an application key.
     #[serde(deserialize_with = "crate::object::present")]
     pub application_id: Option<String>,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub name: String,
-    /// Which key system it belongs to.
+    /// The family of the key.
     pub family: Family,
-    /// Live or test.
+    /// The mode of the key.
     pub mode: Mode,
-    /// Its shown beginning.
+    /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_9f3a"))]
     pub prefix: String,
-    /// Its last four characters.
+    /// The last four characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "x7Qd"))]
     pub last4: String,
-    /// All scopes it satisfies.
+    /// All scopes that the key has, including those that `commerce` implies.
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"])))]
     pub scopes: Vec<String>,
-    /// The merchants it is bound to; null is any.
+    /// The merchants that the key is limited to. Null allows every merchant.
     #[serde(deserialize_with = "crate::object::present")]
     pub merchants: Option<Vec<String>>,
-    /// The features it is bound to; null is any.
+    /// The features that the key is limited to. Null means that the key is not limited to features.
     #[serde(deserialize_with = "crate::object::present")]
     pub features: Option<Vec<Feature>>,
-    /// The networks it may be used from; null is any.
+    /// The IP ranges that the key can be used from. Null allows every IP address.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself; null is unlimited.
-    // Read as strictly as in a request: a limit that is only half understood may let through what it should not.
+    // An unknown field is an error, as in a request: a verifier that ignored it could allow too many uses.
+    /// The rate limit of the key, which each verifier counts for itself, or null.
     #[serde(deserialize_with = "crate::commerce::requested")]
     pub rate_limit: Option<RateLimit>,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     #[serde(deserialize_with = "crate::object::present")]
     pub expires_at: Option<UnixSeconds>,
-    /// What was attached to it.
+    /// The metadata of the key, or null.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Metadata>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: UnixSeconds,
-    /// Since when it is suspended; null when it is not.
+    /// The time when the key was suspended. Null if it is not suspended.
     #[serde(deserialize_with = "crate::object::present")]
     pub suspended_at: Option<UnixSeconds>,
-    /// When it was revoked; null when it was not.
+    /// The time when the key was revoked. Null if it is not revoked.
     #[serde(deserialize_with = "crate::object::present")]
     pub revoked_at: Option<UnixSeconds>,
-    /// When it got its successor; null when it has none. A key that ends no later is over whatever the clock says.
+    /// The time when the key was rotated. Null if it was not rotated. A key whose `expires_at` is
+    /// not later than this time is expired, whatever the verifier's clock shows.
     #[serde(deserialize_with = "crate::object::present")]
     pub rotated_at: Option<UnixSeconds>,
-    /// False while its application is disabled.
+    /// False while the application of the key is disabled.
     pub application_enabled: bool,
-    /// How its account does business; bounds what its features allow.
+    /// The operating model of the account. It limits the features of the key.
     pub operating_model: OperatingModel,
-    /// The rate limits of the keys above it, the root's first, which each use of it counts against as well; empty when
-    /// there are none. Whatever else its ancestors restrict is in the fields above already: `revoked_at`,
-    /// `suspended_at`, `expires_at` and `allowed_ips` are those that apply. A server of release 0.1.0 does not send it.
+    /// The rate limits of the ancestors of the key, the root first. Each use of the key counts
+    /// against all of them. Can be empty. The other restrictions of the ancestors are
+    /// already included in `revoked_at`, `suspended_at`, `expires_at` and `allowed_ips`. A server
+    /// of release 0.1.0 does not send this field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestor_rate_limits: Vec<AncestorRateLimit>,
 }
 
-/// The rate limit of a key above another one.
+/// The rate limit of an ancestor of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncAncestorRateLimit))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AncestorRateLimit {
-    /// The ID of the key that it belongs to. All descendants of that key share its uses.
+    /// The ID of the ancestor. All descendants of the ancestor share its rate limit.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000001")
     )]
     pub key_id: String,
-    /// The limit.
+    /// The rate limit of the ancestor.
     pub rate_limit: RateLimit,
 }

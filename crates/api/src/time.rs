@@ -1,4 +1,4 @@
-//! Times on the wire: whole seconds, as RFC 3339 or as Unix time, as the surface's document has it.
+//! Times in JSON: whole seconds, as RFC 3339 or as Unix time, as the API documents define.
 
 use std::{fmt, time::SystemTime};
 
@@ -6,7 +6,7 @@ use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tollkey_core::{Invalid, time::to_seconds};
 
-/// An instant, printed as `2026-02-23T12:00:00Z`.
+/// A time in RFC 3339 with whole seconds, such as `2026-02-23T12:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "openapi",
@@ -15,23 +15,23 @@ use tollkey_core::{Invalid, time::to_seconds};
 )]
 pub struct Rfc3339(Timestamp);
 
-/// An instant, printed as whole seconds since 1970.
+/// A time in Unix time: whole seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = i64, example = 1_771_848_000))]
 pub struct UnixSeconds(Timestamp);
 
-/// An instant in a request: Unix seconds or RFC 3339.
+/// A time in a request: Unix seconds or RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = MomentSchema))]
 pub struct Moment(Timestamp);
 
-/// How [`Moment`] describes itself.
+/// A time: Unix seconds or RFC 3339, at most 9999-12-31T23:59:59Z.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema, Serialize)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
 enum MomentSchema {
-    /// Whole seconds since 1970.
+    /// Whole seconds since 1970-01-01T00:00:00Z.
     Unix(i64),
     /// RFC 3339, such as `2027-01-01T00:00:00Z`.
     #[schema(format = DateTime)]
@@ -90,8 +90,7 @@ impl From<UnixSeconds> for Moment {
     }
 }
 impl From<SystemTime> for Moment {
-    /// A time that the wire has no form for, beyond the year 9999, is taken for the last one that it has, and one as far
-    /// in the past for the first.
+    /// A time that cannot be represented becomes the last one that can, or the first one if it is in the past.
     fn from(at: SystemTime) -> Self {
         let beyond = if at < SystemTime::UNIX_EPOCH {
             Timestamp::MIN
@@ -103,31 +102,31 @@ impl From<SystemTime> for Moment {
 }
 
 impl Rfc3339 {
-    /// The instant.
+    /// The time.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
     }
 }
 impl UnixSeconds {
-    /// The instant.
+    /// The time.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
     }
 
-    /// Whole seconds since 1970, as on the wire.
+    /// The whole seconds since 1970-01-01T00:00:00Z.
     #[must_use]
     pub fn seconds(self) -> i64 {
         self.0.as_second()
     }
 }
 impl Moment {
-    /// The instant so many whole seconds after 1970-01-01. The last hours of the year 9999 cannot be represented: they count as
-    /// the last instant that can, [`Timestamp::MAX`].
+    /// Creates the time that is this many seconds after 1970-01-01T00:00:00Z. The last hours of the
+    /// year 9999 cannot be represented and become the last time that can, [`Timestamp::MAX`].
     ///
     /// # Errors
-    /// [`Invalid`] beyond the years -9999 and 9999.
+    /// [`Invalid`] for a time outside of the years -9999 to 9999.
     pub fn from_unix(seconds: i64) -> Result<Self, Invalid> {
         if (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds) {
             return Ok(Self(Timestamp::MAX));
@@ -137,7 +136,7 @@ impl Moment {
             .map_err(|_| Invalid::new(EXPECTED))
     }
 
-    /// The instant.
+    /// The time.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
@@ -149,13 +148,13 @@ impl fmt::Display for Rfc3339 {
         self.0.fmt(f)
     }
 }
-/// As RFC 3339, such as `2026-02-23T12:00:00Z`.
+/// Writes RFC 3339, such as `2026-02-23T12:00:00Z`.
 impl fmt::Display for UnixSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
-/// As it is sent: RFC 3339, rounded to whole seconds.
+/// Writes RFC 3339, rounded to whole seconds, as in a request.
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.round(Unit::Second).unwrap_or(self.0).fmt(f)
@@ -197,14 +196,14 @@ impl<'de> Deserialize<'de> for Moment {
 impl std::str::FromStr for Moment {
     type Err = Invalid;
 
-    /// Reads Unix seconds or RFC 3339, as they stand in a query, where an unescaped `+` arrives as a space.
+    /// Reads Unix seconds or RFC 3339 from a query, in which an unescaped `+` arrives as a space.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let read = text
             .parse()
             .map_or_else(|_| rfc_3339(text), Self::from_unix);
         read.map_err(|rule| match rfc_3339(&text.replacen(' ', "+", 1)) {
             Ok(_) => Invalid::new(
-                "has a space where the + of its offset stood: write + as %2B, or the time with Z",
+                "must not contain a space; write the + of the offset as %2B, or use a time that ends in Z",
             ),
             Err(_) => rule,
         })
@@ -218,7 +217,8 @@ fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
     parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
 }
 
-/// [`Timestamp::MAX`] for a text with the shape of RFC 3339 that names an instant behind it, in the year 9999 of UTC.
+/// Returns [`Timestamp::MAX`] for a text in the form of RFC 3339 that is later than that and in the
+/// year 9999 of UTC.
 fn last_hours(text: &str) -> Option<Timestamp> {
     let local: jiff::civil::DateTime = text.get(..19)?.parse().ok()?;
     let zone = text
@@ -244,8 +244,8 @@ fn last_hours(text: &str) -> Option<Timestamp> {
         .then_some(Timestamp::MAX)
 }
 
-/// Whether a text has the shape of RFC 3339, section 5.6. The parser reads more than that: spaces, signed years,
-/// names of time zones.
+/// Whether a text has the form of RFC 3339, section 5.6. The parser accepts more: spaces, signed
+/// years and names of time zones.
 fn is_rfc_3339(text: &str) -> bool {
     let shape = |text: &str, shape: &str| {
         text.len() == shape.len()
@@ -272,7 +272,7 @@ fn is_rfc_3339(text: &str) -> bool {
 /// 9999-12-31T23:59:59Z.
 const END_OF_9999: i64 = 253_402_300_799;
 
-/// Floating-point numbers up to here are whole where they look whole: 2^53.
+/// The largest floating-point number that is read as an integer: 2^53.
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 
 const EXPECTED: &str = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
@@ -413,7 +413,7 @@ mod tests {
             Moment::from_unix(-1).unwrap().to_string(),
             "1969-12-31T23:59:59Z"
         );
-        for refused in [
+        for rejected in [
             "2026-02-23",
             "",
             "1771848000.5",
@@ -421,9 +421,9 @@ mod tests {
             "99999999999999999999",
         ] {
             assert_eq!(
-                refused.parse::<Moment>().unwrap_err().to_string(),
+                rejected.parse::<Moment>().unwrap_err().to_string(),
                 EXPECTED,
-                "{refused}"
+                "{rejected}"
             );
         }
         for unescaped in ["2026-02-23T12:00:00 00:00", "2026-02-23T12:00:00.5 05:30"] {
@@ -432,7 +432,7 @@ mod tests {
                     .parse::<Moment>()
                     .unwrap_err()
                     .to_string()
-                    .contains("write + as %2B"),
+                    .contains("write the + of the offset as %2B"),
                 "{unescaped}"
             );
         }

@@ -15,68 +15,70 @@ use crate::{
     time::UnixSeconds,
 };
 
-/// The body of `POST /verify`: a presented key and what the request it came with needs. What a restriction of
-/// the key needs and this body lacks, denies.
+/// The body of `POST /verify`: a presented key, and what the request with that key requires. The
+/// key is denied if a restriction of the key needs a field that is absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VerifyRequest {
-    /// The key, as it was presented.
+    /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
     pub key: Secret,
-    /// The method of the request, as sent. HEAD counts as GET.
+    /// The method of the client's request, at most 32 bytes. HEAD counts as GET. Required for keys
+    /// that are limited to features, and for publishable keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "POST", max_length = 32))]
     pub method: Option<String>,
-    /// The path of the request, as sent; a query is cut.
+    /// The path of the client's request, as it was sent, at most 8,192 bytes. A query is removed.
+    /// Required for keys that are limited to features, and for publishable keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(example = "/api/v1/sessions", max_length = 8192)
     )]
     pub path: Option<String>,
-    /// All of these scopes are needed.
+    /// The scopes that the request requires. The key must have all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
     pub scopes: Option<Vec<String>>,
-    /// This mode is needed.
+    /// The mode that the request requires. By default both modes are allowed.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::word::option"
     )]
     pub mode: Option<Mode>,
-    /// The merchant the request is about.
+    /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "merchant_42", max_length = 128))]
     pub merchant: Option<String>,
-    /// The address the request came from, as the resource server saw it.
+    /// The IP address of the client. Required for keys with an IP allowlist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
     pub client_ip: Option<String>,
 }
 
-/// The answer of `POST /verify`.
+/// The response of `POST /verify`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[expect(clippy::large_enum_variant, reason = "lives for one response")]
 pub enum VerifyResponse {
-    /// The key may.
+    /// The key is valid for this request.
     Valid(Valid),
-    /// The key may not.
+    /// The key is denied.
     Invalid(Invalid),
 }
 
 impl VerifyResponse {
-    /// Whether the key may.
+    /// Whether the key is valid for this request.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         matches!(self, Self::Valid(_))
     }
 
-    /// The key, if it may.
+    /// Returns the key if it is valid.
     #[must_use]
     pub fn key(&self) -> Option<&VerifiedKey> {
         match self {
@@ -85,7 +87,7 @@ impl VerifyResponse {
         }
     }
 
-    /// `valid`, or why the key may not.
+    /// Returns `valid`, or the reason of the denial.
     #[must_use]
     pub fn code(&self) -> &str {
         match self {
@@ -94,7 +96,7 @@ impl VerifyResponse {
         }
     }
 
-    /// For `?`: what is known of a key that may, or why it may not.
+    /// Returns the verified key, or the denial as an error for `?`.
     ///
     /// ```
     /// use tollkey_api::verification::VerifyResponse;
@@ -110,7 +112,7 @@ impl VerifyResponse {
     /// ```
     ///
     /// # Errors
-    /// The denial.
+    /// The denial, if the key is denied.
     pub fn into_result(self) -> Result<Valid, Invalid> {
         match self {
             Self::Valid(valid) => Ok(valid),
@@ -119,7 +121,7 @@ impl VerifyResponse {
     }
 }
 
-/// As an answer is read: by its member `valid`. What else a denial says does not matter.
+/// The fields of a response before its `valid` is known. Additional fields of a denial are ignored.
 #[derive(Deserialize)]
 struct ReadResponse {
     valid: bool,
@@ -135,7 +137,7 @@ impl<'de> Deserialize<'de> for VerifyResponse {
         let read: ReadResponse = object::required(deserializer)?;
         if !read.valid {
             let code = Open::deserialize(read.code.into_deserializer())?;
-            // A hint: one that cannot be read leaves the denial as it is.
+            // Only a hint: the denial stands even if it cannot be read.
             let missing_scopes = read
                 .missing_scopes
                 .and_then(|scopes| serde_json::from_value(scopes).ok());
@@ -147,7 +149,7 @@ impl<'de> Deserialize<'de> for VerifyResponse {
         }
         if read.code != "valid" {
             return Err(D::Error::custom(
-                "`valid` is true, and `code` says something else",
+                "`valid` is true, but `code` is not `valid`",
             ));
         }
         let key = read.key.ok_or_else(|| D::Error::missing_field("key"))?;
@@ -165,7 +167,7 @@ impl<'de> Deserialize<'de> for VerifyResponse {
     }
 }
 
-/// The key may do what was asked.
+/// The key is valid for this request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyValid))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
@@ -178,11 +180,11 @@ pub struct Valid {
     pub code: String,
     /// The key.
     pub key: VerifiedKey,
-    /// What is left of its allowance, at this verifier; null when it is unlimited.
+    /// The state of the rate limit at this verifier. Null for a key without a limit.
     pub rate_limit: Option<RateLimitState>,
 }
 
-/// The key may not.
+/// The key is denied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyInvalid))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
@@ -190,10 +192,10 @@ pub struct Invalid {
     /// Always false.
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub valid: bool,
-    /// Why: the first that applies.
+    /// The reason of the denial: the first that applies.
     #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
     pub code: Open<Denial>,
-    /// With `insufficient_scope`: those of the requested scopes that the key does not satisfy.
+    /// With `insufficient_scope`: the required scopes that the key lacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, nullable = false, example = json!(["links:write"])))]
     pub missing_scopes: Option<Vec<Scope>>,
@@ -207,70 +209,70 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// What a verification tells of a key.
+/// A verified key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifiedKey {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// Whose it is.
+    /// The ID of the account.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
-    /// Its application, for keys of applications.
+    /// The ID of the application. Null for a key that is not an application key.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000001")
     )]
     pub application_id: Option<String>,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub name: String,
-    /// Which key system it belongs to.
+    /// The family of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Family))]
     pub family: Open<Family>,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Open<Mode>,
-    /// All scopes it satisfies: `commerce` is printed with those it implies.
+    /// All scopes that the key has, including those that `commerce` implies.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
     pub scopes: Vec<Scope>,
-    /// The merchants it is bound to; null is any.
+    /// The merchants that the key is limited to. Null allows every merchant.
     #[serde(deserialize_with = "crate::object::present")]
     pub merchants: Option<Vec<String>>,
-    /// The features it is bound to; null is any.
+    /// The features that the key is limited to. Null means that the key is not limited to features.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     #[serde(deserialize_with = "crate::object::present")]
     pub expires_at: Option<UnixSeconds>,
-    /// What was attached to it.
+    /// The metadata of the key, or null.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// What is left of a key's allowance.
+/// The state of a rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimitState {
-    /// How many uses there are in a window.
+    /// The number of uses in one window.
     #[cfg_attr(feature = "openapi", schema(example = 100))]
     pub limit: u32,
-    /// How many are left now.
+    /// The number of uses that remain now.
     #[cfg_attr(feature = "openapi", schema(example = 42))]
     pub remaining: u32,
-    /// In how many seconds all are back.
+    /// The number of seconds after which all uses are available again.
     #[cfg_attr(feature = "openapi", schema(example = 17))]
     pub reset_seconds: u64,
-    /// The window, in seconds; 0 in the response of a server of release 0.1, which does not say.
+    /// The length of the window in seconds. 0 from a server of release 0.1, which does not send it.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, example = 60))]
     pub window_seconds: u32,
@@ -281,103 +283,103 @@ pub struct RateLimitState {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VerifyBatchRequest {
-    /// 1 to 100 verifications, each judged for itself.
+    /// 1 to 100 verifications. Each is independent of the others.
     #[serde(deserialize_with = "crate::object::list")]
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 100))]
     pub requests: Vec<VerifyRequest>,
 }
 
-/// The answer of `POST /verify/batch`.
+/// The response of `POST /verify/batch`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifyBatchResponse {
-    /// The answers, in the order of the requests.
+    /// The results, in the order of the requests.
     pub results: Vec<VerifyResponse>,
 }
 
-/// As an answer is read.
 #[derive(Deserialize)]
 #[serde(remote = "VerifyBatchResponse")]
 struct ReadVerifyBatchResponse {
     results: Vec<VerifyResponse>,
 }
 
-/// The form of `POST /introspect` (RFC 7662, section 2.1) with the optional fields of `POST /verify`.
+/// The form of `POST /introspect` (RFC 7662, section 2.1), with the optional fields of `POST
+/// /verify`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct IntrospectRequest {
-    /// The key, as it was presented.
+    /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
     pub token: Secret,
-    /// Accepted and not needed: a key's text tells what it is.
+    /// Accepted and ignored, because a key shows its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_type_hint: Option<String>,
-    /// The method of the request, as sent.
+    /// The method of the client's request, at most 32 bytes. HEAD counts as GET.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// The path of the request, as sent.
+    /// The path of the client's request, as it was sent, at most 8,192 bytes. A query is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// All of these scopes are needed, separated by spaces.
+    /// The scopes that the request requires, separated by spaces. The key must have all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
     pub scopes: Option<String>,
-    /// This mode is needed.
+    /// The mode that the request requires. By default both modes are allowed.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::word::option"
     )]
     pub mode: Option<Mode>,
-    /// The merchant the request is about.
+    /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merchant: Option<String>,
-    /// The address the request came from.
+    /// The IP address of the client. Required for keys with an IP allowlist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ip: Option<String>,
 }
 
-/// The answer of `POST /introspect` (RFC 7662, section 2.2). An inactive key is exactly `{"active":false}`.
+/// The response of `POST /introspect` (RFC 7662, section 2.2). For an inactive key it is exactly
+/// `{"active":false}`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IntrospectResponse {
-    /// Whether the key may.
+    /// Whether the key is valid for this request.
     #[cfg_attr(feature = "openapi", schema(example = true))]
     pub active: bool,
-    /// All scopes it satisfies, separated by spaces.
+    /// All scopes that the key has, separated by spaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
     pub scope: Option<String>,
-    /// Its application, for keys of applications.
+    /// The ID of the application. Absent for a key that is not an application key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
-    /// Its account.
+    /// The ID of the account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub sub: Option<String>,
-    /// `Bearer`.
+    /// Always `Bearer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_type: Option<String>,
-    /// When it ends.
+    /// The time when the key expires. Absent for a key that does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exp: Option<UnixSeconds>,
-    /// When it was made.
+    /// The time when the key was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iat: Option<UnixSeconds>,
-    /// Its id.
+    /// The ID of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
-    /// Live or test (an extension).
+    /// The mode of the key (an extension of RFC 7662).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Option<Open<Mode>>,
 }
 
-/// As an answer is read.
 #[derive(Deserialize)]
 #[serde(remote = "IntrospectResponse")]
 struct ReadIntrospectResponse {
@@ -398,7 +400,7 @@ from_objects! {
 }
 
 impl IntrospectResponse {
-    /// `{"active":false}`.
+    /// The response for an inactive key.
     #[must_use]
     pub fn inactive() -> Self {
         Self {
@@ -415,32 +417,33 @@ impl IntrospectResponse {
     }
 }
 
-/// The answer of `GET /whoami`: the key that asks. A publishable key learns only the first four members.
+/// The response of `GET /whoami`: the presented key. For a publishable key it has only `id`,
+/// `family`, `mode` and `status`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmI {
-    /// Its id.
+    /// The ID of the key.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "0198c0de-0000-7000-8000-000000000002")
     )]
     pub id: String,
-    /// Which key system it belongs to.
+    /// The family of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Family))]
     pub family: Open<Family>,
-    /// Live or test.
+    /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Open<Mode>,
-    /// Where it stands: always `active`, any other key is denied.
+    /// The status of the key. Always `active`, because every other key is denied.
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
-    /// Everything else, not for publishable keys.
+    /// The other fields. Absent for a publishable key.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rest: Option<WhoAmIRest>,
 }
 
-/// As an answer is read. Serde's own way to read an optional rest takes one that it cannot read for none.
+/// The fields of a response. Serde would ignore an optional flattened part that it cannot read.
 #[derive(Deserialize)]
 struct ReadWhoAmI {
     id: String,
@@ -477,30 +480,30 @@ impl<'de> Deserialize<'de> for WhoAmI {
     }
 }
 
-/// What a key that is not publishable learns of itself besides.
+/// The fields that only a key that is not publishable gets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmIRest {
-    /// Whose it is.
+    /// The ID of the account.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
-    /// Its application, for keys of applications.
+    /// The ID of the application. Null for a key that is not an application key.
     pub application_id: Option<String>,
-    /// Its label.
+    /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub name: String,
-    /// All scopes it satisfies.
+    /// All scopes that the key has, including those that `commerce` implies.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
     pub scopes: Vec<Scope>,
-    /// The merchants it is bound to; null is any.
+    /// The merchants that the key is limited to. Null allows every merchant.
     pub merchants: Option<Vec<String>>,
-    /// The features it is bound to; null is any.
+    /// The features that the key is limited to. Null means that the key is not limited to features.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
-    /// When it was made.
+    /// The time when the key was created.
     pub created_at: UnixSeconds,
-    /// When it ends; null is never.
+    /// The time when the key expires, or null.
     pub expires_at: Option<UnixSeconds>,
 }
 
@@ -521,7 +524,7 @@ mod tests {
         })
     }
 
-    /// The values of an object's members, in their order.
+    /// The values of the fields of an object, in their order.
     fn values(object: &Value) -> Value {
         object.as_object().unwrap().values().cloned().collect()
     }

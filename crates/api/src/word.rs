@@ -1,4 +1,5 @@
-//! Words out of a short list, read from texts. Serde would also read one from an object whose only member it names.
+//! Reads enum values from JSON strings. Serde would also read an enum from an object with one
+//! field.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,30 +10,30 @@ use serde::{
 
 use crate::Patch;
 
-/// Reads a word. For `#[serde(deserialize_with = "…")]`.
+/// Reads an enum value. For `#[serde(deserialize_with = "…")]`.
 ///
 /// # Errors
-/// For anything but a text, and for another word.
+/// Everything but a string that is a value of the enum.
 pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Word::deserialize(deserializer).map(|word| word.0)
 }
 
-/// Reads a word, or null. For `#[serde(default, deserialize_with = "…")]`.
+/// Reads an enum value, or null. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// As for [`required`].
+/// Those of [`required`].
 pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|word| word.0))
 }
 
-/// Reads a member of a merge patch that is a word. For `#[serde(default, deserialize_with = "…")]`.
+/// Reads an enum value in a merge patch. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// As for [`required`].
+/// Those of [`required`].
 pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Patch<T>, D::Error> {

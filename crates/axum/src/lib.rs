@@ -1,82 +1,15 @@
-//! Protects axum routes, and any tower service over HTTP (tonic, hyper), with Tollkey.
+#![doc = include_str!("../README.md")]
 //!
-//! ```no_run
-//! use axum::{Json, Router, handler::Handler, routing::get};
-//! use tollkey_axum::{Guard, TollkeyLayer, VerifiedKey, require};
+//! # Main types
 //!
-//! async fn list_links(key: VerifiedKey) -> Json<Vec<String>> {
-//!     Json(vec![format!("the links of {}, {} data", key.account_id(), key.mode())])
-//! }
-//!
-//! async fn create_link(key: VerifiedKey) -> &'static str {
-//!     "created"
-//! }
-//!
-//! # async fn example(service_key: String) -> Result<(), tollkey_axum::ConnectError> {
-//! let guard = Guard::connect("https://keys.example.com", service_key).await?;
-//! let app: Router = Router::new()
-//!     .route(
-//!         "/api/v1/links",
-//!         get(list_links.layer(require("links:read"))).post(create_link.layer(require("links:write"))),
-//!     )
-//!     .layer(TollkeyLayer::new(guard));
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! [`TollkeyLayer`] guards everything inside of it: a request that presents no key, or one that may not make this request, gets
-//! its response there (RFC 6750, RFC 9457). [`require`] asks for more at a route inside of it; a route without one accepts any key.
-//! [`VerifiedKey`] is the key of the request, `Option<VerifiedKey>` where a layer makes it [optional](Requirement::optional). A
-//! handler asks for more with [`VerifiedKey::require`] and returns the [`Rejection`] as its error.
-//!
-//! Outside of axum, [`VerifiedKey::of`] finds the key in a request's extensions, in tonic as in hyper.
-//! [`TollkeyLayer::grpc`] sends rejections as gRPC statuses.
-//!
-//! # What the layer sees
-//!
-//! - The method and path on the wire, including what `nest` has cut off. The features of a scoped key and the routes of a
-//!   publishable key are compared with these.
-//! - The peer's address only if the application is served with `into_make_service_with_connect_info::<SocketAddr>()`. Without it a key with
-//!   an IP allowlist is rejected. Tests can use [`MockConnectInfo`] outside of the layer. Behind a proxy, see
-//!   [`GuardBuilder::trusted_proxies`].
-//! - No body. A rejected request's body is discarded up to 1 MiB while the response is sent, so that a proxy that is still sending it
-//!   receives the response.
-//!
-//! # What belongs outside and inside
-//!
-//! axum runs the layer that was added last first. From the outside in: tracing and request IDs, CORS, Tollkey, then limits,
-//! timeouts and load shedding.
-//!
-//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
-//!   are added to it. The example below exposes the headers of a rejection to them as well.
-//! - **Concurrency limits inside**: a permit is taken once the key is authorized. A request without a valid key takes none, whether it
-//!   is rejected from the cache or by the server. A limit outside of the layer is shared with strangers.
-//! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the layer includes that.
-//!
-//! ```no_run
-//! use axum::{
-//!     Router,
-//!     http::{HeaderName, HeaderValue, Method, header::AUTHORIZATION},
-//! };
-//! use tollkey_axum::{Guard, TollkeyLayer};
-//! use tower_http::cors::CorsLayer;
-//!
-//! /// Routes that the scripts of a web page may call.
-//! fn app(routes: Router, guard: Guard) -> Router {
-//!     let exposed = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"];
-//!     let cors = CorsLayer::new()
-//!         .allow_origin(HeaderValue::from_static("https://shop.example.com"))
-//!         .allow_methods([Method::GET, Method::POST])
-//!         .allow_headers([AUTHORIZATION])
-//!         .expose_headers(exposed.map(HeaderName::from_static));
-//!     routes.layer(TollkeyLayer::new(guard)).layer(cors)
-//! }
-//! ```
-//!
-//! # Long responses
-//!
-//! A request is authorized once, when it begins. A WebSocket or an event stream goes on when its key is revoked, unless the
-//! handler ends it: [`VerifiedKey::revoked`] resolves at that moment.
+//! | type | use |
+//! |---|---|
+//! | [`TollkeyLayer`], [`require`] | the layer around routes, and the one at a route |
+//! | [`VerifiedKey`] | the key of a request, as an extractor |
+//! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
+//! | [`Requirement`], [`Merchant`] | what a route requires |
+//! | [`Rejection`] | why a request is rejected, and the response |
+//! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
 
 mod body;

@@ -40,7 +40,3 @@ pub use client::Client;
 pub use error::{Error, ErrorKind};
 pub use list::{Listing, Page};
 pub use request::Request;
-
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-mod the_readme_of_the_project {}

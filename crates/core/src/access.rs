@@ -7,14 +7,35 @@
 use std::{net::IpAddr, sync::LazyLock};
 
 use jiff::Timestamp;
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
-    AccountId, ApiKey, Application, Catalogue, Family, Mode, OperatingModel, RequestPath, ScopeSet,
-    Status, feature::Feature, route::Template, text::is_reference,
+    AccountId, ApiKey, Application, Catalogue, Family, Invalid, Mode, OperatingModel, RequestPath,
+    ScopeSet, Status,
+    feature::Feature,
+    route::Template,
+    spelling::{array, unknown_value},
+    text::is_reference,
 };
 
-/// Why a key is denied, in the order in which it is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The reason why a key is denied, in the order in which the server checks them. The first that applies is reported.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -22,7 +43,7 @@ use crate::{
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Denial {
-    /// Never made here, or not visible to who asks.
+    /// The key does not exist, or the caller cannot see it.
     UnknownKey,
     /// Revoked.
     Revoked,
@@ -32,94 +53,79 @@ pub enum Denial {
     Suspended,
     /// Its application is disabled.
     ApplicationDisabled,
-    /// Live where test is needed, or the other way round.
+    /// The key is a live key where a test key is required, or the reverse.
     WrongMode,
-    /// The client's address is in none of its networks, or not known.
+    /// The client's IP address is not in the key's IP allowlist, or is not known.
     IpNotAllowed,
-    /// The request is none of its routes, or not known.
+    /// The key does not cover the method and path of the request, or they are not known.
     RouteNotAllowed,
-    /// The merchant is none of its merchants, or not known.
+    /// The merchant is not one of the key's merchants, or is not known.
     MerchantNotAllowed,
-    /// It lacks a needed scope.
+    /// The key lacks a required scope.
     InsufficientScope,
-    /// Its allowance is used up. Judged last, by the verifier, so that no other denial costs allowance.
+    /// The key's rate limit is exceeded. The verifier checks it last, so that other denials do not count as uses.
     RateLimited,
 }
 
 impl Denial {
     /// All denials, in order.
-    pub const ALL: [Self; 11] = [
-        Self::UnknownKey,
-        Self::Revoked,
-        Self::Expired,
-        Self::Suspended,
-        Self::ApplicationDisabled,
-        Self::WrongMode,
-        Self::IpNotAllowed,
-        Self::RouteNotAllowed,
-        Self::MerchantNotAllowed,
-        Self::InsufficientScope,
-        Self::RateLimited,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
     /// Its stable code.
     #[must_use]
     pub fn code(self) -> &'static str {
-        self.row().0
+        self.into()
     }
 
-    /// What it says as the title of a problem.
+    /// The title of its problem.
     #[must_use]
     pub fn title(self) -> &'static str {
-        self.row().1
+        self.texts().0
     }
 
-    /// What it says as the detail of a problem.
+    /// The detail of its problem.
     #[must_use]
     pub fn detail(self) -> &'static str {
-        self.row().2
+        self.texts().1
     }
 
-    fn row(self) -> (&'static str, &'static str, &'static str) {
+    /// The title and the detail.
+    fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::UnknownKey => ("unknown_key", "Unknown key", "The key is unknown."),
-            Self::Revoked => ("revoked", "Key revoked", "The key was revoked."),
-            Self::Expired => ("expired", "Key expired", "The key has expired."),
-            Self::Suspended => ("suspended", "Key suspended", "The key is suspended."),
+            Self::UnknownKey => ("Unknown key", "The key is unknown. Check the key."),
+            Self::Revoked => ("Key revoked", "The key is revoked. Use another key."),
+            Self::Expired => ("Key expired", "The key has expired. Use another key."),
+            Self::Suspended => (
+                "Key suspended",
+                "The key is suspended. Resume it, or use another key.",
+            ),
             Self::ApplicationDisabled => (
-                "application_disabled",
                 "Application disabled",
-                "The key's application is disabled.",
+                "The key's application is disabled. Enable it, or use another key.",
             ),
             Self::WrongMode => (
-                "wrong_mode",
                 "Wrong mode",
-                "The key is of the other mode: live and test never mix.",
+                "The key has the wrong mode. Use a live key for live requests and a test key for test requests.",
             ),
             Self::IpNotAllowed => (
-                "ip_not_allowed",
-                "Address not allowed",
-                "The key may not be used from this address.",
+                "IP address not allowed",
+                "The client's IP address is not in the key's IP allowlist. Send the request from an allowed IP address.",
             ),
             Self::RouteNotAllowed => (
-                "route_not_allowed",
                 "Route not allowed",
-                "The key may not be used for this method and path.",
+                "The key does not allow this method and path. Use a key that does.",
             ),
             Self::MerchantNotAllowed => (
-                "merchant_not_allowed",
                 "Merchant not allowed",
-                "The key may not be used for this merchant.",
+                "The key does not allow the merchant of this request. Check the merchant, or use another key.",
             ),
             Self::InsufficientScope => (
-                "insufficient_scope",
                 "Insufficient scope",
-                "The key lacks a needed scope.",
+                "The key lacks a required scope. Use a key with all required scopes.",
             ),
             Self::RateLimited => (
-                "rate_limited",
                 "Too many requests",
-                "The key's allowance is used up.",
+                "The key's rate limit is exceeded. Try again after the time in Retry-After.",
             ),
         }
     }

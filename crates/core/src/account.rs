@@ -2,7 +2,14 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::{Grants, Invalid, Problem, ProblemCode, feature::Feature, text::is_reference};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+
+use crate::{
+    Grants, Invalid, Problem, ProblemCode,
+    feature::Feature,
+    spelling::{array, unknown_value},
+    text::is_reference,
+};
 
 /// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, but not `.` or `..`, which
 /// clients and proxies remove from the path of a URL.
@@ -18,7 +25,7 @@ impl AccountId {
     pub fn stored(text: &str) -> Result<Self, Invalid> {
         if !is_reference(text) {
             return Err(Invalid::new(
-                "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+                "must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             ));
         }
         Ok(Self(text.into()))
@@ -37,7 +44,7 @@ impl FromStr for AccountId {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if matches!(text, "." | "..") {
             return Err(Invalid::new(
-                "must not be . or .., which URLs remove from a path",
+                "must not be . or .., because URLs drop these segments",
             ));
         }
         Self::stored(text)
@@ -74,8 +81,24 @@ impl Account {
     }
 }
 
-/// The four operating models of the hellgate document. They bound which features a scoped key can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// How an account does business. It limits the features that the account's scoped keys can have: `ecosystem` includes all
+/// five, `managed_ecosystem` the two that forward data, and the other models have no scoped keys.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -96,22 +119,12 @@ pub enum OperatingModel {
 
 impl OperatingModel {
     /// All models, in the document's order.
-    pub const ALL: [Self; 4] = [
-        Self::PrimaryMerchant,
-        Self::Platform,
-        Self::Ecosystem,
-        Self::ManagedEcosystem,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name, as stored and as printed.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PrimaryMerchant => "primary_merchant",
-            Self::Platform => "platform",
-            Self::Ecosystem => "ecosystem",
-            Self::ManagedEcosystem => "managed_ecosystem",
-        }
+        self.into()
     }
 
     /// The features a scoped key of such an account can have (hellgate, "Ecosystems" and "Managed Ecosystems").
@@ -140,7 +153,9 @@ impl OperatingModel {
         if available.is_empty() {
             return Err(Problem::new(
                 ProblemCode::ScopedKeysUnavailable,
-                format!("Accounts with the operating model {self} have no scoped keys."),
+                format!(
+                    "Scoped keys are not available with the operating model `{self}`. Remove the merchants and features of the key."
+                ),
             ));
         }
         match grants
@@ -153,7 +168,7 @@ impl OperatingModel {
             Some(feature) => Err(Problem::new(
                 ProblemCode::FeatureUnavailable,
                 format!(
-                    "The feature {} is not available with the operating model {self}.",
+                    "The feature `{}` is not available with the operating model `{self}`. Remove it from the key.",
                     feature.as_str()
                 ),
             )),

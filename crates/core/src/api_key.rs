@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope,
@@ -10,6 +11,7 @@ use crate::{
     heap,
     lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
     metadata::Metadata,
+    spelling::{array, unknown_value},
     time::to_seconds,
 };
 
@@ -58,6 +60,39 @@ pub struct ApiKey {
     pub inherited: Option<Box<Inherited>>,
 }
 
+/// What the caller chooses of a key that it creates.
+#[derive(Debug, Clone, Default)]
+pub struct NewKey {
+    /// The label.
+    pub name: String,
+    /// Live or test.
+    pub mode: Mode,
+    /// What the key may do, and until when.
+    pub grants: Grants,
+    /// What the caller attaches.
+    pub metadata: Option<Metadata>,
+}
+
+impl NewKey {
+    /// The key as it is created. Its application and its parent key are the caller's to add.
+    #[must_use]
+    pub fn into_key(
+        self,
+        id: KeyId,
+        account_id: AccountId,
+        text: &KeyText,
+        family: Family,
+        now: Timestamp,
+    ) -> ApiKey {
+        ApiKey {
+            name: self.name,
+            grants: self.grants,
+            metadata: self.metadata,
+            ..ApiKey::new(id, account_id, text, (family, self.mode), now)
+        }
+    }
+}
+
 /// What a key may do, and until when. Each `None` is the absence of a restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grants {
@@ -94,8 +129,24 @@ impl Grants {
     }
 }
 
-/// The status of a key: the first that applies, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The status of a key: the first of these values that applies.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -115,7 +166,7 @@ pub enum Status {
 
 impl Status {
     /// All of them, the first that applies first.
-    pub const ALL: [Self; 4] = [Self::Revoked, Self::Expired, Self::Suspended, Self::Active];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
     /// The first that applies at `now` to a key with this expiration.
     #[inline]
@@ -136,15 +187,10 @@ impl Status {
         }
     }
 
-    /// Its name, as printed.
+    /// The spelling in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::Suspended => "suspended",
-            Self::Active => "active",
-        }
+        self.into()
     }
 }
 
@@ -158,26 +204,26 @@ pub enum Transition {
     AlreadySo,
 }
 
-/// Why a key cannot be changed as somebody wants.
+/// The reason why the status of a key does not allow a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unchangeable {
     /// Revocation is final.
-    #[error("The key is revoked.")]
+    #[error("The key is revoked. Revocation is final; create another key.")]
     Revoked,
-    /// It has ended.
-    #[error("The key has expired.")]
+    /// The key has expired.
+    #[error("The key has expired. Create another key.")]
     Expired,
-    /// It is suspended; resume it first.
-    #[error("The key is suspended.")]
+    /// The key is suspended.
+    #[error("The key is suspended. Resume it first.")]
     Suspended,
-    /// It has a successor; rotate that one.
-    #[error("The key was rotated before; its successor can be rotated.")]
+    /// The key has a successor, which can be rotated instead.
+    #[error("The key is already rotated. Rotate its successor instead.")]
     AlreadyRotated,
 }
 
 impl ApiKey {
-    /// A key whose text was made just now. Nothing restricts it yet, and it has no name: what is wanted of it is
-    /// added by whoever makes it.
+    /// A key without a name and without a restriction: the start of every other one, in tests as well, so that a new field
+    /// is set here and where it matters.
     #[must_use]
     pub fn new(
         id: KeyId,
@@ -405,7 +451,7 @@ impl ApiKey {
         let later = |own: Timestamp| end.is_none_or(|end| end > own);
         if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(later) {
             return Err(Invalid::new(
-                "cannot be later: the key was rotated, and its successor is there",
+                "must not be later than its current value, because the key is rotated",
             ));
         }
         self.grants.expires_at = end;
@@ -436,6 +482,27 @@ impl ApiKey {
             + self.inherited.as_ref().map_or(0, |it| {
                 heap::allocation(size_of::<Inherited>()) + it.heap_bytes()
             })
+    }
+
+    /// How many bytes the name, the restrictions and the metadata take in a list, roughly: what pages of keys are limited by.
+    #[must_use]
+    pub fn listed_bytes(&self) -> usize {
+        let Grants {
+            scopes,
+            merchants,
+            features: _, // at most five
+            allowed_ips,
+            rate_limit: _,
+            expires_at: _,
+        } = &self.grants;
+        self.name.len()
+            + 16 * scopes.len()
+            + merchants.iter().flatten().map(String::len).sum::<usize>()
+            + 20 * allowed_ips.as_ref().map_or(0, |list| list.networks().len())
+            + self
+                .metadata
+                .as_ref()
+                .map_or(0, |metadata| metadata.as_json().len())
     }
 
     /// Gives up spare capacity, and what no decision about the key needs.
@@ -549,7 +616,10 @@ impl Overlap {
         if (0..=Self::MAX_SECONDS).contains(&seconds) {
             Ok(Self(SignedDuration::from_secs(seconds)))
         } else {
-            Err(Invalid::new(format!("must be 0 to {}", Self::MAX_SECONDS)))
+            Err(Invalid::new(format!(
+                "must be between 0 and {}",
+                Self::MAX_SECONDS
+            )))
         }
     }
 }

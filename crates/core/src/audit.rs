@@ -8,72 +8,76 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 
-use crate::{AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode, hex};
+use crate::{
+    AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode, hex,
+    spelling::{array, unknown_value},
+};
 
 /// What was done. The name on the wire is `thing.verb`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Action {
     /// A key was made.
+    #[strum(serialize = "api_key.created")]
     ApiKeyCreated,
     /// A key's grants or labels were changed.
+    #[strum(serialize = "api_key.updated")]
     ApiKeyUpdated,
     /// A key was ended.
+    #[strum(serialize = "api_key.revoked")]
     ApiKeyRevoked,
     /// A key was stopped.
+    #[strum(serialize = "api_key.suspended")]
     ApiKeySuspended,
     /// A stopped key works again.
+    #[strum(serialize = "api_key.resumed")]
     ApiKeyResumed,
     /// A key got a successor.
+    #[strum(serialize = "api_key.rotated")]
     ApiKeyRotated,
     /// An application was made.
+    #[strum(serialize = "application.created")]
     ApplicationCreated,
     /// An application's name or description was changed.
+    #[strum(serialize = "application.updated")]
     ApplicationUpdated,
     /// An application was enabled.
+    #[strum(serialize = "application.enabled")]
     ApplicationEnabled,
     /// An application was disabled.
+    #[strum(serialize = "application.disabled")]
     ApplicationDisabled,
     /// An application was deleted.
+    #[strum(serialize = "application.deleted")]
     ApplicationDeleted,
     /// An account's operating model was set.
+    #[strum(serialize = "account.updated")]
     AccountUpdated,
 }
 
 impl Action {
     /// All actions.
-    pub const ALL: [Self; 12] = [
-        Self::ApiKeyCreated,
-        Self::ApiKeyUpdated,
-        Self::ApiKeyRevoked,
-        Self::ApiKeySuspended,
-        Self::ApiKeyResumed,
-        Self::ApiKeyRotated,
-        Self::ApplicationCreated,
-        Self::ApplicationUpdated,
-        Self::ApplicationEnabled,
-        Self::ApplicationDisabled,
-        Self::ApplicationDeleted,
-        Self::AccountUpdated,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ApiKeyCreated => "api_key.created",
-            Self::ApiKeyUpdated => "api_key.updated",
-            Self::ApiKeyRevoked => "api_key.revoked",
-            Self::ApiKeySuspended => "api_key.suspended",
-            Self::ApiKeyResumed => "api_key.resumed",
-            Self::ApiKeyRotated => "api_key.rotated",
-            Self::ApplicationCreated => "application.created",
-            Self::ApplicationUpdated => "application.updated",
-            Self::ApplicationEnabled => "application.enabled",
-            Self::ApplicationDisabled => "application.disabled",
-            Self::ApplicationDeleted => "application.deleted",
-            Self::AccountUpdated => "account.updated",
-        }
+        self.into()
     }
 }
 
@@ -86,8 +90,23 @@ pub struct Actor {
     pub id: String,
 }
 
-/// What sort of caller did something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The type of an actor: `merchant` is a management token of the account, `operator` a management token with the role
+/// `operator`, `api_key` an API key, and `cli` the command line of the server.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -101,23 +120,18 @@ pub enum ActorKind {
     Operator,
     /// An API key.
     ApiKey,
-    /// Somebody at the server's command line.
+    /// The command line of the server.
     Cli,
 }
 
 impl ActorKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Merchant, Self::Operator, Self::ApiKey, Self::Cli];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Merchant => "merchant",
-            Self::Operator => "operator",
-            Self::ApiKey => "api_key",
-            Self::Cli => "cli",
-        }
+        self.into()
     }
 }
 
@@ -164,8 +178,22 @@ impl Target {
     }
 }
 
-/// What sort of thing something was done to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The type of the resource that a change is about.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -183,16 +211,12 @@ pub enum TargetKind {
 
 impl TargetKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::ApiKey, Self::Application, Self::Account];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ApiKey => "api_key",
-            Self::Application => "application",
-            Self::Account => "account",
-        }
+        self.into()
     }
 }
 

@@ -11,20 +11,26 @@ use crate::{ApiKey, Grants, Invalid, Mode, Problem, ProblemCode};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Beyond {
     /// A test key makes only test keys.
-    #[error("A test key cannot make live keys.")]
+    #[error("A test key cannot create live keys. Create a test key, or use a live key.")]
     Mode,
     /// Networks the maker may not be used from.
-    #[error("A key cannot make one that may be used from networks it may not be used from itself.")]
+    #[error(
+        "A key cannot create a key with a wider IP allowlist than its own. Use IP ranges within its own."
+    )]
     Networks,
     /// A later end than the maker's.
-    #[error("A key cannot make one that outlives it.")]
+    #[error(
+        "A key cannot create a key that expires later than itself. Choose an earlier expiration."
+    )]
     End,
     /// More uses than the maker has.
-    #[error("A key cannot make one that may be used more often than itself.")]
+    #[error(
+        "A key cannot create a key with a higher rate limit than its own. Choose a lower rate limit."
+    )]
     RateLimit,
     /// The parent key has as many ancestors as a key can have.
     #[error(
-        "A key with {0} ancestors cannot create keys. Create the key with a management token, or with a key further up."
+        "A key with {0} ancestors cannot create keys. Create the key with a management token, or with an ancestor of this key."
     )]
     Depth(u8),
 }
@@ -55,7 +61,7 @@ impl DepthLimit {
         if limit <= Self::MAX {
             Ok(Self(limit))
         } else {
-            Err(Invalid::new(format!("must be 0 to {}", Self::MAX)))
+            Err(Invalid::new(format!("must be between 0 and {}", Self::MAX)))
         }
     }
 

@@ -93,7 +93,7 @@ impl FromStr for Position {
             .and_then(|(seq, at)| Some((seq.parse().ok()?, at.parse().ok()?)));
         match parts {
             Some((seq, at)) => Ok(Self { seq: Seq(seq), at }),
-            None => Err(Invalid::new("must be a cursor as it was given")),
+            None => Err(Invalid::new("must be a cursor from an earlier response")),
         }
     }
 }

@@ -51,7 +51,7 @@ impl CredentialHeaders {
     }
 
     fn rule() -> Invalid {
-        Invalid::new(format!("must be some of {}", HEADERS.join(", ")))
+        Invalid::new(format!("must list one or more of {}", HEADERS.join(", ")))
     }
 
     /// Whether a credential is read from the header at this index of [`HEADERS`].
@@ -73,10 +73,10 @@ impl CredentialHeaders {
     pub fn missing(self, expected: Expected) -> Problem {
         let what = expected.noun();
         let detail = if self.has(0) {
-            format!("Present {what} as Bearer.")
+            format!("Send {what} in the Authorization header with the scheme Bearer.")
         } else {
             format!(
-                "Present {what} in {}.",
+                "Send {what} in the header {}.",
                 self.names().collect::<Vec<_>>().join(" or ")
             )
         };
@@ -248,7 +248,7 @@ impl<'a> Credential<'a> {
             Self::Unreadable => Err(form::unreadable()),
             Self::Several => Err(Problem::new(
                 ProblemCode::MultipleCredentials,
-                "Present exactly one credential, once.",
+                "The request has more than one credential. Send exactly one, in one header.",
             )),
         }
     }
@@ -397,7 +397,8 @@ mod tests {
             names(&["X-Commerce-API-Key", "Authorization"]),
             Ok(vec!["authorization", "x-commerce-api-key"])
         );
-        let rule = Invalid::new("must be some of authorization, x-api-key, x-commerce-api-key");
+        let rule =
+            Invalid::new("must list one or more of authorization, x-api-key, x-commerce-api-key");
         for given in [&[][..], &[""], &["cookie"], &["x-api-key", "x-api-keys"]] {
             assert_eq!(names(given), Err(rule.clone()), "{given:?}");
         }
@@ -407,10 +408,13 @@ mod tests {
                 .missing(Expected::ApiKey)
                 .detail
         };
-        assert_eq!(missing(&HEADERS), "Present an API key as Bearer.");
+        assert_eq!(
+            missing(&HEADERS),
+            "Send an API key in the Authorization header with the scheme Bearer."
+        );
         assert_eq!(
             missing(&HEADERS[1..]),
-            "Present an API key in x-api-key or x-commerce-api-key."
+            "Send an API key in the header x-api-key or x-commerce-api-key."
         );
     }
 }

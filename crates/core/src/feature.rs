@@ -2,30 +2,56 @@
 
 use std::sync::LazyLock;
 
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+
 use crate::{
     Invalid,
     route::{RequestPath, Template},
+    spelling::{array, unknown_value},
 };
 
-/// One feature of a scoped key: a method and a path template.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
+/// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows `POST /payment-data/{id}/forward`,
+/// and `cardholder_data.forward` allows `POST /forward`.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Feature {
     /// `GET /tokens`: list tokens.
     #[cfg_attr(feature = "serde", serde(rename = "tokens.list"))]
+    #[strum(serialize = "tokens.list")]
     TokensList,
     /// `GET /tokens/{id}`: retrieve token details.
     #[cfg_attr(feature = "serde", serde(rename = "tokens.retrieve"))]
+    #[strum(serialize = "tokens.retrieve")]
     TokensRetrieve,
     /// `GET /tokens/{id}/payment-data`: list payment data bundles.
     #[cfg_attr(feature = "serde", serde(rename = "payment_data.list"))]
+    #[strum(serialize = "payment_data.list")]
     PaymentDataList,
     /// `POST /payment-data/{id}/forward`: forward payment data.
     #[cfg_attr(feature = "serde", serde(rename = "payment_data.forward"))]
+    #[strum(serialize = "payment_data.forward")]
     PaymentDataForward,
     /// `POST /forward`: forward cardholder data.
     #[cfg_attr(feature = "serde", serde(rename = "cardholder_data.forward"))]
+    #[strum(serialize = "cardholder_data.forward")]
     CardholderDataForward,
 }
 
@@ -42,24 +68,12 @@ static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
 
 impl Feature {
     /// All features, in the document's order.
-    pub const ALL: [Self; 5] = [
-        Self::TokensList,
-        Self::TokensRetrieve,
-        Self::PaymentDataList,
-        Self::PaymentDataForward,
-        Self::CardholderDataForward,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name, as stored and as printed.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TokensList => "tokens.list",
-            Self::TokensRetrieve => "tokens.retrieve",
-            Self::PaymentDataList => "payment_data.list",
-            Self::PaymentDataForward => "payment_data.forward",
-            Self::CardholderDataForward => "cardholder_data.forward",
-        }
+        self.into()
     }
 
     /// Reads the features of a scoped key in the order given, a repeated one once.
@@ -76,7 +90,7 @@ impl Feature {
         }
         if features.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; leave it out to have no such restriction",
+                "must not be empty; omit it to set no such restriction",
             ));
         }
         Ok(features)

@@ -86,9 +86,9 @@ impl<Of: Entity> Id<Of> {
     }
 }
 
-/// The text is not an id. Callers answer as for an unknown id.
+/// The text is not a valid ID. Callers respond as to an unknown ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an id")]
+#[error("must be a valid ID")]
 pub struct NotAnId;
 
 impl From<NotAnId> for Invalid {

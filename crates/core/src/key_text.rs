@@ -8,15 +8,35 @@ use std::{fmt, str::FromStr};
 
 use rand::{CryptoRng, RngExt as _, distr::Alphanumeric};
 use sha2::{Digest as _, Sha256};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::{Invalid, hex};
+use crate::{
+    Invalid, hex,
+    spelling::{array, unknown_value},
+};
 
 /// How many random characters end a key.
 pub const RANDOM_LEN: usize = 32;
 
-/// Which of the documented key systems a key belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The family of a key: `commerce` (`ck_`), `application` (`ks_`), `secret` (`sk_`) or `publishable` (`pk_`).
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -36,12 +56,7 @@ pub enum Family {
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 4] = [
-        Self::Commerce,
-        Self::Application,
-        Self::Secret,
-        Self::Publishable,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
     /// What a key of this family starts with: `ck`, `ks`, `sk`, `pk`.
     #[must_use]
@@ -54,15 +69,10 @@ impl Family {
         }
     }
 
-    /// Its name, as stored and as printed.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Commerce => "commerce",
-            Self::Application => "application",
-            Self::Secret => "secret",
-            Self::Publishable => "publishable",
-        }
+        self.into()
     }
 
     /// How many of the random characters are shown later, behind family and mode.
@@ -76,8 +86,25 @@ impl Family {
     }
 }
 
-/// Whether a key moves real money.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+/// The mode of a key: `live` for real payments, `test` for development.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -94,15 +121,12 @@ pub enum Mode {
 
 impl Mode {
     /// Both modes.
-    pub const ALL: [Self; 2] = [Self::Live, Self::Test];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name, as it stands in a key and in JSON.
+    /// The spelling in keys, in JSON and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Test => "test",
-        }
+        self.into()
     }
 }
 

@@ -44,10 +44,10 @@ pub mod route;
 pub mod scope;
 pub mod service_key;
 pub mod session;
+mod spelling;
 pub mod text;
 pub mod time;
 pub mod usage;
-mod word;
 
 pub use access::{Denial, Grant, Need, Record, Viewer, decide, decide_further, decide_usable};
 pub use account::{Account, AccountId, OperatingModel};

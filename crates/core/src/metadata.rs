@@ -185,7 +185,7 @@ impl Check<'_> {
             return Ok(());
         }
         Err(self.fail(Invalid::new(format!(
-            "must nest at most {} levels deep",
+            "must have at most {} levels of nesting",
             Metadata::MAX_DEPTH
         ))))
     }
@@ -193,7 +193,7 @@ impl Check<'_> {
     /// Checks the text itself: in its JSON a NUL and a written backslash followed by `u0000` look alike.
     fn text<E: Error>(&mut self, text: &str) -> Result<(), E> {
         if text.contains('\0') {
-            Err(self.fail(Invalid::new("must not have NUL characters")))
+            Err(self.fail(Invalid::new("must not contain NUL characters")))
         } else {
             Ok(())
         }

@@ -55,12 +55,12 @@ impl IpList {
                 networks.push(network);
             }
             if networks.len() > max {
-                return Err(Invalid::new(format!("must have at most {max} networks")));
+                return Err(Invalid::new(format!("must have at most {max} entries")));
             }
         }
         if networks.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; leave it out to allow every address",
+                "must not be empty; omit it to allow every IP address",
             ));
         }
         Ok(Self(networks))
@@ -134,7 +134,7 @@ impl IpList {
 /// # Errors
 /// [`Invalid`] when it is no CIDR or has host bits set.
 pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
-    let shown: String = cidr.chars().take(64).collect();
+    let shown: String = cidr.chars().take(64).flat_map(char::escape_debug).collect();
     // The standard library refuses octets with leading zeros, which some readers take for octal; ipnet does not.
     let unclear = cidr
         .split_once('/')
@@ -146,15 +146,15 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
         .ok_or_else(|| {
             Invalid::new(match cidr.parse::<IpAddr>() {
                 Ok(address) => format!(
-                    "{shown:?} is not a CIDR network; did you mean {}?",
+                    "`{shown}` is not in CIDR notation; did you mean `{}`?",
                     IpNet::from(address)
                 ),
-                Err(_) => format!("{shown:?} is not a CIDR network such as 203.0.113.0/24"),
+                Err(_) => format!("`{shown}` is not in CIDR notation, such as 203.0.113.0/24"),
             })
         })?;
     if network.addr() != network.network() {
         return Err(Invalid::new(format!(
-            "{shown:?} has host bits set; did you mean {}?",
+            "`{shown}` has host bits set; did you mean `{}`?",
             network.trunc()
         )));
     }

@@ -1,76 +1,77 @@
-//! Everything that can go wrong, in words first and then as a status (RFC 9457).
+//! The errors that callers of the API see (RFC 9457).
 //!
-//! A [`Problem`] is what happened; how it is said is a surface's business.
+//! A [`Problem`] has a [`ProblemCode`], from which its status and title follow, and a detail about this occurrence. A
+//! surface of the server renders it in its own error format. [`Checks`] collects the errors of the fields of a request.
 
 use std::fmt;
 
 use crate::{Denial, Scope, api_key::Unchangeable};
 
-/// One sort of problem. Its code is stable and snake_case; title and status follow from it.
+/// A type of problem. Its code is stable and in snake_case; the status and the title follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProblemCode {
-    /// Members, parameters or headers break a rule; [`Problem::errors`] names them.
+    /// Fields, parameters or headers break a rule; [`Problem::errors`] names them.
     ValidationFailed,
-    /// The body is no JSON.
+    /// The body is not valid JSON.
     MalformedJson,
-    /// More than one credential, or one twice.
+    /// The request has more than one credential, or repeats one.
     MultipleCredentials,
-    /// An application holds as many usable keys as it can.
+    /// The application has the maximum number of keys that are neither revoked nor expired.
     ApplicationKeyLimitReached,
-    /// A key that can be revoked once was revoked before (kadosei).
+    /// The key is already revoked; in the applications API that is an error (kadosei).
     KeyAlreadyRevoked,
-    /// No credential.
+    /// The request has no credential.
     MissingCredentials,
-    /// A management token that does not verify.
+    /// The management token is invalid or has expired.
     InvalidToken,
-    /// A key that is unknown or revoked; which of the two is not told.
+    /// The key is unknown or revoked; the caller does not learn which.
     InvalidApiKey,
-    /// A valid credential of the wrong kind, or without the right.
+    /// The credential is valid, but is of the wrong kind or lacks the permission.
     Forbidden,
-    /// The account's operating model has no scoped keys (hellgate).
+    /// The account's operating model does not include scoped keys (hellgate).
     ScopedKeysUnavailable,
-    /// The account's operating model does not have that feature (hellgate).
+    /// The account's operating model does not include the feature (hellgate).
     FeatureUnavailable,
-    /// The account holds as many usable keys as it can.
+    /// The account has the maximum number of keys that are neither revoked nor expired.
     KeyLimitReached,
-    /// A key that has as many ancestors as a key can have cannot create keys.
+    /// The key has the maximum number of ancestors and cannot create keys.
     KeyDepthLimitReached,
-    /// A gateway requirement that nobody can read. The operator's mistake; it denies.
+    /// The operator configured a requirement that is not valid; the request is denied.
     InvalidRequirement,
-    /// A key is denied; see [`Denial`]. Never holds the first two or `RateLimited`.
+    /// The key is denied; see [`Denial`]. Never holds `UnknownKey`, `Revoked` or `RateLimited`.
     Denied(Denial),
-    /// The key's allowance is used up.
+    /// The key's rate limit is exceeded.
     RateLimited,
-    /// No such thing, or somebody else's.
+    /// The resource does not exist or belongs to another account.
     NotFound,
-    /// The path exists, the method does not.
+    /// The path exists, but does not support the method.
     MethodNotAllowed,
     /// The body did not arrive in time.
     RequestTimeout,
-    /// An application of that name is there already.
+    /// The account already has an application with this name.
     ApplicationNameTaken,
-    /// The key does not stand where this change needs it to.
+    /// The status of the key does not allow the change.
     KeyUnchangeable(Unchangeable),
-    /// A request with the same Idempotency-Key is still being worked on.
+    /// The first request with the same Idempotency-Key is still running.
     IdempotencyInProgress,
-    /// The first answer to this Idempotency-Key was kept, and can be opened no more.
+    /// The idempotency record of the first response cannot be decrypted.
     IdempotencyReplayUnavailable,
-    /// Another process polls with the same subscriber ID, so neither gets a lease under it.
+    /// Another process polls with the same subscriber ID; neither of them gets a lease.
     SubscriberIdShared,
-    /// The same Idempotency-Key came with another body before.
+    /// The Idempotency-Key was already used with a different body.
     IdempotencyMismatch,
-    /// The body is larger than accepted.
+    /// The body is larger than the limit.
     PayloadTooLarge,
-    /// The body is not `application/json`, or not `application/x-www-form-urlencoded` where that is needed.
+    /// The `Content-Type` is not one that the operation accepts.
     UnsupportedMediaType,
-    /// A mistake of ours.
+    /// An error of the server.
     InternalError,
-    /// The store cannot be reached, or too much is waiting for it.
+    /// The store cannot be reached, or too many requests are waiting for it.
     Unavailable,
 }
 
 impl ProblemCode {
-    /// The code, its HTTP status and its title: the one table of problems.
+    /// The code, the HTTP status and the title.
     #[must_use]
     pub fn row(self) -> (&'static str, u16, &'static str) {
         match self {
@@ -83,10 +84,10 @@ impl ProblemCode {
                 "Maximum number of API keys reached",
             ),
             Self::KeyAlreadyRevoked => ("key_already_revoked", 400, "The key is already revoked"),
-            Self::MissingCredentials => ("missing_credentials", 401, "A credential is needed"),
+            Self::MissingCredentials => ("missing_credentials", 401, "A credential is required"),
             Self::InvalidToken => ("invalid_token", 401, "The management token is not valid"),
             Self::InvalidApiKey => ("invalid_api_key", 401, "The API key is not valid"),
-            Self::Forbidden => ("forbidden", 403, "Not allowed"),
+            Self::Forbidden => ("forbidden", 403, "Access denied"),
             Self::ScopedKeysUnavailable => (
                 "scoped_keys_unavailable",
                 403,
@@ -100,32 +101,30 @@ impl ProblemCode {
                 403,
                 "Maximum number of API keys reached",
             ),
-            Self::KeyDepthLimitReached => (
-                "key_depth_limit_reached",
-                403,
-                "Maximum depth of keys reached",
-            ),
+            Self::KeyDepthLimitReached => {
+                ("key_depth_limit_reached", 403, "Maximum key depth reached")
+            }
             Self::InvalidRequirement => (
                 "invalid_requirement",
                 403,
-                "The gateway's requirement cannot be read",
+                "The access requirement is not valid",
             ),
             Self::Denied(denial) => (denial.code(), 403, denial.title()),
             Self::RateLimited => ("rate_limited", 429, "Too many requests"),
             Self::NotFound => ("not_found", 404, "Not found"),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
-            Self::RequestTimeout => ("request_timeout", 408, "The request took too long"),
+            Self::RequestTimeout => ("request_timeout", 408, "The request timed out"),
             Self::ApplicationNameTaken => (
                 "application_name_taken",
                 409,
-                "The application name is taken",
+                "The application name is already used",
             ),
             Self::KeyUnchangeable(why) => match why {
                 Unchangeable::Revoked => ("key_revoked", 409, "The key is revoked"),
                 Unchangeable::Expired => ("key_expired", 409, "The key has expired"),
                 Unchangeable::Suspended => ("key_suspended", 409, "The key is suspended"),
                 Unchangeable::AlreadyRotated => {
-                    ("key_already_rotated", 409, "The key was rotated before")
+                    ("key_already_rotated", 409, "The key is already rotated")
                 }
             },
             Self::IdempotencyInProgress => (
@@ -136,7 +135,7 @@ impl ProblemCode {
             Self::IdempotencyReplayUnavailable => (
                 "idempotency_replay_unavailable",
                 409,
-                "The first answer cannot be given again",
+                "The first response cannot be replayed",
             ),
             Self::SubscriberIdShared => (
                 "subscriber_id_shared",
@@ -146,16 +145,16 @@ impl ProblemCode {
             Self::IdempotencyMismatch => (
                 "idempotency_mismatch",
                 422,
-                "The Idempotency-Key was used before",
+                "The Idempotency-Key was already used",
             ),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),
-            Self::InternalError => ("internal_error", 500, "Something went wrong on our side"),
+            Self::InternalError => ("internal_error", 500, "Internal server error"),
             Self::Unavailable => ("unavailable", 503, "Temporarily unavailable"),
         }
     }
 
-    /// The stable code.
+    /// The stable code, such as `not_found`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.row().0
@@ -167,13 +166,13 @@ impl ProblemCode {
         self.row().1
     }
 
-    /// The title, the same for every occurrence.
+    /// The title, which is the same in every occurrence.
     #[must_use]
     pub fn title(self) -> &'static str {
         self.row().2
     }
 
-    /// A stable URI for this sort of problem. Rate limiting has a registered one.
+    /// The stable URI of this type of problem. For rate limiting it is the one that IANA registered.
     #[must_use]
     pub fn type_uri(self) -> String {
         match self {
@@ -185,27 +184,27 @@ impl ProblemCode {
     }
 }
 
-/// Something went wrong, for the caller to read. Never holds a secret, nor a name of a table, file or type.
+/// An error for the caller. Never holds a secret, nor the name of a table, file or type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What sort.
+    /// The type of the problem.
     pub code: ProblemCode,
-    /// This occurrence, in a sentence.
+    /// What is wrong with this request, and what to do next, in one or two sentences.
     pub detail: String,
-    /// For validation: each member and the rule it breaks.
+    /// For validation: each invalid field and the rule that it breaks.
     pub errors: Vec<FieldError>,
-    /// Whole seconds after which trying again makes sense.
+    /// The value of `Retry-After`, in seconds.
     pub retry_after: Option<u64>,
-    /// The scopes that would have been needed, for the challenge of RFC 6750.
+    /// The scopes that the request requires, for the challenge of RFC 6750.
     pub needed_scopes: Box<[Scope]>,
-    /// Those of the needed scopes that the key lacks.
+    /// Those of the required scopes that the key lacks.
     pub missing_scopes: Box<[Scope]>,
-    /// The methods that exist here, for `Allow`.
+    /// The methods that the path supports, for `Allow`.
     pub allowed_methods: Box<[String]>,
 }
 
 impl Problem {
-    /// A problem of that sort.
+    /// Creates a problem of this type.
     #[must_use]
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
         Self {
@@ -219,7 +218,7 @@ impl Problem {
         }
     }
 
-    /// A validation problem about one member.
+    /// Creates a validation problem about one field.
     #[must_use]
     pub fn field(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::validation(vec![FieldError {
@@ -228,10 +227,9 @@ impl Problem {
         }])
     }
 
-    /// A validation problem about these members.
+    /// Creates a validation problem about these fields. The detail names the first 10 of them.
     #[must_use]
     pub fn validation(errors: Vec<FieldError>) -> Self {
-        /// How many fields the detail names; `errors` has all of them.
         const NAMED: usize = 10;
         let detail = match errors.as_slice() {
             [one] => one.to_string(),
@@ -259,57 +257,80 @@ impl Problem {
         }
     }
 
-    /// No such thing, or somebody else's: one answer for both, so that ids cannot be probed.
+    /// Creates the problem of an unknown ID and of an ID of another account. They are the same, so that a caller cannot
+    /// find out which IDs exist.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(
             ProblemCode::NotFound,
-            "There is no such resource in this account.",
+            "The resource does not exist or belongs to another account. Check the ID.",
         )
     }
 
-    /// A valid credential of the wrong kind.
+    /// Creates the problem of a valid credential that is of the wrong kind or lacks the permission.
     #[must_use]
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(ProblemCode::Forbidden, detail)
     }
 
-    /// The key is not accepted; unknown and revoked read the same.
+    /// Creates the problem of a key that is unknown or revoked. Both are the same, so that a caller cannot find out which
+    /// keys existed.
     #[must_use]
     pub fn invalid_api_key() -> Self {
         Self::new(
             ProblemCode::InvalidApiKey,
-            "The API key is unknown or was revoked.",
+            "The API key is unknown or revoked. Check the key, or use another one.",
         )
     }
 
-    /// A mistake of our own, of which the caller learns no more; the log does.
+    /// Creates the problem of an error of the server. The cause is only in the log.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(
             ProblemCode::InternalError,
-            "Something went wrong on our side.",
+            "The server could not process the request. Try again; report the error to the operator if it persists.",
         )
     }
 
-    /// The store cannot be reached, or too much is waiting for it.
+    /// Creates the problem of a store that cannot be reached or has too many requests waiting.
     #[must_use]
     pub fn unavailable() -> Self {
         Self {
             retry_after: Some(1),
             ..Self::new(
                 ProblemCode::Unavailable,
-                "The service cannot answer right now; try again.",
+                "The service is temporarily unavailable. Try again later.",
             )
         }
     }
 
-    /// The challenge for `WWW-Authenticate` (RFC 6750, section 3), where one belongs to it. `realm` says what is
-    /// protected.
+    /// Creates the problem of a body that did not arrive in time.
+    #[must_use]
+    pub fn request_timeout() -> Self {
+        Self::new(
+            ProblemCode::RequestTimeout,
+            "The body did not arrive in time. Send the request again.",
+        )
+    }
+
+    /// Creates the problem of a request whose Idempotency-Key belongs to a request that is still running.
+    #[must_use]
+    pub fn idempotency_in_progress() -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::new(
+                ProblemCode::IdempotencyInProgress,
+                "The first request with this Idempotency-Key is still running. Try again later.",
+            )
+        }
+    }
+
+    /// Returns the challenge for `WWW-Authenticate` (RFC 6750, section 3), or `None` for a problem without one. `realm` names
+    /// the protected API.
     ///
     /// ```
     /// use tollkey_core::{Problem, ProblemCode};
-    /// let problem = Problem::new(ProblemCode::MissingCredentials, "A credential is needed.");
+    /// let problem = Problem::new(ProblemCode::MissingCredentials, "Send an API key.");
     /// assert_eq!(problem.challenge("links").unwrap(), "Bearer realm=\"links\"");
     /// ```
     #[must_use]
@@ -337,15 +358,13 @@ impl Problem {
         Some(challenge)
     }
 
-    /// How a denial is said over HTTP (contract, section 5): unknown and revoked are one 401, an exhausted
-    /// allowance is 429, everything else 403 with its own code.
+    /// Creates the problem of a denial: 401 for an unknown or revoked key, 429 for an exceeded rate limit, and 403 with the
+    /// code of the denial for each other one.
     #[must_use]
     pub fn denied(denial: Denial) -> Self {
         match denial {
             Denial::UnknownKey | Denial::Revoked => Self::invalid_api_key(),
-            Denial::RateLimited => {
-                Self::new(ProblemCode::RateLimited, "The key's allowance is used up.")
-            }
+            Denial::RateLimited => Self::new(ProblemCode::RateLimited, denial.detail()),
             other => Self::new(ProblemCode::Denied(other), other.detail()),
         }
     }
@@ -364,12 +383,12 @@ impl fmt::Display for Problem {
 }
 impl std::error::Error for Problem {}
 
-/// A member and the rule it breaks.
+/// An invalid field and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
-    /// Where: a JSON pointer into the body (`/name`), or the name of a query parameter or header.
+    /// A JSON pointer into the body (`/name`), or the name of a query parameter or header.
     pub pointer: String,
-    /// The rule.
+    /// The rule, without the pointer: `must have 1 to 100 characters`.
     pub detail: String,
 }
 
@@ -377,24 +396,24 @@ impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pointer.as_str() {
             "" => write!(f, "{}", self.detail),
-            pointer => write!(f, "{pointer} {}", self.detail),
+            pointer => write!(f, "{pointer}: {}", self.detail),
         }
     }
 }
 
-/// A value breaks a rule; the text says which. Who knows the member's name adds it: see [`Checks`].
+/// The rule that a value breaks. [`Checks::member`] adds the pointer of the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
 impl Invalid {
-    /// Breaks this rule.
+    /// Creates the error of a value that breaks this rule, such as `must have 1 to 100 characters`.
     pub fn new(rule: impl Into<String>) -> Self {
         Self(rule.into())
     }
 }
 
-/// Collects what is wrong with a request, so that a caller learns of all of it at once.
+/// Collects the errors of the fields of a request, so that one response reports all of them.
 ///
 /// ```
 /// use tollkey_core::{Application, Checks};
@@ -402,7 +421,7 @@ impl Invalid {
 /// let name = checks.member("/name", Application::parse_name(""));
 /// let description = checks.member("/description", Application::parse_description(None));
 /// let (Some(name), Some(description)) = (name, description) else {
-///     assert_eq!(checks.into_problem().errors[0].to_string(), "/name must have 1 to 100 characters");
+///     assert_eq!(checks.into_problem().errors[0].to_string(), "/name: must have 1 to 100 characters");
 ///     return;
 /// };
 /// # unreachable!("{name} {description:?}");
@@ -411,13 +430,12 @@ impl Invalid {
 pub struct Checks(Vec<FieldError>);
 
 impl Checks {
-    /// The value, or `None` with its error kept under that pointer.
+    /// Returns the value, or adds its error under this pointer and returns `None`.
     pub fn member<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
         value.map_err(|rule| self.add(pointer, rule.0)).ok()
     }
 
-    /// Keeps an error. A field has one: whatever follows from it, in the field itself, in what contains it or in what it
-    /// contains, is not kept.
+    /// Adds an error, unless the field, a field that contains it, or a field inside it has one already.
     pub fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         let pointer = pointer.into();
         let within = |outer: &str, inner: &str| {
@@ -437,29 +455,29 @@ impl Checks {
         }
     }
 
-    /// Keeps the errors of a part of the request, whose pointers begin at `prefix`.
+    /// Adds the errors of a part of the request, with `prefix` before their pointers.
     pub fn append(&mut self, prefix: &str, part: Self) {
         for error in part.0 {
             self.add(format!("{prefix}{}", error.pointer), error.detail);
         }
     }
 
-    /// How many errors are kept.
+    /// The number of errors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing was wrong so far.
+    /// Whether there is no error.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The value, when nothing was wrong.
+    /// Returns the value if there is no error.
     ///
     /// # Errors
-    /// The validation problem of everything collected.
+    /// The validation problem of all errors.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Problem> {
         match value {
             Some(value) if self.is_empty() => Ok(value),
@@ -467,7 +485,7 @@ impl Checks {
         }
     }
 
-    /// The validation problem of everything collected.
+    /// Returns the validation problem of all errors.
     #[must_use]
     pub fn into_problem(self) -> Problem {
         Problem::validation(self.0)

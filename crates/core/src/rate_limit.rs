@@ -9,7 +9,7 @@ fn within(value: i64, max: u32) -> Result<NonZeroU32, Invalid> {
         .ok()
         .filter(|value| *value <= max)
         .and_then(NonZeroU32::new);
-    value.ok_or_else(|| Invalid::new(format!("must be 1 to {max}")))
+    value.ok_or_else(|| Invalid::new(format!("must be between 1 and {max}")))
 }
 
 /// At most `limit` uses in `window_seconds`, counted by each verifier for itself (GCRA: the whole limit may be

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::{Family, Invalid, heap};
+use crate::{Family, Invalid, heap, text::nearest};
 
 /// The name of a scope, such as `links:read`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -175,16 +175,16 @@ impl Catalogue {
             });
         if !well_formed {
             return Err(Invalid::new(format!(
-                "scope {name:?} must be 1 to 64 characters out of a-z 0-9 . _ - : and begin with a letter"
+                "scope {name:?} must have 1 to 64 characters from a-z 0-9 . _ - : and begin with a letter"
             )));
         }
         if self.index(name).is_some() {
-            return Err(Invalid::new(format!("scope {name} is there already")));
+            return Err(Invalid::new(format!("scope {name} already exists")));
         }
         if self.scopes.len() == Self::MAX {
             return Err(Invalid::new(format!(
-                "there can be at most {} scopes",
-                Self::MAX
+                "must add at most {} scopes",
+                Self::MAX - Scope::BUILT_IN.len()
             )));
         }
         if in_commerce {
@@ -227,7 +227,7 @@ impl Catalogue {
         }
         if scopes.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; leave it out for the default, [\"commerce\"]",
+                "must not be empty; omit it for the default, [\"commerce\"]",
             ));
         }
         Ok(scopes)
@@ -293,14 +293,15 @@ impl Catalogue {
     }
 
     fn unknown(&self, name: &str) -> Invalid {
-        let shown: String = name.chars().take(64).collect();
-        let valid = self
-            .scopes
-            .iter()
-            .map(Scope::as_str)
-            .collect::<Vec<_>>()
-            .join(", ");
-        Invalid::new(format!("unknown scope {shown:?}; valid scopes are {valid}"))
+        let shown: String = name.chars().take(64).flat_map(char::escape_debug).collect();
+        let valid: Vec<&str> = self.scopes.iter().map(Scope::as_str).collect();
+        let meant = nearest(name, valid.iter().copied())
+            .map(|scope| format!("did you mean `{scope}`? "))
+            .unwrap_or_default();
+        let valid = valid.join(", ");
+        Invalid::new(format!(
+            "unknown scope `{shown}`; {meant}valid scopes are {valid}"
+        ))
     }
 }
 
@@ -387,7 +388,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "unknown scope \"link:read\"; valid scopes are commerce, links:read, links:write, sessions:read, \
+            "unknown scope `link:read`; did you mean `links:read`? valid scopes are commerce, links:read, links:write, sessions:read, \
              sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write"
         );
     }

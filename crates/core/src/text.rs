@@ -24,7 +24,7 @@ pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
 /// use tollkey_core::text::required;
 /// assert_eq!(required("  Web store ", 100).unwrap(), "Web store");
 /// assert_eq!(required("  ", 100).unwrap_err().to_string(), "must have 1 to 100 characters");
-/// assert_eq!(required("\u{200b}", 100).unwrap_err().to_string(), "must have a visible character");
+/// assert_eq!(required("\u{200b}", 100).unwrap_err().to_string(), "must contain a visible character");
 /// ```
 pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
     let text = displayable(text)?;
@@ -55,7 +55,7 @@ fn at_most(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
 fn without_controls(text: &str) -> Result<&str, Invalid> {
     let text = text.trim();
     if text.chars().any(char::is_control) {
-        return Err(Invalid::new("must not have control characters"));
+        return Err(Invalid::new("must not contain control characters"));
     }
     Ok(text)
 }
@@ -66,11 +66,11 @@ fn displayable(text: &str) -> Result<&str, Invalid> {
     let text = without_controls(text)?;
     if text.chars().any(changes_direction) {
         return Err(Invalid::new(
-            "must not have characters that change the writing direction (U+202A to U+202E, U+2066 to U+2069)",
+            "must not contain characters that change the text direction (U+202A to U+202E, U+2066 to U+2069)",
         ));
     }
     if !text.is_empty() && !text.chars().any(is_visible) {
-        return Err(Invalid::new("must have a visible character"));
+        return Err(Invalid::new("must contain a visible character"));
     }
     Ok(text)
 }
@@ -173,7 +173,7 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     for text in texts {
         if !is_reference(text) {
             return Err(Invalid::new(
-                "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+                "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             ));
         }
         if !references.iter().any(|known| known == text) {
@@ -187,7 +187,7 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     }
     if references.is_empty() {
         return Err(Invalid::new(
-            "must not be empty; leave it out to have no such restriction",
+            "must not be empty; omit it to set no such restriction",
         ));
     }
     Ok(references)

@@ -33,11 +33,10 @@ pub fn parse_outcome(code: &str) -> Result<Option<Denial>, Invalid> {
     if code == outcome_code(None) {
         return Ok(None);
     }
-    let counted = Denial::ALL
-        .into_iter()
-        .filter(|denial| *denial != Denial::UnknownKey);
-    let denial = counted.into_iter().find(|denial| denial.code() == code);
-    denial
-        .map(Some)
-        .ok_or_else(|| Invalid::new("must be valid, or the code of a denial of a known key"))
+    match code.parse() {
+        Ok(denial) if denial != Denial::UnknownKey => Ok(Some(denial)),
+        _ => Err(Invalid::new(
+            "must be `valid`, or a denial code other than `unknown_key`",
+        )),
+    }
 }

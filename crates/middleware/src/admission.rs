@@ -11,9 +11,11 @@ use tollkey_core::{
 };
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
-use tollkey_verifier::{Known, Stats, Unavailable, Verdict, Verifier, http::HttpSource};
+use tollkey_verifier::{Known, Reservation, Stats, Unavailable, Verdict, Verifier};
 
-use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey};
+use crate::{
+    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, source::HttpSource,
+};
 
 /// The verifier of a guard.
 pub(crate) enum Verifiers {
@@ -36,26 +38,23 @@ macro_rules! each {
 }
 
 impl Verifiers {
-    fn hold_cached(&self, key: &str, need: &Need<'_>) -> Option<Verdict> {
-        each!(self, verifier => verifier.hold_remembered(key, need))
+    /// Reserves a use of a cached key; `None` if the key has to be looked up.
+    fn reserve_cached(&self, key: &str, need: &Need<'_>) -> Option<Result<Reservation, Verdict>> {
+        each!(self, verifier => verifier.reserve_cached(key, need))
     }
 
-    async fn hold(
+    /// Reserves a use of the key, with a request to the server if the key is not cached.
+    async fn reserve(
         &self,
         key: &str,
         need: &Need<'_>,
         requirement: &Requirement,
-    ) -> Result<Verdict, Unavailable> {
+    ) -> Result<Result<Reservation, Verdict>, Unavailable> {
         each!(self, verifier => if requirement.grace.is_zero() {
-            verifier.hold(key, need).await
+            verifier.reserve(key, need).await
         } else {
-            verifier.hold_without_immediate_revocation(key, need, requirement.grace).await
+            verifier.reserve_without_immediate_revocation(key, need, requirement.grace).await
         })
-    }
-
-    /// Decides what is required besides of a key that was admitted with the same request.
-    pub(crate) fn decide_further(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
-        each!(self, verifier => verifier.decide_further(held, need))
     }
 
     /// Waits until the key can no longer be used, on that runtime.
@@ -65,14 +64,6 @@ impl Verifiers {
             let verifier = verifier.clone();
             runtime.spawn(async move { verifier.until_unusable(&key).await })
         })
-    }
-
-    /// Ends a verdict that is held; without an outcome as if it had not been.
-    pub(crate) fn end(&self, held: &Verdict, outcome: Option<Result<(), Denial>>) {
-        each!(self, verifier => match outcome {
-            Some(outcome) => verifier.conclude(held, outcome),
-            None => verifier.release(held),
-        });
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -112,7 +103,8 @@ impl Admission {
         }
     }
 
-    /// Requires more, inside of the layer. A rejection takes nothing from the key's rate limit, and is no use of the key.
+    /// Requires more, inside of the layer. A rejection gives back what the request took from the key's rate limit, and is no
+    /// use of the key.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
@@ -132,16 +124,16 @@ impl Admission {
     /// into the response to a use, lower-case names and values.
     pub fn conclude(&self) -> Vec<(&'static str, String)> {
         match &self.0 {
-            Admitted::With(key) if key.conclude() => key.rate_limit_fields().collect(),
+            Admitted::With(key) if key.commit() => key.rate_limit_fields().collect(),
             _ => Vec::new(),
         }
     }
 
-    /// Withdraws this admission where that guard is about to decide the same request again, as a layer inside of a layer
+    /// Withdraws this admission if that guard is about to decide the same request again, as a layer inside of a layer
     /// does: only the inner one counts.
     pub fn give_way_to(&self, guard: &Guard) {
         match &self.0 {
-            Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.release(),
+            Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.cancel(),
             _ => {}
         }
     }
@@ -162,15 +154,15 @@ impl Guard {
         };
         let merchant = self.merchant(request, requirement);
         let need = self.need(request, requirement, merchant.as_deref())?;
-        let verdict = self.verifiers().hold(key, &need, requirement).await;
-        let verdict =
-            verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
-        self.admit(verdict, (header, key), merchant, requirement, request.form)
+        let reserved = self.verifiers().reserve(key, &need, requirement).await;
+        let reserved =
+            reserved.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
+        self.admit(reserved, (header, key), merchant, requirement, request.form)
     }
 
-    /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
+    /// [`check`](Self::check) without a request to the server. Returns `None`, and counts nothing, if it needs one.
     ///
-    /// A framework saves with it not the time of the decision but that of coming back to a request later.
+    /// It saves a framework a boxed future for the request.
     #[must_use]
     pub fn check_cached(
         &self,
@@ -183,10 +175,10 @@ impl Guard {
             };
             let merchant = self.merchant(request, requirement);
             let need = self.need(request, requirement, merchant.as_deref())?;
-            let verdict = self.verifiers().hold_cached(key, &need);
-            verdict
-                .map(|verdict| {
-                    self.admit(verdict, (header, key), merchant, requirement, request.form)
+            let reserved = self.verifiers().reserve_cached(key, &need);
+            reserved
+                .map(|reserved| {
+                    self.admit(reserved, (header, key), merchant, requirement, request.form)
                 })
                 .transpose()
         };
@@ -234,26 +226,31 @@ impl Guard {
 
     fn admit(
         &self,
-        held: Verdict,
+        reserved: Result<Reservation, Verdict>,
         (header, presented): (&'static str, &str),
         merchant: Option<String>,
         requirement: &Requirement,
         form: RejectionForm,
     ) -> Result<Admission, Rejection> {
-        if let Err(denial) = held.outcome {
-            if denial == Denial::UnknownKey {
-                // The form of the credential says more, and the same of every text with the form of a key.
-                return Err(self
-                    .reject(Expected::ApiKey.problem(presented), form)
-                    .because_of(denial));
+        match reserved {
+            Ok(reservation) => {
+                let key = VerifiedKey::new(self.clone(), reservation, header, merchant, form);
+                Ok(Admission(Admitted::With(key)))
             }
-            let rejection = self.deny(denial, requirement, held.record.as_deref(), form);
-            return Err(rejection.with_rate(held.rate, held.retry_after_seconds));
+            Err(Verdict {
+                outcome: Err(denial),
+                record: Some(key),
+                rate,
+                retry_after_seconds,
+            }) => {
+                let rejection = self.deny(denial, requirement, Some(&key), form);
+                Err(rejection.with_rate(rate, retry_after_seconds))
+            }
+            // The form of the credential says more, and the same of every text with the form of a key.
+            Err(_) => Err(self
+                .reject(Expected::ApiKey.problem(presented), form)
+                .because_of(Denial::UnknownKey)),
         }
-        // A request without a key that needs one is never admitted, whatever the verdict is made of.
-        let key = VerifiedKey::hold(self.clone(), held, header, merchant, form);
-        let key = key.ok_or_else(|| self.reject(Problem::invalid_api_key(), form))?;
-        Ok(Admission(Admitted::With(key)))
     }
 
     /// What the request needs of its key.

@@ -14,13 +14,14 @@ use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
 use tollkey_core::{
     Catalogue, Digest, RouteBase, VerifierId, credential::CredentialHeaders, network::parse_network,
 };
-use tollkey_verifier::{LogLimit, Settings, Stats, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{LogLimit, Settings, Stats, SystemClock, Verifier};
 
 use crate::{
     Merchant, Rejection, RejectionResponse,
     admission::Verifiers,
     background::Background,
     rejection::{Format, RejectionSettings},
+    source::HttpSource,
 };
 
 /// How long [`GuardBuilder::connect`] tries.

@@ -1,16 +1,10 @@
 //! The key that a request was admitted with.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Record, Scope, Timestamp};
-use tollkey_verifier::{Known, Verdict};
+use tollkey_verifier::Reservation;
 
 use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
@@ -19,38 +13,31 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 /// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does as soon as there
 /// is a response, or when the last clone is dropped.
 #[derive(Clone)]
-pub struct VerifiedKey(Arc<Held>);
+pub struct VerifiedKey(Arc<Inner>);
 
-struct Held {
+struct Inner {
     guard: Guard,
-    record: Known,
-    verdict: Verdict,
+    reservation: Reservation,
     header: &'static str,
     merchant: Option<String>,
     form: RejectionForm,
-    concluded: AtomicBool,
 }
 
 impl VerifiedKey {
-    /// Holds a verdict that allows.
-    pub(crate) fn hold(
+    pub(crate) fn new(
         guard: Guard,
-        verdict: Verdict,
+        reservation: Reservation,
         header: &'static str,
         merchant: Option<String>,
         form: RejectionForm,
-    ) -> Option<Self> {
-        verdict.allowed()?;
-        let record = verdict.record.clone()?;
-        Some(Self(Arc::new(Held {
+    ) -> Self {
+        Self(Arc::new(Inner {
             guard,
-            record,
-            verdict,
+            reservation,
             header,
             merchant,
             form,
-            concluded: AtomicBool::new(false),
-        })))
+        }))
     }
 
     pub(crate) fn guard(&self) -> &Guard {
@@ -58,7 +45,7 @@ impl VerifiedKey {
     }
 
     fn record(&self) -> &Record {
-        &self.0.record
+        self.0.reservation.key()
     }
 
     /// The ID.
@@ -158,18 +145,18 @@ impl VerifiedKey {
         self.rejected_unless(decision, &requirement)
     }
 
-    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that goes on either way:
-    /// it rejects nothing, and the request counts as a use of the key.
+    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that continues either
+    /// way: it rejects nothing, and the request counts as a use of the key.
     #[must_use]
     pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
         self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
-    /// Rejects the request with this denial, for a rule of the application's own: with the response that the layer would
-    /// give, and without a use of the key. With [`Denial::RateLimited`] the response asks to retry after a second.
+    /// Rejects the request with this denial, for a rule of the application: with the response that the layer would send. The
+    /// request counts as denied, and gives back what it took from the key's rate limit. With [`Denial::RateLimited`] the response asks to retry after a second.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
-        self.0.end(Some(Err(denial)));
+        self.0.reservation.reject(denial);
         self.guard().deny(
             denial,
             &Requirement::any(),
@@ -178,10 +165,10 @@ impl VerifiedKey {
         )
     }
 
-    /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
-    /// disabled; and returns which. For responses that go on after the request was authorized, such as WebSockets and event
-    /// streams: end them when it resolves. It does as fast as a new request would be rejected, and never for a change of
-    /// scopes or other restrictions. While the server cannot be reached, it goes on waiting.
+    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its application is
+    /// disabled. Returns which. For responses that continue after the request was authorized, such as WebSockets and event
+    /// streams: end them when it resolves. It resolves as fast as a new request would be rejected, and never for a change of
+    /// scopes or other restrictions. While the server cannot be reached, it keeps waiting.
     ///
     /// ```
     /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
@@ -192,7 +179,7 @@ impl VerifiedKey {
     /// # }
     /// ```
     pub async fn revoked(&self) -> Denial {
-        self.guard().until_unusable(&self.0.record).await
+        self.guard().until_unusable(self.0.reservation.key()).await
     }
 
     /// The name of the header that held the key, in lower case.
@@ -204,9 +191,9 @@ impl VerifiedKey {
     /// The fields `RateLimit-Policy` and `RateLimit` for the response, where the key has a limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0
-            .verdict
-            .rate
-            .iter()
+            .reservation
+            .rate()
+            .into_iter()
             .flat_map(|rate| crate::rejection::rate_fields(rate, None))
     }
 
@@ -248,11 +235,7 @@ impl VerifiedKey {
         merchant: Option<&str>,
     ) -> Option<Result<(), Denial>> {
         let need = self.guard().need_of_key(requirement, merchant)?;
-        Some(
-            self.guard()
-                .verifiers()
-                .decide_further(&self.0.verdict, &need),
-        )
+        Some(self.0.reservation.decide_further(&need))
     }
 
     /// Ends the request with a rejection unless the decision allows it.
@@ -265,41 +248,24 @@ impl VerifiedKey {
         match decision {
             Some(Ok(())) => Ok(()),
             Some(Err(denial)) => {
-                self.0.end(Some(Err(denial)));
+                self.0.reservation.reject(denial);
                 Err(guard.deny(denial, requirement, Some(self.record()), form))
             }
             None => {
-                self.release();
+                self.cancel();
                 Err(guard.misconfigured(form))
             }
         }
     }
 
-    /// Ends the request: it was a use of the key, unless it ended before. Whether it was.
-    pub(crate) fn conclude(&self) -> bool {
-        self.0.end(Some(Ok(())))
+    /// Ends the request: it was a use of the key. Returns `false` if the request had ended before.
+    pub(crate) fn commit(&self) -> bool {
+        self.0.reservation.commit()
     }
 
-    /// Ends the request as if it had not been.
-    pub(crate) fn release(&self) {
-        self.0.end(None);
-    }
-}
-
-impl Held {
-    /// Only the first of several does anything, and says so.
-    fn end(&self, outcome: Option<Result<(), Denial>>) -> bool {
-        let first = !self.concluded.swap(true, Ordering::AcqRel);
-        if first {
-            self.guard.verifiers().end(&self.verdict, outcome);
-        }
-        first
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.end(Some(Ok(())));
+    /// Ends the request as if the key had not been presented.
+    pub(crate) fn cancel(&self) {
+        self.0.reservation.cancel();
     }
 }
 

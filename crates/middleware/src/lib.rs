@@ -1,11 +1,4 @@
-//! Protects an API with Tollkey, whatever its framework.
-//!
-//! A [`Guard`] subscribes to a server and authorizes requests from its own cache: no network on a cached key, and yet a
-//! revoked key is rejected from the moment the revocation is responded to. `tollkey-axum` and `tollkey-actix` pass it their
-//! requests and send the responses it makes; neither decides anything. What both share is here, the extractor
-//! [`VerifiedKey`] among it, so that a library can serve applications of both.
-//!
-//! [`Guard::check`] authorizes a request ([`RequestHead`]) by a [`Requirement`]: it gives an [`Admission`] or a [`Rejection`].
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "actix")]
@@ -20,6 +13,7 @@ mod merchant;
 mod rejection;
 mod request;
 mod requirement;
+pub mod source;
 #[cfg(feature = "test-util")]
 pub mod testing;
 
@@ -38,3 +32,16 @@ pub use tollkey_core::{
     Timestamp, feature::Feature, metadata::Metadata,
 };
 pub use tollkey_verifier::{Seq, Stats};
+
+// Here, because this crate has both frameworks and the client for its tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod project_readme {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/rust-client.md")]
+mod client_chapter {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/middleware.md")]
+mod middleware_chapter {}

@@ -40,9 +40,9 @@
 //!   servers of the **previous release**, which read the own row of a key only. These reject a descendant once the change
 //!   at the end of the marking has propagated.
 //!
-//! Where the code is: `crates/verifier/src/memory.rs` (memory), `follow.rs` (leases and waiting),
-//! `crates/store/src/leases.rs` (the statements). A step here is what nothing can come between there: a statement, or
-//! what happens under the lock of the memory.
+//! The code is in `crates/verifier/src/cache.rs` (the cache, called memory here), `lease.rs` and `propagation.rs` (leases
+//! and waiting), and `crates/store/src/leases.rs` (the statements). A step of the model is atomic there: a statement, or
+//! what happens under the lock of the cache.
 //!
 //! # What was made simpler, and why nothing is lost by it
 //!

@@ -1,17 +1,27 @@
-// What makes the pages pleasant. Every one of them works without it.
+// Enhances the pages. All of them work without it.
 "use strict";
 
 document.documentElement.classList.add("scripted");
 
-// Times are written in UTC; the reader's own zone is nearer. The UTC time stays in the title.
+// The page has times in UTC. Recent ones are shown relative to now, others as dates in the reader's time zone; the title has
+// the exact time in both zones.
 function localTimes(root) {
-  const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-  for (const time of root.querySelectorAll("time[datetime]")) {
-    time.textContent = format.format(new Date(time.dateTime));
+  const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+  const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+  for (const time of root.querySelectorAll("time[datetime]:not([data-utc])")) {
+    const at = new Date(time.dateTime);
+    const seconds = Math.round((at - Date.now()) / 1000);
+    const [unit, size] = units.find(([, size]) => Math.abs(seconds) >= size) ?? units[3];
+    const isRecent = Math.abs(seconds) < 7 * 86400;
+    time.dataset.utc = time.textContent;
+    time.title = `${exact.format(at)} (${time.dataset.utc})`;
+    time.textContent = isRecent ? relative.format(Math.trunc(seconds / size), unit) : day.format(at);
   }
 }
 
-// What only some choices need: data-for="kind=commerce kind=application".
+// Shows fields that only some choices need: data-for="kind=commerce kind=application".
 function conditional(root) {
   for (const part of root.querySelectorAll("[data-for]")) {
     const form = part.closest("form");
@@ -32,9 +42,22 @@ function start() {
   conditional(document);
   document.querySelector("[data-focus]")?.focus();
 
-  // The link of development mode signs in by itself.
+  // The sign-in link of development mode sends its form by itself.
   document.querySelector("form[data-send]")?.requestSubmit();
 
+  // A notice is about the request before this page, and not about a reload or a page that comes back.
+  const here = new URL(location);
+  if (here.searchParams.has("done")) {
+    here.searchParams.delete("done");
+    history.replaceState(history.state, "", here);
+  }
+
+  for (const button of document.querySelectorAll("[data-copy-text]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.dataset.copyText);
+      button.textContent = "Copied";
+    });
+  }
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
       const field = document.getElementById(button.dataset.copy);
@@ -44,7 +67,7 @@ function start() {
         said.textContent = "Copied.";
       } catch {
         field.select();
-        said.textContent = "The browser does not let us copy; it is selected, copy it with the keyboard.";
+        said.textContent = "The browser does not allow copying. The text is selected: copy it with the keyboard.";
       }
     });
   }
@@ -52,9 +75,11 @@ function start() {
     field.addEventListener("focus", () => field.select());
   }
 
-  // A secret is not left behind in the page's memory, nor left by accident.
+  // A key is not left in the page's memory, and the page is not left by accident. Reload and Back lead to the page of the
+  // key: this one is the response to a form.
   const secret = document.querySelector("[data-secret]");
   if (secret) {
+    history.replaceState(null, "", secret.querySelector("form").action);
     const acknowledged = secret.querySelector("[data-acknowledge]");
     window.addEventListener("beforeunload", (event) => {
       if (!acknowledged.checked) event.preventDefault();
@@ -66,14 +91,14 @@ function start() {
 
   for (const field of document.querySelectorAll("[data-must-be]")) {
     const button = field.form.querySelector("button[type=submit]");
-    // As the server compares: two ways to write the same letters are one (NFC).
+    // As the server compares: in Unicode normalization form C.
     const plain = (text) => text.trim().normalize("NFC");
     const check = () => { button.disabled = plain(field.value) !== plain(field.dataset.mustBe); };
     field.addEventListener("input", check);
     check();
   }
 
-  // A form is sent once, however often its button is pressed.
+  // A form is sent once, even if its button is pressed again.
   for (const form of document.querySelectorAll("form[method=post]")) {
     form.addEventListener("submit", (event) => {
       if (form.dataset.sent) event.preventDefault();
@@ -83,8 +108,11 @@ function start() {
 }
 
 document.addEventListener("DOMContentLoaded", start);
-document.addEventListener("htmx:afterSwap", (event) => localTimes(document.getElementById("results") ?? event.target));
-// A page that comes back from the browser's memory can be sent again.
+document.addEventListener("htmx:afterSwap", (event) => {
+  localTimes(document.getElementById("results") ?? event.target);
+  document.querySelector("main > .notice.good")?.remove();
+});
+// The forms of a page from the back/forward cache can be sent again.
 window.addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });

@@ -148,7 +148,7 @@ pub async fn open(
     if let Some(tokens) = &configured
         && let Err(error) = tokens.warm_up(clock.now()).await
     {
-        tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
+        tracing::warn!(%error, "cannot fetch the issuer's keys; management requests are rejected until they are fetched");
     }
     tracing::info!(database = %settings.database.url, "opening the database");
     let store = database::open_prepared(settings, &clock).await?;
@@ -167,6 +167,6 @@ pub async fn open(
     }
     let service = service(settings, store, clock, random, sealing_secret).await?;
     let state = assemble(settings, service, tokens, development.as_ref())?;
-    tracing::info!(verifier = %state.service.verifier.id(), "other replicas know this process by this id");
+    tracing::info!(verifier = %state.service.verifier.id(), "verifier started");
     Ok(Opened { state, development })
 }

@@ -18,10 +18,12 @@ pub mod jwks;
 pub mod jwt;
 pub mod oidc;
 pub(crate) mod published;
+mod request_parts;
 pub mod sign_in_links;
 
 pub use self::{
     authenticate::{Allowance, authorize_presented, look_at_presented, not_forwarded},
     client_ip::{client_ip, forwarded_ip},
     extractors::{AccountHolder, Identified, Merchant, Operator, PresentedKey, Service, Verifying},
+    request_parts::RequestParts,
 };

@@ -92,7 +92,9 @@ async fn keep_usage(
                 .await
                 .is_err()
             {
-                tracing::warn!("not all usage could be written down in time");
+                tracing::warn!(
+                    "usage counts were lost: they could not be stored before the server stopped"
+                );
             }
         }
         if let Some(metrics) = &metrics {

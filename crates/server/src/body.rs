@@ -23,8 +23,8 @@ use crate::{auth::Identified, rejection::Rejection};
 
 /// The largest body.
 pub const MAX_BODY: usize = 64 * 1024;
-/// The longest value of a query parameter, in bytes. Parameters have narrower rules of their own; none is longer than the
-/// code that an identity provider sends back.
+/// The longest value of a query parameter, in bytes. The longest parameter is the code that an identity provider sends;
+/// most parameters have stricter rules.
 const MAX_PARAMETER: usize = 4096;
 /// How long a caller may take to send it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -65,19 +65,14 @@ impl FromRequest for Body {
             let bytes = if encoded {
                 Err(Problem::new(
                     ProblemCode::UnsupportedMediaType,
-                    "The body must not be compressed.",
+                    "The body must not be compressed. Send it without Content-Encoding.",
                 ))
             } else if announced.is_some_and(|length: usize| length > MAX_BODY) {
                 Err(too_large())
             } else {
                 tokio::time::timeout(BODY_TIMEOUT, collect(payload))
                     .await
-                    .unwrap_or_else(|_| {
-                        Err(Problem::new(
-                            ProblemCode::RequestTimeout,
-                            "The body did not arrive in time.",
-                        ))
-                    })
+                    .unwrap_or_else(|_| Err(Problem::request_timeout()))
             };
             Ok(Self {
                 bytes,
@@ -90,8 +85,12 @@ impl FromRequest for Body {
 async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = payload.next().await {
-        let chunk =
-            chunk.map_err(|_| Problem::new(ProblemCode::MalformedJson, "The body broke off."))?;
+        let chunk = chunk.map_err(|_| {
+            Problem::new(
+                ProblemCode::MalformedJson,
+                "The connection closed before the whole body arrived. Send the request again.",
+            )
+        })?;
         if bytes.len() + chunk.len() > MAX_BODY {
             return Err(too_large());
         }
@@ -103,7 +102,7 @@ async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
 fn too_large() -> Problem {
     Problem::new(
         ProblemCode::PayloadTooLarge,
-        format!("The body must be at most {MAX_BODY} bytes."),
+        format!("The body must have at most {MAX_BODY} bytes."),
     )
 }
 
@@ -116,7 +115,7 @@ impl Body {
         self.read_json()?.value()
     }
 
-    /// The body as a JSON object, for a handler with rules of its own.
+    /// The body as a JSON object, for a handler that checks further rules.
     ///
     /// # Errors
     /// As for [`Body::json`], but those about fields may come with [`Read::check`].
@@ -132,7 +131,7 @@ impl Body {
         self.read_json_or_nothing()?.value()
     }
 
-    /// As [`Body::json_or_nothing`], for a handler with rules of its own.
+    /// As [`Body::json_or_nothing`], for a handler that checks further rules.
     ///
     /// # Errors
     /// As for [`Body::read_json`].
@@ -196,7 +195,7 @@ impl Body {
             let expected = expected.join(" or ");
             return Err(Problem::new(
                 ProblemCode::UnsupportedMediaType,
-                format!("The body must be {expected}."),
+                format!("The Content-Type header must be {expected}."),
             ));
         }
         Ok(bytes)
@@ -219,7 +218,7 @@ impl<T> Read<T> {
         self.errors.finish(Some(self.value))
     }
 
-    /// What a handler makes of the value by rules of its own, which add to the errors of reading.
+    /// Converts the value with further rules, whose errors are added to those of reading.
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
@@ -346,7 +345,11 @@ mod tests {
             [] => format!("{}: {}", problem.code.as_str(), problem.detail),
             errors => errors
                 .iter()
-                .map(ToString::to_string)
+                .map(|error| {
+                    format!("{} {}", error.pointer, error.detail)
+                        .trim_start()
+                        .to_owned()
+                })
                 .collect::<Vec<_>>()
                 .join("; "),
         }
@@ -373,7 +376,7 @@ mod tests {
             ),
             (
                 r#"{"description":"d","mode":oops}"#,
-                "malformed_json: Line 1, column 27: expected value.",
+                "malformed_json: The body is not valid JSON at line 1, column 27: expected value.",
             ),
             (
                 r#"{"description":"d","scopes":"s3cret"}"#,
@@ -415,19 +418,19 @@ mod tests {
             (r#""s3cret""#, "The body must be a JSON object."),
             (
                 r#"{"description":"#,
-                "malformed_json: Line 1, column 15: EOF while parsing a value.",
+                "malformed_json: The body is not valid JSON at line 1, column 15: EOF while parsing a value.",
             ),
             (
                 "",
-                "malformed_json: Line 1, column 0: EOF while parsing a value.",
+                "malformed_json: The body is not valid JSON at line 1, column 0: EOF while parsing a value.",
             ),
             (
                 r#"{"description":"d"} x"#,
-                "malformed_json: Line 1, column 21: trailing characters.",
+                "malformed_json: The body is not valid JSON at line 1, column 21: trailing characters.",
             ),
             (
                 "{\"description\":\n  nope}",
-                "malformed_json: Line 2, column 4: expected ident.",
+                "malformed_json: The body is not valid JSON at line 2, column 4: expected ident.",
             ),
         ] {
             assert_eq!(
@@ -471,9 +474,9 @@ mod tests {
             ),
             (
                 r#"{"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null}"#,
-                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; this surface uses `expiresAt`; \
-                 /allowedIPs is unknown; this surface uses `allowedIps`; /Metadata is unknown; this surface uses `metadata`; \
-                 /rate-limit is unknown; this surface uses `rateLimit`; /description is required",
+                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; use `expiresAt`; \
+                 /allowedIPs is unknown; use `allowedIps`; /Metadata is unknown; use `metadata`; \
+                 /rate-limit is unknown; use `rateLimit`; /description is required",
             ),
             (
                 r#"{"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}}"#,
@@ -528,7 +531,7 @@ mod tests {
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
         assert_eq!(
             said(problem),
-            "malformed_json: Line 1, column 17: invalid unicode code point."
+            "malformed_json: The body is not valid JSON at line 1, column 17: invalid unicode code point."
         );
     }
 

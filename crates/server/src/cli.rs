@@ -48,16 +48,16 @@ struct Cli {
 enum Command {
     /// Run the server (the default).
     Serve,
-    /// Bring the database's schema to this build's.
+    /// Migrate the database's schema to this version.
     Migrate,
-    /// Make a management token, where Tollkey holds the secret that signs them.
+    /// Create a management token, if management tokens are signed with a secret.
     Token(token::Arguments),
-    /// Make, list and revoke the keys of resource servers and gateways.
+    /// Create, list and revoke service keys, which resource servers and gateways use.
     #[command(subcommand)]
     ServiceKey(service_key::Command),
     /// Print the OpenAPI document.
     Openapi,
-    /// Check the audit log.
+    /// Verify the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
     /// Show an account, or set its operating model.
@@ -66,12 +66,12 @@ enum Command {
     /// End sessions of the dashboard.
     #[command(subcommand)]
     Session(session::Command),
-    /// Ask a running server whether it is ready; exits 0 when it is.
+    /// Check whether a running server is ready; exits with 0 if it is.
     Healthcheck,
     /// Check the settings.
     #[command(subcommand)]
     Config(config::Command),
-    /// Print a new link that signs in to the dashboard of a server in development mode.
+    /// Print a new sign-in link to the dashboard of a server in development mode.
     DashboardLink,
 }
 

@@ -448,7 +448,7 @@ fn catalogue(sources: &Sources, values: &KeyValues) -> Result<Catalogue, ConfigE
             } else if at > Catalogue::MAX {
                 format!("must have at most {} scopes, with the built-in ones", Catalogue::MAX)
             } else {
-                format!("entry {at} must be 1 to 64 characters out of a-z 0-9 . _ - : and begin with a letter")
+                format!("entry {at} must have 1 to 64 characters from a-z 0-9 . _ - : and begin with a letter")
             };
             sources.invalid("TOLLKEY_SCOPES", Invalid::new(rule))
         })?;

@@ -63,8 +63,8 @@ pub enum DevModeError {
     },
     /// Others can read the secret.
     #[error(
-        "{path} can be read by other users of this machine (mode {mode:o}); delete it, or take their rights away \
-         with chmod 600 if nobody has read it"
+        "{path} can be read by other users of this machine (mode {mode:o}); delete it, or use chmod 600 if no other user \
+         has read it"
     )]
     Exposed {
         /// The file, with its absolute path.
@@ -74,7 +74,7 @@ pub enum DevModeError {
     },
     /// The file is not ours.
     #[error(
-        "{0} holds no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start makes a new one"
+        "{0} has no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start creates a new one"
     )]
     NoSecret(String),
     /// The file can be neither made nor read.
@@ -87,7 +87,7 @@ pub enum DevModeError {
     },
     /// No server has been started there.
     #[error(
-        "there is no {missing}, so there is no server in development mode here; start `tollkey serve` \
+        "{missing} does not exist, so no server in development mode uses this directory; start `tollkey serve` \
          first, run the command in its directory, or set DATABASE_URL or --database-url as for the server"
     )]
     NoServer {
@@ -102,7 +102,7 @@ pub enum DevModeError {
     SecretInMemory,
     /// Somebody else makes the tokens.
     #[error(
-        "management tokens are issued elsewhere: with a public key or a JWKS URL Tollkey only checks them"
+        "Tollkey does not sign management tokens: with a public key file or a JWKS URL it only verifies them; create the token at their issuer"
     )]
     IssuedElsewhere,
     /// The message's token cannot be made.
@@ -236,7 +236,7 @@ impl DevMode {
              Token for account {EXAMPLE_ACCOUNT}, valid for {hours} hours{more}:\n\
              {token}\n\
              \n\
-             Make an application:\n\
+             Create an application:\n\
              curl -sS -X POST '{base_url}/api/v1/applications' -H 'Authorization: Bearer {token}' \
              -H 'Content-Type: application/json' -d '{{\"name\":\"{name}\"}}'\n",
             hours = jwt::DEFAULT_LIFETIME.as_hours(),

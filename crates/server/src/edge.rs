@@ -11,7 +11,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{self, HeaderName, HeaderValue},
+        header::{self, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
@@ -34,17 +34,93 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 // draft-ietf-httpapi-ratelimit-headers-11.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// A request on its way through the edge.
+pub(crate) struct Passage {
+    started: Instant,
+    surface: &'static Surface,
+    /// The ID of the request.
+    pub(crate) id: Arc<str>,
+}
+
+impl Passage {
+    /// Begins with the headers of a request to this surface.
+    pub(crate) fn begin(state: &State, headers: &HeaderMap, surface: &'static Surface) -> Self {
+        let started = Instant::now();
+        let id = inbound_request_id(headers, surface).unwrap_or_else(|| new_request_id(state));
+        Self {
+            started,
+            surface,
+            id,
+        }
+    }
+
+    /// Renders a problem in the format of the surface.
+    pub(crate) fn render(&self, state: &State, problem: &Problem) -> HttpResponse {
+        let rendered = Rendered {
+            problem,
+            request_id: &self.id,
+            now: state.service.clock.now(),
+            public_path: &state.public_path,
+        };
+        (self.surface.render)(problem_response(problem), &rendered)
+    }
+
+    /// Ends with the response: sets the headers that all responses have, counts the request and logs one line. `route` is the
+    /// template of its path, never the path: a path can hold anything, a secret included.
+    pub(crate) fn end(
+        &self,
+        state: &State,
+        requests: &telemetry::Requests,
+        (method, route): (&Method, Option<&str>),
+        (status, headers): (StatusCode, &mut HeaderMap),
+        allowance: Option<&Allowance>,
+    ) {
+        if let Ok(id) = HeaderValue::from_str(&self.id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        (self.surface.set_headers)(headers, status);
+        state.public_path.add_to(headers);
+
+        // A gateway's caller is told what is left only when that is nothing.
+        if (!self.surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
+            && let Some(allowance) = allowance
+        {
+            let fields = allowance.rate.fields(allowance.retry_after_seconds);
+            for (name, value) in [RATE_LIMIT_POLICY, RATE_LIMIT].into_iter().zip(fields) {
+                if let Ok(value) = HeaderValue::try_from(value) {
+                    headers.insert(name, value);
+                }
+            }
+        }
+
+        let elapsed = self.started.elapsed();
+        requests.record(method.as_str(), route, status.as_u16(), elapsed);
+        let (method, route) = (
+            telemetry::known_method(method.as_str()),
+            route.unwrap_or("-"),
+        );
+        let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let id = &self.id;
+        // The level of a line is fixed where it is written.
+        if status.is_success() && self.surface.quiet_routes.contains(&route) {
+            tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+        } else {
+            tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+        }
+    }
+}
+
 /// The outermost middleware.
 ///
 /// # Errors
-/// None of ours: they become answers here.
+/// None of ours: they become responses here.
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
     requests: web::Data<telemetry::Requests>,
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    let started = Instant::now();
     // From here on, the request has the server's own path, whether a proxy in front of it strips the prefix or not.
     if let Some(own) = state.public_path.strip_uri(request.uri()) {
         request.match_info_mut().get_mut().update(&own);
@@ -56,8 +132,10 @@ pub async fn edge<B: MessageBody + 'static>(
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }
-    let id = inbound_request_id(&request, surface).unwrap_or_else(|| new_request_id(&state));
-    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
+    let passage = Passage::begin(&state, request.headers(), surface);
+    request
+        .extensions_mut()
+        .insert(RequestId(Arc::clone(&passage.id)));
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
     let (http_request, response) = next.call(request).await?.into_parts();
@@ -76,59 +154,25 @@ pub async fn edge<B: MessageBody + 'static>(
             })
         });
     let mut response = match problem {
-        Some(problem) => {
-            let rendered = Rendered {
-                problem: &problem,
-                request_id: &id,
-                now: state.service.clock.now(),
-                public_path: &state.public_path,
-            };
-            (surface.render)(problem_response(&problem), &rendered).map_into_right_body()
-        }
+        Some(problem) => passage.render(&state, &problem).map_into_right_body(),
         None => response.map_into_left_body(),
     };
 
     let status = response.status();
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        headers.insert(X_REQUEST_ID, id);
-    }
-    (surface.set_headers)(headers, status);
-    state.public_path.add_to(headers);
-
-    // A gateway's caller is told what is left only when that is nothing.
-    if (!surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
-        && let Some(allowance) = http_request.extensions().get::<Allowance>()
-    {
-        let fields = allowance.rate.fields(allowance.retry_after_seconds);
-        for (name, value) in [RATE_LIMIT_POLICY, RATE_LIMIT].into_iter().zip(fields) {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(name, value);
-            }
-        }
-    }
-
-    // The template, never the path: a path can hold anything, a secret included.
     let route = http_request.match_pattern();
-    let elapsed = started.elapsed();
-    requests.record(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
-    let (method, route) = (
-        telemetry::known_method(method.as_str()),
-        route.as_deref().unwrap_or("-"),
+    passage.end(
+        &state,
+        &requests,
+        (&method, route.as_deref()),
+        (status, response.headers_mut()),
+        http_request.extensions().get::<Allowance>(),
     );
-    let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    // The level of a line is fixed where it is written.
-    if status.is_success() && surface.quiet_routes.contains(&route) {
-        tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
-    } else {
-        tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
-    }
     Ok(ServiceResponse::new(http_request, response))
 }
 
-/// The ID that the request brings, if its surface accepts it.
-fn inbound_request_id(request: &ServiceRequest, surface: &Surface) -> Option<Arc<str>> {
-    let mut values = request.headers().get_all(X_REQUEST_ID);
+/// The ID that a request has, if its surface accepts it.
+fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>> {
+    let mut values = headers.get_all(X_REQUEST_ID);
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
     };
@@ -162,13 +206,16 @@ fn problem_of(error: &Error) -> Problem {
     let status = error.as_response_error().status_code();
     match status.as_u16() {
         404 => Problem::not_found(),
-        413 => Problem::new(ProblemCode::PayloadTooLarge, "The request is too large."),
+        413 => Problem::new(
+            ProblemCode::PayloadTooLarge,
+            "The request is too large. Send a smaller one.",
+        ),
         400..=499 => Problem::validation(vec![tollkey_core::FieldError {
             pointer: String::new(),
-            detail: "The request cannot be read.".to_owned(),
+            detail: "The request is malformed. Check its path, query and headers.".to_owned(),
         }]),
         _ => {
-            tracing::error!(%error, "an error nobody expected");
+            tracing::error!(%error, "unexpected error of the web framework");
             Problem::internal()
         }
     }
@@ -178,7 +225,12 @@ fn problem_of(error: &Error) -> Problem {
 fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
     let silent = response.status() == StatusCode::NOT_FOUND
         && !response.headers().contains_key(header::CONTENT_TYPE);
-    silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))
+    silent.then(|| {
+        Problem::new(
+            ProblemCode::NotFound,
+            "No resource exists at this path. Check the URL.",
+        )
+    })
 }
 
 /// The head of a problem, with the headers that belong to it. Its body is the surface's.

@@ -32,7 +32,11 @@ pub async fn home(request: HttpRequest) -> HandlerResult {
 
 /// Responds with 404.
 pub async fn nothing() -> HandlerResult {
-    Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into())
+    Err(Problem::new(
+        ProblemCode::NotFound,
+        "No resource exists at this path. Check the URL.",
+    )
+    .into())
 }
 
 /// What no route matches: 405 where the path exists with another method, else 404.
@@ -54,7 +58,10 @@ pub async fn unmatched(request: HttpRequest) -> HandlerResult {
     if allowed.iter().any(|method| method == "GET") {
         allowed.push("HEAD".to_owned());
     }
-    let detail = format!("This path takes {}.", allowed.join(", "));
+    let detail = format!(
+        "This path does not support the method of the request. Use one of {}.",
+        allowed.join(", ")
+    );
     let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
     problem.allowed_methods = allowed.into();
     Err(problem.into())

@@ -11,7 +11,7 @@ use crate::{
     routes,
     state::State,
     telemetry::{self, Metrics},
-    transport::{self, Connections, Server},
+    transport::{self, Connections, NoFront, Server},
 };
 
 /// The most connections of the listener.
@@ -48,20 +48,26 @@ impl MetricsListener {
             ..options.clone()
         };
         let (state, api_connections) = (state.clone(), Arc::clone(api_connections));
-        let server = Server::start(listener, &connections, &options, move || {
-            let mut app = App::new()
-                .app_data(state.clone())
-                .app_data(web::Data::new(telemetry::Requests::default()))
-                .configure(routes::probes)
-                .default_service(web::to(nothing));
-            if let Some(metrics) = &metrics {
-                app = app
-                    .app_data(web::Data::new(metrics.clone()))
-                    .app_data(web::Data::from(Arc::clone(&api_connections)))
-                    .route("/metrics", web::get().to(render_metrics));
-            }
-            app.wrap(from_fn(edge))
-        })?;
+        let server = Server::start(
+            listener,
+            &connections,
+            &options,
+            || NoFront,
+            move || {
+                let mut app = App::new()
+                    .app_data(state.clone())
+                    .app_data(web::Data::new(telemetry::Requests::default()))
+                    .configure(routes::probes)
+                    .default_service(web::to(nothing));
+                if let Some(metrics) = &metrics {
+                    app = app
+                        .app_data(web::Data::new(metrics.clone()))
+                        .app_data(web::Data::from(Arc::clone(&api_connections)))
+                        .route("/metrics", web::get().to(render_metrics));
+                }
+                app.wrap(from_fn(edge))
+            },
+        )?;
         Ok(Self {
             address,
             server,

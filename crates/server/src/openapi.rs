@@ -1,7 +1,8 @@
-//! The OpenAPI document, collected from the mounted routes.
+//! The OpenAPI document, generated from the mounted routes.
 //!
-//! A handler says what is its own; what every operation shares (the errors that follow from its caller, its body
-//! and its path) is added here from the operation itself, so that it cannot be forgotten.
+//! A handler describes what is specific to its operation. This module adds what follows from the
+//! operation itself to all of them: the common errors, the parameter `account` and the header
+//! `Idempotency-Key`.
 
 use std::sync::LazyLock;
 
@@ -21,7 +22,7 @@ use crate::{
     surface::ProblemSchema,
 };
 
-/// The document.
+/// Generates the document.
 #[must_use]
 pub fn document() -> OpenApi {
     let (_, mut api) = App::new()
@@ -71,7 +72,7 @@ pub fn document() -> OpenApi {
     api
 }
 
-/// The document as JSON, made once.
+/// The document as JSON, generated once.
 #[must_use]
 pub fn json() -> &'static str {
     static JSON: LazyLock<String> = LazyLock::new(|| {
@@ -82,8 +83,8 @@ pub fn json() -> &'static str {
     &JSON
 }
 
-/// [`json`] for clients under a path prefix: it is the one server of the document. Its URL is relative to the origin that the
-/// document comes from, so that Swagger UI calls the server it was loaded from.
+/// [`json`] for clients under a path prefix, which becomes the only server of the document. Its URL
+/// is relative, so that Swagger UI calls the server that it was loaded from.
 #[must_use]
 pub fn json_under(prefix: &PublicPath) -> Bytes {
     if prefix.is_empty() {
@@ -96,7 +97,7 @@ pub fn json_under(prefix: &PublicPath) -> Bytes {
     json.into()
 }
 
-/// Every operation: its path template and its method.
+/// The path template and method of each operation.
 pub fn operations() -> impl Iterator<Item = (String, Method)> {
     document().paths.paths.into_iter().flat_map(|(path, item)| {
         let methods = [
@@ -137,7 +138,7 @@ fn bearer(format: &str, description: &str) -> SecurityScheme {
 fn header(name: &str) -> SecurityScheme {
     SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
         name,
-        "An API key.",
+        "An API key of any family.",
     )))
 }
 
@@ -147,17 +148,17 @@ fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
             "management_token",
             bearer(
                 "JWT",
-                "A management token: `sub`, the account claim, `exp`; or one with a role.",
+                "A management token: a JWT with `sub`, `exp`, and the account claim or a role.",
             ),
         ),
         (
             "service_key",
             bearer(
                 "tks_…",
-                "The key of a resource server or gateway, made by an operator.",
+                "A service key, which an operator creates for a resource server or gateway.",
             ),
         ),
-        ("secret_key", bearer("sk_…", "A secret account key.")),
+        ("secret_key", bearer("sk_…", "A secret key of an account.")),
         (
             "api_key",
             bearer("ck_… ks_… sk_… pk_…", "An API key of any family."),
@@ -167,7 +168,7 @@ fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
     ]
 }
 
-/// Adds what an operation shares with the others of its kind.
+/// Adds the parameters and responses that the operation has in common with others.
 fn complete(path: &str, operation: &mut Operation) {
     let schemes: Vec<String> = operation
         .security
@@ -185,13 +186,14 @@ fn complete(path: &str, operation: &mut Operation) {
             operation,
             "account",
             ParameterIn::Query,
-            "For operators only: whose.",
+            "The ID of the account. Required for operators, and only operators can use it.",
         );
     }
     let creates = operation.responses.responses.contains_key("201");
     if creates {
-        let words = "16 to 255 characters, the same for each attempt at one logical request: a second one gets the first \
-                     answer again, with `Idempotent-Replayed: true`. Kept for 24 hours.";
+        let words = "A unique value for this request: 16 to 255 printable ASCII characters. If the request is repeated \
+                     with the same value and body within 24 hours, the server returns the first response again, with \
+                     the header `Idempotent-Replayed: true`.";
         add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
     }
     let ProblemSchema {
@@ -207,21 +209,29 @@ fn complete(path: &str, operation: &mut Operation) {
     if operation.request_body.is_some() {
         add(
             "408",
-            "`request_timeout`: the body did not arrive in time.",
+            "`request_timeout`: the body did not arrive within 15 seconds.",
             &[],
         );
-        add("413", "`payload_too_large`: the body is over 64 KiB.", &[]);
-        add("415", "`unsupported_media_type`.", &[]);
+        add(
+            "413",
+            "`payload_too_large`: the body is larger than 64 KiB.",
+            &[],
+        );
+        add(
+            "415",
+            "`unsupported_media_type`: the `Content-Type` is not supported.",
+            &[],
+        );
     }
     if creates {
         add(
             "409",
-            "`idempotency_in_progress`: the first request with this Idempotency-Key is still running.",
+            "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running. `idempotency_replay_unavailable`: its response cannot be replayed.",
             &[],
         );
         add(
             "422",
-            "`idempotency_mismatch`: this Idempotency-Key came with another body before.",
+            "`idempotency_mismatch`: this `Idempotency-Key` was already used with a different body.",
             &[],
         );
     }
@@ -235,7 +245,7 @@ fn complete(path: &str, operation: &mut Operation) {
         if has("management_token") {
             "`missing_credentials`, `invalid_token` or `invalid_api_key`."
         } else {
-            "`missing_credentials`, `invalid_api_key` (unknown and revoked read the same) or `invalid_token`."
+            "`missing_credentials`, `invalid_api_key` (for unknown and for revoked keys) or `invalid_token`."
         },
         &[("WWW-Authenticate", "The challenge of RFC 6750.")],
     );
@@ -243,28 +253,34 @@ fn complete(path: &str, operation: &mut Operation) {
     if has("api_key") || has("secret_key") {
         add(
             "429",
-            "`rate_limited`.",
+            "`rate_limited`: the rate limit of the presented key is exceeded.",
             &[
-                ("Retry-After", "Seconds after which one use is possible."),
+                (
+                    "Retry-After",
+                    "The number of seconds after which the key can be used again.",
+                ),
                 (
                     "RateLimit",
-                    "What is left, as in draft-ietf-httpapi-ratelimit-headers-11.",
+                    "The remaining uses (draft-ietf-httpapi-ratelimit-headers-11).",
                 ),
-                ("RateLimit-Policy", "The limit, likewise."),
+                (
+                    "RateLimit-Policy",
+                    "The rate limit (draft-ietf-httpapi-ratelimit-headers-11).",
+                ),
             ],
         );
     }
     if path.contains('{') && document.has_ids {
         add(
             "404",
-            "`not_found`: there is no such thing in this account.",
+            "`not_found`: the resource does not exist or belongs to another account.",
             &[],
         );
     }
     add(
         "503",
-        "`unavailable`: the store cannot be reached.",
-        &[("Retry-After", "Seconds.")],
+        "`unavailable`: the server cannot process the request now.",
+        &[("Retry-After", "The number of seconds after which to retry.")],
     );
 }
 
@@ -276,7 +292,7 @@ fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<
         .unwrap_or_default()
 }
 
-/// Adds a parameter that several operations share, unless the operation describes it itself.
+/// Adds a parameter, unless the operation describes it itself.
 fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, words: &str) {
     let parameters = operation.parameters.get_or_insert_default();
     if parameters

@@ -31,12 +31,12 @@ pub const SURFACES: Surfaces = Surfaces(&[
 pub fn documented_routes(config: &mut ServiceConfig<'_>) {
     config.configure(health::configure).service(
         scope("/api/v1")
-            // First, because routes are tried in turn, and gateways send more requests than all other callers.
+            // First, because routes are tried in turn, and resource servers send more requests than all other callers.
+            .configure(verification::configure)
             .configure(verification::configure_gateways)
             .configure(applications::configure)
             .configure(commerce::configure)
             .configure(account::configure)
-            .configure(verification::configure)
             .configure(audit::configure)
             .configure(operator::configure),
     );

@@ -18,6 +18,7 @@ use crate::{
     routes::{self, SURFACES},
     signals::Signals,
     state::State,
+    surfaces::verification::DirectGateway,
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
 };
@@ -62,7 +63,9 @@ pub fn start(
     let listener = transport::listen(settings.server.listen)
         .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
     let address = listener.local_addr().context("no socket was bound")?;
-    let server = Server::start(listener, &connections, &options, move || {
+    let for_gateways = state.clone();
+    let front = move || DirectGateway::new(for_gateways.clone());
+    let server = Server::start(listener, &connections, &options, front, move || {
         let (app, _) = App::new()
             .app_data(shared.clone())
             .into_utoipa_app()
@@ -94,7 +97,7 @@ pub fn start(
     let listener = state
         .service
         .store
-        .listen(move || verifier.poke())
+        .listen(move || verifier.notify())
         .context("no thread to listen for changes")?;
     let background = background::start(&state, metrics, &stopping);
     Ok(Running {
@@ -144,7 +147,7 @@ impl Running {
         if !self.drain.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(self.drain) => {}
-                signal = signals.next() => tracing::info!(signal, "a second signal ends the drain"),
+                signal = signals.next() => tracing::info!(signal, "second signal: ending the drain"),
                 error = self.ended() => return Err(error),
             }
         }
@@ -152,7 +155,7 @@ impl Running {
             let signal = signals.next().await;
             tracing::info!(
                 signal,
-                "a further signal ends the wait for requests in flight"
+                "further signal: closing connections with requests in flight"
             );
         })
         .await;
@@ -207,7 +210,7 @@ impl Running {
         let _ = self.stop.send(true);
         for task in self.background {
             if let Err(error) = task.await {
-                tracing::error!(%error, "a background task failed");
+                tracing::error!(%error, "background task failed");
             }
         }
     }

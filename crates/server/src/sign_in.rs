@@ -83,7 +83,7 @@ pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
     }
     let verified = state.tokens.verify(token, state.service.clock.now()).await;
     let claims = verified.inspect_err(
-        |error| tracing::debug!(%error, "a management token was refused at the dashboard"),
+        |error| tracing::debug!(%error, "management token rejected at the dashboard"),
     )?;
     let proof_expires_at = Some(claims.expires_at);
     sign_in(claims, settings, proof_expires_at)

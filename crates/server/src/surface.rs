@@ -24,7 +24,7 @@ use crate::public_path::PublicPath;
 /// Routes that share the format of their errors and headers.
 #[derive(Debug)]
 pub struct Surface {
-    /// The path prefixes, as whole segments. One that ends in `/` needs something behind it; `""` has every path.
+    /// The path prefixes, as whole segments. A prefix that ends in `/` matches only longer paths; `""` matches every path.
     pub prefixes: &'static [&'static str],
     /// A second prefix under which the routes of a first one are mounted: `(second, first)`. The OpenAPI document has the first.
     pub alias: Option<(&'static str, &'static str)>,
@@ -110,7 +110,7 @@ impl Document {
             tag: Some((tag, description)),
             has_account_parameter: false,
             problem: || ProblemSchema::of::<wire::Problem>(wire::MEDIA_TYPE),
-            forbidden: "`forbidden`, or the code of a denial.",
+            forbidden: "`forbidden`: the credential does not allow this operation; or the code of a denial.",
             has_common_responses: true,
             has_ids: true,
         }

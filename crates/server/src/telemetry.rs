@@ -15,7 +15,7 @@ use metrics::{
     histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tollkey_service::measures::{SETTLE_WAIT, VERIFICATIONS};
+use tollkey_service::measures::{PROPAGATION_WAIT, VERIFICATIONS};
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _,
@@ -24,58 +24,58 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Requests answered, by `method`, `route` (the template, or `unmatched`) and `status`.
+/// HTTP requests, by `method`, `route` (the template, or `unmatched`) and `status`.
 pub const HTTP_REQUESTS: &str = "tollkey_http_requests_total";
-/// How long answers took, by `method` and `route`.
+/// Time to respond to HTTP requests, by `method` and `route`.
 pub const HTTP_REQUEST_DURATION: &str = "tollkey_http_request_duration_seconds";
-/// Verifications answered from memory.
+/// Verifications of cached keys.
 pub const VERIFICATION_HITS: &str = "tollkey_verification_hits_total";
-/// Verifications that had to ask the store.
+/// Verifications of keys that were not cached.
 pub const VERIFICATION_MISSES: &str = "tollkey_verification_misses_total";
 /// Cached keys.
 pub const CACHED_KEYS: &str = "tollkey_cached_keys";
 /// Bytes that cached keys, their rate limits and the usage counts that are not written yet take, as estimated.
 pub const CACHE_BYTES: &str = "tollkey_cache_bytes";
-/// Keys forgotten to make room, or because they changed.
+/// Keys evicted from the cache, for space or because they changed.
 pub const EVICTIONS: &str = "tollkey_evictions_total";
-/// How much longer this replica may answer from memory.
+/// Time for which this replica can still verify keys from its cache.
 pub const LEASE_LEFT: &str = "tollkey_lease_left_seconds";
-/// The change up to which this replica has forgotten what it remembered.
+/// The last change that was applied to the cache of this replica.
 pub const CHANGE_SEQ: &str = "tollkey_change_seq";
-/// Changes that had to wait for another verifier's lease to end.
-pub const SETTLE_LAPSES: &str = "tollkey_settle_lapsed_leases_total";
-/// Changes that had to wait for somebody, by `for`: `replica`, or `subscriber` of this one.
-pub const SETTLES_WAITED: &str = "tollkey_settles_waited_total";
-/// Resource servers that hold a lease from this replica.
+/// Changes that waited until the lease of another replica or subscriber expired.
+pub const PROPAGATION_LAPSES: &str = "tollkey_propagation_lapsed_leases_total";
+/// Changes that waited for propagation, by `for`: to another `replica`, or to a `subscriber` of this one.
+pub const PROPAGATION_WAITS: &str = "tollkey_propagation_waits_total";
+/// Subscribers that have a lease from this replica.
 pub const SUBSCRIBERS: &str = "tollkey_subscribers";
-/// How often everything remembered was forgotten, because the log of changes did not go on.
-pub const FORGOTTEN: &str = "tollkey_forgotten_total";
+/// How often the whole cache was cleared, because changes were missed.
+pub const CACHE_RESETS: &str = "tollkey_cache_resets_total";
 /// Open connections to the listener.
 pub const CONNECTIONS: &str = "tollkey_connections";
 /// Connections that the server closed or did not admit, by `reason`: `idle`, `limit`, `memory` or `write_timeout`.
 pub const CONNECTIONS_CLOSED: &str = "tollkey_connections_closed_total";
 /// Bytes of responses that wait for their clients.
 pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
-/// Which version runs; always 1.
+/// The version of the server; the value is always 1.
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
-/// Answers: from well below a verification in memory to a change that waits for a lease.
+/// From far below the verification of a cached key to a change that waits for a lease.
 const REQUEST_BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
-/// Waits: from the same process to a lease and its margin.
-const SETTLE_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0];
+/// From propagation within the process to a lease and its margin.
+const PROPAGATION_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0];
 
-/// Logging cannot begin.
+/// Why logs or metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter cannot be read. Settings have been through the same test, so this is for other callers.
+    /// The filter is invalid. The settings were checked by the same rule, so this is for other callers.
     #[error("cannot read the log filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// There is a subscriber already.
-    #[error("logging has begun already")]
+    /// A subscriber already exists.
+    #[error("logging was already set up")]
     LogsTwice(#[from] tracing_subscriber::util::TryInitError),
-    /// There is a recorder already, or it cannot be built.
+    /// A recorder already exists, or it cannot be built.
     #[error("cannot collect metrics")]
     Metrics(#[from] BuildError),
 }
@@ -83,7 +83,7 @@ pub enum TelemetryError {
 /// Sends the logs of this process to stderr.
 ///
 /// # Errors
-/// [`TelemetryError`] when the filter is no filter, or when called twice.
+/// [`TelemetryError`] if the filter is invalid, or on a second call.
 pub fn init_logs(settings: &LogSettings) -> Result<(), TelemetryError> {
     let filter = filter(&settings.filter)?;
     let lines = fmt::layer().with_writer(io::stderr);
@@ -154,7 +154,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
             Matcher::Full(HTTP_REQUEST_DURATION.into()),
             &REQUEST_BUCKETS,
         )?
-        .set_buckets_for_metric(Matcher::Full(SETTLE_WAIT.into()), &SETTLE_BUCKETS)
+        .set_buckets_for_metric(Matcher::Full(PROPAGATION_WAIT.into()), &PROPAGATION_BUCKETS)
 }
 
 /// The help lines.
@@ -162,69 +162,69 @@ fn describe() {
     describe_counter!(
         HTTP_REQUESTS,
         Unit::Count,
-        "Requests answered, by method, route template and status."
+        "HTTP requests, by method, route template and status."
     );
     describe_histogram!(
         HTTP_REQUEST_DURATION,
         Unit::Seconds,
-        "How long answers took, by method and route template."
+        "Time to respond to HTTP requests, by method and route template."
     );
     describe_counter!(VERIFICATIONS, Unit::Count, "Verifications, by outcome.");
     describe_counter!(
         VERIFICATION_HITS,
         Unit::Count,
-        "Verifications answered from memory."
+        "Verifications of cached keys."
     );
     describe_counter!(
         VERIFICATION_MISSES,
         Unit::Count,
-        "Verifications that asked the database."
+        "Verifications of keys that were not cached."
     );
     describe_gauge!(CACHED_KEYS, Unit::Count, "Cached keys.");
     describe_gauge!(
         CACHE_BYTES,
         Unit::Bytes,
-        "Bytes of cached keys and of usage counts not written yet, as estimated."
+        "Estimated bytes of cached keys, their rate limits and the usage counts that are not stored yet."
     );
     describe_counter!(
         EVICTIONS,
         Unit::Count,
-        "Keys forgotten, to make room or because they changed."
+        "Keys evicted from the cache, for space or because they changed."
     );
     describe_gauge!(
         LEASE_LEFT,
         Unit::Seconds,
-        "How much longer this replica may answer from memory."
+        "Time for which this replica can still verify keys from its cache."
     );
     describe_gauge!(
         CHANGE_SEQ,
         Unit::Count,
-        "The change up to which this replica is up to date."
+        "Last change that was applied to the cache of this replica."
     );
     describe_histogram!(
-        SETTLE_WAIT,
+        PROPAGATION_WAIT,
         Unit::Seconds,
-        "How long changes waited until they held on every verifier."
+        "Time that changes waited for propagation to every replica and subscriber."
     );
     describe_counter!(
-        SETTLE_LAPSES,
+        PROPAGATION_LAPSES,
         Unit::Count,
-        "Changes that waited for another verifier's lease to end."
+        "Changes that waited until the lease of another replica or subscriber expired."
     );
     describe_counter!(
-        SETTLES_WAITED,
+        PROPAGATION_WAITS,
         Unit::Count,
-        "Changes that waited for another replica or for a subscriber."
+        "Changes that waited for propagation to another replica or to a subscriber."
     );
     describe_gauge!(
         SUBSCRIBERS,
         Unit::Count,
-        "Resource servers that hold a lease from this replica."
+        "Subscribers that have a lease from this replica."
     );
     describe_counter!(
-        FORGOTTEN,
+        CACHE_RESETS,
         Unit::Count,
-        "How often everything remembered was forgotten at once."
+        "How often the whole cache was cleared because changes were missed."
     );
     describe_gauge!(
         CONNECTIONS,
@@ -234,17 +234,17 @@ fn describe() {
     describe_counter!(
         CONNECTIONS_CLOSED,
         Unit::Count,
-        "Connections that the server closed or did not admit, by reason."
+        "Connections that the server closed or did not accept, by reason."
     );
     describe_gauge!(
         PENDING_RESPONSE_BYTES,
         Unit::Bytes,
-        "Bytes of responses that wait for their clients."
+        "Bytes of responses that clients have not read yet."
     );
-    describe_gauge!(BUILD_INFO, Unit::Count, "The version that runs.");
+    describe_gauge!(BUILD_INFO, Unit::Count, "Version of the server.");
 }
 
-/// A method's name, or `other` for one that somebody made up: that could be anything.
+/// Returns a method's name, or `other` for an unknown one, which could be any text.
 #[must_use]
 pub fn known_method(method: &str) -> &'static str {
     const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -254,8 +254,8 @@ pub fn known_method(method: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Counts answered requests. Each worker has one of its own, which keeps the series it has met: to find a series by its
-/// labels takes longer than to count in it. There are no more of them than routes, methods and statuses allow.
+/// Counts requests. Each worker has its own, which caches the series it has used: finding a series by its labels takes
+/// longer than counting. The routes, methods and statuses bound their number.
 #[derive(Default)]
 pub struct Requests(RefCell<HashMap<Box<str>, Vec<Series>>>);
 
@@ -268,8 +268,8 @@ struct Series {
 }
 
 impl Requests {
-    /// Counts an answered request. `route` is the template it matched, `None` when it matched none: a path that
-    /// somebody made up is no label.
+    /// Counts a request. `route` is the template that it matched, or `None`: a path is never a label, because a client can
+    /// send any.
     pub fn record(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (method, route) = (known_method(method), route.unwrap_or("unmatched"));
         let mut routes = self.0.borrow_mut();
@@ -306,15 +306,15 @@ impl Series {
     }
 }
 
-/// Takes over what the verifier says about itself.
+/// Updates the metrics of the verifier.
 pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_HITS).absolute(stats.hits);
     counter!(VERIFICATION_MISSES).absolute(stats.misses);
     counter!(EVICTIONS).absolute(stats.evictions + stats.changed);
-    counter!(SETTLE_LAPSES).absolute(stats.settles_over_a_lease);
-    counter!(SETTLES_WAITED, "for" => "replica").absolute(stats.settles_for_verifiers);
-    counter!(SETTLES_WAITED, "for" => "subscriber").absolute(stats.settles_for_subscribers);
-    counter!(FORGOTTEN).absolute(stats.forgotten);
+    counter!(PROPAGATION_LAPSES).absolute(stats.propagations_over_a_lease);
+    counter!(PROPAGATION_WAITS, "for" => "replica").absolute(stats.propagations_for_verifiers);
+    counter!(PROPAGATION_WAITS, "for" => "subscriber").absolute(stats.propagations_for_subscribers);
+    counter!(CACHE_RESETS).absolute(stats.resets);
     gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
     gauge!(CACHED_KEYS).set(stats.entries as f64);
     gauge!(CACHE_BYTES).set(stats.bytes as f64);

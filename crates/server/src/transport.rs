@@ -9,7 +9,7 @@
 //! | [`open_files`] | the limit of open files |
 //!
 //! actix-web's own `HttpServer` has a place for none of these, so [`Server`] is made of the same parts. The limits and their
-//! reasons are in `docs/operations.md` and `docs/security.md`.
+//! reasons are in `docs/operating.md` and `docs/security.md`.
 
 mod connections;
 mod exchange;
@@ -41,8 +41,12 @@ use actix_web::{
 };
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-pub use self::{connections::Connections, exchange::SharedBody, server::Server};
-use self::{connections::Peer, stream::Stream};
+pub use self::{
+    connections::Connections,
+    exchange::{Front, NoFront, SharedBody},
+    server::Server,
+};
+use self::{connections::Peer, exchange::Responder, stream::Stream};
 
 /// How many connections the kernel keeps that the server has not accepted yet.
 const BACKLOG: i32 = 1024;
@@ -86,9 +90,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// What a client connects with: its stream, HTTP/1.1, and its address.
 type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
+/// What responds to requests, once it has started.
+type Shared<F, S> = Rc<OnceCell<Rc<Responder<F, S>>>>;
+
 /// HTTP/1.1 over streams of any kind. Boxed, because its type cannot be named.
-fn http<I, S, B, T>(application: I) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
+fn http<I, S, B, T, F>(
+    front: Rc<F>,
+    application: I,
+) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
 where
+    F: Front,
     I: IntoServiceFactory<S, Request>,
     S: ServiceFactory<
             Request,
@@ -102,7 +113,7 @@ where
 {
     let application = Rc::new(application.into_factory());
     // The two services of actix-http share one application: a request goes from the first to the second.
-    let shared: Rc<OnceCell<Rc<S::Service>>> = Rc::default();
+    let shared: Shared<F, S::Service> = Rc::default();
     let expectations = Rc::clone(&shared);
     let service = HttpService::build()
         .keep_alive(KEEP_ALIVE)
@@ -131,11 +142,12 @@ where
                 application.new_service(AppConfig::default()),
                 Rc::clone(&shared),
             );
+            let front = Rc::clone(&front);
             async move {
                 let app = started
                     .await
-                    .map(Rc::new)
-                    .map_err(|error| tracing::error!(?error, "a worker cannot start"))?;
+                    .map_err(|error| tracing::error!(?error, "cannot start a worker"))?;
+                let app = Rc::new(Responder { front, app });
                 let _ = shared.set(Rc::clone(&app));
                 Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |request| {
                     exchange::answer(Rc::clone(&app), request)

@@ -12,9 +12,11 @@ mod suspend;
 mod transition;
 mod update;
 
+pub use tollkey_core::api_key::NewKey;
+
 pub(crate) use self::entry::status_change;
 pub use self::{
-    create::{NewKey, create, create_for_application},
+    create::{create, create_for_application},
     created::CreatedKey,
     families::{ACCOUNT, COMMERCE},
     list::{KeyList, KeyQuery, get, list, page_of_application, usage},

@@ -285,7 +285,7 @@ pub async fn delete(
         .await;
     if matches!(&deleted, Err(problem) if problem.code == ProblemCode::NotFound) {
         // Another request may be deleting it right now: 404 says that it is gone.
-        service.settle_current().await?;
+        service.wait_until_all_propagated().await?;
     }
     service.revocations.notify();
     deleted

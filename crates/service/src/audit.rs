@@ -169,7 +169,8 @@ fn kept_ends(
 pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Checked, Problem> {
     let account_id = by.account_id.clone();
     let Some(place) = service.audit_checks.take(&account_id) else {
-        let detail = "This audit log, or several others, are being checked right now.";
+        let detail =
+            "The server is already checking this audit log, or too many others. Try again later.";
         return Err(Problem {
             retry_after: Some(5),
             ..Problem::new(ProblemCode::Unavailable, detail)

@@ -80,7 +80,7 @@ impl Service {
             let counted = self.verifier.take_usage();
             self.record_outcomes();
             if let Err(error) = self.store.add_usage(counted.clone()).await {
-                tracing::warn!(%error, "usage could not be written; it is kept for the next time");
+                tracing::warn!(%error, "cannot store usage counts; retrying with the next flush");
                 self.verifier.restore_usage(counted);
                 return;
             }
@@ -100,7 +100,7 @@ impl Service {
         if let Err(problem) = revocations::record_pending(self).await {
             tracing::warn!(
                 code = problem.code.as_str(),
-                "a revocation could not be recorded on all of its keys, which are rejected all the same; trying again"
+                "cannot record a revocation on all descendant keys, which are rejected anyway; retrying"
             );
         }
     }
@@ -109,17 +109,17 @@ impl Service {
     pub async fn prune(&self) {
         let now = self.clock.now();
         if let Err(error) = self.store.prune_usage(day(now) - USAGE_KEPT_DAYS).await {
-            tracing::warn!(%error, "old usage could not be deleted; it is tried again");
+            tracing::warn!(%error, "cannot delete old usage counts; retrying");
         }
         if let Err(error) = self
             .store
             .prune_kept_answers(idempotency::kept_since(now))
             .await
         {
-            tracing::warn!(%error, "old idempotency records could not be deleted; it is tried again");
+            tracing::warn!(%error, "cannot delete expired idempotency records; retrying");
         }
         if let Err(error) = self.store.prune_sessions(now).await {
-            tracing::warn!(%error, "old sessions could not be deleted; it is tried again");
+            tracing::warn!(%error, "cannot delete expired sessions; retrying");
         }
     }
 }

@@ -14,7 +14,7 @@ use tollkey_core::Problem;
 use tollkey_store::{Owner, Writer};
 
 pub(crate) use self::request::kept_since;
-use self::request::{Repeatable, Reservation, in_progress};
+use self::request::{Repeatable, Reservation};
 pub use self::{
     record::{Outcome, Record, Secret, StoredResponse},
     request::{IdempotencyKey, Place, Sealer},
@@ -87,7 +87,7 @@ pub async fn begin<T, R: Record<T>>(
     };
     let outcome = request.open(&kept)?;
     // The earlier request may have crashed while it waited for the propagation of its change.
-    service.settle_current().await?;
+    service.wait_until_all_propagated().await?;
     Ok(Begun::Replay(outcome))
 }
 
@@ -107,7 +107,7 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
             let request = reservation.as_ref().map(|reservation| &reservation.request);
             if let Some(request) = request {
                 if !tx.reserve_answer(&request.id)? {
-                    return Err(in_progress());
+                    return Err(Problem::idempotency_in_progress());
                 }
                 // Another request may have been carried out since this one began.
                 if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
@@ -122,7 +122,7 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
         })
         .await?;
     if !matches!(outcome, Outcome::Created(_)) {
-        service.settle_current().await?;
+        service.wait_until_all_propagated().await?;
     }
     Ok(outcome)
 }

@@ -7,7 +7,7 @@ use metrics::{counter, histogram};
 /// The counter of verifications, by the label `outcome`.
 pub const VERIFICATIONS: &str = "tollkey_verifications_total";
 /// The histogram of how long changes waited for propagation, in seconds.
-pub const SETTLE_WAIT: &str = "tollkey_settle_wait_seconds";
+pub const PROPAGATION_WAIT: &str = "tollkey_propagation_wait_seconds";
 
 /// Counts verifications with this outcome: `valid`, or the code of the denial.
 pub fn record_verifications(outcome: &'static str, count: u64) {
@@ -15,6 +15,6 @@ pub fn record_verifications(outcome: &'static str, count: u64) {
 }
 
 /// Counts a change that waited for propagation.
-pub(crate) fn record_settle(took: Duration) {
-    histogram!(SETTLE_WAIT).record(took);
+pub(crate) fn record_propagation_wait(took: Duration) {
+    histogram!(PROPAGATION_WAIT).record(took);
 }

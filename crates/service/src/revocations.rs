@@ -66,7 +66,9 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
     service
         .change(Owner::Background, move |tx| {
             let mut account = tx.account(&account_id);
-            let Some(mut batch) = account.next_batch(BATCH)? else { return Ok(false) };
+            let Some(mut batch) = account.next_batch(BATCH)? else {
+                return Ok(false);
+            };
             let keys = std::mem::take(&mut batch.keys);
             let mut recorded = Vec::with_capacity(keys.len());
             for mut key in keys {
@@ -77,7 +79,13 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
             }
             let done = account.end_batch(&batch)?;
             // Last: from the first entry on this transaction holds the account's chain, which every other change needs.
-            let PendingRevocation { revoked_at, actor, request_id, ip, .. } = batch.pending;
+            let PendingRevocation {
+                revoked_at,
+                actor,
+                request_id,
+                ip,
+                ..
+            } = batch.pending;
             for key in &recorded {
                 account.append(Draft {
                     id: random.with(|rng| AuditId::new(clock.now(), rng)),
@@ -92,7 +100,7 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
                 })?;
             }
             if done {
-                tracing::info!(account = %account_id, "a revocation is recorded on all of its keys");
+                tracing::info!(account = %account_id, "revocation recorded on all descendant keys");
             }
             Ok(true)
         })

@@ -76,7 +76,7 @@ impl Service {
     ) -> Result<T, Problem> {
         let written = self.store.write_for(owner, work).await?;
         if let Some(change) = written.change {
-            self.settle(change).await;
+            self.wait_until_propagated(change).await;
         }
         Ok(written.value)
     }
@@ -93,25 +93,27 @@ impl Service {
     ) -> Result<T, Problem> {
         let written = self.store.write_for(owner, work).await?;
         match written.change {
-            Some(change) => self.settle(change).await,
-            None => self.settle_current().await?,
+            Some(change) => self.wait_until_propagated(change).await,
+            None => self.wait_until_all_propagated().await?,
         }
         Ok(written.value)
     }
 
-    async fn settle(&self, change: Change) {
+    async fn wait_until_propagated(&self, change: Change) {
         let started = self.clock.elapsed();
-        self.verifier.settle(change.seq, change.at).await;
-        measures::record_settle(self.clock.elapsed().saturating_sub(started));
+        self.verifier
+            .wait_until_propagated(change.seq, change.at)
+            .await;
+        measures::record_propagation_wait(self.clock.elapsed().saturating_sub(started));
     }
 
     /// Waits for the propagation of every change committed so far.
     ///
     /// # Errors
     /// `unavailable` when the store does not respond.
-    pub(crate) async fn settle_current(&self) -> Result<(), Problem> {
+    pub(crate) async fn wait_until_all_propagated(&self) -> Result<(), Problem> {
         self.verifier
-            .settle_current()
+            .wait_until_all_propagated()
             .await
             .map_err(|_| Problem::unavailable())
     }
@@ -127,20 +129,22 @@ impl Service {
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
-        counted(self.verifier.verify_for(requester, presented, need).await)
+        let verifier = self.verifier.on_behalf_of(requester);
+        counted(verifier.verify(presented, need).await)
     }
 
     /// Verifies a presented key whose request is rejected whatever the verdict: that does not count as a use of the key.
     ///
     /// # Errors
     /// As for [`Service::verify`].
-    pub async fn look<'a>(
+    pub async fn peek<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
-        counted(self.verifier.look_for(requester, presented, need).await)
+        let verifier = self.verifier.on_behalf_of(requester);
+        counted(verifier.peek(presented, need).await)
     }
 }
 

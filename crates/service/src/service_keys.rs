@@ -44,7 +44,7 @@ fn mint(service: &Service, name: String) -> CreatedServiceKey {
 }
 
 fn log_creation(id: ServiceKeyId, by: &str) {
-    tracing::info!(service_key = %id, by, "a service key was created");
+    tracing::info!(service_key = %id, by, "service key created");
 }
 
 /// Creates a service key, without an idempotency record.
@@ -172,7 +172,7 @@ pub async fn revoke(service: &Service, by: &str, id: ServiceKeyId) -> Result<(),
         })
         .await?;
     if transition == Transition::Changed {
-        tracing::info!(service_key = %id, by, "a service key was revoked");
+        tracing::info!(service_key = %id, by, "service key revoked");
     }
     Ok(())
 }

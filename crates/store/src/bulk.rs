@@ -17,99 +17,25 @@ use crate::{
     schema::{api_keys, applications},
 };
 
-/// How many rows are written in one transaction.
-const AT_ONCE: usize = 100_000;
-/// How many rows one statement of SQLite's holds: it takes 32 766 values.
-const OF_SQLITE: usize = 1_000;
+/// How many rows one transaction writes.
+const OF_TRANSACTION: usize = 100_000;
+/// How many rows one statement writes: SQLite takes 32,766 values.
+const OF_STATEMENT: usize = 1_000;
 
-/// A key with its digest. In one piece, because COPY takes no nested rows.
+/// A key with its digest.
 #[derive(Insertable)]
-#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
-struct Row {
-    id: Vec<u8>,
+#[diesel(table_name = api_keys)]
+struct KeyAndDigest {
+    #[diesel(embed)]
+    key: KeyRow,
     digest: Vec<u8>,
-    account_id: String,
-    application_id: Option<Vec<u8>>,
-    name: String,
-    family: String,
-    mode: String,
-    prefix: String,
-    last4: String,
-    scopes: String,
-    merchants: Option<String>,
-    features: Option<String>,
-    allowed_ips: Option<String>,
-    rate_limit_limit: Option<i32>,
-    rate_limit_window_seconds: Option<i32>,
-    expires_at: Option<i64>,
-    metadata: Option<String>,
-    created_at: i64,
-    created_by: Option<Vec<u8>>,
-    last_used_at: Option<i64>,
-    suspended_at: Option<i64>,
-    revoked_at: Option<i64>,
-    revoked_reason: Option<String>,
-    rotated_from: Option<Vec<u8>>,
-    rotated_to: Option<Vec<u8>>,
-    rotated_at: Option<i64>,
 }
 
-impl From<(ApiKey, Digest)> for Row {
+impl From<(ApiKey, Digest)> for KeyAndDigest {
     fn from((key, digest): (ApiKey, Digest)) -> Self {
-        let KeyRow {
-            id,
-            account_id,
-            application_id,
-            name,
-            family,
-            mode,
-            prefix,
-            last4,
-            scopes,
-            merchants,
-            features,
-            allowed_ips,
-            rate_limit_limit,
-            rate_limit_window_seconds,
-            expires_at,
-            metadata,
-            created_at,
-            created_by,
-            last_used_at,
-            suspended_at,
-            revoked_at,
-            revoked_reason,
-            rotated_from,
-            rotated_to,
-            rotated_at,
-        } = KeyRow::from(&key);
         Self {
+            key: KeyRow::from(&key),
             digest: digest.as_bytes().to_vec(),
-            id,
-            account_id,
-            application_id,
-            name,
-            family,
-            mode,
-            prefix,
-            last4,
-            scopes,
-            merchants,
-            features,
-            allowed_ips,
-            rate_limit_limit,
-            rate_limit_window_seconds,
-            expires_at,
-            metadata,
-            created_at,
-            created_by,
-            last_used_at,
-            suspended_at,
-            revoked_at,
-            revoked_reason,
-            rotated_from,
-            rotated_to,
-            rotated_at,
         }
     }
 }
@@ -168,55 +94,53 @@ impl Store {
         mut progress: impl FnMut(u64),
     ) -> Result<(), Error> {
         let mut conn = self.unlimited()?;
-        for chunk in chunks(applications.map(|application| ApplicationRow::from(&application))) {
+        let rows = applications.map(|application| ApplicationRow::from(&application));
+        for transaction in chunks(rows, OF_TRANSACTION) {
             match &mut conn {
-                AnyConnection::Postgres(conn) => {
-                    diesel::copy_from(applications::table)
-                        .from_insertable(chunk)
-                        .execute(conn)?;
-                }
+                AnyConnection::Postgres(conn) => conn.transaction(|conn| {
+                    chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
+                        let insert = diesel::insert_into(applications::table).values(rows);
+                        insert.execute(conn).map(drop)
+                    })
+                }),
                 AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
-                    for few in chunks_of(chunk, OF_SQLITE) {
-                        diesel::insert_into(applications::table)
-                            .values(few)
-                            .execute(conn)?;
-                    }
-                    diesel::QueryResult::Ok(())
-                })?,
-            }
+                    chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
+                        let insert = diesel::insert_into(applications::table).values(rows);
+                        insert.execute(conn).map(drop)
+                    })
+                }),
+            }?;
         }
         // Rows are made while the database writes those before.
         let (sender, made) = sync_channel(1);
         thread::scope(|scope| {
             scope.spawn(move || {
-                for chunk in chunks(keys.map(Row::from)) {
-                    if sender.send(chunk).is_err() {
+                for transaction in chunks(keys.map(KeyAndDigest::from), OF_TRANSACTION) {
+                    if sender.send(transaction).is_err() {
                         break; // writing has failed
                     }
                 }
             });
             let mut written = 0;
-            for chunk in made {
-                let rows = chunk.len() as u64;
+            for transaction in made {
+                written += transaction.len() as u64;
                 match &mut conn {
-                    AnyConnection::Postgres(conn) => {
-                        diesel::copy_from(api_keys::table)
-                            .from_insertable(chunk)
-                            .execute(conn)?;
-                    }
+                    AnyConnection::Postgres(conn) => conn.transaction(|conn| {
+                        chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
+                            let insert = diesel::insert_into(api_keys::table).values(rows);
+                            insert.execute(conn).map(drop)
+                        })
+                    }),
                     AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
-                        for few in chunks_of(chunk, OF_SQLITE) {
-                            diesel::insert_into(api_keys::table)
-                                .values(few)
-                                .execute(conn)?;
-                        }
-                        diesel::QueryResult::Ok(())
-                    })?,
-                }
-                written += rows;
+                        chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
+                            let insert = diesel::insert_into(api_keys::table).values(rows);
+                            insert.execute(conn).map(drop)
+                        })
+                    }),
+                }?;
                 progress(written);
             }
-            Ok::<_, Error>(())
+            Ok::<_, diesel::result::Error>(())
         })?;
         Ok(conn.batch_execute(match self.backend() {
             Backend::Sqlite => "ANALYZE; PRAGMA wal_checkpoint(TRUNCATE)",
@@ -225,12 +149,8 @@ impl Store {
     }
 }
 
-/// The rows, [`AT_ONCE`] at a time.
-fn chunks<T>(rows: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
-    chunks_of(rows, AT_ONCE)
-}
-
-fn chunks_of<T>(rows: impl IntoIterator<Item = T>, size: usize) -> impl Iterator<Item = Vec<T>> {
+/// The rows, `size` at a time.
+fn chunks<T>(rows: impl IntoIterator<Item = T>, size: usize) -> impl Iterator<Item = Vec<T>> {
     let mut rows = rows.into_iter();
     std::iter::from_fn(move || {
         let chunk: Vec<T> = rows.by_ref().take(size).collect();

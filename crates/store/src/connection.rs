@@ -147,16 +147,11 @@ pub(crate) fn establish_watched(
         Target::Memory => Ok((sqlite(":memory:", purpose, false)?, None)),
         Target::File(path) => Ok((sqlite(path, purpose, true)?, None)),
         Target::Postgres(url) => {
-            let watch = CONNECTIONS
-                .watch(user_timeout(url))
-                .map_err(ConnectError::Watch)?;
+            let watch = CONNECTIONS.watch(url).map_err(ConnectError::Watch)?;
             watch.begin(OPENING);
-            // The last ones count. Without keep-alives libpq would not set the other.
-            let mut conn = diesel::PgConnection::establish(&format!(
-                "{url} keepalives=1 tcp_user_timeout={}",
-                watch.mark()
-            ))
-            .map_err(ConnectError::from_connecting)?;
+            let mut conn =
+                diesel::PgConnection::establish(&format!("{url} {}", watch.parameters()))
+                    .map_err(ConnectError::from_connecting)?;
             if watch.end() {
                 return Err(ConnectError::Lost); // late, and shut
             }
@@ -170,22 +165,6 @@ pub(crate) fn establish_watched(
             watch.limit((purpose != Use::Migrate).then_some(STATEMENT));
             Ok((AnyConnection::Postgres(conn), Some(watch)))
         }
-    }
-}
-
-/// The `tcp_user_timeout` of completed keywords, in milliseconds. Zero means what the kernel does by itself, which is to give
-/// up after a quarter of an hour.
-fn user_timeout(url: &str) -> u32 {
-    let last = url
-        .rsplit_once("tcp_user_timeout='")
-        .map_or("", |(_, rest)| rest);
-    match last
-        .split('\'')
-        .next()
-        .and_then(|millis| millis.parse().ok())
-    {
-        None | Some(0) => 15 * 60 * 1000,
-        Some(millis) => millis,
     }
 }
 

@@ -227,7 +227,7 @@ impl std::fmt::Display for Redacted<'_> {
     }
 }
 
-/// For use-cases whose error is a [`Problem`]: what a caller is told when the store fails them.
+/// The problem that a caller gets when the store fails.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
@@ -235,12 +235,9 @@ impl From<Error> for Problem {
             Error::NotFound => Self::not_found(),
             Error::Unique(UniqueViolation::ApplicationName) => Self::new(
                 ProblemCode::ApplicationNameTaken,
-                "An application of that name is there already.",
+                "The account already has an application with this name. Choose another name.",
             ),
-            Error::Unique(_) | Error::Corrupt(_) | Error::Other => Self::new(
-                ProblemCode::InternalError,
-                "The request could not be completed.",
-            ),
+            Error::Unique(_) | Error::Corrupt(_) | Error::Other => Self::internal(),
         }
     }
 }

@@ -52,7 +52,7 @@ pub enum SchemaError {
     },
     /// The role lacks rights.
     #[error(
-        "the database role {role} lacks {missing}; the GRANT lines are in docs/operations.md, \"Database roles\""
+        "the database role {role} lacks {missing}; the GRANT lines are in docs/deploying.md, \"Database roles\""
     )]
     Rights {
         /// The role that the connection uses.

@@ -1,6 +1,6 @@
 //! Whether a PostgreSQL role can use the tables: which it needs and how, and what is in its way.
 //!
-//! docs/operations.md has the same list as `GRANT` lines, for a role that is not the owner of the tables.
+//! docs/deploying.md has the same list as `GRANT` lines, for a role that is not the owner of the tables.
 
 use diesel::{
     OptionalExtension as _, PgConnection, QueryableByName, RunQueryDsl as _, sql_query,

@@ -125,43 +125,33 @@ impl TryFrom<ApplicationRow> for Application {
     }
 }
 
-/// A key, without its digest.
-#[derive(Queryable, Selectable, Insertable)]
-#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
+/// A row of `api_keys`, without the digest: the one list of its columns besides `schema.rs`.
+///
+/// Reads select it, inserts write all of it, and [`AccountWriter::save_key`] updates the columns without `skip_update`:
+/// those that a use case changes. `last_used_at` is not among them, because verification writes it at the same time.
+///
+/// With the digest the table has 26 columns. diesel is built for tables of 32 (`32-column-tables`); the next size, 64,
+/// doubles the time that this crate takes to compile. So a column that few keys use, or that is written more often than
+/// the rest of the row, belongs into a table of its own, like `key_usage`: keyed by `key_id` and joined where it is read.
+///
+/// [`AccountWriter::save_key`]: crate::AccountWriter::save_key
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = api_keys, treat_none_as_default_value = false, treat_none_as_null = true)]
 pub(crate) struct KeyRow {
-    pub(crate) id: Vec<u8>,
-    pub(crate) account_id: String,
-    pub(crate) application_id: Option<Vec<u8>>,
-    pub(crate) name: String,
-    pub(crate) family: String,
-    pub(crate) mode: String,
-    pub(crate) prefix: String,
-    pub(crate) last4: String,
-    pub(crate) scopes: String,
-    pub(crate) merchants: Option<String>,
-    pub(crate) features: Option<String>,
-    pub(crate) allowed_ips: Option<String>,
-    pub(crate) rate_limit_limit: Option<i32>,
-    pub(crate) rate_limit_window_seconds: Option<i32>,
-    pub(crate) expires_at: Option<i64>,
-    pub(crate) metadata: Option<String>,
-    pub(crate) created_at: i64,
-    pub(crate) created_by: Option<Vec<u8>>,
-    pub(crate) last_used_at: Option<i64>,
-    pub(crate) suspended_at: Option<i64>,
-    pub(crate) revoked_at: Option<i64>,
-    pub(crate) revoked_reason: Option<String>,
-    pub(crate) rotated_from: Option<Vec<u8>>,
-    pub(crate) rotated_to: Option<Vec<u8>>,
-    pub(crate) rotated_at: Option<i64>,
-}
-
-/// The columns of a key that use-cases change: never `last_used_at`, which a server of the release before
-/// writes meanwhile.
-#[derive(AsChangeset)]
-#[diesel(table_name = api_keys, treat_none_as_null = true)]
-pub(crate) struct KeyState {
+    id: Vec<u8>,
+    #[diesel(skip_update)]
+    account_id: String,
+    #[diesel(skip_update)]
+    application_id: Option<Vec<u8>>,
     name: String,
+    #[diesel(skip_update)]
+    family: String,
+    #[diesel(skip_update)]
+    mode: String,
+    #[diesel(skip_update)]
+    prefix: String,
+    #[diesel(skip_update)]
+    last4: String,
     scopes: String,
     merchants: Option<String>,
     features: Option<String>,
@@ -170,26 +160,37 @@ pub(crate) struct KeyState {
     rate_limit_window_seconds: Option<i32>,
     expires_at: Option<i64>,
     metadata: Option<String>,
+    #[diesel(skip_update)]
+    created_at: i64,
+    #[diesel(skip_update)]
+    created_by: Option<Vec<u8>>,
+    #[diesel(skip_update)]
+    last_used_at: Option<i64>,
     suspended_at: Option<i64>,
     revoked_at: Option<i64>,
     revoked_reason: Option<String>,
+    #[diesel(skip_update)]
+    rotated_from: Option<Vec<u8>>,
     rotated_to: Option<Vec<u8>>,
     rotated_at: Option<i64>,
 }
 
-impl From<&ApiKey> for KeyState {
+impl From<&ApiKey> for KeyRow {
     fn from(key: &ApiKey) -> Self {
         let grants = &key.grants;
         // Both numbers are far below i32::MAX: see RateLimit.
         let number = |number: std::num::NonZeroU32| i32::try_from(number.get()).unwrap_or(i32::MAX);
+        let scopes: Vec<&str> = grants.scopes.iter().map(Scope::as_str).collect();
         Self {
+            id: bytes(key.id),
+            account_id: key.account_id.as_str().to_owned(),
+            application_id: key.application_id.map(bytes),
             name: key.name.clone(),
-            scopes: grants
-                .scopes
-                .iter()
-                .map(Scope::as_str)
-                .collect::<Vec<_>>()
-                .join(" "),
+            family: key.family.as_str().to_owned(),
+            mode: key.mode.as_str().to_owned(),
+            prefix: key.prefix.clone(),
+            last4: key.last4.clone(),
+            scopes: scopes.join(" "),
             merchants: grants
                 .merchants
                 .as_ref()
@@ -212,44 +213,15 @@ impl From<&ApiKey> for KeyState {
                 .metadata
                 .as_ref()
                 .map(|metadata| metadata.as_json().to_owned()),
-            suspended_at: key.suspended_at.map(micros),
-            revoked_at: key.revoked_at.map(micros),
-            revoked_reason: key.revoked_reason.clone(),
-            rotated_to: key.rotated_to.map(bytes),
-            rotated_at: key.rotated_at.map(micros),
-        }
-    }
-}
-
-impl From<&ApiKey> for KeyRow {
-    fn from(key: &ApiKey) -> Self {
-        let state = KeyState::from(key);
-        Self {
-            id: bytes(key.id),
-            account_id: key.account_id.as_str().to_owned(),
-            application_id: key.application_id.map(bytes),
-            name: state.name,
-            family: key.family.as_str().to_owned(),
-            mode: key.mode.as_str().to_owned(),
-            prefix: key.prefix.clone(),
-            last4: key.last4.clone(),
-            scopes: state.scopes,
-            merchants: state.merchants,
-            features: state.features,
-            allowed_ips: state.allowed_ips,
-            rate_limit_limit: state.rate_limit_limit,
-            rate_limit_window_seconds: state.rate_limit_window_seconds,
-            expires_at: state.expires_at,
-            metadata: state.metadata,
             created_at: micros(key.created_at),
             created_by: key.created_by.map(bytes),
             last_used_at: key.last_used_at.map(micros),
-            suspended_at: state.suspended_at,
-            revoked_at: state.revoked_at,
-            revoked_reason: state.revoked_reason,
+            suspended_at: key.suspended_at.map(micros),
+            revoked_at: key.revoked_at.map(micros),
+            revoked_reason: key.revoked_reason.clone(),
             rotated_from: key.rotated_from.map(bytes),
-            rotated_to: state.rotated_to,
-            rotated_at: state.rotated_at,
+            rotated_to: key.rotated_to.map(bytes),
+            rotated_at: key.rotated_at.map(micros),
         }
     }
 }

@@ -1,15 +1,13 @@
-//! No statement waits for ever.
+//! Ends connections to PostgreSQL whose statement does not end.
 //!
-//! libpq waits for an answer without a limit. What stands between, a proxy whose far side has died for instance, may go
-//! on acknowledging whatever it is sent, and then neither the kernel's keep-alives nor `tcp_user_timeout` end a
-//! connection; and `statement_timeout` is a clock of the server. So a thread here looks at how long each statement
-//! takes, and shuts the socket of one that is late. libpq then sees the end of the stream, the call returns an error, and
-//! the pool drops the connection.
+//! libpq waits for a response without a limit. A thread here checks how long each statement takes and shuts down the
+//! socket of a late one. libpq then sees the end of the stream, the call returns an error, and the pool drops the connection.
 //!
-//! diesel keeps its socket to itself, and so each connection is made with a `tcp_user_timeout` of its own, a few
-//! milliseconds longer than asked for: what it is can be read from a socket, and so tells whose it is. Without that, the
-//! sockets from before and after connecting had to be compared, one connection at a time. Only Linux has it, and only for
-//! TCP: a proxy behind a Unix socket that falls silent is not noticed.
+//! What this is worth: a frozen server process, or a proxy whose far side has died, keeps a thread of the pool waiting
+//! forever otherwise, and soon all of them. Simpler ways do not end that wait. The kernel of such a host goes on
+//! acknowledging, so neither keep-alives nor `tcp_user_timeout` notice; `statement_timeout` is a clock of the server; a
+//! cancel request needs the server to respond; and diesel has no call with a deadline. How the socket of a connection is
+//! found is the business of [`sockets`]: on Linux and over TCP only, so a proxy behind a Unix socket is not noticed.
 
 use std::{
     collections::BTreeMap,
@@ -21,29 +19,21 @@ use std::{
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "a socket is known by its number alone")]
+use self::sockets::Mark;
+
+#[cfg_attr(
+    target_os = "linux",
+    expect(unsafe_code, reason = "a socket is known by its number alone")
+)]
 mod sockets;
 
-#[cfg(not(target_os = "linux"))]
-mod sockets {
-    //! Elsewhere nothing tells whose a socket is.
-
-    pub(super) fn shut(_mark: u32) -> std::io::Result<bool> {
-        Ok(false)
-    }
-}
-
-/// How often the thread looks.
-const EACH: Duration = Duration::from_millis(500);
-
-/// What the HTTP client gives its sockets, in milliseconds.
-const NOT_OURS: u32 = 30_000;
+/// How often the thread checks.
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The connections of this process.
 pub(crate) static CONNECTIONS: Connections = Connections::new();
 
-/// Connections that are watched over.
+/// Connections with their deadlines.
 #[derive(Debug)]
 pub(crate) struct Connections {
     inner: Mutex<Inner>,
@@ -51,17 +41,16 @@ pub(crate) struct Connections {
 
 #[derive(Debug)]
 struct Inner {
-    /// By their mark.
-    all: BTreeMap<u32, Entry>,
-    /// Whether there is a thread. It ends when there is nothing to watch over.
-    is_looked_at: bool,
+    all: BTreeMap<Mark, Entry>,
+    /// Whether the thread runs. It ends when there are no connections.
+    is_watched: bool,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     /// How long a statement may take.
     limit: Option<Duration>,
-    /// When what it does now is late.
+    /// When the current statement is late.
     late_at: Option<Instant>,
     is_shut: bool,
 }
@@ -71,23 +60,22 @@ impl Connections {
         Self {
             inner: Mutex::new(Inner {
                 all: BTreeMap::new(),
-                is_looked_at: false,
+                is_watched: false,
             }),
         }
     }
 
-    /// Watches over one more, which has yet to be made with the mark as its `tcp_user_timeout`: the next free number
-    /// after this one.
-    pub(crate) fn watch(&'static self, after: u32) -> io::Result<Watch> {
+    /// Watches a connection that is about to be established with these completed keywords, followed by
+    /// [`Watch::parameters`].
+    pub(crate) fn watch(&'static self, keywords: &str) -> io::Result<Watch> {
         let mut inner = self.lock();
-        let mark = (after.saturating_add(1)..)
-            .find(|mark| *mark != NOT_OURS && !inner.all.contains_key(mark))
+        let mark = Mark::unused(keywords, |mark| inner.all.contains_key(&mark))
             .ok_or_else(|| io::Error::other("too many connections"))?;
-        if !inner.is_looked_at {
+        if !inner.is_watched {
             thread::Builder::new()
                 .name("tollkey-watch".into())
-                .spawn(|| self.look_again_and_again())?;
-            inner.is_looked_at = true;
+                .spawn(|| self.poll())?;
+            inner.is_watched = true;
         }
         inner.all.insert(mark, Entry::default());
         Ok(Watch(Arc::new(Watched {
@@ -96,18 +84,19 @@ impl Connections {
         })))
     }
 
-    fn look_again_and_again(&self) {
+    /// Checks all connections at intervals, until there are none.
+    fn poll(&self) {
         loop {
-            thread::sleep(EACH);
+            thread::sleep(INTERVAL);
             let mut inner = self.lock();
             if inner.all.is_empty() {
-                inner.is_looked_at = false;
+                inner.is_watched = false;
                 return;
             }
-            let given_up = inner.look(Instant::now());
-            drop(inner); // nobody's statement waits for a log
-            for shut in given_up {
-                match shut {
+            let results = inner.shut_down_late(Instant::now());
+            drop(inner); // no statement waits for the log
+            for result in results {
+                match result {
                     Ok(true) => {
                         tracing::warn!("the database does not answer; the connection is given up")
                     }
@@ -128,32 +117,32 @@ impl Connections {
 }
 
 impl Inner {
-    /// Shuts what is late. Under the lock: nobody's statement ends, and nobody's mark is given to another, meanwhile.
-    /// Gives what became of those that were late for the first time.
-    fn look(&mut self, now: Instant) -> Vec<io::Result<bool>> {
-        let mut given_up = Vec::new();
-        for (&mark, entry) in &mut self.all {
+    /// Shuts down the late connections. The lock is held, so that no statement ends meanwhile and no mark changes hands.
+    /// Returns the result for each that was not late before.
+    fn shut_down_late(&mut self, now: Instant) -> Vec<io::Result<bool>> {
+        let mut results = Vec::new();
+        for (mark, entry) in &mut self.all {
             if entry.late_at.is_none_or(|late_at| now < late_at) {
                 continue;
             }
-            let shut = sockets::shut(mark);
-            // Again and again if it is still busy: while it connects, libpq goes on to the next address.
+            // Repeated while it is late: during connecting, libpq goes on to the server's next address.
+            let result = mark.shut_down();
             if !std::mem::replace(&mut entry.is_shut, true) {
-                given_up.push(shut);
+                results.push(result);
             }
         }
-        given_up
+        results
     }
 }
 
-/// Watches over one connection until the last of its clones is dropped.
+/// The watch over one connection, until its last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch(Arc<Watched>);
 
 #[derive(Debug)]
 struct Watched {
     connections: &'static Connections,
-    mark: u32,
+    mark: Mark,
 }
 
 impl Drop for Watched {
@@ -163,22 +152,22 @@ impl Drop for Watched {
 }
 
 impl Watch {
-    /// What its `tcp_user_timeout` has to be, in milliseconds.
-    pub(crate) fn mark(&self) -> u32 {
-        self.0.mark
+    /// The last parameters of the connection, by which its socket is found.
+    pub(crate) fn parameters(&self) -> String {
+        self.0.mark.parameters()
     }
 
-    /// From now on a statement may take that long.
+    /// Sets how long a statement may take from now on.
     pub(crate) fn limit(&self, limit: Option<Duration>) {
         self.entry(|entry| entry.limit = limit);
     }
 
-    /// Something begins that may take that long.
+    /// Begins something that may take that long.
     pub(crate) fn begin(&self, limit: Duration) {
         self.entry(|entry| entry.late_at = Instant::now().checked_add(limit));
     }
 
-    /// What began has ended. Whether that was by force.
+    /// Ends what began. Returns whether the connection was shut down.
     pub(crate) fn end(&self) -> bool {
         self.entry(|entry| {
             entry.late_at = None;
@@ -186,7 +175,7 @@ impl Watch {
         })
     }
 
-    /// To be told by the connection what begins and ends.
+    /// The instrumentation of the connection, which reports when statements begin and end.
     pub(crate) fn statements(&self) -> impl Instrumentation {
         Statements(self.clone())
     }
@@ -203,8 +192,8 @@ impl Watch {
     }
 }
 
-/// Hears of each statement. diesel does not say when one that gives rows has ended; the next one's beginning does, or the
-/// return to the pool.
+/// Notes each statement. diesel does not report the end of a statement that returns rows; the beginning of the next one
+/// ends it, or the return to the pool.
 struct Statements(Watch);
 
 impl Instrumentation for Statements {
@@ -231,27 +220,32 @@ mod tests {
         os::unix::net::UnixStream,
     };
 
-    use diesel::{Connection as _, PgConnection, connection::SimpleConnection as _};
-    use rustix::net::sockopt::set_tcp_user_timeout;
-
     use super::*;
     use crate::{
         connection::{AnyConnection, Target, Use, establish_watched},
         testing::Postgres,
     };
+    use diesel::{Connection as _, PgConnection, connection::SimpleConnection as _};
 
     const LIMIT: Duration = Duration::from_secs(8);
 
-    /// Apart from those of the other tests, whose marks are sockets of this process, too.
+    /// Apart from those of the other tests, whose sockets belong to this process as well.
     fn connections() -> &'static Connections {
         Box::leak(Box::new(Connections::new()))
     }
 
-    /// Both ends of a connection whose own end has that mark.
-    fn connected(mark: u32) -> (TcpStream, TcpStream) {
+    fn watch(connections: &'static Connections, user_timeout: u32) -> Watch {
+        let keywords = format!("tcp_user_timeout='{user_timeout}'");
+        connections.watch(&keywords).unwrap()
+    }
+
+    /// Both ends of a connection. The own end has the mark of the watch, if there is one.
+    fn connected(watch: Option<&Watch>) -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        set_tcp_user_timeout(&own, mark).unwrap();
+        if let Some(watch) = watch {
+            watch.0.mark.set(&own);
+        }
         (own, listener.accept().unwrap().0)
     }
 
@@ -264,24 +258,20 @@ mod tests {
     fn what_is_late_is_shut_and_nothing_else() {
         let connections = connections();
         let (late, in_time, resting) = (
-            connections.watch(500_000).unwrap(),
-            connections.watch(500_000).unwrap(),
-            connections.watch(500_000).unwrap(),
+            watch(connections, 500_000),
+            watch(connections, 500_000),
+            watch(connections, 500_000),
         );
-        assert_eq!(
-            [late.mark(), in_time.mark(), resting.mark()],
-            [500_001, 500_002, 500_003]
-        );
-        let mut sockets = [late.mark(), in_time.mark(), resting.mark(), 500_000].map(connected);
+        let mut sockets = [Some(&late), Some(&in_time), Some(&resting), None].map(connected);
         let (local, _other_end) = UnixStream::pair().unwrap();
         late.begin(LIMIT);
         in_time.begin(LIMIT * 2);
         resting.begin(LIMIT);
         assert!(!resting.end());
 
-        connections.lock().look(Instant::now());
+        connections.lock().shut_down_late(Instant::now());
         assert_eq!(sockets.each_mut().map(|(own, _)| is_shut(own)), [false; 4]);
-        connections.lock().look(Instant::now() + LIMIT);
+        connections.lock().shut_down_late(Instant::now() + LIMIT);
         assert_eq!(
             sockets.each_mut().map(|(own, _)| is_shut(own)),
             [true, false, false, false]
@@ -302,31 +292,24 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_not_there_is_not_shut() {
-        assert!(!sockets::shut(510_001).unwrap());
-        let (_own, _far) = connected(510_001);
-        assert!(sockets::shut(510_001).unwrap());
-    }
-
-    #[test]
-    fn a_mark_is_free_again_when_nobody_watches() {
+    fn mark_is_free_again_when_the_last_clone_is_dropped() {
         let connections = connections();
-        let first = connections.watch(520_000).unwrap();
-        let clone = first.clone();
+        let first = watch(connections, 520_000);
+        let (clone, mark) = (first.clone(), first.0.mark);
         drop(first);
-        assert_eq!(connections.watch(520_000).unwrap().mark(), 520_002);
+        assert_ne!(watch(connections, 520_000).0.mark, mark);
         drop(clone);
-        assert_eq!(connections.watch(520_000).unwrap().mark(), 520_001);
+        assert_eq!(watch(connections, 520_000).0.mark, mark);
     }
 
     #[test]
     fn the_thread_ends_with_the_last_connection_and_comes_with_the_next() {
         let connections = connections();
         for _ in 0..2 {
-            drop(connections.watch(530_000).unwrap());
-            assert!(connections.lock().is_looked_at);
+            drop(watch(connections, 530_000));
+            assert!(connections.lock().is_watched);
             let since = Instant::now();
-            while connections.lock().is_looked_at {
+            while connections.lock().is_watched {
                 assert!(since.elapsed() < Duration::from_secs(20), "it does not end");
                 thread::sleep(Duration::from_millis(10));
             }
@@ -339,8 +322,8 @@ mod tests {
             return;
         };
         let connections = connections();
-        let watch = connections.watch(540_000).unwrap();
-        let late_at = || connections.lock().all[&watch.mark()].late_at;
+        let watch = watch(connections, 540_000);
+        let late_at = || connections.lock().all[&watch.0.mark].late_at;
         let database = postgres.database();
         let mut conn = PgConnection::establish(database.url()).unwrap();
         conn.set_instrumentation(watch.statements());
@@ -399,7 +382,7 @@ mod tests {
             let url = format!("{url}{asked_for}");
             let [mut one, mut two, mut three] = [(); 3].map(|()| establish(&url, Use::Write));
             two.1.begin(Duration::ZERO);
-            CONNECTIONS.lock().look(Instant::now());
+            CONNECTIONS.lock().shut_down_late(Instant::now());
             assert!(two.0.batch_execute("SELECT 1").is_err(), "{asked_for}");
             assert!(two.1.end());
             for (conn, watch) in [&mut one, &mut three] {
@@ -443,7 +426,7 @@ mod tests {
 
         let (mut conn, watch) = establish(database.url(), Use::Write);
         watch.begin(Duration::ZERO);
-        CONNECTIONS.lock().look(Instant::now());
+        CONNECTIONS.lock().shut_down_late(Instant::now());
         conn.batch_execute("SELECT 1").unwrap();
     }
 }

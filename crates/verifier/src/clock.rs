@@ -1,4 +1,4 @@
-//! The clock of a real machine.
+//! The clock of a real machine, and how far clocks drift apart.
 
 use std::time::Duration;
 
@@ -39,6 +39,13 @@ impl Clock for SystemClock {
             std::sync::LazyLock::new(std::time::Instant::now);
         START.elapsed()
     }
+}
+
+/// How far two clocks may drift apart over a lease: a thousandth of it (quartz drifts by less than a tenth of that, and NTP
+/// slews by at most half of it) and a millisecond for the resolution of clocks.
+#[must_use]
+pub fn margin(lease: Duration) -> Duration {
+    lease / 1000 + Duration::from_millis(1)
 }
 
 /// Nanoseconds of a duration, as kept in atomics. Saturates after 584 years.

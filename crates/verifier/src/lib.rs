@@ -1,29 +1,29 @@
-//! Verification from memory, and revocation without a window.
+//! Verifies API keys from a cache, with immediate revocation.
 //!
-//! A [`Verifier`] answers whether a key may do something. Keys it has seen are answered from memory, without the
-//! store; and yet a revocation returns only when no verifier can still say yes. Three things make that so:
+//! A [`Verifier`] decides whether a key may do what a request needs. It decides by cached keys, without the store, and yet
+//! a revocation returns only when no verifier can accept the key any more:
 //!
-//! - the store counts changes ([`Seq`]); a verifier knows up to which one it has forgotten what was changed;
-//! - a verifier answers from memory only while it holds a *lease*, which it gets only for the newest count;
-//! - whoever makes a change waits, before answering, until every other verifier has either reported that change as
-//!   applied or lost its lease ([`Verifier::settle`]).
+//! - the store counts changes ([`Seq`]), and a verifier evicts what each of them is about;
+//! - a verifier decides by its cache only while it holds a *lease*, which is granted only at the newest change;
+//! - a process that makes a change waits, before it responds, until every other verifier has either reported the change as
+//!   applied or lost its lease ([`Verifier::wait_until_propagated`]).
 //!
-//! The rules are explored by a model checker, in the crate `tollkey-model`; the comments in `memory.rs` and `follow.rs` name the ones that must
-//! not be loosened.
+//! The model checker in `tollkey-model` explores these rules; the comments in `cache.rs`, `lease.rs` and `propagation.rs`
+//! name those that must not be loosened. `docs/leases.md` has the reasons.
 //!
-//! | module | says |
+//! | module | contents |
 //! |---|---|
 //! | [`source`] | where keys, changes and leases come from: a [`Primary`] or an [`Upstream`] |
-//! | `verifier` | one verification: memory, else the source; then the judgement |
-//! | `memory` | what is remembered, under which lease, and how it is forgotten |
-//! | `follow` | keeping the lease of a primary, applying changes, waiting for others |
-//! | `subscribers`, `serve` | granting leases to verifiers without a primary |
-//! | `subscribe`, `poll_watch` | being one of those, and what look-ups need to know of its polls |
-//! | `http` (a feature) | a server of Tollkey as an upstream |
-//! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
-//! | `rate` | allowances |
-//! | `usable`, `watches` | telling requests that go on when their key can no longer be used |
-//! | `share` | fair shares of bounded memory |
+//! | `verifier`, [`verdict`] | verifying a key, and the result |
+//! | `reservation` | one use of a key, reserved while its request runs |
+//! | `look_up`, `requester` | looking up keys that are not cached, and sharing the look-ups fairly |
+//! | `cache` | the cached keys, the lease, and evictions |
+//! | `lease` | keeping the lease of a primary, and applying changes |
+//! | `propagation` | waiting until a change is propagated |
+//! | `subscription` | leases for verifiers without a primary |
+//! | `rate`, [`usage`] | rate limits, and usage counts |
+//! | `usable`, `watches` | waiting until a key can no longer be used |
+//! | `share` | fair shares of a bounded number of bytes |
 //! | [`clock`] | the clock of a real machine |
 //!
 //! ```
@@ -45,21 +45,21 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod clock;
-mod follow;
-#[cfg(feature = "http")]
-pub mod http;
+mod lease;
 mod locks;
 mod log_limit;
-mod memory;
-mod poll_watch;
+mod look_up;
+mod propagation;
 mod rate;
-mod serve;
+mod requester;
+mod reservation;
+mod settings;
 mod share;
 pub mod source;
 mod stats;
-mod subscribe;
-mod subscribers;
+mod subscription;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 mod usable;
@@ -68,14 +68,21 @@ pub mod verdict;
 mod verifier;
 mod watches;
 
-pub use clock::SystemClock;
-pub use follow::margin;
+pub use clock::{SystemClock, margin};
 pub use log_limit::LogLimit;
+pub use rate::RateStatus;
+pub use requester::Requester;
+pub use reservation::Reservation;
+pub use settings::Settings;
 pub use source::{
     Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source,
     SourceError, Unavailable, Upstream,
 };
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
-pub use verdict::{Known, RateStatus, Verdict};
-pub use verifier::{Requester, Settings, Verifier};
+pub use verdict::{Known, Verdict};
+pub use verifier::{OnBehalfOf, Verifier};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,5 +1,5 @@
-//! What `memory.rs` synchronises with. In a module of its own so that `tests/interleavings` can compile that file with
-//! a scheduler's locks in their place, and try the orders in which threads may come.
+//! The locks, atomics and maps of `cache.rs`. A separate module, so that `tests/interleavings` can compile that file with the
+//! locks of a scheduler instead, which tries many orders of the threads.
 
 pub(crate) use std::sync::{
     Mutex, MutexGuard,

@@ -1,8 +1,8 @@
-//! Allowances: how often a key may still be used.
+//! The rate limits of keys.
 //!
-//! The generic cell rate algorithm on one atomic number per key, the time at which the allowance would be whole
-//! again. It is exact under parallel use, because that number moves by compare-and-swap. A library would need a
-//! clock read of its own and does not tell when the allowance is whole again, so these few lines are ours.
+//! The generic cell rate algorithm on one atomic number per key: the time at which the whole limit is available again. It is
+//! exact under concurrent use, because that number changes by compare-and-swap. A library would read the clock once more
+//! and does not tell when the whole limit is available again, so these few lines are our own.
 
 use std::{
     collections::BTreeMap,
@@ -17,41 +17,65 @@ use tollkey_core::{AccountId, KeyId, RateLimit, heap::allocation};
 
 use crate::{
     clock::nanos,
-    memory::{FIRST, LAST},
-    share::Shares,
-    verdict::RateStatus,
+    share::{FIRST, LAST, Shares},
 };
 
-/// What is left of one key's rate limit.
-#[derive(Debug)]
-pub(crate) struct Allowance {
-    limit: RateLimit,
-    /// Nanoseconds until one use comes back.
-    each: u64,
-    /// When the whole limit is there again; in the past when it is.
-    whole_at: AtomicU64,
+/// What remains of a key's rate limit after a verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateStatus {
+    /// How many uses the key has in a window.
+    pub limit: u32,
+    /// The window, in seconds.
+    pub window_seconds: u32,
+    /// How many uses remain now.
+    pub remaining: u32,
+    /// In how many whole seconds the whole limit is available again, if the key is not used until then.
+    pub reset_seconds: u32,
 }
 
-impl Allowance {
+impl RateStatus {
+    /// The values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After a
+    /// denial, `t` is the time until another use is possible, as in `Retry-After`.
+    #[must_use]
+    pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
+        let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
+        [
+            format!("\"key\";q={};w={}", self.limit, self.window_seconds),
+            format!("\"key\";r={};t={reset}", self.remaining),
+        ]
+    }
+}
+
+/// The rate limit of one key, and how far it is used up.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    limit: RateLimit,
+    /// Nanoseconds until one use is available again.
+    each: u64,
+    /// When the whole limit is available again; in the past if it is.
+    full_at: AtomicU64,
+}
+
+impl Limiter {
     fn new(limit: RateLimit) -> Self {
         Self {
             limit,
             each: nanos(limit.window()) / u64::from(limit.limit().get()),
-            whole_at: AtomicU64::new(0),
+            full_at: AtomicU64::new(0),
         }
     }
 
-    /// Takes one use at `now`, or else says in how many seconds there will be one.
+    /// Takes one use at `now`. The error is the number of seconds until one is available.
     pub(crate) fn take(&self, now: u64) -> (RateStatus, Result<(), u32>) {
         let whole = self.each * u64::from(self.limit.limit().get());
-        let mut seen = self.whole_at.load(Ordering::Acquire);
+        let mut seen = self.full_at.load(Ordering::Acquire);
         loop {
             let next = seen.max(now) + self.each;
             let used = next - now;
             if used > whole {
                 return (self.status(0, seen - now), Err(seconds(used - whole)));
             }
-            match self.whole_at.compare_exchange_weak(
+            match self.full_at.compare_exchange_weak(
                 seen,
                 next,
                 Ordering::AcqRel,
@@ -63,53 +87,54 @@ impl Allowance {
         }
     }
 
-    /// In how many seconds there will be a use; `None` when there is one at `now`.
+    /// In how many seconds a use is available; `None` if one is at `now`.
     fn wait(&self, now: u64) -> Option<u32> {
         let whole = self.each * u64::from(self.limit.limit().get());
-        let used = self.whole_at.load(Ordering::Acquire).max(now) + self.each - now;
+        let used = self.full_at.load(Ordering::Acquire).max(now) + self.each - now;
         (used > whole).then(|| seconds(used - whole))
     }
 
-    /// Gives back one use that was taken, but for what time has given back of it already: whoever holds on to one until
-    /// it has come back by itself has no second one of it.
+    /// Gives back one use, without the part of it that has become available again since it was taken: a request that runs
+    /// until its use is available again must not make another one available.
     pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
         let left = self.each.saturating_sub(now.saturating_sub(taken_at));
         let _ = self
-            .whole_at
+            .full_at
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| {
                 Some(at.saturating_sub(left))
             });
     }
 
-    fn status(&self, remaining: u64, until_whole: u64) -> RateStatus {
+    fn status(&self, remaining: u64, until_full: u64) -> RateStatus {
         RateStatus {
             limit: self.limit.limit().get(),
             window_seconds: self.limit.window_seconds().get(),
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
-            reset_seconds: seconds(until_whole),
+            reset_seconds: seconds(until_full),
         }
     }
 
     /// In how many nanoseconds the whole limit will be available again: 0 when it is.
-    fn until_whole(&self, now: u64) -> u64 {
-        self.whole_at.load(Ordering::Acquire).saturating_sub(now)
+    fn until_full(&self, now: u64) -> u64 {
+        self.full_at.load(Ordering::Acquire).saturating_sub(now)
     }
 }
 
-/// Takes one use from every rate limit on the path from the root to the key, in this order: from all of them or from
-/// none. Reports the limit with the least left and, when one is empty, in how many seconds none is. `None` without limits.
-pub(crate) fn take_all(path: &[Arc<Allowance>], now: u64) -> Option<(RateStatus, Result<(), u32>)> {
+/// Takes one use from every rate limit on the path from the root to the key, in this order: from all of them or from none.
+/// Returns the status of the limit with the fewest remaining uses and, if one has none, in how many seconds all have one.
+/// `None` without limits.
+pub(crate) fn take_all(path: &[Arc<Limiter>], now: u64) -> Option<(RateStatus, Result<(), u32>)> {
     let mut least: Option<RateStatus> = None;
-    for (taken, allowance) in path.iter().enumerate() {
-        let (status, outcome) = allowance.take(now);
+    for (taken, limiter) in path.iter().enumerate() {
+        let (status, outcome) = limiter.take(now);
         if let Err(seconds) = outcome {
             give_back_all(&path[..taken], now, now);
             let later = path[taken + 1..]
                 .iter()
-                .filter_map(|allowance| allowance.wait(now));
+                .filter_map(|limiter| limiter.wait(now));
             return Some((status, Err(later.fold(seconds, u32::max))));
         }
-        // Of two with as little left, the one that takes longer to be whole again.
+        // Of two with the same remaining uses, the one that takes longer until all are available.
         let left =
             |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
         if least
@@ -122,10 +147,10 @@ pub(crate) fn take_all(path: &[Arc<Allowance>], now: u64) -> Option<(RateStatus,
     least.map(|status| (status, Ok(())))
 }
 
-/// Gives back what [`take_all`] took.
-pub(crate) fn give_back_all(path: &[Arc<Allowance>], taken_at: u64, now: u64) {
+/// Gives back the uses that [`take_all`] took.
+pub(crate) fn give_back_all(path: &[Arc<Limiter>], taken_at: u64, now: u64) {
     path.iter()
-        .for_each(|allowance| allowance.give_back(taken_at, now));
+        .for_each(|limiter| limiter.give_back(taken_at, now));
 }
 
 /// Whole seconds, rounded up.
@@ -133,40 +158,40 @@ fn seconds(nanos: u64) -> u32 {
     u32::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
 }
 
-/// The rate limits of all keys that have one, as far as they are used up. They outlive the cached keys, so that a change to
-/// a key, or its eviction, does not make its rate limit available again. A change of the limit does.
+/// The limiters of all keys that have a rate limit. They outlive the cached keys, so that a change to a key, or its eviction,
+/// does not reset its rate limit. A change of the limit does.
 ///
-/// They are bounded in bytes, and accounts have fair shares of all bytes ([`Shares`]). Where there is no room, one goes
-/// first that is whole, whatever its account: a new one is as good. If there is none, an account that holds more than its
-/// fair share gives one up, so that the keys of one account cannot reset the rate limits of another. An account that uses
+/// They are bounded in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, a limiter that
+/// is full is dropped first, whatever its account: a new one is the same. If there is none, an account that holds more than
+/// its fair share loses one, so that the keys of one account cannot reset the rate limits of another. An account that uses
 /// more limited keys than its share has room for may lose its own.
 #[derive(Debug)]
-pub(crate) struct Allowances {
-    all: BTreeMap<Place, Arc<Allowance>>,
-    /// The bytes of each account, and up to which key its allowances have been looked at.
+pub(crate) struct Limiters {
+    all: BTreeMap<LimiterId, Arc<Limiter>>,
+    /// The bytes of each account, and the key up to which its limiters have been scanned.
     shares: Shares<Option<KeyId>>,
-    /// Up to where the allowances of all accounts have been looked at.
-    looked_at: Option<Place>,
+    /// Up to where the limiters of all accounts have been scanned.
+    scanned: Option<LimiterId>,
 }
 
-/// An account and a key of it: all keys of a tree are of one account, so a limit of a parent key has one place.
-type Place = (AccountId, KeyId);
+/// An account and a key of it. All keys of a tree belong to one account, so the limit of a parent key has one entry.
+type LimiterId = (AccountId, KeyId);
 
-impl Allowances {
-    /// How many bytes an allowance takes: itself with two reference counts, and its place in a tree whose nodes are half
-    /// empty at worst.
-    pub(crate) const EACH: usize = allocation(16 + size_of::<Allowance>())
-        + 2 * (size_of::<Place>() + size_of::<Arc<Allowance>>());
+impl Limiters {
+    /// How many bytes a limiter takes: itself with two reference counts, and its slot in a tree whose nodes are half empty
+    /// at worst.
+    pub(crate) const EACH: usize = allocation(16 + size_of::<Limiter>())
+        + 2 * (size_of::<LimiterId>() + size_of::<Arc<Limiter>>());
 
-    /// How many allowances are looked at to find one that may go, so that no single miss pays for all of them.
-    const LOOK_AT: usize = 32;
+    /// How many limiters are scanned to find one to drop, so that the work of one cache miss is bounded.
+    const SCANNED: usize = 32;
 
-    /// At most so many bytes of allowances.
+    /// At most so many bytes of limiters.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             all: BTreeMap::new(),
             shares: Shares::new(max),
-            looked_at: None,
+            scanned: None,
         }
     }
 
@@ -175,98 +200,97 @@ impl Allowances {
         self.shares.held()
     }
 
-    /// The allowance of that key. When its limit is another one, a `fresh` look at the key begins a new allowance;
-    /// one that is known to be old does not.
-    pub(crate) fn of(
+    /// The limiter of a key. If the key's limit is a different one, a `fresh` record of the key resets the limiter; an
+    /// outdated record does not.
+    pub(crate) fn get_or_insert(
         &mut self,
         account: &AccountId,
         key: KeyId,
         limit: RateLimit,
         fresh: bool,
         now: u64,
-    ) -> Arc<Allowance> {
-        let place = (account.clone(), key);
-        if let Some(allowance) = self.all.get_mut(&place) {
-            if fresh && allowance.limit != limit {
-                *allowance = Arc::new(Allowance::new(limit));
+    ) -> Arc<Limiter> {
+        let id = (account.clone(), key);
+        if let Some(limiter) = self.all.get_mut(&id) {
+            if fresh && limiter.limit != limit {
+                *limiter = Arc::new(Limiter::new(limit));
             }
-            return Arc::clone(allowance);
+            return Arc::clone(limiter);
         }
         while !self.shares.fits(account, Self::EACH) {
-            let Some(place) = self.next_to_go(account, now) else {
+            let Some(id) = self.next_to_drop(account, now) else {
                 break;
             };
-            self.all.remove(&place);
-            self.shares.remove(&place.0, Self::EACH);
+            self.all.remove(&id);
+            self.shares.remove(&id.0, Self::EACH);
         }
-        let allowance = Arc::new(Allowance::new(limit));
+        let limiter = Arc::new(Limiter::new(limit));
         self.shares.add(account, Self::EACH);
-        // One ID for all allowances of the account.
-        let account = self.shares.id(account).unwrap_or(place.0);
-        self.all.insert((account, key), Arc::clone(&allowance));
-        allowance
+        // One ID, shared by all limiters of the account.
+        let account = self.shares.id(account).unwrap_or(id.0);
+        self.all.insert((account, key), Arc::clone(&limiter));
+        limiter
     }
 
-    /// The allowance that makes room for one more of an account; `None` when there is none at all.
-    fn next_to_go(&mut self, account: &AccountId, now: u64) -> Option<Place> {
+    /// The limiter to drop for one more of an account; `None` if there is none at all.
+    fn next_to_drop(&mut self, account: &AccountId, now: u64) -> Option<LimiterId> {
         let after = self
-            .looked_at
+            .scanned
             .take()
             .map_or(Bound::Unbounded, Bound::Excluded);
-        let (looked_at, (lost, place)) =
-            self.look(after, (Bound::Unbounded, Bound::Unbounded), now)?;
-        self.looked_at = Some(looked_at);
+        let (scanned, (lost, id)) = self.scan(after, (Bound::Unbounded, Bound::Unbounded), now)?;
+        self.scanned = Some(scanned);
         if lost == 0 {
-            return Some(place);
+            return Some(id);
         }
         let Some(payer) = self.shares.payer(account, Self::EACH) else {
-            return Some(place);
+            return Some(id);
         };
         let all = (
             Bound::Included((payer.clone(), FIRST)),
             Bound::Included((payer.clone(), LAST)),
         );
-        let looked_at = self.shares.get_mut(&payer).and_then(|looked_at| *looked_at);
-        let after = looked_at.map_or(all.0.clone(), |key| Bound::Excluded((payer.clone(), key)));
-        let ((_, key), (_, place)) = self.look(after, all, now)?;
-        if let Some(looked_at) = self.shares.get_mut(&payer) {
-            *looked_at = Some(key);
+        let scanned = self.shares.get_mut(&payer).and_then(|scanned| *scanned);
+        let after = scanned.map_or(all.0.clone(), |key| Bound::Excluded((payer.clone(), key)));
+        let ((_, key), (_, id)) = self.scan(after, all, now)?;
+        if let Some(scanned) = self.shares.get_mut(&payer) {
+            *scanned = Some(key);
         }
-        Some(place)
+        Some(id)
     }
 
-    /// Looks at the next few of `all`, in turn. Returns the last of them, and the one of which least is lost when it goes,
-    /// with what is lost: nothing of one that is whole.
-    fn look(
+    /// Scans the next few of `all`, in turn. Returns the last of them, and the one of which the least is lost when it is
+    /// dropped, with how much: nothing of a limiter that is full.
+    fn scan(
         &self,
-        after: Bound<Place>,
-        all: (Bound<Place>, Bound<Place>),
+        after: Bound<LimiterId>,
+        all: (Bound<LimiterId>, Bound<LimiterId>),
         now: u64,
-    ) -> Option<(Place, (u64, Place))> {
+    ) -> Option<(LimiterId, (u64, LimiterId))> {
         let rest = self.all.range((after, all.1.clone()));
         let (mut last, mut least) = (None, None);
-        for (place, allowance) in rest.chain(self.all.range(all)).take(Self::LOOK_AT) {
-            let lost = lost(allowance, now);
-            last = Some(place);
+        for (id, limiter) in rest.chain(self.all.range(all)).take(Self::SCANNED) {
+            let lost = lost(limiter, now);
+            last = Some(id);
             if least.is_none_or(|(least, _)| lost < least) {
-                least = Some((lost, place));
+                least = Some((lost, id));
             }
             if lost == 0 {
                 break;
             }
         }
-        let (lost, place) = least?;
-        Some((last?.clone(), (lost, place.clone())))
+        let (lost, id) = least?;
+        Some((last?.clone(), (lost, id.clone())))
     }
 }
 
-/// For how long a key could be used more often than its limit allows if this allowance went, in nanoseconds: a new one is
-/// whole from the beginning. One that a cached key still takes from could be used up after it went.
-fn lost(allowance: &Arc<Allowance>, now: u64) -> u64 {
-    if Arc::strong_count(allowance) > 1 {
-        nanos(allowance.limit.window())
+/// For how long a key could be used beyond its limit if this limiter were dropped, in nanoseconds: a new one is full. A
+/// limiter that a cached key still takes from could be used up afterwards.
+fn lost(limiter: &Arc<Limiter>, now: u64) -> u64 {
+    if Arc::strong_count(limiter) > 1 {
+        nanos(limiter.limit.window())
     } else {
-        allowance.until_whole(now)
+        limiter.until_full(now)
     }
 }
 
@@ -276,43 +300,43 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn allowance(limit: i64, window: i64) -> Allowance {
-        Allowance::new(RateLimit::new(limit, window).unwrap())
+    fn limiter(limit: i64, window: i64) -> Limiter {
+        Limiter::new(RateLimit::new(limit, window).unwrap())
     }
 
     #[test]
-    fn the_whole_limit_may_be_used_at_once_and_comes_back_evenly() {
-        let allowance = allowance(3, 60);
+    fn whole_limit_is_available_immediately_and_returns_evenly() {
+        let limiter = limiter(3, 60);
         let now = 1000 * SECOND;
         for (remaining, reset) in [(2, 20), (1, 40), (0, 60)] {
-            let (status, taken) = allowance.take(now);
+            let (status, taken) = limiter.take(now);
             assert_eq!(
                 (status.remaining, status.reset_seconds, taken),
                 (remaining, reset, Ok(()))
             );
         }
-        let (status, taken) = allowance.take(now);
+        let (status, taken) = limiter.take(now);
         assert_eq!(
             (status.remaining, status.reset_seconds, taken),
             (0, 60, Err(20))
         );
-        let (status, taken) = allowance.take(now + 20 * SECOND - 1);
+        let (status, taken) = limiter.take(now + 20 * SECOND - 1);
         assert_eq!(
             (status.remaining, status.reset_seconds, taken),
             (0, 41, Err(1))
         );
-        let (status, taken) = allowance.take(now + 20 * SECOND);
+        let (status, taken) = limiter.take(now + 20 * SECOND);
         assert_eq!(
             (status.remaining, status.reset_seconds, taken),
             (0, 60, Ok(()))
         );
-        assert_eq!(allowance.until_whole(now + 80 * SECOND - 1), 1);
-        assert_eq!(allowance.until_whole(now + 80 * SECOND), 0);
+        assert_eq!(limiter.until_full(now + 80 * SECOND - 1), 1);
+        assert_eq!(limiter.until_full(now + 80 * SECOND), 0);
     }
 
     #[test]
-    fn a_use_that_is_given_back_was_never_taken() {
-        let (one, other) = (allowance(3, 60), allowance(3, 60));
+    fn use_that_is_given_back_was_never_taken() {
+        let (one, other) = (limiter(3, 60), limiter(3, 60));
         let now = 1000 * SECOND;
         one.take(now).1.unwrap();
         other.take(now).1.unwrap();
@@ -322,18 +346,18 @@ mod tests {
     }
 
     #[test]
-    fn a_use_that_is_given_back_late_makes_no_more_than_there_are() {
-        let allowance = allowance(1, 60);
+    fn use_that_is_given_back_late_does_not_exceed_the_limit() {
+        let limiter = limiter(1, 60);
         let now = 1000 * SECOND;
-        allowance.take(now).1.unwrap();
-        // A minute on the first one has come back by itself, and is used.
-        allowance.take(now + 60 * SECOND).1.unwrap();
-        allowance.give_back(now, now + 61 * SECOND);
-        assert_eq!(allowance.take(now + 61 * SECOND).1, Err(59));
+        limiter.take(now).1.unwrap();
+        // After a minute the first use is available again, and is taken.
+        limiter.take(now + 60 * SECOND).1.unwrap();
+        limiter.give_back(now, now + 61 * SECOND);
+        assert_eq!(limiter.take(now + 61 * SECOND).1, Err(59));
     }
 
     #[test]
-    fn a_window_that_does_not_divide_evenly_never_reports_more_than_itself() {
+    fn reset_of_an_uneven_window_is_at_most_the_window() {
         for (limit, window) in [
             (7, 60),
             (3, 1),
@@ -342,9 +366,9 @@ mod tests {
             (1, 86_400),
             (999_983, 86_399),
         ] {
-            let allowance = allowance(limit, window);
+            let limiter = limiter(limit, window);
             for _ in 0..limit.min(1000) {
-                let (status, taken) = allowance.take(5);
+                let (status, taken) = limiter.take(5);
                 assert_eq!(taken, Ok(()));
                 assert!(
                     i64::from(status.reset_seconds) <= window
@@ -355,16 +379,16 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_read_a_little_late_by_another_thread_does_no_harm() {
-        let allowance = allowance(1, 1);
-        assert_eq!(allowance.take(10 * SECOND).1, Ok(()));
-        assert_eq!(allowance.take(10 * SECOND - 5).1, Err(2));
+    fn clock_read_late_by_another_thread_is_harmless() {
+        let limiter = limiter(1, 1);
+        assert_eq!(limiter.take(10 * SECOND).1, Ok(()));
+        assert_eq!(limiter.take(10 * SECOND - 5).1, Err(2));
     }
 
     #[test]
-    fn a_use_takes_from_every_limit_of_the_path_or_from_none() {
+    fn use_takes_from_every_limit_of_the_path_or_none() {
         let now = 1000 * SECOND;
-        let (root, parent, key) = (allowance(4, 60), allowance(3, 30), allowance(2, 60));
+        let (root, parent, key) = (limiter(4, 60), limiter(3, 30), limiter(2, 60));
         let path = [root, parent, key].map(Arc::new);
         let (status, taken) = take_all(&path, now).unwrap();
         assert_eq!((status.limit, status.remaining, taken), (2, 1, Ok(())));
@@ -381,8 +405,8 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_with_the_least_left_is_reported() {
-        let path = [allowance(3, 60), allowance(3, 600), allowance(9, 60)].map(Arc::new);
+    fn limit_with_the_fewest_remaining_uses_is_reported() {
+        let path = [limiter(3, 60), limiter(3, 600), limiter(9, 60)].map(Arc::new);
         let (status, _) = take_all(&path, 0).unwrap();
         assert_eq!(
             (status.remaining, status.window_seconds),
@@ -401,29 +425,29 @@ mod tests {
         KeyId::from_bytes(bytes)
     }
 
-    /// Allowances of one use in so many seconds each, with room for so many of one account.
+    /// Limiters of one use in so many seconds each, with room for so many of one account.
     struct World {
-        all: Allowances,
+        all: Limiters,
         max: usize,
     }
 
     impl World {
         fn new(room: usize) -> Self {
             let mut shares = Shares::<()>::new(usize::MAX);
-            shares.add(&account("small"), Allowances::EACH);
-            let max = shares.held() + (room - 1) * Allowances::EACH;
+            shares.add(&account("small"), Limiters::EACH);
+            let max = shares.held() + (room - 1) * Limiters::EACH;
             Self {
-                all: Allowances::new(max),
+                all: Limiters::new(max),
                 max,
             }
         }
 
-        /// Looks a key up, and uses it when it is not used up. Returns whether it was.
+        /// Takes one use of a key. Returns whether one was available.
         fn take(&mut self, name: &str, n: u32, window: i64, now: u64) -> bool {
             let limit = RateLimit::new(1, window).unwrap();
             let taken = self
                 .all
-                .of(&account(name), id(n), limit, true, now)
+                .get_or_insert(&account(name), id(n), limit, true, now)
                 .take(now)
                 .1
                 .is_ok();
@@ -447,14 +471,14 @@ mod tests {
     }
 
     #[test]
-    fn allowance_that_is_whole_goes_first() {
+    fn full_limiter_is_dropped_first() {
         let mut world = World::new(100);
         for n in 0..100 {
             let window = if n == 70 { 1 } else { 86_400 };
             assert!(world.take("small", n, window, 0));
         }
         let later = 2 * SECOND;
-        // 32 are looked at for each new one.
+        // 32 are scanned for each new one.
         for n in 0..3 {
             assert!(world.take("small", 1000 + n, 86_400, later));
         }
@@ -463,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn allowance_that_is_whole_goes_whatever_its_account() {
+    fn full_limiter_is_dropped_whatever_its_account() {
         let mut world = World::new(20);
         assert!(world.take("small", 0, 1, 0));
         (0..15).for_each(|n| assert!(world.take("flood", n, 86_400, 0)));
@@ -473,16 +497,20 @@ mod tests {
             world.take("flood", n, 86_400, 2 * SECOND);
             n += 1;
         }
-        // The account that holds the most has lost none.
+        // The account that holds the most has not lost any.
         assert!((0..15).chain(100..n).all(|n| world.has("flood", n)));
     }
 
     #[test]
-    fn allowance_in_use_by_a_cached_key_is_not_whole() {
+    fn limiter_of_a_cached_key_is_not_full() {
         let mut world = World::new(20);
         let limit = RateLimit::new(1, 86_400).unwrap();
         let held: Vec<_> = (0..10)
-            .map(|n| world.all.of(&account("small"), id(n), limit, true, 0))
+            .map(|n| {
+                world
+                    .all
+                    .get_or_insert(&account("small"), id(n), limit, true, 0)
+            })
             .collect();
         for n in 10..1000 {
             world.take("small", n, 1, u64::from(n) * 2 * SECOND);
@@ -506,7 +534,7 @@ mod tests {
         }
         assert!((0..500).all(|n| !world.take("small", n, 86_400, 2)));
         assert!(world.len("flood") > 1490, "what the other leaves is used");
-        // Nor does one that was there first leave no room for others.
+        // An account that came first leaves room for others.
         for n in 0..700 {
             world.take("late", n, 86_400, 3);
         }
@@ -515,12 +543,12 @@ mod tests {
     }
 
     #[test]
-    fn account_over_its_share_loses_those_that_return_soonest() {
+    fn account_over_its_share_loses_the_soonest_full() {
         let mut world = World::new(64);
         (0..32).for_each(|n| assert!(world.take("small", n, 86_400, 0)));
         (32..64).for_each(|n| assert!(world.take("small", n, 3600, 0)));
         (64..70).for_each(|n| assert!(world.take("small", n, 86_400, 1)));
-        // Of 32 looked at in turn: those of an hour are half of all.
+        // Of 32 that are scanned in turn, half have a window of an hour.
         let hours = (32..64).filter(|n| world.has("small", *n)).count();
         let days = (0..32).filter(|n| world.has("small", *n)).count();
         assert!(
@@ -540,12 +568,14 @@ mod tests {
     }
 
     #[test]
-    fn no_room_at_all_still_gives_an_allowance() {
-        let mut all = Allowances::new(0);
+    fn limiter_is_made_even_without_room() {
+        let mut all = Limiters::new(0);
         let limit = RateLimit::new(1, 60).unwrap();
         for n in 0..10 {
             assert_eq!(
-                all.of(&account("a"), id(n), limit, true, 0).take(0).1,
+                all.get_or_insert(&account("a"), id(n), limit, true, 0)
+                    .take(0)
+                    .1,
                 Ok(())
             );
         }
@@ -553,13 +583,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_fresh_look_at_a_changed_limit_begins_anew() {
+    fn only_a_fresh_record_with_another_limit_resets_it() {
         let (small, large) = (
             RateLimit::new(1, 60).unwrap(),
             RateLimit::new(2, 60).unwrap(),
         );
-        let mut all = Allowances::new(10_000);
-        let mut of = |limit, fresh| all.of(&account("a"), id(1), limit, fresh, 0);
+        let mut all = Limiters::new(10_000);
+        let mut of = |limit, fresh| all.get_or_insert(&account("a"), id(1), limit, fresh, 0);
         let first = of(small, true);
         assert!(Arc::ptr_eq(&first, &of(small, true)));
         assert!(Arc::ptr_eq(&first, &of(large, false)));

@@ -6,7 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tollkey_core::{AccountId, heap::allocation};
+use tollkey_core::{AccountId, KeyId, heap::allocation};
+
+/// The least and the greatest ID of a key.
+pub(crate) const FIRST: KeyId = KeyId::from_bytes([0; 16]);
+pub(crate) const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
 
 /// An account with no more than this part of all bytes is within its fair share, however many accounts there are:
 /// otherwise, with many accounts, the second entry of an account would have to make room for the first of another.

@@ -11,7 +11,7 @@ use tollkey_core::{
     ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId,
 };
 
-/// The source cannot be asked, or did not answer in time. It has logged why.
+/// The source did not respond in time, or cannot be reached. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the source of keys is unavailable")]
 pub struct Unavailable;
@@ -58,7 +58,7 @@ pub enum PollError {
     #[error("the upstream rejects the poll")]
     Rejected,
     /// Another process uses the same subscriber ID. Neither gets a lease under it any more. The subscriber must end its
-    /// lease, forget everything and continue under a new random ID.
+    /// lease, clear its cache and continue under a new random ID.
     #[error("another process uses this subscriber ID")]
     SharedId,
 }
@@ -87,7 +87,7 @@ pub struct ServiceSnapshot {
     pub id: Option<ServiceKeyId>,
 }
 
-/// Where a [`crate::Verifier`] learns what keys are. Every call must end in bounded time.
+/// Where a [`crate::Verifier`] looks up keys. Every call must end in bounded time.
 pub trait Source: Send + Sync + 'static {
     /// The key with that digest.
     fn find(&self, digest: &Digest) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
@@ -128,7 +128,7 @@ pub trait Primary: Source {
         applied: Seq,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// Removes verifier `id`, which has stopped answering from memory.
+    /// Removes verifier `id`, which has ended its lease for good.
     fn unregister(&self, id: VerifierId) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// The verifiers, but for `except`, that have reported less than `seq`, each with a number that is another one
@@ -150,10 +150,10 @@ pub trait Primary: Source {
 /// Another verifier, which holds a lease and grants shorter ones: what a process without a database subscribes to.
 /// A verifier of a [`Primary`] is one itself; over HTTP it is `POST /sync`.
 pub trait Upstream: Source {
-    /// Tells what has been applied, and waits a while for news.
+    /// Acknowledges what has been applied, and waits a while for changes.
     fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, PollError>> + Send;
 
-    /// Takes a subscriber off that has stopped answering from memory, with the last usage that it counted.
+    /// Ends the subscription of a subscriber that has ended its lease for good, with the last usage that it counted.
     fn leave(&self, leave: Leave) -> impl Future<Output = Result<(), PollError>> + Send;
 }
 
@@ -206,16 +206,16 @@ impl PollIds {
     pub const PREVIOUS: usize = 512;
 }
 
-/// What a subscriber tells.
+/// What a subscriber sends with a poll.
 #[derive(Debug, Clone)]
 pub struct Poll {
     /// Who.
     pub subscriber: VerifierId,
     /// Which poll this is. `None` for a subscriber of a release without poll IDs: its repeats count twice.
     pub ids: Option<PollIds>,
-    /// Up to where it has forgotten everything that was changed; the default where it remembers nothing.
+    /// The position up to which it has evicted everything that was changed; the default if its cache was always empty.
     pub position: Position,
-    /// How long it would wait for news. What it waits is no longer than a third of a lease.
+    /// How long the response may wait for changes. The upstream waits for a third of a lease at most.
     pub wait: Duration,
     /// What it has counted since its last poll that had a response, at most [`Poll::USAGE`] rows. A poll that is
     /// repeated has the same rows.
@@ -238,16 +238,15 @@ pub struct Leave {
     pub usage: Vec<Usage>,
 }
 
-/// What a subscriber is told.
+/// The response to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct News {
-    /// Where the changes lead: its position once it has applied them.
+    /// The subscriber's position once it has applied the changes.
     pub position: Position,
-    /// What has changed since its position; `None` when the log does not go on from there and everything is to be
-    /// forgotten.
+    /// What has changed since its position; `None` if the log does not continue from there, and the cache has to be cleared.
     pub changes: Option<Vec<Changed>>,
-    /// For how long it may answer from memory, counted from before its poll, once it has applied the changes. Zero when
-    /// who was asked holds no lease, or there are more changes than one answer holds.
+    /// For how long it may use its cache, counted from before its poll, once it has applied the changes. Zero if the upstream
+    /// holds no lease, or if there are more changes than one response holds.
     pub lease: Duration,
 }
 

@@ -11,8 +11,9 @@ use tokio::{
     time::Instant,
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel,
-    Position, Record, Scope, Seq, ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
+    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, KeyText,
+    OperatingModel, Position, Record, Scope, Seq, ServiceKeyId, Timestamp, VerifierId,
+    key_text::Kind,
 };
 
 use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
@@ -98,35 +99,24 @@ impl Clock for TokioClock {
 /// When the text is not shaped like an API key.
 #[must_use]
 pub fn record(text: &str) -> Record {
-    let Some(Kind::Key(family, mode)) = Kind::of(text) else {
+    let (Some(Kind::Key(family, mode)), Some(text)) = (Kind::of(text), KeyText::parse(text)) else {
         panic!("not shaped like an API key")
     };
     let mut id = [0; 16];
-    id.copy_from_slice(&Digest::of(text).as_bytes()[..16]);
+    id.copy_from_slice(&text.digest().as_bytes()[..16]);
     let key = ApiKey {
-        id: KeyId::from_bytes(id),
-        account_id: account("acme"),
-        application_id: None,
         name: "a key".to_owned(),
-        family,
-        mode,
-        prefix: text[..text.len() - 32 + family.shown()].to_owned(),
-        last4: text[text.len() - 4..].to_owned(),
         grants: Grants {
             scopes: vec![Scope::COMMERCE],
             ..Grants::default()
         },
-        metadata: None,
-        created_at: Timestamp::UNIX_EPOCH,
-        created_by: None,
-        last_used_at: None,
-        suspended_at: None,
-        revoked_at: None,
-        revoked_reason: None,
-        rotated_from: None,
-        rotated_to: None,
-        rotated_at: None,
-        inherited: None,
+        ..ApiKey::new(
+            KeyId::from_bytes(id),
+            account("acme"),
+            &text,
+            (family, mode),
+            Timestamp::UNIX_EPOCH,
+        )
     };
     Record::new(key, None, OperatingModel::default(), &Catalogue::default())
 }

@@ -1,4 +1,4 @@
-//! Waiting until a key can no longer be used, for requests that go on after they were authorized.
+//! Waiting until a key can no longer be used, for requests that continue after they were authorized.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,22 +6,23 @@ use tokio::time::timeout;
 use tollkey_core::{Denial, Record, Seq, Timestamp, decide_usable};
 
 use crate::{
+    cache::Entry,
     clock::nanos,
-    memory::Entry,
+    requester::Requester,
     source::{Source, SourceError},
     verdict::Known,
-    verifier::{Inner, Requester, Verifier},
+    verifier::{Inner, Verifier},
 };
 
-/// Until a key is looked up again when it could not be, or when no lease promises to hear of changes.
+/// The pause before a key is looked up again after a failed look-up, or while there is no lease to notify of changes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The longest time until the wall clock is read again: it may be set.
+/// The longest pause before the wall clock is read again, which may have been set.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 impl<S: Source> Verifier<S> {
-    /// Waits until this key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
-    /// disabled. Returns which. Under a lease it learns of that as fast as a verification would; while the source does
-    /// not respond it goes on waiting.
+    /// Waits until this key can no longer be used for any request: it is revoked, expired or suspended, or its application
+    /// is disabled. Returns which. Under a lease it resolves as fast as a verification would deny the key. While the source
+    /// does not respond, it keeps waiting.
     pub async fn until_unusable(&self, key: &Known) -> Denial {
         self.0.until_unusable(&key.0).await
     }
@@ -31,16 +32,16 @@ impl<S: Source> Inner<S> {
     async fn until_unusable(&self, entry: &Entry) -> Denial {
         loop {
             // First watched, then read: a change in between notifies.
-            let (mut changed, applied) = self.memory.watch(&entry.record.key);
+            let (mut changed, applied) = self.cache.watch(&entry.record.key);
             let pause = match self.current(entry).await {
                 Ok(None) => return Denial::UnknownKey,
                 Ok(Some((seq, current))) => {
                     match decide_usable(&current.record, self.clock.now()) {
                         Err(denial) => return denial,
-                        // What is older than a change that was applied here may not show it.
+                        // A record older than a change that was applied here may not show that change.
                         Ok(())
                             if seq < applied
-                                || !self.memory.may_answer(nanos(self.clock.elapsed())) =>
+                                || !self.cache.has_lease(nanos(self.clock.elapsed())) =>
                         {
                             PAUSE
                         }
@@ -54,22 +55,19 @@ impl<S: Source> Inner<S> {
         }
     }
 
-    /// The key as it is now, with the change that it shows.
+    /// The current key, and the change up to which it is current.
     async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, SourceError> {
-        let (applied, _) = self.memory.applied();
-        if let Some(current) = self
-            .memory
-            .recall(&entry.digest, nanos(self.clock.elapsed()))
-        {
+        let (applied, _) = self.cache.applied();
+        if let Some(current) = self.cache.get(&entry.digest, nanos(self.clock.elapsed())) {
             return Ok(Some((applied.seq, current)));
         }
         let requester = Requester::Account(entry.record.key.account_id.clone());
-        let (snapshot, current) = self.fetch(&entry.digest, requester).await?;
+        let (snapshot, current) = self.fetch_key(&entry.digest, requester).await?;
         Ok(current.map(|current| (snapshot.seq, current)))
     }
 }
 
-/// How long the key may go on being used, as far as it is known now.
+/// How long until the key expires, at most [`LONGEST_PAUSE`].
 fn until_expiration(record: &Record, now: Timestamp) -> Duration {
     let left = record
         .key

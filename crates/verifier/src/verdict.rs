@@ -1,40 +1,37 @@
-//! What a verification answers.
+//! The result of a verification.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
 use tollkey_core::{Denial, Digest, Record};
 
-use crate::memory::Entry;
+use crate::{cache::Entry, rate::RateStatus};
 
-/// Whether the key may, and what is known of it.
+/// The result of a verification: the decision and the key it is about.
 #[derive(Debug, Clone)]
 pub struct Verdict {
-    /// That it may, or the first denial that applies. When it may, the merchant the request named is one the key may
-    /// be used for.
+    /// `Ok` if the request is allowed, otherwise the first denial that applies. If it is allowed, the key may be used for
+    /// the merchant that the request names.
     pub outcome: Result<(), Denial>,
-    /// The key; none for [`Denial::UnknownKey`], which includes a key the viewer may not see.
+    /// The key; `None` for [`Denial::UnknownKey`], which includes a key that the caller may not see.
     pub record: Option<Known>,
-    /// What is left of the key's rate limit, if it has one and no other denial came first.
+    /// What remains of the key's rate limit, if it has one and no other denial came first.
     pub rate: Option<RateStatus>,
-    /// With [`Denial::RateLimited`]: in how many whole seconds one use is possible again, at least 1.
+    /// With [`Denial::RateLimited`]: in how many whole seconds another use is possible, at least 1.
     pub retry_after_seconds: Option<u32>,
-    /// When it was judged, and a use of the key's allowance taken where it has one.
-    pub(crate) judged_at: u64,
 }
 
 impl Verdict {
-    /// The answer for what is no key of ours.
+    /// The verdict on a text that is not a key of this server.
     pub(crate) fn unknown() -> Self {
         Self {
             outcome: Err(Denial::UnknownKey),
             record: None,
             rate: None,
             retry_after_seconds: None,
-            judged_at: 0,
         }
     }
 
-    /// The key, if it may.
+    /// The key, if the request is allowed.
     #[must_use]
     pub fn allowed(&self) -> Option<&Record> {
         self.outcome.ok()?;
@@ -42,33 +39,7 @@ impl Verdict {
     }
 }
 
-/// What is left of a key's rate limit after this verification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateStatus {
-    /// How many uses the key has in a window.
-    pub limit: u32,
-    /// The window, in seconds.
-    pub window_seconds: u32,
-    /// How many uses are left at once.
-    pub remaining: u32,
-    /// In how many whole seconds all of them are back, if none is used until then.
-    pub reset_seconds: u32,
-}
-
-impl RateStatus {
-    /// The values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After a
-    /// refusal, `t` is when a use is possible again, which is what `Retry-After` says too.
-    #[must_use]
-    pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
-        let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
-        [
-            format!("\"key\";q={};w={}", self.limit, self.window_seconds),
-            format!("\"key\";r={};t={reset}", self.remaining),
-        ]
-    }
-}
-
-/// A key as it was known when it was judged. Cheap to clone; read it as a [`Record`].
+/// A key as it was known when the request was decided. Cheap to clone; dereferences to a [`Record`].
 #[derive(Clone)]
 pub struct Known(pub(crate) Arc<Entry>);
 
@@ -81,7 +52,7 @@ impl Deref for Known {
 }
 
 impl From<Record> for Known {
-    /// For tests of what comes after a verification.
+    /// For tests of code that runs after a verification.
     fn from(record: Record) -> Self {
         // It is never cached, so nothing looks for its digest.
         Self(Arc::new(Entry::new(

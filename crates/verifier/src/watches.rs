@@ -1,13 +1,13 @@
-//! Requests that go on after they were authorized, and want to be told when something about their key changes.
+//! Notifies requests that continue after they were authorized when something about their key changes.
 //!
-//! Kept apart from the cached keys: a key that was evicted to make room is still watched.
+//! Separate from the cached keys: a key that was evicted to make room is still watched.
 
 use std::collections::HashMap;
 
 use tokio::sync::watch;
 use tollkey_core::{AccountId, ApiKey, ApplicationId, Changed, KeyId};
 
-/// At how many watched keys those that are watched no more are looked for, at first.
+/// The number of watched keys at which those without a watcher are removed for the first time.
 const FIRST_SWEEP: usize = 64;
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Watches {
         watched.changed.subscribe()
     }
 
-    /// Notifies those that the change may be about.
+    /// Notifies the watchers of the keys that the change may be about.
     pub(crate) fn notify(&self, changed: &Changed) {
         match changed {
             Changed::Key(id) => self.by_key.get(id).into_iter().for_each(Watched::notify),
@@ -59,7 +59,7 @@ impl Watches {
         }
     }
 
-    /// Notifies all: nobody knows what has changed.
+    /// Notifies all watchers, when it is unknown what has changed.
     pub(crate) fn notify_all(&self) {
         self.notify_if(|_| true);
     }

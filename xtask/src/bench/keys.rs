@@ -361,7 +361,7 @@ async fn measure_with(
             .await?
             .change
             .context("a revocation is something to forget")?;
-        verifier.settle(change.seq, change.at).await;
+        verifier.wait_until_propagated(change.seq, change.at).await;
         revoke.push(started.elapsed());
     }
 

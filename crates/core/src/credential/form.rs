@@ -70,13 +70,13 @@ impl Expected {
         let text = without_scheme(presented);
         match Kind::of(text) {
             Some(_) if self == Self::Token => {
-                return Some("This is a key, and a management token (JWT) is needed.");
+                return Some("The credential is a key. Send a management token (JWT) instead.");
             }
             Some(Kind::Key(..)) => return None,
             Some(Kind::ServiceKey) if self == Self::Any => return None,
             Some(Kind::ServiceKey) => {
                 return Some(
-                    "This is a service key, and an API key is needed: a service key verifies API keys.",
+                    "The credential is a service key, which only verifies API keys. Send an API key instead.",
                 );
             }
             None => {}
@@ -85,16 +85,18 @@ impl Expected {
             return Some(detail);
         }
         if is_jwt(text) && self == Self::ApiKey {
-            return Some("This is a token (JWT), and an API key is needed.");
+            return Some("The credential is a token (JWT). Send an API key instead.");
         }
         Some(match (body_of_key(text), self) {
-            (_, Self::Token) => "The text does not have the form of a management token (JWT).",
+            (_, Self::Token) => {
+                "The text is not a management token (JWT). Check that it was copied completely."
+            }
             (Some(body), _) => wrong_body(body),
             (None, Self::ApiKey) => {
-                "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits."
+                "The credential is not an API key, which has a prefix such as ck_live_ and 32 letters and digits. Check that it was copied completely."
             }
             (None, Self::Any) => {
-                "The credential has neither the form of a key nor that of a management token."
+                "The credential is neither a key nor a management token (JWT). Check that it was copied completely."
             }
         })
     }
@@ -109,31 +111,31 @@ impl Expected {
             .into_iter()
             .find(|known| known.eq_ignore_ascii_case(scheme))
         {
-            format!("The Authorization header has the scheme {known}; the scheme must be Bearer.")
+            format!("The Authorization header has the scheme {known}. Use the scheme Bearer.")
         } else if let Some(detail) = wrapped(value) {
             detail.to_owned()
         } else if value
             .get(..6)
             .is_some_and(|start| start.eq_ignore_ascii_case("bearer"))
         {
-            "In the Authorization header, one space must follow the word Bearer, and nothing else."
+            "In the Authorization header, write the word Bearer, one space and the credential, and nothing else."
                 .to_owned()
         } else if is_jwt(value)
             || Kind::of(without_scheme(value)).is_some()
             || body_of_key(value).is_some()
         {
-            "In the Authorization header, the word Bearer and a space must precede the credential."
+            "In the Authorization header, write the word Bearer and a space before the credential."
                 .to_owned()
         } else {
-            "The Authorization header must have the scheme Bearer.".to_owned()
+            "The Authorization header must use the scheme Bearer.".to_owned()
         };
         Problem::new(ProblemCode::MissingCredentials, detail)
     }
 }
 
 pub(super) fn unreadable() -> Problem {
-    let detail = "The credential has characters other than printable ASCII; an invisible one, such as a no-break space, may \
-                  have been copied with it.";
+    let detail = "The credential contains characters other than printable ASCII. Copy it again without invisible \
+                  characters, such as a no-break space.";
     Problem::new(ProblemCode::InvalidApiKey, detail)
 }
 
@@ -144,18 +146,18 @@ fn mistake(text: &str) -> Option<&'static str> {
         Some(detail)
     } else if first_word.eq_ignore_ascii_case("bearer") && first_word.len() < text.len() {
         Some(
-            "The credential itself begins with the word Bearer, which belongs once in the Authorization header only.",
+            "The credential itself begins with the word Bearer. Write this word once, in the Authorization header only.",
         )
     } else if text.contains([' ', '\t']) {
-        Some("The credential must not contain white space.")
+        Some("The credential contains white space. Remove it.")
     } else if ["\\n", "\\r", "%0a", "%0d", "%20"]
         .iter()
         .any(|end| text.to_ascii_lowercase().ends_with(end))
     {
-        Some("The credential ends in a written line break or space, which must be removed.")
+        Some("The credential ends in an escaped line break or space. Remove it.")
     } else if text.contains("..") || text.contains('*') {
         Some(
-            "This is a shortened form of a key: the full key is shown once, when the key is created.",
+            "The credential is a shortened key. Use the full key, which is shown once, when the key is created.",
         )
     } else {
         None
@@ -166,11 +168,9 @@ fn mistake(text: &str) -> Option<&'static str> {
 fn wrapped(text: &str) -> Option<&'static str> {
     let quotes = ['"', '\'', '`'];
     if is_placeholder(text) {
-        Some(
-            "A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.",
-        )
+        Some("A placeholder was sent. Replace a variable such as $TOKEN with the credential.")
     } else if text.starts_with(quotes) || text.ends_with(quotes) {
-        Some("The credential must not have quotation marks around it.")
+        Some("The credential has quotation marks around it. Remove them.")
     } else {
         None
     }
@@ -232,13 +232,13 @@ fn body_of_key(text: &str) -> Option<&str> {
 
 fn wrong_body(body: &str) -> &'static str {
     if !body.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        "The key has characters other than letters and digits after its prefix."
+        "The key contains characters other than letters and digits after its prefix. Check that it was copied correctly."
     } else if body.len() < RANDOM_LEN {
-        "The key is too short: 32 letters and digits follow the prefix of a key."
+        "The key is too short: 32 letters and digits must follow its prefix. Check that it was copied completely."
     } else if body.len() > RANDOM_LEN {
-        "The key is too long: 32 letters and digits follow the prefix of a key."
+        "The key is too long: exactly 32 letters and digits must follow its prefix. Check that nothing else was copied."
     } else {
-        "The prefix of a key must be in lower case."
+        "The prefix of the key must be in lower case. Check that it was copied correctly."
     }
 }
 
@@ -268,55 +268,55 @@ mod tests {
                 "authorization",
                 format!("Basic {RANDOM}"),
                 missing,
-                "has the scheme Basic;",
+                "has the scheme Basic.",
             ),
             (
                 "authorization",
                 format!("token {key}"),
                 missing,
-                "has the scheme Token;",
+                "has the scheme Token.",
             ),
             (
                 "authorization",
                 "Negotiate".to_owned(),
                 missing,
-                "has the scheme Negotiate;",
+                "has the scheme Negotiate.",
             ),
             (
                 "authorization",
                 format!("canary {key}"),
                 missing,
-                "must have the scheme Bearer",
+                "must use the scheme Bearer",
             ),
             (
                 "authorization",
                 "canary".to_owned(),
                 missing,
-                "must have the scheme Bearer",
+                "must use the scheme Bearer",
             ),
             (
                 "authorization",
                 key.clone(),
                 missing,
-                "must precede the credential",
+                "write the word Bearer and a space before the credential",
             ),
             (
                 "authorization",
                 jwt.to_owned(),
                 missing,
-                "must precede the credential",
+                "write the word Bearer and a space before the credential",
             ),
             (
                 "authorization",
                 format!("Bearer:{key}"),
                 missing,
-                "one space must follow",
+                "write the word Bearer, one space and the credential",
             ),
             (
                 "authorization",
                 format!("Bearer{key}"),
                 missing,
-                "one space must follow",
+                "write the word Bearer, one space and the credential",
             ),
             (
                 "authorization",
@@ -367,13 +367,13 @@ mod tests {
                 "x-api-key",
                 format!("{key}\\n"),
                 invalid,
-                "a written line break",
+                "an escaped line break",
             ),
             (
                 "x-api-key",
                 format!("{key}%0A"),
                 invalid,
-                "a written line break",
+                "an escaped line break",
             ),
             // A malformed token is no token, so that what is wrong with it is named.
             (
@@ -392,13 +392,13 @@ mod tests {
                 "authorization",
                 format!("Bearer {jwt}\\n"),
                 invalid,
-                "a written line break",
+                "an escaped line break",
             ),
             (
                 "authorization",
                 format!("Bearer {jwt}%0A"),
                 invalid,
-                "a written line break",
+                "an escaped line break",
             ),
             (
                 "authorization",
@@ -434,25 +434,25 @@ mod tests {
                 "authorization",
                 "Bearer process.env.TOKEN".to_owned(),
                 invalid,
-                "does not have the form",
+                "is not an API key",
             ),
             (
                 "x-api-key",
                 "ck_live_EXAMPL..MPLE0".to_owned(),
                 invalid,
-                "shortened form",
+                "a shortened key",
             ),
             (
                 "authorization",
                 "Basic caf\u{e9}".to_owned(),
                 missing,
-                "has the scheme Basic;",
+                "has the scheme Basic.",
             ),
             (
                 "authorization",
                 "Digest username=\"\u{e9}\"".to_owned(),
                 missing,
-                "has the scheme Digest;",
+                "has the scheme Digest.",
             ),
             (
                 "authorization",
@@ -515,31 +515,31 @@ mod tests {
                 "x-api-key",
                 "ck_live_EXAMPL...".to_owned(),
                 invalid,
-                "shortened form",
+                "a shortened key",
             ),
             (
                 "x-api-key",
                 "sk_test_****".to_owned(),
                 invalid,
-                "shortened form",
+                "a shortened key",
             ),
             (
                 "x-api-key",
                 jwt.to_owned(),
                 invalid,
-                "This is a token (JWT)",
+                "The credential is a token (JWT)",
             ),
             (
                 "x-api-key",
                 format!("tks_{RANDOM}"),
                 invalid,
-                "This is a service key",
+                "The credential is a service key",
             ),
             (
                 "x-api-key",
                 "canary".to_owned(),
                 invalid,
-                "does not have the form of an API key",
+                "is not an API key",
             ),
         ] {
             let problem = rejected(Expected::ApiKey, name, &value);
@@ -568,19 +568,13 @@ mod tests {
     fn a_text_in_place_of_a_management_token_is_named() {
         let jwt = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
         for (text, part) in [
-            (format!("ck_live_{RANDOM}"), "This is a key"),
-            (format!("tks_{RANDOM}"), "This is a key"),
+            (format!("ck_live_{RANDOM}"), "The credential is a key"),
+            (format!("tks_{RANDOM}"), "The credential is a key"),
             (format!("Bearer {jwt}"), "begins with the word Bearer"),
             (format!("\"{jwt}\""), "quotation marks"),
             ("$TOKEN".to_owned(), "A placeholder was sent"),
-            (
-                "ck_live_".to_owned(),
-                "does not have the form of a management token",
-            ),
-            (
-                String::new(),
-                "does not have the form of a management token",
-            ),
+            ("ck_live_".to_owned(), "is not a management token"),
+            (String::new(), "is not a management token"),
         ] {
             let problem = Expected::Token.problem(&text);
             assert_eq!(problem.code, ProblemCode::InvalidToken, "{text}");
@@ -607,7 +601,7 @@ mod tests {
         );
         assert_eq!(
             Expected::Any.problem("canary").detail,
-            "The credential has neither the form of a key nor that of a management token."
+            "The credential is neither a key nor a management token (JWT). Check that it was copied completely."
         );
     }
 }

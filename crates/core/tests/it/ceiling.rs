@@ -342,7 +342,7 @@ fn features_are_read_in_order_and_once() {
     );
     assert_eq!(
         read(&[]),
-        Err("must not be empty; leave it out to have no such restriction".to_owned())
+        Err("must not be empty; omit it to set no such restriction".to_owned())
     );
     let all = "must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, cardholder_data.forward";
     for name in [
@@ -374,7 +374,7 @@ fn references_are_read_in_order_and_once() {
     assert_eq!(read(&["m", "M"]).map(|all| all.len()), Ok(2));
     assert_eq!(
         read(&[]),
-        Err("must not be empty; leave it out to have no such restriction".to_owned())
+        Err("must not be empty; omit it to set no such restriction".to_owned())
     );
     let longest = "a".repeat(128);
     assert!(read(&[&longest]).is_ok());
@@ -389,7 +389,7 @@ fn references_are_read_in_order_and_once() {
         "a\0",
         &"a".repeat(129),
     ] {
-        let rule = "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -";
+        let rule = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         assert_eq!(read(&["m_1", wrong]), Err(rule.to_owned()), "{wrong:?}");
     }
     let many: Vec<String> = (0..=text::MAX_REFERENCES)
@@ -412,7 +412,7 @@ fn an_overlap_is_none_to_a_week() {
     for seconds in [-1, 604_801, i64::MIN, i64::MAX] {
         assert_eq!(
             Overlap::parse(seconds).unwrap_err().to_string(),
-            "must be 0 to 604800",
+            "must be between 0 and 604800",
             "{seconds}"
         );
     }

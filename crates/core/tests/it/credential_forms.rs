@@ -40,39 +40,44 @@ const ACCEPTED: Outcome = Outcome {
     code: "",
     detail: "",
 };
-const ABSENT: Outcome = missing("Present an API key as Bearer.");
-const ABSENT_ANY: Outcome = missing("Present a credential as Bearer.");
+const ABSENT: Outcome =
+    missing("Send an API key in the Authorization header with the scheme Bearer.");
+const ABSENT_ANY: Outcome =
+    missing("Send a credential in the Authorization header with the scheme Bearer.");
 const SEVERAL: Outcome = Outcome {
     status: 400,
     code: "multiple_credentials",
-    detail: "Present exactly one credential, once.",
+    detail: "The request has more than one credential. Send exactly one, in one header.",
 };
-const UNKNOWN: Outcome = invalid("The API key is unknown or was revoked.");
+const UNKNOWN: Outcome =
+    invalid("The API key is unknown or revoked. Check the key, or use another one.");
 const TWICE: Outcome = invalid(
-    "The credential itself begins with the word Bearer, which belongs once in the Authorization header only.",
+    "The credential itself begins with the word Bearer. Write this word once, in the Authorization header only.",
 );
-const QUOTED: Outcome = invalid("The credential must not have quotation marks around it.");
-const PLACEHOLDER: Outcome = invalid(
-    "A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.",
-);
+const QUOTED: Outcome = invalid("The credential has quotation marks around it. Remove them.");
+const PLACEHOLDER: Outcome =
+    invalid("A placeholder was sent. Replace a variable such as $TOKEN with the credential.");
 const INVISIBLE: Outcome = invalid(
-    "The credential has characters other than printable ASCII; an invisible one, such as a no-break space, may have been copied with it.",
+    "The credential contains characters other than printable ASCII. Copy it again without invisible characters, such as a no-break space.",
 );
 const BEFORE: Outcome = missing(
-    "In the Authorization header, the word Bearer and a space must precede the credential.",
+    "In the Authorization header, write the word Bearer and a space before the credential.",
 );
 const AFTER: Outcome = missing(
-    "In the Authorization header, one space must follow the word Bearer, and nothing else.",
+    "In the Authorization header, write the word Bearer, one space and the credential, and nothing else.",
 );
-const SHORT: Outcome =
-    invalid("The key is too short: 32 letters and digits follow the prefix of a key.");
-const LONG: Outcome =
-    invalid("The key is too long: 32 letters and digits follow the prefix of a key.");
+const SHORT: Outcome = invalid(
+    "The key is too short: 32 letters and digits must follow its prefix. Check that it was copied completely.",
+);
+const LONG: Outcome = invalid(
+    "The key is too long: exactly 32 letters and digits must follow its prefix. Check that nothing else was copied.",
+);
 const NO_KEY: Outcome = invalid(
-    "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits.",
+    "The credential is not an API key, which has a prefix such as ck_live_ and 32 letters and digits. Check that it was copied completely.",
 );
-const NOTHING: Outcome =
-    invalid("The credential has neither the form of a key nor that of a management token.");
+const NOTHING: Outcome = invalid(
+    "The credential is neither a key nor a management token (JWT). Check that it was copied completely.",
+);
 
 /// The form of a management token.
 const TOKEN: &str = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
@@ -170,27 +175,27 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row(
             "Basic",
             authorization("Basic YTpi"),
-            missing("The Authorization header has the scheme Basic; the scheme must be Bearer."),
+            missing("The Authorization header has the scheme Basic. Use the scheme Bearer."),
         ),
         row(
             "Digest",
             authorization("Digest username=\"a\", realm=\"b\""),
-            missing("The Authorization header has the scheme Digest; the scheme must be Bearer."),
+            missing("The Authorization header has the scheme Digest. Use the scheme Bearer."),
         ),
         row(
             "Token",
             authorization(&format!("Token {key}")),
-            missing("The Authorization header has the scheme Token; the scheme must be Bearer."),
+            missing("The Authorization header has the scheme Token. Use the scheme Bearer."),
         ),
         row(
             "ApiKey",
             authorization(&format!("apikey {key}")),
-            missing("The Authorization header has the scheme ApiKey; the scheme must be Bearer."),
+            missing("The Authorization header has the scheme ApiKey. Use the scheme Bearer."),
         ),
         row(
             "a scheme that could be a secret",
             authorization("hunter2 x"),
-            missing("The Authorization header must have the scheme Bearer."),
+            missing("The Authorization header must use the scheme Bearer."),
         ),
         row("a key without Bearer", authorization(key), BEFORE),
         row(
@@ -224,12 +229,12 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row(
             "white space inside",
             plain(&format!("{prefix} {body}")),
-            invalid("The credential must not contain white space."),
+            invalid("The credential contains white space. Remove it."),
         ),
         row(
             "a written line break",
             plain(&format!("{key}\\n")),
-            invalid("The credential ends in a written line break or space, which must be removed."),
+            invalid("The credential ends in an escaped line break or space. Remove it."),
         ),
         row("$TOKEN", bearer("$TOKEN"), PLACEHOLDER),
         row("${TOKEN}", bearer("${TOKEN}"), PLACEHOLDER),
@@ -264,7 +269,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row(
             "a token with an encoded line break",
             bearer(&format!("{TOKEN}%0A")),
-            invalid("The credential ends in a written line break or space, which must be removed."),
+            invalid("The credential ends in an escaped line break or space. Remove it."),
         ),
         differs(
             "the name of a variable",
@@ -275,7 +280,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row(
             "Basic with other characters",
             authorization("Basic caf\u{e9}"),
-            missing("The Authorization header has the scheme Basic; the scheme must be Bearer."),
+            missing("The Authorization header has the scheme Basic. Use the scheme Bearer."),
         ),
         row("an unknown key", bearer(&unknown), UNKNOWN),
         row("a revoked key", bearer(revoked), UNKNOWN),
@@ -290,24 +295,28 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
             "a shortened key",
             plain(&format!("{prefix}{}...", &body[..4])),
             invalid(
-                "This is a shortened form of a key: the full key is shown once, when the key is created.",
+                "The credential is a shortened key. Use the full key, which is shown once, when the key is created.",
             ),
         ),
         row(
             "other characters",
             plain(&format!("{prefix}{}-", &body[..31])),
-            invalid("The key has characters other than letters and digits after its prefix."),
+            invalid(
+                "The key contains characters other than letters and digits after its prefix. Check that it was copied correctly.",
+            ),
         ),
         row(
             "a prefix in upper case",
             plain(&format!("{}{body}", prefix.to_uppercase())),
-            invalid("The prefix of a key must be in lower case."),
+            invalid(
+                "The prefix of the key must be in lower case. Check that it was copied correctly.",
+            ),
         ),
         differs(
             "a service key",
             bearer(service_key),
             invalid(
-                "This is a service key, and an API key is needed: a service key verifies API keys.",
+                "The credential is a service key, which only verifies API keys. Send an API key instead.",
             ),
             ACCEPTED,
         ),

@@ -78,7 +78,7 @@ fn it_has_no_nul_anywhere() {
         json!({"a": {"\0": {}}}),
     ] {
         let error = Metadata::new(object(refused)).unwrap_err();
-        assert_eq!(error.to_string(), "must not have NUL characters");
+        assert_eq!(error.to_string(), "must not contain NUL characters");
     }
     // A backslash and "u0000", as somebody wrote it, is no NUL.
     assert!(Metadata::new(object(json!({"a": r"\u0000"}))).is_ok());
@@ -98,7 +98,7 @@ fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
         );
         assert_eq!(
             Metadata::new(nested(65, level)).unwrap_err().to_string(),
-            "must nest at most 64 levels deep"
+            "must have at most 64 levels of nesting"
         );
     }
 }
@@ -147,10 +147,10 @@ fn stored_text_that_is_no_metadata_is_rejected() {
         ("{} {}", "must be an object"),
         ("{\"a\":1e999}", "must be an object"),
         ("{\"a\":\"\\ud800\"}", "must be an object"),
-        ("{\"a\":[\"\\u0000\"]}", "must not have NUL characters"),
-        ("{\"a\":{\"\\u0000\":1}}", "must not have NUL characters"),
-        (&nested(65), "must nest at most 64 levels deep"),
-        (&nested(1000), "must nest at most 64 levels deep"),
+        ("{\"a\":[\"\\u0000\"]}", "must not contain NUL characters"),
+        ("{\"a\":{\"\\u0000\":1}}", "must not contain NUL characters"),
+        (&nested(65), "must have at most 64 levels of nesting"),
+        (&nested(1000), "must have at most 64 levels of nesting"),
         (&too_long, "must be at most 4096 bytes of JSON"),
     ] {
         assert_eq!(

@@ -5,7 +5,7 @@ use std::{fmt::Debug, net::IpAddr};
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Denial, Family, Grants, KeyId, Mode, Need, OperatingModel,
+    AccountId, ApiKey, Catalogue, Denial, Family, KeyId, KeyText, Mode, Need, OperatingModel,
     Record, RequestPath, RouteBase, ScopeSet, Timestamp, Viewer, decide,
 };
 
@@ -25,27 +25,19 @@ pub(crate) fn now() -> Timestamp {
 
 /// A key of `acme` without a restriction.
 pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
+    let text = format!(
+        "{}_{mode}_EXAMPLEEXAMPLEEXAMPLEEXAMPLEwxyz",
+        family.prefix()
+    );
     ApiKey {
-        id: KeyId::from_bytes([7; 16]),
-        account_id: account("acme"),
-        application_id: None,
         name: "A key".into(),
-        family,
-        mode,
-        prefix: format!("{}_{}_", family.prefix(), mode.as_str()),
-        last4: "wxyz".into(),
-        grants: Grants::default(),
-        metadata: None,
-        created_at: Timestamp::from_second(1_700_000_000).unwrap(),
-        created_by: None,
-        last_used_at: None,
-        suspended_at: None,
-        revoked_at: None,
-        revoked_reason: None,
-        rotated_from: None,
-        rotated_to: None,
-        rotated_at: None,
-        inherited: None,
+        ..ApiKey::new(
+            KeyId::from_bytes([7; 16]),
+            account("acme"),
+            &KeyText::parse(&text).unwrap(),
+            (family, mode),
+            Timestamp::from_second(1_700_000_000).unwrap(),
+        )
     }
 }
 

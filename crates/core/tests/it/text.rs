@@ -43,7 +43,7 @@ fn names_that_change_the_writing_direction_are_rejected() {
             format!("{character}ab"),
             character.to_string(),
         ] {
-            let rule = "must not have characters that change the writing direction (U+202A to U+202E, U+2066 to U+2069)";
+            let rule = "must not contain characters that change the text direction (U+202A to U+202E, U+2066 to U+2069)";
             assert_eq!(
                 text::required(&name, 100).unwrap_err().to_string(),
                 rule,
@@ -96,7 +96,7 @@ fn names_without_a_visible_character_are_rejected() {
         ] {
             assert_eq!(
                 read.unwrap_err().to_string(),
-                "must have a visible character",
+                "must contain a visible character",
                 "{name:?}"
             );
         }
@@ -112,7 +112,7 @@ fn names_without_a_visible_character_are_rejected() {
     for controls in ["a\u{0}", "a\u{1b}[2J", "a\u{7f}", "a\u{85}b", "a\u{9b}b"] {
         assert_eq!(
             text::required(controls, 100).unwrap_err().to_string(),
-            "must not have control characters"
+            "must not contain control characters"
         );
     }
 }
@@ -136,7 +136,10 @@ fn joiners_stay_within_names() {
 fn dot_segments_are_no_account_ids() {
     for id in [".", ".."] {
         let rule = id.parse::<AccountId>().unwrap_err().to_string();
-        assert_eq!(rule, "must not be . or .., which URLs remove from a path");
+        assert_eq!(
+            rule,
+            "must not be . or .., because URLs drop these segments"
+        );
         assert_eq!(
             AccountId::stored(id).map(|id| id.to_string()).as_deref(),
             Ok(id)

@@ -40,7 +40,8 @@ async fn each_form_of_a_credential_has_its_response() {
         }
         // An optional key may be absent, and must not be wrong.
         let optional = apps.ask("GET", "/optional", &headers).await;
-        let absent = form.for_key.detail == "Present an API key as Bearer.";
+        let absent = form.for_key.detail
+            == "Send an API key in the Authorization header with the scheme Bearer.";
         assert_eq!(
             optional.status,
             if absent { 200 } else { form.for_key.status },
@@ -57,7 +58,7 @@ async fn each_form_of_a_credential_has_its_response() {
         .await;
     assert!(
         jwt.body
-            .contains("This is a token (JWT), and an API key is needed."),
+            .contains("The credential is a token (JWT). Send an API key instead."),
         "{jwt:?}"
     );
 }

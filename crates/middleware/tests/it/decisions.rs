@@ -118,7 +118,8 @@ async fn only_the_headers_that_were_named_are_looked_at() {
         .await;
     assert_eq!(refused(&told), (401, "missing_credentials".to_owned()));
     assert!(
-        told.body.contains("Present an API key in x-api-key."),
+        told.body
+            .contains("Send an API key in the header x-api-key."),
         "{}",
         told.body
     );
@@ -199,10 +200,10 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
         assert_eq!(refused(&told), (status, code.to_owned()));
         let challenge = match code {
             "invalid_api_key" => Some(
-                "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"The API key is unknown or was revoked.\"",
+                "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"The API key is unknown or revoked. Check the key, or use another one.\"",
             ),
             "insufficient_scope" => Some(
-                "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a needed scope.\", scope=\"links:read\"",
+                "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a required scope. Use a key with all required scopes.\", scope=\"links:read\"",
             ),
             _ => None,
         };
@@ -215,7 +216,7 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
     );
     assert_eq!(
         told.body,
-        r#"{"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present an API key as Bearer.","code":"missing_credentials"}"#
+        r#"{"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials"}"#
     );
 }
 
@@ -583,11 +584,11 @@ async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
         ),
         (
             builder().credential_headers([""; 0]),
-            "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
+            "credential_headers: must list one or more of authorization, x-api-key, x-commerce-api-key",
         ),
         (
             builder().credential_headers(["cookie"]),
-            "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
+            "credential_headers: must list one or more of authorization, x-api-key, x-commerce-api-key",
         ),
         (
             Guard::builder()

@@ -145,27 +145,27 @@ async fn a_service_of_tonic_is_guarded() {
     assert_eq!(ask(Some(&good)).await, Ok(()));
     let missing = no(
         Code::Unauthenticated,
-        "Present an API key as Bearer.",
+        "Send an API key in the Authorization header with the scheme Bearer.",
         "missing_credentials",
     );
     assert_eq!(ask(None).await, missing);
     let scope = no(
         Code::PermissionDenied,
-        "The key lacks a needed scope.",
+        "The key lacks a required scope. Use a key with all required scopes.",
         "insufficient_scope",
     );
     assert_eq!(ask(Some(&other)).await, scope);
     keys.revoke(&good);
     let revoked = no(
         Code::Unauthenticated,
-        "The API key is unknown or was revoked.",
+        "The API key is unknown or revoked. Check the key, or use another one.",
         "invalid_api_key",
     );
     assert_eq!(ask(Some(&good)).await, revoked);
     keys.set_unreachable(true);
     let unavailable = no(
         Code::Unavailable,
-        "The service cannot answer right now; try again.",
+        "The service is temporarily unavailable. Try again later.",
         "unavailable",
     );
     assert_eq!(ask(Some(&other)).await, unavailable);

@@ -44,7 +44,7 @@ async fn handler_rejects_as_the_layer_does() {
     assert_eq!(
         told.header("www-authenticate"),
         Some(
-            "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a needed scope.\", scope=\"links:write\""
+            "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a required scope. Use a key with all required scopes.\", scope=\"links:write\""
         )
     );
     assert_eq!(

@@ -322,6 +322,43 @@ async fn lookup_at_the_server_holds_no_permit_of_a_limit_inside() {
     }
 }
 
+#[tokio::test]
+async fn request_dropped_after_admission_is_a_use_of_its_key() {
+    for cached in [true, false] {
+        let keys = TestKeys::new();
+        let key = keys.add(Family::Commerce, Mode::Test, |key| {
+            key.grants.rate_limit = RateLimit::new(2, 3600).ok()
+        });
+        let guard = if cached {
+            keys.caching_guard().await
+        } else {
+            keys.guard().await
+        }
+        .expect("a guard");
+        while cached && guard.stats().lease_left.is_zero() {
+            tokio::task::yield_now().await;
+        }
+        let layer = TollkeyLayer::new(guard);
+        let status = async || {
+            let service = layer.layer(service_fn(inner));
+            let response = service.oneshot(request(Some(&key))).await;
+            response.expect("a response").status().as_u16()
+        };
+        assert_eq!(status().await, 200, "the first use caches the key");
+        let admitted = Arc::new(Semaphore::new(0));
+        let is_admitted = Arc::clone(&admitted);
+        let endless = layer.layer(service_fn(move |_| {
+            is_admitted.add_permits(1);
+            std::future::pending::<Result<Response, Infallible>>()
+        }));
+        tokio::select! {
+            _ = endless.oneshot(request(Some(&key))) => panic!("the handler never responds"),
+            permit = admitted.acquire() => drop(permit.expect("the semaphore is open")),
+        }
+        assert_eq!(status().await, 429, "cached: {cached}");
+    }
+}
+
 async fn serve(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

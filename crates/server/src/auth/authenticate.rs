@@ -1,6 +1,5 @@
 //! Finding out which credential a request presents, and verifying it.
 
-use actix_web::{HttpMessage as _, HttpRequest};
 use tollkey_core::{
     Denial, Family, Need, Problem, ServiceKeyId,
     credential::{Credential, CredentialHeaders, Expected, Presented},
@@ -8,10 +7,11 @@ use tollkey_core::{
 };
 use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
-use super::{client_ip::client_ip, credential::credential, jwt};
+use super::{RequestParts, client_ip::client_ip, credential::credential, jwt};
 use crate::state::State;
 
-pub(super) const NEEDS_KEY: &str = "This needs an API key, not a management token.";
+pub(super) const NEEDS_KEY: &str =
+    "This operation requires an API key. Send an API key instead of a management token.";
 
 /// A credential that was verified.
 pub(super) enum Caller {
@@ -31,7 +31,7 @@ pub struct Allowance {
 
 /// Verifies an API key.
 async fn authorize(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
     need: &Need<'_>,
@@ -42,7 +42,7 @@ async fn authorize(
         .await?;
     if let Some(rate) = verdict.rate {
         let retry_after_seconds = verdict.retry_after_seconds;
-        request.extensions_mut().insert(Allowance {
+        request.set_allowance(Allowance {
             rate,
             retry_after_seconds,
         });
@@ -52,7 +52,7 @@ async fn authorize(
 
 /// Verifies an API key whose request is rejected whatever the verdict: that does not count as a use of the key.
 async fn look(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
     need: &Need<'_>,
@@ -60,7 +60,7 @@ async fn look(
     known(
         state
             .service
-            .look(|| requester(request, state), key, need)
+            .peek(|| requester(request, state), key, need)
             .await?,
         state,
         need,
@@ -69,7 +69,7 @@ async fn look(
 
 /// The client that presents the credential of a request, for look-ups before the credential is known: by its address, where
 /// that is known.
-fn requester(request: &HttpRequest, state: &State) -> Requester {
+fn requester(request: &impl RequestParts, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
@@ -98,7 +98,7 @@ fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Prob
 /// # Errors
 /// As for every caller: no credential 401, several 400, an invalid one 401, one of the wrong kind 403; and the denial.
 pub async fn authorize_presented(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
@@ -114,7 +114,7 @@ pub async fn authorize_presented(
 /// # Errors
 /// Those of [`authorize_presented`] but `rate_limited`.
 pub async fn look_at_presented(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
@@ -129,7 +129,7 @@ pub async fn look_at_presented(
 /// # Errors
 /// What the request presents instead, and its parsed form if it is one credential.
 fn presented_key<'a>(
-    request: &'a HttpRequest,
+    request: &'a impl RequestParts,
     state: &State,
 ) -> Result<ParsedKey<'a>, (Credential<'a>, Option<Presented<'a>>)> {
     match credential(request.headers(), state.policy.credential_headers) {
@@ -144,7 +144,7 @@ fn presented_key<'a>(
 /// Returns the problem of a request to a gateway route that presents no API key: no credential, several, an invalid one, or one of
 /// the wrong kind.
 async fn no_key(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     (credential, presented): (Credential<'_>, Option<Presented<'_>>),
 ) -> Problem {
@@ -169,7 +169,7 @@ async fn no_key(
 /// Verifies the one credential of a request. A key of a family that is not `wanted` is rejected by the caller, and does not count as
 /// used.
 pub(super) async fn authenticate(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     wanted: &[Family],
 ) -> Result<Caller, Problem> {
@@ -204,13 +204,13 @@ pub(super) async fn authenticate(
 }
 
 async fn verify_token(
-    request: &HttpRequest,
+    request: &impl RequestParts,
     state: &State,
     text: &str,
 ) -> Result<jwt::Claims, Problem> {
     let verified = state.tokens.verify(text, state.service.clock.now()).await;
     let claims =
-        verified.inspect_err(|error| tracing::debug!(%error, "a management token was refused"))?;
+        verified.inspect_err(|error| tracing::debug!(%error, "management token rejected"))?;
     not_forwarded(request, state)?;
     Ok(claims)
 }
@@ -219,13 +219,13 @@ async fn verify_token(
 ///
 /// # Errors
 /// `forbidden`.
-pub fn not_forwarded(request: &HttpRequest, state: &State) -> Result<(), Problem> {
+pub fn not_forwarded(request: &impl RequestParts, state: &State) -> Result<(), Problem> {
     let mut names = request.headers().keys();
     let is_forwarded =
         names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
     if state.policy.development && is_forwarded {
         return Err(Problem::forbidden(
-            "Development mode takes no management requests that came through a proxy; configure a token source.",
+            "In development mode, the server rejects management requests with Forwarded or X-Forwarded-* headers. Connect to it directly, or configure management tokens.",
         ));
     }
     Ok(())

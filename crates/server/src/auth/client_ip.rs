@@ -2,13 +2,11 @@
 
 use std::net::IpAddr;
 
-use actix_web::{
-    HttpRequest,
-    http::header::{HeaderName, HeaderValue},
-};
+use actix_web::http::header::{HeaderName, HeaderValue};
 use tollkey_core::network::{UnreadableHop, client_address};
 
-use crate::{request_id::request_id, state::State};
+use super::RequestParts;
+use crate::state::State;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -17,8 +15,11 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 ///
 /// # Errors
 /// [`UnreadableHop`] when a trusted proxy tells something that is not an IP address; it is logged.
-pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAddr>, UnreadableHop> {
-    let peer = request.peer_addr().map(|peer| peer.ip());
+pub fn forwarded_ip(
+    request: &impl RequestParts,
+    state: &State,
+) -> Result<Option<IpAddr>, UnreadableHop> {
+    let peer = request.peer_ip();
     let hops = || {
         request
             .headers()
@@ -29,7 +30,7 @@ pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAdd
     client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
         if state.log_limits.unreadable_hop.allows(state.service.clock.elapsed()) {
             tracing::warn!(
-                request_id = %request_id(request), peer = peer.map(tracing::field::display),
+                request_id = %request.request_id(), peer = peer.map(tracing::field::display),
                 "a trusted proxy sends X-Forwarded-For with a hop that is not an IP address; the client address is unknown \
                  and gateway routes deny the request"
             );
@@ -39,6 +40,6 @@ pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAdd
 
 /// Returns the address that a request to the server's own surfaces comes from, as [`forwarded_ip`] does; `None` also where
 /// that is an error.
-pub fn client_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
+pub fn client_ip(request: &impl RequestParts, state: &State) -> Option<IpAddr> {
     forwarded_ip(request, state).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, web};
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, Family, Invalid, Mode, Problem, ProblemCode, Viewer,
+    AccountId, Family, Invalid, Mode, Problem, Viewer,
     audit::{Actor, ActorKind},
 };
 use tollkey_service::RequestActor;
@@ -39,7 +39,7 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
     request
         .app_data::<web::Data<State>>()
         .cloned()
-        .ok_or_else(|| Problem::new(ProblemCode::InternalError, "The server is not set up.").into())
+        .ok_or_else(|| Problem::internal().into())
 }
 
 /// The `account` parameter of the query, when there is one.
@@ -173,8 +173,9 @@ pub struct PresentedKey {
     pub manager: RequestActor,
 }
 
-const NEEDS_TOKEN: &str = "This needs a management token, not a key.";
-const ONLY_OPERATORS: &str = "Only an operator may name an account.";
+const NEEDS_TOKEN: &str =
+    "This operation requires a management token. Send a management token instead of a key.";
+const ONLY_OPERATORS: &str = "Only operators can use the query parameter `account`. Remove it.";
 
 /// Whose account a management token manages in this request.
 fn manager(
@@ -192,14 +193,15 @@ fn manager(
         (None, _) if operator => {
             return Err(Problem::field(
                 "account",
-                "is required: an operator says whose account",
+                "is required when an operator calls this operation",
             ));
         }
         (_, Ok(account)) => account,
         (_, Err(fault)) => {
             let claim = state.tokens.account_claim();
-            let detail =
-                format!("The management token names no account: its claim `{claim}` {fault}.");
+            let detail = format!(
+                "The management token does not identify an account: its claim `{claim}` {fault}. Get a token with this claim."
+            );
             return Err(Problem::forbidden(detail));
         }
     };
@@ -235,7 +237,10 @@ impl AccountHolder {
                     _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
                 }
             }
-            _ => Err(Problem::forbidden("This needs a secret key or a management token.").into()),
+            _ => Err(Problem::forbidden(
+                "This operation requires a secret key or a management token.",
+            )
+            .into()),
         }
     }
 }
@@ -255,9 +260,10 @@ impl Operator {
                     ip: client_ip(request, &state),
                 })
             }
-            _ => Err(
-                Problem::forbidden("This needs a management token with the role operator.").into(),
-            ),
+            _ => Err(Problem::forbidden(
+                "This operation requires a management token with the role `operator`.",
+            )
+            .into()),
         }
     }
 }
@@ -277,7 +283,7 @@ impl Verifying {
                 Ok(Self::SecretKey(record))
             }
             _ => Err(Problem::forbidden(
-                "This needs a service key, a token with the role service, or a secret key.",
+                "This operation requires a service key, a management token with the role `service`, or a secret key.",
             )
             .into()),
         }
@@ -291,7 +297,7 @@ impl Service {
             Caller::ServiceKey(id) => Ok(Self(id.to_string().into())),
             Caller::Token(claims) if claims.has_role("service") => Ok(Self(claims.subject.into())),
             _ => Err(Problem::forbidden(
-                "This needs a service key, or a token with the role service.",
+                "This operation requires a service key, or a management token with the role `service`.",
             )
             .into()),
         }
@@ -305,7 +311,10 @@ impl PresentedKey {
             Caller::Key(record) => record,
             Caller::Token(_) => return Err(Problem::forbidden(NEEDS_KEY).into()),
             Caller::ServiceKey(_) => {
-                return Err(Problem::forbidden("This needs an API key, not a service key.").into());
+                return Err(Problem::forbidden(
+                    "This operation requires an API key. Send an API key instead of a service key.",
+                )
+                .into());
             }
         };
         let manager = key_actor(request, &state, record.clone());
@@ -313,7 +322,7 @@ impl PresentedKey {
     }
 }
 
-/// Actix asks for the same few lines for each extractor.
+/// Implements `FromRequest` by the extractor's `extract`. A blanket implementation is not possible: the trait is actix's.
 macro_rules! from_request {
     ($($extractor:ty),*) => {$(
         impl FromRequest for $extractor {

@@ -50,7 +50,7 @@ pub enum ClaimFault {
     #[error("must be a string or an integer")]
     Type,
     /// It is no account ID.
-    #[error("must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ - and cannot be . or .. alone")]
+    #[error("must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ - and must not be . or ..")]
     Form,
 }
 
@@ -118,7 +118,7 @@ impl From<TokenError> for Problem {
         if error.is_unavailable() {
             return Self::unavailable();
         }
-        let detail = "The management token is not valid, or has expired.";
+        let detail = "The management token is invalid or has expired. Get a new token.";
         Self::new(ProblemCode::InvalidToken, detail)
     }
 }

@@ -1,18 +1,18 @@
-//! What is wrong with a value that is read into a type, in our words: without the value and without the names of our types.
+//! The errors of reading a value into a type, without the value and without the names of Rust types.
 
 use std::fmt;
 
 use serde::de;
 use tollkey_core::text::nearest;
 
-/// The error of reading. Serde makes it directly, so that no message is taken apart.
+/// An error of reading. Serde creates it directly, so that no message has to be parsed.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// A field that is required is absent.
     Missing(&'static str),
-    /// A field that must not be there, and those that may.
+    /// An unknown field, and the known ones.
     Unknown(String, &'static [&'static str]),
-    /// A text out of a short list is needed, with the list.
+    /// A string that is none of these values.
     NoVariant(&'static [&'static str]),
     /// Another rule.
     Rule(String),
@@ -29,6 +29,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Missing(_) => f.write_str("is required"),
             Self::Unknown(name, known) => f.write_str(&unknown(name, known)),
+            Self::NoVariant([only]) => write!(f, "must be {only}"),
             Self::NoVariant(variants) => write!(f, "must be one of {}", variants.join(", ")),
             Self::Rule(rule) => f.write_str(rule),
         }
@@ -81,7 +82,7 @@ fn in_our_words(expected: &str) -> &str {
     }
 }
 
-/// What is wrong with an unknown field: whether this surface writes it in another case, or which name it resembles.
+/// The rule that an unknown field breaks, with the name in the case of this surface or the most similar name.
 pub(super) fn unknown(name: &str, known: &[&str]) -> String {
     let letters = |name: &str| {
         name.chars()
@@ -92,7 +93,7 @@ pub(super) fn unknown(name: &str, known: &[&str]) -> String {
     };
     let own = letters(name);
     if let Some(known) = known.iter().find(|known| letters(known) == own) {
-        return format!("is unknown; this surface uses `{known}`");
+        return format!("is unknown; use `{known}`");
     }
     match nearest(name, known.iter().copied()) {
         Some(known) => format!("is unknown; did you mean `{known}`?"),

@@ -78,7 +78,7 @@ fn malformed(error: &serde_json::Error) -> Problem {
         .map_or(message.as_str(), |(reason, _)| reason);
     Problem::new(
         ProblemCode::MalformedJson,
-        format!("Line {line}, column {column}: {reason}."),
+        format!("The body is not valid JSON at line {line}, column {column}: {reason}."),
     )
 }
 
@@ -333,22 +333,32 @@ impl<'de> IntoDeserializer<'de, Fault> for &'de Node {
     }
 }
 
-/// Whole numbers may be written as `5.0`.
+impl Node {
+    /// Reads a whole number, which may be written as `5.0`.
+    fn deserialize_whole<'de, V: Visitor<'de>>(&'de self, visitor: V) -> Result<V::Value, Fault> {
+        match self {
+            Self::StandIn(_) => visitor.visit_u64(0),
+            Self::Parameter(text) => match text.parse() {
+                Ok(number) => visitor.visit_i64(number),
+                Err(_) => self.deserialize_any(visitor),
+            },
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a whole number of at most 2^53"
+            )]
+            Self::Float(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => {
+                visitor.visit_i64(*number as i64)
+            }
+            _ => self.deserialize_any(visitor),
+        }
+    }
+}
+
+/// Forwards these methods to [`Node::deserialize_whole`].
 macro_rules! whole_numbers {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-            match self {
-                Node::StandIn(_) => visitor.visit_u64(0),
-                Node::Parameter(text) => match text.parse() {
-                    Ok(number) => visitor.visit_i64(number),
-                    Err(_) => self.deserialize_any(visitor),
-                },
-                #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 2^53")]
-                Node::Float(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => {
-                    visitor.visit_i64(*number as i64)
-                }
-                _ => self.deserialize_any(visitor),
-            }
+            self.deserialize_whole(visitor)
         }
     )*};
 }

@@ -8,19 +8,19 @@ use tollkey_service::accounts;
 use super::{actor, open, output};
 use crate::config::Settings;
 
-/// What to do with an account.
+/// Commands for an account.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Show it.
+    /// Show an account.
     Show {
-        /// Its id, as management tokens name it.
+        /// The account's ID, as in management tokens.
         id: AccountId,
     },
-    /// Set how it does business; applies to keys already made.
+    /// Set the operating model of an account. It applies to existing keys, too.
     Set {
-        /// Its id, as management tokens name it.
+        /// The account's ID, as in management tokens.
         id: AccountId,
-        /// `primary_merchant`, `platform`, `ecosystem` or `managed_ecosystem`.
+        /// The operating model: `primary_merchant`, `platform`, `ecosystem` or `managed_ecosystem`.
         #[arg(long, value_name = "MODEL")]
         operating_model: OperatingModel,
     },

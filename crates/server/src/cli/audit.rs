@@ -10,15 +10,16 @@ use tollkey_verifier::SystemClock;
 use super::{name_database, output};
 use crate::{config::Settings, database};
 
-/// What to do with the audit log.
+/// Commands for the audit log.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Check the chain of every account; prints where each one ends, to be kept elsewhere.
+    /// Verify the hash chain of every account, and print the head of each one. Keep the heads in another place.
     Verify {
-        /// Only this account.
+        /// Verify this account only.
         #[arg(long, value_name = "ID")]
         account: Option<AccountId>,
-        /// A hash an earlier run printed: without it a chain that was cut off or rewritten goes unnoticed. Repeatable.
+        /// A head that an earlier run printed. Without it, a chain that was truncated or rewritten as a whole is not
+        /// detected. Repeatable.
         #[arg(long = "head", value_name = "HASH")]
         heads: Vec<Hash>,
     },

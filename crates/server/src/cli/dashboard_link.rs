@@ -19,13 +19,13 @@ use crate::{
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     ensure!(
         matches!(settings.tokens.source, TokenSource::Development),
-        "links are for development mode, and a key source for management tokens is set; sign in at \
+        "sign-in links are for development mode only, and a key source for management tokens is set; sign in at \
          TOLLKEY_PUBLIC_URL/dashboard/ instead"
     );
     let address = settings.server.listen;
     ensure!(
         address.port() != 0,
-        "the server picks its port itself; name it with --listen"
+        "port 0 is not the port of a running server; set --listen to its address"
     );
     let random = Random::system();
     let (secret, origin) = signing_secret(settings)?;
@@ -46,7 +46,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
              ago",
             settings.database.url.target()
         ),
-        _ => bail!("the server at {base_url} is no Tollkey in development mode"),
+        _ => bail!("the server at {base_url} is not a Tollkey server in development mode"),
     }
     output::note(format_args!(
         "signs in once at {base_url}, within {} minutes:",

@@ -14,7 +14,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut address = settings.server.listen;
     anyhow::ensure!(
         address.port() != 0,
-        "the server picks its port itself; name it with --listen"
+        "port 0 is not the port of a running server; set --listen to its address"
     );
     if address.ip().is_unspecified() {
         address.set_ip(match address {

@@ -9,19 +9,19 @@ use tollkey_service::service_keys::{self, CreatedServiceKey};
 use super::{open, output, user};
 use crate::config::Settings;
 
-/// What to do with service keys.
+/// Commands for service keys.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make one and print it, this once.
+    /// Create a service key and print it. It is shown only once.
     Create {
-        /// What it is for.
+        /// A name that says what uses the key.
         name: String,
     },
-    /// List them, newest first.
+    /// List the service keys, newest first.
     List,
-    /// Revoke one; it is dead everywhere once this returns.
+    /// Revoke a service key. Every server rejects it when the command returns.
     Revoke {
-        /// Its id.
+        /// The service key's ID.
         id: String,
     },
 }
@@ -35,11 +35,11 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
             let CreatedServiceKey { key, text } =
                 service_keys::create(&service, &user(), name).await?;
             output::note(format_args!(
-                "service key {} for {}; it is not shown again:",
+                "service key {} ({}); it is not shown again:",
                 key.id, key.name
             ));
             output::only_once(text.expose()).with_context(|| {
-                format!("service key {} was created and is lost; revoke it with `tollkey service-key revoke`", key.id)
+                format!("service key {} was created but could not be printed; revoke it with `tollkey service-key revoke`", key.id)
             })?;
         }
         Command::List => {

@@ -9,26 +9,26 @@ use tollkey_service::sessions;
 use super::{open, output};
 use crate::config::Settings;
 
-/// What to do with sessions of the dashboard.
+/// Commands for sessions of the dashboard.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// End them: whoever had one signs in again, on every server.
+    /// End sessions on every server. The people have to sign in again.
     #[command(group(ArgGroup::new("whose").args(["all", "account", "subject"]).required(true).multiple(true)))]
     End {
-        /// All of them.
+        /// End all sessions.
         #[arg(long, conflicts_with_all = ["account", "subject"])]
         all: bool,
-        /// Those that manage this account.
+        /// End the sessions that manage this account.
         #[arg(long, value_name = "ID")]
         account: Option<AccountId>,
-        /// Those of who is called so, by their identity provider or their token.
+        /// End the sessions of this subject (`sub` of the ID token or management token).
         #[arg(long, value_name = "NAME")]
         subject: Option<String>,
     },
 }
 
 pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
-    // `all` is what is left when neither of the others is there.
+    // Without an account and a subject, all sessions are ended.
     let Command::End {
         all: _,
         account,

@@ -14,19 +14,19 @@ use crate::{
     dev_mode,
 };
 
-/// What the token says.
+/// The claims of the token.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The account it manages.
+    /// The account that the token manages.
     #[arg(long, value_name = "ID")]
     account: Option<AccountId>,
-    /// A role it has: operator or service. Repeatable.
+    /// A role of the token: operator or service. Repeatable.
     #[arg(long = "role", value_name = "ROLE", value_parser = ["operator", "service"])]
     roles: Vec<String>,
-    /// Who it is for, its `sub`.
+    /// The subject of the token (`sub`).
     #[arg(long, value_name = "SUBJECT", default_value = dev_mode::DEFAULT_SUBJECT)]
     subject: String,
-    /// How many seconds it is valid.
+    /// How many seconds the token is valid.
     #[arg(long, value_name = "SECONDS", default_value_t = jwt::DEFAULT_LIFETIME.as_secs())]
     ttl: i64,
 }
@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<ExitCode> {
     ensure!(
         arguments.account.is_some() || !arguments.roles.is_empty(),
-        "give --account, --role, or both"
+        "set --account, --role, or both"
     );
     let (secret, origin) = dev_mode::signing_secret(settings)?;
     output::note(format_args!("signed with {origin}"));

@@ -516,7 +516,7 @@ fn rules() {
         (
             "TOLLKEY_CREDENTIAL_HEADERS",
             "cookie",
-            "must be some of authorization, x-api-key, x-commerce-api-key",
+            "must list one or more of authorization, x-api-key, x-commerce-api-key",
         ),
         (
             "TOLLKEY_CREDENTIAL_HEADERS",
@@ -526,7 +526,7 @@ fn rules() {
         (
             "TOLLKEY_CREDENTIAL_HEADERS",
             "x-api-key,x-api-keys",
-            "must be some of authorization",
+            "must list one or more of authorization",
         ),
         (
             "TOLLKEY_ROUTE_BASE",
@@ -600,7 +600,7 @@ fn rules() {
         (
             "TOLLKEY_SCOPES",
             "Refunds",
-            "entry 1 must be 1 to 64 characters",
+            "entry 1 must have 1 to 64 characters",
         ),
         (
             "TOLLKEY_SCOPES",
@@ -956,7 +956,7 @@ fn every_setting_has_a_rule_that_hides_its_value() {
         (
             "TOLLKEY_CREDENTIAL_HEADERS",
             "canary",
-            "must be some of authorization, x-api-key, x-commerce-api-key",
+            "must list one or more of authorization, x-api-key, x-commerce-api-key",
         ),
         ("TOLLKEY_MIGRATE", "canary", "must be true or false"),
         (
@@ -1092,7 +1092,7 @@ fn every_setting_has_a_rule_that_hides_its_value() {
         (
             "TOLLKEY_SCOPES",
             "Canary",
-            "entry 1 must be 1 to 64 characters",
+            "entry 1 must have 1 to 64 characters",
         ),
         (
             "TOLLKEY_COMMERCE_SCOPES",

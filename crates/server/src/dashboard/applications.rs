@@ -112,7 +112,7 @@ fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
 
 #[get("/applications/new")]
 pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
-    let frame = Frame::of(&visitor, SECTION, "New application");
+    let frame = Frame::of(&visitor, SECTION, "Create application");
     page::page(&FormPage {
         frame,
         application: None,
@@ -146,7 +146,7 @@ pub(super) async fn create(
         )),
         Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_mended(&problem) => {
-            let frame = Frame::of(&visitor, SECTION, "New application");
+            let frame = Frame::of(&visitor, SECTION, "Create application");
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
             page::refused(
                 &problem,
@@ -174,7 +174,7 @@ pub(super) async fn edit(
             "description",
             application.description.clone().unwrap_or_default(),
         );
-    let frame = Frame::of(&visitor, SECTION, "Change an application");
+    let frame = Frame::of(&visitor, SECTION, "Edit application");
     page::page(&FormPage {
         frame,
         application: Some(View::from(&application)),
@@ -205,7 +205,7 @@ pub(super) async fn update(
             let application = Some(View::from(
                 &applications::get(&state.service, by, id).await?,
             ));
-            let frame = Frame::of(&visitor, SECTION, "Change an application");
+            let frame = Frame::of(&visitor, SECTION, "Edit application");
             page::refused(
                 &problem,
                 &FormPage {
@@ -300,7 +300,7 @@ pub(super) async fn ask_disable(
     id: web::Path<String>,
 ) -> HandlerResult {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
-    let frame = Frame::of(&visitor, SECTION, "Disable an application");
+    let frame = Frame::of(&visitor, SECTION, "Disable application");
     page::page(&StopPage {
         frame,
         whole,
@@ -344,7 +344,7 @@ pub(super) async fn ask_delete(
     id: web::Path<String>,
 ) -> HandlerResult {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
-    let frame = Frame::of(&visitor, SECTION, "Delete an application");
+    let frame = Frame::of(&visitor, SECTION, "Delete application");
     page::page(&StopPage {
         frame,
         whole,
@@ -364,7 +364,7 @@ pub(super) async fn delete(
     let whole = Whole::of(&state, &visitor, id, STOPS).await?;
     if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
-        let frame = Frame::of(&visitor, SECTION, "Delete an application");
+        let frame = Frame::of(&visitor, SECTION, "Delete application");
         return page::refused(
             &problem,
             &StopPage {

@@ -39,7 +39,9 @@ pub(super) async fn same_site<B: MessageBody + 'static>(
     if !request.method().is_safe() && !is_from_own_page(&request) {
         return Ok(refuse(
             request,
-            Problem::forbidden("This was not sent by a page of this dashboard."),
+            Problem::forbidden(
+                "The request was not sent by a page of this dashboard. Open the dashboard and send the form there.",
+            ),
         ));
     }
     Ok(next.call(request).await?.map_into_left_body())

@@ -34,7 +34,7 @@ fn is_for(fields: &Fields, account: &str) -> bool {
 /// What a form that was made for another account is refused with.
 pub(super) fn for_another_account(account: &str) -> Problem {
     Problem::forbidden(format!(
-        "This form was made for another account; now you manage {account}. Look at it again."
+        "This form was opened for another account, and you now manage {account}. Check the form and send it again."
     ))
 }
 
@@ -61,9 +61,8 @@ pub(super) async fn once<T, R: Record<T>>(
     (fields, body): (&Fields, &Body),
     create: impl AsyncFnOnce(Creating<R>) -> Result<Outcome<T, R>, Problem>,
 ) -> Result<Outcome<T, R>, Problem> {
-    let key = IdempotencyKey::parse(fields.get("once")).map_err(|_| {
-        Problem::field("once", "This form is not one of ours; load the page again.")
-    })?;
+    let key = IdempotencyKey::parse(fields.get("once"))
+        .map_err(|_| Problem::field("once", "The form is invalid. Reload the page."))?;
     if !is_for(fields, account) {
         return Err(for_another_account(account));
     }
@@ -77,7 +76,7 @@ pub(super) async fn once<T, R: Record<T>>(
     let begun = idempotency::begin(&state.service, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
         // Its own words are for programs.
         ProblemCode::IdempotencyMismatch => Problem {
-            detail: "This form was sent before with other values, and what it created exists. Send it again to create another."
+            detail: "This form was sent before with other values and created something. Send it again to create another one."
                 .to_owned(),
             ..problem
         },

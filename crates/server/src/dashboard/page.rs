@@ -110,26 +110,22 @@ impl Frame {
     #[must_use]
     pub fn done(self, word: Option<&str>, own: &[&str]) -> Self {
         let done = match word.filter(|word| own.contains(word)) {
-            Some("revoked") => "The key is revoked. It is refused everywhere from now on.",
-            Some("suspended") => "The key is suspended. It is refused until you resume it.",
-            Some("resumed") => "The key works again.",
+            Some("revoked") => "Key revoked. It is rejected everywhere.",
+            Some("suspended") => "Key suspended. It is rejected until you resume it.",
+            Some("resumed") => "Key resumed.",
             Some("pasted") => {
-                "A key's secret does not belong into a search. Keys are found by name, last four characters or id."
+                "Do not search for a full key. Search by name, last four characters or ID."
             }
             Some("once") => {
-                "This form was sent twice. One key was made, and its secret was shown the first time. If you did not get it, revoke the key and make another one."
+                "This form was sent twice. One key was created and shown after the first time. If you did not copy it, revoke the key and create another one."
             }
-            Some("created") => "The application is there. It has no keys yet.",
-            Some("updated") => "The changes are saved.",
-            Some("disabled") => {
-                "The application is disabled. Its keys are refused until you enable it."
-            }
-            Some("enabled") => "The application is enabled. Its keys work again.",
-            Some("deleted") => "The application is deleted, and its keys are revoked.",
-            Some("model") => "The operating model is set. It holds for keys already made, too.",
-            Some("service-key-revoked") => {
-                "The service key is revoked. It verifies nothing from now on."
-            }
+            Some("created") => "Application created. It has no keys yet.",
+            Some("updated") => "Changes saved.",
+            Some("disabled") => "Application disabled. Its keys are rejected until you enable it.",
+            Some("enabled") => "Application enabled. Its keys are valid again.",
+            Some("deleted") => "Application deleted. Its keys are revoked.",
+            Some("model") => "Operating model set. It applies to existing keys, too.",
+            Some("service-key-revoked") => "Service key revoked. It is rejected everywhere.",
             Some("account") => "You manage this account now.",
             _ => return self,
         };
@@ -164,7 +160,7 @@ pub fn refused(problem: &Problem, page: &impl Template) -> HandlerResult {
 
 fn page_with(mut response: HttpResponseBuilder, page: &impl Template) -> HandlerResult {
     let html = page.render().map_err(|error| {
-        tracing::error!(%error, "a page cannot be rendered");
+        tracing::error!(%error, "cannot render a page");
         Problem::internal()
     })?;
     Ok(response.content_type("text/html; charset=utf-8").body(html))
@@ -287,10 +283,10 @@ pub(super) fn render_problem(
     rendered: &Rendered<'_>,
 ) -> HttpResponse {
     let title = match rendered.problem.code {
-        ProblemCode::NotFound => "There is no such page",
-        ProblemCode::Forbidden => "This is not allowed",
-        ProblemCode::Unavailable => "Not available right now",
-        _ => "This did not work",
+        ProblemCode::NotFound => "Page not found",
+        ProblemCode::Forbidden => "Not allowed",
+        ProblemCode::Unavailable => "Temporarily unavailable",
+        _ => "Request failed",
     };
     let page = ProblemPage {
         frame: Frame::outside(title, rendered.public_path),
@@ -305,6 +301,20 @@ pub(super) fn render_problem(
 /// A time on a page: in UTC, and in the reader's zone where there is script.
 #[derive(Debug, Clone, Copy)]
 pub struct Time(pub Timestamp);
+
+/// Writes a number with a comma between groups of three digits.
+#[must_use]
+pub fn separated(number: impl ToString) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
 
 impl Time {
     /// For machines: RFC 3339.
@@ -327,6 +337,18 @@ impl Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_numbers_have_separators() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(separated(number), text);
+        }
+    }
 
     #[test]
     fn sign_in_returns_only_to_pages_of_the_dashboard() {

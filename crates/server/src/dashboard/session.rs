@@ -288,7 +288,7 @@ impl Visitor {
 }
 
 fn not_an_operator() -> Problem {
-    Problem::forbidden("This needs an operator.")
+    Problem::forbidden("This action requires an operator.")
 }
 
 /// A page inside the gate has them; one outside of it would be our mistake.

@@ -57,18 +57,15 @@ struct Model {
 
 fn models(chosen: OperatingModel) -> Vec<Model> {
     let words = |model| match model {
-        OperatingModel::PrimaryMerchant => (
-            "Primary merchant",
-            "One business that sells. No scoped keys.",
-        ),
+        OperatingModel::PrimaryMerchant => ("Primary merchant", "One merchant. No scoped keys."),
         OperatingModel::Platform => ("Platform", "A platform or marketplace. No scoped keys."),
         OperatingModel::Ecosystem => (
             "Ecosystem",
-            "Keys can be limited to merchants, and to each of the features.",
+            "Keys can be restricted to merchants and features.",
         ),
         OperatingModel::ManagedEcosystem => (
             "Managed ecosystem",
-            "Keys can be limited to merchants, and only forward.",
+            "Keys can be restricted to merchants, and can only forward requests.",
         ),
     };
     OperatingModel::ALL
@@ -196,7 +193,7 @@ pub(super) async fn create_service_key(
     .await
     {
         Ok(Outcome::Created(CreatedServiceKey { key, text })) => {
-            let frame = Frame::of(&visitor, SECTION, "Your new service key");
+            let frame = Frame::of(&visitor, SECTION, "Service key created");
             page::page(&CreatedPage {
                 frame,
                 name: &key.name,
@@ -233,7 +230,7 @@ pub(super) async fn ask_revoke_service_key(
     let id: ServiceKeyId = path_id(&id)?;
     let key = service_keys::get(&state.service, id).await?;
     page::page(&RevokePage {
-        frame: Frame::of(&visitor, SECTION, "Revoke a service key"),
+        frame: Frame::of(&visitor, SECTION, "Revoke service key"),
         key: (&key).into(),
     })
 }

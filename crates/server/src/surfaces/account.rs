@@ -1,7 +1,8 @@
-//! Account keys (storlaunch). An `sk_` key manages the keys of its own account; a management token makes the first.
+//! Account keys (storlaunch). A secret key manages the keys of its account; a management token
+//! creates the first one.
 //!
-//! Mounted under `/api/v1`, and once more under `/v1`, where the document has it. Every answer is an envelope, errors
-//! too; those the edge makes.
+//! The routes are mounted under `/api/v1`, and under `/v1` as in the document. Each response is an
+//! envelope, including the errors that the [`edge`](crate::edge) renders.
 
 mod present;
 
@@ -28,7 +29,7 @@ use crate::{
     surface::{Document, ProblemSchema, Surface},
 };
 
-/// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
+/// Mounts the routes under `/v1`. The OpenAPI document has only those under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {
     let scope = web::scope("/v1")
         .service(create)
@@ -51,8 +52,8 @@ pub const SURFACE: Surface = Surface {
             problem: || ProblemSchema::of::<api::ErrorEnvelope>("application/json"),
             ..Document::new(
                 "account keys",
-                "Secret and publishable keys of an account, managed by a secret key. Every answer is an envelope. The same \
-             paths are there without `/api` too.",
+                "Secret keys (`sk_`) and publishable keys (`pk_`) of an account. Each response is an envelope. The paths \
+                 also exist without `/api`.",
             )
         },
     )
@@ -77,14 +78,21 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 
 /// Create an account key.
 ///
-/// `value` is in this answer and in no other. A key that makes keys makes none beyond itself: a test key only test keys,
-/// and its networks, its end and its rate limit are passed on.
+/// Returns the key, including the full key in `value`. No other response contains it.
+///
+/// With a secret key as the caller, the new key is a child of that key. It cannot exceed its parent
+/// key: a test key creates only test keys, and the expiration, the IP allowlist and the rate limit
+/// must be within those of the parent key. Limits that the request omits are taken from the parent
+/// key. A key at the maximum depth (a setting, default 3) cannot create keys.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "createAccountKey",
     security(("secret_key" = []), ("management_token" = [])),
     request_body(content = api::CreateKey),
-    responses((status = 201, description = "The key, with its text.", body = api::Envelope<api::CreatedKey>))
+    responses(
+        (status = 201, description = "The new key, including the full key.", body = api::Envelope<api::CreatedKey>),
+        (status = 403, description = "`forbidden`: the credential does not allow this operation, or the new key exceeds its parent key; `key_limit_reached`: the account has the maximum number of keys; `key_depth_limit_reached`: the parent key has the maximum depth.", body = api::ErrorEnvelope),
+    )
 )]
 #[post("/account/api-keys")]
 pub async fn create(
@@ -114,15 +122,15 @@ pub async fn create(
 
 /// List account keys.
 ///
-/// Newest first, revoked ones included; a test key sees test keys. `meta.nextCursor` leads on until it is absent. A page may have
-/// fewer keys than `limit`, or none, although it is set: keys with much metadata end a page, and a list for a test key examines a
-/// bounded number of keys.
+/// Returns secret and publishable keys, newest first, including revoked ones. A test key sees only
+/// test keys. To get the next page, send `meta.nextCursor` as `cursor`, until it is null. A page
+/// can have fewer keys than `limit`, or none, although more pages follow.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "listAccountKeys",
     security(("secret_key" = []), ("management_token" = [])),
     params(api::ListKeys),
-    responses((status = 200, description = "The keys.", body = api::ListEnvelope<api::Key>))
+    responses((status = 200, description = "A page of keys.", body = api::ListEnvelope<api::Key>))
 )]
 #[get("/account/api-keys")]
 pub async fn list(
@@ -148,13 +156,14 @@ pub async fn list(
 
 /// Revoke an account key.
 ///
-/// For good; it is dead everywhere once this is answered, and so is every key it made. A repeat changes nothing.
+/// Returns the revoked key. Revocation is final, applies immediately on every replica, and also
+/// revokes all descendants of the key. Repeating the request has no further effect.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "deleteAccountKey",
     security(("secret_key" = []), ("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
-    responses((status = 200, description = "The key, revoked.", body = api::Envelope<api::Key>))
+    params(("id" = String, Path, description = "The ID of the key: `key_` and 26 characters, or a UUID.")),
+    responses((status = 200, description = "The revoked key.", body = api::Envelope<api::Key>))
 )]
 #[delete("/account/api-keys/{id}")]
 pub async fn delete(
@@ -166,16 +175,16 @@ pub async fn delete(
     end(&request, &state, &holder, &id).await
 }
 
-/// Revoke an account key, for clients that post.
+/// Revoke an account key with POST.
 ///
-/// The same as `DELETE`.
+/// Does the same as `DELETE /account/api-keys/{id}`, for clients that cannot send DELETE.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "revokeAccountKey",
     security(("secret_key" = []), ("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: `key_` and 26 characters, or a UUID.")),
     request_body(content = Option<tollkey_api::commerce::Nothing>),
-    responses((status = 200, description = "The key, revoked.", body = api::Envelope<api::Key>))
+    responses((status = 200, description = "The revoked key.", body = api::Envelope<api::Key>))
 )]
 #[post("/account/api-keys/{id}/revoke")]
 pub async fn revoke(
@@ -206,16 +215,17 @@ async fn end(
     Ok(HttpResponse::Ok().json(enveloped(request, state, key(&revoked))))
 }
 
-/// List the audit log.
+/// List the audit log of the account.
 ///
-/// Newest first, one entry per change; a test key sees the entries about test keys. `meta.nextCursor` leads on; it may be
-/// set although a page has fewer entries than `limit`, or none, because a search examines a bounded number of entries.
+/// Returns one entry for each change, newest first. A test key sees only the entries of test keys.
+/// To get the next page, send `meta.nextCursor` as `cursor`, until it is null. A page can have
+/// fewer entries than `limit`, or none, although more pages follow.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "listAccountAuditLog",
     security(("secret_key" = []), ("management_token" = [])),
     params(api::ListAuditLog),
-    responses((status = 200, description = "Entries.", body = api::ListEnvelope<api::AuditEntry>))
+    responses((status = 200, description = "A page of entries.", body = api::ListEnvelope<api::AuditEntry>))
 )]
 #[get("/account/audit-log")]
 pub async fn audit_log(

@@ -1,5 +1,4 @@
-//! Applications and their keys (kadosei). A management token of the account calls it, or an operator with
-//! `?account=`.
+//! Applications and their keys (kadosei), for management tokens of an account and operators.
 
 mod present;
 
@@ -27,10 +26,7 @@ pub const SURFACE: Surface = Surface::api(
     &["/api/v1/applications"],
     Document {
         has_account_parameter: true,
-        ..Document::new(
-            "applications",
-            "Applications and the keys that belong to them.",
-        )
+        ..Document::new("applications", "Applications and their keys (`ks_`).")
     },
 );
 
@@ -50,15 +46,16 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 
 /// Create an application.
 ///
-/// An application groups the keys of one integration: one for the production store, another for staging.
+/// Returns the application. An application groups the keys of one integration, such as the
+/// production store or the staging environment. Its name must be unique in the account.
 #[utoipa::path(
     tag = "applications",
     operation_id = "createApplication",
     security(("management_token" = [])),
     request_body(content = api::CreateApplication),
     responses(
-        (status = 201, description = "The application.", body = api::Application, headers(("Location" = String, description = "Where it is."))),
-        (status = 409, description = "`application_name_taken`: the account has an application of that name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 201, description = "The application.", body = api::Application, headers(("Location" = String, description = "The path of the new application."))),
+        (status = 409, description = "`application_name_taken`: the account already has an application with this name; `idempotency_in_progress`; `idempotency_replay_unavailable`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/applications")]
@@ -92,7 +89,7 @@ pub async fn create(
 
 /// List applications.
 ///
-/// Newest first. A page past the end is empty.
+/// Returns a page of applications, newest first. A page after the last one is empty.
 #[utoipa::path(
     tag = "applications",
     operation_id = "listApplications",
@@ -114,12 +111,14 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     Ok(HttpResponse::Ok().json(api::Page::new(items.collect(), page, limit, found.total)))
 }
 
-/// Retrieve an application.
+/// Get an application.
+///
+/// Returns the application without its keys.
 #[utoipa::path(
     tag = "applications",
     operation_id = "getApplication",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id.")),
+    params(("id" = String, Path, description = "The ID of the application.")),
     responses((status = 200, description = "The application.", body = api::Application))
 )]
 #[get("/applications/{id}")]
@@ -132,18 +131,19 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
-/// Change an application's name or description.
+/// Update an application.
 ///
-/// A JSON merge patch (RFC 7396): what is absent stays, `"description": null` clears it.
+/// Applies a JSON merge patch (RFC 7396) to the name and the description: absent fields keep their
+/// values. Returns the updated application.
 #[utoipa::path(
     tag = "applications",
     operation_id = "updateApplication",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id.")),
+    params(("id" = String, Path, description = "The ID of the application.")),
     request_body(content = api::UpdateApplication),
     responses(
         (status = 200, description = "The application.", body = api::Application),
-        (status = 409, description = "`application_name_taken`: the account has an application of that name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`application_name_taken`: the account already has an application with this name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[patch("/applications/{id}")]
@@ -182,13 +182,14 @@ pub async fn update(
 
 /// Delete an application.
 ///
-/// Revokes all of its keys with the reason `application_deleted`; the name becomes free.
+/// Revokes all keys of the application with the reason `application_deleted`, immediately on every
+/// replica. Its name can be used again.
 #[utoipa::path(
     tag = "applications",
     operation_id = "deleteApplication",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id.")),
-    responses((status = 204, description = "It is deleted, and none of its keys works anywhere."))
+    params(("id" = String, Path, description = "The ID of the application.")),
+    responses((status = 204, description = "The application is deleted, and its keys are revoked."))
 )]
 #[delete("/applications/{id}")]
 pub async fn delete(
@@ -202,14 +203,15 @@ pub async fn delete(
 
 /// Enable or disable an application.
 ///
-/// While it is disabled, verification denies its keys as `application_disabled`; enabling brings them back.
+/// Returns the application. While it is disabled, its keys are denied with `application_disabled`
+/// on every replica.
 #[utoipa::path(
     tag = "applications",
     operation_id = "setApplicationStatus",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id.")),
+    params(("id" = String, Path, description = "The ID of the application.")),
     request_body(content = api::SetApplicationStatus),
-    responses((status = 200, description = "The application; the change holds everywhere.", body = api::Application))
+    responses((status = 200, description = "The application.", body = api::Application))
 )]
 #[patch("/applications/{id}/status")]
 pub async fn set_status(
@@ -225,19 +227,19 @@ pub async fn set_status(
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
-/// Generate an API key.
+/// Create an application key.
 ///
-/// `fullKey` is in this answer and in no other. An application holds at most 20 keys (a setting) that are neither
-/// revoked nor expired.
+/// Returns the key, including the full key in `fullKey`. No other response contains it. An
+/// application can have at most 20 keys (a setting) that are neither revoked nor expired.
 #[utoipa::path(
     tag = "applications",
     operation_id = "createApplicationKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id.")),
+    params(("id" = String, Path, description = "The ID of the application.")),
     request_body(content = api::CreateKey),
     responses(
-        (status = 201, description = "The key, with its text.", body = api::CreatedKey),
-        (status = 400, description = "A member breaks a rule, or `application_key_limit_reached`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 201, description = "The new key, including the full key.", body = api::CreatedKey),
+        (status = 400, description = "`validation_failed`, `malformed_json` or `multiple_credentials`; `application_key_limit_reached`: the application has the maximum number of keys.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/applications/{id}/api-keys")]
@@ -262,14 +264,15 @@ pub async fn create_key(
     })
 }
 
-/// List an application's keys.
+/// List the keys of an application.
 ///
-/// Newest first, revoked ones included. A page past the end is empty.
+/// Returns a page of keys, newest first, including revoked ones. A page after the last one is
+/// empty.
 #[utoipa::path(
     tag = "applications",
     operation_id = "listApplicationKeys",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id."), api::ListKeys),
+    params(("id" = String, Path, description = "The ID of the application."), api::ListKeys),
     responses((status = 200, description = "A page of keys.", body = api::Page<api::Key>))
 )]
 #[get("/applications/{id}/api-keys")]
@@ -292,17 +295,18 @@ pub async fn list_keys(
     Ok(HttpResponse::Ok().json(api::Page::new(items, page, limit, found.total)))
 }
 
-/// Revoke an API key.
+/// Revoke an application key.
 ///
-/// The key is dead everywhere once this is answered; the other keys of the application go on working.
+/// Revocation is final and applies immediately on every replica. The other keys of the application
+/// are not affected.
 #[utoipa::path(
     tag = "applications",
     operation_id = "revokeApplicationKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The application's id."), ("keyId" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the application."), ("keyId" = String, Path, description = "The ID of the key.")),
     responses(
-        (status = 204, description = "It is revoked."),
-        (status = 400, description = "`key_already_revoked`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 204, description = "The key is revoked."),
+        (status = 400, description = "`key_already_revoked`: the key is already revoked; `multiple_credentials`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[delete("/applications/{id}/api-keys/{keyId}")]
@@ -314,7 +318,7 @@ pub async fn revoke_key(
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
     if !api_keys::revoke_of_application(&state.service, &merchant.0, application, key).await? {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
-        return Err(Problem::new(code, "The key was revoked before; it stays revoked.").into());
+        return Err(Problem::new(code, "The key is already revoked. Nothing was changed.").into());
     }
     Ok(HttpResponse::NoContent().finish())
 }

@@ -21,7 +21,7 @@ pub const SURFACE: Surface = Surface::api(
     &["/api/v1/audit-log"],
     Document {
         has_account_parameter: true,
-        ..Document::new("audit log", "Who changed what.")
+        ..Document::new("audit log", "The log of all changes in an account.")
     },
 );
 
@@ -32,15 +32,16 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 
 /// List the audit log.
 ///
-/// Newest first, one entry per change, written in the change's own transaction. Each entry's hash covers the one
-/// before it in the account; `tollkey audit verify` checks the chain. A `Link` header with `rel="next"` leads on;
-/// there may be one although a page has fewer entries than `limit`, or none, because a search examines a bounded number of entries.
+/// Returns an array with one entry for each change, newest first. Each entry is written in the
+/// transaction of its change, and its hash covers the previous entry of the account; `tollkey audit
+/// verify` checks the hashes. If more entries follow, the response has a `Link` header with
+/// `rel="next"`. A page can have fewer entries than `limit`, or none, although more pages follow.
 #[utoipa::path(
     tag = "audit log",
     operation_id = "listAuditLog",
     security(("management_token" = [])),
     params(api::ListAuditLog),
-    responses((status = 200, description = "Entries.", body = Vec<api::AuditEntry>, headers(("Link" = String, description = "Where the next entries are, with `rel=\"next\"`; absent at the end."))))
+    responses((status = 200, description = "A page of entries.", body = Vec<api::AuditEntry>, headers(("Link" = String, description = "The URL of the next page, with `rel=\"next\"`. Absent on the last page."))))
 )]
 #[get("/audit-log")]
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {

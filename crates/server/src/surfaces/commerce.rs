@@ -1,5 +1,5 @@
-//! Commerce keys (pepay, crypto-checkout, hellgate). A management token of the account calls it, or an operator with
-//! `?account=`.
+//! Commerce keys (pepay, crypto-checkout, hellgate), for management tokens of an account and
+//! operators.
 
 mod present;
 
@@ -30,7 +30,7 @@ pub const SURFACE: Surface = Surface::api(
         has_account_parameter: true,
         ..Document::new(
             "commerce keys",
-            "Keys for commerce operations, scoped keys among them: made, changed, suspended, rotated, revoked.",
+            "Keys for commerce operations (`ck_`), including scoped keys.",
         )
     },
 );
@@ -48,7 +48,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(rotate);
 }
 
-/// The words of a revocation, by the document.
+/// The message of a revocation, as the document defines it.
 const REVOKED: &str = "API key revoked successfully";
 
 fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
@@ -61,16 +61,17 @@ fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
 
 /// Create a commerce key.
 ///
-/// `api_key` is in this answer and in no other. With `merchants` or `features` it is a scoped key, which only accounts
-/// with the operating models `ecosystem` and `managed_ecosystem` have.
+/// Returns the key, including the full key in `api_key`. No other response contains it. A key with
+/// `merchants` or `features` is a scoped key, which requires the operating model `ecosystem` or
+/// `managed_ecosystem`.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "createCommerceKey",
     security(("management_token" = [])),
     request_body(content = api::CreateKey),
     responses(
-        (status = 201, description = "The key, with its text.", body = api::CreatedKey, headers(("Location" = String, description = "Where it is."))),
-        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not with the account's operating model; `key_limit_reached`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 201, description = "The new key, including the full key.", body = api::CreatedKey, headers(("Location" = String, description = "The path of the new key."))),
+        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not included in the account's operating model; `key_limit_reached`: the account has the maximum number of keys.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/api-keys")]
@@ -93,14 +94,15 @@ pub async fn create(
 
 /// List commerce keys.
 ///
-/// Newest first, revoked ones included. A page of keys with much metadata has fewer than `limit`: a `Link` header with
-/// `rel="next"` leads on until it is absent.
+/// Returns an array of keys, newest first, including revoked ones. If more keys follow, the
+/// response has a `Link` header with `rel="next"`. A page can have fewer keys than `limit` although
+/// more pages follow.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "listCommerceKeys",
     security(("management_token" = [])),
     params(api::ListKeys),
-    responses((status = 200, description = "The keys.", body = Vec<api::Key>, headers(("Link" = String, description = "Where the next keys are, with `rel=\"next\"`; absent at the end."))))
+    responses((status = 200, description = "A page of keys.", body = Vec<api::Key>, headers(("Link" = String, description = "The URL of the next page, with `rel=\"next\"`. Absent on the last page."))))
 )]
 #[get("/api-keys")]
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
@@ -136,12 +138,14 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     ))
 }
 
-/// Retrieve a commerce key.
+/// Get a commerce key.
+///
+/// Returns the key without the full key.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "getCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     responses((status = 200, description = "The key.", body = api::Key))
 )]
 #[get("/api-keys/{id}")]
@@ -160,20 +164,21 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(key(&found, state.service.clock.now())))
 }
 
-/// Change a commerce key.
+/// Update a commerce key.
 ///
-/// A JSON merge patch (RFC 7396): what is absent stays, null clears. The mode cannot be changed; merchants and features,
-/// once set, cannot be cleared. The change holds everywhere once this is answered.
+/// Applies a JSON merge patch (RFC 7396): absent fields keep their values, and null clears a field.
+/// Returns the updated key. The mode cannot be changed. Merchants and features cannot be cleared
+/// once they are set. The change applies immediately on every replica.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "updateCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     request_body(content = api::UpdateKey),
     responses(
         (status = 200, description = "The key.", body = api::Key),
-        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not with the account's operating model.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`key_revoked` or `key_expired`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not included in the account's operating model.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`key_revoked` or `key_expired`: the status of the key does not allow the change.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[patch("/api-keys/{id}")]
@@ -194,14 +199,15 @@ pub async fn update(
 
 /// Revoke a commerce key.
 ///
-/// For good; it is dead everywhere once this is answered. A repeat changes nothing, not even the reason.
+/// Returns a fixed message. Revocation is final and applies immediately on every replica. Repeating
+/// the request has no further effect; the first reason remains.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "revokeCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     request_body(content = Option<api::RevokeKey>),
-    responses((status = 200, description = "It is revoked.", body = api::Message))
+    responses((status = 200, description = "The key is revoked.", body = api::Message))
 )]
 #[post("/api-keys/{id}/revoke")]
 pub async fn revoke(
@@ -224,16 +230,17 @@ pub async fn revoke(
 
 /// Suspend a commerce key.
 ///
-/// It is denied as `suspended` until it is resumed. A repeat changes nothing.
+/// Returns the key. It is denied with `suspended` on every replica until it is resumed. Repeating
+/// the request has no further effect.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "suspendCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     request_body(content = Option<api::Nothing>),
     responses(
         (status = 200, description = "The key.", body = api::Key),
-        (status = 409, description = "`key_revoked`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`key_revoked`: the status of the key does not allow the change.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/api-keys/{id}/suspend")]
@@ -250,16 +257,16 @@ pub async fn suspend(
 
 /// Resume a commerce key.
 ///
-/// A suspended key works again. A repeat changes nothing.
+/// Returns the key, which is no longer suspended. Repeating the request has no further effect.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "resumeCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     request_body(content = Option<api::Nothing>),
     responses(
         (status = 200, description = "The key.", body = api::Key),
-        (status = 409, description = "`key_revoked`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`key_revoked`: the status of the key does not allow the change.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/api-keys/{id}/resume")]
@@ -276,19 +283,21 @@ pub async fn resume(
 
 /// Rotate a commerce key.
 ///
-/// Makes a successor with the same grants and the same end; `api_key` is in this answer and in no other. The old key goes
-/// on for `overlap_seconds`, unless it ends sooner anyway; `last_used_at` tells whether it is still needed, and revoking
-/// it ends the overlap early. `rotated_from` and `rotated_to` of the two name each other.
+/// Creates a successor with the same scopes, restrictions and expiration, and returns it, including
+/// the full key in `api_key`. No other response contains it. The predecessor expires after
+/// `overlap_seconds`, or at its own expiration if that is earlier. Its `last_used_at` shows whether
+/// it is still in use; revoking it ends the overlap early. `rotated_from` and `rotated_to` refer to
+/// the predecessor and the successor. Only an active key that is not yet rotated can be rotated.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "rotateCommerceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The key's id.")),
+    params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
     request_body(content = Option<api::RotateKey>),
     responses(
-        (status = 201, description = "The successor, with its text.", body = api::CreatedKey, headers(("Location" = String, description = "Where it is."))),
-        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not with the account's operating model; `key_limit_reached`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`key_revoked`, `key_expired`, `key_suspended` or `key_already_rotated`; `idempotency_in_progress`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 201, description = "The successor, including the full key.", body = api::CreatedKey, headers(("Location" = String, description = "The path of the new key."))),
+        (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not included in the account's operating model; `key_limit_reached`: the account has the maximum number of keys.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`key_revoked`, `key_expired`, `key_suspended` or `key_already_rotated`: the status of the key does not allow the rotation; `idempotency_in_progress`; `idempotency_replay_unavailable`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/api-keys/{id}/rotate")]

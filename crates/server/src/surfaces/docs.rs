@@ -45,11 +45,15 @@ async fn redirect() -> HttpResponse {
 async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult {
     let config = Config::from(state.public_path.path("/openapi.json")).validator_url("none");
     let found = utoipa_swagger_ui::serve(&path, Arc::new(config)).map_err(|error| {
-        tracing::error!(%error, "a file of Swagger UI cannot be served");
+        tracing::error!(%error, "cannot serve a file of Swagger UI");
         Problem::internal()
     })?;
-    let file = found
-        .ok_or_else(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))?;
+    let file = found.ok_or_else(|| {
+        Problem::new(
+            ProblemCode::NotFound,
+            "No resource exists at this path. Check the URL.",
+        )
+    })?;
     let mut response = HttpResponse::Ok();
     response.content_type(file.content_type);
     if file.gzpipped {

@@ -1,4 +1,4 @@
-//! Is the server there, can it work, what can it do.
+//! Health checks, and the OpenAPI document.
 
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::Problem;
@@ -12,7 +12,7 @@ use crate::{
     transport::SharedBody,
 };
 
-/// Health, the document, and every path that no other surface has.
+/// Health checks, the OpenAPI document, and every path of no other surface.
 pub const SURFACE: Surface = Surface {
     set_headers: uncached_errors,
     quiet_routes: &["/livez", "/readyz", "/metrics"],
@@ -20,7 +20,10 @@ pub const SURFACE: Surface = Surface {
         &[""],
         Document {
             has_common_responses: false,
-            ..Document::new("health", "For orchestrators and tools.")
+            ..Document::new(
+                "health",
+                "Health checks and the OpenAPI document. They require no credential.",
+            )
         },
     )
 };
@@ -30,10 +33,11 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(live).service(ready).service(document);
 }
 
-/// Whether the process runs.
+/// Check whether the process runs.
 ///
-/// Depends on nothing: use it to decide on a restart.
-#[utoipa::path(tag = "health", operation_id = "livez", responses((status = 200, description = "It runs.", body = String, content_type = "text/plain", example = "ok")))]
+/// Returns 200 as long as the process responds. It does not check the database, so use it to decide
+/// whether to restart the process.
+#[utoipa::path(tag = "health", operation_id = "livez", responses((status = 200, description = "The process runs.", body = String, content_type = "text/plain", example = "ok")))]
 #[get("/livez")]
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok()
@@ -41,23 +45,24 @@ pub async fn live() -> HttpResponse {
         .body("ok")
 }
 
-/// Whether the server can work.
+/// Check whether the server is ready.
 ///
-/// The store answers and accepts changes, its schema fits this build, and the server is not stopping: use it to decide on
-/// traffic. It becomes ready again by itself.
+/// Returns 200 if the database accepts reads and writes, its schema fits this release, and the
+/// server is not shutting down. Use it to decide whether to route requests to this replica. A
+/// server that is not ready becomes ready again without a restart.
 #[utoipa::path(
     tag = "health",
     operation_id = "readyz",
     responses(
-        (status = 200, description = "It can work.", body = String, content_type = "text/plain", example = "ok"),
-        (status = 503, description = "The store cannot be reached or accepts no changes, its schema does not fit this build, or the server is stopping.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 200, description = "The server is ready.", body = String, content_type = "text/plain", example = "ok"),
+        (status = 503, description = "`unavailable`: the database cannot be reached or accepts no writes, its schema does not fit this release, or the server is shutting down.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/readyz")]
 pub async fn ready(state: web::Data<State>) -> HandlerResult {
     if state.is_draining() {
         return Err(Problem {
-            detail: "The server is stopping.".to_owned(),
+            detail: "The server is shutting down. Send the request to another replica.".to_owned(),
             ..Problem::unavailable()
         }
         .into());
@@ -71,7 +76,9 @@ pub async fn ready(state: web::Data<State>) -> HandlerResult {
     }
 }
 
-/// This document.
+/// Get the OpenAPI document.
+///
+/// Returns this document as JSON.
 #[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
 #[get("/openapi.json")]
 pub async fn document(state: web::Data<State>) -> HttpResponse {

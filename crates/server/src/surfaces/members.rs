@@ -1,4 +1,4 @@
-//! Members that new keys have on every surface, whatever they are called there: how they are read, and how printed.
+//! The fields that keys have on every surface, under different names: reads and prints them.
 
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
@@ -10,14 +10,14 @@ use tollkey_store::KeyCursor;
 
 use super::parameters::within;
 
-/// How many keys a list has, at most and when nobody says.
+/// The maximum and the default number of keys in a list.
 const LISTED: u32 = 1000;
 
 fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
     texts.iter().map(String::as_str)
 }
 
-/// Exactly these scopes; the default when none are given.
+/// Reads the scopes of a key. Without a list they are the default.
 pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid> {
     match names {
         None => Ok(vec![Scope::COMMERCE]),
@@ -25,23 +25,23 @@ pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Sco
     }
 }
 
-/// When a key ends: in the future, or never.
+/// Reads the expiration of a key, which must be in the future.
 pub fn end(end: Option<Moment>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     Grants::parse_end(end.map(Timestamp::from), now)
 }
 
-/// The networks a key may be used from.
+/// Reads the IP allowlist of a key.
 pub fn networks(cidrs: Option<&[String]>) -> Result<Option<IpList>, Invalid> {
     cidrs.map(|cidrs| IpList::parse(strs(cidrs))).transpose()
 }
 
-/// The networks, printed.
+/// Prints an IP allowlist.
 pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
 
-/// A rate limit: its limit and its window in seconds. `None` when one of them is invalid, which `checks` then says under the
-/// pointers of both.
+/// Reads a rate limit and its window in seconds. Returns `None` and adds errors under both pointers
+/// to `checks` if one of them is invalid.
 pub fn rate_limit(
     limit: Option<(i64, i64)>,
     (limit_pointer, window_pointer): (&str, &str),
@@ -55,7 +55,7 @@ pub fn rate_limit(
     RateLimit::new(limit, window).ok().map(Some)
 }
 
-/// [`rate_limit`] in camelCase.
+/// [`rate_limit`] with the pointers of camelCase.
 pub fn camel_rate_limit(
     limit: Option<applications::RateLimit>,
     checks: &mut Checks,
@@ -68,7 +68,7 @@ pub fn camel_rate_limit(
     )
 }
 
-/// A rate limit, printed in camelCase.
+/// Prints a rate limit in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     applications::RateLimit::new(
         limit.limit().get().into(),
@@ -76,12 +76,12 @@ pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     )
 }
 
-/// The features of a key, printed.
+/// Prints the features of a key.
 pub fn shown_features(features: &[Feature]) -> Vec<Open<Feature>> {
     features.iter().copied().map(Open::from).collect()
 }
 
-/// How many keys are listed, and behind which.
+/// Reads `limit` and `cursor` of a list of keys.
 pub fn listing(
     limit: Option<u32>,
     after: Option<&str>,
@@ -95,7 +95,7 @@ pub fn listing(
     }
 }
 
-/// A place in a list of keys, as a caller gives it back.
+/// Reads the cursor of a list of keys.
 fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
@@ -108,10 +108,10 @@ fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     };
     read()
         .map(Some)
-        .ok_or_else(|| Invalid::new("must be one that an earlier answer gave"))
+        .ok_or_else(|| Invalid::new("must be a cursor from an earlier response"))
 }
 
-/// A place in a list of keys, for a caller to give back.
+/// Prints the cursor of a list of keys.
 pub fn shown_cursor(cursor: KeyCursor) -> String {
     format!("{}.{}", cursor.created_at.as_microsecond(), cursor.id)
 }

@@ -1,4 +1,4 @@
-//! What operators manage: accounts and service keys.
+//! The operations of operators, on accounts and service keys.
 
 use actix_web::{HttpResponse, delete, get, post, put, web};
 use tollkey_api::{Secret, operator as api};
@@ -26,7 +26,7 @@ pub const SURFACE: Surface = Surface::api(
     &["/api/v1/accounts", "/api/v1/service-keys"],
     Document::new(
         "operator",
-        "Accounts and service keys, for whoever runs the server.",
+        "Accounts and service keys, for management tokens with the role `operator`.",
     ),
 );
 
@@ -40,14 +40,15 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(revoke_service_key);
 }
 
-/// Retrieve an account.
+/// Get an account.
 ///
-/// An account needs no creation: one that nobody has set anything for has the default operating model.
+/// Returns the account. Accounts do not have to be created: an account without settings has the
+/// default operating model.
 #[utoipa::path(
     tag = "operator",
     operation_id = "getAccount",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The account's id, as management tokens name it.")),
+    params(("id" = String, Path, description = "The ID of the account, as in the account claim of management tokens.")),
     responses((status = 200, description = "The account.", body = api::Account))
 )]
 #[get("/accounts/{id}")]
@@ -60,16 +61,17 @@ pub async fn get_account(
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
 
-/// Set an account's operating model.
+/// Set the operating model of an account.
 ///
-/// Holds at once for keys already made: what the model does not have, their scoped keys cannot do.
+/// Returns the account. The new model applies immediately to existing scoped keys, on every
+/// replica: they cannot use features that it does not include.
 #[utoipa::path(
     tag = "operator",
     operation_id = "putAccount",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The account's id, as management tokens name it.")),
+    params(("id" = String, Path, description = "The ID of the account, as in the account claim of management tokens.")),
     request_body(content = api::PutAccount),
-    responses((status = 200, description = "The account; the change holds everywhere.", body = api::Account))
+    responses((status = 200, description = "The account.", body = api::Account))
 )]
 #[put("/accounts/{id}")]
 pub async fn put_account(
@@ -87,13 +89,14 @@ pub async fn put_account(
 
 /// Create a service key.
 ///
-/// What a resource server or gateway presents to verify keys of all accounts. `key` is in this answer and in no other.
+/// Returns the service key, including the full key in `key`. No other response contains it. A
+/// resource server or gateway presents it to verify keys of all accounts.
 #[utoipa::path(
     tag = "operator",
     operation_id = "createServiceKey",
     security(("management_token" = [])),
     request_body(content = api::CreateServiceKey),
-    responses((status = 201, description = "The service key, with its text.", body = api::CreatedServiceKey))
+    responses((status = 201, description = "The new service key, including the full key.", body = api::CreatedServiceKey))
 )]
 #[post("/service-keys")]
 pub async fn create_service_key(
@@ -126,7 +129,7 @@ pub async fn create_service_key(
 
 /// List service keys.
 ///
-/// Newest first, revoked ones included, at most 1000.
+/// Returns an array of the newest 1,000 service keys, newest first, including revoked ones.
 #[utoipa::path(
     tag = "operator",
     operation_id = "listServiceKeys",
@@ -148,13 +151,14 @@ pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> 
 
 /// Revoke a service key.
 ///
-/// It is dead everywhere once this is answered. A repeat changes nothing.
+/// Revocation is final and applies immediately on every replica. Repeating the request has no
+/// further effect.
 #[utoipa::path(
     tag = "operator",
     operation_id = "revokeServiceKey",
     security(("management_token" = [])),
-    params(("id" = String, Path, description = "The service key's id.")),
-    responses((status = 204, description = "It is revoked."))
+    params(("id" = String, Path, description = "The ID of the service key.")),
+    responses((status = 204, description = "The service key is revoked."))
 )]
 #[delete("/service-keys/{id}")]
 pub async fn revoke_service_key(
@@ -167,7 +171,7 @@ pub async fn revoke_service_key(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// The account in a path. A malformed id is answered as an unknown one.
+/// Reads the account ID of a path. A malformed ID gets the response of an unknown one.
 fn account_id(text: &str) -> Result<AccountId, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }

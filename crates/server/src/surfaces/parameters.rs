@@ -2,12 +2,12 @@
 
 use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
 
-/// The id in a path. A malformed one is answered as an unknown one.
+/// Reads the ID in a path. A malformed ID gets the response of an unknown one.
 pub fn path_id<Of: Entity>(text: &str) -> Result<Id<Of>, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }
 
-/// A number of a query that must be within a range.
+/// Reads a number of a query that must be in a range.
 pub fn within(
     value: Option<u32>,
     default: u32,
@@ -20,14 +20,14 @@ pub fn within(
             Err(Invalid::new(format!("must be at least {}", range.start())))
         }
         Some(_) => Err(Invalid::new(format!(
-            "must be {} to {}",
+            "must be between {} and {}",
             range.start(),
             range.end()
         ))),
     }
 }
 
-/// The page and limit of a paged list.
+/// Reads `page` and `limit` of a paginated list.
 pub fn paging(page: Option<u32>, limit: Option<u32>) -> Result<(u32, u32), Problem> {
     let mut checks = Checks::default();
     let page = checks.member("page", within(page, 1, 1..=u32::MAX));

@@ -1,4 +1,4 @@
-//! Requests that may be sent again: `Idempotency-Key` on everything that creates.
+//! The header `Idempotency-Key` of requests that create a resource.
 
 use actix_web::{
     FromRequest, HttpRequest, HttpResponse,

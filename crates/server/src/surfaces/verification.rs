@@ -1,5 +1,5 @@
-//! Verification: for resource servers (`/verify`, `/introspect`, and `/sync` for those that verify themselves), for gateways (`/authz/*`) and for the key itself
-//! (`/whoami`).
+//! Verification: for resource servers (`/verify`, `/introspect`, and `/sync` for those that verify
+//! keys themselves), for gateways (`/authz/*`) and for the presented key itself (`/whoami`).
 
 mod ask;
 mod gateway;
@@ -8,6 +8,7 @@ mod present;
 mod subscription;
 
 use ask::{introspect, verify, verify_batch};
+pub use gateway::DirectGateway;
 use gateway::{AuthRequest, ExtAuthz, ForwardAuth};
 use own::{revoke_whoami, whoami};
 use subscription::{sync, sync_lookup};
@@ -16,7 +17,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::surface::{Document, Surface};
 
-/// Verification for resource servers, and for keys about themselves.
+/// Verification for resource servers, and information about the presented key.
 pub const SURFACE: Surface = Surface {
     quiet_routes: &["/api/v1/sync"],
     ..Surface::api(
@@ -28,24 +29,24 @@ pub const SURFACE: Surface = Surface {
         ],
         Document::new(
             "verification",
-            "May this key do that? For resource servers, and for keys about themselves.",
+            "Verification of keys for resource servers, and information about the presented key.",
         ),
     )
 };
 
-/// Verification for gateways. A gateway may copy every header of a response into the request or the response that it passes on, so
-/// there are none but those of the contract.
+/// Verification for gateways. A gateway can copy every header of a response into the request or response that it forwards, so
+/// the responses have only the headers of the contract.
 pub const GATEWAYS: Surface = Surface {
     set_headers: |_, _| {},
     is_for_gateways: true,
     ..Surface::api(
         &["/api/v1/authz/"],
         Document {
-            forbidden: "The denial's code, or `invalid_requirement`.",
+            forbidden: "The code of a denial; `invalid_requirement`: the requirement in the gateway's configuration is not valid.",
             has_ids: false,
             ..Document::new(
                 "gateways",
-                "The same question in the dialects of nginx, Traefik, Caddy and Envoy.",
+                "Verification of keys for nginx, Traefik, Caddy and Envoy.",
             )
         },
     )

@@ -12,7 +12,7 @@ use std::{
 
 use actix_http::{
     BoxedPayloadStream, ConnectionType, HttpMessage as _, Payload, Request, Response,
-    body::{BodySize, BoxBody, MessageBody},
+    body::{BodySize, BoxBody, EitherBody, MessageBody},
     error::PayloadError,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
@@ -48,11 +48,34 @@ impl SharedBody {
     }
 }
 
+/// Responds to some requests before the application.
+pub trait Front: 'static {
+    /// Responds, or gives the request back.
+    fn respond(&self, request: Request)
+    -> impl Future<Output = Result<Response<BoxBody>, Request>>;
+}
+
+/// Leaves every request to the application.
+#[derive(Debug, Clone, Copy)]
+pub struct NoFront;
+
+impl Front for NoFront {
+    async fn respond(&self, request: Request) -> Result<Response<BoxBody>, Request> {
+        Err(request)
+    }
+}
+
+/// What responds to requests: the front and, behind it, the application.
+pub(super) struct Responder<F, S> {
+    pub(super) front: Rc<F>,
+    pub(super) app: S,
+}
+
 /// The error of a service of actix: a response.
 type ErrorResponse = Response<BoxBody>;
 
 /// What becomes of a request.
-type Exchanged<B> = Result<Response<Outgoing<B>>, ErrorResponse>;
+type Exchanged<B> = Result<Response<Outgoing<EitherBody<B>>>, ErrorResponse>;
 
 /// The body of a request. The handler reads it through [`Reader`]; what it leaves is here.
 struct Incoming {
@@ -198,8 +221,12 @@ struct Begun<B>(Pin<Box<dyn Future<Output = Exchanged<B>>>>);
 ///
 /// # Errors
 /// The response to a request that the application failed at.
-pub(super) async fn answer<S, B>(app: Rc<S>, mut request: Request) -> Exchanged<B>
+pub(super) async fn answer<F, S, B>(
+    responder: Rc<Responder<F, S>>,
+    mut request: Request,
+) -> Exchanged<B>
 where
+    F: Front,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
@@ -209,7 +236,7 @@ where
     }
     refuse_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
-    exchange(app, request, incoming).await
+    exchange(responder, request, incoming).await
 }
 
 /// Decides about a request whose client waits with the body until it is asked for it (`Expect: 100-continue`). The
@@ -218,15 +245,19 @@ where
 ///
 /// # Errors
 /// The response, when the body is not wanted.
-pub(super) async fn expect<S, B>(app: Rc<S>, mut request: Request) -> Result<Request, ErrorResponse>
+pub(super) async fn expect<F, S, B>(
+    responder: Rc<Responder<F, S>>,
+    mut request: Request,
+) -> Result<Request, ErrorResponse>
 where
+    F: Front,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
     B: MessageBody + Unpin + 'static,
 {
     refuse_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
     let body = incoming.clone();
-    let mut response = Box::pin(exchange(app, request, incoming));
+    let mut response = Box::pin(exchange(responder, request, incoming));
     let early = poll_fn(|cx| match response.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending if body.as_ref().is_some_and(|body| body.asked.get()) => Poll::Ready(None),
@@ -254,12 +285,13 @@ async fn refuse_after_final(request: &Request) {
     }
 }
 
-async fn exchange<S, B>(
-    app: Rc<S>,
+async fn exchange<F, S, B>(
+    responder: Rc<Responder<F, S>>,
     request: Request,
     incoming: Option<Rc<Incoming>>,
 ) -> Exchanged<B>
 where
+    F: Front,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
@@ -269,7 +301,13 @@ where
     let peer = in_flight.as_ref().map(InFlight::peer);
     // Said explicitly: of pipelined requests actix-http follows the last one.
     let mut closes = request.head().connection_type() == ConnectionType::Close;
-    let answered = app.call(request).await;
+    let answered =
+        match responder.front.respond(request).await {
+            Ok(response) => Ok(response.map_body(|_, body| EitherBody::right(body))),
+            Err(request) => responder.app.call(request).await.map(|response| {
+                Response::from(response).map_body(|_, body| EitherBody::left(body))
+            }),
+        };
     if let Some(incoming) = incoming
         && !incoming.discard().await
     {
@@ -279,8 +317,8 @@ where
         }
     }
     closes |= peer.is_some_and(|peer| peer.is_last_response());
-    let mut response: Response<B> = match answered {
-        Ok(response) => response.into(),
+    let mut response: Response<EitherBody<B>> = match answered {
+        Ok(response) => response,
         Err(error) => {
             let mut response = error.error_response().into();
             set_connection(&mut response, closes, peer);

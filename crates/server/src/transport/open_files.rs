@@ -23,7 +23,7 @@ pub fn raise() {
             ..limit
         },
     ) {
-        tracing::warn!(%error, limit = ?limit.current, "the limit of open files could not be raised");
+        tracing::warn!(%error, limit = ?limit.current, "cannot raise the limit of open files");
     }
 }
 

@@ -39,7 +39,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Accepted, BACKLOG, Connections, Options, http, stream::Stream};
+use super::{Accepted, BACKLOG, Connections, Front, Options, http, stream::Stream};
 
 /// How long connections without a request are kept once the listener is to be closed: a request may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
@@ -67,17 +67,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves an application on a listener.
+    /// Serves a front and the application behind it on a listener.
     ///
     /// # Errors
     /// When the listener cannot be used, no thread can be started, or a worker cannot make its application.
-    pub fn start<F, I, S, B>(
+    pub fn start<R, G, F, I, S, B>(
         listener: TcpListener,
         connections: &Arc<Connections>,
         options: &Options,
+        front: G,
         application: F,
     ) -> io::Result<Self>
     where
+        R: Front,
+        G: Fn() -> R + Send + Clone + 'static,
         F: Fn() -> I + Send + Clone + 'static,
         I: IntoServiceFactory<S, Request>,
         S: ServiceFactory<
@@ -96,7 +99,8 @@ impl Server {
         for number in 0..options.workers {
             let (sender, queue) = mpsc::channel(QUEUE);
             let (ended, end) = oneshot::channel();
-            let (application, connections, started) = (
+            let (front, application, connections, started) = (
+                front.clone(),
                 application.clone(),
                 Arc::clone(connections),
                 started.clone(),
@@ -112,7 +116,7 @@ impl Server {
                     runtime.block_on(async {
                         let mut aborted = aborted;
                         // Made here, because parts of it start tasks of this runtime.
-                        let factory = http(application());
+                        let factory = http(Rc::new(front()), application());
                         tokio::select! {
                             () = work(factory, queue, connections, write_timeout, started) => {}
                             _ = aborted.wait_for(|aborted| *aborted) => {}
@@ -137,7 +141,7 @@ impl Server {
             .name("tollkey acceptor".to_owned())
             .spawn(move || {
                 if let Err(error) = acceptor.run(&stopped) {
-                    tracing::error!(%error, "connections cannot be accepted any more");
+                    tracing::error!(%error, "cannot accept connections any more");
                 }
                 let _ = ended.send(());
             })?;
@@ -208,7 +212,7 @@ impl Server {
         };
         if !is_finished {
             self.abort().await;
-            tracing::warn!("requests in flight were cut off");
+            tracing::warn!("closed connections with requests in flight");
         }
     }
 }
@@ -309,7 +313,7 @@ impl Acceptor {
                 Err(error) => {
                     // Once until a connection is accepted again.
                     if !std::mem::replace(&mut self.is_failing, true) {
-                        tracing::error!(%error, "connections cannot be accepted; trying again every half second");
+                        tracing::error!(%error, "cannot accept connections; retrying every 500 ms");
                     }
                     return Pause::Failed;
                 }
@@ -393,7 +397,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         // Without the message of the panic, which could have anything in it.
         tracing::error!(
             is_panic = error.is_panic(),
-            "a connection ended in an error of the server"
+            "connection failed because of a server error"
         );
     }
 }
@@ -435,7 +439,7 @@ async fn serve(
     };
     if let Err(error) = served {
         // Any client can cause this, as often as it likes.
-        tracing::debug!(%error, "a connection ended early");
+        tracing::debug!(%error, "connection ended early");
     }
 }
 

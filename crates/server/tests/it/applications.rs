@@ -52,7 +52,7 @@ async fn a_name_is_unique_per_account_case_sensitively_among_those_not_deleted()
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C2TTDCXK3GE3YDC5
 
-        {"type":"urn:tollkey:problem:application_name_taken","title":"The application name is taken","status":409,"detail":"An application of that name is there already.","code":"application_name_taken","request_id":"req_01KDVDNA00C2TTDCXK3GE3YDC5"}
+        {"type":"urn:tollkey:problem:application_name_taken","title":"The application name is already used","status":409,"detail":"The account already has an application with this name. Choose another name.","code":"application_name_taken","request_id":"req_01KDVDNA00C2TTDCXK3GE3YDC5"}
         "#);
         app.application(&token, "web store").await;
         app.application(&app.merchant("globex"), "Web Store").await;
@@ -85,7 +85,7 @@ async fn a_bad_application_names_each_member_and_rule() {
             (json!({"name": 1}), "/name must be a string"),
             (json!({"name": ""}), "/name must have 1 to 100 characters"),
             (json!({"name": " \u{a0}"}), "/name must have 1 to 100 characters"),
-            (json!({"name": "a\u{0}b"}), "/name must not have control characters"),
+            (json!({"name": "a\u{0}b"}), "/name must not contain control characters"),
             (json!({"name": "a", "isEnabled": false}), "/isEnabled is unknown"),
             (json!({"name": "a", "id": "x"}), "/id is unknown"),
         ] {
@@ -162,19 +162,19 @@ async fn a_bad_key_names_each_member_and_rule_and_nothing_is_made() {
             (json!({"description": ""}), "/description must have 1 to 255 characters"),
             (json!({"description": "x".repeat(256)}), "/description must have 1 to 255 characters"),
             (json!({"description": "d", "mode": "LIVE"}), "/mode must be one of live, test"),
-            (json!({"description": "d", "scopes": []}), "/scopes must not be empty; leave it out for the default, [\"commerce\"]"),
+            (json!({"description": "d", "scopes": []}), "/scopes must not be empty; omit it for the default, [\"commerce\"]"),
             (
                 json!({"description": "d", "scopes": ["links:delete"]}),
-                "/scopes unknown scope \"links:delete\"; valid scopes are commerce, links:read, links:write, sessions:read, \
+                "/scopes unknown scope `links:delete`; valid scopes are commerce, links:read, links:write, sessions:read, \
                  sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
             ),
             (json!({"description": "d", "expiresAt": now}), "/expiresAt must be in the future"),
-            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; leave it out to allow every address"),
+            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; omit it to allow every IP address"),
             (
                 json!({"description": "d", "allowedIps": ["10.0.0.1/8"]}),
-                "/allowedIps \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?",
+                "/allowedIps `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?",
             ),
-            (json!({"description": "d", "rateLimit": {"limit": 0, "windowSeconds": 1}}), "/rateLimit/limit must be 1 to 1000000"),
+            (json!({"description": "d", "rateLimit": {"limit": 0, "windowSeconds": 1}}), "/rateLimit/limit must be between 1 and 1000000"),
             (json!({"description": "d", "metadata": {"x": "y".repeat(5000)}}), "/metadata must be at most 4096 bytes of JSON"),
             (json!({"description": "d", "merchants": ["m"]}), "/merchants is unknown"),
         ] {
@@ -207,7 +207,7 @@ async fn an_application_holds_twenty_keys_that_are_neither_revoked_nor_expired()
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PEY1B1FDHKH0P32S
 
-        {"type":"urn:tollkey:problem:application_key_limit_reached","title":"Maximum number of API keys reached","status":400,"detail":"The application has 3 keys that are neither revoked nor expired; revoke one first.","code":"application_key_limit_reached","request_id":"req_01KDVDNA00PEY1B1FDHKH0P32S"}
+        {"type":"urn:tollkey:problem:application_key_limit_reached","title":"Maximum number of API keys reached","status":400,"detail":"The application already has its maximum number of keys that are neither revoked nor expired (3). Revoke a key first.","code":"application_key_limit_reached","request_id":"req_01KDVDNA00PEY1B1FDHKH0P32S"}
         "#);
 
         let keys = app.get(&path).bearer(&token).await.json();
@@ -353,7 +353,7 @@ async fn revoke_an_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C6478JG2TGZMM2Y8
 
-        {"type":"urn:tollkey:problem:key_already_revoked","title":"The key is already revoked","status":400,"detail":"The key was revoked before; it stays revoked.","code":"key_already_revoked","request_id":"req_01KDVDNA00C6478JG2TGZMM2Y8"}
+        {"type":"urn:tollkey:problem:key_already_revoked","title":"The key is already revoked","status":400,"detail":"The key is already revoked. Nothing was changed.","code":"key_already_revoked","request_id":"req_01KDVDNA00C6478JG2TGZMM2Y8"}
         "#);
         // The key of another application is not there, by either form of its id.
         let other = app.application(&token, "Other").await;

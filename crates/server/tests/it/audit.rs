@@ -319,8 +319,8 @@ async fn other_values_and_unknown_names_in_the_query_are_400() {
         let token = app.merchant("acme");
         let time = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
         for (query, error) in [
-            ("limit=0", "limit must be 1 to 100".to_owned()),
-            ("limit=101", "limit must be 1 to 100".to_owned()),
+            ("limit=0", "limit must be between 1 and 100".to_owned()),
+            ("limit=101", "limit must be between 1 and 100".to_owned()),
             (
                 "limit=ten",
                 "limit must be a whole number within its range".to_owned(),
@@ -328,15 +328,15 @@ async fn other_values_and_unknown_names_in_the_query_are_400() {
             ("limit=1&limit=2", "limit must not be repeated".to_owned()),
             (
                 "cursor=x",
-                "cursor must be one that an earlier answer gave".to_owned(),
+                "cursor must be a cursor from an earlier response".to_owned(),
             ),
             (
                 "cursor=",
-                "cursor must be one that an earlier answer gave".to_owned(),
+                "cursor must be a cursor from an earlier response".to_owned(),
             ),
             (
                 "cursor=-1",
-                "cursor must be one that an earlier answer gave".to_owned(),
+                "cursor must be a cursor from an earlier response".to_owned(),
             ),
             ("since=yesterday", format!("since {time}")),
             ("until=", format!("until {time}")),

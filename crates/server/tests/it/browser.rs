@@ -119,7 +119,7 @@ impl World {
         let browser = &self.browser;
         self.open("/dashboard/keys/new").await;
         browser.fill("name", name).await;
-        browser.press("Make the key").await;
+        browser.press("Create key").await;
         browser.property("#secret", "value").await
     }
 
@@ -167,7 +167,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     );
     assert_eq!(session.same_site, Some(SameSite::Strict));
 
-    browser.press("Make a test key").await;
+    browser.press("Create test key").await;
     browser.arrives("/dashboard/keys/new").await;
     assert_eq!(
         browser.property("[name=mode][value=test]", "checked").await,
@@ -175,7 +175,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
         "test is chosen beforehand"
     );
     browser.fill("name", "Checkout server").await;
-    browser.press("Make the key").await;
+    browser.press("Create key").await;
     let secret = browser.property("#secret", "value").await;
     assert!(
         secret.starts_with("ck_test_") && secret.len() == 40,
@@ -224,9 +224,9 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     // What is not its name does not revoke it.
     browser.press("Revoke").await;
     browser.reads("h1", "Checkout server").await;
-    assert!(!browser.is_enabled("Revoke the key").await);
+    assert!(!browser.is_enabled("Revoke key").await);
     browser.fill("confirm", "checkout server").await;
-    assert!(!browser.is_enabled("Revoke the key").await);
+    assert!(!browser.is_enabled("Revoke key").await);
     // The same name with its letters and accents apart is the name.
     let written = "const field = document.getElementById('confirm'); const name = field.dataset.mustBe; \
                    const enabled = () => !field.form.querySelector('[type=submit]').disabled; \
@@ -237,13 +237,13 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     browser.fill("confirm", "Checkout server").await;
     browser.fill("reason", "Trying it out").await;
     let before = jiff::Timestamp::now().as_second();
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser
         .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
         .await;
     assert_eq!(world.status_of(&secret).await, 401, "the very next request");
     let after = jiff::Timestamp::now().as_second();
-    browser.reads(".notice", "The key is revoked.").await;
+    browser.reads(".notice", "Key revoked.").await;
     browser.reads("dl", "Trying it out").await;
     for gone in ["Rotate", "Revoke", "Suspend"] {
         let found = browser
@@ -310,16 +310,16 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
         "a day is chosen beforehand"
     );
     browser.choose("overlap", "3600").await;
-    browser.press("Rotate the key").await;
+    browser.press("Rotate key").await;
     let second = browser.property("#secret", "value").await;
     assert!(second != first.text);
     let second_id = world.store_secret().await;
     browser.reads("main", "Successor of").await;
 
     // Nobody has used the old one since; then somebody does.
-    browser.press("the key before it").await;
+    browser.press("the predecessor").await;
     browser
-        .reads(".notice", "The old key has not been used since.")
+        .reads(".notice", "This key has not been used since.")
         .await;
     assert_eq!(
         (
@@ -333,7 +333,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
         browser
             .text(".notice")
             .await
-            .contains("The old key is still used: last ")
+            .contains("This key is still in use: last used ")
             .then_some(())
     });
     told.await.expect("its page says that it is still used");
@@ -348,7 +348,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
         .open(&format!("/dashboard/keys/{second_id}/rotate"))
         .await;
     browser.choose("overlap", "0").await;
-    browser.press("Rotate the key").await;
+    browser.press("Rotate key").await;
     let third = browser.property("#secret", "value").await;
     let all = [&first.text, &second, &third];
     let mut answers = Vec::new();
@@ -371,11 +371,11 @@ async fn a_disabled_application_stops_its_keys() {
     let browser = &world.browser;
     world.open("/dashboard/applications").await;
     browser.reads("main", "No applications yet").await;
-    browser.press("Make an application").await;
+    browser.press("Create application").await;
     browser.fill("name", "Web store").await;
     browser.fill("description", "The shop's checkout").await;
-    browser.press("Make the application").await;
-    browser.reads(".notice", "The application is there.").await;
+    browser.press("Create application").await;
+    browser.reads(".notice", "Application created.").await;
     let place = browser.place().await;
     let (application, _) = place
         .trim_start_matches("/dashboard/applications/")
@@ -383,14 +383,14 @@ async fn a_disabled_application_stops_its_keys() {
         .expect("an id");
     let application = application.to_owned();
 
-    browser.press("New key").await;
+    browser.press("Create key").await;
     assert_eq!(
         browser.value("application").await,
         application,
         "the one it was asked from is chosen"
     );
     browser.fill("name", "Till 1").await;
-    browser.press("Make the key").await;
+    browser.press("Create key").await;
     let first = browser.property("#secret", "value").await;
     assert!(first.starts_with("ks_test_"), "a key of an application");
     world.store_secret().await;
@@ -417,16 +417,12 @@ async fn a_disabled_application_stops_its_keys() {
         browser.reads("tbody", name).await;
     }
     assert_eq!(statuses().await, [200, 200], "asking stops nothing");
-    browser.press("Disable the application").await;
-    browser
-        .reads(".notice", "The application is disabled.")
-        .await;
+    browser.press("Disable application").await;
+    browser.reads(".notice", "Application disabled.").await;
     assert_eq!(statuses().await, [403, 403]);
     browser.reads("h1", "Disabled").await;
     browser.press("Enable").await;
-    browser
-        .reads(".notice", "The application is enabled.")
-        .await;
+    browser.reads(".notice", "Application enabled.").await;
     assert_eq!(statuses().await, [200, 200]);
     world.end().await;
 }
@@ -454,7 +450,7 @@ async fn wrong_input_stays_and_is_named() {
         .await;
     // An empty name besides, as only white space is one.
     browser.fill("name", "   ").await;
-    browser.press("Make the key").await;
+    browser.press("Create key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
     assert_eq!(browser.status().await, 400);
     assert!(
@@ -505,7 +501,7 @@ async fn wrong_input_stays_and_is_named() {
     browser.fill("name", "Till").await;
     browser.fill("allowed_ips", "203.0.113.0/24").await;
     browser.click("#expires option[value='30']").await;
-    browser.press("Make the key").await;
+    browser.press("Create key").await;
     assert!(
         browser
             .property("#secret", "value")
@@ -513,7 +509,7 @@ async fn wrong_input_stays_and_is_named() {
             .starts_with("ck_live_")
     );
     browser
-        .reads("main", "It works from 203.0.113.0/24 only.")
+        .reads("main", "It can be used from 203.0.113.0/24 only.")
         .await;
     let keys = world.keys().await;
     assert_eq!(
@@ -527,12 +523,12 @@ async fn wrong_input_stays_and_is_named() {
     world.open("/dashboard/applications/new").await;
     browser.fill("name", "Web store").await;
     browser.fill("description", "Another one").await;
-    browser.press("Make the application").await;
+    browser.press("Create application").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
     browser
         .reads(
             "#name-error",
-            "An application of that name is there already.",
+            "The account already has an application with this name. Choose another name.",
         )
         .await;
     assert_eq!(browser.property("#name", "ariaInvalid").await, "true");
@@ -573,7 +569,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser
         .reads(
             "[role=alert]",
-            "The credential must not contain white space.",
+            "The credential contains white space. Remove it.",
         )
         .await;
     assert!(
@@ -590,7 +586,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
         .await;
     browser.fill("confirm", "Checkout").await;
     world.database.sql("DELETE FROM sessions");
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser.arrives("/dashboard/sign-in?next=").await;
     assert_eq!(world.status_of(&key.text).await, 200);
     world.sign_in_by(&world.token).await;
@@ -675,7 +671,7 @@ async fn what_belongs_to_another_account_is_not_there() {
     ] {
         world.open(&page).await;
         assert_eq!(browser.status().await, 404, "{page}");
-        assert_eq!(browser.text("h1").await, "There is no such page", "{page}");
+        assert_eq!(browser.text("h1").await, "Page not found", "{page}");
         assert!(
             !browser
                 .driver()
@@ -687,7 +683,7 @@ async fn what_belongs_to_another_account_is_not_there() {
         );
     }
     world.open("/dashboard/audit").await;
-    browser.reads("main", "Nothing has happened yet").await;
+    browser.reads("main", "No entries yet").await;
     world.end().await;
 }
 
@@ -776,7 +772,7 @@ async fn forms_of_other_sites_change_nothing() {
             browser.arrives("/dashboard/").await;
             assert_eq!(browser.status().await, 403, "{page} from {host}");
             browser
-                .reads("main", "This was not sent by a page of this dashboard.")
+                .reads("main", "The request was not sent by a page of this dashboard. Open the dashboard and send the form there.")
                 .await;
         }
         // Nor may a script of theirs.
@@ -877,7 +873,7 @@ async fn markup_in_a_name_is_text() {
         .expect("the name");
     assert_eq!(shown, NAME);
     browser.fill("confirm", &shown).await;
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser
         .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
         .await;
@@ -891,7 +887,7 @@ async fn markup_in_a_name_is_text() {
         .await
         .expect("the name");
     browser.fill("confirm", &shown).await;
-    browser.press("Delete the application").await;
+    browser.press("Delete application").await;
     browser
         .arrives("/dashboard/applications?done=deleted")
         .await;
@@ -1065,11 +1061,11 @@ async fn all_of_it_works_without_script() {
     browser.fill("q", "nothing like it").await;
     browser.press("Filter").await;
     browser.arrives("/dashboard/keys?q=nothing").await;
-    browser.reads("main", "No key is like that").await;
+    browser.reads("main", "No matching keys").await;
 
     world.open(&format!("/dashboard/keys/{id}/rotate")).await;
     browser.choose("overlap", "3600").await;
-    browser.press("Rotate the key").await;
+    browser.press("Rotate key").await;
     let successor = browser.property("#secret", "value").await;
     assert_eq!(
         (
@@ -1081,15 +1077,15 @@ async fn all_of_it_works_without_script() {
 
     world.open(&format!("/dashboard/keys/{id}")).await;
     browser.press("Suspend").await;
-    browser.reads(".notice", "The key is suspended.").await;
+    browser.reads(".notice", "Key suspended.").await;
     assert_eq!(world.status_of(&secret).await, 403);
     browser.press("Resume").await;
-    browser.reads(".notice", "The key works again.").await;
+    browser.reads(".notice", "Key resumed.").await;
 
     world.open(&format!("/dashboard/keys/{id}/revoke")).await;
     browser.fill("confirm", "Check").await;
     browser.fill("reason", "Moved").await;
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser
         .reads("#confirm-error", "s not the name of the key")
         .await;
@@ -1102,7 +1098,7 @@ async fn all_of_it_works_without_script() {
     );
     assert_eq!(world.status_of(&secret).await, 200);
     browser.fill("confirm", "Checkout").await;
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser
         .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
         .await;
@@ -1184,7 +1180,7 @@ async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
         "the page is the same"
     );
     browser.click("#status option[value=revoked]").await;
-    browser.reads("#results", "No key is like that").await;
+    browser.reads("#results", "No matching keys").await;
     browser.back().await;
     browser.reads("tbody", "Webhooks").await;
     world.end().await;

@@ -8,8 +8,9 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tollkey_core::{
     Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_server::server::Running;
-use tollkey_verifier::{Settings, Stats, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, Stats, Verifier};
 
 use crate::support::{App, Call, Key, each_backend_with_replica, source};
 
@@ -465,7 +466,7 @@ async fn every_change_holds_everywhere_once_answered() {
                     .service
                     .verifier
                     .stats()
-                    .settles_over_a_lease,
+                    .propagations_over_a_lease,
                 0,
                 "nobody waited for a lease to end"
             );

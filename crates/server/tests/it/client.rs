@@ -96,13 +96,13 @@ async fn applications_and_their_keys() {
         told.add("errors", error.errors());
         allow_duplicates! { assert_snapshot!(told.0, @r#"
         create: Application { id: "019b76da-a800-7122-adf6-eccfc4caa8cd", name: "Web Store", description: Some("Backend"), is_enabled: true, created_at: Rfc3339(2026-01-01T00:00:00Z), api_keys: None }
-        create again: POST /api/v1/applications: 409 application_name_taken: An application of that name is there already. (req)
+        create again: POST /api/v1/applications: 409 application_name_taken: The account already has an application with this name. Choose another name. (req)
         update: Application { id: "019b76da-a800-7122-adf6-eccfc4caa8cd", name: "Web Store EU", description: None, is_enabled: true, created_at: Rfc3339(2026-01-01T00:00:00Z), api_keys: None }
         create a key: CreatedKey { id: "019b76da-a800-73ae-8c3e-f99b8df24e81", application_id: "019b76da-a800-7122-adf6-eccfc4caa8cd", full_key: Secret(redacted), key_prefix: "ks_test_l9oC", description: "Checkout", created_at: Rfc3339(2026-01-01T00:00:00Z) }
-        revoke again: DELETE /api/v1/applications/{id}/api-keys/{keyId}: 400 key_already_revoked: The key was revoked before; it stays revoked. (req)
+        revoke again: DELETE /api/v1/applications/{id}/api-keys/{keyId}: 400 key_already_revoked: The key is already revoked. Nothing was changed. (req)
         keys: Page { items: [Key { id: "019b76da-a800-78ae-a01f-6497b461980e", key_prefix: "ks_live_34em", description: "Second", status: Known(Revoked), application_id: "019b76da-a800-7122-adf6-eccfc4caa8cd", last4: "Oi1y", mode: Known(Live), scopes: [Scope("commerce")], allowed_ips: None, rate_limit: None, metadata: None, created_at: Rfc3339(2026-01-01T00:00:00Z), expires_at: None, last_used_at: None, revoked_at: Some(Rfc3339(2026-01-01T00:00:00Z)), revoked_reason: None }, Key { id: "019b76da-a800-73ae-8c3e-f99b8df24e81", key_prefix: "ks_test_l9oC", description: "Checkout", status: Known(Active), application_id: "019b76da-a800-7122-adf6-eccfc4caa8cd", last4: "cMK1", mode: Known(Test), scopes: [Scope("sessions:write")], allowed_ips: Some(["203.0.113.0/24"]), rate_limit: Some(RateLimit { limit: 100, window_seconds: 60 }), metadata: Some({"team": String("web")}), created_at: Rfc3339(2026-01-01T00:00:00Z), expires_at: Some(Rfc3339(2026-01-01T01:00:00Z)), last_used_at: None, revoked_at: None, revoked_reason: None }], page: 1, limit: 10, total_items: 2, total_pages: 1, has_previous_page: false, has_next_page: false }
         list: Page { items: [Application { id: "019b76da-a800-7122-adf6-eccfc4caa8cd", name: "Web Store EU", description: None, is_enabled: true, created_at: Rfc3339(2026-01-01T00:00:00Z), api_keys: Some([IncludedKey { id: "019b76da-a800-78ae-a01f-6497b461980e", key_prefix: "ks_live_34em", description: "Second", status: Known(Revoked) }, IncludedKey { id: "019b76da-a800-73ae-8c3e-f99b8df24e81", key_prefix: "ks_test_l9oC", description: "Checkout", status: Known(Active) }]) }], page: 1, limit: 10, total_items: 1, total_pages: 1, has_previous_page: false, has_next_page: false }
-        get: GET /api/v1/applications/{id}: 404 not_found: There is no such resource in this account. (req)
+        get: GET /api/v1/applications/{id}: 404 not_found: The resource does not exist or belongs to another account. Check the ID. (req)
         errors: [FieldError { pointer: "/name", detail: "must have 1 to 100 characters" }]
         "#) };
     })
@@ -167,10 +167,10 @@ async fn commerce_keys() {
         assert!(others.get(&plain.key_id).await.expect_err("not theirs").is_not_found());
         allow_duplicates! { assert_snapshot!(told.0, @r#"
         create: CreatedKey { key_id: "019b76da-a800-7a88-a527-a819b062c680", name: "Commerce Server Key", scope: Known(Commerce), api_key: Secret(redacted), expires_at: None, mode: Known(Test), scopes: [Scope("links:read"), Scope("sessions:write")], prefix: "ck_test_MaDz7z", merchants: Some(["merchant-1"]), features: Some([Known(TokensList)]), created_at: UnixSeconds(2026-01-01T00:00:00Z) }
-        create with an unknown scope: POST /api/v1/api-keys: 400 validation_failed: /scopes unknown scope "links:destroy"; valid scopes are commerce, links:read, links:write, sessions:read, sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write (req)
+        create with an unknown scope: POST /api/v1/api-keys: 400 validation_failed: /scopes: unknown scope `links:destroy`; valid scopes are commerce, links:read, links:write, sessions:read, sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write (req)
         update: Key { key_id: "019b76da-a800-7a88-a527-a819b062c680", name: "Renamed", scope: Known(Commerce), status: Known(Active), expires_at: None, last_used_at: None, created_at: UnixSeconds(2026-01-01T00:00:00Z), revoked_at: None, revoked_reason: None, mode: Known(Test), scopes: [Scope("links:read"), Scope("sessions:write")], prefix: "ck_test_MaDz7z", last4: "oCHX", merchants: Some(["merchant-1"]), features: Some([Known(TokensList)]), allowed_ips: Some(["203.0.113.0/24"]), rate_limit: Some(RateLimit { limit: 5, window_seconds: 1 }), metadata: Some({"team": String("checkout"), "owner": String("payments")}), rotated_from: None, rotated_to: None }
         rotate: CreatedKey { key_id: "019b76da-abe8-780e-b9da-c7e3c1dc2e13", name: "Renamed", scope: Known(Commerce), api_key: Secret(redacted), expires_at: None, mode: Known(Test), scopes: [Scope("links:read"), Scope("sessions:write")], prefix: "ck_test_emOD9s", merchants: Some(["merchant-1"]), features: Some([Known(TokensList)]), created_at: UnixSeconds(2026-01-01T00:00:01Z) }
-        rotate again: POST /api/v1/api-keys/{id}/rotate: 409 key_already_rotated: The key was rotated before; its successor can be rotated. (req)
+        rotate again: POST /api/v1/api-keys/{id}/rotate: 409 key_already_rotated: The key is already rotated. Rotate its successor instead. (req)
         revoke: Message { message: "API key revoked successfully" }
         get: Key { key_id: "019b76da-a800-7a88-a527-a819b062c680", name: "Renamed", scope: Known(Commerce), status: Known(Revoked), expires_at: Some(UnixSeconds(2026-01-01T00:01:01Z)), last_used_at: None, created_at: UnixSeconds(2026-01-01T00:00:00Z), revoked_at: Some(UnixSeconds(2026-01-01T00:00:01Z)), revoked_reason: Some("rotated"), mode: Known(Test), scopes: [Scope("links:read"), Scope("sessions:write")], prefix: "ck_test_MaDz7z", last4: "oCHX", merchants: Some(["merchant-1"]), features: Some([Known(TokensList)]), allowed_ips: Some(["203.0.113.0/24"]), rate_limit: Some(RateLimit { limit: 5, window_seconds: 1 }), metadata: Some({"team": String("checkout"), "owner": String("payments")}), rotated_from: None, rotated_to: Some("019b76da-abe8-780e-b9da-c7e3c1dc2e13") }
         "#) };
@@ -220,9 +220,9 @@ async fn account_keys_and_their_audit_log() {
         create: CreatedKey { id: "key_01KDVDNA00ES8B57BYCX0Q0PP1", name: "Web shop", environment: Known(Test), access: Known(Publishable), value: Secret(redacted), created_at: Rfc3339(2026-01-01T00:00:00Z), extras: Extras { expires_at: None, allowed_ips: Some(["127.0.0.0/8"]), rate_limit: Some(RateLimit { limit: 10, window_seconds: 1 }), metadata: Some({"shop": Number(7)}) } }
         list: Page { items: [Key { id: "key_01KDVDNA00ES8B57BYCX0Q0PP1", name: "Web shop", prefix: "pk_test_", last4: "HY23", environment: Known(Test), access: Known(Publishable), created_at: Rfc3339(2026-01-01T00:00:00Z), last_used_at: None, revoked_at: None, extras: Extras { expires_at: None, allowed_ips: Some(["127.0.0.0/8"]), rate_limit: Some(RateLimit { limit: 10, window_seconds: 1 }), metadata: Some({"shop": Number(7)}) } }, Key { id: "key_01KDVDNA00E4HAVXQCSZ2CNA6D", name: "CI", prefix: "sk_live_", last4: "QP8n", environment: Known(Live), access: Known(Secret), created_at: Rfc3339(2026-01-01T00:00:00Z), last_used_at: None, revoked_at: None, extras: Extras { expires_at: None, allowed_ips: None, rate_limit: None, metadata: None } }], next_cursor: None }
         revoke: Key { id: "key_01KDVDNA00ES8B57BYCX0Q0PP1", name: "Web shop", prefix: "pk_test_", last4: "HY23", environment: Known(Test), access: Known(Publishable), created_at: Rfc3339(2026-01-01T00:00:00Z), last_used_at: None, revoked_at: Some(Rfc3339(2026-01-01T00:00:00Z)), extras: Extras { expires_at: None, allowed_ips: Some(["127.0.0.0/8"]), rate_limit: Some(RateLimit { limit: 10, window_seconds: 1 }), metadata: Some({"shop": Number(7)}) } }
-        create without a name: POST /api/v1/account/api-keys: 400 validation_failed: /name must have 1 to 100 characters (req)
-        revoke what is not there: POST /api/v1/account/api-keys/{id}/revoke: 404 not_found: There is no such resource in this account. (req)
-        list with a key that is none: GET /api/v1/account/api-keys: 401 invalid_api_key: The API key is unknown or was revoked. (req)
+        create without a name: POST /api/v1/account/api-keys: 400 validation_failed: /name: must have 1 to 100 characters (req)
+        revoke what is not there: POST /api/v1/account/api-keys/{id}/revoke: 404 not_found: The resource does not exist or belongs to another account. Check the ID. (req)
+        list with a key that is none: GET /api/v1/account/api-keys: 401 invalid_api_key: The API key is unknown or revoked. Check the key, or use another one. (req)
         "#) };
     })
     .await;
@@ -288,10 +288,10 @@ async fn verification_and_the_key_itself() {
         allow_duplicates! { assert_snapshot!(told.0, @r#"
         verify: Valid(Valid { valid: true, code: "valid", key: VerifiedKey { id: "019b76da-a800-7122-adf6-eccfc4caa8cd", account_id: "acme", application_id: None, name: "Restricted", family: Known(Commerce), mode: Known(Live), scopes: [Scope("sessions:write")], merchants: None, features: None, expires_at: None, metadata: None }, rate_limit: Some(RateLimitState { limit: 10, remaining: 9, reset_seconds: 6, window_seconds: 60 }) })
         introspect: IntrospectResponse { active: true, scope: Some("sessions:write"), client_id: None, sub: Some("acme"), token_type: Some("Bearer"), exp: None, iat: Some(UnixSeconds(2026-01-01T00:00:00Z)), jti: Some("019b76da-a800-7122-adf6-eccfc4caa8cd"), mode: Some(Known(Live)) }
-        verify nothing: POST /api/v1/verify/batch: 400 validation_failed: /requests must have 1 to 100 items (req)
+        verify nothing: POST /api/v1/verify/batch: 400 validation_failed: /requests: must have 1 to 100 items (req)
         whoami: WhoAmI { id: "019b76da-a800-7122-adf6-eccfc4caa8cd", family: Known(Commerce), mode: Known(Live), status: Known(Active), rest: Some(WhoAmIRest { account_id: "acme", application_id: None, name: "Restricted", scopes: [Scope("sessions:write")], merchants: None, features: None, created_at: UnixSeconds(2026-01-01T00:00:00Z), expires_at: None }) }
         whoami of a pk_: WhoAmI { id: "019b76da-a800-74f1-afaa-6dd8be71867a", family: Known(Publishable), mode: Known(Test), status: Known(Active), rest: None }
-        whoami: GET /api/v1/whoami: 401 invalid_api_key: The API key is unknown or was revoked. (req)
+        whoami: GET /api/v1/whoami: 401 invalid_api_key: The API key is unknown or revoked. Check the key, or use another one. (req)
         "#) };
     })
     .await;
@@ -466,8 +466,8 @@ async fn the_tour_says_what_it_does() {
 
     == What goes wrong, and how it is told
     409 application_name_taken
-    /name must have 1 to 255 characters
-    /scopes unknown scope "links:destroy"
+    /name: must have 1 to 255 characters
+    /scopes: unknown scope `links:destroy`
 
     == What was written down of it
     api_key.revoked by merchant developer

@@ -146,8 +146,8 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service_key = app.service_key().await.text;
         let expired = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
-        let needs_key = "This needs an API key, not a management token.";
-        let invalid = "The management token is not valid, or has expired.";
+        let needs_key = "This operation requires an API key. Send an API key instead of a management token.";
+        let invalid = "The management token is invalid or has expired. Get a new token.";
         let both = format!("{invalid} {needs_key}");
         for (path, header, credential, status, code, detail) in [
             (
@@ -181,7 +181,7 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
                 &service_key,
                 403,
                 "forbidden",
-                "This needs an API key, not a service key.",
+                "This operation requires an API key. Send an API key instead of a service key.",
             ),
             (
                 "/applications",
@@ -189,7 +189,7 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
                 &key,
                 403,
                 "forbidden",
-                "This needs a management token, not a key.",
+                "This operation requires a management token. Send a management token instead of a key.",
             ),
             (
                 "/applications",
@@ -197,7 +197,7 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
                 &service_key,
                 403,
                 "forbidden",
-                "This needs a management token, not a key.",
+                "This operation requires a management token. Send a management token instead of a key.",
             ),
             (
                 "/applications",
@@ -259,7 +259,10 @@ async fn gateway_routes_read_only_the_configured_headers() {
                         (401, "missing_credentials"),
                         "{path} {own}"
                     );
-                    assert_eq!(alone.json()["detail"], "Present an API key in x-api-key.");
+                    assert_eq!(
+                        alone.json()["detail"],
+                        "Send an API key in the header x-api-key."
+                    );
                     assert_eq!(
                         alone.header("www-authenticate"),
                         Some("Bearer realm=\"tollkey\"")

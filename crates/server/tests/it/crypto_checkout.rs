@@ -206,10 +206,7 @@ async fn the_mode_never_crosses() {
                 .patch(&format!("/api-keys/{}", key.id), json!({"mode": needed}))
                 .bearer(&token)
                 .await;
-            assert_eq!(
-                patched.errors(),
-                ["/mode cannot be changed: it stands in the key"]
-            );
+            assert_eq!(patched.errors(), ["/mode cannot be changed after creation"]);
         }
         // A successor is of the mode of its predecessor.
         let successor = app
@@ -280,10 +277,10 @@ async fn the_answer_to_a_key_without_the_scope_names_what_it_lacks() {
         assert_answer!(gateway(app, "scope=links:write&scope=sessions:write").bearer(&key.text).await, @r#"
         403
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a needed scope.", scope="links:write sessions:write"
+        www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write sessions:write"
         x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"req_01KDVDNA000QT6EFQNM6ZM32RB","missing_scopes":["links:write"]}
+        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"req_01KDVDNA000QT6EFQNM6ZM32RB","missing_scopes":["links:write"]}
         "#);
     })
     .await;
@@ -388,20 +385,30 @@ async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for (scopes, unknown) in [
-            (json!(["links"]), "links"),
-            (json!(["links:read", "payments:read"]), "payments:read"),
-            (json!(["*"]), "*"),
-            (json!(["events:write"]), "events:write"),
-            (json!(["Links:Read"]), "Links:Read"),
-            (json!([" links:read"]), " links:read"),
-            (json!([""]), ""),
+            (json!(["links"]), "`links`; "),
+            (json!(["links:read", "payments:read"]), "`payments:read`; "),
+            (json!(["*"]), "`*`; "),
+            (
+                json!(["link:read"]),
+                "`link:read`; did you mean `links:read`? ",
+            ),
+            (json!(["events:write"]), "`events:write`; "),
+            (
+                json!(["Links:Read"]),
+                "`Links:Read`; did you mean `links:read`? ",
+            ),
+            (
+                json!([" links:read"]),
+                "` links:read`; did you mean `links:read`? ",
+            ),
+            (json!([""]), "``; "),
         ] {
             let reply = app
                 .post("/api-keys", json!({"name": "Key", "scopes": scopes}))
                 .bearer(&token)
                 .await;
             let valid = format!("commerce, {}", SCOPES.join(", "));
-            let error = format!("/scopes unknown scope {unknown:?}; valid scopes are {valid}");
+            let error = format!("/scopes unknown scope {unknown}valid scopes are {valid}");
             assert_eq!(
                 (reply.status, reply.errors()),
                 (400, vec![error]),

@@ -797,15 +797,11 @@ async fn form_that_would_be_rejected_is_not_offered() {
         app.clock.advance(std::time::Duration::from_secs(60));
         for (id, reason, offered) in [
             (&active, None, &["rotate", "suspend", "revoke"][..]),
-            (
-                &suspended,
-                Some("The key is suspended."),
-                &["resume", "revoke"],
-            ),
-            (&revoked, Some("The key is revoked."), &[]),
+            (&suspended, Some("Key suspended."), &["resume", "revoke"]),
+            (&revoked, Some("Key revoked."), &[]),
             (
                 &rotated,
-                Some("The key was rotated before"),
+                Some("The key is already rotated."),
                 &["suspend", "revoke"],
             ),
             (&expired, Some("The key has expired."), &[]),
@@ -840,7 +836,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/keys/{revoked}/revoke"))
             .await;
         assert!(
-            page.contains("The key is revoked since") && !page.contains("name=\"confirm\""),
+            page.contains("The key was revoked at") && !page.contains("name=\"confirm\""),
             "{page}"
         );
         let application = app.application(&token, "Store").await;
@@ -858,7 +854,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/applications/{application}/disable"))
             .await;
         assert!(
-            page.contains("already disabled") && !page.contains("Disable the application"),
+            page.contains("already disabled") && !page.contains("Disable application"),
             "{page}"
         );
         let service_key = app.service_key().await.id;
@@ -866,8 +862,8 @@ async fn form_that_would_be_rejected_is_not_offered() {
         assert_eq!(browser.post(&path, &[]).await.status, 303);
         let page = browser.page(&path).await;
         assert!(
-            page.contains("The service key is revoked since")
-                && !page.contains("Whatever presents it"),
+            page.contains("The service key was revoked at")
+                && !page.contains("is rejected everywhere immediately"),
             "{page}"
         );
     })
@@ -960,7 +956,7 @@ async fn a_form_of_another_site_is_refused_and_changes_nothing() {
                 assert!(
                     reply
                         .body
-                        .contains("This was not sent by a page of this dashboard."),
+                        .contains("The request was not sent by a page of this dashboard. Open the dashboard and send the form there."),
                     "{path}: {reply}"
                 );
             }
@@ -1008,10 +1004,7 @@ async fn things_of_another_account_are_not_there() {
             {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
-                assert!(
-                    words(&reply.body).starts_with("There is no such page"),
-                    "{path}"
-                );
+                assert!(words(&reply.body).starts_with("Page not found"), "{path}");
             }
             let fields = [
                 ("confirm", "Commerce Server Key"),
@@ -1054,7 +1047,7 @@ async fn things_of_another_account_are_not_there() {
                 theirs.application
             ))
             .await;
-        assert!(words(&filtered).contains("No key is like that") && !filtered.contains(&key.id));
+        assert!(words(&filtered).contains("No matching keys") && !filtered.contains(&key.id));
     })
     .await;
 }
@@ -1135,7 +1128,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
                 .await,
         );
         assert!(
-            !said.contains("The key is revoked."),
+            !said.contains("Key revoked."),
             "a link does not make it so: {said}"
         );
         let path = format!("/dashboard/keys/{id}/revoke");
@@ -1178,7 +1171,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
                 .await,
         );
         assert!(
-            page.contains("The key is revoked.") && page.contains(": lost"),
+            page.contains("Key revoked.") && page.contains(": lost"),
             "{page}"
         );
         assert!(
@@ -1654,17 +1647,14 @@ async fn a_key_is_suspended_resumed_and_rotated() {
             ("valid".to_owned(), "valid".to_owned())
         );
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        assert!(
-            page.contains("The old key has not been used since."),
-            "{page}"
-        );
+        assert!(page.contains("This key has not been used since."), "{page}");
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().service.flush_usage().await;
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        assert!(page.contains("The old key is still used"), "{page}");
+        assert!(page.contains("This key is still in use"), "{page}");
         assert!(
-            page.contains("accepted, 1 refused") || page.contains("accepted, 0 refused"),
+            page.contains("allowed, 1 denied") || page.contains("allowed, 0 denied"),
             "{page}"
         );
         app.clock.advance(std::time::Duration::from_secs(3540));
@@ -1732,7 +1722,7 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
         assert_eq!(edited.status, 303, "{edited}");
         let page = words(&browser.page(&format!("{path}/disable")).await);
         assert!(
-            page.contains("Disable Shop ?") && page.contains("1 key stops everywhere"),
+            page.contains("Disable Shop ?") && page.contains("1 key is rejected everywhere"),
             "{page}"
         );
         assert_eq!(
@@ -1830,7 +1820,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
         );
         assert!(
             words(&browser.page("/dashboard/audit?until=2020-01-01").await)
-                .contains("No entry is like that")
+                .contains("No matching entries")
         );
         assert_eq!(
             browser.get("/dashboard/audit?since=yesterday").await.status,
@@ -1839,7 +1829,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
 
         let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
-            checked.contains("The audit log is whole. 3 entries"),
+            checked.contains("The audit log is intact. It has 3 entries"),
             "{checked}"
         );
         app.database.sql(
@@ -2094,7 +2084,7 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
                     .await,
             );
             assert!(
-                page.contains("1 key stops everywhere")
+                page.contains("1 key is rejected everywhere")
                     && page.contains(&old.text[old.text.len() - 4..]),
                 "{page}"
             );

@@ -463,8 +463,8 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         "the end of the story",
         "answered",
         "route=\"/api/v1/applications/{id}/api-keys\"",
-        "a service key was created",
-        "a management token was refused",
+        "service key created",
+        "management token rejected",
         "a resource server asks",
     ] {
         assert!(

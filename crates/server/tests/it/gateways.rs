@@ -102,6 +102,80 @@ fn headers(reply: &Reply) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// A path that has to be decoded is left to the application, which has the same routes.
+#[actix_web::test]
+async fn direct_and_routed_requests_have_the_same_response() {
+    each_backend(async |app: &App| {
+        ecosystem(app).await;
+        let limited = async || {
+            let rate_limit = RateLimit::new(1, 60).ok();
+            let grants = Grants {
+                rate_limit,
+                ..scoped(Some(&["m_1"]), Some(&[Feature::TokensList]))
+            };
+            commerce_key(app, grants).await
+        };
+        let free = commerce_key(app, scoped(None, None)).await;
+        let secret = app
+            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .await
+            .text;
+        let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
+        let token = app.merchant("acme");
+        for (dialect, direct, routed) in [
+            (ForwardAuth, "/authz/forward-auth", "/authz/forward%2Dauth"),
+            (AuthRequest, "/authz/auth-request", "/authz/auth%2Drequest"),
+        ] {
+            let (one, other) = (limited().await, limited().await);
+            // Each pair of keys, the query and the method; the limited keys are used up by their first request.
+            for (number, (direct_key, routed_key, query, method)) in [
+                (&free, &free, "", "GET"),
+                (&free, &free, "?scope=links:read&mode=live", "POST"),
+                (&free, &free, "?scope=links:read&mode=live", "HEAD"),
+                (&free, &free, "?mode=test", "GET"),
+                (&free, &free, "?scope=key_families:manage", "GET"),
+                (&free, &free, "?scope=nothing:read", "GET"),
+                (&free, &free, "?mode=live&mode=live", "HEAD"),
+                (&secret, &secret, "?scope=links:read", "DELETE"),
+                (&unknown, &unknown, "", "GET"),
+                (&token, &token, "", "GET"),
+                (&one, &other, "", "GET"),
+                (&one, &other, "", "GET"),
+                (&one, &other, "", "PROPFIND"),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                for merchant in [None, Some("m_1"), Some("m_2")] {
+                    let send = async |path: &str, key: &str| {
+                        let uri = "/api/tokens?a=b";
+                        let mut call = app
+                            .call(method, &format!("{path}{query}"))
+                            .bearer(key)
+                            .header("x-forwarded-method", "GET")
+                            .header("x-forwarded-uri", uri)
+                            .header("x-original-method", "GET")
+                            .header("x-original-uri", uri)
+                            .header("x-request-id", format!("request-{number}"));
+                        if let Some(merchant) = merchant {
+                            call = call.header("x-merchant-id", merchant);
+                        }
+                        let mut reply = call.await;
+                        reply.headers.retain(|(name, _)| name != "date");
+                        (reply.status, reply.headers, reply.body)
+                    };
+                    assert_eq!(
+                        send(direct, direct_key).await,
+                        send(routed, routed_key).await,
+                        "{dialect:?} {number} {merchant:?}"
+                    );
+                }
+            }
+        }
+    })
+    .await;
+}
+
 #[actix_web::test]
 async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
     each_backend(async |app: &App| {
@@ -363,31 +437,31 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present an API key as Bearer.","code":"missing_credentials","request_id":"r"}
+        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"r"}
         "#);
         assert_answer!(ask("").bearer(app.mint(Family::Commerce, Mode::Live).expose()).await, @r#"
         401
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or was revoked."
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or was revoked.","code":"invalid_api_key","request_id":"r"}
+        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"r"}
         "#);
         assert_answer!(ask("scope=links:write;scope=links:read").bearer(&one).await, @r#"
         403
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a needed scope.", scope="links:write links:read"
+        www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write links:read"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
+        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
         "#);
         assert_answer!(ask("").bearer(&one).bearer(&one).await, @r#"
         400
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="invalid_request", error_description="Present exactly one credential, once."
+        www-authenticate: Bearer realm="tollkey", error="invalid_request", error_description="The request has more than one credential. Send exactly one, in one header."
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:multiple_credentials","title":"More than one credential","status":400,"detail":"Present exactly one credential, once.","code":"multiple_credentials","request_id":"r"}
+        {"type":"urn:tollkey:problem:multiple_credentials","title":"More than one credential","status":400,"detail":"The request has more than one credential. Send exactly one, in one header.","code":"multiple_credentials","request_id":"r"}
         "#);
     })
     .await;

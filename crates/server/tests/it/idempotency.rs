@@ -303,7 +303,7 @@ async fn another_body_is_a_mismatch() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00W6DJ06G5TSMBDJZX
 
-        {"type":"urn:tollkey:problem:idempotency_mismatch","title":"The Idempotency-Key was used before","status":422,"detail":"This Idempotency-Key came with another body before.","code":"idempotency_mismatch","request_id":"req_01KDVDNA00W6DJ06G5TSMBDJZX"}
+        {"type":"urn:tollkey:problem:idempotency_mismatch","title":"The Idempotency-Key was already used","status":422,"detail":"This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.","code":"idempotency_mismatch","request_id":"req_01KDVDNA00W6DJ06G5TSMBDJZX"}
         "#);
         let replayed = create(r#"{"name":"Checkout"}"#).await;
         assert_answer!(replayed, @r#"
@@ -330,7 +330,7 @@ async fn the_header_has_16_to_255_printable_characters_once() {
                 .bearer(&by)
                 .header(IDEMPOTENCY_KEY, value)
         };
-        let rule = "must have 16 to 255 printable ASCII characters, no quote and no backslash";
+        let rule = "must have 16 to 255 printable ASCII characters without quotation marks and backslashes";
         let (shortest, longest) = ("k".repeat(16), "k".repeat(255));
         for good in [
             shortest.clone(),

@@ -191,7 +191,7 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
                 if reply.code() == "malformed_json" {
                     let detail = reply.json()["detail"].as_str().unwrap().to_owned();
                     assert!(
-                        detail.starts_with("Line ") && detail.contains(", column "),
+                        detail.contains(" at line ") && detail.contains(", column "),
                         "{context}: {reply}"
                     );
                 }
@@ -218,7 +218,7 @@ async fn malformed_json_is_told_by_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:malformed_json","title":"The body is not valid JSON","status":400,"detail":"Line 3, column 18: expected value.","code":"malformed_json","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {"type":"urn:tollkey:problem:malformed_json","title":"The body is not valid JSON","status":400,"detail":"The body is not valid JSON at line 3, column 18: expected value.","code":"malformed_json","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
         "#);
         assert_answer!(send("{\"name\": \"a\", \"name\": \"b\"}").await, @r#"
         400
@@ -227,7 +227,7 @@ async fn malformed_json_is_told_by_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00590KP5CNGK0J4VFP
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
+        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name: must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
         "#);
         assert_answer!(send("[{\"name\": \"a\"}]").await, @r#"
         400
@@ -245,7 +245,7 @@ async fn malformed_json_is_told_by_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA006P2YN2754YM1KC32
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name must be a string","code":"validation_failed","request_id":"req_01KDVDNA006P2YN2754YM1KC32","errors":[{"pointer":"/name","detail":"must be a string"}]}
+        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name: must be a string","code":"validation_failed","request_id":"req_01KDVDNA006P2YN2754YM1KC32","errors":[{"pointer":"/name","detail":"must be a string"}]}
         "#);
     })
     .await;
@@ -282,8 +282,8 @@ async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
             ("POST", "/applications", json!({"name": {"x": 1}}), "/name must be a string"),
             ("POST", "/applications", json!({"name": "x", "description": 1}), "/description must be a string"),
             ("POST", "/applications", json!({"name": long}), "/name must have 1 to 100 characters"),
-            ("POST", "/applications", json!({"name": "a\u{0}"}), "/name must not have control characters"),
-            ("POST", "/applications", json!({"name": "a\u{7f}"}), "/name must not have control characters"),
+            ("POST", "/applications", json!({"name": "a\u{0}"}), "/name must not contain control characters"),
+            ("POST", "/applications", json!({"name": "a\u{7f}"}), "/name must not contain control characters"),
             ("PATCH", application, json!({"name": false}), "/name must be a string"),
             ("PATCH", application, json!({"description": long}), "/description must have at most 500 characters"),
             ("POST", &keys, json!({"description": true}), "/description must be a string"),
@@ -390,18 +390,18 @@ async fn unknown_fields_come_with_a_suggestion() {
             (
                 "/api-keys",
                 json!({"name": "k", "expiresAt": 1}),
-                "/expiresAt is unknown; this surface uses `expires_at`",
+                "/expiresAt is unknown; use `expires_at`",
             ),
             (
                 &keys,
                 json!({"description": "k", "expires_at": 1}),
-                "/expires_at is unknown; this surface uses `expiresAt`",
+                "/expires_at is unknown; use `expiresAt`",
             ),
             ("/api-keys", json!({"name": "k", "merchant": []}), "/merchant is unknown; did you mean `merchants`?"),
             (
                 "/api-keys",
                 json!({"name": "k", "rate_limit": {"limit": 1, "window_seconds": 1, "windowSeconds": 1}}),
-                "/rate_limit/windowSeconds is unknown; this surface uses `window_seconds`",
+                "/rate_limit/windowSeconds is unknown; use `window_seconds`",
             ),
         ] {
             let reply = app.post(path, body).bearer(&token).await;
@@ -617,7 +617,7 @@ async fn a_wrong_method_is_405_with_what_is_allowed() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:method_not_allowed","title":"Method not allowed","status":405,"detail":"This path takes GET, POST, HEAD.","code":"method_not_allowed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {"type":"urn:tollkey:problem:method_not_allowed","title":"Method not allowed","status":405,"detail":"This path does not support the method of the request. Use one of GET, POST, HEAD.","code":"method_not_allowed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
         "#);
         for (path, allow) in [
             ("/livez", "GET, HEAD"),
@@ -695,7 +695,7 @@ async fn an_unknown_path_is_404_and_every_error_is_a_problem() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:not_found","title":"Not found","status":404,"detail":"There is nothing at this path.","code":"not_found","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {"type":"urn:tollkey:problem:not_found","title":"Not found","status":404,"detail":"No resource exists at this path. Check the URL.","code":"not_found","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
         "#);
         for path in [
             "/nothing/at/all",

@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use tollkey_core::{
     ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::{Backend, testing::backends};
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Connection, Server, Tollkey, merchant},

@@ -89,7 +89,7 @@ async fn malformed_requests_are_no_errors_of_the_server() {
             );
         }
         assert_eq!(
-            finished.stderr.contains("a connection ended early"),
+            finished.stderr.contains("connection ended early"),
             filter.starts_with("debug"),
             "{filter}"
         );
@@ -159,6 +159,38 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
     }
 }
 
+/// A path that has to be decoded is left to the application, which has the same routes.
+#[actix_web::test]
+async fn direct_and_routed_gateway_requests_have_the_same_lines() {
+    let tollkey = logging("info").with("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0");
+    let server = tollkey.serve().await;
+    let token = merchant("acme");
+    let application = server.application(&token, "Web Store").await;
+    let key = server.key(&token, &application).await.text;
+    for path in ["/authz/forward-auth", "/authz/forward%2Dauth"] {
+        for (query, key) in [
+            ("", key.as_str()),
+            ("?mode=live", "nothing"),
+            ("?mode=x", &key),
+        ] {
+            let request = server.get(&format!("{path}{query}")).bearer(key);
+            request.header("x-request-id", "of-the-gateway").await;
+        }
+    }
+    let finished = server.stop().await;
+    let answered = lines(&finished).into_iter().filter_map(|mut line| {
+        let is_of_gateway = line["request_id"] == "of-the-gateway";
+        for field in ["timestamp", "duration_us"] {
+            line.as_object_mut()?.remove(field);
+        }
+        (is_of_gateway && line["message"] == "answered").then_some(line)
+    });
+    let answered: Vec<_> = answered.collect();
+    assert_eq!(answered.len(), 6, "{finished}");
+    assert_eq!(answered[..3], answered[3..]);
+    assert_eq!(answered[0]["route"], "/api/v1/authz/forward-auth");
+}
+
 #[actix_web::test]
 async fn gateway_warnings_name_the_request_and_a_plain_scope() {
     let tollkey = logging("warn");
@@ -207,7 +239,7 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
         .iter()
         .map(|line| line["rule"].as_str().expect("a rule"))
         .collect();
-    let unnamed = "it names an unknown scope";
+    let unnamed = "the requirements have an unknown scope";
     assert_eq!(
         rules,
         [

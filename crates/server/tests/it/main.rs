@@ -38,6 +38,7 @@ mod operator;
 mod outage;
 mod path_prefix;
 mod pepay;
+mod problems;
 mod processes;
 mod rate_limits;
 mod readme;

@@ -9,8 +9,9 @@ use tollkey_client::{Auth, Client};
 use tollkey_core::{
     ApiKey, Catalogue, Digest, IpList, Need, OperatingModel, Record, VerifierId, metadata::Metadata,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::Database;
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource, testing};
+use tollkey_verifier::{Settings, SystemClock, Verifier, testing};
 
 use crate::{
     binary::{Tollkey, service},

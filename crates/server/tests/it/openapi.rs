@@ -67,8 +67,17 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
             operation["summary"]
                 .as_str()
                 .is_some_and(|words| words.len() > 8),
-            "{name} has no words"
+            "{name} has no summary"
         );
+        assert!(
+            operation["description"]
+                .as_str()
+                .is_some_and(|text| text.ends_with(['.', ':'])),
+            "{name} has no description"
+        );
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            assert!(parameter["description"].is_string(), "{name} {parameter}");
+        }
         assert!(
             ids.insert(operation["operationId"].as_str().expect("an operation id")),
             "{name} has another's id"

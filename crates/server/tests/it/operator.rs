@@ -140,7 +140,7 @@ async fn a_service_key_is_shown_once_and_listed_newest_first() {
             (json!({}), "/name is required"),
             (json!({"name": " "}), "/name must have 1 to 100 characters"),
             (json!({"name": "x".repeat(101)}), "/name must have 1 to 100 characters"),
-            (json!({"name": "a\nb"}), "/name must not have control characters"),
+            (json!({"name": "a\nb"}), "/name must not contain control characters"),
             (json!({"name": "a", "key": "tks_mine"}), "/key is unknown"),
         ] {
             let reply = app.post("/service-keys", body.clone()).bearer(&operator).await;

@@ -302,11 +302,11 @@ async fn a_query_that_cannot_be_read_is_400() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.commerce_key(&token, json!({})).await;
-        let limit = "must be 1 to 1000";
-        let cursor = "must be one that an earlier answer gave";
+        let limit = "must be between 1 and 1000";
+        let cursor = "must be a cursor from an earlier response";
         for (query, error) in [
-            ("scope=payments", "scope must be one of commerce".to_owned()),
-            ("scope=", "scope must be one of commerce".to_owned()),
+            ("scope=payments", "scope must be commerce".to_owned()),
+            ("scope=", "scope must be commerce".to_owned()),
             (
                 "scope=commerce&scope=commerce",
                 "scope must not be repeated".to_owned(),
@@ -326,10 +326,7 @@ async fn a_query_that_cannot_be_read_is_400() {
             ("cursor=1.2", format!("cursor {cursor}")),
             ("page=1", "page is unknown".to_owned()),
             ("status=active", "status is unknown".to_owned()),
-            (
-                "Scope=commerce",
-                "Scope is unknown; this surface uses `scope`".to_owned(),
-            ),
+            ("Scope=commerce", "Scope is unknown; use `scope`".to_owned()),
         ] {
             let reply = app.get(&format!("/api-keys?{query}")).bearer(&token).await;
             assert_eq!(
@@ -531,8 +528,8 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
-        let empty = "must not be empty; leave it out to have no such restriction";
-        let reference = "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -";
+        let empty = "must not be empty; omit it to set no such restriction";
+        let reference = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         let cases = [
             (json!({}), "/name is required".to_owned()),
             (json!({"name": null}), "/name must be a string".to_owned()),
@@ -540,8 +537,8 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             (json!({"name": ""}), "/name must have 1 to 255 characters".to_owned()),
             (json!({"name": " \t\n "}), "/name must have 1 to 255 characters".to_owned()),
             (json!({"name": "x".repeat(256)}), "/name must have 1 to 255 characters".to_owned()),
-            (json!({"name": "a\u{7}b"}), "/name must not have control characters".to_owned()),
-            (json!({"name": "n", "scope": "payments"}), "/scope must be one of commerce".to_owned()),
+            (json!({"name": "a\u{7}b"}), "/name must not contain control characters".to_owned()),
+            (json!({"name": "n", "scope": "payments"}), "/scope must be commerce".to_owned()),
             (json!({"name": "n", "scope": ["commerce"]}), "/scope must be a string".to_owned()),
             (json!({"name": "n", "mode": "sandbox"}), "/mode must be one of live, test".to_owned()),
             (json!({"name": "n", "mode": "LIVE"}), "/mode must be one of live, test".to_owned()),
@@ -550,7 +547,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             (json!({"name": "n", "scope": {"commerce": null}}), "/scope must be a string".to_owned()),
             (
                 json!({"name": "n", "scopes": []}),
-                "/scopes must not be empty; leave it out for the default, [\"commerce\"]".to_owned(),
+                "/scopes must not be empty; omit it for the default, [\"commerce\"]".to_owned(),
             ),
             (json!({"name": "n", "scopes": "links:read"}), "/scopes must be an array".to_owned()),
             (json!({"name": "n", "scopes": [null]}), "/scopes/0 must be a string".to_owned()),
@@ -572,18 +569,18 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             ),
             (
                 json!({"name": "n", "allowed_ips": []}),
-                "/allowed_ips must not be empty; leave it out to allow every address".to_owned(),
+                "/allowed_ips must not be empty; omit it to allow every IP address".to_owned(),
             ),
             (
                 json!({"name": "n", "allowed_ips": ["10.0.0.1/8"]}),
-                "/allowed_ips \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?".to_owned(),
+                "/allowed_ips `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?".to_owned(),
             ),
             (json!({"name": "n", "rate_limit": []}), "/rate_limit must be an object".to_owned()),
             (json!({"name": "n", "rate_limit": [1, 60]}), "/rate_limit must be an object".to_owned()),
             (json!({"name": "n", "rate_limit": {"limit": 1}}), "/rate_limit/window_seconds is required".to_owned()),
             (
                 json!({"name": "n", "rate_limit": {"limit": 1, "window_seconds": 86_401}}),
-                "/rate_limit/window_seconds must be 1 to 86400".to_owned(),
+                "/rate_limit/window_seconds must be between 1 and 86400".to_owned(),
             ),
             (
                 json!({"name": "n", "rate_limit": {"limit": 1, "window_seconds": 1, "burst": 9}}),
@@ -597,7 +594,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             // Members of other surfaces, and what nobody may choose.
             (
                 json!({"name": "n", "expiresAt": null}),
-                "/expiresAt is unknown; this surface uses `expires_at`".to_owned(),
+                "/expiresAt is unknown; use `expires_at`".to_owned(),
             ),
             (json!({"name": "n", "description": "d"}), "/description is unknown".to_owned()),
             (json!({"name": "n", "account_id": "globex"}), "/account_id is unknown".to_owned()),
@@ -743,7 +740,7 @@ async fn a_revocation_takes_no_body_an_empty_one_or_a_reason_and_either_form_of_
             ),
             (
                 json!({"reason": "a\u{1b}b"}),
-                "/reason must not have control characters",
+                "/reason must not contain control characters",
             ),
             (json!({"reason": 7}), "/reason must be a string"),
             (json!({"because": "x"}), "/because is unknown"),
@@ -861,17 +858,17 @@ async fn commerce_operations_use_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGMMYS0CFFQTCVJ070
 
-        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present a credential as Bearer.","code":"missing_credentials","request_id":"req_01KDVDNKRGMMYS0CFFQTCVJ070"}
+        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send a credential in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"req_01KDVDNKRGMMYS0CFFQTCVJ070"}
         "#);
         assert_answer!(app.get("/whoami").header("x-commerce-api-key", &gone.text).await, @r#"
         401
         cache-control: no-store
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or was revoked."
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGXKQ6TD12KNEQ85FY
 
-        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or was revoked.","code":"invalid_api_key","request_id":"req_01KDVDNKRGXKQ6TD12KNEQ85FY"}
+        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"req_01KDVDNKRGXKQ6TD12KNEQ85FY"}
         "#);
         assert_answer!(app.get("/whoami").header("x-commerce-api-key", &suspended.text).await, @r#"
         403
@@ -880,7 +877,7 @@ async fn commerce_operations_use_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGYAN7R9TDP6ZFX3V4
 
-        {"type":"urn:tollkey:problem:suspended","title":"Key suspended","status":403,"detail":"The key is suspended.","code":"suspended","request_id":"req_01KDVDNKRGYAN7R9TDP6ZFX3V4"}
+        {"type":"urn:tollkey:problem:suspended","title":"Key suspended","status":403,"detail":"The key is suspended. Resume it, or use another key.","code":"suspended","request_id":"req_01KDVDNKRGYAN7R9TDP6ZFX3V4"}
         "#);
         assert_answer!(app.get("/whoami").header("x-commerce-api-key", &expired.text).await, @r#"
         403
@@ -889,7 +886,7 @@ async fn commerce_operations_use_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGJRMMAS0GCK8A4M5G
 
-        {"type":"urn:tollkey:problem:expired","title":"Key expired","status":403,"detail":"The key has expired.","code":"expired","request_id":"req_01KDVDNKRGJRMMAS0GCK8A4M5G"}
+        {"type":"urn:tollkey:problem:expired","title":"Key expired","status":403,"detail":"The key has expired. Use another key.","code":"expired","request_id":"req_01KDVDNKRGJRMMAS0GCK8A4M5G"}
         "#);
 
         let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
@@ -1137,7 +1134,7 @@ async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_e
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ856T343WG6WYETWJ2
 
-        {"type":"urn:tollkey:problem:key_revoked","title":"The key is revoked","status":409,"detail":"The key is revoked.","code":"key_revoked","request_id":"req_01KDVDNAZ856T343WG6WYETWJ2"}
+        {"type":"urn:tollkey:problem:key_revoked","title":"The key is revoked","status":409,"detail":"The key is revoked. Revocation is final; create another key.","code":"key_revoked","request_id":"req_01KDVDNAZ856T343WG6WYETWJ2"}
         "#);
         assert_answer!(app.patch(&path(&expired), json!({"expires_at": null})).bearer(&token).await, @r#"
         409
@@ -1146,7 +1143,7 @@ async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_e
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ8KJ4FK80SK4G2M22B
 
-        {"type":"urn:tollkey:problem:key_expired","title":"The key has expired","status":409,"detail":"The key has expired.","code":"key_expired","request_id":"req_01KDVDNAZ8KJ4FK80SK4G2M22B"}
+        {"type":"urn:tollkey:problem:key_expired","title":"The key has expired","status":409,"detail":"The key has expired. Create another key.","code":"key_expired","request_id":"req_01KDVDNAZ8KJ4FK80SK4G2M22B"}
         "#);
         for key in [&revoked, &suspended] {
             let before = row(app, &token, key).await;
@@ -1381,14 +1378,14 @@ async fn a_merge_patch_of_a_key_without_anything() {
         }
         let key = app.commerce_key(&token, json!({})).await;
         for (patch, error) in [
-            (json!({"rate_limit": {}}), "/rate_limit needs limit"),
+            (json!({"rate_limit": {}}), "/rate_limit requires `limit`"),
             (
                 json!({"rate_limit": {"limit": 5}}),
-                "/rate_limit needs window_seconds",
+                "/rate_limit requires `window_seconds`",
             ),
             (
                 json!({"rate_limit": {"window_seconds": 5}}),
-                "/rate_limit needs limit",
+                "/rate_limit requires `limit`",
             ),
         ] {
             let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
@@ -1410,31 +1407,31 @@ async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
         let key = full(app, &token).await;
         let before = row(app, &token, &key).await;
         let cleared = |member: &str| vec![format!("/{member} cannot be cleared")];
-        let empty = "must not be empty; leave it out to have no such restriction";
+        let empty = "must not be empty; omit it to set no such restriction";
         let one = |error: &str| vec![error.to_owned()];
         let cases = [
             (json!({"name": null}), cleared("name")),
             (json!({"name": " "}), one("/name must have 1 to 255 characters")),
             (json!({"mode": null}), cleared("mode")),
-            (json!({"mode": "test"}), one("/mode cannot be changed: it stands in the key")),
+            (json!({"mode": "test"}), one("/mode cannot be changed after creation")),
             (json!({"mode": "none"}), one("/mode must be one of live, test")),
-            (json!({"scopes": []}), one("/scopes must not be empty; leave it out for the default, [\"commerce\"]")),
+            (json!({"scopes": []}), one("/scopes must not be empty; omit it for the default, [\"commerce\"]")),
             (json!({"expires_at": START}), one("/expires_at must be in the future")),
             (json!({"merchants": null}), cleared("merchants")),
             (json!({"features": null}), cleared("features")),
             (
                 json!({"merchants": null, "features": null, "mode": "test", "name": "New"}),
                 vec![
-                    "/mode cannot be changed: it stands in the key".to_owned(),
+                    "/mode cannot be changed after creation".to_owned(),
                     "/merchants cannot be cleared".to_owned(),
                     "/features cannot be cleared".to_owned(),
                 ],
             ),
             (json!({"merchants": []}), vec![format!("/merchants {empty}")]),
             (json!({"features": []}), vec![format!("/features {empty}")]),
-            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; leave it out to allow every address")),
+            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; omit it to allow every IP address")),
             (json!({"rate_limit": {"limit": null}}), one("/rate_limit/limit cannot be cleared")),
-            (json!({"rate_limit": {"limit": 0}}), one("/rate_limit/limit must be 1 to 1000000")),
+            (json!({"rate_limit": {"limit": 0}}), one("/rate_limit/limit must be between 1 and 1000000")),
             (
                 json!({
                     "name": "", "expires_at": START, "rate_limit": {"limit": 0, "window_seconds": 0},
@@ -1443,8 +1440,8 @@ async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
                 vec![
                     "/name must have 1 to 255 characters".to_owned(),
                     "/expires_at must be in the future".to_owned(),
-                    "/rate_limit/limit must be 1 to 1000000".to_owned(),
-                    "/rate_limit/window_seconds must be 1 to 86400".to_owned(),
+                    "/rate_limit/limit must be between 1 and 1000000".to_owned(),
+                    "/rate_limit/window_seconds must be between 1 and 86400".to_owned(),
                     "/metadata must be at most 4096 bytes of JSON".to_owned(),
                 ],
             ),
@@ -1621,7 +1618,7 @@ async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PHGSG3NSVB3Y7GEW
 
-        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account can have 2 such keys that are neither revoked nor expired; revoke one first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
+        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account already has its maximum number of keys of this kind that are neither revoked nor expired (2). Revoke a key first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
         "#);
         // A suspended key counts, a revoked one does not, an expired one neither.
         assert_eq!(act(app, &token, &second, "suspend").await.status, 200);

@@ -720,7 +720,7 @@ async fn metrics_have_a_listener_of_their_own() {
             "tollkey_http_requests_total{method=\"POST\",route=\"/api/v1/applications\",status=\"201\"} 1",
             "tollkey_http_requests_total{method=\"GET\",route=\"unmatched\",status=\"404\"} 2",
             "tollkey_verifications_total{outcome=\"unknown_key\"} 1",
-            "tollkey_settle_wait_seconds_count 1",
+            "tollkey_propagation_wait_seconds_count 1",
             "tollkey_change_seq 1",
             "tollkey_lease_left_seconds ",
             "tollkey_build_info{version=",

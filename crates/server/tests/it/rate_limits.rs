@@ -289,7 +289,7 @@ async fn what_is_left_is_told_to_the_key_that_calls() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00SFYGHBK03XJ9FD31
 
-        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's allowance is used up.","code":"rate_limited","request_id":"req_01KDVDNA00SFYGHBK03XJ9FD31"}
+        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's rate limit is exceeded. Try again after the time in Retry-After.","code":"rate_limited","request_id":"req_01KDVDNA00SFYGHBK03XJ9FD31"}
         "#);
         app.clock.advance(Duration::from_millis(2500));
         let account = app.get("/v1/account/api-keys").bearer(&key.text).await;
@@ -353,7 +353,7 @@ async fn a_gateway_tells_what_is_left_only_when_that_is_nothing() {
         retry-after: 10
         x-request-id: req_01KDVDNA00RKT71WK8SCKGNFA3
 
-        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's allowance is used up.","code":"rate_limited","request_id":"req_01KDVDNA00RKT71WK8SCKGNFA3"}
+        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's rate limit is exceeded. Try again after the time in Retry-After.","code":"rate_limited","request_id":"req_01KDVDNA00RKT71WK8SCKGNFA3"}
         "#);
     })
     .await;
@@ -500,39 +500,39 @@ async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_g
         for (cidr, rule) in [
             (
                 "203.0.113.9/24",
-                "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?",
+                "`203.0.113.9/24` has host bits set; did you mean `203.0.113.0/24`?",
             ),
             (
                 "0.0.0.1/0",
-                "\"0.0.0.1/0\" has host bits set; did you mean 0.0.0.0/0?",
+                "`0.0.0.1/0` has host bits set; did you mean `0.0.0.0/0`?",
             ),
             (
                 "2001:db8::1/32",
-                "\"2001:db8::1/32\" has host bits set; did you mean 2001:db8::/32?",
+                "`2001:db8::1/32` has host bits set; did you mean `2001:db8::/32`?",
             ),
             (
                 "::ffff:10.0.0.1/104",
-                "\"::ffff:10.0.0.1/104\" has host bits set; did you mean ::ffff:10.0.0.0/104?",
+                "`::ffff:10.0.0.1/104` has host bits set; did you mean `::ffff:10.0.0.0/104`?",
             ),
             (
                 "203.0.113.9",
-                "\"203.0.113.9\" is not a CIDR network; did you mean 203.0.113.9/32?",
+                "`203.0.113.9` is not in CIDR notation; did you mean `203.0.113.9/32`?",
             ),
             (
                 "::1",
-                "\"::1\" is not a CIDR network; did you mean ::1/128?",
+                "`::1` is not in CIDR notation; did you mean `::1/128`?",
             ),
             (
                 "010.0.0.0/8",
-                "\"010.0.0.0/8\" is not a CIDR network such as 203.0.113.0/24",
+                "`010.0.0.0/8` is not in CIDR notation, such as 203.0.113.0/24",
             ),
             (
                 "10.0.0.0/33",
-                "\"10.0.0.0/33\" is not a CIDR network such as 203.0.113.0/24",
+                "`10.0.0.0/33` is not in CIDR notation, such as 203.0.113.0/24",
             ),
             (
                 "example.com",
-                "\"example.com\" is not a CIDR network such as 203.0.113.0/24",
+                "`example.com` is not in CIDR notation, such as 203.0.113.0/24",
             ),
         ] {
             let list = json!(["198.51.100.0/24", cidr]);

@@ -1,4 +1,4 @@
-//! The README's commands do what it says.
+//! The shell blocks of the README run, and the links of the documentation resolve.
 
 use std::{path::Path, process::Stdio};
 
@@ -6,16 +6,18 @@ use tokio::process::Command;
 
 use crate::binary::Tollkey;
 
-/// What stands before a block that is to be run.
+mod links;
+
+/// The line before a block that is to be run.
 const RUN: &str = "<!-- run -->";
-/// Where the README's server listens.
+/// The address of the server in the documentation.
 const SERVER: &str = "http://127.0.0.1:8080";
-/// How the README calls the binary.
+/// How the documentation runs the binary.
 const BINARY: &str = "cargo run --release --quiet --";
 
-/// The blocks that are to be run, in their order.
-fn blocks(readme: &str) -> Vec<&str> {
-    let marked = readme.split(RUN).skip(1);
+/// Returns the blocks of a page that are to be run, in their order.
+fn blocks(page: &str) -> Vec<&str> {
+    let marked = page.split(RUN).skip(1);
     let blocks = marked.map(|rest| {
         rest.trim_start()
             .strip_prefix("```sh\n")
@@ -26,18 +28,20 @@ fn blocks(readme: &str) -> Vec<&str> {
         .collect()
 }
 
-#[actix_web::test]
-async fn its_shell_blocks_run() {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = std::fs::read_to_string(readme).expect("the README");
-    let blocks = blocks(&readme);
+/// Runs the marked blocks of a page against a new server, and returns the page and what the blocks print.
+async fn run_blocks(path: &str) -> (String, String) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path);
+    let page = std::fs::read_to_string(page).expect("a page");
+    let blocks = blocks(&page);
     assert!(!blocks.is_empty());
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let script = blocks.join("\n");
     assert!(
         script.contains(SERVER) && script.contains(BINARY),
-        "the README calls them otherwise now:\n{script}"
+        "{path} names the server and the binary in another way now:\n{script}"
     );
     let script = script
         .replace(SERVER, &format!("http://{}", server.address))
@@ -56,22 +60,45 @@ async fn its_shell_blocks_run() {
         String::from_utf8_lossy(&run.stderr),
     );
     assert!(run.status.success(), "{}\n{stdout}\n{stderr}", run.status);
+    let stdout = stdout.into_owned();
+    server.stop().await;
+    (page, stdout)
+}
 
-    // What it says that these commands print, in this order.
+/// Asserts that the page mentions these results, and that its blocks print them in this order: each as a line, or
+/// as a part of one if it begins with a quotation mark.
+fn assert_prints(page: &str, stdout: &str, results: &[&str]) {
     let mut lines = stdout.lines();
-    for said in ["200", "204", "401", r#"{"valid":false,"code":"revoked"}"#] {
+    for result in results {
         assert!(
-            readme.contains(&format!("`{said}`")),
-            "the README no longer says {said}"
+            page.contains(&format!("`{result}`")),
+            "the page no longer mentions {result}"
         );
         assert!(
-            lines.any(|line| line == said),
-            "no {said} in its place:\n{stdout}\n{stderr}"
+            lines.any(|line| line == *result || result.starts_with('"') && line.contains(result)),
+            "{result} is not printed in its turn:\n{stdout}"
         );
     }
+}
+
+#[actix_web::test]
+async fn shell_blocks_of_the_readme_run() {
+    let (page, stdout) = run_blocks("README.md").await;
+    let results = ["200", "204", "401", r#"{"valid":false,"code":"revoked"}"#];
+    assert_prints(&page, &stdout, &results);
     assert!(
         stdout.contains(r#""family":"application""#),
-        "what the key is:\n{stdout}"
+        "the record of the key:\n{stdout}"
     );
-    server.stop().await;
+}
+
+#[actix_web::test]
+async fn shell_blocks_of_the_quick_start_run() {
+    let (page, stdout) = run_blocks("docs/quick-start.md").await;
+    let results = [
+        r#""valid":true"#,
+        r#""code":"insufficient_scope""#,
+        r#"{"valid":false,"code":"revoked"}"#,
+    ];
+    assert_prints(&page, &stdout, &results);
 }

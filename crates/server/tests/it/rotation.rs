@@ -383,7 +383,7 @@ async fn only_an_active_key_that_was_not_rotated_yet_is_rotated() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6
 
-        {"type":"urn:tollkey:problem:key_already_rotated","title":"The key was rotated before","status":409,"detail":"The key was rotated before; its successor can be rotated.","code":"key_already_rotated","request_id":"req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6"}
+        {"type":"urn:tollkey:problem:key_already_rotated","title":"The key is already rotated","status":409,"detail":"The key is already rotated. Rotate its successor instead.","code":"key_already_rotated","request_id":"req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6"}
         "#);
         let count = async || app.get("/api-keys").bearer(&token).await.json().as_array().unwrap().len();
         let before = (count().await, log(app, &token).await.len());
@@ -438,15 +438,15 @@ async fn the_overlap_is_0_to_604800_seconds() {
         for (body, error) in [
             (
                 json!({"overlap_seconds": -1}),
-                "/overlap_seconds must be 0 to 604800".to_owned(),
+                "/overlap_seconds must be between 0 and 604800".to_owned(),
             ),
             (
                 json!({"overlap_seconds": 604_801}),
-                "/overlap_seconds must be 0 to 604800".to_owned(),
+                "/overlap_seconds must be between 0 and 604800".to_owned(),
             ),
             (
                 json!({"overlap_seconds": i64::MAX}),
-                "/overlap_seconds must be 0 to 604800".to_owned(),
+                "/overlap_seconds must be between 0 and 604800".to_owned(),
             ),
             (
                 json!({"overlap_seconds": 1.5}),
@@ -511,7 +511,7 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
                 .bearer(&token)
                 .await;
             let rule =
-                "/expires_at cannot be later: the key was rotated, and its successor is there"
+                "/expires_at must not be later than its current value, because the key is rotated"
                     .to_owned();
             assert_eq!((reply.status, reply.errors()), (400, vec![rule]));
         }

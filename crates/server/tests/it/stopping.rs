@@ -16,8 +16,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_core::VerifierId;
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Server, Tollkey, merchant},
@@ -72,7 +73,10 @@ async fn draining_server_responds_and_ends_each_connection() {
             }
             let reply = Call::new(address, "GET", "/readyz").await;
             assert_eq!((reply.code().as_str(), reply.status), ("unavailable", 503));
-            assert_eq!(reply.json()["detail"], "The server is stopping.");
+            assert_eq!(
+                reply.json()["detail"],
+                "The server is shutting down. Send the request to another replica."
+            );
         }
         let token = app.merchant("acme");
         let created = app
@@ -208,7 +212,7 @@ async fn second_signal_ends_the_drain() {
         let finished = server.ended().await;
         assert_eq!(finished.code, Some(0), "{finished}");
         assert!(
-            finished.stderr.contains("a second signal ends the drain"),
+            finished.stderr.contains("second signal: ending the drain"),
             "{finished}"
         );
     }
@@ -243,11 +247,13 @@ async fn further_signal_cuts_off_requests_in_flight() {
         assert!(
             finished
                 .stderr
-                .contains("a further signal ends the wait for requests in flight"),
+                .contains("further signal: closing connections with requests in flight"),
             "{finished}"
         );
         assert!(
-            finished.stderr.contains("requests in flight were cut off"),
+            finished
+                .stderr
+                .contains("closed connections with requests in flight"),
             "{finished}"
         );
     }

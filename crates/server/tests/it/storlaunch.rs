@@ -249,12 +249,18 @@ async fn a_list_is_paged_by_limit_and_cursor() {
             made
         );
         for (query, rule) in [
-            ("limit=0", "limit must be 1 to 1000"),
-            ("limit=1001", "limit must be 1 to 1000"),
+            ("limit=0", "limit must be between 1 and 1000"),
+            ("limit=1001", "limit must be between 1 and 1000"),
             ("limit=x", "limit must be a whole number within its range"),
             ("limit=1&limit=1", "limit must not be repeated"),
-            ("cursor=x", "cursor must be one that an earlier answer gave"),
-            ("cursor=", "cursor must be one that an earlier answer gave"),
+            (
+                "cursor=x",
+                "cursor must be a cursor from an earlier response",
+            ),
+            (
+                "cursor=",
+                "cursor must be a cursor from an earlier response",
+            ),
             ("page=1", "page is unknown"),
         ] {
             assert_eq!(
@@ -321,7 +327,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
             ("name", json!(""), "/name must have 1 to 100 characters"),
             ("name", json!("   "), "/name must have 1 to 100 characters"),
             ("name", json!("é".repeat(101)), "/name must have 1 to 100 characters"),
-            ("name", json!("a\u{7}b"), "/name must not have control characters"),
+            ("name", json!("a\u{7}b"), "/name must not contain control characters"),
             ("name", json!(7), "/name must be a string"),
             ("environment", Value::Null, "/environment must be a string"),
             ("environment", json!("Live"), "/environment must be one of live, test"),
@@ -333,19 +339,19 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
             ("scopes", json!(["commerce"]), "/scopes is unknown"),
             ("mode", json!("live"), "/mode is unknown"),
             ("accountId", json!("globex"), "/accountId is unknown"),
-            ("expires_at", json!(1), "/expires_at is unknown; this surface uses `expiresAt`"),
+            ("expires_at", json!(1), "/expires_at is unknown; use `expiresAt`"),
             ("expiresAt", json!(now), "/expiresAt must be in the future"),
-            ("allowedIps", json!([]), "/allowedIps must not be empty; leave it out to allow every address"),
+            ("allowedIps", json!([]), "/allowedIps must not be empty; omit it to allow every IP address"),
             (
                 "allowedIps",
                 json!(["10.0.0.1/8"]),
-                "/allowedIps \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?",
+                "/allowedIps `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?",
             ),
-            ("rateLimit", json!({"limit": 0, "windowSeconds": 1}), "/rateLimit/limit must be 1 to 1000000"),
+            ("rateLimit", json!({"limit": 0, "windowSeconds": 1}), "/rateLimit/limit must be between 1 and 1000000"),
             (
                 "rateLimit",
                 json!({"limit": 1, "windowSeconds": 86_401}),
-                "/rateLimit/windowSeconds must be 1 to 86400",
+                "/rateLimit/windowSeconds must be between 1 and 86400",
             ),
             ("rateLimit", json!({"limit": 1}), "/rateLimit/windowSeconds is required"),
             ("metadata", json!({"x": "y".repeat(4096)}), "/metadata must be at most 4096 bytes of JSON"),
@@ -371,7 +377,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
 
-        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"\"x\" is not a CIDR network such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
+        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"`x` is not in CIDR notation, such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
         assert_eq!(data(app, KEYS, &token).await, Vec::<Value>::new());
         assert_eq!(data(app, AUDIT_LOG, &token).await, Vec::<Value>::new());
@@ -454,11 +460,11 @@ async fn revoke_a_key_by_delete_or_by_post() {
         401
         cache-control: no-store
         content-type: application/json
-        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or was revoked."
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNEW8Q340Z7PASX79EXQC
 
-        {"data":null,"error":{"code":"INVALID_API_KEY","message":"The API key is unknown or was revoked."},"meta":{"requestId":"req_01KDVDNEW8Q340Z7PASX79EXQC","timestamp":"2026-01-01T00:00:05Z"}}
+        {"data":null,"error":{"code":"INVALID_API_KEY","message":"The API key is unknown or revoked. Check the key, or use another one."},"meta":{"requestId":"req_01KDVDNEW8Q340Z7PASX79EXQC","timestamp":"2026-01-01T00:00:05Z"}}
         "#);
 
         // A repeat, by either way, answers the same row and leaves no second entry. There is no way back.
@@ -1090,9 +1096,12 @@ async fn the_audit_log_is_paged_and_filtered() {
             5
         );
         for (query, rule) in [
-            ("limit=0", "limit must be 1 to 100"),
-            ("limit=101", "limit must be 1 to 100"),
-            ("cursor=x", "cursor must be one that an earlier answer gave"),
+            ("limit=0", "limit must be between 1 and 100"),
+            ("limit=101", "limit must be between 1 and 100"),
+            (
+                "cursor=x",
+                "cursor must be a cursor from an earlier response",
+            ),
             ("since=2026-01-01T00:00:00Z", "since is unknown"),
         ] {
             assert_eq!(
@@ -1194,7 +1203,7 @@ async fn every_error_has_its_code_in_an_envelope() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA005Z6FVABXAW0DBHFX
 
-        {"data":null,"error":{"code":"RATE_LIMITED","message":"The key's allowance is used up."},"meta":{"requestId":"req_01KDVDNA005Z6FVABXAW0DBHFX","timestamp":"2026-01-01T00:00:00Z"}}
+        {"data":null,"error":{"code":"RATE_LIMITED","message":"The key's rate limit is exceeded. Try again after the time in Retry-After."},"meta":{"requestId":"req_01KDVDNA005Z6FVABXAW0DBHFX","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
         // 500: what was lost is no business of the caller's.
         app.database.sql("ALTER TABLE audit_log RENAME TO lost");

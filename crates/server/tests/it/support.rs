@@ -19,6 +19,7 @@ use tollkey_client::{Auth, Client};
 use tollkey_core::{
     AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_server::{
     assembly,
     auth::jwt::{ClaimRules, NewToken, mint},
@@ -30,7 +31,7 @@ use tollkey_store::{
     Owner,
     testing::{Database, backends},
 };
-use tollkey_verifier::{http::HttpSource, testing::ManualClock};
+use tollkey_verifier::testing::ManualClock;
 
 /// Signs the management tokens of tests.
 pub const SECRET: &str = "an example secret for tests, 32+ bytes";

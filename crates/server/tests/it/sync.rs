@@ -11,10 +11,11 @@ use tokio::time::{sleep, timeout};
 use tollkey_core::{
     Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
 use tollkey_verifier::{
     Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable,
-    Upstream as _, Verifier, http::HttpSource,
+    Upstream as _, Verifier,
 };
 use tracing_subscriber::prelude::*;
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -217,8 +218,8 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
         for (body, pointer, rule) in [
             (json!({}), "/subscriber", "is required"),
             (json!({"subscriber": "x"}), "/subscriber", "must be 32 hex digits"),
-            (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor as it was given"),
-            (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be 0 to 60000"),
+            (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor from an earlier response"),
+            (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be between 0 and 60000"),
             (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown; did you mean `leave`?"),
             (
                 json!({"subscriber": SUBSCRIBER, "poll_id": "9F86D081884C7D65"}),
@@ -228,7 +229,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (
                 json!({"subscriber": SUBSCRIBER, "previous_poll_ids": ["9f86d081884c7d65"]}),
                 "/previous_poll_ids",
-                "requires poll_id",
+                "requires `/poll_id`",
             ),
             (
                 json!({
@@ -243,11 +244,11 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
                 "/previous_poll_ids/0",
                 "must be 16 lower-case hex digits",
             ),
-            (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "not an id"),
+            (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "must be a valid ID"),
             (
                 usage(json!({"key_id": key, "outcome": "unknown_key", "count": 1})),
                 "/usage/0/outcome",
-                "must be valid, or the code of a denial of a known key",
+                "must be `valid`, or a denial code other than `unknown_key`",
             ),
             (usage(json!({"key_id": key, "outcome": "valid", "count": 0})), "/usage/0/count", "must be at least 1"),
             (

@@ -105,11 +105,11 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
         401
         cache-control: no-store
         content-type: application/problem+json
-        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The management token is not valid, or has expired."
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The management token is invalid or has expired. Get a new token."
         x-content-type-options: nosniff
         x-request-id: same
 
-        {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is not valid, or has expired.","code":"invalid_token","request_id":"same"}
+        {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is invalid or has expired. Get a new token.","code":"invalid_token","request_id":"same"}
         "#);
         // An almost expired one, as far as clocks may differ.
         let late = signed(&claims(app, "exp", json!(now - 29)));

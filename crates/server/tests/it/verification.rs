@@ -839,14 +839,14 @@ async fn a_verification_that_breaks_a_rule_is_told_by_member_and_rule() {
             (json!({"key": null}), "/key must be a string"),
             (json!({"key": "x", "client_ip": "localhost"}), "/client_ip must be an IPv4 or IPv6 address"),
             (json!({"key": "x", "client_ip": "203.0.113.7:80"}), "/client_ip must be an IPv4 or IPv6 address"),
-            (json!({"key": "x", "merchant": ""}), "/merchant must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"),
+            (json!({"key": "x", "merchant": ""}), "/merchant must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -"),
             (json!({"key": "x", "method": "M".repeat(33)}), "/method must have at most 32 bytes"),
             (json!({"key": "x", "path": format!("/{}", "p".repeat(8192))}), "/path must have at most 8192 bytes"),
             (json!({"key": "x", "mode": "Live"}), "/mode must be one of live, test"),
             (json!({"key": "x", "scopes": "links:read"}), "/scopes must be an array"),
             (
                 json!({"key": "x", "scopes": ["links:read", "link"]}),
-                "/scopes unknown scope \"link\"; valid scopes are commerce, links:read, links:write, sessions:read, \
+                "/scopes unknown scope `link`; valid scopes are commerce, links:read, links:write, sessions:read, \
                  sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
             ),
             (json!({"key": "x", "account_id": "acme"}), "/account_id is unknown"),

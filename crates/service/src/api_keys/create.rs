@@ -1,11 +1,11 @@
 //! Creating a key.
 
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
+    ApiKey, ApplicationId, Family, KeyId, KeyText, Problem, ProblemCode, Status,
+    api_key::NewKey,
     audit::{Action, Target},
     ceiling,
     key_text::Kind,
-    metadata::Metadata,
 };
 use tollkey_store::AccountWriter;
 
@@ -16,49 +16,29 @@ use crate::{
     service::Service,
 };
 
-/// The key that a request wants to create.
-#[derive(Debug, Clone)]
-pub struct NewKey {
-    /// Its label.
-    pub name: String,
-    /// Live or test.
-    pub mode: Mode,
-    /// What it may do.
-    pub grants: Grants,
-    /// What the caller attaches.
-    pub metadata: Option<Metadata>,
-}
-
-impl NewKey {
-    /// Creates the key and its text, within the limits of the parent key. Nothing is written yet.
-    fn mint(
-        self,
-        service: &Service,
-        by: &RequestActor,
-        family: Family,
-        application_id: Option<ApplicationId>,
-    ) -> Result<CreatedKey, Problem> {
-        let grants = match &by.parent {
-            Some(parent) => ceiling::beneath(&parent.key, self.mode, self.grants)?,
-            None => self.grants,
-        };
-        let now = service.clock.now();
-        let (id, text) = service.random.with(|rng| {
-            (
-                KeyId::new(now, rng),
-                KeyText::mint(Kind::Key(family, self.mode), rng),
-            )
-        });
-        let key = ApiKey {
-            application_id,
-            name: self.name,
-            grants,
-            metadata: self.metadata,
-            created_by: by.parent.as_ref().map(|parent| parent.key.id),
-            ..ApiKey::new(id, by.account_id.clone(), &text, (family, self.mode), now)
-        };
-        Ok(CreatedKey { key, text })
+/// Creates the key and its text, within the limits of the parent key. Nothing is written yet.
+fn mint(
+    service: &Service,
+    by: &RequestActor,
+    (family, application_id): (Family, Option<ApplicationId>),
+    mut wanted: NewKey,
+) -> Result<CreatedKey, Problem> {
+    if let Some(parent) = &by.parent {
+        wanted.grants = ceiling::beneath(&parent.key, wanted.mode, wanted.grants)?;
     }
+    let now = service.clock.now();
+    let (id, text) = service.random.with(|rng| {
+        (
+            KeyId::new(now, rng),
+            KeyText::mint(Kind::Key(family, wanted.mode), rng),
+        )
+    });
+    let key = ApiKey {
+        application_id,
+        created_by: by.parent.as_ref().map(|parent| parent.key.id),
+        ..wanted.into_key(id, by.account_id.clone(), &text, family, now)
+    };
+    Ok(CreatedKey { key, text })
 }
 
 /// Creates a commerce or account key.
@@ -116,7 +96,7 @@ pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
         if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
             return Err(Problem::new(
                 ProblemCode::ApplicationKeyLimitReached,
-                format!("The application has {limit} keys that are neither revoked nor expired; revoke one first."),
+                format!("The application already has its maximum number of keys that are neither revoked nor expired ({limit}). Revoke a key first."),
             ));
         }
         Ok(())
@@ -128,12 +108,12 @@ pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
 async fn insert<R: Record<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
-    (family, application_id): (Family, Option<ApplicationId>),
+    home: (Family, Option<ApplicationId>),
     wanted: NewKey,
     creating: Creating<R>,
     allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
-    let CreatedKey { key, text } = wanted.mint(service, by, family, application_id)?;
+    let CreatedKey { key, text } = mint(service, by, home, wanted)?;
     let draft = by.draft(
         service,
         Action::ApiKeyCreated,

@@ -20,7 +20,7 @@ pub(super) fn check_limit(
         return Err(Problem::new(
             ProblemCode::KeyLimitReached,
             format!(
-                "The account can have {limit} such keys that are neither revoked nor expired; revoke one first."
+                "The account already has its maximum number of keys of this kind that are neither revoked nor expired ({limit}). Revoke a key first."
             ),
         ));
     }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, Grants, KeyId, Mode, Problem, Status, Usage, usage::outcome_code,
+    ApiKey, ApplicationId, Family, KeyId, Mode, Problem, Status, Usage, usage::outcome_code,
 };
 use tollkey_store::{DayUsage, KeyCursor, KeyFilter, KeyPage};
 
@@ -130,21 +130,7 @@ const PAGE_BYTES: usize = 256 * 1024;
 fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     let mut sum = 0;
     let beyond = keys.iter().skip(1).position(|key| {
-        let Grants {
-            scopes,
-            merchants,
-            allowed_ips,
-            ..
-        } = &key.grants;
-        sum += key.name.len() + 16 * scopes.len();
-        sum += merchants.iter().flatten().map(String::len).sum::<usize>();
-        sum += allowed_ips
-            .as_ref()
-            .map_or(0, |list| 20 * list.networks().len());
-        sum += key
-            .metadata
-            .as_ref()
-            .map_or(0, |metadata| metadata.as_json().len());
+        sum += key.listed_bytes();
         sum > bytes
     });
     if let Some(beyond) = beyond {

@@ -50,7 +50,7 @@ impl IdempotencyKey {
         let printable = |b: u8| (b.is_ascii_graphic() || b == b' ') && !matches!(b, b'"' | b'\\');
         if !(16..=255).contains(&text.len()) || !text.bytes().all(printable) {
             return Err(Invalid::new(
-                "must have 16 to 255 printable ASCII characters, no quote and no backslash",
+                "must have 16 to 255 printable ASCII characters without quotation marks and backslashes",
             ));
         }
         Ok(Self(Zeroizing::new(text.to_owned())))
@@ -131,16 +131,6 @@ pub(super) struct Reservation {
     running: Running,
 }
 
-pub(super) fn in_progress() -> Problem {
-    Problem {
-        retry_after: Some(1),
-        ..Problem::new(
-            ProblemCode::IdempotencyInProgress,
-            "A request with this Idempotency-Key is still running.",
-        )
-    }
-}
-
 /// SHA-256 over parts that cannot run into each other.
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
@@ -203,7 +193,7 @@ impl Repeatable {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(self.id)
         {
-            return Err(in_progress());
+            return Err(Problem::idempotency_in_progress());
         }
         Ok(Reservation {
             request: self,
@@ -250,7 +240,7 @@ impl Repeatable {
         kept: &KeptAnswer,
     ) -> Result<Outcome<T, R>, Problem> {
         if kept.fingerprint != self.fingerprint {
-            let detail = "This Idempotency-Key came with another body before.";
+            let detail = "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.";
             return Err(Problem::new(ProblemCode::IdempotencyMismatch, detail));
         }
         let opened = || {
@@ -272,8 +262,9 @@ impl Repeatable {
             }
         };
         opened().ok_or_else(|| {
-            let detail = "It was done, but its record cannot be opened: the server's sealing secret was changed, or a newer \
-                          release wrote the record.";
+            let detail = "The first request succeeded, but its response cannot be decrypted: the sealing secret of the server \
+                          was changed, or a newer release stored the response. Look up what the request created before \
+                          you send another Idempotency-Key.";
             Problem::new(ProblemCode::IdempotencyReplayUnavailable, detail)
         })
     }

@@ -18,7 +18,7 @@ use crate::{
     lineage::{
         self, application_disabled, expired_from_above, revoked_from_above, suspended_from_above,
     },
-    rows::{self, KeyRow, KeyState},
+    rows::{self, KeyRow},
     schema::{api_keys, key_ancestors, key_usage},
 };
 
@@ -575,7 +575,7 @@ impl AccountWriter<'_> {
                 .find(key.id.as_bytes().as_slice())
                 .filter(api_keys::account_id.eq(self.account.as_str())),
         )
-        .set(KeyState::from(key))
+        .set(KeyRow::from(key))
         .execute(self.conn)?;
         if written == 0 {
             return Err(Error::NotFound);

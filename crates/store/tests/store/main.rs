@@ -23,7 +23,7 @@ mod wake;
 
 use tollkey_core::{
     AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId,
-    Mode, Position, Scope, Seq, Timestamp,
+    KeyText, Mode, Position, Scope, Seq, Timestamp,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
 use tollkey_store::{
@@ -112,30 +112,16 @@ fn application(number: u64, account: &AccountId) -> Application {
 }
 
 fn key(number: u64, account: &AccountId) -> ApiKey {
+    let text = KeyText::parse("ck_live_abcdefEXAMPLEEXAMPLEEXAMPLEEwxyz").unwrap();
+    let created_at = at(i64::try_from(number).unwrap());
+    let kind = (Family::Commerce, Mode::Live);
     ApiKey {
-        id: id(number),
-        account_id: account.clone(),
-        application_id: None,
         name: format!("key {number}"),
-        family: Family::Commerce,
-        mode: Mode::Live,
-        prefix: "ck_live_abcdef".into(),
-        last4: "wxyz".into(),
         grants: Grants {
             scopes: vec![Scope::COMMERCE],
             ..Grants::default()
         },
-        metadata: None,
-        created_at: at(i64::try_from(number).unwrap()),
-        created_by: None,
-        last_used_at: None,
-        suspended_at: None,
-        revoked_at: None,
-        revoked_reason: None,
-        rotated_from: None,
-        rotated_to: None,
-        rotated_at: None,
-        inherited: None,
+        ..ApiKey::new(id(number), account.clone(), &text, kind, created_at)
     }
 }
 

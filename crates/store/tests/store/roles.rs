@@ -10,16 +10,16 @@ use tollkey_store::{
 
 use crate::{Actions as _, acme, draft, id, key, on, position};
 
-/// The lines of docs/operations.md for a role named `tollkey_server`.
-const GRANTS: &str = "\
-GRANT USAGE ON SCHEMA public TO tollkey_server;
-GRANT SELECT ON __diesel_schema_migrations, settings TO tollkey_server;
-GRANT SELECT, INSERT ON audit_log, key_ancestors TO tollkey_server;
-GRANT SELECT, UPDATE ON change_counter TO tollkey_server;
-GRANT SELECT, INSERT, DELETE ON changes, kept_answers TO tollkey_server;
-GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, key_last_used, service_keys TO tollkey_server;
-GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage, pending_revocations, sessions, verifiers TO tollkey_server;
-";
+/// Returns the GRANT lines of the documentation, which are for a role named `tollkey_server`.
+fn grants() -> Vec<&'static str> {
+    let page = include_str!("../../../../docs/deploying.md");
+    let lines: Vec<_> = page
+        .lines()
+        .filter(|line| line.starts_with("GRANT "))
+        .collect();
+    assert_eq!(lines.len(), 7, "docs/deploying.md, \"Database roles\"");
+    lines
+}
 
 /// A migrated database in which the role has those rights and no others, not even those that everybody has. Roles belong
 /// to the whole server, so each test has its own.
@@ -28,7 +28,7 @@ fn database(role: &str) -> Option<Database> {
     database.sql(&format!("CREATE ROLE {role} LOGIN"));
     let _migrated = database.store();
     database.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC; REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC");
-    database.sql(&GRANTS.replace("tollkey_server", role));
+    database.sql(&grants().join("\n").replace("tollkey_server", role));
     Some(database)
 }
 
@@ -92,7 +92,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
     };
     let store = open(&database.url_as("tollkey_lacks"));
     let mut named = 0;
-    for line in GRANTS.lines().skip(1) {
+    for line in &grants()[1..] {
         let (rights, tables) = line
             .strip_prefix("GRANT ")
             .unwrap()
@@ -108,7 +108,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
             let expected = format!("the database role tollkey_lacks lacks {right} on {table};");
             assert!(lacking.to_string().starts_with(&expected), "{lacking}");
             assert!(
-                lacking.to_string().contains("docs/operations.md"),
+                lacking.to_string().contains("docs/deploying.md"),
                 "{lacking}"
             );
             database.sql(&format!("GRANT {right} ON {table} TO tollkey_lacks"));

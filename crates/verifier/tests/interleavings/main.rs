@@ -1,6 +1,6 @@
-//! The memory of verifiers under threads that come in every order a scheduler thinks of.
+//! The cache of a verifier under threads that a scheduler runs in many orders.
 //!
-//! `src/memory.rs` is compiled into this test once more, with the locks and atomics of
+//! `src/cache.rs` is compiled into this test once more, with the locks and atomics of
 //! [shuttle](https://docs.rs/shuttle) in the place of the real ones: it runs the same few threads thousands of times and
 //! each time lets others go first, at random and by priorities that find rare orders. A failure prints a schedule;
 //! `shuttle::replay` runs it again.
@@ -13,15 +13,19 @@
     reason = "the file is made for another crate"
 )]
 
+#[path = "../../src/cache.rs"]
+mod cache;
 mod locks;
-#[path = "../../src/memory.rs"]
-mod memory;
 #[path = "../../src/share.rs"]
 mod share;
-#[path = "../../src/subscribers.rs"]
+#[path = "../../src/subscription/subscribers.rs"]
 mod subscribers;
 #[path = "../../src/watches.rs"]
 mod watches;
+
+mod subscription {
+    pub(crate) use crate::subscribers;
+}
 
 mod testing {
     pub(crate) use tollkey_verifier::testing::record;
@@ -37,7 +41,7 @@ mod stats {
     }
 }
 
-/// What hangs on an entry has its own tests, and no keys here have a rate limit.
+/// Usage counts have tests of their own, and no key here has a rate limit.
 mod usage {
     pub(crate) struct Tally(());
 
@@ -53,11 +57,11 @@ mod rate {
 
     use tollkey_core::{AccountId, KeyId, RateLimit};
 
-    pub(crate) struct Allowance;
+    pub(crate) struct Limiter;
 
-    pub(crate) struct Allowances;
+    pub(crate) struct Limiters;
 
-    impl Allowances {
+    impl Limiters {
         pub(crate) const EACH: usize = 1;
 
         pub(crate) fn bytes(&self) -> usize {
@@ -68,22 +72,22 @@ mod rate {
             Self
         }
 
-        pub(crate) fn of(
+        pub(crate) fn get_or_insert(
             &mut self,
             _: &AccountId,
             _: KeyId,
             _: RateLimit,
             _: bool,
             _: u64,
-        ) -> Arc<Allowance> {
-            Arc::new(Allowance)
+        ) -> Arc<Limiter> {
+            Arc::new(Limiter)
         }
     }
 }
 
 use std::sync::Arc;
 
-use memory::{Acknowledged, Bounds, Memory};
+use cache::{Acknowledged, Bounds, Cache};
 use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;
@@ -115,9 +119,9 @@ fn service_key() -> ServiceKeyId {
     ServiceKeyId::from_bytes([7; 16])
 }
 
-/// A verifier's memory and the database behind it, in which all keys are valid until something has changed.
+/// A verifier's cache and the database behind it, in which all keys are valid until something has changed.
 struct World {
-    memory: Memory,
+    cache: Cache,
     database: Mutex<Database>,
 }
 
@@ -134,13 +138,13 @@ impl World {
         let bounds = Bounds {
             entries: max,
             entry_bytes: 1 << 20,
-            allowance_bytes: 0,
+            limiter_bytes: 0,
         };
         let world = Self {
-            memory: Memory::new(&bounds, Position::default(), 0),
+            cache: Cache::new(&bounds, Position::default(), 0),
             database: Mutex::default(),
         };
-        assert!(world.memory.grant(world.memory.generation(), lease));
+        assert!(world.cache.grant(world.cache.generation(), lease));
         Arc::new(world)
     }
 
@@ -173,32 +177,33 @@ impl World {
         )
     }
 
-    /// A verification that does not find the key in memory.
+    /// A verification that does not find the key in the cache.
     fn fill(&self, key: u8) {
-        let asked = self.memory.generation();
+        let asked = self.cache.generation();
         let record = record(&text(key));
         let (seq, valid) = self.read(&[
             Changed::Key(record.key.id),
             Changed::Account(record.key.account_id.clone()),
         ]);
         if valid {
-            self.memory.learn(&digest(key), seq, asked, record, 0);
+            self.cache
+                .insert_fetched(&digest(key), seq, asked, record, 0);
         }
     }
 
     fn fill_service_key(&self) {
-        let asked = self.memory.generation();
+        let asked = self.cache.generation();
         let (seq, valid) = self.read(&[Changed::ServiceKey(service_key())]);
         if valid {
-            self.memory
-                .learn_service_key(&digest(0), seq, asked, service_key());
+            self.cache
+                .insert_fetched_service_key(&digest(0), seq, asked, service_key());
         }
     }
 
     /// Applies all changes. A verifier has one of these at a time.
     fn catch_up(&self) {
         loop {
-            let (applied, _) = self.memory.applied();
+            let (applied, _) = self.cache.applied();
             let log = {
                 let database = self.database.lock().unwrap();
                 let after = database
@@ -212,7 +217,7 @@ impl World {
                     changes: joins.then(|| after.cloned().collect()),
                 }
             };
-            if self.memory.apply(&log) {
+            if self.cache.apply(&log) {
                 return;
             }
         }
@@ -220,16 +225,16 @@ impl World {
 
     /// A renewal, which gives a lease until `end` if it succeeds.
     fn renew(&self, end: u64) {
-        let (applied, generation) = self.memory.applied();
+        let (applied, generation) = self.cache.applied();
         let renewed = self.database.lock().unwrap().position == applied;
         if renewed {
-            self.memory.grant(generation, end);
+            self.cache.grant(generation, end);
         }
     }
 
-    /// Whether the key is answered from memory, at a time.
+    /// Whether the key is verified from the cache, at a time.
     fn answers(&self, key: u8, elapsed: u64) -> bool {
-        self.memory.recall(&digest(key), elapsed).is_some()
+        self.cache.get(&digest(key), elapsed).is_some()
     }
 
     fn spawn(self: &Arc<Self>, run: impl FnOnce(&Self) + Send + 'static) -> thread::JoinHandle<()> {
@@ -264,7 +269,7 @@ fn two_slow_answers_do_not_either() {
         assert!(!world.answers(1, 1), "right after it was applied");
         fills.into_iter().for_each(|fill| fill.join().unwrap());
         assert!(!world.answers(1, 1), "after the slow answers");
-        assert_eq!(world.memory.len(), 0);
+        assert_eq!(world.cache.len(), 0);
     });
 }
 
@@ -279,13 +284,13 @@ fn nor_of_a_service_key() {
         world.revoke(Changed::ServiceKey(service_key()));
         world.catch_up();
         assert_eq!(
-            world.memory.recall_service_key(&digest(0), 1),
+            world.cache.get_service_key(&digest(0), 1),
             None,
             "right after it was applied"
         );
         fills.into_iter().for_each(|fill| fill.join().unwrap());
         assert_eq!(
-            world.memory.recall_service_key(&digest(0), 1),
+            world.cache.get_service_key(&digest(0), 1),
             None,
             "after the slow answers"
         );
@@ -295,7 +300,7 @@ fn nor_of_a_service_key() {
 #[test]
 fn an_entry_is_not_accepted_under_the_lease_that_its_eviction_earned() {
     in_every_order(|| {
-        // The lease is over, so the revocation is answered although it is not applied here.
+        // The lease has ended, so the revocation returns although it is not applied here.
         let world = World::new(8, 5);
         world.fill(1);
         world.revoke(Changed::Key(id(1)));
@@ -340,7 +345,7 @@ fn no_lease_comes_after_the_end() {
         world.fill(1);
         let renews = world.spawn(|world| world.renew(LONG));
         let fills = world.spawn(|world| world.fill(1));
-        world.memory.stop();
+        world.cache.stop();
         assert!(!world.answers(1, 1), "right after the end");
         renews.join().unwrap();
         fills.join().unwrap();
@@ -354,9 +359,9 @@ fn a_dropped_lease_comes_back_only_by_a_renewal_that_began_afterwards() {
         let world = World::new(8, LONG);
         world.fill(1);
         let renews = world.spawn(|world| world.renew(LONG));
-        // The change cannot be applied, so nothing may be answered from memory.
+        // The change cannot be applied, so no key may be verified from the cache.
         world.revoke(Changed::Key(id(1)));
-        world.memory.drop_lease();
+        world.cache.drop_lease();
         assert!(!world.answers(1, 1), "right after it was dropped");
         renews.join().unwrap();
         assert!(!world.answers(1, 1), "after the renewal that was under way");
@@ -373,11 +378,11 @@ fn making_room_loses_nothing_that_a_change_could_be_about() {
         assert!(!world.answers(1, 1), "right after it was applied");
         fills.into_iter().for_each(|fill| fill.join().unwrap());
         assert!(!world.answers(1, 1), "after the slow answers");
-        assert!(world.memory.len() <= 1);
+        assert!(world.cache.len() <= 1);
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
         assert!(!world.answers(2, 1));
-        assert_eq!(world.memory.len(), 0);
+        assert_eq!(world.cache.len(), 0);
     });
 }
 
@@ -388,7 +393,7 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
         let subscriber = VerifierId::from_bytes([7; 16]);
         let begin = move |world: &World| {
             world
-                .memory
+                .cache
                 .serve(subscriber, None, Position::default(), 8, 1)
                 .unwrap()
                 .0
@@ -400,19 +405,19 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
         });
         world.revoke(Changed::Key(id(1)));
         world.catch_up();
-        let (.., reported) = world.memory.applied_everywhere(1);
+        let (.., reported) = world.cache.applied_everywhere(1);
         polls.join().unwrap();
         let news = told.lock().unwrap().take().unwrap();
         assert!(news.position.seq >= reported, "{reported} {news:?}");
         // From here on it holds a lease: what it has not acknowledged is not reported.
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
-        assert_eq!(world.memory.applied_everywhere(2).2, news.position.seq);
+        assert_eq!(world.cache.applied_everywhere(2).2, news.position.seq);
         let acknowledged =
             world
-                .memory
+                .cache
                 .acknowledge(subscriber, None, Position { seq: Seq(2), at: 1 }, 2);
         assert_eq!(acknowledged, Ok(Acknowledged::More));
-        assert_eq!(world.memory.applied_everywhere(2).2, Seq(2));
+        assert_eq!(world.cache.applied_everywhere(2).2, Seq(2));
     });
 }

@@ -89,13 +89,14 @@ impl World {
         }
     }
 
-    /// How many of these keys are cached. Counts as a use of each.
+    /// How many of these keys are cached. Marks each as used lately, and counts nothing.
     fn cached(&self, keys: impl IntoIterator<Item = usize>) -> usize {
         keys.into_iter()
             .filter(|n| {
-                self.one
-                    .verifier
-                    .hold_remembered(&text(*n), &Need::default())
+                let verifier = &self.one.verifier;
+                let reserved = verifier.reserve_cached(&text(*n), &Need::default());
+                reserved
+                    .map(|reserved| reserved.map(|reservation| reservation.cancel()))
                     .is_some()
             })
             .count()
@@ -105,7 +106,7 @@ impl World {
     async fn change(&self, name: &str) {
         self.source
             .change_all(Changed::Account(account(name)), |_| ());
-        self.one.verifier.settle_current().await.unwrap();
+        self.one.verifier.wait_until_all_propagated().await.unwrap();
     }
 }
 
@@ -340,7 +341,12 @@ async fn bound_holds_under_any_mix_of_changes() {
         match (random >> 60) as usize {
             0 => {
                 world.source.change(&text(n), |it| *it = made(n, step));
-                world.one.verifier.settle_current().await.unwrap();
+                world
+                    .one
+                    .verifier
+                    .wait_until_all_propagated()
+                    .await
+                    .unwrap();
             }
             1 if step.is_multiple_of(16) => world.change(&name(n)).await,
             2 if step.is_multiple_of(8) => {
@@ -348,7 +354,12 @@ async fn bound_holds_under_any_mix_of_changes() {
                 world
                     .source
                     .change_all(Changed::Application(application), |_| ());
-                world.one.verifier.settle_current().await.unwrap();
+                world
+                    .one
+                    .verifier
+                    .wait_until_all_propagated()
+                    .await
+                    .unwrap();
             }
             3 => drop(world.one.verifier.take_usage()),
             _ => world.verify_all([n], 3 * MIB).await,
@@ -360,7 +371,7 @@ async fn bound_holds_under_any_mix_of_changes() {
         world.change(&name(n)).await;
     }
     let stats = world.one.verifier.stats();
-    // Allowances outlive their keys: a change to a key gives it no new one.
+    // Limiters outlive their keys: a change to a key gives it no new one.
     assert!(
         stats.entries == 0 && stats.bytes < 3 * MIB / 16,
         "{stats:?}"

@@ -123,7 +123,7 @@ async fn a_poke_brings_changes_at_once_and_reports_them() {
     sleep(Duration::from_millis(10)).await;
     let (seq, _) = world.revoke(0);
     let before = world.clock.elapsed();
-    world.one.verifier.poke();
+    world.one.verifier.notify();
     while world.source.verifiers()[&world.one.verifier.id()].0 < seq {
         tokio::task::yield_now().await;
     }
@@ -136,7 +136,7 @@ async fn a_poke_brings_changes_at_once_and_reports_them() {
 async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
     let world = World::new(1).await;
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let held = world.source.hold().await;
     sleep(LEASE / 3 + Duration::from_millis(1)).await;
     assert_eq!(
@@ -145,7 +145,12 @@ async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
         "renewed, but not answered"
     );
     world.source.restore(Seq(0)); // a revoker on the restored database finds no row to wait for
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert!(world.one.verifier.stats().lease_left.is_zero());
     world.source.set_down(true);
     drop(held);
@@ -162,7 +167,7 @@ async fn after_forgetting_everything_the_lease_is_renewed_at_once() {
     let (seq, since) = world.revoke(0);
     world.source.prune(seq);
     let before = world.clock.elapsed();
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(world.one.verifier.stats().lease_left.is_zero());
     while world.one.verifier.stats().lease_left.is_zero() {
         tokio::task::yield_now().await;
@@ -186,7 +191,7 @@ async fn verifier_stops_while_the_source_does_not_respond() {
     let world = World::on(MemorySource::with_lease(lease), 1, Settings::default()).await;
     let _held = world.source.hold_reports().await;
     let (seq, before) = world.revoke(0);
-    world.one.verifier.poke();
+    world.one.verifier.notify();
     while world.source.verifiers()[&world.one.verifier.id()].0 < seq {
         tokio::task::yield_now().await;
     }
@@ -224,8 +229,8 @@ async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nob
 #[tokio::test(start_paused = true)]
 async fn too_many_at_a_time_are_told_to_come_back() {
     let settings = Settings {
-        max_misses: 2,
-        miss_limit: Duration::from_millis(100),
+        max_look_ups: 2,
+        look_up_limit: Duration::from_millis(100),
         ..Settings::default()
     };
     let world = World::with(4, settings).await;

@@ -59,12 +59,12 @@ async fn an_answer_tells_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_takes_nothing_and_is_no_use() {
+async fn peek_takes_no_use_and_counts_nothing() {
     let world = limited(1, 60, Settings::default()).await;
     let verifier = &world.one.verifier;
     for _ in 0..3 {
         let seen = verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap();
         assert_eq!(
@@ -81,7 +81,7 @@ async fn a_look_takes_nothing_and_is_no_use() {
     // It tells every denial but that one.
     assert_eq!(
         verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap()
             .outcome,
@@ -91,7 +91,7 @@ async fn a_look_takes_nothing_and_is_no_use() {
     sleep(Duration::from_secs(3)).await;
     assert_eq!(
         verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap()
             .outcome,
@@ -172,7 +172,12 @@ async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
     world
         .source
         .change(&text(0), |it| it.key.name = "renamed".to_owned());
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     let refused = world.one.verify(0).await;
     assert_eq!(refused.outcome, Err(Denial::RateLimited));
     assert_eq!(refused.record.unwrap().key.name, "renamed");
@@ -180,7 +185,12 @@ async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
     world.source.change(&text(0), |it| {
         it.key.grants.rate_limit = RateLimit::new(3, 60).ok()
     });
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 2);
 }
 
@@ -241,7 +251,12 @@ async fn flood_of_one_account_does_not_reset_limits_of_others() {
     world
         .source
         .change_all(Changed::Account(account("small")), |_| ());
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     for n in 0..20 {
         assert_eq!(world.one.outcome(n).await, Err(Denial::RateLimited), "{n}");
     }

@@ -1,14 +1,14 @@
 //! A verifier over a source in memory, on clocks that stand still.
 
 mod bounds;
-mod held;
+mod cache;
 mod judging;
 mod leases;
 mod limits;
-mod memory;
-mod misses;
-mod settling;
-mod subscribing;
+mod look_ups;
+mod propagation;
+mod reservations;
+mod subscription;
 mod usage;
 mod watching;
 mod world;

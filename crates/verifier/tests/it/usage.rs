@@ -72,7 +72,12 @@ async fn what_was_forgotten_meanwhile_is_counted_in_one_row() {
         (Ok(()), Ok(()))
     );
     world.source.change(&text(0), |_| ());
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.one.verifier.stats().entries, 0);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let rows = world.one.verifier.take_usage();

@@ -13,13 +13,14 @@ use crate::world::{LEASE, World, text};
 
 /// Waits until key `n` can no longer be used, as a request does that was authorized now.
 async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
-    let verdict = world
+    let reserved = world
         .one
         .verifier
-        .hold(&text(n), &Need::default())
+        .reserve(&text(n), &Need::default())
         .await
         .unwrap();
-    let (key, verifier) = (verdict.record.expect("a key"), world.one.verifier.clone());
+    let key = reserved.expect("the key is allowed").key().clone();
+    let verifier = world.one.verifier.clone();
     let watching = tokio::spawn(async move { verifier.until_unusable(&key).await });
     // It has read its key and waits.
     sleep(Duration::from_millis(1)).await;
@@ -36,7 +37,7 @@ async fn watchers_of_a_key_are_told_of_its_revocation() {
         watch(&world, 1).await,
     );
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let told = timeout(Duration::from_millis(1), async {
         (first.await.unwrap(), second.await.unwrap())
     });
@@ -60,7 +61,7 @@ async fn watched_key_may_have_been_evicted_to_make_room() {
         world.one.verify(n).await;
     }
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(
         timeout(Duration::from_millis(1), watching)
             .await

@@ -46,7 +46,7 @@ impl World {
         Running::start(id, &self.source, &self.clock, Settings::default()).await
     }
 
-    /// Revokes a key, as a server does: the change, then what [`Verifier::settle`] has to know of it.
+    /// Revokes a key, as a server does: the change, then what [`Verifier::wait_until_propagated`] has to know of it.
     pub(crate) fn revoke(&self, n: usize) -> (Seq, Duration) {
         let seq = self.source.change(&text(n), |record| {
             record.key.revoked_at = Some(self.clock.now())

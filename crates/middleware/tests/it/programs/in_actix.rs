@@ -548,8 +548,7 @@ async fn application_formats_rejections_itself() {
             (404, Some("application/json")),
             "{path}"
         );
-        let expected =
-            r#"{"error":{"code":"insufficient_scope","message":"The key lacks a needed scope."}}"#;
+        let expected = r#"{"error":{"code":"insufficient_scope","message":"The key lacks a required scope. Use a key with all required scopes."}}"#;
         assert_eq!(reply.body, expected, "{path}");
     }
     let reply = send(&app, "/layer", &[]).await;

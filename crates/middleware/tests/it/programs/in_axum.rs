@@ -471,7 +471,7 @@ async fn application_formats_rejections_itself() {
         let body = text(response).await;
         assert_eq!(
             body,
-            r#"{"error":{"code":"insufficient_scope","message":"The key lacks a needed scope."}}"#
+            r#"{"error":{"code":"insufficient_scope","message":"The key lacks a required scope. Use a key with all required scopes."}}"#
         );
     }
     assert_eq!(

@@ -53,7 +53,7 @@ impl NewPage {
         let chosen = fields.get("application").parse().ok();
         let form = NewKeyForm::new(state, model, choices(state, &visitor.by, chosen).await?);
         Ok(Self {
-            frame: Frame::of(visitor, SECTION, "New key"),
+            frame: Frame::of(visitor, SECTION, "Create key"),
             form,
             fields,
         })
@@ -159,7 +159,7 @@ fn shown_once(
     let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()))
         + state.public_path.path("").as_str();
     page::page(&CreatedPage {
-        frame: Frame::of(visitor, SECTION, "Your new key"),
+        frame: Frame::of(visitor, SECTION, "Key created"),
         key: KeyView::new(key, &[], state.service.clock.now()),
         text: text.expose(),
         base,

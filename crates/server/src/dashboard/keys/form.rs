@@ -190,48 +190,27 @@ pub(super) fn read(
         .list("allowed_ips")
         .map(|list| list.into_iter().map(network).collect::<Vec<_>>());
     let allowed_ips = checks.member("/allowed_ips", members::networks(allowed_ips.as_deref()));
-    let (
-        Some(family),
-        Some(application),
-        Some(name),
-        Some(mode),
-        Some(scopes),
-        Some(expires_at),
-        Some(merchants),
-        Some(features),
-        Some(allowed_ips),
-    ) = (
-        kind,
-        application,
-        name,
-        mode,
-        scopes,
-        expires_at,
-        merchants,
-        features,
-        allowed_ips,
-    )
-    else {
-        return Err(checks.into_problem());
+    let wish = || {
+        let grants = Grants {
+            scopes: scopes?,
+            merchants: merchants?,
+            features: features?,
+            allowed_ips: allowed_ips?,
+            expires_at: expires_at?,
+            ..Grants::default()
+        };
+        Some(Wish {
+            family: kind?,
+            application: application?,
+            key: NewKey {
+                name: name?,
+                mode: mode?,
+                grants,
+                ..NewKey::default()
+            },
+        })
     };
-    let grants = Grants {
-        scopes,
-        merchants,
-        features,
-        allowed_ips,
-        expires_at,
-        ..Grants::default()
-    };
-    Ok(Wish {
-        family,
-        application,
-        key: NewKey {
-            name,
-            mode,
-            grants,
-            metadata: None,
-        },
-    })
+    checks.finish(wish())
 }
 
 /// An address alone is the network of it. The API asks for the length, because programs should say what they mean.
@@ -263,7 +242,9 @@ fn scopes(fields: &Fields, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid>
     }
     names.extend(fields.all("scope").map(str::to_owned));
     if names.is_empty() {
-        return Err(Invalid::new("Choose at least one, or full access."));
+        return Err(Invalid::new(
+            "Select at least one scope, or full commerce access.",
+        ));
     }
     catalogue.parse_list(names.iter().map(String::as_str))
 }

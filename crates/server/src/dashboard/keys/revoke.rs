@@ -35,7 +35,7 @@ impl RevokePage {
         let applications = application_of(state, &visitor.by, &key).await?;
         let key = KeyView::new(&key, &applications, state.service.clock.now());
         Ok(Self {
-            frame: Frame::of(visitor, SECTION, "Revoke a key"),
+            frame: Frame::of(visitor, SECTION, "Revoke key"),
             key,
             fields,
         })

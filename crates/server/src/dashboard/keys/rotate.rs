@@ -39,7 +39,7 @@ impl RotatePage {
         let now = state.service.clock.now();
         let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
         Ok(Self {
-            frame: Frame::of(visitor, SECTION, "Rotate a key"),
+            frame: Frame::of(visitor, SECTION, "Rotate key"),
             key,
             obstacle,
             fields,

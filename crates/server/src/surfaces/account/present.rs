@@ -1,4 +1,4 @@
-//! How account keys and their envelope read, and how requests about them read as ours.
+//! Converts account keys and their requests, and creates envelopes.
 
 use crate::{request_id::request_id, state::State, surface::Rendered, surfaces::members};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
@@ -13,7 +13,7 @@ use tollkey_core::{
 };
 use tollkey_service::api_keys::NewKey;
 
-/// An answer around what was asked for.
+/// Creates a response with this data.
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
     let meta = api::Meta {
         request_id: request_id(request).to_string(),
@@ -26,10 +26,10 @@ pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api
     }
 }
 
-/// An answer around JSON that is written already, as text.
+/// Creates the text of a response with this JSON as its data.
 ///
 /// # Errors
-/// `internal_error` when that is no JSON.
+/// `internal_error` if the text is not JSON.
 pub(super) fn enveloped_text(
     request: &HttpRequest,
     state: &State,
@@ -57,7 +57,7 @@ pub(super) fn enveloped_problem(
     })
 }
 
-/// An answer around a list.
+/// Creates a response with this list.
 pub(super) fn enveloped_list<T>(
     request: &HttpRequest,
     state: &State,
@@ -122,8 +122,8 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
     }
 }
 
-/// The key that a request describes, and its family; `None` when a field is invalid, which `checks` then says. Scopes mean
-/// nothing here: a secret key has all, a publishable one none.
+/// Reads the family and the fields of a new key. Returns `None` and adds errors to `checks` if a
+/// field is invalid. The request has no scopes: a secret key has all of them, a publishable key none.
 pub(super) fn new_key(
     body: api::CreateKey,
     now: Timestamp,
@@ -158,7 +158,7 @@ pub(super) fn new_key(
     ))
 }
 
-/// Ids of keys have this surface's form here too.
+/// Converts an audit entry. IDs of keys have the form of this surface.
 pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
     let draft = &entry.draft;
     let key_id = |id: &str| {

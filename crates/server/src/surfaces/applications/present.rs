@@ -1,4 +1,4 @@
-//! How applications and their keys read on this surface, and how its requests read as ours.
+//! Converts applications, their keys and their requests.
 
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
@@ -70,7 +70,7 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
     }
 }
 
-/// The key that a request describes; `None` when a field is invalid, which `checks` then says.
+/// Reads the fields of a new key. Returns `None` and adds errors to `checks` if a field is invalid.
 pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,

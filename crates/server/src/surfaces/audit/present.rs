@@ -1,4 +1,4 @@
-//! How audit entries read, and what can be asked of the log.
+//! Converts audit entries and filters.
 
 use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
@@ -28,21 +28,21 @@ pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
     }
 }
 
-/// Checks an ID that the log is filtered by. It is compared as it is, so white space counts.
+/// Checks an ID to filter by. It is compared exactly, so white space counts.
 fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
     match id {
-        // No ID has any, and PostgreSQL takes no text with a zero in it.
+        // No ID contains them, and PostgreSQL does not accept a NUL character.
         Some(id) if id.chars().any(char::is_control) => {
-            Err(Invalid::new("must not have control characters"))
+            Err(Invalid::new("must not contain control characters"))
         }
         id => text::search(id).map(drop),
     }
 }
 
-/// Reads what is asked of the log.
+/// Reads the filter of a list.
 ///
 /// # Errors
-/// A validation problem that names every parameter that breaks a rule.
+/// A validation problem that names each invalid parameter.
 pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let mut checks = Checks::default();
     let time = |text: &Option<String>| {
@@ -55,7 +55,7 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
         match query.cursor.as_deref().map(str::parse::<u64>) {
             None => Ok(None),
             Some(Ok(seq)) => Ok(Some(seq)),
-            Some(Err(_)) => Err(Invalid::new("must be one that an earlier answer gave")),
+            Some(Err(_)) => Err(Invalid::new("must be a cursor from an earlier response")),
         },
     );
     let action = checks.member(
@@ -64,29 +64,23 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     );
     let since = checks.member("since", time(&query.since));
     let until = checks.member("until", time(&query.until));
-    let target = checks.member("target_id", filter_id(query.target_id.as_deref()));
-    let actor = checks.member("actor_id", filter_id(query.actor_id.as_deref()));
-    let (Some(limit), Some(before), Some(action), Some(since), Some(until), Some(()), Some(())) =
-        (limit, before, action, since, until, target, actor)
-    else {
-        return Err(checks.into_problem());
-    };
-    // A key's id in either form; every other id as it is.
+    checks.member("target_id", filter_id(query.target_id.as_deref()));
+    checks.member("actor_id", filter_id(query.actor_id.as_deref()));
+    // The ID of a key can have both forms; every other ID is compared as it is.
     let kept = |id: &String| {
         id.parse::<KeyId>()
             .map_or_else(|_| id.clone(), |id| id.to_string())
     };
-    let (target_id, actor_id) = (
-        query.target_id.as_ref().map(kept),
-        query.actor_id.as_ref().map(kept),
-    );
-    Ok(Filter {
-        limit,
-        before,
-        action,
-        target_id,
-        actor_id,
-        since,
-        until,
-    })
+    let filter = || {
+        Some(Filter {
+            limit: limit?,
+            before: before?,
+            action: action?,
+            target_id: query.target_id.as_ref().map(kept),
+            actor_id: query.actor_id.as_ref().map(kept),
+            since: since?,
+            until: until?,
+        })
+    };
+    checks.finish(filter())
 }

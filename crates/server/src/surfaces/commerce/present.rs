@@ -1,4 +1,4 @@
-//! How commerce keys read, and how requests about them read as ours.
+//! Converts commerce keys and their requests.
 
 use jiff::Timestamp;
 use tollkey_api::{Patch, Secret, commerce as api};
@@ -71,7 +71,7 @@ fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
 const LIMIT: &str = "/rate_limit/limit";
 const WINDOW_SECONDS: &str = "/rate_limit/window_seconds";
 
-/// The key that a request describes; `None` when a field is invalid, which `checks` then says.
+/// Reads the fields of a new key. Returns `None` and adds errors to `checks` if a field is invalid.
 pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,
@@ -117,7 +117,7 @@ pub(super) fn new_key(
     })
 }
 
-/// A member of a merge patch: what it becomes, if it is there. Null is `cleared`.
+/// Reads a field of a merge patch. Null becomes `cleared`; an absent field becomes `None`.
 fn member<T, U>(
     patch: Patch<T>,
     cleared: Result<U, Invalid>,
@@ -134,8 +134,9 @@ fn cannot_be_cleared<T>() -> Result<T, Invalid> {
     Err(Invalid::new("cannot be cleared"))
 }
 
-/// The change that a request describes; `None` when a field is invalid, which `checks` then says. What depends on the key is
-/// checked when the change is made, which can fail with a validation problem too.
+/// Reads a change of a key. Returns `None` and adds errors to `checks` if a field is invalid. Rules
+/// that depend on the key are checked when the change is applied, which can also return a
+/// validation problem.
 pub(super) fn edit(
     body: api::UpdateKey,
     catalogue: &Catalogue,
@@ -159,7 +160,7 @@ pub(super) fn edit(
             members::end(Some(end), now)
         }),
     );
-    // Null is no news for a key that has none; whether it has any is known later.
+    // Null has no effect on a key without merchants or features, which is known only when the change is applied.
     let merchants = checks.member(
         "/merchants",
         member(body.merchants, Ok(None), |list| merchants(&list).map(Some)),
@@ -183,7 +184,7 @@ pub(super) fn edit(
         );
     }
     if let Patch::Value(patch) = &metadata_patch {
-        // What breaks a rule by itself does so merged with anything, too.
+        // A patch that breaks a rule alone also breaks it after the merge.
         checks.member("/metadata", Metadata::default().merged(patch.clone()));
     }
     let (name, mode, scopes, expires_at) = (name?, mode?, scopes?, expires_at?);
@@ -193,7 +194,7 @@ pub(super) fn edit(
         if mode.is_some_and(|mode| mode != key.mode) {
             checks.member::<()>(
                 "/mode",
-                Err(Invalid::new("cannot be changed: it stands in the key")),
+                Err(Invalid::new("cannot be changed after creation")),
             );
         }
         set_restriction(
@@ -227,7 +228,7 @@ pub(super) fn edit(
     })
 }
 
-/// A field of a rate limit in a merge patch, as far as it can be checked without the key.
+/// Checks a field of a rate limit in a merge patch, as far as that is possible without the key.
 fn patched<T>(
     patch: &Patch<i64>,
     read: impl FnOnce(i64) -> Result<T, Invalid>,
@@ -245,7 +246,8 @@ fn set<T>(member: &mut T, value: Option<T>) {
     }
 }
 
-/// Sets what makes a key a scoped key; once set it cannot be cleared, or the key could do more than ever.
+/// Sets the merchants or features of a key. They cannot be cleared once they are set, because that
+/// would widen the key.
 fn set_restriction<T>(
     member: &mut Option<T>,
     patch: Option<Option<T>>,
@@ -273,7 +275,9 @@ fn merged_limit(
     };
     let merged = |patch: Patch<i64>, own: Option<i64>, name: &str| match patch {
         Patch::Value(value) => Ok(value),
-        Patch::Absent | Patch::Null => own.ok_or_else(|| Invalid::new(format!("needs {name}"))),
+        Patch::Absent | Patch::Null => {
+            own.ok_or_else(|| Invalid::new(format!("requires `{name}`")))
+        }
     };
     let limit = merged(
         patch.limit,

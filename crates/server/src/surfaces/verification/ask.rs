@@ -1,4 +1,4 @@
-//! Verification asked for by resource servers.
+//! Verification for resource servers.
 
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::verification as api;
@@ -7,22 +7,27 @@ use tollkey_core::{Checks, Invalid, Need, RequestPath, text::is_reference};
 use super::present;
 use crate::{auth::Verifying, body::Body, rejection::HandlerResult, state::State};
 
-/// How many verifications one batch holds.
+/// The maximum number of verifications in a batch.
 const MAX_BATCH: usize = 100;
 
 /// Verify a key.
 ///
-/// Says whether a presented key may do what its request needs. A denied key is an answer, not an error: 200 with
-/// `"valid": false` and the first reason that applies. What a restriction of the key needs and this body lacks,
-/// denies: a key with an IP list needs `client_ip`, one with routes `method` and `path`, one with merchants
-/// `merchant`. An `sk_` key sees the keys of its own account only, an `sk_test_` key the test keys among them; any
-/// other is `unknown_key`.
+/// Returns whether a presented key is valid for a request. A denied key is not an error: the
+/// response is 200 with `"valid": false` and the first reason that applies.
+///
+/// The key is denied if a restriction needs a field that is absent: an IP allowlist needs
+/// `client_ip`, features and publishable keys need `method` and `path`, and merchants need
+/// `merchant`.
+///
+/// A service key can verify all keys, and a secret key the keys of its account (a test key only
+/// test keys). For any other key the result is `unknown_key`. Each valid result counts as one use
+/// of the key's rate limit.
 #[utoipa::path(
     tag = "verification",
     operation_id = "verify",
     security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
     request_body(content = api::VerifyRequest),
-    responses((status = 200, description = "The verdict.", body = api::VerifyResponse))
+    responses((status = 200, description = "The result: the key is valid or denied.", body = api::VerifyResponse))
 )]
 #[post("/verify")]
 pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
@@ -42,13 +47,14 @@ pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> H
 
 /// Verify up to 100 keys.
 ///
-/// Each is judged for itself, as by `POST /verify`. One request that breaks a rule refuses the whole batch.
+/// Returns the results in the order of the requests. Each verification is independent, as with
+/// `POST /verify`. If one request is invalid, the whole batch is rejected.
 #[utoipa::path(
     tag = "verification",
     operation_id = "verifyBatch",
     security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
     request_body(content = api::VerifyBatchRequest),
-    responses((status = 200, description = "The verdicts, in the order of the requests.", body = api::VerifyBatchResponse))
+    responses((status = 200, description = "The results, in the order of the requests.", body = api::VerifyBatchResponse))
 )]
 #[post("/verify/batch")]
 pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
@@ -81,16 +87,17 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     Ok(HttpResponse::Ok().json(api::VerifyBatchResponse { results }))
 }
 
-/// Introspect a key (RFC 7662).
+/// Introspect a key.
 ///
-/// The standard form, with the optional fields of `POST /verify` as extensions. A key that may not do what is
-/// needed, for whatever reason, is exactly `{"active":false}`.
+/// Returns whether a presented key is valid for a request, in the format of RFC 7662, with the
+/// optional fields of `POST /verify` as extensions. For a denied key the response is exactly
+/// `{"active":false}`.
 #[utoipa::path(
     tag = "verification",
     operation_id = "introspect",
     security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
     request_body(content = api::IntrospectRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, description = "What the key is.", body = api::IntrospectResponse))
+    responses((status = 200, description = "The state of the key.", body = api::IntrospectResponse))
 )]
 #[post("/introspect")]
 pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
@@ -116,7 +123,8 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.service.catalogue)))
 }
 
-/// The presented key and what the request says that it needs; `None` when a field is invalid, which `checks` then says.
+/// Reads the presented key and the requirements of the request. Returns `None` and adds errors to
+/// `checks` if a field is invalid.
 fn needed<'a>(
     state: &'a State,
     caller: &'a Verifying,
@@ -143,7 +151,7 @@ fn needed<'a>(
         "/merchant",
         match request.merchant.as_deref() {
             Some(merchant) if !is_reference(merchant) => Err(Invalid::new(
-                "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+                "must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             )),
             merchant => Ok(merchant),
         },

@@ -1,16 +1,20 @@
-//! Verification asked for by gateways in their own dialects: Traefik and Caddy, nginx, Envoy.
+//! Verification for gateways in their own protocols: Traefik and Caddy, nginx, Envoy.
 //!
-//! The key is the credential; the gateway needs none of its own. What is required comes only from what the
-//! operator writes into the gateway's configuration. Each dialect reads its own headers only. No body is read. An
-//! allowing answer is exactly 200 and always has all `X-Auth-*` headers, so that a gateway that copies them
-//! replaces whatever the client sent under those names.
+//! The presented key is the only credential; the gateway needs none. The requirements come only
+//! from the configuration of the gateway. Each operation reads only the headers of its gateway, and
+//! no body. A response that allows a request is exactly 200 with all `X-Auth-*` headers, so that a
+//! gateway that copies them replaces headers of the client with the same names.
+
+mod direct;
+
+use std::rc::Rc;
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    dev::{AppService, HttpServiceFactory},
+    dev::{AppService, HttpServiceFactory, RequestHead},
     http::{
         StatusCode,
-        header::{HeaderName, HeaderValue},
+        header::{HeaderMap, HeaderName, HeaderValue},
     },
     web::{self, Bytes},
 };
@@ -20,10 +24,10 @@ use tollkey_core::{
 };
 use utoipa_actix_web::OpenApiFactory;
 
+pub use self::direct::DirectGateway;
 use crate::{
-    auth::{authorize_presented, forwarded_ip, look_at_presented},
+    auth::{RequestParts, authorize_presented, forwarded_ip, look_at_presented},
     rejection::HandlerResult,
-    request_id::request_id,
     state::State,
     surface::is_like_credential,
 };
@@ -39,7 +43,7 @@ const X_AUTH_MODE: HeaderName = HeaderName::from_static("x-auth-mode");
 const X_AUTH_SCOPES: HeaderName = HeaderName::from_static("x-auth-scopes");
 const X_AUTH_MERCHANT_ID: HeaderName = HeaderName::from_static("x-auth-merchant-id");
 
-/// What the operator requires of every key on a route.
+/// The requirements that the operator configured for a route.
 #[derive(Debug, Default)]
 struct Requirement {
     scopes: ScopeSet,
@@ -48,7 +52,7 @@ struct Requirement {
 }
 
 impl Requirement {
-    /// Reads `scope` (repeatable) and `mode` (once).
+    /// Reads `scope` (repeatable) and `mode` (at most once).
     fn read<T: AsRef<str>>(
         state: &State,
         pairs: impl IntoIterator<Item = (T, T)>,
@@ -72,42 +76,53 @@ impl Requirement {
                     requirement.mode = Some(
                         value
                             .parse()
-                            .map_err(|_| Invalid::new("mode must be live or test"))?,
+                            .map_err(|_| Invalid::new("mode must be `live` or `test`"))?,
                     );
                 }
                 "mode" => return Err(Invalid::new("mode must not be repeated")),
-                _ => return Err(Invalid::new("only scope and mode can be required")),
+                _ => {
+                    return Err(Invalid::new(
+                        "the requirements can only have `scope` and `mode`",
+                    ));
+                }
             }
         }
         Ok(requirement)
     }
 
-    /// From the query of the URL that the operator configured.
+    /// Reads the query of the URL that the operator configured.
     fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
         Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
 
-    /// From a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
-    fn from_segment(state: &State, segment: &str) -> Result<Self, Invalid> {
-        if segment == "-" {
-            return Ok(Self::default());
-        }
+    /// Reads a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
+    fn from_segment(state: &State, segment: Option<&str>) -> Result<Self, Invalid> {
+        let segment = match segment {
+            Some("-") => return Ok(Self::default()),
+            Some(segment) => segment,
+            None => {
+                return Err(Invalid::new(
+                    "`path_prefix` must end in the requirements, or in `-`",
+                ));
+            }
+        };
         let pairs: Option<Vec<_>> = segment
             .split(';')
             .map(|pair| pair.split_once('='))
             .collect();
         Self::read(
             state,
-            pairs.ok_or_else(|| Invalid::new("must be -, or name=value pairs joined by ;"))?,
+            pairs.ok_or_else(|| Invalid::new("the requirements must be `-`, or pairs such as `scope=links:read` separated by `;`"))?,
         )
     }
 }
 
-/// The longest word of a scope that the log names. Scopes are made of short words; keys and tokens are not.
+/// The longest part of an unknown scope that the log shows. Parts of scopes are short; keys and
+/// tokens are not.
 const LONGEST_WORD: usize = 24;
 
-/// The rule that an unknown scope breaks. It names the scope only where that can be nothing else: an operator may have passed
-/// on what a client sent.
+/// The rule that an unknown scope breaks. It shows the scope only if that cannot be a credential:
+/// the gateway may have passed on text of a client.
 fn unknown_scope(scope: &str) -> Invalid {
     let is_scope = (1..=64).contains(&scope.len())
         && scope.bytes().all(|b| {
@@ -119,27 +134,95 @@ fn unknown_scope(scope: &str) -> Invalid {
     if is_scope && is_short && !is_like_credential(scope) {
         Invalid::new(format!("scope {scope:?} is unknown"))
     } else {
-        Invalid::new("it names an unknown scope")
+        Invalid::new("the requirements have an unknown scope")
     }
 }
 
-/// The request a gateway asks about.
-struct Asked<'a> {
-    method: Option<&'a str>,
-    uri: Option<&'a str>,
-    requirement: Result<Requirement, Invalid>,
+/// The request that a gateway wants to authorize.
+/// Authorizes the request of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// Traefik, Caddy.
+    ForwardAuth,
+    /// nginx.
+    AuthRequest,
+    /// Envoy.
+    ExtAuthz,
 }
 
-/// The one answer of all dialects.
-async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> HandlerResult {
-    let merchant = merchant(request, &state.policy.merchant_header);
+impl Dialect {
+    /// Returns the pattern of its route, as logs and metrics have it.
+    fn pattern(self) -> &'static str {
+        match self {
+            Self::ForwardAuth => "/api/v1/authz/forward-auth",
+            Self::AuthRequest => "/api/v1/authz/auth-request",
+            Self::ExtAuthz => "/api/v1/authz/ext-authz{tail:(/.*)?}",
+        }
+    }
+
+    /// Returns the request that a gateway authorizes, with these requirements.
+    fn authorization<'a>(
+        self,
+        head: &'a RequestHead,
+        path: &'a str,
+        requirement: Result<Rc<Requirement>, Invalid>,
+    ) -> Authorization<'a> {
+        let headers = head.headers();
+        let (method, uri) = match self {
+            Self::ForwardAuth => (
+                single(headers, X_FORWARDED_METHOD),
+                single(headers, X_FORWARDED_URI),
+            ),
+            Self::AuthRequest => (
+                single(headers, X_ORIGINAL_METHOD),
+                single(headers, X_ORIGINAL_URI),
+            ),
+            Self::ExtAuthz => {
+                let parts = ext_authz_parts(path);
+                (
+                    parts.map(|_| head.method.as_str()),
+                    parts.map(|(_, uri)| uri),
+                )
+            }
+        };
+        Authorization {
+            method,
+            uri,
+            requirement,
+        }
+    }
+}
+
+/// The path of external authorization, before the requirements.
+const EXT_AUTHZ: &str = "/api/v1/authz/ext-authz/";
+
+/// Returns the requirements and the path of the request that Envoy authorizes.
+fn ext_authz_parts(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix(EXT_AUTHZ)?;
+    Some(rest.split_at(rest.find('/')?))
+}
+
+/// The request that a gateway authorizes.
+struct Authorization<'a> {
+    method: Option<&'a str>,
+    uri: Option<&'a str>,
+    requirement: Result<Rc<Requirement>, Invalid>,
+}
+
+/// Authorizes a request, in every dialect.
+async fn authorize(
+    request: &impl RequestParts,
+    state: &State,
+    asked: Authorization<'_>,
+) -> HandlerResult {
+    let merchant = merchant(request.headers(), &state.policy.merchant_header);
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
     let client_ip = client_ip.unwrap_or_default();
     let requirement = match asked.requirement {
         Ok(requirement) => requirement,
         Err(rule) => {
-            // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
+            // The credential is verified first, so that a client without a key learns nothing about the configuration.
             let identity = Need {
                 identity_only: true,
                 client_ip,
@@ -153,11 +236,11 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
                 .allows(state.service.clock.elapsed())
             {
                 tracing::warn!(
-                    request_id = %request_id(request), %rule,
-                    "a gateway requires something that cannot be read; its requests are denied"
+                    request_id = %request.request_id(), %rule,
+                    "gateway route has invalid requirements; its requests are denied"
                 );
             }
-            let detail = "The gateway requires something unknown; its operator's log says what.";
+            let detail = "The gateway's requirement is not valid. The log of the Tollkey server has the reason.";
             return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
         }
     };
@@ -178,7 +261,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
         .await
         .map_err(|mut problem| {
             if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-                problem.needed_scopes = requirement.names.into();
+                problem.needed_scopes = requirement.names.as_slice().into();
             }
             problem
         })?;
@@ -201,27 +284,29 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
     Ok(response)
 }
 
-/// A text as the value of a header, without a copy of it.
+/// Converts a text into the value of a header without copying it.
 fn field_value(text: String) -> Result<HeaderValue, Problem> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
 }
 
 /// The merchant a request is about.
-fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
-    reference_in(request.headers().get_all(name).map(HeaderValue::as_bytes))
+fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    reference_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }
 
 /// A header that is there exactly once.
-fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
-    match request.headers().get_all(name).as_slice() {
+fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    match headers.get_all(name).as_slice() {
         [value] => value.to_str().ok(),
         _ => None,
     }
 }
 
-/// Forward authentication (Traefik, Caddy).
+/// Authorize a request for Traefik or Caddy.
 ///
-/// Any method. The request judged is the one in `X-Forwarded-Method` and `X-Forwarded-Uri`.
+/// Verifies the presented key for the request in `X-Forwarded-Method` and `X-Forwarded-Uri`. Allows
+/// it with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads no
+/// body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/forward-auth",
@@ -229,29 +314,32 @@ fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
     operation_id = "forwardAuth",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
-        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
-        ("X-Forwarded-Method" = Option<String>, Header, description = "The method of the request."),
-        ("X-Forwarded-Uri" = Option<String>, Header, description = "Its path and query, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
+        ("mode" = Option<Mode>, Query, description = "The required mode."),
+        ("X-Forwarded-Method" = Option<String>, Header, description = "The method of the client's request."),
+        ("X-Forwarded-Uri" = Option<String>, Header, description = "The path and query of the client's request, as they were sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let asked = Asked {
-        method: single(&request, X_FORWARDED_METHOD),
-        uri: single(&request, X_FORWARDED_URI),
-        requirement: Requirement::from_query(&state, request.query_string()),
-    };
-    answer(&request, &state, asked).await
+    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let asked = Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, asked).await
 }
 
-/// Authentication by subrequest (nginx).
+/// Authorize a request for nginx.
 ///
-/// Any method. The request judged is the one in `X-Original-Method` and `X-Original-URI`.
+/// Verifies the presented key for the request in `X-Original-Method` and `X-Original-URI`. Allows
+/// it with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads no
+/// body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/auth-request",
@@ -259,30 +347,33 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     operation_id = "authRequest",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
-        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
-        ("X-Original-Method" = Option<String>, Header, description = "The method of the request."),
-        ("X-Original-URI" = Option<String>, Header, description = "Its path and query, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
+        ("mode" = Option<Mode>, Query, description = "The required mode."),
+        ("X-Original-Method" = Option<String>, Header, description = "The method of the client's request."),
+        ("X-Original-URI" = Option<String>, Header, description = "The path and query of the client's request, as they were sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let asked = Asked {
-        method: single(&request, X_ORIGINAL_METHOD),
-        uri: single(&request, X_ORIGINAL_URI),
-        requirement: Requirement::from_query(&state, request.query_string()),
-    };
-    answer(&request, &state, asked).await
+    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let asked = Dialect::AuthRequest.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, asked).await
 }
 
-/// External authorization over HTTP (Envoy).
+/// Authorize a request for Envoy.
 ///
-/// Any method. `path_prefix` of the filter ends in the requirements, then follow the real path and query of the
-/// request, which has its real method.
+/// Verifies the presented key for the request whose method, path and query follow the requirements
+/// in the URL. In the configuration of Envoy, `path_prefix` ends in the requirements. Allows the
+/// request with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads
+/// no body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/ext-authz/{requirements}/{tail}",
@@ -290,52 +381,38 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
     operation_id = "extAuthz",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("requirements" = String, Path, description = "`-`, or pairs such as `scope=links:read;mode=live`.", example = "scope=links:read;mode=live"),
-        ("tail" = String, Path, description = "The path of the request, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("requirements" = String, Path, description = "The requirements: `scope` (repeatable) and `mode` as pairs separated by `;`, or `-` for none.", example = "scope=links:read;mode=live"),
+        ("tail" = String, Path, description = "The path of the client's request, as it was sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     // On the raw path: the router has already decoded what it matched.
-    let raw = request
-        .uri()
-        .path()
-        .strip_prefix("/api/v1/authz/ext-authz/");
-    let (requirement, uri) = match raw.and_then(|rest| Some(rest.split_at(rest.find('/')?))) {
-        Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
-        None => (
-            Err(Invalid::new(
-                "path_prefix must end in the requirements, or in -",
-            )),
-            None,
-        ),
-    };
-    answer(
-        &request,
-        &state,
-        Asked {
-            method: Some(request.method().as_str()),
-            uri,
-            requirement,
-        },
-    )
-    .await
+    let path = request.uri().path();
+    let segment = ext_authz_parts(path).map(|(segment, _)| segment);
+    let requirement = Requirement::from_segment(&state, segment).map(Rc::new);
+    let asked = Dialect::ExtAuthz.authorization(request.head(), path, requirement);
+    authorize(&request, &state, asked).await
 }
 
-/// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods
-/// listed, and a gateway may pass on any.
+/// Mounts a handler for all methods under one path, with its OpenAPI description. The route macros of Actix need a list of
+/// methods, but a gateway can send any method.
 macro_rules! any_method {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $handler:ident, $described:ident) => {
+    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $described:ident) => {
         $(#[$doc])*
         pub struct $name;
 
         impl HttpServiceFactory for $name {
             fn register(self, config: &mut AppService) {
-                web::resource($path).to($handler).register(config);
+                web::resource(&$dialect.pattern()["/api/v1".len()..]).to($handler).register(config);
             }
         }
         impl OpenApiFactory for $name {
@@ -351,13 +428,13 @@ macro_rules! any_method {
 }
 any_method!(
     /// `ANY /authz/forward-auth`
-    ForwardAuth, "/authz/forward-auth", forward_auth, __path_forward_auth
+    ForwardAuth, Dialect::ForwardAuth, forward_auth, __path_forward_auth
 );
 any_method!(
     /// `ANY /authz/auth-request`
-    AuthRequest, "/authz/auth-request", auth_request, __path_auth_request
+    AuthRequest, Dialect::AuthRequest, auth_request, __path_auth_request
 );
 any_method!(
     /// `ANY /authz/ext-authz/{requirements}/{tail}`
-    ExtAuthz, "/authz/ext-authz{tail:(/.*)?}", ext_authz, __path_ext_authz
+    ExtAuthz, Dialect::ExtAuthz, ext_authz, __path_ext_authz
 );

@@ -1,4 +1,4 @@
-//! What a key can do about itself.
+//! The operations of a key on itself.
 
 use actix_web::{HttpResponse, delete, get, web};
 use tollkey_api::verification as api;
@@ -8,9 +8,10 @@ use tollkey_service::api_keys;
 use super::present;
 use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
 
-/// Who am I?
+/// Get the presented key.
 ///
-/// What the presented key is. A publishable key learns only its id, family, mode and status.
+/// Returns information about the key that the request presents. For a publishable key it has only
+/// `id`, `family`, `mode` and `status`. The request counts as one use of the key.
 #[utoipa::path(
     tag = "verification",
     operation_id = "whoami",
@@ -28,18 +29,19 @@ pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult
 
 /// Revoke the presented key.
 ///
-/// For whoever finds a key where it should not be: it is dead everywhere once this is answered, and so is every key it
-/// made. Publishable keys, which are meant to be seen, cannot.
+/// Revokes the key that the request presents, for example after it was found in a public
+/// repository. Revocation is final, applies immediately on every replica, and also revokes all
+/// descendants of the key. Publishable keys cannot revoke themselves.
 #[utoipa::path(
     tag = "verification",
     operation_id = "revokeWhoami",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
-    responses((status = 204, description = "It is revoked."))
+    responses((status = 204, description = "The key is revoked."))
 )]
 #[delete("/whoami")]
 pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
     if key.record.key.family == Family::Publishable {
-        return Err(Problem::forbidden("A publishable key cannot revoke itself.").into());
+        return Err(Problem::forbidden("A publishable key cannot revoke itself. Revoke it with a secret key or a management token.").into());
     }
     let reason = Some("self_revoked".to_owned());
     api_keys::revoke(

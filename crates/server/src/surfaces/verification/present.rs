@@ -1,4 +1,4 @@
-//! How verdicts read.
+//! Converts the results of verifications.
 
 use jiff::Timestamp;
 use tollkey_api::verification as api;

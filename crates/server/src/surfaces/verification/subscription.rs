@@ -1,4 +1,4 @@
-//! The subscription of resource servers that verify keys from their own memory.
+//! The subscription of resource servers that verify keys from their own cache.
 
 use std::time::Duration;
 
@@ -18,30 +18,37 @@ use crate::{
     surfaces::{members, parameters::within},
 };
 
-/// How long a subscriber may ask to wait, in milliseconds. It waits a third of a lease at most, which is shorter.
+/// The maximum of `wait_ms`, in milliseconds. The server waits for at most a third of a lease,
+/// which is shorter.
 const MAX_WAIT: u32 = 60_000;
 
 /// Subscribe to changes.
 ///
-/// For processes that verify keys from their own memory, as `tollkey-verifier` does. A poll says up to where everything
-/// that was changed has been forgotten (`cursor`), waits for news, and brings a lease: for `lease_ms`, counted from
-/// before the poll was sent, keys may be answered from memory, once the changes in the answer are applied. A change is
-/// answered to who made it only when every subscriber has acknowledged it by its next poll, or its lease is over; so poll
-/// again at once, and never answer from memory without a lease. The first poll has neither `cursor` nor `wait_ms`.
-/// `POST /sync/lookup` finds a key that is not remembered.
+/// For processes that verify keys from their own cache, such as `tollkey-verifier`. A poll
+/// acknowledges the changes whose keys were evicted (`cursor`), waits for further changes, and
+/// returns them with a lease. The process may use its cache for `lease_ms`, counted from before the
+/// poll was sent, once it has applied the changes of the response.
 ///
-/// The rules, in this order for each verification: look whether the lease lasts; look the key up in memory. For
-/// each poll: apply the changes; take the lease; acknowledge. One poll at a time; an answer that comes after one has given
-/// up waiting for it is thrown away, and the poll is repeated as it was, with the same `poll_id`. When two processes poll
-/// with one `subscriber`, as a machine and its clone do, each gets 409 `subscriber_id_shared`: it must end its lease and
-/// evict every cached key immediately, and continue as another `subscriber`, whose first poll it is.
+/// The server responds to the caller that makes a change only when every subscriber has
+/// acknowledged the change with its next poll, or its lease has ended. Therefore send the next poll
+/// immediately, and never use the cache without a lease. The first poll has neither `cursor` nor
+/// `wait_ms`. `POST /sync/lookup` returns a key that is not cached.
+///
+/// For each verification: check that the lease has not ended, then look the key up in the cache.
+/// For each poll: apply the changes, start the lease, then acknowledge. Send one poll at a time.
+/// Discard a response that arrives after its timeout, and repeat the poll unchanged, with the same
+/// `poll_id`.
+///
+/// If two processes poll with the same `subscriber`, for example a machine and its clone, each of
+/// them gets 409 `subscriber_id_shared`. A process that gets it must end its lease and evict every
+/// cached key immediately, and continue with a new `subscriber` and a first poll.
 #[utoipa::path(
     tag = "verification",
     operation_id = "sync",
     security(("service_key" = []), ("management_token" = [])),
     request_body(content = api::SyncRequest),
     responses(
-        (status = 200, description = "What has changed, and a lease.", body = api::SyncResponse),
+        (status = 200, description = "The changes and a lease.", body = api::SyncResponse),
         (status = 409, description = "`subscriber_id_shared`: another process polls with the same `subscriber`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
@@ -55,7 +62,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerRes
             read(request, now, checks).map(|poll| (leave, poll))
         })?;
     if leave {
-        // Nothing is granted any more; the answer says so in the words of any other.
+        // The response has no changes and no lease.
         let (seq, cursor) = (poll.position.seq.0, poll.position.to_string());
         let Poll {
             subscriber,
@@ -84,19 +91,25 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerRes
     Ok(HttpResponse::Ok().json(answer(news)))
 }
 
-/// Look a key up for one's own memory.
+/// Look up a key for a cache.
 ///
-/// Everything a verification judges a key by, whatever its status, found by the digest of the presented text. Nothing is
-/// judged and nothing is counted here. The replica that answers may be behind the one that was polled: remember the key only
-/// if its `seq` is at least that of every answer of `POST /sync` that was applied or begun to be, and if nothing was forgotten
-/// by a null since the request was sent; decide that under the lock under which changes are applied. Otherwise judge
-/// this one request by it and forget it. 500 `internal_error` is about this key alone: the server cannot read it.
+/// Returns all data about a key that a verification needs, whatever the status of the key. The key
+/// is found by the SHA-256 of the presented key. This operation does not verify the key and does
+/// not count as a use.
+///
+/// The replica that responds can lag behind the replica of the last poll. Cache the key only if
+/// `seq` is at least the `seq` of every response of `POST /sync` that was applied or is being
+/// applied, and if no response with `changes` null has arrived since this request was sent. Check
+/// this under the lock under which changes are applied. Otherwise use the key for this one request
+/// only.
+///
+/// 500 `internal_error` concerns only this key: the server cannot read its data.
 #[utoipa::path(
     tag = "verification",
     operation_id = "syncLookup",
     security(("service_key" = []), ("management_token" = [])),
     request_body(content = api::LookupRequest),
-    responses((status = 200, description = "The key, if there is one.", body = api::LookupResponse))
+    responses((status = 200, description = "The key, or null.", body = api::LookupResponse))
 )]
 #[post("/sync/lookup")]
 pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> HandlerResult {
@@ -107,7 +120,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
         })?;
     let found = state.service.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
-        // This key alone: a subscriber goes on with the look-ups of others.
+        // Only this key cannot be read: the subscriber continues with lookups of other keys.
         SourceError::Unreadable => Problem::internal(),
         SourceError::Unavailable | SourceError::Rejected => Problem::unavailable(),
     })?;
@@ -121,7 +134,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     }))
 }
 
-/// The problem of a poll without news.
+/// The problem of a failed poll.
 fn no_news(error: PollError) -> Problem {
     match error {
         PollError::SharedId => Problem::new(
@@ -132,11 +145,11 @@ fn no_news(error: PollError) -> Problem {
     }
 }
 
-/// The IDs of a poll and of those before it.
+/// Reads the ID of a poll and the IDs of the polls before it.
 fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Option<PollIds> {
     let id: Option<PollId> = id.and_then(|id| checks.member("/poll_id", id.parse()));
     let rule = match (previous.len(), id) {
-        (1.., None) => Some(Invalid::new("requires poll_id")),
+        (1.., None) => Some(Invalid::new("requires `/poll_id`")),
         (len, _) if len > PollIds::PREVIOUS => Some(Invalid::new(format!(
             "must have at most {} items",
             PollIds::PREVIOUS
@@ -159,7 +172,7 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
     Some(PollIds { id: id?, previous })
 }
 
-/// What a subscriber reports; `None` when a field is invalid, which `checks` then says.
+/// Reads a poll. Returns `None` and adds errors to `checks` if a field is invalid.
 fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Option<Poll> {
     let subscriber = checks.member("/subscriber", request.subscriber.parse());
     let ids = read_ids(
@@ -193,7 +206,7 @@ fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Optio
         let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else {
             continue;
         };
-        // No use lies ahead of us, whatever the subscriber's clock says.
+        // The clock of the subscriber can be ahead; a use in the future would be wrong.
         let last_used_at = row
             .last_used_at
             .map(|at| Timestamp::from(at).min(now))
@@ -230,13 +243,14 @@ fn answer(news: News) -> api::SyncResponse {
         changes: news
             .changes
             .map(|changes| changes.iter().map(change).collect()),
-        // Cut, not rounded: a lease must not get longer on the way.
+        // Truncated, not rounded, because a rounded lease could be longer.
         lease_ms: u64::try_from(news.lease.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
-/// What a subscriber authorizes by. The restrictions of the ancestors are resolved into the fields that every release
-/// knows, so that a subscriber of the release before rejects a descendant as well; of their rate limits it knows nothing.
+/// Converts the data that a subscriber needs to authorize a key. The restrictions of the ancestors
+/// are included in fields that every release knows, so that a subscriber of the previous release
+/// also rejects descendants. It does not know their rate limits.
 fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
     let (key, grants) = (&record.key, &record.key.grants);
     api::KeyRecord {

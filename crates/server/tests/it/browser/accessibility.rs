@@ -224,9 +224,9 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     world.open("/dashboard/audit").await;
     browser.click("tbody summary").await;
     looker.look("the audit log, with an entry open").await;
-    browser.press("Verify the chain").await;
+    browser.press("Verify log").await;
     browser
-        .reads("[role=status]", "The audit log is whole.")
+        .reads("[role=status]", "The audit log is intact.")
         .await;
     looker.look("the audit log, verified").await;
 
@@ -234,7 +234,7 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     browser.choose("access", "chosen").await;
     looker.look("a new key, with the grid of scopes").await;
     browser.fill("allowed_ips", "nowhere").await;
-    browser.press("Make the key").await;
+    browser.press("Create key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
     looker.look("a new key, refused").await;
     world
@@ -247,11 +247,11 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
             vec![],
         )
         .await;
-    browser.press("Revoke the key").await;
+    browser.press("Revoke key").await;
     browser.reads("#confirm-error", "s not the name").await;
     looker.look("a revocation, refused").await;
     world.open("/dashboard/applications/new").await;
-    browser.press("Make the application").await;
+    browser.press("Create application").await;
     browser
         .reads("#name-error", "ust have 1 to 100 characters")
         .await;
@@ -262,12 +262,10 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
 
     world.open("/dashboard/settings").await;
     browser.choose("operating_model", "ecosystem").await;
-    browser.press("Set the model").await;
-    browser
-        .reads(".notice", "The operating model is set.")
-        .await;
+    browser.press("Set operating model").await;
+    browser.reads(".notice", "Operating model set.").await;
     browser.fill("name", "Gateway".repeat(14).as_str()).await;
-    browser.press("Make a service key").await;
+    browser.press("Create service key").await;
     browser.css("#secret").await;
     looker.look("the secret of a service key").await;
     browser.click("[data-acknowledge]").await;

@@ -123,9 +123,9 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
             .expect("a session");
         assert_eq!(session.path.as_deref(), Some("/"));
 
-        browser.press("New key").await;
+        browser.press("Create key").await;
         browser.fill("name", name).await;
-        browser.press("Make the key").await;
+        browser.press("Create key").await;
         browser.arrives("/keys/dashboard/keys/new").await;
         let secret = browser.property("#secret", "value").await;
         let line = browser.property("#line", "value").await;
@@ -146,7 +146,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.press("Done").await;
         browser.arrives("/keys/dashboard/keys/").await;
         browser.press("Suspend").await;
-        browser.reads(".notice", "The key is suspended.").await;
+        browser.reads(".notice", "Key suspended.").await;
         assert_eq!(
             Call::to(address, "GET", "/keys/api/v1/whoami")
                 .bearer(&secret)
@@ -159,13 +159,13 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.press("API keys").await;
         browser.arrives("/keys/dashboard/keys").await;
         browser.fill("q", "no such key").await;
-        browser.reads("#results", "No key is like that").await;
+        browser.reads("#results", "No matching keys").await;
         browser.fill("q", name).await;
         browser.reads("#results", name).await;
         browser.arrives("/keys/dashboard/keys?q=").await;
         browser.press(name).await;
         browser.reads("h1", name).await;
-        browser.press("All entries about this key").await;
+        browser.press("Show all entries of this key").await;
         browser.arrives("/keys/dashboard/audit?target_id=").await;
         browser.reads("#results", "api_key.suspended").await;
 

@@ -14,9 +14,9 @@ use crate::world::{World, text};
 const SETTINGS: Settings = Settings {
     max_entries: 100,
     max_bytes: 1 << 20,
-    max_misses: 16,
+    max_look_ups: 16,
     max_waiting: 20,
-    miss_limit: Duration::from_secs(1),
+    look_up_limit: Duration::from_secs(1),
 };
 
 type Asked = JoinHandle<Result<Result<(), Denial>, Unavailable>>;
@@ -36,7 +36,8 @@ fn ask_for(verifier: &Verifier<MemorySource>, requester: Requester, key: String)
     let verifier = verifier.clone();
     tokio::spawn(async move {
         let verdict = verifier
-            .verify_for(|| requester, &key, &Need::default())
+            .on_behalf_of(|| requester)
+            .verify(&key, &Need::default())
             .await;
         verdict.map(|verdict| verdict.outcome)
     })
@@ -132,7 +133,7 @@ async fn waiting_look_ups_are_served_by_address_in_turn() {
     let world = World::with(
         2,
         Settings {
-            max_misses: 2,
+            max_look_ups: 2,
             ..SETTINGS
         },
     )
@@ -203,7 +204,7 @@ async fn a_flood_of_unknown_keys_neither_reaches_the_source_nor_queues_beyond_it
     assert_eq!(world.clock.elapsed(), begun, "no room: told at once");
 
     // Whoever gets no answer within the limit is told so, and makes room.
-    sleep(SETTINGS.miss_limit).await;
+    sleep(SETTINGS.look_up_limit).await;
     for asked in flood {
         assert!(asked.is_finished());
         assert_eq!(asked.await.unwrap(), Err(Unavailable));
@@ -283,7 +284,7 @@ async fn key_that_cannot_be_read_fails_alone() {
     sleep(2 * crate::world::LEASE).await;
     let grace = Duration::from_secs(60);
     let late = verifier
-        .hold_without_immediate_revocation(&text(3), &Need::default(), grace)
+        .reserve_without_immediate_revocation(&text(3), &Need::default(), grace)
         .await;
     assert_eq!(late.unwrap_err(), Unavailable);
 }
@@ -297,10 +298,10 @@ async fn source_that_rejects_look_ups_gets_no_grace_period() {
     sleep(2 * crate::world::LEASE).await;
     let late = async || {
         let (need, grace) = (Need::default(), Duration::from_secs(60));
-        let verdict = verifier
-            .hold_without_immediate_revocation(&text(0), &need, grace)
+        let reserved = verifier
+            .reserve_without_immediate_revocation(&text(0), &need, grace)
             .await;
-        verdict.map(|verdict| verdict.outcome)
+        reserved.map(|reserved| reserved.map(drop).map_err(|verdict| verdict.outcome))
     };
     let finds = source.finds();
     for _ in 0..20 {

@@ -7,8 +7,8 @@ use std::{
 
 use crate::{clock::nanos, log_limit::LogLimit};
 
-/// How much later than it was asked to a response may come before look-ups are told that there is none. Shorter than a
-/// third of a lease: an upstream that stops responding is found out before the lease ends.
+/// How late a response may be before look-ups fail. Shorter than a third of a lease, so that an upstream that stops
+/// responding is detected before the lease ends.
 const OVERDUE: Duration = Duration::from_millis(500);
 /// How long after the end of a poll the next one begins at the latest. Longer than the longest pause between two polls.
 const NEXT_POLL: Duration = Duration::from_millis(1500);

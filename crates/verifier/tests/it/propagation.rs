@@ -15,7 +15,7 @@ async fn alone_nobody_waits() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since);
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
 }
@@ -30,7 +30,7 @@ async fn a_living_verifier_is_waited_for() {
     );
     sleep(Duration::from_millis(10)).await;
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
     let took = world.clock.elapsed() - since;
     assert!(
@@ -39,7 +39,11 @@ async fn a_living_verifier_is_waited_for() {
     );
     let stats = world.one.verifier.stats();
     assert_eq!(
-        (stats.settles, stats.settles_over_a_lease, stats.settle_wait),
+        (
+            stats.propagations,
+            stats.propagations_over_a_lease,
+            stats.propagation_wait
+        ),
         (1, 0, took)
     );
 }
@@ -50,8 +54,8 @@ async fn a_woken_verifier_makes_it_quick() {
     let two = world.another(2).await;
     assert_eq!(two.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
-    two.verifier.poke(); // as a NOTIFY would
-    world.one.verifier.settle(seq, since).await;
+    two.verifier.notify(); // as a NOTIFY would
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since <= Duration::from_millis(2));
     assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
 }
@@ -67,7 +71,7 @@ async fn a_dead_verifier_costs_one_lease_once() {
     let two = two.freeze().await;
 
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let took = world.clock.elapsed() - since;
     assert!(
         took >= LEASE && took <= LEASE + margin(LEASE) + SOON,
@@ -84,7 +88,7 @@ async fn a_dead_verifier_costs_one_lease_once() {
     );
 
     let (seq, since) = world.revoke(1);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since, "nobody waits for it again");
     assert_eq!(
         two.verify(&text(1), &Need::default())
@@ -93,7 +97,7 @@ async fn a_dead_verifier_costs_one_lease_once() {
             .outcome,
         Err(Denial::Revoked)
     );
-    assert_eq!(world.one.verifier.stats().settles_over_a_lease, 1);
+    assert_eq!(world.one.verifier.stats().propagations_over_a_lease, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +109,7 @@ async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after(
     let (seq, since) = world.revoke(0);
     let settling = tokio::spawn({
         let one = world.one.verifier.clone();
-        async move { one.settle(seq, since).await }
+        async move { one.wait_until_propagated(seq, since).await }
     });
     let mut yes_until = since;
     while !settling.is_finished() {
@@ -156,7 +160,7 @@ async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
         }
     });
     sleep(Duration::from_millis(1)).await;
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let took = world.clock.elapsed() - since;
     assert!(
         took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON,
@@ -182,7 +186,7 @@ async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
             .unwrap()
     );
     let lease_of_late = world.clock.elapsed() + LEASE;
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let now = world.clock.elapsed();
     assert!(now - since <= LEASE + margin(LEASE) + SOON);
     assert!(now < lease_of_late && world.source.verifiers().contains_key(&late));
@@ -196,7 +200,7 @@ async fn when_the_source_fails_it_waits_a_lease_and_this_process_says_no_at_once
     world.source.set_down(true);
     let settling = tokio::spawn({
         let one = world.one.verifier.clone();
-        async move { one.settle(seq, since).await }
+        async move { one.wait_until_propagated(seq, since).await }
     });
     sleep(Duration::from_millis(1)).await;
     let answer = world.one.verifier.verify(&text(0), &Need::default()).await;
@@ -218,15 +222,28 @@ async fn already_so_waits_like_the_change_itself() {
     let two = world.another(2).await;
     assert_eq!(two.outcome(0).await, Ok(()));
     world.revoke(0); // by a caller who dies before settling
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
 
     let before = world.clock.elapsed();
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.clock.elapsed(), before, "nothing is new");
 
     world.source.set_down(true);
-    assert_eq!(world.one.verifier.settle_current().await, Err(Unavailable));
+    assert_eq!(
+        world.one.verifier.wait_until_all_propagated().await,
+        Err(Unavailable)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,8 +260,8 @@ async fn two_revokers_do_not_wait_for_each_other() {
     let (b, since_b) = world.revoke(1);
     let both = async {
         tokio::join!(
-            world.one.verifier.settle(a, since_a),
-            two.verifier.settle(b, since_b)
+            world.one.verifier.wait_until_propagated(a, since_a),
+            two.verifier.wait_until_propagated(b, since_b)
         )
     };
     timeout(SOON, both).await.unwrap();
@@ -284,8 +301,8 @@ fn under_load_nobody_says_yes_after_a_revocation_was_answered() {
             .collect();
         for n in 0..50 {
             let (seq, since) = world.revoke(n);
-            verifiers.iter().for_each(Verifier::poke); // as a NOTIFY would
-            verifiers[n % 3].settle(seq, since).await;
+            verifiers.iter().for_each(Verifier::notify); // as a NOTIFY would
+            verifiers[n % 3].wait_until_propagated(seq, since).await;
             for verifier in &verifiers {
                 let verdict = verifier.verify(&text(n), &Need::default()).await.unwrap();
                 assert_eq!(verdict.outcome, Err(Denial::Revoked));

@@ -1,17 +1,17 @@
-//! What is remembered, under which lease, and how it is forgotten.
+//! The cached keys, the lease under which they may be used, and their eviction.
 //!
-//! Three rules make it safe to answer from here. They come from a model; none may be loosened without one.
+//! Three rules make it safe to decide by a cached key. They come from the model; none may be loosened without it.
 //!
-//! - The lease is looked at first, the entry afterwards. The other way round, an entry could be found, evicted while
-//!   its reader is paused, and then accepted under a lease that was granted because of that eviction.
-//! - Entries are evicted under the same lock under which they are inserted, and an answer of the source is inserted
-//!   only if no change beyond the counter value it came with has begun to be applied. So a slow answer never puts
-//!   back what a change has just removed.
-//! - A log that does not go on from where we are (too much was missed, or the database was restored or failed over)
-//!   ends everything at once: all entries, the lease, and whatever answer or renewal is still under way.
+//! - The lease is checked first, and the entry is read afterwards. The other way round, an entry could be read, evicted
+//!   while its reader is paused, and then accepted under a lease that was granted because of that eviction.
+//! - Entries are evicted under the lock under which they are inserted, and a fetched key is inserted only if no change
+//!   after the counter value of the response has begun to be applied. So a slow response never puts back a key that a
+//!   change has just evicted.
+//! - A log of changes that does not continue from our position (too many changes were missed, or the database was restored
+//!   or failed over) clears everything: all entries, the lease, and every response and renewal in flight.
 //!
 //! Entries are weighed in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, the
-//! account that holds the most evicts an entry that it has not used lately, by a clock hand of its own.
+//! account that holds the most evicts an entry that was not used lately, by the clock algorithm.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
@@ -29,31 +29,27 @@ use tollkey_core::{
 
 use crate::{
     locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
-    rate::{Allowance, Allowances},
-    share::Shares,
+    rate::{Limiter, Limiters},
+    share::{FIRST, LAST, Shares},
     source::{News, PollIds},
     stats::count,
-    subscribers::{Arrival, NoLease, SharedId, Subscribers},
+    subscription::subscribers::{Arrival, NoLease, SharedId, Subscribers},
     usage::Tally,
     watches::Watches,
 };
 
-/// How many service keys are remembered. Each stands for a resource server or gateway: there are few.
+/// How many service keys are cached. Each belongs to a resource server or gateway, so there are few.
 const MAX_SERVICE_KEYS: usize = 1024;
 
-/// How many changes are kept for subscribers. One further behind forgets everything.
+/// How many changes are kept for subscribers. A subscriber that lags further behind clears its cache.
 const RECENT_CHANGES: usize = 10_000;
 
-/// The least and the greatest ID of a key.
-pub(crate) const FIRST: KeyId = KeyId::from_bytes([0; 16]);
-pub(crate) const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
-
-/// How many entries are given a second chance before one goes without, so that no single miss pays for all.
+/// How many entries get a second chance before one is evicted without, so that the work of one cache miss is bounded.
 const SECOND_CHANCES: usize = 64;
 
-/// How many bytes an entry takes besides what its record owns: itself and its counts, each with two reference counts, and
-/// its places in the maps and lists, which are half empty on average: a node and a slot of the map that readers use, a
-/// place in the list of all entries, and one in the index of keys, in that of accounts and in that of applications.
+/// How many bytes an entry takes, without those that its record owns: itself and its counts, each with two reference
+/// counts, and its slots in the maps and lists, which are half empty on average: a node and a slot of the map that readers
+/// use, and a slot in the list of all entries and in the indexes of keys, accounts and applications.
 const ENTRY: usize = allocation(16 + size_of::<Entry>())
     + allocation(16 + size_of::<Tally>())
     + allocation(size_of::<Digest>() + 16)
@@ -62,37 +58,37 @@ const ENTRY: usize = allocation(16 + size_of::<Entry>())
     + 2 * (size_of::<AccountId>() + size_of::<KeyId>())
     + 2 * (size_of::<ApplicationId>() + size_of::<KeyId>());
 
-/// A cached key, and what belongs to it alone.
+/// A cached key, with its rate limits and usage counts.
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) record: Record,
     /// The rate limits of its ancestors, the root's first, and its own: every use takes from all of them.
-    pub(crate) allowances: Box<[Arc<Allowance>]>,
-    /// Separate, so that counts that wait to be fetched do not keep the record.
+    pub(crate) limiters: Box<[Arc<Limiter>]>,
+    /// Separate, so that counts that wait to be taken do not keep the record alive.
     pub(crate) tally: Arc<Tally>,
-    /// How many bytes it takes in the cache, with its allowances and its counts, as estimated.
+    /// How many bytes it takes in the cache, with its rate limits and its counts, as estimated.
     weight: usize,
-    /// Whether it was used since the eviction hand passed.
+    /// Whether it was used since the clock hand last passed.
     touched: AtomicBool,
 }
 
 impl Entry {
-    pub(crate) fn new(digest: Digest, record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
+    pub(crate) fn new(digest: Digest, record: Record, limiters: Box<[Arc<Limiter>]>) -> Self {
         let tally = Arc::new(Tally::new(record.key.id, record.key.account_id.clone()));
         let weight = ENTRY
             + record.heap_bytes()
-            + allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
+            + limiters.len() * (size_of::<Arc<Limiter>>() + Limiters::EACH);
         Self {
             digest,
             record,
-            allowances,
+            limiters,
             tally,
             weight,
             touched: AtomicBool::new(false),
         }
     }
 
-    /// Whether it was used since an eviction hand last passed. Now one has.
+    /// Returns whether it was used since a clock hand last passed, and clears that.
     fn was_used(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
     }
@@ -106,48 +102,48 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// The most that is cached.
+/// The bounds of the cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// How many keys.
+    /// The most keys.
     pub(crate) entries: usize,
-    /// How many bytes of them.
+    /// The most bytes of keys.
     pub(crate) entry_bytes: usize,
-    /// How many bytes of allowances. Those of cached keys are counted with the keys as well.
-    pub(crate) allowance_bytes: usize,
+    /// The most bytes of rate limits. Those of cached keys are counted with the keys as well.
+    pub(crate) limiter_bytes: usize,
 }
 
-/// The state of the memory at which an answer of the source was asked for.
+/// Counts how often the lease was ended. A response or a renewal that was requested in an earlier generation is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
-/// What the arrival of a poll has changed.
+/// What a poll has acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Acknowledged {
-    /// More is applied everywhere because of it.
+    /// More changes are applied everywhere because of it.
     More,
-    /// No more is applied everywhere than before.
+    /// The same changes are applied everywhere as before.
     NoMore,
-    /// The subscriber has sent a newer poll since, so nobody waits for the response.
+    /// The subscriber has sent a newer poll since, and does not wait for the response.
     Late,
 }
 
-/// Everything remembered.
-pub(crate) struct Memory {
+/// The cached keys and service keys, and the lease.
+pub(crate) struct Cache {
     keys: Map<Digest, Arc<Entry>, DigestHash>,
     service_keys: Map<Digest, ServiceKeyId, DigestHash>,
-    /// Until when it may be answered from here, in nanoseconds of the clock, margin subtracted. Written only under
-    /// the lock of `books`.
+    /// The end of the lease, in nanoseconds of the clock, with the margin subtracted; 0 without one. Written only under the
+    /// lock of `state`.
     lease_end: AtomicU64,
-    books: Mutex<Books>,
+    state: Mutex<CacheState>,
     max_entries: usize,
     evictions: AtomicU64,
     changed: AtomicU64,
-    forgotten: AtomicU64,
+    resets: AtomicU64,
 }
 
-/// What is behind the lock: how far changes are applied, and where everything is that a change could be about.
-struct Books {
+/// The state behind the lock: up to where changes are applied, and the indexes by which a change finds its entries.
+struct CacheState {
     /// Everything up to this change has been evicted. Applying and evicting happen in one critical section, so this
     /// one number is both the model's `applying` and its `evicted`.
     applied: Position,
@@ -157,30 +153,30 @@ struct Books {
     subscribers: Subscribers,
     generation: u64,
     stopped: bool,
-    /// All entries, in the order of the eviction hand.
+    /// All entries, in the order of the clock hand.
     entries: Vec<Arc<Entry>>,
     hand: usize,
-    /// Where each key is in `entries`.
+    /// The index of each key in `entries`.
     by_key: HashMap<KeyId, u32>,
     by_application: BTreeSet<(ApplicationId, KeyId)>,
     by_account: BTreeSet<(AccountId, KeyId)>,
-    /// The bytes of the entries of each account, and the key that the account's own hand has passed.
+    /// The bytes of the entries of each account, and the key that the account's own clock hand has passed.
     shares: Shares<Option<KeyId>>,
     service_keys: VecDeque<Digest>,
-    allowances: Allowances,
+    limiters: Limiters,
     watches: Watches,
 }
 
-impl Memory {
-    /// An empty cache of at most so many keys and bytes, and of so many allowances, for which every change up to `applied`
-    /// is no news. `margin`, in nanoseconds, is added to the leases of subscribers.
+impl Cache {
+    /// An empty cache within `bounds`, for which every change up to `applied` is applied. `margin`, in nanoseconds, is added
+    /// to the leases of subscribers.
     pub(crate) fn new(bounds: &Bounds, applied: Position, margin: u64) -> Self {
         let hash = DigestHash::random();
         Self {
             keys: Map::builder().hasher(hash).build(),
             service_keys: Map::builder().hasher(hash).build(),
             lease_end: AtomicU64::new(0),
-            books: Mutex::new(Books {
+            state: Mutex::new(CacheState {
                 applied,
                 recent: VecDeque::new(),
                 before_recent: applied,
@@ -194,267 +190,272 @@ impl Memory {
                 by_account: BTreeSet::new(),
                 service_keys: VecDeque::new(),
                 shares: Shares::new(bounds.entry_bytes),
-                allowances: Allowances::new(bounds.allowance_bytes),
+                limiters: Limiters::new(bounds.limiter_bytes),
                 watches: Watches::new(),
             }),
             max_entries: bounds.entries.min(u32::MAX as usize),
             evictions: AtomicU64::new(0),
             changed: AtomicU64::new(0),
-            forgotten: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
         }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         // After a panic in the middle of an eviction `applied` has not moved yet: the same change is applied again.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key with that digest, if it is remembered and may be answered from memory at `elapsed`.
-    pub(crate) fn recall(&self, digest: &Digest, elapsed: u64) -> Option<Arc<Entry>> {
-        if !self.may_answer(elapsed) {
+    /// Returns the key with that digest if it is cached and the lease is valid at `elapsed`.
+    pub(crate) fn get(&self, digest: &Digest, elapsed: u64) -> Option<Arc<Entry>> {
+        if !self.has_lease(elapsed) {
             return None;
         }
         let entry = Arc::clone(self.keys.pin().get(digest)?);
-        // Looked at before it is written, so that readers of one key leave its cache line to each other.
+        // Read before it is written, so that readers of one key can share its cache line.
         if !entry.touched.load(Ordering::Relaxed) {
             entry.touched.store(true, Ordering::Relaxed);
         }
         Some(entry)
     }
 
-    /// The key with that digest, if it is remembered and could be answered from memory no longer ago than `grace` before
-    /// `elapsed`. It may have been revoked since.
-    pub(crate) fn recall_late(
+    /// Returns the key with that digest if it is cached and the lease was valid `grace` before `elapsed`, or later. The key
+    /// may have been revoked since.
+    pub(crate) fn get_within_grace(
         &self,
         digest: &Digest,
         elapsed: u64,
         grace: u64,
     ) -> Option<Arc<Entry>> {
-        if !self.may_answer(elapsed.saturating_sub(grace)) {
+        if !self.has_lease(elapsed.saturating_sub(grace)) {
             return None;
         }
         self.keys.pin().get(digest).map(Arc::clone)
     }
 
-    /// The service key with that digest, under the same conditions.
-    pub(crate) fn recall_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
-        if self.may_answer(elapsed) {
+    /// Returns the service key with that digest if it is cached and the lease is valid at `elapsed`.
+    pub(crate) fn get_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
+        if self.has_lease(elapsed) {
             self.service_keys.pin().get(digest).copied()
         } else {
             None
         }
     }
 
-    /// Whether the lease lasts at `elapsed`. To be asked before an entry is looked up.
-    pub(crate) fn may_answer(&self, elapsed: u64) -> bool {
+    /// Whether the lease is valid at `elapsed`. Must be called before an entry is read.
+    pub(crate) fn has_lease(&self, elapsed: u64) -> bool {
         elapsed < self.lease_end.load(Ordering::SeqCst)
     }
 
-    /// To be taken before the source is asked, and given back with its answer.
+    /// The current generation. Read it before a request is sent to the source, and pass it on with the response.
     pub(crate) fn generation(&self) -> Generation {
-        Generation(self.books().generation)
+        Generation(self.state().generation)
     }
 
-    /// Takes in an answer of the source: remembers it if that is safe, and in any case prepares it to be judged once.
-    pub(crate) fn learn(
+    /// Inserts a fetched key if that is safe. Returns its entry in any case, to decide one request by.
+    pub(crate) fn insert_fetched(
         &self,
         digest: &Digest,
         seq: Seq,
-        asked: Generation,
+        requested: Generation,
         record: Record,
         elapsed: u64,
     ) -> Arc<Entry> {
         let mut record = record.compacted();
-        let mut books = self.books();
-        let fresh = books.is_fresh(seq, asked);
-        if let Some(id) = books.shares.id(&record.key.account_id) {
-            record.key.account_id = id; // one for all keys of the account
+        let mut state = self.state();
+        let fresh = state.is_fresh(seq, requested);
+        if let Some(id) = state.shares.id(&record.key.account_id) {
+            record.key.account_id = id; // shared by all keys of the account
         }
         let (account, limits) = (&record.key.account_id, record.key.rate_limits());
-        let allowances = limits
-            .map(|(key, limit)| books.allowances.of(account, key, limit, fresh, elapsed))
+        let limiters = limits
+            .map(|(key, limit)| {
+                state
+                    .limiters
+                    .get_or_insert(account, key, limit, fresh, elapsed)
+            })
             .collect();
-        let entry = Arc::new(Entry::new(*digest, record, allowances));
-        // An entry that takes much of the whole cache is used once: it would evict too many others.
-        if fresh && self.max_entries > 0 && entry.weight <= books.shares.largest() {
-            self.insert(&mut books, &entry);
+        let entry = Arc::new(Entry::new(*digest, record, limiters));
+        // A large entry is used once and not cached: it would evict too many others.
+        if fresh && self.max_entries > 0 && entry.weight <= state.shares.largest() {
+            self.insert(&mut state, &entry);
         }
         entry
     }
 
-    /// Takes in a service key: remembers it if that is safe.
-    pub(crate) fn learn_service_key(
+    /// Inserts a fetched service key if that is safe.
+    pub(crate) fn insert_fetched_service_key(
         &self,
         digest: &Digest,
         seq: Seq,
-        asked: Generation,
+        requested: Generation,
         id: ServiceKeyId,
     ) {
-        let mut books = self.books();
-        if !books.is_fresh(seq, asked) || self.service_keys.pin().insert(*digest, id).is_some() {
+        let mut state = self.state();
+        if !state.is_fresh(seq, requested) || self.service_keys.pin().insert(*digest, id).is_some()
+        {
             return;
         }
-        books.service_keys.push_back(*digest);
-        if books.service_keys.len() > MAX_SERVICE_KEYS
-            && let Some(oldest) = books.service_keys.pop_front()
+        state.service_keys.push_back(*digest);
+        if state.service_keys.len() > MAX_SERVICE_KEYS
+            && let Some(oldest) = state.service_keys.pop_front()
         {
             self.service_keys.pin().remove(&oldest);
         }
     }
 
-    fn insert(&self, books: &mut Books, entry: &Arc<Entry>) {
+    fn insert(&self, state: &mut CacheState, entry: &Arc<Entry>) {
         let key = &entry.record.key;
-        self.remove(books, key.id); // another request asked for the same key at the same time
-        while books.by_key.len() >= self.max_entries
-            || !books.shares.fits(&key.account_id, entry.weight)
+        self.remove(state, key.id); // another request may have fetched the same key at the same time
+        while state.by_key.len() >= self.max_entries
+            || !state.shares.fits(&key.account_id, entry.weight)
         {
-            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else {
+            let Some(next) = state.next_to_evict(&key.account_id, entry.weight) else {
                 return;
             };
-            self.remove(books, next);
+            self.remove(state, next);
             count(&self.evictions);
         }
-        books.enter(entry);
+        state.add(entry);
         self.keys.pin().insert(entry.digest, Arc::clone(entry));
     }
 
     /// Evicts a key. Returns whether it was cached.
-    fn remove(&self, books: &mut Books, key: KeyId) -> bool {
-        let Some(at) = books.by_key.get(&key).copied() else {
+    fn remove(&self, state: &mut CacheState, key: KeyId) -> bool {
+        let Some(at) = state.by_key.get(&key).copied() else {
             return false;
         };
         // First from the map that readers use, so that no panic below leaves an evicted key there.
-        self.keys.pin().remove(&books.entries[at as usize].digest);
-        books.leave(key, at);
+        self.keys.pin().remove(&state.entries[at as usize].digest);
+        state.remove(key, at);
         true
     }
 
-    /// Applies what has changed after the position up to which everything is applied. True when nothing is missing up
-    /// to the log's current position, false when the rest has to be asked for.
+    /// Applies the changes after the position up to which everything is applied. Returns whether nothing is missing up to
+    /// the log's current position.
     pub(crate) fn apply(&self, log: &ChangeLog) -> bool {
-        let mut books = self.books();
-        let before = books.applied;
+        let mut state = self.state();
+        let before = state.applied;
         let goes_on = |changes: &[(Position, Changed)]| {
             let gapless = changes
                 .iter()
                 .zip(before.seq.0 + 1..)
                 .all(|((at, _), expected)| at.seq.0 == expected);
             let last = changes.last().map_or(before, |(at, _)| *at);
-            // No news while the counter has moved is a gap too.
+            // No changes although the counter has moved: that is a gap, too.
             gapless && (last == log.current || (last.seq < log.current.seq && !changes.is_empty()))
         };
         let Some(changes) = log.changes.as_deref().filter(|changes| goes_on(changes)) else {
-            self.forget(&mut books, log.current);
+            self.clear(&mut state, log.current);
             return true;
         };
         for (at, changed) in changes {
-            self.evict(&mut books, changed);
-            books.applied = *at; // only now that nothing of it is left
-            books.keep(*at, changed);
+            self.evict(&mut state, changed);
+            state.applied = *at; // only now that it is evicted
+            state.keep(*at, changed);
         }
-        books.applied == log.current
+        state.applied == log.current
     }
 
-    /// Applies what an upstream told: everything that has changed up to `position`, or that nobody knows what has.
-    pub(crate) fn follow(&self, position: Position, changes: Option<&[Changed]>) {
-        let mut books = self.books();
+    /// Applies what an upstream sent: all changes up to `position`, or `None` if they are unknown, which clears the cache.
+    pub(crate) fn apply_news(&self, position: Position, changes: Option<&[Changed]>) {
+        let mut state = self.state();
         match changes {
             Some(changes) => {
                 changes
                     .iter()
-                    .for_each(|changed| self.evict(&mut books, changed));
-                books.applied = position; // only now that nothing of it is left
+                    .for_each(|changed| self.evict(&mut state, changed));
+                state.applied = position; // only now that all are evicted
             }
-            None => self.forget(&mut books, position),
+            None => self.clear(&mut state, position),
         }
     }
 
     /// Watches a key: the receiver is notified of every change to it that is applied after the returned one.
     pub(crate) fn watch(&self, key: &ApiKey) -> (watch::Receiver<()>, Seq) {
-        let mut books = self.books();
-        let applied = books.applied.seq;
-        (books.watches.watch(key), applied)
+        let mut state = self.state();
+        let applied = state.applied.seq;
+        (state.watches.watch(key), applied)
     }
 
-    fn evict(&self, books: &mut Books, changed: &Changed) {
-        books.watches.notify(changed);
+    fn evict(&self, state: &mut CacheState, changed: &Changed) {
+        state.watches.notify(changed);
         let keys: Vec<KeyId> = match changed {
             Changed::Key(id) => vec![*id],
-            Changed::Application(id) => books
+            Changed::Application(id) => state
                 .by_application
                 .range((*id, FIRST)..=(*id, LAST))
                 .map(|(_, key)| *key)
                 .collect(),
-            Changed::Account(id) => books
+            Changed::Account(id) => state
                 .by_account
                 .range((id.clone(), FIRST)..=(id.clone(), LAST))
                 .map(|(_, key)| *key)
                 .collect(),
             Changed::ServiceKey(id) => {
-                let known = self.service_keys.pin();
-                known.retain(|_, remembered| remembered != id);
-                books
+                let cached = self.service_keys.pin();
+                cached.retain(|_, cached| cached != id);
+                state
                     .service_keys
-                    .retain(|digest| known.contains_key(digest));
+                    .retain(|digest| cached.contains_key(digest));
                 return;
             }
         };
         let evicted = keys
             .into_iter()
-            .filter(|key| self.remove(books, *key))
+            .filter(|key| self.remove(state, *key))
             .count();
         self.changed.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
-    fn forget(&self, books: &mut Books, applied: Position) {
-        // Who begins has nothing to forget.
+    fn clear(&self, state: &mut CacheState, applied: Position) {
+        // Not when the verifier starts: its cache is empty.
         if self.len() > 0 || self.lease_end() > 0 {
             tracing::warn!(
-                from = books.applied.seq.0,
+                from = state.applied.seq.0,
                 to = applied.seq.0,
-                "the log of changes does not go on from where it was left; everything remembered is forgotten"
+                "the log of changes does not continue from the applied position; the cache is cleared"
             );
-            count(&self.forgotten);
+            count(&self.resets);
         }
-        self.end_lease(books);
+        self.end_lease(state);
         self.keys.pin().clear();
         self.service_keys.pin().clear();
-        books.entries.clear();
-        books.hand = 0;
-        books.by_key.clear();
-        books.by_application.clear();
-        books.by_account.clear();
-        books.shares.clear();
-        books.service_keys.clear();
-        books.recent.clear();
-        books.before_recent = applied;
-        books.subscribers.disown();
-        books.watches.notify_all();
-        books.applied = applied;
+        state.entries.clear();
+        state.hand = 0;
+        state.by_key.clear();
+        state.by_application.clear();
+        state.by_account.clear();
+        state.shares.clear();
+        state.service_keys.clear();
+        state.recent.clear();
+        state.before_recent = applied;
+        state.subscribers.disown();
+        state.watches.notify_all();
+        state.applied = applied;
     }
 
-    /// From here on nothing is answered from memory until a lease is granted that was asked for afterwards.
-    fn end_lease(&self, books: &mut Books) {
-        books.generation += 1;
+    /// Ends the lease. The next one is granted only by a renewal that is sent afterwards.
+    fn end_lease(&self, state: &mut CacheState) {
+        state.generation += 1;
         self.lease_end.store(0, Ordering::SeqCst);
     }
 
-    /// Stops answering from memory until the next renewal.
+    /// Ends the lease until the next renewal.
     pub(crate) fn drop_lease(&self) {
-        self.end_lease(&mut self.books());
+        self.end_lease(&mut self.state());
     }
 
-    /// Stops answering from memory for good.
+    /// Ends the lease for good.
     pub(crate) fn stop(&self) {
-        let mut books = self.books();
-        books.stopped = true;
-        self.end_lease(&mut books);
+        let mut state = self.state();
+        state.stopped = true;
+        self.end_lease(&mut state);
     }
 
-    /// A lease until `end`, unless leases have been ended since it was `asked` for. Whether it was granted.
-    pub(crate) fn grant(&self, asked: Generation, end: u64) -> bool {
-        let books = self.books();
-        let valid = books.generation == asked.0 && !books.stopped;
+    /// Grants a lease until `end`, unless the lease was ended since the renewal was `sent`. Returns whether it was granted.
+    pub(crate) fn grant(&self, sent: Generation, end: u64) -> bool {
+        let state = self.state();
+        let valid = state.generation == sent.0 && !state.stopped;
         if valid {
             self.lease_end.fetch_max(end, Ordering::SeqCst);
         }
@@ -462,29 +463,29 @@ impl Memory {
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.books().stopped
+        self.state().stopped
     }
 
-    /// Whether the last lease was ended before its time, and none has been granted since.
+    /// Whether the last lease was ended early, and none has been granted since.
     pub(crate) fn has_lost_lease(&self) -> bool {
         self.lease_end() == 0
     }
 
-    /// Up to which position everything is applied, and the state in which that is so.
+    /// The position up to which everything is applied, with the current generation.
     pub(crate) fn applied(&self) -> (Position, Generation) {
-        let books = self.books();
-        (books.applied, Generation(books.generation))
+        let state = self.state();
+        (state.applied, Generation(state.generation))
     }
 
-    /// [`Memory::applied`], and up to which change everything is applied here and by every subscriber that may still
-    /// answer at `elapsed`.
+    /// [`Cache::applied`], and the change up to which everything is applied here and by every subscriber whose lease may be
+    /// valid at `elapsed`.
     pub(crate) fn applied_everywhere(&self, elapsed: u64) -> (Position, Generation, Seq) {
-        let mut books = self.books();
-        let reported = books.reported(elapsed);
-        (books.applied, Generation(books.generation), reported)
+        let mut state = self.state();
+        let reported = state.reported(elapsed);
+        (state.applied, Generation(state.generation), reported)
     }
 
-    /// Takes down that a poll has arrived, and what its subscriber has applied.
+    /// Records that a poll has arrived, and what its subscriber has applied.
     pub(crate) fn acknowledge(
         &self,
         subscriber: VerifierId,
@@ -492,24 +493,24 @@ impl Memory {
         position: Position,
         elapsed: u64,
     ) -> Result<Acknowledged, SharedId> {
-        let mut books = self.books();
-        let before = books.reported(elapsed);
-        if books.subscribers.arrive(subscriber, ids, false, elapsed)? == Arrival::Late {
+        let mut state = self.state();
+        let before = state.reported(elapsed);
+        if state.subscribers.arrive(subscriber, ids, false, elapsed)? == Arrival::Late {
             return Ok(Acknowledged::Late);
         }
-        // What was applied of another history says nothing about this one.
-        if books.changes_after(position).is_some() {
-            books.subscribers.acknowledge(subscriber, position.seq);
+        // A position in another history says nothing about this one.
+        if state.changes_after(position).is_some() {
+            state.subscribers.acknowledge(subscriber, position.seq);
         }
-        Ok(if books.reported(elapsed) > before {
+        Ok(if state.reported(elapsed) > before {
             Acknowledged::More
         } else {
             Acknowledged::NoMore
         })
     }
 
-    /// What a subscriber at `position` has to apply, at most `limit` changes, and the lease it may take afterwards. Also
-    /// whether the usage that came with the poll has to be counted, which is so once for each poll.
+    /// Returns what a subscriber at `position` has to apply, at most `limit` changes, with the lease that it may take
+    /// afterwards, and whether the usage that came with the poll has to be counted, which is so once per poll.
     pub(crate) fn serve(
         &self,
         subscriber: VerifierId,
@@ -518,27 +519,27 @@ impl Memory {
         limit: usize,
         elapsed: u64,
     ) -> Result<(News, bool), NoLease> {
-        let mut books = self.books();
-        if books.subscribers.still(subscriber, ids)? == Arrival::Late {
+        let mut state = self.state();
+        if state.subscribers.still(subscriber, ids)? == Arrival::Late {
             return Ok((News::none(position), false));
         }
-        let missing = books.changes_after(position);
-        let whole = missing
+        let missing = state.changes_after(position);
+        let is_complete = missing
             .as_ref()
             .is_none_or(|changes| changes.len() <= limit);
         let changes: Option<Vec<_>> = missing.map(|changes| changes.take(limit).cloned().collect());
         let position = match changes.as_deref() {
-            Some([.., (last, _)]) if !whole => *last,
-            _ => books.applied,
+            Some([.., (last, _)]) if !is_complete => *last,
+            _ => state.applied,
         };
-        // A lease comes only with all there is.
-        let mut left = if whole {
+        // A lease comes only with all missing changes.
+        let mut left = if is_complete {
             self.lease_end().saturating_sub(elapsed)
         } else {
             0
         };
         if left > 0
-            && !books.subscribers.grant(
+            && !state.subscribers.grant(
                 subscriber,
                 position.seq,
                 elapsed.saturating_add(left),
@@ -549,7 +550,7 @@ impl Memory {
         }
         let changes =
             changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
-        let counts = books.subscribers.counts(subscriber, ids);
+        let counts = state.subscribers.counts(subscriber, ids);
         Ok((
             News {
                 position,
@@ -560,30 +561,29 @@ impl Memory {
         ))
     }
 
-    /// Takes a subscriber off that has stopped answering from memory. Whether the usage that came with it has to be
-    /// counted.
+    /// Ends a subscription: the subscriber uses its cache no more. Returns whether the usage that it sent has to be counted.
     pub(crate) fn leave(
         &self,
         subscriber: VerifierId,
         ids: Option<&PollIds>,
         elapsed: u64,
     ) -> Result<bool, SharedId> {
-        let mut books = self.books();
-        if books.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
+        let mut state = self.state();
+        if state.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
             return Ok(false);
         }
-        books.subscribers.leave(subscriber);
-        Ok(books.subscribers.counts(subscriber, ids))
+        state.subscribers.leave(subscriber);
+        Ok(state.subscribers.counts(subscriber, ids))
     }
 
-    /// When no subscriber will hold a lease any more; `None` when none does.
+    /// When the last lease of a subscriber ends; `None` if no subscriber holds one.
     pub(crate) fn subscribed_until(&self) -> Option<u64> {
-        self.books().subscribers.end()
+        self.state().subscribers.end()
     }
 
     /// How many subscribers hold a lease at `elapsed`.
     pub(crate) fn subscribers(&self, elapsed: u64) -> usize {
-        self.books().subscribers.len(elapsed)
+        self.state().subscribers.len(elapsed)
     }
 
     pub(crate) fn lease_end(&self) -> u64 {
@@ -594,26 +594,26 @@ impl Memory {
         self.keys.len()
     }
 
-    /// How many bytes the entries and the allowances take, as estimated.
+    /// How many bytes the entries and the rate limits take, as estimated.
     pub(crate) fn bytes(&self) -> usize {
-        let books = self.books();
-        books.shares.held() + books.allowances.bytes()
+        let state = self.state();
+        state.shares.held() + state.limiters.bytes()
     }
 
-    /// Keys evicted for room, keys evicted by changes, and how often all were forgotten.
+    /// The number of keys evicted for room and by changes, and how often the cache was cleared.
     pub(crate) fn evicted(&self) -> [u64; 3] {
-        [&self.evictions, &self.changed, &self.forgotten]
+        [&self.evictions, &self.changed, &self.resets]
             .map(|counter| counter.load(Ordering::Relaxed))
     }
 }
 
-impl Books {
-    /// Whether an answer that came with `seq` shows every change that has begun to be applied.
-    fn is_fresh(&self, seq: Seq, asked: Generation) -> bool {
-        !self.stopped && self.generation == asked.0 && seq >= self.applied.seq
+impl CacheState {
+    /// Whether a response at `seq` shows every change that has begun to be applied.
+    fn is_fresh(&self, seq: Seq, requested: Generation) -> bool {
+        !self.stopped && self.generation == requested.0 && seq >= self.applied.seq
     }
 
-    /// Up to which change everything is applied here and by every subscriber.
+    /// The change up to which everything is applied here and by every subscriber.
     fn reported(&mut self, elapsed: u64) -> Seq {
         let applied = self.applied.seq;
         self.subscribers
@@ -621,7 +621,7 @@ impl Books {
             .map_or(applied, |acknowledged| acknowledged.min(applied))
     }
 
-    /// Keeps a change that was applied, for subscribers.
+    /// Keeps an applied change for subscribers.
     fn keep(&mut self, at: Position, changed: &Changed) {
         if self.recent.len() >= RECENT_CHANGES
             && let Some((oldest, _)) = self.recent.pop_front()
@@ -631,7 +631,7 @@ impl Books {
         self.recent.push_back((at, changed.clone()));
     }
 
-    /// The changes after `position`; `None` when that is no position of this log, or one from too long ago.
+    /// The changes after `position`; `None` if it is not a position of this log, or is too old.
     fn changes_after(
         &self,
         position: Position,
@@ -648,7 +648,7 @@ impl Books {
         Some(self.recent.range(first..))
     }
 
-    fn enter(&mut self, entry: &Arc<Entry>) {
+    fn add(&mut self, entry: &Arc<Entry>) {
         let key = &entry.record.key;
         self.by_key.insert(key.id, self.entries.len() as u32); // at most `max_entries`, which fits
         self.by_account.insert((key.account_id.clone(), key.id));
@@ -659,8 +659,8 @@ impl Books {
         self.entries.push(Arc::clone(entry));
     }
 
-    /// Takes out the entry of a key, which is at that place.
-    fn leave(&mut self, key: KeyId, at: u32) {
+    /// Removes the entry of a key, which has that index.
+    fn remove(&mut self, key: KeyId, at: u32) {
         let entry = self.entries.swap_remove(at as usize);
         self.by_key.remove(&key);
         if let Some(moved) = self.entries.get(at as usize) {
@@ -674,16 +674,16 @@ impl Books {
         self.shares.remove(&key.account_id, entry.weight);
     }
 
-    /// The key that makes room for so many bytes of an account: one of the account that holds more than its fair share, or
-    /// any when none does. `None` when no key is cached.
-    fn next_to_go(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
+    /// The key to evict so that an account gets so many bytes: a key of the account that holds the most, if that is more
+    /// than its fair share, and otherwise any. `None` if no key is cached.
+    fn next_to_evict(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
         let payer = self.shares.payer(account, bytes);
         payer
             .and_then(|payer| self.next_of(&payer))
             .or_else(|| self.next_of_all())
     }
 
-    /// The next key of an account to go: in turn, but one that was used since the account's hand last passed stays.
+    /// The next key of an account to evict: in turn, except those that were used since the account's hand last passed.
     fn next_of(&mut self, account: &AccountId) -> Option<KeyId> {
         let hand = self.shares.get_mut(account)?;
         let all = |range: (Bound<KeyId>, KeyId)| {
@@ -705,7 +705,7 @@ impl Books {
         *hand
     }
 
-    /// The next key to go, of whichever account, by the hand that passes all of them.
+    /// The next key to evict, whatever its account, by the clock hand that passes all of them.
     fn next_of_all(&mut self) -> Option<KeyId> {
         let mut next = None;
         for _ in 0..SECOND_CHANCES {
@@ -720,8 +720,8 @@ impl Books {
     }
 }
 
-/// Hashes digests. They are evenly spread already, so eight of their bytes are enough; mixed with numbers nobody
-/// outside knows, so that nobody can choose keys that fall together.
+/// Hashes digests. They are evenly distributed already, so eight of their bytes are enough. They are mixed with secret
+/// random numbers, so that no client can choose keys that collide.
 #[derive(Clone, Copy)]
 struct DigestHash {
     add: u64,
@@ -763,7 +763,7 @@ impl Hasher for DigestHasher {
         self.hash ^= (product as u64) ^ ((product >> 64) as u64);
     }
 
-    /// The length of a digest tells nothing.
+    /// All digests have the same length.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {

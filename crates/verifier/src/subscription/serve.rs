@@ -1,7 +1,7 @@
 //! Serving subscribers: a verifier of a store is what verifiers without one subscribe to.
 //!
-//! A poll is an acknowledgement, taken down as it comes, and a question, answered when there is something new. The
-//! rules are in `subscribers.rs`.
+//! A poll acknowledges changes, which is recorded when it arrives, and waits for new ones. The rules are in
+//! `subscribers.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,14 +9,15 @@ use tokio::time::sleep;
 use tollkey_core::Digest;
 
 use crate::{
+    cache::Acknowledged,
     clock::nanos,
-    memory::Acknowledged,
+    requester::Requester,
     source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Upstream},
-    subscribers::{NoLease, SharedId},
-    verifier::{Requester, Verifier},
+    subscription::subscribers::{NoLease, SharedId},
+    verifier::Verifier,
 };
 
-/// How many changes one answer brings.
+/// The most changes in one response.
 const CHANGES: usize = 500;
 /// The longest a poll waits once polls are released. Without any wait, a subscriber that has no other replica would poll
 /// without a pause.
@@ -36,8 +37,8 @@ impl<S: Primary> Verifier<S> {
     ) -> Result<Snapshot, SourceError> {
         let inner = &*self.0;
         // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
-        let (applied, _) = inner.memory.applied();
-        match inner.memory.recall(digest, nanos(inner.clock.elapsed())) {
+        let (applied, _) = inner.cache.applied();
+        match inner.cache.get(digest, nanos(inner.clock.elapsed())) {
             Some(entry) => {
                 inner.counters.hits.count();
                 Ok(Snapshot {
@@ -45,7 +46,7 @@ impl<S: Primary> Verifier<S> {
                     record: Some(entry.record.clone()),
                 })
             }
-            None => Ok(inner.fetch(digest, requester).await?.0),
+            None => Ok(inner.fetch_key(digest, requester).await?.0),
         }
     }
 
@@ -61,7 +62,7 @@ impl<S: Primary> Verifier<S> {
         tracing::warn!(
             "two processes use one subscriber ID, as clones of a machine do; both are told to take a new ID"
         );
-        self.0.poked.notify_one();
+        self.0.notification.notify_one();
         PollError::SharedId
     }
 }
@@ -79,10 +80,10 @@ impl<S: Primary> Upstream for Verifier<S> {
         let ids = poll.ids.as_ref();
         let now = || nanos(inner.clock.elapsed());
         match inner
-            .memory
+            .cache
             .acknowledge(poll.subscriber, ids, poll.position, now())
         {
-            Ok(Acknowledged::More) => inner.poked.notify_one(), // there is more to report
+            Ok(Acknowledged::More) => inner.notification.notify_one(), // there is more to report
             Ok(Acknowledged::NoMore) => {}
             Ok(Acknowledged::Late) => return Ok(News::none(poll.position)),
             Err(shared) => return Err(self.shared_id(shared)),
@@ -96,27 +97,27 @@ impl<S: Primary> Upstream for Verifier<S> {
             inner.lease / 3
         });
         if wait > Duration::ZERO {
-            // Whether there is news or not, the response is what is known by then.
+            // Whatever ends the wait, the response has the changes that are known by then.
             tokio::select! {
                 _ = applied.wait_for(|applied| *applied != poll.position) => {}
                 _ = released.wait_for(|released| *released && !is_released) => {}
                 () = sleep(wait) => {}
             }
         }
-        if inner.memory.is_stopped() {
+        if inner.cache.is_stopped() {
             return Err(PollError::Rejected);
         }
         let (news, counts) = inner
-            .memory
+            .cache
             .serve(poll.subscriber, ids, poll.position, CHANGES, now())
             .map_err(|why| match why {
                 NoLease::Full => {
-                    tracing::warn!("there are too many subscribers; one more is refused");
+                    tracing::warn!("there are too many subscribers; one more is rejected");
                     PollError::Rejected
                 }
                 NoLease::SharedId => self.shared_id(SharedId),
             })?;
-        // Only now that the subscriber will not tell it again.
+        // Only now that the subscriber will not send it again.
         if counts {
             inner.ledger.receive(poll.usage);
         }
@@ -125,7 +126,7 @@ impl<S: Primary> Upstream for Verifier<S> {
 
     async fn leave(&self, leave: Leave) -> Result<(), PollError> {
         let inner = &*self.0;
-        let left = inner.memory.leave(
+        let left = inner.cache.leave(
             leave.subscriber,
             leave.ids.as_ref(),
             nanos(inner.clock.elapsed()),
@@ -133,7 +134,7 @@ impl<S: Primary> Upstream for Verifier<S> {
         if left.map_err(|shared| self.shared_id(shared))? {
             inner.ledger.receive(leave.usage);
         }
-        inner.poked.notify_one();
+        inner.notification.notify_one();
         Ok(())
     }
 }

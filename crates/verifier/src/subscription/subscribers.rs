@@ -1,7 +1,7 @@
 //! The subscribers of this verifier: verifiers in other processes that have no store of their own.
 //!
 //! Leases nest. A subscriber's lease ends no later than the lease it was granted from, and what this verifier reports as
-//! applied is the least of what it and its subscribers have applied. So whoever waits for this verifier waits for its
+//! applied is the least of what it and its subscribers have applied. So a process that waits for this verifier waits for its
 //! subscribers too. All of this is under the lock of the cache, so that a subscriber is registered in the same critical
 //! section that computes the response to it.
 //!
@@ -32,7 +32,7 @@ use crate::source::{PollId, PollIds};
 const MAX: usize = 1024;
 
 /// How many subscribers are known, those without a lease included. Beyond that, the one that has been silent for the
-/// longest time is forgotten. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
+/// longest time is removed. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
 const MAX_KNOWN: usize = 2 * MAX;
 
 /// For how long the last poll of a subscriber without a lease is known, in nanoseconds: a subscriber that could not reach
@@ -73,18 +73,18 @@ impl From<SharedId> for NoLease {
 pub(crate) enum Arrival {
     /// It is the newest poll, or repeats it.
     Newest,
-    /// The subscriber has sent a newer one since, so nobody waits for the response.
+    /// The subscriber has sent a newer one since, and does not wait for the response.
     Late,
 }
 
 #[derive(Debug)]
 struct Subscriber {
-    /// Up to which change it has forgotten what was changed.
+    /// The change up to which it has evicted what was changed.
     acknowledged: Seq,
     /// The end of the longest lease it was ever granted here, in nanoseconds of this verifier's clock; 0 for none.
     lease_end: u64,
-    /// It answers nothing from memory any more. Kept as long as its lease would have lasted, because a poll of its may
-    /// still be hanging that must not list it again.
+    /// It has ended its subscription. Kept until its lease would have ended, because a poll of it may still be waiting that
+    /// must not register it again.
     left: bool,
     /// Two processes use this ID.
     shared: bool,
@@ -137,7 +137,7 @@ impl Subscribers {
         }
     }
 
-    /// Forgets those whose leases are over at `now`, and whose polls were long ago.
+    /// Removes those whose leases have ended at `now` and whose polls were long ago.
     fn drop_lapsed(&mut self, now: u64) {
         let margin = self.margin;
         self.known.retain(|_, subscriber| {
@@ -164,7 +164,7 @@ impl Subscribers {
         }
     }
 
-    /// Takes down that a poll has arrived; `leaves` for the end of a subscription. What it acknowledges counts only if this
+    /// Records that a poll has arrived; `leaves` for the end of a subscription. What it acknowledges counts only if this
     /// is [`Arrival::Newest`].
     pub(crate) fn arrive(
         &mut self,
@@ -246,20 +246,20 @@ impl Subscribers {
         subscriber.is_newest(ids) && subscriber.counted.replace(ids.id) != Some(ids.id)
     }
 
-    /// Takes down that a subscriber has forgotten everything that was changed up to `seq`.
+    /// Records that a subscriber has evicted everything that was changed up to `seq`.
     pub(crate) fn acknowledge(&mut self, id: VerifierId, seq: Seq) {
         if let Some(subscriber) = self.known.get_mut(&id) {
             subscriber.acknowledged = subscriber.acknowledged.max(seq);
         }
     }
 
-    /// Grants a lease until `lease_end` with an answer that leads to `answered`. One that holds no lease from here
-    /// can answer from memory only after applying that answer; one that does may still answer from before it. False
-    /// for one that has left.
+    /// Grants a lease until `lease_end` with a response that leads to change `sent`. A subscriber without a lease uses its
+    /// cache only after applying that response; a subscriber with one may still use it as it was before. Returns `false`
+    /// for a subscriber that has left.
     pub(crate) fn grant(
         &mut self,
         id: VerifierId,
-        answered: Seq,
+        sent: Seq,
         lease_end: u64,
         now: u64,
     ) -> Result<bool, Full> {
@@ -287,13 +287,13 @@ impl Subscribers {
             return Ok(false);
         }
         if !may_hold_lease {
-            subscriber.acknowledged = answered;
+            subscriber.acknowledged = sent;
         }
         subscriber.lease_end = subscriber.lease_end.max(lease_end);
         Ok(true)
     }
 
-    /// Takes one off that has stopped answering from memory for good.
+    /// Ends a subscription: the subscriber has ended its lease for good.
     pub(crate) fn leave(&mut self, id: VerifierId) {
         if let Some(subscriber) = self.known.get_mut(&id) {
             subscriber.left = true;
@@ -307,21 +307,22 @@ impl Subscribers {
             .filter(move |subscriber| !subscriber.left && subscriber.may_hold_lease(margin, now))
     }
 
-    /// From here on nobody has acknowledged anything: the log is another one than theirs.
+    /// Discards all acknowledgements: they are about another log.
     pub(crate) fn disown(&mut self) {
         for subscriber in self.known.values_mut() {
             subscriber.acknowledged = Seq::default();
         }
     }
 
-    /// Up to which change everything is forgotten by all whose leases last at `now`; `None` without any.
+    /// The change up to which everything is evicted by all whose leases are valid at `now`; `None` if there is no such
+    /// subscriber.
     pub(crate) fn acknowledged(&mut self, now: u64) -> Option<Seq> {
         self.living(now)
             .map(|subscriber| subscriber.acknowledged)
             .min()
     }
 
-    /// When the last of their leases will be over.
+    /// When the last of their leases ends.
     pub(crate) fn end(&self) -> Option<u64> {
         let with_lease = self
             .known
@@ -536,7 +537,7 @@ mod tests {
         assert_eq!(
             all.acknowledged(20),
             Some(Seq(3)),
-            "a subscriber with a lease is never forgotten"
+            "a subscriber with a lease is never removed"
         );
         let last = VerifierId::from_bytes(u128::from(999 + 2 * MAX_KNOWN as u64).to_be_bytes());
         assert!(all.known.contains_key(&last));
@@ -550,7 +551,11 @@ mod tests {
         let mut all = Subscribers::new(5);
         assert_eq!(all.acknowledged(0), None);
         all.acknowledge(id(1), Seq(3));
-        assert_eq!(all.acknowledged(0), None, "acknowledging registers nobody");
+        assert_eq!(
+            all.acknowledged(0),
+            None,
+            "acknowledging registers no subscriber"
+        );
     }
 
     #[test]
@@ -565,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_no_acknowledgement_for_one_that_holds_a_lease() {
+    fn response_is_no_acknowledgement_of_a_lease_holder() {
         let mut all = Subscribers::new(5);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.grant(id(1), Seq(8), 150, 50).unwrap();
@@ -588,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_stays_away_even_when_an_older_poll_of_its_is_answered_afterwards() {
+    fn older_poll_does_not_bring_back_a_subscriber() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.leave(id(1));

@@ -38,7 +38,7 @@ async fn a_revocation_evicts_its_key_and_no_other() {
         (Ok(()), Ok(()))
     );
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
     assert!(!world.one.asks(1).await);
     assert_eq!(world.one.verifier.stats().changed, 1);
@@ -77,7 +77,12 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
     let disable =
         |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
     world.source.change_all(Changed::Application(a), disable);
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.one.outcome(1).await, Err(Denial::ApplicationDisabled));
     assert_eq!(asks().await, [true, false, false, false]);
 
@@ -86,7 +91,12 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
         .change_all(Changed::Account(account("acme")), |it| {
             it.application_enabled = true
         });
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(asks().await, [true, true, true, false]);
     remember_all().await;
 
@@ -96,7 +106,12 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
     world
         .source
         .change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(asks().await, [false; 4]);
 }
 
@@ -118,7 +133,7 @@ async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
         tokio::task::yield_now().await; // until the old state has been read, but not delivered
     }
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     drop(held);
     assert_eq!(slow.await.unwrap(), Ok(()), "that request had begun before");
     assert_eq!(world.one.verifier.stats().entries, 0);
@@ -133,7 +148,12 @@ async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
             .source
             .change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
     }
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     let held = world.source.hold().await;
     let slow = tokio::spawn({
         let verifier = world.one.verifier.clone();
@@ -150,7 +170,12 @@ async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
     }
     // The database is restored from a backup. The answer under way bears a higher number than everything after it.
     world.source.restore(Seq(2));
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     drop(held);
     assert_eq!(slow.await.unwrap(), Ok(()));
     assert_eq!(world.one.verifier.stats().entries, 0);
@@ -165,10 +190,10 @@ async fn a_gap_in_the_log_makes_it_forget_everything() {
     world.revoke(0);
     let (seq, since) = world.revoke(1);
     world.source.prune(Seq(seq.0 - 1)); // the log no longer tells of key 0
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.verifier.stats().entries, 0);
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
-    assert_eq!(world.one.verifier.stats().forgotten, 1);
+    assert_eq!(world.one.verifier.stats().resets, 1);
     assert_eq!(world.one.verifier.stats().seq, seq);
 }
 
@@ -178,7 +203,7 @@ async fn a_log_that_is_gone_altogether_is_a_gap_too() {
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
     world.source.prune(seq);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
 }
 
@@ -186,7 +211,7 @@ async fn a_log_that_is_gone_altogether_is_a_gap_too() {
 async fn a_counter_that_goes_back_makes_it_forget_everything() {
     let world = World::new(2).await;
     let (seq, since) = world.revoke(1);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     world.source.restore(Seq(0));
     world.source.put(&text(0), {
@@ -194,9 +219,14 @@ async fn a_counter_that_goes_back_makes_it_forget_everything() {
         it.key.suspended_at = Some(it.key.created_at);
         it
     });
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     let stats = world.one.verifier.stats();
-    assert_eq!((stats.entries, stats.seq, stats.forgotten), (0, Seq(0), 1));
+    assert_eq!((stats.entries, stats.seq, stats.resets), (0, Seq(0), 1));
     assert_eq!(world.one.outcome(0).await, Err(Denial::Suspended));
 }
 
@@ -212,9 +242,14 @@ async fn a_long_log_is_read_in_pieces() {
             .source
             .change_all(Changed::Key(KeyId::from_bytes(id)), |_| ());
     }
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.one.verifier.stats().seq, Seq(2500));
-    assert_eq!(world.one.verifier.stats().forgotten, 0);
+    assert_eq!(world.one.verifier.stats().resets, 0);
     assert!(!world.one.asks(0).await);
 }
 
@@ -238,7 +273,12 @@ async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
     world
         .source
         .change_all(Changed::Account(account("acme")), |_| ());
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     assert_eq!(world.one.verifier.stats().entries, 0);
     for n in 0..20 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
@@ -284,7 +324,7 @@ async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
     }
     assert_eq!(world.one.verifier.stats().entries, 1);
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.verifier.stats().entries, 0);
 }
 
@@ -319,7 +359,7 @@ async fn service_keys_are_remembered_and_evicted_alike() {
     assert_eq!(world.source.finds(), 4, "an unknown one is not remembered");
 
     world.source.revoke_service_key(id);
-    one.settle_current().await.unwrap();
+    one.wait_until_all_propagated().await.unwrap();
     assert_eq!(one.verify_service_key(&key, None).await, Ok(None));
     assert_eq!(
         one.verify_service_key(&other, None).await,
@@ -345,7 +385,12 @@ async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
         tokio::task::yield_now().await;
     }
     world.source.revoke_service_key(id);
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     drop(held);
     assert_eq!(slow.await.unwrap(), Ok(Some(id)));
     assert_eq!(

@@ -1,10 +1,12 @@
-//! A server of Tollkey as the source: `POST /sync` and `POST /sync/lookup`, through `tollkey-client`.
+//! A Tollkey server as the source of a [verifier](tollkey_verifier): `POST /sync` and `POST /sync/lookup`, through
+//! `tollkey-client`. A [`Guard`](crate::Guard) uses it; use it directly for a verifier without a guard.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use tollkey_client::{Auth, Client};
 //! # use tollkey_core::{Catalogue, Need, VerifierId};
-//! # use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+//! # use tollkey_middleware::source::HttpSource;
+//! # use tollkey_verifier::{Settings, SystemClock, Verifier};
 //! # async fn example(service_key: &str, presented: &str, id: VerifierId) -> Result<(), Box<dyn std::error::Error>> {
 //! let tollkey = Client::new("https://keys.example.com")?.with_auth(Auth::service(service_key));
 //! let source = HttpSource::new(&tollkey, Arc::new(Catalogue::default()));
@@ -33,16 +35,14 @@ use tollkey_core::{
     AccountId, ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position,
     ProblemCode, RateLimit, Record, Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
 };
-
-use crate::{
-    log_limit::LogLimit,
-    source::{Leave, News, Poll, PollError, PollIds, Snapshot, Source, SourceError, Upstream},
+use tollkey_verifier::{
+    Leave, LogLimit, News, Poll, PollError, PollIds, Snapshot, Source, SourceError, Upstream,
 };
 
-/// How long an answer may take that nobody was asked to wait for.
+/// The longest time for a response, without the time that a poll asks the server to wait.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server that is subscribed to over HTTP.
+/// A subscription to a server over HTTP.
 ///
 /// The client opens new connections by itself when those it has are silent.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Log {
         limit.allows(self.started.elapsed())
     }
 
-    /// Says what an error means, and logs it.
+    /// Returns the meaning of an error, and logs it.
     fn failure(&self, error: &Error) -> Failure {
         match (error.kind(), error.status()) {
             (ErrorKind::Refused, Some(401 | 403)) => {
@@ -180,8 +180,8 @@ impl Log {
 }
 
 impl HttpSource {
-    /// The server of that client, which presents a service key. `catalogue` has the scopes that will be asked for; others
-    /// that a key has are of no use here. The client's limits of time are replaced: an answer may take two seconds.
+    /// The server of this client, which presents a service key. `catalogue` has the scopes that requests will need; other
+    /// scopes of a key are ignored. The client's timeouts are replaced: a response may take two seconds.
     #[must_use]
     pub fn new(client: &Client, catalogue: Arc<Catalogue>) -> Self {
         Self {
@@ -276,7 +276,7 @@ impl Upstream for HttpSource {
                 .cursor
                 .parse()
                 .map_err(|rule: Invalid| self.log.unreadable(&rule))?,
-            // What a newer server calls by a word we do not know may be about anything.
+            // A kind of change that only a newer server knows may be about any key.
             changes: answer
                 .changes
                 .and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
@@ -304,7 +304,7 @@ fn usage(usage: &Usage) -> api::Usage {
     }
 }
 
-/// A key as the server has it. Scopes that are not in the catalogue cannot be asked for here.
+/// The key of a response. Scopes that are not in the catalogue are left out, because no request can need them.
 fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid> {
     let scopes: Vec<Scope> = key
         .scopes
@@ -352,7 +352,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
             rotated_from: None,
             rotated_to: None,
             rotated_at: key.rotated_at.map(Into::into),
-            // The server has resolved what the ancestors restrict; what a use is counted against comes by itself.
+            // The server has applied the restrictions of the ancestors. Only their rate limits come separately.
             inherited: (!rate_limits.is_empty()).then(|| {
                 Box::new(Inherited {
                     rate_limits,

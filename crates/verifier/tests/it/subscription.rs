@@ -219,9 +219,9 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
         assert_eq!((far.outcome(n).await, far.asks(n).await), (Ok(()), false));
         sleep(Duration::from_millis(10)).await;
         let (seq, since) = world.revoke(n);
-        world.one.verifier.poke(); // as a NOTIFY would
-        other.verifier.poke();
-        revoker.verifier.settle(seq, since).await;
+        world.one.verifier.notify(); // as a NOTIFY would
+        other.verifier.notify();
+        revoker.verifier.wait_until_propagated(seq, since).await;
         let took = world.clock.elapsed() - since;
         assert!(
             took < SOON,
@@ -236,11 +236,14 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
     }
     let stats = world.one.verifier.stats();
     assert_eq!(
-        (stats.settles_for_subscribers, stats.settles_over_a_lease),
+        (
+            stats.propagations_for_subscribers,
+            stats.propagations_over_a_lease
+        ),
         (1, 0)
     );
     assert_eq!(
-        other.verifier.stats().settles_for_subscribers,
+        other.verifier.stats().propagations_for_subscribers,
         0,
         "it is the other's subscriber"
     );
@@ -255,13 +258,13 @@ async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
         world
             .source
             .change(&text(0), |record| record.key.revoked_at = None);
-        revoker.verifier.settle_current().await.unwrap();
+        revoker.verifier.wait_until_all_propagated().await.unwrap();
         assert_eq!(far.outcome(0).await, Ok(()));
         let (frozen, link) = far.freeze().await;
         let (seq, since) = world.revoke(0);
-        world.one.verifier.poke();
-        other.verifier.poke();
-        let settled = revoker.verifier.settle(seq, since);
+        world.one.verifier.notify();
+        other.verifier.notify();
+        let settled = revoker.verifier.wait_until_propagated(seq, since);
         let mut settled = std::pin::pin!(settled);
         let mut said_yes = 0;
         loop {
@@ -325,7 +328,7 @@ async fn one_that_is_cut_off_answers_until_its_lease_ends_and_then_not_at_all() 
     // The change meanwhile finds nobody to wait for any more.
     sleep(LEASE).await;
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since);
     far.link.set_cut(false);
     let back_at = world.clock.elapsed();
@@ -344,7 +347,7 @@ async fn a_lease_that_never_arrived_is_waited_for_like_one_that_did() {
     far.link.0.loses_answers.store(true, Ordering::SeqCst);
     sleep(LEASE / 2).await; // polls go on arriving, and acknowledge nothing new
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(
         far.verifier.stats().lease_left.is_zero(),
         "nothing is answered from before"
@@ -361,7 +364,7 @@ async fn who_has_left_is_not_waited_for() {
     far.task.await.unwrap();
     assert!(far.verifier.stats().lease_left.is_zero());
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since);
 }
 
@@ -407,7 +410,10 @@ async fn stopping_replica_does_not_wait_for_a_long_lease() {
     let seq = world.source.change(&text(0), |record| {
         record.key.revoked_at = Some(world.clock.now())
     });
-    other.verifier.settle(seq, world.clock.elapsed()).await;
+    other
+        .verifier
+        .wait_until_propagated(seq, world.clock.elapsed())
+        .await;
     assert!(
         far.verifier.stats().lease_left.is_zero() && !world.source.verifiers().contains_key(&id)
     );
@@ -447,13 +453,13 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
         sleep(LEASE).await;
         assert!(!far.asks(0).await);
     }
-    assert_eq!(far.verifier.stats().forgotten, 0);
+    assert_eq!(far.verifier.stats().resets, 0);
     // The one it left goes by the lease it granted last; the other one is answered at once.
     sleep(LEASE).await;
     let (seq, since) = world.revoke(0);
-    world.one.verifier.poke();
-    other.verifier.poke();
-    other.verifier.settle(seq, since).await;
+    world.one.verifier.notify();
+    other.verifier.notify();
+    other.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     assert_eq!(
         (far.outcome(0).await, far.asks(1).await),
@@ -469,7 +475,7 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
     assert_eq!(other.outcome(0).await, Ok(()));
     far.link.0.look_up_at.store(1, Ordering::SeqCst);
     let (seq, since) = world.revoke(0);
-    world.one.verifier.poke(); // and not the other
+    world.one.verifier.notify(); // and not the other
     sleep(Duration::from_millis(10)).await;
     assert_eq!(far.verifier.stats().seq, seq);
     assert_eq!(
@@ -478,8 +484,8 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
         "the change is not settled yet"
     );
     assert!(far.asks(0).await, "it was not remembered");
-    other.verifier.poke();
-    world.one.verifier.settle(seq, since).await;
+    other.verifier.notify();
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
 }
 
@@ -520,7 +526,7 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
     let world = World::new(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     world.revoke(0);
-    world.one.verifier.poke();
+    world.one.verifier.notify();
     sleep(SOON).await;
     assert_eq!(
         (far.outcome(0).await, far.outcome(1).await),
@@ -530,13 +536,18 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
     world.source.restore(Seq(0));
     world.revoke(1);
     assert_eq!(world.source.position().seq, Seq(1));
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     sleep(LEASE).await;
     assert_eq!(far.outcome(1).await, Err(Denial::Revoked));
     assert_eq!(
         (
-            world.one.verifier.stats().forgotten,
-            far.verifier.stats().forgotten
+            world.one.verifier.stats().resets,
+            far.verifier.stats().resets
         ),
         (1, 1),
     );
@@ -552,13 +563,18 @@ async fn more_changes_than_one_answer_holds_are_applied_before_there_is_a_lease(
         world.source.change(&text(1), |_| {});
     }
     world.revoke(0);
-    world.one.verifier.settle_current().await.unwrap();
+    world
+        .one
+        .verifier
+        .wait_until_all_propagated()
+        .await
+        .unwrap();
     far.link.set_cut(false);
     sleep(LEASE).await;
     assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
     let stats = far.verifier.stats();
     assert_eq!(
-        (stats.seq, stats.forgotten),
+        (stats.seq, stats.resets),
         (Seq(1201), 0),
         "all of them one by one"
     );
@@ -666,8 +682,8 @@ async fn subscriber_that_stops_answers_nothing_from_memory() {
     assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
     // A revocation does not wait for it.
     let (seq, since) = world.revoke(0);
-    world.one.verifier.poke();
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.notify();
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     far.task.await.unwrap();
 }
@@ -683,7 +699,7 @@ async fn end_of_a_subscription_is_repeated_within_a_limit() {
     far.link.set_cut(false);
     far.task.await.unwrap();
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(
         world.clock.elapsed(),
         since,
@@ -745,16 +761,13 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
     far.link.0.balances.store(true, Ordering::SeqCst);
     for n in 0..2000_u64 {
         world.source.change(&text(1), |_| {});
-        replicas.iter().for_each(|replica| replica.poke());
+        replicas.iter().for_each(|replica| replica.notify());
         // Now and then one replica gets several polls in a row, and the others none for longer than 16 polls.
         far.link.0.balances.store(n % 40 < 15, Ordering::SeqCst);
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
-    assert_eq!(
-        (far.verifier.stats().forgotten, far.asks(0).await),
-        (0, false)
-    );
+    assert_eq!((far.verifier.stats().resets, far.asks(0).await), (0, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -774,8 +787,8 @@ async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves
     // One of them acknowledges a revocation, the other one is frozen with its lease.
     let (frozen, link) = other.freeze().await;
     let (seq, since) = world.revoke(0);
-    world.one.verifier.poke();
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.notify();
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(one.outcome(0).await, Err(Denial::Revoked));
     let finds = link.0.finds.load(Ordering::SeqCst);
     let outcome = frozen
@@ -804,8 +817,8 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
 
     // The clone goes on where it was. It applies the revocation of whatever key, and acknowledges it.
     let (seq, since) = world.revoke(0);
-    world.one.verifier.poke();
-    other.verifier.poke();
+    world.one.verifier.notify();
+    other.verifier.notify();
     let clone = tokio::spawn({
         let replica = world.one.verifier.clone();
         let source = world.source.clone();
@@ -831,11 +844,11 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
     });
     let (here, there) = tokio::join!(
         async {
-            world.one.verifier.settle(seq, since).await;
+            world.one.verifier.wait_until_propagated(seq, since).await;
             world.clock.elapsed()
         },
         async {
-            other.verifier.settle(seq, since).await;
+            other.verifier.wait_until_propagated(seq, since).await;
             world.clock.elapsed()
         }
     );
@@ -890,9 +903,9 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
             );
             let late = far
                 .verifier
-                .hold_without_immediate_revocation(&text(0), &Need::default(), grace)
+                .reserve_without_immediate_revocation(&text(0), &Need::default(), grace)
                 .await;
-            assert_eq!(late.unwrap().outcome, Ok(()), "by the cached key");
+            assert!(late.unwrap().is_ok(), "by the cached key");
             assert_eq!(
                 world.clock.elapsed(),
                 before,
@@ -1047,8 +1060,8 @@ fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
             .collect();
         for n in 0..60 {
             let (seq, since) = world.revoke(n);
-            replicas.iter().for_each(Verifier::poke);
-            replicas[n % 2].settle(seq, since).await;
+            replicas.iter().for_each(Verifier::notify);
+            replicas[n % 2].wait_until_propagated(seq, since).await;
             for far in &far {
                 assert_eq!(far.outcome(n).await, Err(Denial::Revoked));
             }
@@ -1056,7 +1069,7 @@ fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
         assert!(
             replicas
                 .iter()
-                .all(|replica| replica.stats().settles_over_a_lease == 0)
+                .all(|replica| replica.stats().propagations_over_a_lease == 0)
         );
         noise.iter().for_each(JoinHandle::abort);
     });

@@ -1,0 +1,160 @@
+//! How the values of enums are spelled: in the database, in JSON and in error messages.
+//!
+//! Each of these enums derives its spelling with strum and its values with [`array`]. The spellings are stored and sent,
+//! so the tests here pin them: a variant can be renamed, its spelling cannot.
+
+use strum::VariantArray;
+
+use crate::Invalid;
+
+/// The error for a text that is not the spelling of a value of `T`. For `#[strum(parse_err_fn = …)]`.
+pub(crate) fn unknown_value<T: VariantArray + AsRef<str>>(_text: &str) -> Invalid {
+    let values: Vec<&str> = T::VARIANTS.iter().map(AsRef::as_ref).collect();
+    Invalid::new(format!("must be one of {}", values.join(", ")))
+}
+
+/// The values of an enum as an array.
+///
+/// # Panics
+/// If `N` is not their number, which is a compile error in a constant.
+pub(crate) const fn array<T: Copy, const N: usize>(variants: &[T]) -> [T; N] {
+    match variants.as_array() {
+        Some(array) => *array,
+        None => panic!("the number of variants"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt, str::FromStr};
+
+    use super::*;
+    use crate::{
+        Denial, Family, Mode, OperatingModel, Status,
+        audit::{Action, ActorKind, TargetKind},
+        feature::Feature,
+    };
+
+    /// Checks that these are the values of `T` in their order, and that each is written and read as its spelling, which
+    /// nothing else is.
+    fn pinned<T>(spellings: &[(T, &str)])
+    where
+        T: VariantArray
+            + FromStr<Err = Invalid>
+            + AsRef<str>
+            + fmt::Display
+            + fmt::Debug
+            + PartialEq,
+    {
+        let texts: Vec<&str> = spellings.iter().map(|(_, text)| *text).collect();
+        assert_eq!(T::VARIANTS.len(), spellings.len(), "{texts:?}");
+        for (value, (expected, text)) in T::VARIANTS.iter().zip(spellings) {
+            assert_eq!(value, expected);
+            assert_eq!((value.as_ref(), value.to_string().as_str()), (*text, *text));
+            assert_eq!(text.parse::<T>().as_ref(), Ok(value));
+        }
+        let error = format!("must be one of {}", texts.join(", "));
+        for other in [
+            "",
+            "other",
+            &format!("{} ", texts[0]),
+            &texts[0].to_uppercase(),
+        ] {
+            assert_eq!(other.parse::<T>().unwrap_err().to_string(), error);
+        }
+    }
+
+    #[test]
+    fn values_of_the_audit_log_keep_their_spelling() {
+        pinned(&[
+            (Action::ApiKeyCreated, "api_key.created"),
+            (Action::ApiKeyUpdated, "api_key.updated"),
+            (Action::ApiKeyRevoked, "api_key.revoked"),
+            (Action::ApiKeySuspended, "api_key.suspended"),
+            (Action::ApiKeyResumed, "api_key.resumed"),
+            (Action::ApiKeyRotated, "api_key.rotated"),
+            (Action::ApplicationCreated, "application.created"),
+            (Action::ApplicationUpdated, "application.updated"),
+            (Action::ApplicationEnabled, "application.enabled"),
+            (Action::ApplicationDisabled, "application.disabled"),
+            (Action::ApplicationDeleted, "application.deleted"),
+            (Action::AccountUpdated, "account.updated"),
+        ]);
+        pinned(&[
+            (ActorKind::Merchant, "merchant"),
+            (ActorKind::Operator, "operator"),
+            (ActorKind::ApiKey, "api_key"),
+            (ActorKind::Cli, "cli"),
+        ]);
+        pinned(&[
+            (TargetKind::ApiKey, "api_key"),
+            (TargetKind::Application, "application"),
+            (TargetKind::Account, "account"),
+        ]);
+    }
+
+    #[test]
+    fn values_of_keys_and_accounts_keep_their_spelling() {
+        pinned(&[
+            (Family::Commerce, "commerce"),
+            (Family::Application, "application"),
+            (Family::Secret, "secret"),
+            (Family::Publishable, "publishable"),
+        ]);
+        pinned(&[(Mode::Live, "live"), (Mode::Test, "test")]);
+        pinned(&[
+            (Status::Revoked, "revoked"),
+            (Status::Expired, "expired"),
+            (Status::Suspended, "suspended"),
+            (Status::Active, "active"),
+        ]);
+        pinned(&[
+            (Feature::TokensList, "tokens.list"),
+            (Feature::TokensRetrieve, "tokens.retrieve"),
+            (Feature::PaymentDataList, "payment_data.list"),
+            (Feature::PaymentDataForward, "payment_data.forward"),
+            (Feature::CardholderDataForward, "cardholder_data.forward"),
+        ]);
+        pinned(&[
+            (OperatingModel::PrimaryMerchant, "primary_merchant"),
+            (OperatingModel::Platform, "platform"),
+            (OperatingModel::Ecosystem, "ecosystem"),
+            (OperatingModel::ManagedEcosystem, "managed_ecosystem"),
+        ]);
+    }
+
+    #[test]
+    fn denials_keep_their_spelling() {
+        pinned(&[
+            (Denial::UnknownKey, "unknown_key"),
+            (Denial::Revoked, "revoked"),
+            (Denial::Expired, "expired"),
+            (Denial::Suspended, "suspended"),
+            (Denial::ApplicationDisabled, "application_disabled"),
+            (Denial::WrongMode, "wrong_mode"),
+            (Denial::IpNotAllowed, "ip_not_allowed"),
+            (Denial::RouteNotAllowed, "route_not_allowed"),
+            (Denial::MerchantNotAllowed, "merchant_not_allowed"),
+            (Denial::InsufficientScope, "insufficient_scope"),
+            (Denial::RateLimited, "rate_limited"),
+        ]);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn values_are_spelled_the_same_in_json() {
+        fn same<T: VariantArray + serde::Serialize + AsRef<str>>() {
+            for value in T::VARIANTS {
+                assert_eq!(serde_json::to_value(value).unwrap(), value.as_ref());
+            }
+        }
+        same::<ActorKind>();
+        same::<Denial>();
+        same::<Family>();
+        same::<Feature>();
+        same::<Mode>();
+        same::<OperatingModel>();
+        same::<Status>();
+        same::<TargetKind>();
+    }
+}

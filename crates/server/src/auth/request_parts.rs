@@ -1,0 +1,38 @@
+//! The parts of a request that authentication reads, whether actix has routed the request or not.
+
+use std::{net::IpAddr, sync::Arc};
+
+use actix_web::{HttpMessage as _, HttpRequest, http::header::HeaderMap};
+
+use super::Allowance;
+use crate::request_id::request_id;
+
+/// The parts of a request that authentication reads.
+pub trait RequestParts {
+    /// The headers.
+    fn headers(&self) -> &HeaderMap;
+    /// The address of the peer.
+    fn peer_ip(&self) -> Option<IpAddr>;
+    /// The ID of the request.
+    fn request_id(&self) -> Arc<str>;
+    /// Keeps the rate limit of the presented key for the response.
+    fn set_allowance(&self, allowance: Allowance);
+}
+
+impl RequestParts for HttpRequest {
+    fn headers(&self) -> &HeaderMap {
+        self.headers()
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_addr().map(|peer| peer.ip())
+    }
+
+    fn request_id(&self) -> Arc<str> {
+        request_id(self)
+    }
+
+    fn set_allowance(&self, allowance: Allowance) {
+        self.extensions_mut().insert(allowance);
+    }
+}

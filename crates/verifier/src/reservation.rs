@@ -1,0 +1,150 @@
+//! One use of a key, reserved while its request runs.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tollkey_core::{Clock, Denial, Need, decide_further};
+
+use crate::{
+    cache::Entry,
+    clock::nanos,
+    rate::{RateStatus, give_back_all},
+    usage::Ledger,
+    verdict::Known,
+};
+
+/// What a reservation needs of its verifier, whatever the source.
+pub(crate) trait Accounting: Send + Sync {
+    fn ledger(&self) -> &Ledger;
+
+    fn clock(&self) -> &dyn Clock;
+}
+
+/// One use of an allowed key, reserved for a request that can still be denied further in. It has already taken from the
+/// key's rate limit.
+///
+/// A reservation ends once, by whichever comes first; later calls do nothing and return `false`.
+///
+/// | | counted as | rate limit |
+/// |---|---|---|
+/// | [`commit`](Self::commit), or drop | a use | stays taken |
+/// | [`reject`](Self::reject) | the denial | given back |
+/// | [`cancel`](Self::cancel) | nothing | given back |
+///
+/// Dropping it commits the use. Otherwise a client could use a key beyond its rate limit by disconnecting before the
+/// response.
+#[must_use = "a reservation that is dropped counts as a use of the key"]
+pub struct Reservation {
+    key: Known,
+    rate: Option<RateStatus>,
+    /// When the use was taken from the rate limits, in nanoseconds of the clock.
+    taken_at: u64,
+    verifier: Arc<dyn Accounting>,
+    has_ended: AtomicBool,
+}
+
+impl Reservation {
+    pub(crate) fn new(
+        entry: Arc<Entry>,
+        rate: Option<RateStatus>,
+        taken_at: u64,
+        verifier: Arc<dyn Accounting>,
+    ) -> Self {
+        Self {
+            key: Known(entry),
+            rate,
+            taken_at,
+            verifier,
+            has_ended: AtomicBool::new(false),
+        }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &Known {
+        &self.key
+    }
+
+    /// What remains of the key's rate limit, if it has one.
+    #[must_use]
+    pub fn rate(&self) -> Option<&RateStatus> {
+        self.rate.as_ref()
+    }
+
+    /// Decides further requirements of the same request, by [`tollkey_core::decide_further`]. It counts nothing and does
+    /// not end the reservation: pass the denial to [`reject`](Self::reject) if the request is rejected because of it.
+    ///
+    /// # Errors
+    /// The first [`Denial`] that applies.
+    pub fn decide_further(&self, need: &Need<'_>) -> Result<(), Denial> {
+        decide_further(&self.key, need, self.verifier.clock().now())
+    }
+
+    /// Ends the reservation: the request was a use of the key. Returns whether this call ended it.
+    pub fn commit(&self) -> bool {
+        let ends = self.end();
+        if ends {
+            self.count(Ok(()));
+        }
+        ends
+    }
+
+    /// Ends the reservation: the request was denied further in. Counts the denial, except [`Denial::UnknownKey`], and
+    /// gives the use back to the rate limit. Returns whether this call ended it.
+    pub fn reject(&self, denial: Denial) -> bool {
+        let ends = self.end();
+        if ends {
+            self.give_back();
+            self.count(Err(denial));
+        }
+        ends
+    }
+
+    /// Ends the reservation as if the key had not been presented: counts nothing and gives the use back to the rate limit.
+    /// For a request that is verified again, or that the caller's own mistake rejects. Returns whether this call ended it.
+    pub fn cancel(&self) -> bool {
+        let ends = self.end();
+        if ends {
+            self.give_back();
+        }
+        ends
+    }
+
+    /// Returns `true` for the first call alone.
+    fn end(&self) -> bool {
+        !self.has_ended.swap(true, Ordering::AcqRel)
+    }
+
+    fn count(&self, outcome: Result<(), Denial>) {
+        let now = self.verifier.clock().now();
+        let Known(entry) = &self.key;
+        self.verifier.ledger().count(&entry.tally, outcome, now);
+    }
+
+    fn give_back(&self) {
+        let now = nanos(self.verifier.clock().elapsed());
+        let Known(entry) = &self.key;
+        give_back_all(&entry.limiters, self.taken_at, now);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.commit();
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation")
+            .field("key", &self.key)
+            .field("rate", &self.rate)
+            .field("has_ended", &self.has_ended)
+            .finish_non_exhaustive()
+    }
+}
