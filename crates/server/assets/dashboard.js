@@ -8,7 +8,7 @@ document.documentElement.classList.add("scripted");
 function localTimes(root) {
   const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
-  const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
+  const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "short" });
   const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
   for (const time of root.querySelectorAll("time[datetime]:not([data-utc])")) {
     const at = new Date(time.dateTime);

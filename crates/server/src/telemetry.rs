@@ -386,7 +386,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("# HELP tollkey_http_requests_total Requests answered"),
+            text.contains("# HELP tollkey_http_requests_total HTTP requests"),
             "{text}"
         );
     }

@@ -126,7 +126,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.press("Create key").await;
         browser.fill("name", name).await;
         browser.press("Create key").await;
-        browser.arrives("/keys/dashboard/keys/new").await;
+        browser.reads("[data-secret] h1", name).await;
         let secret = browser.property("#secret", "value").await;
         let line = browser.property("#line", "value").await;
         assert!(
