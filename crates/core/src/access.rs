@@ -7,7 +7,7 @@
 use std::{net::IpAddr, sync::LazyLock};
 
 use jiff::Timestamp;
-use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApiKey, Application, Catalogue, Family, Invalid, Mode, OperatingModel, RequestPath,
@@ -19,29 +19,15 @@ use crate::{
 };
 
 /// The reason why a key is denied, in the order in which the server checks them. The first that applies is reported.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Denial {
     /// The key does not exist, or the caller cannot see it.
     UnknownKey,
@@ -69,7 +55,7 @@ pub enum Denial {
 
 impl Denial {
     /// All denials, in order.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// Its stable code.
     #[must_use]

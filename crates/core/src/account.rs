@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     Grants, Invalid, Problem, ProblemCode,
@@ -83,28 +83,15 @@ impl Account {
 
 /// How an account does business. It limits the features that the account's scoped keys can have: `ecosystem` includes all
 /// five, `managed_ecosystem` the two that forward data, and the other models have no scoped keys.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    Default,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum OperatingModel {
     /// One merchant: no scoped keys.
     #[default]
@@ -119,7 +106,7 @@ pub enum OperatingModel {
 
 impl OperatingModel {
     /// All models, in the document's order.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
     #[must_use]

@@ -8,7 +8,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode, hex,
@@ -25,7 +25,6 @@ use crate::{
     Hash,
     AsRefStr,
     Display,
-    EnumCount,
     EnumString,
     IntoStaticStr,
     VariantArray,
@@ -72,7 +71,7 @@ pub enum Action {
 
 impl Action {
     /// All actions.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
     #[must_use]
@@ -92,27 +91,15 @@ pub struct Actor {
 
 /// The type of an actor: `merchant` is a management token of the account, `operator` a management token with the role
 /// `operator`, `api_key` an API key, and `cli` the command line of the server.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum ActorKind {
     /// A management token of the account.
     Merchant,
@@ -126,7 +113,7 @@ pub enum ActorKind {
 
 impl ActorKind {
     /// All kinds.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
     #[must_use]
@@ -179,27 +166,15 @@ impl Target {
 }
 
 /// The type of the resource that a change is about.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum TargetKind {
     /// An API key.
     ApiKey,
@@ -211,7 +186,7 @@ pub enum TargetKind {
 
 impl TargetKind {
     /// All kinds.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
     #[must_use]

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     Invalid,
@@ -13,25 +13,11 @@ use crate::{
 /// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
 /// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows `POST /payment-data/{id}/forward`,
 /// and `cardholder_data.forward` allows `POST /forward`.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Feature {
     /// `GET /tokens`: list tokens.
     #[cfg_attr(feature = "serde", serde(rename = "tokens.list"))]
@@ -68,7 +54,7 @@ static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
 
 impl Feature {
     /// All features, in the document's order.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
     #[must_use]

@@ -1,13 +1,13 @@
 //! Bytes as hexadecimal digits.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// Returns bytes as lower-case digits.
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
+        let _ = write!(text, "{byte:02x}");
     }
     text
 }

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 
 use rand::{CryptoRng, RngExt as _, distr::Alphanumeric};
 use sha2::{Digest as _, Sha256};
-use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::{
@@ -20,29 +20,15 @@ use crate::{
 pub const RANDOM_LEN: usize = 32;
 
 /// The family of a key: `commerce` (`ck_`), `application` (`ks_`), `secret` (`sk_`) or `publishable` (`pk_`).
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Family {
     /// `ck_`, commerce keys (pepay, crypto-checkout, hellgate).
     Commerce,
@@ -56,7 +42,7 @@ pub enum Family {
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// What a key of this family starts with: `ck`, `ks`, `sk`, `pk`.
     #[must_use]
@@ -87,30 +73,15 @@ impl Family {
 }
 
 /// The mode of a key: `live` for real payments, `test` for development.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Default,
-    AsRefStr,
-    Display,
-    EnumCount,
-    EnumString,
-    IntoStaticStr,
-    VariantArray,
-)]
-#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Mode {
     /// Real payments, real funds.
     #[default]
@@ -121,7 +92,7 @@ pub enum Mode {
 
 impl Mode {
     /// Both modes.
-    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
+    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling in keys, in JSON and in the database.
     #[must_use]

@@ -75,11 +75,9 @@ function start() {
     field.addEventListener("focus", () => field.select());
   }
 
-  // A key is not left in the page's memory, and the page is not left by accident. Reload and Back lead to the page of the
-  // key: this one is the response to a form.
+  // A key is not left in the page's memory, and the page is not left by accident.
   const secret = document.querySelector("[data-secret]");
   if (secret) {
-    history.replaceState(null, "", secret.querySelector("form").action);
     const acknowledged = secret.querySelector("[data-acknowledge]");
     window.addEventListener("beforeunload", (event) => {
       if (!acknowledged.checked) event.preventDefault();

@@ -22,7 +22,7 @@ mod request_parts;
 pub mod sign_in_links;
 
 pub use self::{
-    authenticate::{Allowance, authorize_presented, look_at_presented, not_forwarded},
+    authenticate::{KeyRateLimit, authorize_presented, not_forwarded, peek_presented},
     client_ip::{client_ip, forwarded_ip},
     extractors::{AccountHolder, Identified, Merchant, Operator, PresentedKey, Service, Verifying},
     request_parts::RequestParts,

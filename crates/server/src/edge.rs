@@ -20,7 +20,7 @@ use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
-    auth::Allowance,
+    auth::KeyRateLimit,
     rejection::Rejection,
     request_id::RequestId,
     routes::SURFACES,
@@ -74,7 +74,7 @@ impl Passage {
         requests: &telemetry::Requests,
         (method, route): (&Method, Option<&str>),
         (status, headers): (StatusCode, &mut HeaderMap),
-        allowance: Option<&Allowance>,
+        rate_limit: Option<&KeyRateLimit>,
     ) {
         if let Ok(id) = HeaderValue::from_str(&self.id) {
             headers.insert(X_REQUEST_ID, id);
@@ -84,9 +84,9 @@ impl Passage {
 
         // A gateway's caller is told what is left only when that is nothing.
         if (!self.surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
-            && let Some(allowance) = allowance
+            && let Some(rate_limit) = rate_limit
         {
-            let fields = allowance.rate.fields(allowance.retry_after_seconds);
+            let fields = rate_limit.rate.fields(rate_limit.retry_after_seconds);
             for (name, value) in [RATE_LIMIT_POLICY, RATE_LIMIT].into_iter().zip(fields) {
                 if let Ok(value) = HeaderValue::try_from(value) {
                     headers.insert(name, value);
@@ -165,7 +165,7 @@ pub async fn edge<B: MessageBody + 'static>(
         &requests,
         (&method, route.as_deref()),
         (status, response.headers_mut()),
-        http_request.extensions().get::<Allowance>(),
+        http_request.extensions().get::<KeyRateLimit>(),
     );
     Ok(ServiceResponse::new(http_request, response))
 }

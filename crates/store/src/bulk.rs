@@ -46,6 +46,18 @@ struct Number {
     number: i64,
 }
 
+/// Inserts rows in one transaction. A macro, because the connections and tables have no common type for batches.
+macro_rules! insert {
+    ($conn:expr, $table:expr, $rows:expr) => {
+        $conn.transaction(|conn| {
+            chunks($rows, OF_STATEMENT).try_for_each(|rows| {
+                let insert = diesel::insert_into($table).values(rows);
+                insert.execute(conn).map(drop)
+            })
+        })
+    };
+}
+
 impl Store {
     /// A connection without limits of time. Not for a database in memory, which is its only connection.
     fn unlimited(&self) -> Result<AnyConnection, Error> {
@@ -97,18 +109,8 @@ impl Store {
         let rows = applications.map(|application| ApplicationRow::from(&application));
         for transaction in chunks(rows, OF_TRANSACTION) {
             match &mut conn {
-                AnyConnection::Postgres(conn) => conn.transaction(|conn| {
-                    chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
-                        let insert = diesel::insert_into(applications::table).values(rows);
-                        insert.execute(conn).map(drop)
-                    })
-                }),
-                AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
-                    chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
-                        let insert = diesel::insert_into(applications::table).values(rows);
-                        insert.execute(conn).map(drop)
-                    })
-                }),
+                AnyConnection::Postgres(conn) => insert!(conn, applications::table, transaction),
+                AnyConnection::Sqlite(conn) => insert!(conn, applications::table, transaction),
             }?;
         }
         // Rows are made while the database writes those before.
@@ -125,18 +127,8 @@ impl Store {
             for transaction in made {
                 written += transaction.len() as u64;
                 match &mut conn {
-                    AnyConnection::Postgres(conn) => conn.transaction(|conn| {
-                        chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
-                            let insert = diesel::insert_into(api_keys::table).values(rows);
-                            insert.execute(conn).map(drop)
-                        })
-                    }),
-                    AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
-                        chunks(transaction, OF_STATEMENT).try_for_each(|rows| {
-                            let insert = diesel::insert_into(api_keys::table).values(rows);
-                            insert.execute(conn).map(drop)
-                        })
-                    }),
+                    AnyConnection::Postgres(conn) => insert!(conn, api_keys::table, transaction),
+                    AnyConnection::Sqlite(conn) => insert!(conn, api_keys::table, transaction),
                 }?;
                 progress(written);
             }

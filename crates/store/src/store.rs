@@ -110,7 +110,7 @@ pub enum OpenError {
     Url(BadUrl),
     /// The SQLite file does not exist, and was not to be created.
     #[error(
-        "there is no SQLite database {path}; run the command in the directory of the server, set DATABASE_URL or \
+        "SQLite database {path} does not exist; run the command in the directory of the server, set DATABASE_URL or \
          --database-url, or create the database with `tollkey migrate`"
     )]
     Missing {

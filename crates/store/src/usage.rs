@@ -11,7 +11,7 @@ use diesel::{
     sql_types::{Array, BigInt, Binary, Integer, Text},
 };
 use serde_json::json;
-use tollkey_core::{KeyId, Usage, usage::outcome_code};
+use tollkey_core::{KeyId, Usage, hex, usage::outcome_code};
 
 use crate::{
     Error, Store,
@@ -146,14 +146,16 @@ impl Writer<'_> {
                 let counts = batch.counts.iter();
                 let counts: Vec<_> = counts
                     .map(|((id, day, outcome), count)| {
-                        json!([hexadecimal(id), day, outcome, count])
+                        json!([hex::encode(id.as_bytes()), day, outcome, count])
                     })
                     .collect();
                 sql_query(add_counts(COUNTS_OF_JSON))
                     .bind::<Text, _>(json!(counts).to_string())
                     .execute(conn)?;
                 let uses = batch.uses.iter();
-                let uses: Vec<_> = uses.map(|(id, at)| json!([hexadecimal(id), at])).collect();
+                let uses: Vec<_> = uses
+                    .map(|(id, at)| json!([hex::encode(id.as_bytes()), at]))
+                    .collect();
                 sql_query(add_uses(USES_OF_JSON))
                     .bind::<Text, _>(json!(uses).to_string())
                     .execute(conn)?;
@@ -161,8 +163,4 @@ impl Writer<'_> {
         }
         Ok(())
     }
-}
-
-fn hexadecimal(id: &KeyId) -> String {
-    format!("{:032x}", u128::from_be_bytes(*id.as_bytes()))
 }

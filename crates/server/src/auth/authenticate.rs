@@ -22,7 +22,7 @@ pub(super) enum Caller {
 
 /// What remains of the rate limit of the key that a request presents, for the fields of the response. It is put beside the request.
 #[derive(Debug, Clone, Copy)]
-pub struct Allowance {
+pub struct KeyRateLimit {
     /// After this request.
     pub rate: RateStatus,
     /// In how many whole seconds the next use is possible, if none remains.
@@ -42,7 +42,7 @@ async fn authorize(
         .await?;
     if let Some(rate) = verdict.rate {
         let retry_after_seconds = verdict.retry_after_seconds;
-        request.set_allowance(Allowance {
+        request.set_rate_limit(KeyRateLimit {
             rate,
             retry_after_seconds,
         });
@@ -51,7 +51,7 @@ async fn authorize(
 }
 
 /// Verifies an API key whose request is rejected whatever the verdict: that does not count as a use of the key.
-async fn look(
+async fn peek(
     request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
@@ -113,13 +113,13 @@ pub async fn authorize_presented(
 ///
 /// # Errors
 /// Those of [`authorize_presented`] but `rate_limited`.
-pub async fn look_at_presented(
+pub async fn peek_presented(
     request: &impl RequestParts,
     state: &State,
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
     match presented_key(request, state) {
-        Ok(key) => look(request, state, key, need).await,
+        Ok(key) => peek(request, state, key, need).await,
         Err(credential) => Err(no_key(request, state, credential).await),
     }
 }
@@ -185,7 +185,7 @@ pub(super) async fn authenticate(
             let key = if wanted.contains(&family) {
                 authorize(request, state, key, &need).await
             } else {
-                look(request, state, key, &need).await
+                peek(request, state, key, &need).await
             };
             key.map(Caller::Key)
         }
@@ -215,7 +215,7 @@ async fn verify_token(
     Ok(claims)
 }
 
-/// Development mode is for the machine it runs on: whoever manages must not have come through a proxy, which others reach.
+/// Development mode is for the machine it runs on. A management request must not come through a proxy, which other machines can reach.
 ///
 /// # Errors
 /// `forbidden`.

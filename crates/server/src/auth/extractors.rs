@@ -120,7 +120,7 @@ impl Operator {
     }
 }
 
-/// Somebody who may verify keys.
+/// A caller that can verify keys.
 #[derive(Debug)]
 pub enum Verifying {
     /// A resource server: keys of all accounts.

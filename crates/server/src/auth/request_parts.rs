@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use actix_web::{HttpMessage as _, HttpRequest, http::header::HeaderMap};
 
-use super::Allowance;
+use super::KeyRateLimit;
 use crate::request_id::request_id;
 
 /// The parts of a request that authentication reads.
@@ -16,7 +16,7 @@ pub trait RequestParts {
     /// The ID of the request.
     fn request_id(&self) -> Arc<str>;
     /// Keeps the rate limit of the presented key for the response.
-    fn set_allowance(&self, allowance: Allowance);
+    fn set_rate_limit(&self, rate_limit: KeyRateLimit);
 }
 
 impl RequestParts for HttpRequest {
@@ -32,7 +32,7 @@ impl RequestParts for HttpRequest {
         request_id(self)
     }
 
-    fn set_allowance(&self, allowance: Allowance) {
-        self.extensions_mut().insert(allowance);
+    fn set_rate_limit(&self, rate_limit: KeyRateLimit) {
+        self.extensions_mut().insert(rate_limit);
     }
 }

@@ -173,37 +173,31 @@ impl Places<'_> {
     /// where another place wins: it is a variable that was not filled in.
     fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
         let name = setting.env.as_str();
-        let mut places: [(Result<_, Invalid>, Source); 3] = [
-            (Ok(None), Source::Default),
-            (Ok(None), Source::Environment),
-            (Ok(None), Source::Default),
-        ];
-        if let Some(flag) = &setting.flag {
-            places[0] = (
-                Ok(self.options.0.get(flag.as_str()).cloned()),
-                Source::Flag(flag),
-            );
-        }
-        if let Some(text) = (self.env)(name) {
-            let text = text
-                .into_string()
-                .map_err(|_| Invalid::new("must be UTF-8"));
-            places[1].0 = text.map(|text| Some(Zeroizing::new(text)));
-        }
-        if let Some(file) = self.file {
-            places[2] = (file.text(setting), Source::File(file.path.clone()));
-        }
+        let flag = setting.flag.as_deref().and_then(|flag| {
+            let text = self.options.0.get(flag)?;
+            Some((Ok(text.clone()), Source::Flag(flag)))
+        });
+        let variable = (self.env)(name).map(|text| {
+            let text = text.into_string().map(Zeroizing::new);
+            let text = text.map_err(|_| Invalid::new("must be UTF-8"));
+            (text, Source::Environment)
+        });
+        let field = self.file.and_then(|file| {
+            let text = file.text(setting).transpose()?;
+            Some((text, Source::File(file.path.clone())))
+        });
 
         let mut first = None;
-        for (text, source) in places {
-            match text {
-                Err(rule) => return Err(invalid(name, source, rule)),
-                Ok(Some(text)) if text.trim().is_empty() => {
-                    let rule = "must not be empty; leave it out instead";
-                    return Err(invalid(name, source, Invalid::new(rule)));
+        for (text, source) in [flag, variable, field].into_iter().flatten() {
+            let text = match text {
+                Ok(text) if text.trim().is_empty() => {
+                    Err(Invalid::new("must not be empty; leave it out instead"))
                 }
-                Ok(Some(text)) => first = first.or(Some(Value { name, text, source })),
-                Ok(None) => {}
+                text => text,
+            };
+            match text {
+                Ok(text) => first = first.or(Some(Value { name, text, source })),
+                Err(rule) => return Err(invalid(name, source, rule)),
             }
         }
         Ok(first)

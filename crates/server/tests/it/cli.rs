@@ -411,7 +411,12 @@ async fn commands_create_no_database_and_name_its_path() {
             .display()
             .to_string();
         let finished = tollkey.run(command).await;
-        finished.refused(&["there is no SQLite database", &shown, "DATABASE_URL"]);
+        finished.refused(&[
+            "SQLite database ",
+            &shown,
+            " does not exist",
+            "DATABASE_URL",
+        ]);
         assert_eq!(finished.stdout, "", "{command:?}");
         assert_eq!(
             fs::read_dir(tollkey.directory())
@@ -492,7 +497,7 @@ async fn commands_name_their_database_and_what_they_did() {
             .lines()
             .filter(|line| line.starts_with("applied 2026"))
             .count();
-        assert_eq!(applied, 7, "{migrated}");
+        assert_eq!(applied, 8, "{migrated}");
         assert_eq!(
             tollkey.answer(&["migrate"]).await,
             "the schema was already up to date"
@@ -569,7 +574,7 @@ async fn output_without_a_reader_is_no_panic() {
         assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
         if !succeeds {
             assert!(
-                stderr.contains("was created and is lost; revoke it"),
+                stderr.contains("was created but could not be printed; revoke it"),
                 "{stderr}"
             );
         }
@@ -1163,7 +1168,7 @@ async fn config_check_fails_for_what_does_not_respond() {
     let finished = bare.run(&["config", "check"]).await;
     assert_eq!(finished.code, Some(1), "{finished}");
     assert!(
-        finished.stdout.contains("there is no SQLite database "),
+        finished.stdout.contains(" does not exist; run the command"),
         "{finished}"
     );
     assert!(
@@ -1235,7 +1240,7 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     tollkey
         .run(&["dashboard-link", "--listen", "127.0.0.1:1"])
         .await
-        .refused(&["there is no SQLite database ", "tollkey.db"]);
+        .refused(&["tollkey.db does not exist"]);
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
     let command = ["dashboard-link", "--listen", listen.as_str()];
@@ -1278,7 +1283,7 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     with_secret
         .run(&command)
         .await
-        .refused(&["links are for development mode"]);
+        .refused(&["sign-in links are for development mode only"]);
 }
 
 #[actix_web::test]

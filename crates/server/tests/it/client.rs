@@ -466,8 +466,8 @@ async fn the_tour_says_what_it_does() {
 
     == What goes wrong, and how it is told
     409 application_name_taken
-    /name: must have 1 to 255 characters
-    /scopes: unknown scope `links:destroy`
+    /name must have 1 to 255 characters
+    /scopes unknown scope `links:destroy`
 
     == What was written down of it
     api_key.revoked by merchant developer

@@ -619,9 +619,7 @@ async fn key_of_a_disabled_application_is_not_active() {
         );
         let page = words(&browser.page(&format!("{application}/delete")).await);
         assert!(
-            page.contains(
-                "1 key, which does not work while the application is disabled, is revoked for good"
-            ),
+            page.contains("1 key, which is disabled with the application, is permanently revoked"),
             "{page}"
         );
         // The API prints the status of the key itself.
@@ -797,8 +795,12 @@ async fn form_that_would_be_rejected_is_not_offered() {
         app.clock.advance(std::time::Duration::from_secs(60));
         for (id, reason, offered) in [
             (&active, None, &["rotate", "suspend", "revoke"][..]),
-            (&suspended, Some("Key suspended."), &["resume", "revoke"]),
-            (&revoked, Some("Key revoked."), &[]),
+            (
+                &suspended,
+                Some("The key is suspended."),
+                &["resume", "revoke"],
+            ),
+            (&revoked, Some("The key is revoked."), &[]),
             (
                 &rotated,
                 Some("The key is already rotated."),
@@ -854,7 +856,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/applications/{application}/disable"))
             .await;
         assert!(
-            page.contains("already disabled") && !page.contains("Disable application"),
+            page.contains("already disabled") && !page.contains("Disable application</button>"),
             "{page}"
         );
         let service_key = app.service_key().await.id;
@@ -1484,7 +1486,7 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
             browser
                 .page("/dashboard/audit?done=pasted")
                 .await
-                .contains("does not belong into a search")
+                .contains("Do not search for a full key")
         );
     })
     .await;
@@ -1837,7 +1839,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
         );
         let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
-            checked.contains("not whole. entry 2 of account acme was changed"),
+            checked.contains("not intact. entry 2 of account acme was changed"),
             "{checked}"
         );
     })
@@ -2084,7 +2086,7 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
                     .await,
             );
             assert!(
-                page.contains("1 key is rejected everywhere")
+                page.contains("rejected everywhere immediately")
                     && page.contains(&old.text[old.text.len() - 4..]),
                 "{page}"
             );

@@ -452,7 +452,7 @@ async fn an_unescaped_plus_in_a_time_gets_a_hint() {
                 .bearer(&token)
                 .await;
             let rule =
-                "has a space where the + of its offset stood: write + as %2B, or the time with Z";
+                "must not contain a space; write the + of the offset as %2B, or use a time that ends in Z";
             assert_eq!(
                 (reply.status, reply.errors()),
                 (400, vec![format!("{name} {rule}")])

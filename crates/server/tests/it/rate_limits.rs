@@ -561,7 +561,7 @@ async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_g
             assert_eq!(refusal(app, &reply), (400, "VALIDATION_ERROR".to_owned()));
             assert_eq!(
                 reply.json()["error"]["message"],
-                format!("/allowedIps {rule}")
+                format!("/allowedIps: {rule}")
             );
         }
     })

@@ -607,7 +607,7 @@ async fn key_that_the_server_cannot_read_fails_alone() {
     .await;
 }
 
-/// Keeps the text of errors of the verifier.
+/// Keeps the text of errors of the connection to the server.
 #[derive(Clone, Default)]
 struct Errors(Arc<Mutex<Vec<String>>>);
 
@@ -615,7 +615,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         let metadata = event.metadata();
         if *metadata.level() == tracing::Level::ERROR
-            && metadata.target().starts_with("tollkey_verifier")
+            && metadata.target().starts_with("tollkey_middleware")
         {
             let mut text = String::new();
             event.record(

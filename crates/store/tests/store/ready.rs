@@ -131,7 +131,7 @@ fn lock_on_any_written_table_ends_readiness() {
         let tables: std::collections::BTreeSet<String> = tables
             .filter(|table| !["__diesel_schema_migrations", "settings"].contains(&table.as_str()))
             .collect();
-        assert_eq!(tables.len(), 14, "{tables:?}");
+        assert_eq!(tables.len(), 15, "{tables:?}");
         let locks = tables
             .iter()
             .map(|table| format!("LOCK TABLE {table} IN SHARE MODE"));
@@ -251,7 +251,7 @@ fn older_schema_is_not_ready_and_a_newer_one_is() {
         let store = open(database.url());
         assert_eq!(
             store.ready().await,
-            Err(NotReady::Schema(SchemaError::Older { missing: 7 }))
+            Err(NotReady::Schema(SchemaError::Older { missing: 8 }))
         );
         store.migrate().unwrap();
         becomes(&store, true).await.unwrap();

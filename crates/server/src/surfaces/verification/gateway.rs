@@ -26,7 +26,7 @@ use utoipa_actix_web::OpenApiFactory;
 
 pub use self::direct::DirectGateway;
 use crate::{
-    auth::{RequestParts, authorize_presented, forwarded_ip, look_at_presented},
+    auth::{RequestParts, authorize_presented, forwarded_ip, peek_presented},
     rejection::HandlerResult,
     state::State,
     surface::is_like_credential,
@@ -138,8 +138,7 @@ fn unknown_scope(scope: &str) -> Invalid {
     }
 }
 
-/// The request that a gateway wants to authorize.
-/// Authorizes the request of a gateway.
+/// How a gateway describes the request that it authorizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
     /// Traefik, Caddy.
@@ -229,7 +228,7 @@ async fn authorize(
                 is_client_ip_unreadable,
                 ..Need::default()
             };
-            look_at_presented(request, state, &identity).await?;
+            peek_presented(request, state, &identity).await?;
             if state
                 .log_limits
                 .gateway_requirement

@@ -17,7 +17,7 @@ use tollkey_core::Invalid;
 
 use super::{super::GATEWAYS, Dialect, EXT_AUTHZ, Requirement, authorize, ext_authz_parts};
 use crate::{
-    auth::{Allowance, RequestParts},
+    auth::{KeyRateLimit, RequestParts},
     edge::Passage,
     rejection::Rejection,
     state::State,
@@ -25,15 +25,44 @@ use crate::{
     transport::Front,
 };
 
-/// The most requirements that are kept. A gateway's configuration has one for each kind of route.
+/// The most requirements that are cached. A gateway's configuration has one for each kind of route.
 const REQUIREMENTS_MAX: usize = 256;
+/// The longest text of requirements that is cached, in bytes.
+const TEXT_MAX: usize = 1024;
+
+/// Requirements by the text that they were read from. Queries and path segments have one each, because the same text can mean
+/// something else in the other syntax.
+#[derive(Default)]
+struct RequirementCache(RefCell<HashMap<Box<str>, Rc<Requirement>>>);
+
+impl RequirementCache {
+    /// Returns the requirements in this text, which are read once.
+    fn get(
+        &self,
+        text: &str,
+        read: impl FnOnce() -> Result<Requirement, Invalid>,
+    ) -> Result<Rc<Requirement>, Invalid> {
+        if let Some(known) = self.0.borrow().get(text) {
+            return Ok(Rc::clone(known));
+        }
+        let requirement = Rc::new(read()?);
+        if text.len() <= TEXT_MAX {
+            let mut cached = self.0.borrow_mut();
+            if cached.len() >= REQUIREMENTS_MAX {
+                cached.clear();
+            }
+            cached.insert(text.into(), Rc::clone(&requirement));
+        }
+        Ok(requirement)
+    }
+}
 
 /// Responds to gateway requests before the application. Each worker has its own.
 pub struct DirectGateway {
     state: web::Data<State>,
     requests: telemetry::Requests,
-    /// The requirements that were read, by their text.
-    requirements: RefCell<HashMap<Box<str>, Rc<Requirement>>>,
+    queries: RequirementCache,
+    segments: RequirementCache,
 }
 
 impl DirectGateway {
@@ -43,26 +72,9 @@ impl DirectGateway {
         Self {
             state,
             requests: telemetry::Requests::default(),
-            requirements: RefCell::default(),
+            queries: RequirementCache::default(),
+            segments: RequirementCache::default(),
         }
-    }
-
-    /// Returns the requirements in this text, which are read once.
-    fn requirement(
-        &self,
-        text: &str,
-        read: impl FnOnce() -> Result<Requirement, Invalid>,
-    ) -> Result<Rc<Requirement>, Invalid> {
-        if let Some(known) = self.requirements.borrow().get(text) {
-            return Ok(Rc::clone(known));
-        }
-        let requirement = Rc::new(read()?);
-        let mut requirements = self.requirements.borrow_mut();
-        if requirements.len() >= REQUIREMENTS_MAX {
-            requirements.clear();
-        }
-        requirements.insert(text.into(), Rc::clone(&requirement));
-        Ok(requirement)
     }
 }
 
@@ -70,7 +82,7 @@ impl DirectGateway {
 struct GatewayRequest<'a> {
     head: &'a RequestHead,
     id: &'a Arc<str>,
-    allowance: Cell<Option<Allowance>>,
+    rate_limit: Cell<Option<KeyRateLimit>>,
 }
 
 impl RequestParts for GatewayRequest<'_> {
@@ -86,8 +98,8 @@ impl RequestParts for GatewayRequest<'_> {
         Arc::clone(self.id)
     }
 
-    fn set_allowance(&self, allowance: Allowance) {
-        self.allowance.set(Some(allowance));
+    fn set_rate_limit(&self, rate_limit: KeyRateLimit) {
+        self.rate_limit.set(Some(rate_limit));
     }
 }
 
@@ -102,20 +114,22 @@ impl Front for DirectGateway {
         };
         let passage = Passage::begin(state, head.headers(), &GATEWAYS);
         let requirement = match dialect {
-            Dialect::ExtAuthz => {
-                let segment = ext_authz_parts(path).map(|(segment, _)| segment);
-                let read = || Requirement::from_segment(state, segment);
-                self.requirement(segment.unwrap_or_default(), read)
-            }
+            Dialect::ExtAuthz => match ext_authz_parts(path) {
+                Some((segment, _)) => self
+                    .segments
+                    .get(segment, || Requirement::from_segment(state, Some(segment))),
+                None => Requirement::from_segment(state, None).map(Rc::new),
+            },
             Dialect::ForwardAuth | Dialect::AuthRequest => {
                 let query = head.uri.query().unwrap_or_default();
-                self.requirement(query, || Requirement::from_query(state, query))
+                self.queries
+                    .get(query, || Requirement::from_query(state, query))
             }
         };
         let gateway_request = GatewayRequest {
             head,
             id: &passage.id,
-            allowance: Cell::new(None),
+            rate_limit: Cell::new(None),
         };
         let authorization = dialect.authorization(head, path, requirement);
         let mut response: HttpResponse =
@@ -128,7 +142,7 @@ impl Front for DirectGateway {
             &self.requests,
             (&head.method, Some(dialect.pattern())),
             (response.status(), response.headers_mut()),
-            gateway_request.allowance.get().as_ref(),
+            gateway_request.rate_limit.get().as_ref(),
         );
         Ok(response.into())
     }
