@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use actix_web::web;
 use tokio::{sync::watch, task::JoinHandle};
+use tollkey_service::background::UsageSchedule;
 
 use crate::{auth::published::UPKEEP_INTERVAL, state::State, telemetry::Metrics};
 
-/// How often usage is written down.
+/// How often usage is collected, and written if that is due.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often a replica looks for revocations that another one has not finished recording.
@@ -61,7 +62,7 @@ async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<b
     }
 }
 
-/// Writes usage down every few seconds and once more at the end.
+/// Collects usage every few seconds, writes it when it is due, and once more at the end.
 async fn keep_usage(
     state: web::Data<State>,
     metrics: Option<Metrics>,
@@ -69,6 +70,7 @@ async fn keep_usage(
 ) {
     let mut end = std::pin::pin!(stopped(stopping));
     let mut prune = tokio::time::interval(PRUNE_INTERVAL);
+    let mut schedule = UsageSchedule::default();
     loop {
         let mut last = tokio::select! {
             () = tokio::time::sleep(FLUSH_INTERVAL) => false,
@@ -80,7 +82,7 @@ async fn keep_usage(
         };
         if !last {
             last = tokio::select! {
-                () = state.service.flush_usage() => false,
+                () = state.service.flush_usage_when_due(&mut schedule) => false,
                 () = &mut end => true,
             };
         }

@@ -1,6 +1,8 @@
 //! Work that no request waits for. The server runs each of these regularly.
 
-use tollkey_core::{time::day, usage::outcome_code};
+use std::time::Duration;
+
+use tollkey_core::{ApiKey, time::day, usage::outcome_code};
 use tollkey_verifier::usage::BATCH;
 
 use crate::{idempotency, measures, revocations, service::Service};
@@ -8,21 +10,89 @@ use crate::{idempotency, measures, revocations, service::Service};
 /// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
 const USAGE_KEPT_DAYS: i32 = 400;
 
+/// How long usage waits at most before it is written, and how often a key in constant use is written when many are in use.
+const USAGE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// When usage is written. A few keys are written each time, so that other replicas show their use within seconds. More
+/// than that wait for [`USAGE_WRITE_INTERVAL`]: otherwise the database has a write every few seconds for each key in use.
+#[derive(Debug, Default)]
+pub struct UsageSchedule {
+    /// When all of it was last written, on [`tollkey_core::Clock::elapsed`].
+    written_at: Duration,
+}
+
+impl UsageSchedule {
+    /// Whether so many keys and rows are written at `now`, or because there is no room for more. Then the next interval
+    /// begins.
+    fn is_due(&mut self, waiting: usize, has_room: bool, now: Duration) -> bool {
+        let has_waited = now.saturating_sub(self.written_at) >= USAGE_WRITE_INTERVAL;
+        let is_due = waiting <= BATCH || !has_room || has_waited;
+        if is_due {
+            self.written_at = now;
+        }
+        is_due
+    }
+}
+
 impl Service {
-    /// Writes the usage that was counted while verifying. What cannot be written stays counted for the next time.
+    /// Collects the usage that was counted while verifying, and writes it if that is due. The server calls this every few
+    /// seconds.
+    pub async fn flush_usage_when_due(&self, schedule: &mut UsageSchedule) {
+        let has_room = self.collect_usage().await;
+        let waiting = self.verifier.usage_waiting();
+        if schedule.is_due(waiting, has_room, self.clock.elapsed()) {
+            self.write_usage().await;
+        }
+    }
+
+    /// Writes all usage that was counted while verifying. What cannot be written stays counted for the next time.
     pub async fn flush_usage(&self) {
+        self.collect_usage().await;
+        self.write_usage().await;
+    }
+
+    /// Collects usage as far as there is room for it, and returns whether there is room left.
+    async fn collect_usage(&self) -> bool {
+        let mut has_room = true;
+        // What is counted now; keys that are used again meanwhile wait for the next time.
+        for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
+            match self.verifier.collect_usage() {
+                Some(BATCH..) => tokio::task::yield_now().await,
+                collected => {
+                    has_room = collected.is_some();
+                    break;
+                }
+            }
+        }
+        self.record_outcomes();
+        has_room
+    }
+
+    fn record_outcomes(&self) {
+        for (outcome, count) in self.verifier.take_outcomes() {
+            measures::record_verifications(outcome_code(outcome), count);
+        }
+    }
+
+    async fn write_usage(&self) {
         // What is counted now; keys that are used again meanwhile wait for the next time.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             let counted = self.verifier.take_usage();
+            self.record_outcomes();
             if let Err(error) = self.store.add_usage(counted.clone()).await {
                 tracing::warn!(%error, "cannot store usage counts; retrying with the next flush");
                 self.verifier.restore_usage(counted);
                 return;
             }
-            for usage in &counted {
-                measures::record_verifications(outcome_code(usage.outcome), usage.count);
-            }
         }
+    }
+
+    /// The key with the last use that this replica has collected and not written yet.
+    pub(crate) fn with_waiting_usage(&self, mut key: ApiKey) -> ApiKey {
+        let waiting = self.verifier.waiting_usage(&key.id);
+        let last_used_at = waiting.iter().filter_map(|usage| usage.last_used_at).max();
+        key.last_used_at = key.last_used_at.max(last_used_at);
+        key
     }
 
     /// Records revocations that apply to many keys, as far as this replica can.
@@ -51,5 +121,38 @@ impl Service {
         if let Err(error) = self.store.prune_sessions(now).await {
             tracing::warn!(%error, "cannot delete expired sessions; retrying");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn usage_of_a_few_keys_is_written_every_time() {
+        let mut schedule = UsageSchedule::default();
+        for tick in 1..4 {
+            assert!(schedule.is_due(BATCH, true, tick * 5 * SECOND));
+        }
+    }
+
+    #[test]
+    fn usage_of_many_keys_is_written_once_a_minute() {
+        let mut schedule = UsageSchedule::default();
+        let ticks = (1..=36).map(|tick| tick * 5);
+        let written: Vec<u32> = ticks
+            .filter(|seconds| schedule.is_due(BATCH + 1, true, *seconds * SECOND))
+            .collect();
+        assert_eq!(written, [60, 120, 180]);
+    }
+
+    #[test]
+    fn usage_is_written_when_it_has_no_room() {
+        let mut schedule = UsageSchedule::default();
+        assert!(schedule.is_due(BATCH + 1, false, 5 * SECOND));
+        assert!(!schedule.is_due(BATCH + 1, true, 60 * SECOND));
+        assert!(schedule.is_due(BATCH + 1, true, 65 * SECOND));
     }
 }

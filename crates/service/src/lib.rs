@@ -12,7 +12,7 @@ mod actor;
 pub mod api_keys;
 pub mod applications;
 pub mod audit;
-mod background;
+pub mod background;
 pub mod idempotency;
 pub mod measures;
 mod random;

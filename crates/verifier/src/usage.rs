@@ -4,6 +4,9 @@
 //! them into the queue of the key's account, which keeps them when the key is evicted in between, so no count is lost. What
 //! waits is bounded in bytes, with a fair share for each account: when there is no room, the account with the most waiting
 //! counts loses some.
+//!
+//! Counts can wait as rows, too: those of subscribers, those that could not be written, and those that
+//! [`crate::Verifier::collect_usage`] moved there, so that they are merged until they are written and can be read by key.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, btree_map, hash_map},
@@ -94,6 +97,8 @@ struct Waiting {
     tallies: usize,
     rows: BTreeMap<RowKey, Sum>,
     dropped: u64,
+    /// What was counted by outcome since [`Ledger::take_outcomes`]: what left the tallies, and what subscribers sent.
+    outcomes: BTreeMap<Option<Denial>, u64>,
 }
 
 type RowKey = (KeyId, i32, Option<Denial>);
@@ -113,6 +118,7 @@ impl Ledger {
             tallies: 0,
             rows: BTreeMap::new(),
             dropped: 0,
+            outcomes: BTreeMap::new(),
         };
         Self {
             max_rows: bounds.row_bytes / ROW,
@@ -158,51 +164,67 @@ impl Ledger {
         let (rows, tallies) = {
             let mut waiting = self.waiting();
             let rows: Vec<_> = (0..max).map_while(|_| waiting.rows.pop_first()).collect();
-            let tallies: Vec<_> = (rows.len()..max).map_while(|_| waiting.pop()).collect();
+            let tallies = waiting.pop_some(max - rows.len());
             (rows, tallies)
         };
-        let day = time::day(now);
+        let counted = counts(&tallies, now);
+        self.waiting().count_outcomes(&counted);
         let mut merged = Merged::default();
-        for (
-            (key_id, day, outcome),
-            Sum {
-                count,
-                last_used_at,
-            },
-        ) in rows
-        {
-            merged.add(Usage {
-                key_id,
-                day,
-                outcome,
-                count,
-                last_used_at,
-            });
-        }
-        for tally in tallies {
-            tally.queued.store(false, Ordering::SeqCst);
-            for (place, count) in tally.counts.iter().enumerate() {
-                let count = count.swap(0, Ordering::SeqCst);
-                if count > 0 {
-                    let last_used_at =
-                        (place == 0).then(|| tally.last_used.load(Ordering::Relaxed));
-                    merged.add(Usage {
-                        key_id: tally.key,
-                        day,
-                        outcome: outcome(place),
-                        count,
-                        last_used_at: last_used_at
-                            .and_then(|at| Timestamp::from_microsecond(at).ok()),
-                    });
-                }
-            }
+        for usage in rows.into_iter().map(usage).chain(counted) {
+            merged.add(usage);
         }
         merged.rows
     }
 
+    /// Moves the counts of at most `max` keys to the rows, and returns how many keys that were: none when no key waits,
+    /// `None` when the rows fill half of their bytes. The other half is for rows of subscribers, and for those that could not
+    /// be written.
+    pub(crate) fn collect(&self, now: Timestamp, max: usize) -> Option<usize> {
+        let tallies = {
+            let mut waiting = self.waiting();
+            let free = (self.max_rows / 2).saturating_sub(waiting.rows.len());
+            let keys = free / Denial::ALL.len(); // each can have a row for each outcome
+            if keys == 0 {
+                return None;
+            }
+            waiting.pop_some(max.min(keys))
+        };
+        self.receive(counts(&tallies, now));
+        Some(tallies.len())
+    }
+
+    /// Adds rows that have not been counted here before.
+    pub(crate) fn receive(&self, rows: Vec<Usage>) {
+        let mut waiting = self.waiting();
+        waiting.count_outcomes(&rows);
+        waiting.put_back(rows, self.max_rows);
+    }
+
     /// Puts counts back that could not be written down.
     pub(crate) fn restore(&self, rows: Vec<Usage>) {
-        let mut waiting = self.waiting();
+        self.waiting().put_back(rows, self.max_rows);
+    }
+
+    /// How often each outcome was counted since the last call, by tallies that were fetched since and by subscribers.
+    pub(crate) fn take_outcomes(&self) -> BTreeMap<Option<Denial>, u64> {
+        std::mem::take(&mut self.waiting().outcomes)
+    }
+
+    /// The rows of a key that wait, by day.
+    pub(crate) fn rows_of(&self, key: KeyId) -> Vec<Usage> {
+        let waiting = self.waiting();
+        let from_first = waiting.rows.range((key, i32::MIN, None)..);
+        let of_key = from_first.take_while(|((id, ..), _)| *id == key);
+        of_key.map(|(row, sum)| usage((*row, *sum))).collect()
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.waiting().dropped
+    }
+}
+
+impl Waiting {
+    fn put_back(&mut self, rows: Vec<Usage>, max_rows: usize) {
         for Usage {
             key_id,
             day,
@@ -211,8 +233,8 @@ impl Ledger {
             last_used_at,
         } in rows
         {
-            let there_is_room = waiting.rows.len() < self.max_rows;
-            match waiting.rows.entry((key_id, day, outcome)) {
+            let there_is_room = self.rows.len() < max_rows;
+            match self.rows.entry((key_id, day, outcome)) {
                 btree_map::Entry::Occupied(mut row) => {
                     let sum = row.get_mut();
                     sum.count = sum.count.saturating_add(count);
@@ -224,17 +246,23 @@ impl Ledger {
                         last_used_at,
                     });
                 }
-                btree_map::Entry::Vacant(_) => waiting.dropped += count,
+                btree_map::Entry::Vacant(_) => self.dropped = self.dropped.saturating_add(count),
             }
         }
     }
 
-    pub(crate) fn dropped(&self) -> u64 {
-        self.waiting().dropped
+    fn count_outcomes(&mut self, rows: &[Usage]) {
+        for row in rows {
+            let count = self.outcomes.entry(row.outcome).or_default();
+            *count = count.saturating_add(row.count);
+        }
     }
-}
 
-impl Waiting {
+    /// At most `max` tallies, of all accounts in turn.
+    fn pop_some(&mut self, max: usize) -> Vec<Arc<Tally>> {
+        (0..max).map_while(|_| self.pop()).collect()
+    }
+
     /// Puts a tally into the queue of its account. Where there is no room, the last tally of the account with the most of
     /// them leaves its queue; its counts stay with its key, and a later use tries again.
     fn push(&mut self, tally: &Arc<Tally>) {
@@ -283,6 +311,50 @@ impl Waiting {
     }
 }
 
+/// Takes the counts out of tallies.
+fn counts(tallies: &[Arc<Tally>], now: Timestamp) -> Vec<Usage> {
+    let day = time::day(now);
+    let mut counts = Vec::with_capacity(tallies.len());
+    for tally in tallies {
+        tally.queued.store(false, Ordering::SeqCst);
+        for (place, count) in tally.counts.iter().enumerate() {
+            // Most outcomes never occur. What is counted after this load puts the tally into the queue again.
+            if count.load(Ordering::SeqCst) == 0 {
+                continue;
+            }
+            let count = count.swap(0, Ordering::SeqCst);
+            // Read after the count, so that it is not older than any use that was counted.
+            let last_used_at = (place == 0).then(|| tally.last_used.load(Ordering::Relaxed));
+            counts.push(Usage {
+                key_id: tally.key,
+                day,
+                outcome: outcome(place),
+                count,
+                last_used_at: last_used_at.and_then(|at| Timestamp::from_microsecond(at).ok()),
+            });
+        }
+    }
+    counts
+}
+
+fn usage(
+    (
+        (key_id, day, outcome),
+        Sum {
+            count,
+            last_used_at,
+        },
+    ): (RowKey, Sum),
+) -> Usage {
+    Usage {
+        key_id,
+        day,
+        outcome,
+        count,
+        last_used_at,
+    }
+}
+
 /// Rows of which no two are about the same key, day and outcome: a key that was forgotten and seen again has several
 /// tallies, and a store may refuse to write one row twice in one statement.
 #[derive(Default)]
@@ -300,7 +372,7 @@ impl Merged {
             }
             hash_map::Entry::Occupied(at) => {
                 let row = &mut self.rows[*at.get()];
-                row.count += usage.count;
+                row.count = row.count.saturating_add(usage.count);
                 row.last_used_at = row.last_used_at.max(usage.last_used_at);
             }
         }

@@ -1,6 +1,7 @@
 //! The verification of a key: found in the cache or at the source, then decided.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
@@ -14,7 +15,7 @@ use tokio::{
     sync::{Mutex, Notify, Semaphore, watch},
 };
 use tollkey_core::{
-    Clock, Denial, Digest, Need, Position, ServiceKeyId, Timestamp, Usage, VerifierId,
+    Clock, Denial, Digest, KeyId, Need, Position, ServiceKeyId, Timestamp, Usage, VerifierId,
     credential::Presented, decide,
 };
 
@@ -331,6 +332,27 @@ impl<S: Source> Verifier<S> {
     #[must_use]
     pub fn take_usage(&self) -> Vec<Usage> {
         self.0.ledger.take(self.0.clock.now(), BATCH)
+    }
+
+    /// Moves what was counted of at most [`crate::usage::BATCH`] keys to the rows that [`Verifier::take_usage`] returns first.
+    /// There it is merged until it is taken, and [`Verifier::waiting_usage`] returns it.
+    ///
+    /// Returns how many keys that were: 0 when no key waits, and `None` when the rows have no room and should be taken.
+    pub fn collect_usage(&self) -> Option<usize> {
+        self.0.ledger.collect(self.0.clock.now(), BATCH)
+    }
+
+    /// How often verifications of known keys had each outcome since the last call, with those that subscribers counted. A
+    /// verification is among them once [`Verifier::collect_usage`] or [`Verifier::take_usage`] has reached its key.
+    #[must_use]
+    pub fn take_outcomes(&self) -> BTreeMap<Option<Denial>, u64> {
+        self.0.ledger.take_outcomes()
+    }
+
+    /// The counts of a key that wait as rows, in ascending order of days.
+    #[must_use]
+    pub fn waiting_usage(&self, key: &KeyId) -> Vec<Usage> {
+        self.0.ledger.rows_of(*key)
     }
 
     /// The number of keys with usage for [`Verifier::take_usage`], plus that of the rows that were put back.

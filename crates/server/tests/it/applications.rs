@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tollkey_core::{Family, Mode};
+use tollkey_verifier::testing::START;
 
 use crate::{
     assert_answer,
@@ -450,6 +452,57 @@ async fn deleting_an_application_revokes_its_keys() {
             [&log[0]["occurred_at"], &log[0]["actor"]],
             [&log[2]["occurred_at"], &log[2]["actor"]]
         );
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn replica_shows_last_use_that_is_not_written_yet() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let of_application = app.key(&token, &application, json!({})).await;
+        let commerce = app.commerce_key(&token, json!({})).await;
+        let account_key = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        for text in [&of_application.text, &commerce.text, &account_key] {
+            assert_eq!(app.get("/whoami").bearer(text).await.status, 200);
+        }
+        let _ = app.running().state().service.verifier.collect_usage();
+        let shown = async |path: &str, pointer: &str| {
+            let reply = app.get(path).bearer(&token).await;
+            reply.json().pointer(pointer).cloned().expect("a time")
+        };
+        let commerce = format!("/api-keys/{}", commerce.id);
+        for (path, pointer) in [
+            (
+                format!("/applications/{application}/api-keys"),
+                "/items/0/lastUsedAt",
+            ),
+            (
+                "/applications?include=apiKeys".to_owned(),
+                "/items/0/apiKeys/0/lastUsedAt",
+            ),
+            ("/v1/account/api-keys".to_owned(), "/data/0/lastUsedAt"),
+        ] {
+            assert_eq!(
+                shown(&path, pointer).await,
+                "2026-01-01T00:00:00Z",
+                "{path}"
+            );
+        }
+        for (path, pointer) in [
+            ("/api-keys", "/0/last_used_at"),
+            (commerce.as_str(), "/last_used_at"),
+        ] {
+            assert_eq!(shown(path, pointer).await, START, "{path}");
+        }
+        for change in [
+            app.patch(&commerce, json!({"name": "New"})),
+            app.post(&format!("{commerce}/suspend"), json!({})),
+        ] {
+            let changed = change.bearer(&token).await;
+            assert_eq!(changed.json()["last_used_at"], START, "{changed}");
+        }
     })
     .await;
 }

@@ -1586,6 +1586,29 @@ async fn an_application_is_named_and_chosen_however_many_are_newer() {
 }
 
 #[actix_web::test]
+async fn key_page_counts_usage_that_is_not_written_yet() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let (id, text) = browser.make_key(&[("name", "Till")]).await;
+        let service = &app.running().state().service;
+        for uses in 1..4 {
+            assert_eq!(app.code(&text).await, "valid");
+            if uses == 1 {
+                service.flush_usage().await;
+            } else {
+                let _ = service.verifier.collect_usage();
+            }
+            let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+            assert!(
+                page.contains(&format!("{uses} accepted, 0 refused")),
+                "{page}"
+            );
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn a_key_is_suspended_resumed_and_rotated() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;

@@ -1,6 +1,10 @@
 //! Finding keys, and their usage.
 
-use tollkey_core::{ApiKey, ApplicationId, Family, KeyId, Mode, Problem, Status};
+use std::cmp::Reverse;
+
+use tollkey_core::{
+    ApiKey, ApplicationId, Family, KeyId, Mode, Problem, Status, Usage, usage::outcome_code,
+};
 use tollkey_store::{DayUsage, KeyCursor, KeyFilter, KeyPage};
 
 use tollkey_store::Paged as Page;
@@ -22,11 +26,12 @@ pub async fn get(
         .read(by, move |db| db.account(&account_id).key(families, &id))
         .await?;
     key.filter(|key| sees.is_none_or(|mode| mode == key.mode))
+        .map(|key| service.with_waiting_usage(key))
         .ok_or_else(Problem::not_found)
 }
 
-/// Returns the usage of a key since a day, by day and outcome, the newest day first. The usage of the last seconds can be missing:
-/// it is written in batches.
+/// Returns the usage of a key since a day, by day and outcome, the newest day first. The usage of the last seconds can be
+/// missing, and that of the last minute on other replicas: it is written in batches.
 ///
 /// # Errors
 /// `unavailable`.
@@ -37,9 +42,41 @@ pub async fn usage(
     since_day: i32,
 ) -> Result<Vec<DayUsage>, Problem> {
     let account_id = by.account_id.clone();
-    service
-        .read(by, move |db| db.account(&account_id).usage(&id, since_day))
-        .await
+    let read = service.read(by, move |db| {
+        let mut account = db.account(&account_id);
+        match account.key(&Family::ALL, &id)? {
+            Some(_) => account.usage(&id, since_day).map(Some),
+            None => Ok(None),
+        }
+    });
+    // Counts that wait do not say whose key it is.
+    let Some(mut days) = read.await? else {
+        return Ok(Vec::new());
+    };
+    for waiting in service.verifier.waiting_usage(&id) {
+        let Usage {
+            day,
+            outcome,
+            count,
+            ..
+        } = waiting;
+        if day < since_day {
+            continue;
+        }
+        match days
+            .iter_mut()
+            .find(|one| (one.day, one.outcome) == (day, outcome))
+        {
+            Some(one) => one.count = one.count.saturating_add(count),
+            None => days.push(DayUsage {
+                day,
+                outcome,
+                count,
+            }),
+        }
+    }
+    days.sort_by_key(|one| (Reverse(one.day), outcome_code(one.outcome)));
+    Ok(days)
 }
 
 /// A page of a list of keys.
@@ -139,7 +176,11 @@ pub async fn list(
     if end_at(&mut keys, PAGE_BYTES) {
         next = keys.last().map(KeyCursor::from);
     }
-    Ok(KeyList { keys, next })
+    let keys = keys.into_iter().map(|key| service.with_waiting_usage(key));
+    Ok(KeyList {
+        keys: keys.collect(),
+        next,
+    })
 }
 
 /// A page of an application's keys, newest first, revoked ones included.
@@ -163,5 +204,10 @@ pub async fn page_of_application(
             None => Ok(None),
         }
     });
-    found.await?.ok_or_else(Problem::not_found)
+    let Page { items, total } = found.await?.ok_or_else(Problem::not_found)?;
+    let items = items.into_iter().map(|key| service.with_waiting_usage(key));
+    Ok(Page {
+        items: items.collect(),
+        total,
+    })
 }

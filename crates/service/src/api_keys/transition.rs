@@ -38,7 +38,7 @@ pub(super) async fn transition(
     } = which;
     let (account_id, sees) = (by.account_id.clone(), by.visible_mode());
     let drafts = by.drafts(service);
-    service
+    let (key, changed) = service
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             if let Some(id) = &application_id {
@@ -63,5 +63,6 @@ pub(super) async fn transition(
             }
             Ok((key, changed))
         })
-        .await
+        .await?;
+    Ok((service.with_waiting_usage(key), changed))
 }

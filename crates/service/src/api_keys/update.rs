@@ -22,7 +22,7 @@ pub async fn update(
     let now = service.clock.now();
     let account_id = by.account_id.clone();
     let drafts = by.drafts(service);
-    service
+    let key = service
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             let before = account
@@ -47,5 +47,6 @@ pub async fn update(
             }
             Ok(key)
         })
-        .await
+        .await?;
+    Ok(service.with_waiting_usage(key))
 }

@@ -119,7 +119,7 @@ impl<S: Primary> Upstream for Verifier<S> {
             })?;
         // Only now that the subscriber will not send it again.
         if counts {
-            self.restore_usage(poll.usage);
+            inner.ledger.receive(poll.usage);
         }
         Ok(news)
     }
@@ -132,7 +132,7 @@ impl<S: Primary> Upstream for Verifier<S> {
             nanos(inner.clock.elapsed()),
         );
         if left.map_err(|shared| self.shared_id(shared))? {
-            self.restore_usage(leave.usage);
+            inner.ledger.receive(leave.usage);
         }
         inner.notification.notify_one();
         Ok(())

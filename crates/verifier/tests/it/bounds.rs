@@ -433,6 +433,20 @@ async fn dropped_counts_of_a_cached_key_are_fetched_after_its_next_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn usage_is_collected_only_while_rows_have_room() {
+    let world = world(4 * MIB, (0..4000).map(|n| (n, ordinary(n)))).await;
+    let verifier = &world.one.verifier;
+    for keys in [0..2000, 2000..4000] {
+        world.verify_all(keys, 4 * MIB).await;
+        while verifier.collect_usage().is_some_and(|keys| keys > 0) {}
+    }
+    assert_eq!(verifier.collect_usage(), None);
+    assert_eq!(verifier.stats().usage_dropped, 0);
+    assert!(verifier.stats().bytes <= 4 * MIB);
+    assert_eq!(counted(&world, |_| true, 4000), 4000);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rows_that_are_put_back_are_merged_and_bounded() {
     let world = world(4 * MIB, (0..1).map(|n| (n, ordinary(n)))).await;
     for _ in 0..50 {

@@ -613,6 +613,8 @@ async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
         .collect();
     told.sort_unstable();
     assert_eq!(told, [(None, 5), (Some(Denial::WrongMode), 1)]);
+    let outcomes: Vec<_> = world.one.verifier.take_outcomes().into_iter().collect();
+    assert_eq!(outcomes, told);
     // What is left at the end goes with the farewell.
     assert_eq!(far.outcome(1).await, Ok(()));
     far.shutdown.send(()).unwrap();

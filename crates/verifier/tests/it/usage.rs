@@ -137,6 +137,51 @@ async fn usage_is_fetched_in_batches() {
     assert_eq!(world.one.verifier.stats().usage_dropped, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn collected_usage_is_merged_and_can_be_read_by_key() {
+    let world = World::new(2).await;
+    let (verifier, key) = (&world.one.verifier, record(&text(0)).key.id);
+    assert_eq!(verifier.collect_usage(), Some(0));
+    for round in 1..4 {
+        assert_eq!(world.one.outcome(0).await, Ok(()));
+        assert_eq!(world.one.outcome(1).await, Ok(()));
+        let used_at = world.clock.now();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(verifier.collect_usage(), Some(2));
+        let rows = verifier.waiting_usage(&key);
+        assert_eq!(rows.len(), 1);
+        assert_eq!(
+            (rows[0].key_id, rows[0].count, rows[0].last_used_at),
+            (key, round, Some(used_at))
+        );
+    }
+    let expected = BTreeMap::from([((id(0), TODAY, None), 3), ((id(1), TODAY, None), 3)]);
+    assert_eq!(sums(&verifier.take_usage()), expected);
+    assert_eq!(verifier.waiting_usage(&key), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outcomes_are_counted_once_when_writing_fails() {
+    let world = World::new(2).await;
+    let mut bound = record(&text(1));
+    bound.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    world.source.put(&text(1), bound);
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    assert_eq!(world.one.outcome(1).await, Err(Denial::IpNotAllowed));
+    let verifier = &world.one.verifier;
+    verifier.collect_usage();
+    let expected = BTreeMap::from([(None, 1), (Some(Denial::IpNotAllowed), 1)]);
+    assert_eq!(verifier.take_outcomes(), expected);
+    let rows = verifier.take_usage();
+    verifier.restore_usage(rows);
+    assert_eq!(verifier.take_usage().len(), 2);
+    assert_eq!(verifier.take_outcomes(), BTreeMap::new());
+    // Those that are taken without being collected count, too.
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    assert_eq!(verifier.take_usage().len(), 1);
+    assert_eq!(verifier.take_outcomes(), BTreeMap::from([(None, 1)]));
+}
+
 #[test]
 fn nothing_is_lost_or_counted_twice_while_others_fetch() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -163,6 +208,7 @@ fn nothing_is_lost_or_counted_twice_while_others_fetch() {
             })
             .collect();
         let mut total = 0;
+        let mut turn = 0;
         while !verifying.iter().all(tokio::task::JoinHandle::is_finished) {
             total += world
                 .one
@@ -171,6 +217,10 @@ fn nothing_is_lost_or_counted_twice_while_others_fetch() {
                 .iter()
                 .map(|row| row.count)
                 .sum::<u64>();
+            turn += 1;
+            if turn % 2 == 0 {
+                world.one.verifier.collect_usage();
+            }
             tokio::task::yield_now().await;
         }
         total
