@@ -1113,7 +1113,7 @@ impl World {
             .method(method)
             .path(path)
             .await
-            .is_ok_and(|response| said.is_valid())
+            .is_ok_and(|response| response.is_valid())
         {
             assert!(
                 since.elapsed() < RECOVERY,

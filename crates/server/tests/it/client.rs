@@ -434,8 +434,9 @@ async fn tour_prints_its_steps() {
     tour::walk(&client, &mut output).await.expect("the tour");
     let output = String::from_utf8(output).expect("text");
     // These two lines differ in each run.
-    let (made, same): (Vec<_>, Vec<_>) =
-        output.lines().partition(|line| line.starts_with("made the "));
+    let (made, same): (Vec<_>, Vec<_>) = output
+        .lines()
+        .partition(|line| line.starts_with("made the "));
     assert_eq!(made.len(), 2, "{output}");
     assert!(made[1].ends_with(" Secret(redacted)"), "{output}");
     assert_snapshot!(same.join("\n"), @r#"

@@ -207,7 +207,10 @@ async fn connection_over_the_limit_waits() {
     send(&mut busy, BUNDLE).await;
     read_head(&mut busy).await.unwrap();
     let mut rejected = connect(running.address()).await;
-    assert!(is_closed(&mut rejected).await, "no other connection is idle");
+    assert!(
+        is_closed(&mut rejected).await,
+        "no other connection is idle"
+    );
     let mut waiting = connect(running.address()).await;
     send(&mut waiting, LIVEZ).await;
     drop(busy);

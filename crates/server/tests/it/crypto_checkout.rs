@@ -240,10 +240,7 @@ async fn scope_grants_only_itself() {
                     .bearer(&key.text)
                     .await;
                 let expected = if granted { 200 } else { 403 };
-                assert_eq!(
-                    reply.status, expected,
-                    "{own} for {needed} at a gateway"
-                );
+                assert_eq!(reply.status, expected, "{own} for {needed} at a gateway");
                 if granted {
                     assert_eq!(reply.header("x-auth-scopes"), Some(own));
                 } else {
@@ -602,9 +599,15 @@ async fn two_keys_are_valid_during_a_cutover() {
                 .await
                 .status
         };
-        assert_eq!((status(&predecessor).await, status(&successor).await), (200, 200));
+        assert_eq!(
+            (status(&predecessor).await, status(&successor).await),
+            (200, 200)
+        );
         revoke(app, &token, &predecessor).await;
-        assert_eq!((status(&predecessor).await, status(&successor).await), (401, 200));
+        assert_eq!(
+            (status(&predecessor).await, status(&successor).await),
+            (401, 200)
+        );
     })
     .await;
 }

@@ -234,7 +234,10 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     // Another process may use another file at this path, so the lease is not renewed and verification ends with it.
     let gone = Instant::now();
     while verify().await.status == 200 {
-        assert!(gone.elapsed() < 2 * LEASE, "verification continues without a lease");
+        assert!(
+            gone.elapsed() < 2 * LEASE,
+            "verification continues without a lease"
+        );
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(verify().await.status, 503);
@@ -248,7 +251,11 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     fs::rename(&aside, &path).unwrap();
     becomes(&server, 200).await;
     assert_eq!(server.code(&key.text).await, "valid");
-    assert_eq!(create().await.status, 201, "the failed change was not written");
+    assert_eq!(
+        create().await.status,
+        201,
+        "the failed change was not written"
+    );
     server.stop().await;
 }
 

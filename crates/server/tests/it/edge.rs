@@ -259,7 +259,10 @@ async fn stopping_server_is_alive_and_not_ready() {
             .sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
         // A check is cached for a second.
         let becomes = async |status| app.get("/readyz").await.status == status;
-        eventually("an older schema ends readiness", async || becomes(503).await).await;
+        eventually("an older schema ends readiness", async || {
+            becomes(503).await
+        })
+        .await;
         app.database
             .sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121200000')");
         eventually("the current schema restores readiness", async || {
@@ -268,7 +271,10 @@ async fn stopping_server_is_alive_and_not_ready() {
         .await;
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
-            eventually("readiness without the database", async || becomes(503).await).await;
+            eventually("readiness without the database", async || {
+                becomes(503).await
+            })
+            .await;
             assert_eq!(app.get("/livez").await.status, 200);
             app.database.refuse_connections(false);
             eventually("readiness with the database", async || {
@@ -722,7 +728,10 @@ async fn send_secrets_everywhere(
         // No later response contains a secret, except as the name of an unknown field that the caller sent.
         let echoes_field_names = reply.status == 400 && reply.body.contains("validation_failed");
         for secret in [&created[0].1, &created[1].1, &service_key, &merchant] {
-            assert!(echoes_field_names || !reply.body.contains(secret.as_str()), "{reply}");
+            assert!(
+                echoes_field_names || !reply.body.contains(secret.as_str()),
+                "{reply}"
+            );
         }
     }
     running.state().service.flush_usage().await;

@@ -118,11 +118,7 @@ impl EventStream {
 
     /// Reads the next chunk. Returns `false` at the end.
     async fn read(&mut self) -> bool {
-        let chunk = self
-            .response
-            .chunk()
-            .await
-            .expect("a chunk or the end");
+        let chunk = self.response.chunk().await.expect("a chunk or the end");
         self.text
             .push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("UTF-8"));
         chunk.is_some()
