@@ -11,7 +11,6 @@ use crate::{
     support::{App, Reply, each_backend},
 };
 
-/// The actions of a response, newest first.
 fn actions(reply: &Reply) -> Vec<String> {
     assert_eq!(reply.status, 200, "{reply}");
     let entries = reply.json();

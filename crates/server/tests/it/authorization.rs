@@ -205,7 +205,6 @@ fn call(app: &App, method: &str, template: &str, resources: &Resources) -> Call 
     }
 }
 
-/// A valid body.
 fn body(method: &str, template: &str) -> Option<Value> {
     let body = match (
         method,
@@ -399,7 +398,6 @@ async fn wrong_kind_of_credential_is_403_everywhere() {
     .await;
 }
 
-/// All resources of an account, as response texts.
 async fn everything(app: &App, merchant: &str) -> Vec<String> {
     let mut all = Vec::new();
     for path in ["/applications?include=apiKeys", "/api-keys", "/audit-log"] {

@@ -35,7 +35,6 @@ pub const LEASE: Duration = Duration::from_secs(3);
 /// The longest any step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How the binary is started.
 #[derive(Clone)]
 pub struct Tollkey {
     directory: Arc<TempDir>,
@@ -70,14 +69,12 @@ impl Tollkey {
             .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
     }
 
-    /// Sets this variable.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(set, _)| set != name);
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Removes this variable.
     pub fn without(mut self, name: &str) -> Self {
         self.environment.retain(|(set, _)| set != name);
         self
@@ -87,7 +84,6 @@ impl Tollkey {
         self.directory.path()
     }
 
-    /// The environment of the process.
     pub fn environment(&self) -> impl Iterator<Item = (String, String)> {
         let path = std::env::var("PATH").unwrap_or_default();
         let base = [
@@ -114,7 +110,6 @@ impl Tollkey {
         Process::spawn(self.command(arguments), &self.outputs, number)
     }
 
-    /// Runs a command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Finished {
         self.spawn(arguments).finished().await
     }
@@ -126,12 +121,10 @@ impl Tollkey {
         finished.stdout.trim_end().to_owned()
     }
 
-    /// Runs a server until it listens.
     pub async fn serve(&self) -> Server {
         self.serve_with(&[]).await
     }
 
-    /// [`Self::serve`], with arguments.
     pub async fn serve_with(&self, arguments: &[&str]) -> Server {
         self.start(arguments)
             .await
@@ -163,7 +156,6 @@ impl Tollkey {
     }
 }
 
-/// A started program.
 pub struct Process {
     child: Child,
     stdout: PathBuf,
@@ -285,7 +277,6 @@ impl fmt::Display for Finished {
     }
 }
 
-/// The ID of a process.
 #[derive(Clone, Copy)]
 pub struct Pid(u32);
 
@@ -347,7 +338,6 @@ impl Server {
         read(&self.process.stderr)
     }
 
-    /// Sends a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
         assert!(self.pid().signal(name).await, "signal {name}");
     }
@@ -362,7 +352,6 @@ impl Server {
         self.process.child.kill().await.expect("a killed process");
     }
 
-    /// Waits until it ends.
     pub async fn ended(self) -> Finished {
         self.process.finished().await
     }
@@ -399,7 +388,6 @@ impl Server {
         self.call("DELETE", path)
     }
 
-    /// Creates an application. Returns its ID.
     pub async fn application(&self, token: &str, name: &str) -> String {
         let reply = self
             .post("/applications", json!({"name": name}))
@@ -409,7 +397,6 @@ impl Server {
         member(&reply, "id")
     }
 
-    /// Creates a key for an application.
     pub async fn key(&self, token: &str, application: &str) -> Key {
         let body = json!({"description": "Checkout"});
         let reply = self
@@ -423,7 +410,6 @@ impl Server {
         }
     }
 
-    /// Creates a service key.
     pub async fn service_key(&self) -> Key {
         let reply = self
             .post("/service-keys", json!({"name": "gateway"}))
@@ -446,7 +432,6 @@ impl Server {
         member(&reply, "code")
     }
 
-    /// The codes of many keys, in the same order.
     pub async fn codes(&self, keys: &[&str]) -> Vec<String> {
         let mut codes = Vec::new();
         for keys in keys.chunks(100) {
@@ -495,7 +480,6 @@ fn token(account: Option<&str>, roles: &[&str]) -> String {
     token_of("user_1", account, roles)
 }
 
-/// A management token with this subject.
 pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String {
     let token = NewToken {
         subject: subject.to_owned(),
@@ -514,7 +498,6 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `None` when the connection fails.
     pub async fn open(address: SocketAddr) -> Option<Self> {
         Some(Self {
             address,
@@ -536,7 +519,6 @@ impl Connection {
             .await
     }
 
-    /// Sends a request without a body and with this header.
     pub async fn get(&mut self, path: &str, header: &str, value: &str) -> io::Result<()> {
         let head = format!(
             "GET {path} HTTP/1.1\r\nhost: {}\r\n{header}: {value}\r\n\r\n",
@@ -558,7 +540,6 @@ impl Connection {
         assert_eq!(str::from_utf8(&answer), Ok(CONTINUE));
     }
 
-    /// Sends the body of the request begun before.
     pub async fn finish(&mut self, body: &str) {
         self.stream.write_all(body.as_bytes()).await.expect("sent");
     }

@@ -18,16 +18,13 @@ use crate::{
     support::Key,
 };
 
-/// The account that the printed link signs in to.
 const ACCOUNT: &str = "acme";
 
-/// The processes and credentials of a scenario.
 struct World {
     browser: Browser,
     server: Server,
     tollkey: Tollkey,
     database: Database,
-    /// A management token of the account.
     token: String,
 }
 
@@ -69,7 +66,6 @@ impl World {
         self.browser.open(&self.url(path)).await;
     }
 
-    /// Returns the link that the server printed.
     fn link(&self) -> String {
         let stdout = self.server.stdout();
         let line = stdout
@@ -79,7 +75,6 @@ impl World {
         line.trim().to_owned()
     }
 
-    /// Signs in on the sign-in page.
     async fn sign_in_with(&self, token: &str) {
         self.browser.fill("token", token).await;
         self.browser.press("Sign in with a token").await;
@@ -99,7 +94,6 @@ impl World {
         }
     }
 
-    /// Returns the status of a request with this key.
     async fn status_of(&self, key: &str) -> u16 {
         self.server.get("/whoami").bearer(key).await.status
     }
@@ -787,7 +781,7 @@ async fn forms_of_other_sites_are_rejected() {
     }
     assert_eq!(world.status_of(&key.text).await, 200);
     assert_eq!(world.keys().await.len(), 1);
-    // A link from another site finds the session, which still is the original one.
+    // A link from another site opens the dashboard in the session, which the forged sign-in did not replace.
     browser
         .open(&format!("http://localhost:{port}/nothing"))
         .await;

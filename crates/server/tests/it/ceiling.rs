@@ -16,7 +16,6 @@ const KEYS: &str = "/v1/account/api-keys";
 /// Clients connect directly: the client IP is the peer of the connection.
 const DIRECT: &[(&str, &str)] = &[("TOLLKEY_TRUSTED_PROXIES", "none")];
 
-/// Every limit that a creator can have.
 fn limits(app: &App) -> Value {
     let mut body = wanted("live", "secret");
     body["allowedIps"] = json!(["203.0.113.0/24", "127.0.0.0/8", "2001:db8::/32"]);

@@ -29,7 +29,6 @@ enum KeyKind {
     CreatedByKey,
 }
 
-/// The caller of a change.
 #[derive(Clone, Copy)]
 enum Caller {
     Merchant,
@@ -232,7 +231,6 @@ impl Subscriber {
     }
 }
 
-/// A verifier under test.
 enum Observer<'a> {
     Replica(&'a Running, String),
     Subscriber(&'a Verifier<HttpSource>),
@@ -373,7 +371,6 @@ async fn send(app: &App, at: &Running, (caller, method, path, body): &Request, s
     );
 }
 
-/// Returns the expected result after a change.
 fn expected_after(before: &Value, expected: &Value) -> Value {
     match expected.get("code") {
         Some(code) if code != "valid" => json!({"code": code}),

@@ -45,7 +45,7 @@ use crate::{
 /// The length of a lease in this test ([`with_short_leases`]): many expire while it runs.
 const LEASE: Duration = Duration::from_millis(300);
 /// How long most callers wait for a verification. Short, so that requests begin while a process is paused, and so that
-/// a replica without PostgreSQL is still asked for the keys in its cache.
+/// a replica without PostgreSQL still gets requests for the keys in its cache.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(60);
 /// How long the other callers wait: longer than a replica needs to detect that PostgreSQL is unreachable.
 const LONG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ const DEPTH: usize = 3;
 const STOLEN: usize = 6;
 /// The maximum number of keys in a batch.
 const BATCH: usize = 100;
-/// A request that every family of keys may make, publishable keys included.
+/// A request that keys of every family are allowed to send, publishable keys included.
 const ROUTE: (&str, &str) = ("GET", "/v1/storefront/products");
 /// How many of the most recently revoked keys are still verified.
 const RECENTLY_REVOKED: usize = 16;
@@ -167,9 +167,9 @@ impl Plan {
 struct Key {
     text: String,
     /// When its revocation was first requested.
-    requested_at: Option<Instant>,
+    requested: Option<Instant>,
     /// When the response to the revocation arrived.
-    confirmed_at: Option<Instant>,
+    confirmed: Option<Instant>,
 }
 
 /// A replica of the cluster. Its process is absent while it is being replaced.
@@ -221,7 +221,7 @@ struct Counts {
     repeated: Cell<u64>,
     revocations: Cell<usize>,
     /// Those of keys that every replica had verified from its cache.
-    cached_everywhere: Cell<usize>,
+    cached: Cell<usize>,
     slowest: Cell<Duration>,
     /// Revocations of keys with descendants, the descendants, and the descendants created during the revocation.
     trees: Cell<u64>,
@@ -254,7 +254,6 @@ enum Revocation {
     Once,
 }
 
-/// A key of a tree.
 #[derive(Clone)]
 struct TreeKey {
     number: usize,
@@ -295,7 +294,7 @@ struct World {
     counts: Counts,
     failures: RefCell<Vec<String>>,
     faults_ended: Cell<bool>,
-    has_ended: Cell<bool>,
+    ended: Cell<bool>,
 }
 
 impl World {
@@ -351,7 +350,7 @@ impl World {
             counts: Counts::default(),
             failures: RefCell::default(),
             faults_ended: Cell::new(false),
-            has_ended: Cell::new(false),
+            ended: Cell::new(false),
         }
     }
 
@@ -361,7 +360,7 @@ impl World {
             .borrow_mut()
             .push(format!("after {:.1?}: {what}", self.begun.elapsed()));
         self.faults_ended.set(true);
-        self.has_ended.set(true);
+        self.ended.set(true);
     }
 
     /// Sends a request. Returns when it began, the status and the body; `None` without a response in time.
@@ -408,11 +407,11 @@ impl World {
             let reply = self
                 .exchange(replica, &mut None, request, body, patience)
                 .await;
-            let confirmed_at = Instant::now();
+            let confirmed = Instant::now();
             if let Some((_, status, body)) = reply {
                 let json = serde_json::from_str(&body).unwrap_or_default();
                 if let Some(value) = counts(status, &json) {
-                    return Some((confirmed_at, value));
+                    return Some((confirmed, value));
                 }
                 if status != 503 {
                     let body = without_secrets(&body);
@@ -426,7 +425,7 @@ impl World {
                     "{method} {path} did not succeed within {CHANGE_TIMEOUT:?}"
                 ));
             }
-            if self.has_ended.get() {
+            if self.ended.get() {
                 return None;
             }
             add(&self.counts.repeated, 1);
@@ -464,8 +463,8 @@ impl World {
             .await?;
         self.keys.borrow_mut().push(Key {
             text,
-            requested_at: None,
-            confirmed_at: None,
+            requested: None,
+            confirmed: None,
         });
         Some((self.keys.borrow().len() - 1, id))
     }
@@ -474,16 +473,10 @@ impl World {
     async fn warm_up(&self, key: usize) -> bool {
         let per_replica = (0..self.replicas.len()).map(async |replica| {
             let (mut connection, since) = (None, Instant::now());
-            while since.elapsed() < WARM_UP && !self.has_ended.get() {
+            while since.elapsed() < WARM_UP && !self.ended.get() {
                 // The first result may come from the database; the second one comes from the cache if there is a lease.
-                if self
-                    .verify_keys(replica, &mut connection, &[key], WARM_UP)
-                    .await
-                    == Some(1)
-                    && self
-                        .verify_keys(replica, &mut connection, &[key], WARM_UP)
-                        .await
-                        == Some(1)
+                if self.verify(replica, &mut connection, &[key], WARM_UP).await == Some(1)
+                    && self.verify(replica, &mut connection, &[key], WARM_UP).await == Some(1)
                 {
                     return true;
                 }
@@ -495,7 +488,7 @@ impl World {
     }
 
     /// Verifies keys and checks each result. Returns how many are valid; `None` without results.
-    async fn verify_keys(
+    async fn verify(
         &self,
         replica: usize,
         connection: &mut Option<Connection>,
@@ -534,7 +527,7 @@ impl World {
                 Some(
                     keys.iter()
                         .zip(codes)
-                        .filter(|(key, code)| self.check_result(**key, replica, began, code))
+                        .filter(|(key, code)| self.check(**key, replica, began, code))
                         .count(),
                 )
             }
@@ -553,18 +546,18 @@ impl World {
     }
 
     /// Checks the code of a verification against the times of the revocation. Returns whether it is `valid`.
-    fn check_result(&self, number: usize, replica: usize, began: Instant, code: &str) -> bool {
+    fn check(&self, number: usize, replica: usize, began: Instant, code: &str) -> bool {
         add(&self.counts.verifications, 1);
         let keys = self.keys.borrow();
         let key = &keys[number];
-        let failure = match (code, key.requested_at, key.confirmed_at) {
+        let failure = match (code, key.requested, key.confirmed) {
             ("valid", _, None) | ("revoked", Some(_), _) => None,
             // Revoked by now, perhaps while this verification was running.
-            ("valid", _, Some(confirmed_at)) if began <= confirmed_at => None,
-            ("valid", _, Some(confirmed_at)) => Some(format!(
+            ("valid", _, Some(confirmed)) if began <= confirmed => None,
+            ("valid", _, Some(confirmed)) => Some(format!(
                 "key {number} was valid on replica {replica} for a verification that began {:?} after the response to its \
                  revocation",
-                began - confirmed_at
+                began - confirmed
             )),
             (_, None, _) => Some(format!(
                 "key {number} was {code} on replica {replica} before its revocation was requested"
@@ -585,7 +578,7 @@ impl World {
     async fn caller(&self, replica: usize, how: CallerKind) {
         let mut connection = None;
         let mut turn = 0;
-        while !self.has_ended.get() {
+        while !self.ended.get() {
             let keys = self.choose(how, turn);
             turn += 1;
             if keys.is_empty() || self.replicas[replica].address().is_none() {
@@ -597,8 +590,7 @@ impl World {
             } else {
                 SHORT_TIMEOUT
             };
-            self.verify_keys(replica, &mut connection, &keys, patience)
-                .await;
+            self.verify(replica, &mut connection, &keys, patience).await;
             sleep(PAUSE).await;
         }
     }
@@ -607,7 +599,7 @@ impl World {
     /// with the replica's process. Most subscriptions are aborted after some time; the verifier then continues with the
     /// lease that it has, as if partitioned.
     async fn run_subscriber(&self, replica: usize, mut rng: StdRng) {
-        while !self.has_ended.get() {
+        while !self.ended.get() {
             let Some(address) = self.replicas[replica].address() else {
                 sleep(PAUSE).await;
                 continue;
@@ -626,7 +618,7 @@ impl World {
                 .then(|| LEASE.mul_f64(rng.random_range(1.0..10.0)));
             let begun = Instant::now();
             let mut turn = 0;
-            while !self.has_ended.get() && self.replicas[replica].address() == Some(address) {
+            while !self.ended.get() && self.replicas[replica].address() == Some(address) {
                 if let Some(silent) = falls_silent
                     && begun.elapsed() > silent
                 {
@@ -660,7 +652,7 @@ impl World {
                     };
                     add(&self.counts.by_subscribers, 1);
                     add(&self.counts.subscriber_hits, verifier.stats().hits - hits);
-                    self.check_result(number, replica, began, outcome_code(verdict.outcome.err()));
+                    self.check(number, replica, began, outcome_code(verdict.outcome.err()));
                 }
                 turn += 1;
                 sleep(PAUSE).await;
@@ -673,7 +665,7 @@ impl World {
     async fn client_caller(&self, replica: usize) {
         let client = &self.replicas[replica].client;
         let mut turn = 0;
-        while !self.has_ended.get() {
+        while !self.ended.get() {
             for number in self.choose(
                 if turn % 2 == 0 {
                     CallerKind::Suspect
@@ -691,7 +683,7 @@ impl World {
                         VerifyResponse::Valid(_) => "valid",
                         VerifyResponse::Invalid(invalid) => invalid.code.as_str(),
                     };
-                    self.check_result(number, replica, began, code);
+                    self.check(number, replica, began, code);
                 }
             }
             turn += 1;
@@ -704,8 +696,8 @@ impl World {
         let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
         let suspect = |key: &&usize| {
             keys[**key]
-                .requested_at
-                .is_some_and(|requested_at| requested_at.elapsed() < 3 * LEASE)
+                .requested
+                .is_some_and(|requested| requested.elapsed() < 3 * LEASE)
         };
         let choice: Vec<usize> = match how {
             CallerKind::All => return in_play.iter().rev().take(BATCH).copied().collect(),
@@ -764,11 +756,11 @@ impl World {
     }
 
     /// Records a key whose revocation may already have been requested. Returns its number.
-    fn record_key(&self, text: &str, requested_at: Option<Instant>) -> usize {
+    fn record_key(&self, text: &str, requested: Option<Instant>) -> usize {
         self.keys.borrow_mut().push(Key {
             text: text.to_owned(),
-            requested_at,
-            confirmed_at: None,
+            requested,
+            confirmed: None,
         });
         let number = self.keys.borrow().len() - 1;
         self.in_play.borrow_mut().push_back(number);
@@ -812,11 +804,11 @@ impl World {
         let mut numbers: Vec<usize> = subtree(tree, target)
             .into_iter()
             .map(|key| tree[key].number)
-            .filter(|number| self.keys.borrow()[*number].requested_at.is_none())
+            .filter(|number| self.keys.borrow()[*number].requested.is_none())
             .collect();
-        let requested_at = Instant::now();
+        let requested = Instant::now();
         for number in &numbers {
-            self.keys.borrow_mut()[*number].requested_at = Some(requested_at);
+            self.keys.borrow_mut()[*number].requested = Some(requested);
         }
         // A key may be revoked by its parent as well as by the account.
         let parent = tree[target].parent.filter(|_| rng.random());
@@ -840,28 +832,28 @@ impl World {
         let revocation = self.change(rng, ("DELETE", &path, &token), "", revoked);
         let (revocation, extended) = tokio::join!(
             revocation,
-            self.create_as_attacker(&mut attacker_rng, attacker_key, requested_at)
+            self.attack(&mut attacker_rng, attacker_key, requested)
         );
-        let (confirmed_at, ()) = revocation?;
+        let (confirmed, ()) = revocation?;
         add(&self.counts.stolen, extended.len() as u64);
         numbers.extend(extended);
         for number in &numbers {
-            self.keys.borrow_mut()[*number].confirmed_at = Some(confirmed_at);
+            self.keys.borrow_mut()[*number].confirmed = Some(confirmed);
         }
         if numbers.len() > 1 {
             add(&self.counts.trees, 1);
             add(&self.counts.descendants, numbers.len() as u64 - 1);
         }
-        self.count_revocation(confirmed_at - requested_at, everywhere);
+        self.count_revocation(confirmed - requested, everywhere);
         Some(())
     }
 
     /// Creates keys in a chain with a stolen key that is being revoked, each with the one before. Returns their numbers.
-    async fn create_as_attacker(
+    async fn attack(
         &self,
         rng: &mut StdRng,
         key: Option<String>,
-        requested_at: Instant,
+        requested: Instant,
     ) -> Vec<usize> {
         let mut numbers = Vec::new();
         let Some(mut key) = key else { return numbers };
@@ -877,7 +869,7 @@ impl World {
             };
             let json: Value = serde_json::from_str(&body).unwrap_or_default();
             if let Some((_, text)) = created_account_key(status, &json) {
-                numbers.push(self.record_key(&text, Some(requested_at)));
+                numbers.push(self.record_key(&text, Some(requested)));
                 key = text;
             } else if !matches!(status, 401 | 403 | 503) {
                 let body = without_secrets(&body);
@@ -902,8 +894,8 @@ impl World {
         let everywhere = rng.random_bool(0.6) && self.warm_up(number).await;
         sleep(Duration::from_millis(rng.random_range(0..30))).await;
 
-        let requested_at = Instant::now();
-        self.keys.borrow_mut()[number].requested_at = Some(requested_at);
+        let requested = Instant::now();
+        self.keys.borrow_mut()[number].requested = Some(requested);
         let (method, path) = match how {
             Revocation::Repeatable => ("POST", format!("/api-keys/{id}/revoke")),
             Revocation::Once => (
@@ -916,12 +908,12 @@ impl World {
             (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked")
                 .then_some(())
         };
-        let (confirmed_at, ()) = self
+        let (confirmed, ()) = self
             .change(rng, (method, &path, &self.merchant), body, revoked)
             .await?;
-        self.keys.borrow_mut()[number].confirmed_at = Some(confirmed_at);
+        self.keys.borrow_mut()[number].confirmed = Some(confirmed);
 
-        self.count_revocation(confirmed_at - requested_at, everywhere);
+        self.count_revocation(confirmed - requested, everywhere);
         Some(())
     }
 
@@ -930,14 +922,14 @@ impl World {
         let counts = &self.counts;
         counts.revocations.set(counts.revocations.get() + 1);
         counts
-            .cached_everywhere
-            .set(counts.cached_everywhere.get() + usize::from(everywhere));
+            .cached
+            .set(counts.cached.get() + usize::from(everywhere));
         counts.slowest.set(counts.slowest.get().max(took));
         let (mut in_play, keys) = (self.in_play.borrow_mut(), self.keys.borrow());
         while in_play.len() > REVOKERS + RECENTLY_REVOKED {
             let oldest = in_play
                 .iter()
-                .position(|number| keys[*number].confirmed_at.is_some());
+                .position(|number| keys[*number].confirmed.is_some());
             let Some(oldest) = oldest else { break };
             in_play.remove(oldest);
         }
@@ -961,7 +953,7 @@ impl World {
                     rng.random_range(PAUSE_BETWEEN_FAULTS),
                 ))
                 .await;
-                if self.has_ended.get() {
+                if self.ended.get() {
                     return;
                 }
                 self.inject(*fault, &mut rng).await;
@@ -1061,7 +1053,7 @@ impl World {
         let scenario = async {
             tokio::join!(faults, revokers);
             sleep(CALM).await;
-            self.has_ended.set(true);
+            self.ended.set(true);
         };
         tokio::join!(
             scenario,
@@ -1082,17 +1074,15 @@ impl World {
             .expect("a new key");
         let keys = self.keys.borrow().len();
         let revoked: Vec<usize> = (0..keys)
-            .filter(|key| self.keys.borrow()[*key].confirmed_at.is_some())
+            .filter(|key| self.keys.borrow()[*key].confirmed.is_some())
             .collect();
         let per_replica = (0..self.replicas.len()).map(async |replica| {
             let mut connection = None;
-            self.verify_until_available(replica, &mut connection, &[new], 1)
-                .await;
+            self.retry_verify(replica, &mut connection, &[new], 1).await;
             self.client_recovers(replica, new).await;
             let took = since.elapsed();
             for keys in revoked.chunks(50) {
-                self.verify_until_available(replica, &mut connection, keys, 0)
-                    .await;
+                self.retry_verify(replica, &mut connection, keys, 0).await;
             }
             took
         });
@@ -1124,7 +1114,7 @@ impl World {
     }
 
     /// Verifies keys until there is a result.
-    async fn verify_until_available(
+    async fn retry_verify(
         &self,
         replica: usize,
         connection: &mut Option<Connection>,
@@ -1133,10 +1123,7 @@ impl World {
     ) {
         let since = Instant::now();
         loop {
-            match self
-                .verify_keys(replica, connection, keys, LONG_TIMEOUT)
-                .await
-            {
+            match self.verify(replica, connection, keys, LONG_TIMEOUT).await {
                 Some(found) => return assert_eq!(found, valid, "valid keys on replica {replica}"),
                 None => assert!(
                     since.elapsed() < RECOVERY,
@@ -1155,7 +1142,7 @@ impl World {
             timed_out,
             repeated,
             revocations,
-            cached_everywhere,
+            cached,
             ..
         } = &self.counts;
         let mut text = format!(
@@ -1166,7 +1153,7 @@ impl World {
             self.replicas.len(),
             self.begun.elapsed(),
             revocations.get(),
-            cached_everywhere.get(),
+            cached.get(),
             self.counts.slowest.get(),
             repeated.get(),
             verifications.get(),
@@ -1211,7 +1198,6 @@ impl World {
     }
 }
 
-/// The body of a request for an account key.
 fn account_key(is_secret: bool) -> String {
     let access = if is_secret { "secret" } else { "publishable" };
     json!({"name": "Checkout", "environment": "live", "access": access}).to_string()
@@ -1224,12 +1210,12 @@ fn created_account_key(status: u16, json: &Value) -> Option<(String, String)> {
 }
 
 /// Writes to standard error directly: the test harness shows no captured output of a test that passes.
-fn print_unconditionally(text: &str) {
+fn print(text: &str) {
     let _ = writeln!(io::stderr(), "\n{text}\n");
 }
 
 async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) {
-    print_unconditionally(&format!(
+    print(&format!(
         "chaos: TOLLKEY_CHAOS_SEED={} repeats this schedule of faults",
         plan.seed
     ));
@@ -1245,10 +1231,10 @@ async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'st
         );
     };
     right(&world);
-    world.has_ended.set(false);
+    world.ended.set(false);
     let recovery = world.recovered().await;
     right(&world);
-    print_unconditionally(&format!(
+    print(&format!(
         "{}\n  recovered in {recovery:.1?}",
         world.report()
     ));

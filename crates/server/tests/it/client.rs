@@ -22,7 +22,6 @@ use crate::{
 mod tour;
 
 impl App {
-    /// A client of this server with this credential.
     fn client(&self, credential: &str) -> Client {
         let client = Client::builder().base_url(format!("http://{}", self.running().address()));
         client

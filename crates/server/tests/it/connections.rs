@@ -32,7 +32,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
 pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// Starts a server with these settings.
 async fn start(settings: &Settings) -> Running {
     let random = Random::new(StdRng::seed_from_u64(1));
     let opened = assembly::open(settings, Arc::new(ManualClock::default()), random)
@@ -45,7 +44,6 @@ pub async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// Connects with a small receive buffer.
 async fn connect_narrow(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

@@ -8,7 +8,6 @@ const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
 /// A well-formed ID that does not exist.
 const NOTHING: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 
-/// The fields of a form.
 type Fields<'a> = &'a [(&'a str, &'a str)];
 
 /// A client that keeps the session cookie and sends `Sec-Fetch-Site` as a browser does.
@@ -67,7 +66,6 @@ impl<'a> Browser<'a> {
         reply.body
     }
 
-    /// The value of a hidden field of a page.
     async fn hidden(&self, path: &str, name: &str) -> String {
         let page = self.page(path).await;
         let (_, rest) = page
@@ -115,7 +113,7 @@ fn shown_key(page: &str) -> (String, String) {
 }
 
 /// Returns the text of a page, without tags and repeated white space.
-fn visible_text(page: &str) -> String {
+fn text_of(page: &str) -> String {
     let (_, main) = page.split_once("<main").expect("a main part");
     let mut text = String::new();
     for part in main.split('<') {
@@ -152,7 +150,6 @@ const PAGES: &[&str] = &[
     "/dashboard/account",
 ];
 
-/// All forms of a signed-in user.
 const FORMS: &[&str] = &[
     "/dashboard/keys/new",
     "/dashboard/keys/{key}/revoke",
@@ -172,7 +169,6 @@ const FORMS: &[&str] = &[
     "/dashboard/sign-out",
 ];
 
-/// The IDs for the placeholders.
 struct Ids {
     key: String,
     application: String,
@@ -621,7 +617,7 @@ async fn key_of_a_disabled_application_is_not_active() {
             browser.page(&key_page).await.contains(">Revoke</a>"),
             "it can be revoked"
         );
-        let page = visible_text(&browser.page(&format!("{application}/delete")).await);
+        let page = text_of(&browser.page(&format!("{application}/delete")).await);
         assert!(
             page.contains("1 key, which is disabled with the application, is permanently revoked"),
             "{page}"
@@ -968,8 +964,8 @@ async fn form_of_another_site_is_rejected() {
             }
         }
         assert_eq!(
-            visible_text(&browser.page("/dashboard/audit").await),
-            visible_text(&before),
+            text_of(&browser.page("/dashboard/audit").await),
+            text_of(&before),
             "nothing changed, and the session is intact"
         );
         // An older browser sends `Origin` only.
@@ -1010,10 +1006,7 @@ async fn resources_of_another_account_are_not_found() {
             {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
-                assert!(
-                    visible_text(&reply.body).starts_with("Page not found"),
-                    "{path}"
-                );
+                assert!(text_of(&reply.body).starts_with("Page not found"), "{path}");
             }
             let fields = [
                 ("confirm", "Commerce Server Key"),
@@ -1056,9 +1049,7 @@ async fn resources_of_another_account_are_not_found() {
                 theirs.application
             ))
             .await;
-        assert!(
-            visible_text(&filtered).contains("No matching keys") && !filtered.contains(&key.id)
-        );
+        assert!(text_of(&filtered).contains("No matching keys") && !filtered.contains(&key.id));
     })
     .await;
 }
@@ -1067,7 +1058,7 @@ async fn resources_of_another_account_are_not_found() {
 async fn key_is_created_shown_once_and_revoked() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        assert!(visible_text(&browser.page("/dashboard/keys").await).contains("No keys yet"));
+        assert!(text_of(&browser.page("/dashboard/keys").await).contains("No keys yet"));
 
         let once = browser.hidden("/dashboard/keys/new", "once").await;
         let fields = [
@@ -1105,10 +1096,9 @@ async fn key_is_created_shown_once_and_revoked() {
             (303, Some(key_page.as_str()))
         );
         assert!(
-            visible_text(&browser.page(&key_page).await)
+            text_of(&browser.page(&key_page).await)
                 .starts_with("id=\"content\" tabindex=\"-1\"> This form was sent twice.")
-                || visible_text(&browser.page(&key_page).await)
-                    .contains("This form was sent twice.")
+                || text_of(&browser.page(&key_page).await).contains("This form was sent twice.")
         );
         let keys = app
             .get("/api-keys")
@@ -1125,7 +1115,7 @@ async fn key_is_created_shown_once_and_revoked() {
         ] {
             assert!(!browser.page(path).await.contains(&text), "{path}");
         }
-        let page = visible_text(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         for shown in [
             "Checkout server Test active",
             "links:read links:write events:read",
@@ -1134,7 +1124,7 @@ async fn key_is_created_shown_once_and_revoked() {
             assert!(page.contains(shown), "{shown} in {page}");
         }
 
-        let page = visible_text(
+        let page = text_of(
             &browser
                 .page(&format!("/dashboard/keys/{id}?done=revoked"))
                 .await,
@@ -1177,7 +1167,7 @@ async fn key_is_created_shown_once_and_revoked() {
             app.verify(&text, json!({"client_ip": "::1"})).await["code"],
             "revoked"
         );
-        let page = visible_text(
+        let page = text_of(
             &browser
                 .page(&format!("/dashboard/keys/{id}?done=revoked"))
                 .await,
@@ -1272,7 +1262,7 @@ async fn form_creates_each_kind_of_key() {
                 "{prefix}"
             );
         }
-        let page = visible_text(&browser.page("/dashboard/keys").await);
+        let page = text_of(&browser.page("/dashboard/keys").await);
         for shown in [
             "Backend Secret",
             "Shop Publishable",
@@ -1583,7 +1573,7 @@ async fn old_application_is_named_and_preselected() {
         }
         for path in ["/dashboard/keys", &format!("/dashboard/keys/{}", key.id)] {
             assert!(
-                visible_text(&browser.page(path).await).contains("The oldest"),
+                text_of(&browser.page(path).await).contains("The oldest"),
                 "{path}"
             );
         }
@@ -1639,12 +1629,12 @@ async fn key_is_suspended_resumed_and_rotated() {
             (app.code(&text).await, app.code(&new_text).await),
             ("valid".to_owned(), "valid".to_owned())
         );
-        let page = visible_text(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("This key has not been used since."), "{page}");
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().service.flush_usage().await;
-        let page = visible_text(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("This key is still in use"), "{page}");
         assert!(
             page.contains("allowed, 1 denied") || page.contains("allowed, 0 denied"),
@@ -1666,8 +1656,7 @@ async fn forms_manage_the_lifecycle_of_an_application() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         assert!(
-            visible_text(&browser.page("/dashboard/applications").await)
-                .contains("No applications yet")
+            text_of(&browser.page("/dashboard/applications").await).contains("No applications yet")
         );
         let once = browser.hidden("/dashboard/applications/new", "once").await;
         let fields = [
@@ -1702,7 +1691,7 @@ async fn forms_manage_the_lifecycle_of_an_application() {
         let path = location.split('?').next().expect("a path");
         let id = path.rsplit('/').next().expect("an ID");
         let key = app.key(&app.merchant("acme"), id, json!({})).await;
-        let page = visible_text(&browser.page(path).await);
+        let page = text_of(&browser.page(path).await);
         assert!(
             page.contains("Store enabled") && page.contains("Checkout"),
             "{page}"
@@ -1714,7 +1703,7 @@ async fn forms_manage_the_lifecycle_of_an_application() {
             )
             .await;
         assert_eq!(edited.status, 303, "{edited}");
-        let page = visible_text(&browser.page(&format!("{path}/disable")).await);
+        let page = text_of(&browser.page(&format!("{path}/disable")).await);
         assert!(
             page.contains("Disable Shop ?") && page.contains("1 key is rejected everywhere"),
             "{page}"
@@ -1800,7 +1789,7 @@ async fn audit_log_is_filtered_verified_and_exported() {
             400
         );
 
-        let page = visible_text(
+        let page = text_of(
             &browser
                 .page(
                     "/dashboard/audit?action=application.created&since=2020-01-01&until=2999-01-01",
@@ -1813,7 +1802,7 @@ async fn audit_log_is_filtered_verified_and_exported() {
             "{page}"
         );
         assert!(
-            visible_text(&browser.page("/dashboard/audit?until=2020-01-01").await)
+            text_of(&browser.page("/dashboard/audit?until=2020-01-01").await)
                 .contains("No matching entries")
         );
         assert_eq!(
@@ -1821,7 +1810,7 @@ async fn audit_log_is_filtered_verified_and_exported() {
             400
         );
 
-        let checked = visible_text(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        let checked = text_of(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
             checked.contains("The audit log is intact. It has 3 entries"),
             "{checked}"
@@ -1829,7 +1818,7 @@ async fn audit_log_is_filtered_verified_and_exported() {
         app.database.sql(
             "UPDATE audit_log SET actor_id = 'somebody else' WHERE account_id = 'acme' AND seq = 2",
         );
-        let checked = visible_text(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        let checked = text_of(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
             checked.contains("not intact. entry 2 of account acme was changed"),
             "{checked}"
@@ -1928,9 +1917,7 @@ async fn only_operators_choose_accounts_and_change_settings() {
             "/dashboard/settings/service-keys/{}/revoke",
             keys[0]["id"].as_str().expect("an ID")
         );
-        assert!(
-            visible_text(&operator.page(&path).await).contains("Revoke the service key Gateway")
-        );
+        assert!(text_of(&operator.page(&path).await).contains("Revoke the service key Gateway"));
         assert_eq!(operator.post(&path, &[]).await.status, 303);
         assert_eq!(verifies().await, 401);
 
@@ -2028,9 +2015,9 @@ async fn form_applies_only_to_the_account_it_was_loaded_for() {
                 without_secrets(&rejected.body)
             );
             assert!(
-                visible_text(&rejected.body).contains("another account"),
+                text_of(&rejected.body).contains("another account"),
                 "{action}: {}",
-                visible_text(&rejected.body)
+                text_of(&rejected.body)
             );
             let log = app
                 .get("/audit-log")
@@ -2072,7 +2059,7 @@ async fn application_forms_count_only_its_active_keys() {
             );
         }
         for what in ["disable", "delete"] {
-            let page = visible_text(
+            let page = text_of(
                 &browser
                     .page(&format!("/dashboard/applications/{id}/{what}"))
                     .await,

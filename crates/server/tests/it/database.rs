@@ -18,7 +18,6 @@ use crate::binary::{LEASE, Server, Tollkey, merchant, service};
 /// The longest any step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `/readyz` returns this status.
 async fn becomes(server: &Server, status: u16) {
     let since = Instant::now();
     while server.get("/readyz").await.status != status {
@@ -31,7 +30,6 @@ async fn becomes(server: &Server, status: u16) {
     }
 }
 
-/// Creates a key, verifies it, revokes it and verifies it again.
 async fn create_verify_revoke(server: &Server, name: &str) {
     let token = merchant("acme");
     let application = server.application(&token, name).await;

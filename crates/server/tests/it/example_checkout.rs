@@ -12,7 +12,6 @@ use crate::{
     support::{App, Call, each_backend, eventually},
 };
 
-/// The app in this process.
 struct Checkout {
     address: SocketAddr,
     guard: Guard,
@@ -90,7 +89,6 @@ impl Checkout {
 /// How long a test waits for an event stream: far less than the ten minutes after which a stream looks up its key by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An open event stream.
 struct EventStream {
     response: reqwest::Response,
     text: String,
@@ -124,7 +122,6 @@ impl EventStream {
         chunk.is_some()
     }
 
-    /// Reads until the stream contains this text.
     async fn until(&mut self, part: &str) {
         let read = async {
             while !self.text.contains(part) {
@@ -134,7 +131,6 @@ impl EventStream {
         timeout(PATIENCE, read).await.expect("the event is sent");
     }
 
-    /// Reads to the end. Returns the whole text.
     async fn read_to_end(mut self) -> String {
         let read = async { while self.read().await {} };
         timeout(PATIENCE, read).await.expect("the stream ends");

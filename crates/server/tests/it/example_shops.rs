@@ -14,7 +14,6 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend},
 };
 
-/// A running example.
 struct Shop {
     address: SocketAddr,
     guard: Guard,
@@ -81,13 +80,12 @@ async fn storefront(app: &App) -> Shop {
     .await
 }
 
-/// Creates an account key.
 async fn account_key(app: &App, account: &str, environment: &str, access: &str) -> Key {
     make(app, &app.merchant(account), wanted(environment, access)).await
 }
 
 /// The status, and the code of an error. Asserts the envelope.
-fn status_and_code(reply: &Reply) -> (u16, Option<String>) {
+fn outcome(reply: &Reply) -> (u16, Option<String>) {
     let json = reply.json();
     let members: Vec<_> = json.as_object().expect("an envelope").keys().collect();
     assert_eq!(members, ["data", "error", "meta"], "{reply}");
@@ -109,7 +107,7 @@ fn status_and_code(reply: &Reply) -> (u16, Option<String>) {
     )
 }
 
-fn rejected(status: u16, code: &str) -> (u16, Option<String>) {
+fn error(status: u16, code: &str) -> (u16, Option<String>) {
     (status, Some(code.to_owned()))
 }
 
@@ -121,17 +119,16 @@ async fn product(shop: &Shop, key: &Key, name: &str, published: bool) -> String 
         .json(body)
         .bearer(&key.text)
         .await;
-    assert_eq!(status_and_code(&reply), (201, None), "{reply}");
+    assert_eq!(outcome(&reply), (201, None), "{reply}");
     reply.json()["data"]["id"]
         .as_str()
         .expect("an ID")
         .to_owned()
 }
 
-/// The names of the products in a list.
 async fn names(shop: &Shop, path: &str, key: &Key) -> Vec<String> {
     let reply = shop.call("GET", path).bearer(&key.text).await;
-    assert_eq!(status_and_code(&reply), (200, None), "{reply}");
+    assert_eq!(outcome(&reply), (200, None), "{reply}");
     let products = reply.json()["data"].as_array().expect("a list").clone();
     products
         .iter()
@@ -156,8 +153,8 @@ async fn publishable_keys_read_the_catalog_only() {
         ];
         let new = json!({"name": "Pot", "price": {"amount": 1, "currency": "EUR"}});
         let (ok, created) = ((200, None), (201, None));
-        let forbidden = rejected(403, "FORBIDDEN");
-        let missing = rejected(404, "NOT_FOUND");
+        let forbidden = error(403, "FORBIDDEN");
+        let missing = error(404, "NOT_FOUND");
         // The expected results with a publishable key, with a commerce key and with a secret key.
         let rows = [
             (
@@ -261,8 +258,8 @@ async fn publishable_keys_read_the_catalog_only() {
             };
             let anonymous = call(None).await;
             assert_eq!(
-                status_and_code(&anonymous),
-                rejected(401, "INVALID_API_KEY"),
+                outcome(&anonymous),
+                error(401, "INVALID_API_KEY"),
                 "{method} {path}"
             );
             assert_eq!(
@@ -271,17 +268,17 @@ async fn publishable_keys_read_the_catalog_only() {
                 "{method} {path}"
             );
             assert_eq!(
-                status_and_code(&call(Some(&publishable)).await),
+                outcome(&call(Some(&publishable)).await),
                 *by_publishable,
                 "publishable: {method} {path}"
             );
             assert_eq!(
-                status_and_code(&call(Some(&commerce)).await),
+                outcome(&call(Some(&commerce)).await),
                 *by_commerce,
                 "commerce: {method} {path}"
             );
             assert_eq!(
-                status_and_code(&call(Some(&secret)).await),
+                outcome(&call(Some(&secret)).await),
                 *by_secret,
                 "secret: {method} {path}"
             );
@@ -318,10 +315,7 @@ async fn catalog_shows_published_products_without_stock() {
             listed,
             "without the stock and the creation time"
         );
-        assert_eq!(
-            status_and_code(&shown(&draft).await),
-            rejected(404, "NOT_FOUND")
-        );
+        assert_eq!(outcome(&shown(&draft).await), error(404, "NOT_FOUND"));
         let named = shop
             .call("PUT", "/v1/account/store")
             .json(json!({"name": "Pots"}))
@@ -361,8 +355,8 @@ async fn shops_are_separate_by_account_and_environment() {
                     .bearer(&key.text)
                     .await;
                 assert_eq!(
-                    status_and_code(&shown),
-                    rejected(404, "NOT_FOUND"),
+                    outcome(&shown),
+                    error(404, "NOT_FOUND"),
                     "{account} {environment}"
                 );
             }
@@ -371,8 +365,8 @@ async fn shops_are_separate_by_account_and_environment() {
                 .bearer(&other.text)
                 .await;
             assert_eq!(
-                status_and_code(&deleted),
-                rejected(404, "NOT_FOUND"),
+                outcome(&deleted),
+                error(404, "NOT_FOUND"),
                 "{account} {environment}"
             );
             product(&shop, &other, "Another", true).await;
@@ -418,11 +412,7 @@ async fn cors_allows_the_catalog_and_not_the_account() {
         headers.sort_unstable();
         assert_eq!(headers, ["authorization", "x-api-key"], "{response}");
         let wrong = preflight(PRODUCTS, "DELETE").await;
-        assert_eq!(
-            status_and_code(&wrong),
-            rejected(400, "VALIDATION_ERROR"),
-            "{wrong}"
-        );
+        assert_eq!(outcome(&wrong), error(400, "VALIDATION_ERROR"), "{wrong}");
         assert_eq!(wrong.header("access-control-allow-origin"), None, "{wrong}");
 
         // The page can read the response, even a rejection.
@@ -437,8 +427,8 @@ async fn cors_allows_the_catalog_and_not_the_account() {
         );
         let anonymous = from_page("GET", PRODUCTS).await;
         assert_eq!(
-            status_and_code(&anonymous),
-            rejected(401, "INVALID_API_KEY"),
+            outcome(&anonymous),
+            error(401, "INVALID_API_KEY"),
             "{anonymous}"
         );
         assert_eq!(
@@ -449,8 +439,8 @@ async fn cors_allows_the_catalog_and_not_the_account() {
 
         let account = preflight(OWN_PRODUCTS, "GET").await;
         assert_eq!(
-            status_and_code(&account),
-            rejected(401, "INVALID_API_KEY"),
+            outcome(&account),
+            error(401, "INVALID_API_KEY"),
             "{account}"
         );
         assert_eq!(
@@ -471,9 +461,9 @@ async fn revoked_key_is_rejected_by_the_storefront() {
         for access in ["secret", "publishable"] {
             let key = account_key(app, "acme", "live", access).await;
             let request = || shop.call("GET", PRODUCTS).bearer(&key.text);
-            assert_eq!(status_and_code(&request().await), (200, None));
+            assert_eq!(outcome(&request().await), (200, None));
             let misses = shop.guard.stats().misses;
-            assert_eq!(status_and_code(&request().await), (200, None));
+            assert_eq!(outcome(&request().await), (200, None));
             assert_eq!(shop.guard.stats().misses, misses, "the key is cached");
             let revoked = app
                 .delete(&format!("/v1/account/api-keys/{}", key.id))
@@ -481,8 +471,8 @@ async fn revoked_key_is_rejected_by_the_storefront() {
                 .await;
             assert_eq!(revoked.status, 200, "{revoked}");
             assert_eq!(
-                status_and_code(&request().await),
-                rejected(401, "INVALID_API_KEY"),
+                outcome(&request().await),
+                error(401, "INVALID_API_KEY"),
                 "{access}"
             );
         }
@@ -511,27 +501,20 @@ async fn storefront_reports_invalid_bodies_in_its_envelope() {
             json!({"name": "Mug", "price": price, "account": "umbrella"}),
         ] {
             assert_eq!(
-                status_and_code(&send(body.clone()).await),
-                rejected(400, "VALIDATION_ERROR"),
+                outcome(&send(body.clone()).await),
+                error(400, "VALIDATION_ERROR"),
                 "{body}"
             );
         }
         let large = json!({"name": "n".repeat(5000), "price": price});
-        assert_eq!(
-            status_and_code(&send(large).await),
-            rejected(413, "PAYLOAD_TOO_LARGE")
-        );
+        assert_eq!(outcome(&send(large).await), error(413, "PAYLOAD_TOO_LARGE"));
         let other = shop.call("PATCH", OWN_PRODUCTS).bearer(&secret.text).await;
-        assert_eq!(status_and_code(&other), rejected(405, "METHOD_NOT_ALLOWED"));
+        assert_eq!(outcome(&other), error(405, "METHOD_NOT_ALLOWED"));
         for number in 0..100 {
             product(&shop, &secret, &format!("Mug {number}"), false).await;
         }
         let full = send(json!({"name": "Mug", "price": price})).await;
-        assert_eq!(
-            status_and_code(&full),
-            rejected(503, "UNAVAILABLE"),
-            "{full}"
-        );
+        assert_eq!(outcome(&full), error(503, "UNAVAILABLE"), "{full}");
         shop.stop().await;
     })
     .await;
@@ -541,7 +524,6 @@ async fn storefront_reports_invalid_bodies_in_its_envelope() {
 
 /// The timeout of the receiver in these tests.
 const FORWARDING: Duration = Duration::from_secs(10);
-/// A test card number.
 const NUMBER: &str = "4242424242424242";
 
 async fn vault(app: &App, upstream: Upstream) -> Shop {
@@ -604,14 +586,13 @@ fn echo() -> Upstream {
 }
 
 /// A request to the vault, with or without a merchant.
-fn vault_request(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &str) -> Call {
+fn request(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &str) -> Call {
     let call = shop.call(method, path).header("x-api-key", &key.text);
     merchant.iter().fold(call, |call, merchant| {
         call.header("x-merchant-id", merchant)
     })
 }
 
-/// A commerce key of acme.
 async fn key_of_acme(app: &App, body: Value) -> Key {
     app.commerce_key(&app.merchant("acme"), body).await
 }
@@ -619,7 +600,7 @@ async fn key_of_acme(app: &App, body: Value) -> Key {
 /// Stores a card of a merchant in the vault. Returns its token.
 async fn store_card(shop: &Shop, key: &Key, merchant: &str) -> Value {
     let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-    let reply = vault_request(
+    let reply = request(
         shop,
         key,
         None,
@@ -637,8 +618,8 @@ fn text(value: &Value) -> &str {
 }
 
 /// The IDs of the tokens that a key can read.
-async fn visible_tokens(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
-    let reply = vault_request(shop, key, merchant, "GET", "/tokens").await;
+async fn token_ids(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
+    let reply = request(shop, key, merchant, "GET", "/tokens").await;
     assert_eq!(reply.status, 200, "{reply}");
     reply
         .json()
@@ -684,7 +665,7 @@ fn requests(token: &str, data: &str) -> [(Feature, &'static str, String, Option<
 /// Stores a card of merchant `m_1`. Returns the IDs of the token and of its payment data.
 async fn stored_card(shop: &Shop, full: &Key) -> (String, String) {
     let token = text(&store_card(shop, full, "m_1").await["id"]).to_owned();
-    let data = vault_request(
+    let data = request(
         shop,
         full,
         None,
@@ -714,7 +695,7 @@ async fn features_and_operating_model_limit_a_scoped_key() {
             }
             for (own, key) in &keys {
                 for (feature, method, path, body) in requests(&token, &data) {
-                    let call = vault_request(&shop, key, Some("m_1"), method, &path);
+                    let call = request(&shop, key, Some("m_1"), method, &path);
                     let reply = body
                         .iter()
                         .fold(call, |call, body| call.json(body.clone()))
@@ -729,7 +710,7 @@ async fn features_and_operating_model_limit_a_scoped_key() {
                 }
                 // Routes of no feature.
                 let storing = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-                let reply = vault_request(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens")
+                let reply = request(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens")
                     .json(storing)
                     .await;
                 assert_eq!(
@@ -737,7 +718,7 @@ async fn features_and_operating_model_limit_a_scoped_key() {
                     (403, "route_not_allowed"),
                     "{reply}"
                 );
-                let reply = vault_request(&shop, key, Some("m_1"), "GET", "/nothing").await;
+                let reply = request(&shop, key, Some("m_1"), "GET", "/nothing").await;
                 assert_eq!(
                     (reply.status, reply.code().as_str()),
                     (403, "route_not_allowed"),
@@ -747,14 +728,14 @@ async fn features_and_operating_model_limit_a_scoped_key() {
             all.extend(keys);
         }
         // The model is checked with every request, so a change also applies to existing and cached keys.
-        let list = || vault_request(&shop, &all[0].1, Some("m_1"), "GET", "/tokens");
+        let list = || request(&shop, &all[0].1, Some("m_1"), "GET", "/tokens");
         assert_eq!(list().await.status, 403, "the managed model has no list");
         app.set_model("acme", "ecosystem").await;
         assert_eq!(list().await.status, 200);
         app.set_model("acme", "platform").await;
         for (own, key) in &all {
             for (_, method, path, body) in requests(&token, &data) {
-                let call = vault_request(&shop, key, Some("m_1"), method, &path);
+                let call = request(&shop, key, Some("m_1"), method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -768,7 +749,7 @@ async fn features_and_operating_model_limit_a_scoped_key() {
         }
         // Models do not apply to a key without restrictions.
         for (_, method, path, body) in requests(&token, &data) {
-            let call = vault_request(&shop, &full, None, method, &path);
+            let call = request(&shop, &full, None, method, &path);
             let reply = body
                 .iter()
                 .fold(call, |call, body| call.json(body.clone()))
@@ -804,43 +785,43 @@ async fn key_of_a_merchant_reads_only_its_tokens() {
             (&full, "m_2", &second),
         ] {
             assert_eq!(
-                visible_tokens(&shop, key, Some(merchant)).await,
+                token_ids(&shop, key, Some(merchant)).await,
                 std::slice::from_ref(expected),
                 "{merchant}"
             );
         }
         for key in [&any, &full] {
             assert_eq!(
-                visible_tokens(&shop, key, None).await,
+                token_ids(&shop, key, None).await,
                 tokens,
                 "without a merchant restriction"
             );
-            assert!(visible_tokens(&shop, key, Some("m_4")).await.is_empty());
+            assert!(token_ids(&shop, key, Some("m_4")).await.is_empty());
         }
-        let (list, rejected) = ("/tokens", "merchant_not_allowed");
+        let (list, error) = ("/tokens", "merchant_not_allowed");
         for (key, merchant) in [
             (&one, Some("m_2")),
             (&one, None),
             (&both, Some("m_3")),
             (&full, Some("m 1")),
         ] {
-            let reply = vault_request(&shop, key, merchant, "GET", list).await;
+            let reply = request(&shop, key, merchant, "GET", list).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
-                (403, rejected),
+                (403, error),
                 "{merchant:?}: {reply}"
             );
         }
-        let twice = vault_request(&shop, &both, Some("m_1"), "GET", list)
+        let twice = request(&shop, &both, Some("m_1"), "GET", list)
             .header("x-merchant-id", "m_2")
             .await;
         assert_eq!(
             (twice.status, twice.code().as_str()),
-            (403, rejected),
+            (403, error),
             "{twice}"
         );
         // The token of another merchant is not found on any route.
-        let listed = vault_request(
+        let listed = request(
             &shop,
             &full,
             None,
@@ -854,7 +835,7 @@ async fn key_of_a_merchant_reads_only_its_tokens() {
             .skip(1)
         {
             for (key, merchant) in [(&one, "m_1"), (&both, "m_1"), (&full, "m_3")] {
-                let call = vault_request(&shop, key, Some(merchant), method, &path);
+                let call = request(&shop, key, Some(merchant), method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -864,7 +845,7 @@ async fn key_of_a_merchant_reads_only_its_tokens() {
         }
         // The path names the merchant of a new token, not the header.
         let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-        let created = vault_request(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
+        let created = request(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
             .json(body.clone())
             .await;
         assert_eq!(
@@ -872,10 +853,10 @@ async fn key_of_a_merchant_reads_only_its_tokens() {
             (201, &json!("m_5")),
             "{created}"
         );
-        let odd = vault_request(&shop, &full, None, "POST", "/merchants/m%205/tokens")
+        let odd = request(&shop, &full, None, "POST", "/merchants/m%205/tokens")
             .json(body)
             .await;
-        assert_eq!((odd.status, odd.code().as_str()), (403, rejected), "{odd}");
+        assert_eq!((odd.status, odd.code().as_str()), (403, error), "{odd}");
         shop.stop().await;
     })
     .await;
@@ -893,9 +874,9 @@ async fn vaults_are_separate_and_require_commerce_keys() {
             app.commerce_key(&umbrella, json!({})).await,
         ];
         for other in &others {
-            assert!(visible_tokens(&shop, other, None).await.is_empty());
+            assert!(token_ids(&shop, other, None).await.is_empty());
             for (feature, method, path, body) in requests(&token, &data).into_iter().skip(1) {
-                let call = vault_request(&shop, other, None, method, &path);
+                let call = request(&shop, other, None, method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -923,7 +904,7 @@ async fn vaults_are_separate_and_require_commerce_keys() {
                 (401, "missing_credentials"),
                 "{bearer}"
             );
-            let reply = vault_request(&shop, &links, None, method, &path).await;
+            let reply = request(&shop, &links, None, method, &path).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
                 (403, "insufficient_scope"),
@@ -931,14 +912,14 @@ async fn vaults_are_separate_and_require_commerce_keys() {
             );
         }
         let misses = shop.guard.stats().misses;
-        assert_eq!(visible_tokens(&shop, &live, None).await, [token]);
+        assert_eq!(token_ids(&shop, &live, None).await, [token]);
         assert_eq!(shop.guard.stats().misses, misses, "the key is cached");
         let revoked = app
             .post(&format!("/api-keys/{}/revoke", live.id), json!({}))
             .bearer(&app.merchant("acme"))
             .await;
         assert_eq!(revoked.status, 200, "{revoked}");
-        let reply = vault_request(&shop, &live, None, "GET", "/tokens").await;
+        let reply = request(&shop, &live, None, "GET", "/tokens").await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (401, "invalid_api_key"),
@@ -969,7 +950,7 @@ async fn vault_forwards_only_stored_data_and_the_message() {
             ),
         ];
         for (path, body, forwarded) in sent {
-            let reply = vault_request(&shop, &key, Some("m_1"), "POST", &path)
+            let reply = request(&shop, &key, Some("m_1"), "POST", &path)
                 .json(body)
                 .header("cookie", "a=b")
                 .await;
@@ -1017,7 +998,7 @@ async fn vault_reports_failures_of_the_receiver() {
             let shop = vault(app, upstream).await;
             let token = store_card(&shop, &key, "m_1").await;
             let body = json!({"token": token["id"], "message": null});
-            let reply = vault_request(&shop, &key, None, "POST", "/forward")
+            let reply = request(&shop, &key, None, "POST", "/forward")
                 .json(body)
                 .await;
             let json = reply.json();
@@ -1043,9 +1024,8 @@ async fn vault_responses_contain_no_card_number() {
         let key = key_of_acme(app, json!({})).await;
         let (token, data) = stored_card(&shop, &key).await;
         let full = |number: Value| json!({"number": number, "holder": "Ada", "expiry": "12/30"});
-        let storing = |body: Value| {
-            vault_request(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body)
-        };
+        let storing =
+            |body: Value| request(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body);
         let number: u64 = NUMBER.parse().expect("a number");
         let mut replies = Vec::new();
         for (body, status) in [
@@ -1065,7 +1045,7 @@ async fn vault_responses_contain_no_card_number() {
             replies.push(reply);
         }
         for (_, method, path, body) in requests(&token, &data) {
-            let call = vault_request(&shop, &key, None, method, &path);
+            let call = request(&shop, &key, None, method, &path);
             replies.push(
                 body.iter()
                     .fold(call, |call, body| call.json(body.clone()))

@@ -66,7 +66,6 @@ impl Example {
         }
     }
 
-    /// The header that carries the key.
     fn header(self, key: &Key) -> (&'static str, String) {
         match self {
             Self::CheckoutAxum | Self::StorefrontActix => {
@@ -76,7 +75,6 @@ impl Example {
         }
     }
 
-    /// Creates a key of the example's kind.
     async fn key(self, server: &Server) -> Key {
         let creation = match self {
             Self::CheckoutAxum => server.post(
@@ -99,7 +97,6 @@ impl Example {
         }
     }
 
-    /// Revokes a key.
     async fn revoke(self, server: &Server, key: &Key) {
         let revocation = match self {
             Self::StorefrontActix => server.delete(&format!("{}/{}", storlaunch::KEYS, key.id)),
@@ -144,7 +141,6 @@ impl Example {
     }
 }
 
-/// The process of an [`Example`].
 #[test]
 #[ignore = "other tests start it as a separate process"]
 fn runs_an_example() {

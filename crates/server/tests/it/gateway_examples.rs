@@ -271,17 +271,14 @@ impl Running {
     }
 }
 
-/// Returns an address without a listener.
 pub fn free(host: &str) -> SocketAddr {
     TcpListener::bind((host, 0))
         .and_then(|listener| listener.local_addr())
         .expect("a port")
 }
 
-/// A request that the API received.
 #[derive(Debug)]
 struct ReceivedRequest {
-    /// The peer address of the connection.
     peer: Option<SocketAddr>,
     method: String,
     uri: String,
@@ -398,12 +395,10 @@ impl Api {
     }
 }
 
-/// Tollkey, a gateway and an API.
 struct World {
     gateway: Gateway,
     program: PathBuf,
     tollkey: Tollkey,
-    /// `None` while it is stopped.
     server: Option<Server>,
     api: Api,
     running: Running,
@@ -1113,7 +1108,6 @@ async fn revoked_key_is_denied(world: &World) {
 
 /// Another server in Tollkey's place: because of a wrong address, a misdirected connection or a proxy between them.
 async fn only_tollkey_allows_requests(world: &World) {
-    /// The target of the redirect below.
     const ELSEWHERE: &str = "http://127.0.0.2:1/";
     let key = world.key(json!({})).await.text;
     let answers: [fn() -> HttpResponse; 4] = [

@@ -21,7 +21,6 @@ use crate::{
     support::{App, each_backend, eventually},
 };
 
-/// The headers of a request that presents a key.
 struct Presenting<'a>(&'a str);
 
 impl Headers for Presenting<'_> {

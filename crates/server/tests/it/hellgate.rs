@@ -83,7 +83,6 @@ fn gateway(app: &App, key: &str, method: &str, uri: &str) -> Call {
         .header("x-api-key", key)
 }
 
-/// `valid`, or the code of a denial.
 fn outcome(reply: &Reply) -> String {
     if reply.status == 200 {
         "valid".to_owned()

@@ -89,7 +89,7 @@ async fn pages_are_accessible_and_fit_their_window() {
     let spoil = "document.querySelector('h1').style.cssText = 'color: #ccc; width: 2000px'; \
                  document.querySelector('label').remove()";
     browser.run(spoil, vec![]).await;
-    checker.check("spoilt").await;
+    checker.check("a broken page").await;
     for (mistake, times) in [("too wide", 4), ("color-contrast: ", 2), ("label: ", 4)] {
         let found = checker
             .violations

@@ -78,7 +78,6 @@ fn programs() -> Option<&'static (PathBuf, PathBuf)> {
     found.as_ref()
 }
 
-/// A browser with one window.
 pub struct Browser {
     driver: WebDriver,
     chromedriver: Child,
@@ -148,7 +147,6 @@ impl Browser {
         })
     }
 
-    /// The directory of the profile.
     pub fn profile(&self) -> PathBuf {
         self.directory.path().join("profile")
     }
@@ -187,7 +185,6 @@ impl Browser {
         result.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    /// Panics with the text of the page.
     async fn fail(&self, what: &dyn Display) -> ! {
         let url = self
             .driver
@@ -201,7 +198,6 @@ impl Browser {
         panic!("{what}\n--- {url}\n{}", without_secrets(&text));
     }
 
-    /// Runs a DevTools command.
     pub async fn dev_tools(&self, command: &str, parameters: Value) -> Value {
         let response = self.driver.cmd(DevTools(command, parameters)).await;
         self.done(command, response.and_then(|response| response.value_json()))
@@ -237,7 +233,6 @@ impl Browser {
         assert!(loaded.is_some(), "the page does not load");
     }
 
-    /// Runs a script in the page. Returns its result.
     pub async fn run(&self, script: &str, arguments: Vec<Value>) -> Value {
         self.done(script, self.driver.execute(script, arguments).await)
             .json()
@@ -251,7 +246,6 @@ impl Browser {
             .clone()
     }
 
-    /// Waits for an element.
     pub async fn find(&self, by: By) -> WebElement {
         match wait_for(async || self.driver.find(by.clone()).await.ok()).await {
             Some(element) => element,
@@ -264,7 +258,6 @@ impl Browser {
         self.find(By::Css(selector)).await
     }
 
-    /// Whether an element matches.
     pub async fn has(&self, selector: &str) -> bool {
         let found = self.driver.find_all(By::Css(selector)).await;
         !self.done(selector, found).is_empty()
@@ -288,27 +281,23 @@ impl Browser {
         }
     }
 
-    /// A property of an element.
     pub async fn property(&self, selector: &str, name: &str) -> String {
         let element = self.css(selector).await;
         self.done(selector, element.prop(name).await)
             .unwrap_or_default()
     }
 
-    /// Clicks on the element that matches.
     pub async fn click(&self, selector: &str) {
         let element = self.css(selector).await;
         self.done(selector, element.click().await);
     }
 
-    /// Clicks on the link or button with this name.
     pub async fn press(&self, name: &str) {
         self.find(Self::named(name)).await;
         let element = self.find(Self::named(name)).await;
         self.done(name, element.click().await);
     }
 
-    /// Whether the link or button with this name is enabled.
     pub async fn is_enabled(&self, name: &str) -> bool {
         let element = self.find(Self::named(name)).await;
         self.done(name, element.is_enabled().await)
@@ -326,7 +315,6 @@ impl Browser {
             .await;
     }
 
-    /// Replaces the text of a field.
     pub async fn fill(&self, name: &str, text: &str) {
         let selector = format!("[name='{name}']");
         let field = self.css(&selector).await;
@@ -334,12 +322,10 @@ impl Browser {
         self.done(&selector, field.send_keys(text).await);
     }
 
-    /// The value of a field.
     pub async fn value(&self, name: &str) -> String {
         self.property(&format!("[name='{name}']"), "value").await
     }
 
-    /// The status of the page's response.
     pub async fn status(&self) -> u64 {
         let script = "return performance.getEntriesByType('navigation')[0].responseStatus";
         self.run(script, vec![]).await.as_u64().expect("a status")
@@ -389,7 +375,7 @@ async fn port(out: &Path) -> u16 {
     port.await.expect("the port of chromedriver")
 }
 
-/// Polls until `ask` returns a value. Returns `None` after 30 seconds.
+/// Polls until `poll` returns a value. Returns `None` after 30 seconds.
 pub async fn wait_for<T>(poll: impl AsyncFn() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
