@@ -1,4 +1,4 @@
-//! The authorization table: every operation of the OpenAPI document with its allowed callers. Each one is called without a
+//! The authorization table: every operation of the OpenAPI document with its allowed callers. Each is called without a
 //! credential, as each wrong kind of caller, and as another account.
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! The built binary as a separate process, in an empty working directory, with only the environment that a test sets and
-//! with its output recorded. `examples.rs` starts the examples in the same way.
+//! The built binary as a separate process, in an empty working directory, with only the environment that a test sets
+//! and with its output recorded. `examples.rs` starts the examples in the same way.
 
 use std::{
     fmt, fs, io,

@@ -230,7 +230,7 @@ async fn audit_entry_names_the_creator() {
         );
         assert_eq!(log[0]["changes"]["expires_at"], 1_767_229_200);
         assert_eq!(log[1]["actor"]["type"], "merchant");
-        // The keys that a key created are found by either form of its ID, so that they can be revoked with a stolen one.
+        // The keys that a key created are found by either form of its ID, so they can be revoked with a stolen one.
         for id in [&creator.id, &creator_id] {
             let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
             assert_eq!(

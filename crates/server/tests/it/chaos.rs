@@ -2,13 +2,13 @@
 //! and network links become slow, stop carrying data or break. Servers, subscribed resource servers and clients verify
 //! keys all the time.
 //!
-//! Checks that no verification which began after the response to a revocation reports the key, or a descendant of it, as
-//! valid. Both times come from this process's monotonic clock: just before the first byte of the request is written, and
+//! Checks that no verification which began after the response to a revocation reports the key, or a descendant of it,
+//! as valid. Both times come from this process's monotonic clock: just before the first byte of the request is written, and
 //! after the response is read. Also checks that no key is rejected before its revocation was requested, that every
 //! revocation succeeds eventually, and that every replica verifies keys again after the faults.
 //!
-//! `cargo test` runs the short form, `cargo xtask chaos` the long one. Variables: `TOLLKEY_CHAOS_SEED` repeats a schedule
-//! of faults, `TOLLKEY_CHAOS_REVOCATIONS` and `TOLLKEY_CHAOS_SECONDS` set minimums.
+//! `cargo test` runs the short form, `cargo xtask chaos` the long one. `TOLLKEY_CHAOS_SEED` repeats a schedule of
+//! faults, `TOLLKEY_CHAOS_REVOCATIONS` and `TOLLKEY_CHAOS_SECONDS` set minimums.
 
 use std::{
     cell::{Cell, RefCell},
@@ -53,8 +53,8 @@ const LONG_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new key is sent to a replica that does not respond.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// How many milliseconds a client waits for the response to a change before it sends the request again, perhaps to another
-/// replica. Some repeat the request while the first one is still running.
+/// How many milliseconds a client waits for the response to a change before it sends the request again, perhaps to
+/// another replica. Some repeat the request while the first one is still running.
 const ATTEMPT_TIMEOUTS: [u64; 4] = [30, 1000, 1000, 1000];
 /// The longest a change may take, including all repeats.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -595,8 +595,8 @@ impl World {
         }
     }
 
-    /// A resource server with its own cache: one verifier after the other subscribes to the replica. A verifier is replaced
-    /// with the replica's process. Most subscriptions are aborted after some time; the verifier then continues with the
+    /// A resource server with its own cache: one verifier after the other subscribes to the replica. A verifier is
+    /// replaced with the replica's process. Most subscriptions are aborted after some time; the verifier then continues with the
     /// lease that it has, as if partitioned.
     async fn run_subscriber(&self, replica: usize, mut rng: StdRng) {
         while !self.ended.get() {
@@ -767,7 +767,7 @@ impl World {
         number
     }
 
-    /// Creates a tree of keys, often revokes a key below the root, then the root. Returns `None` when the run has ended.
+    /// Creates a tree of keys, often revokes a key below the root, then the root. `None` when the run has ended.
     async fn revoke_tree(&self, rng: &mut StdRng) -> Option<()> {
         let mut tree: Vec<TreeKey> = Vec::new();
         self.add_to_tree(rng, &mut tree, None).await?;
@@ -848,7 +848,7 @@ impl World {
         Some(())
     }
 
-    /// Creates keys in a chain with a stolen key that is being revoked, each with the one before. Returns their numbers.
+    /// Creates a chain of keys with a stolen key that is being revoked. Returns their numbers.
     async fn attack(
         &self,
         rng: &mut StdRng,
@@ -1063,8 +1063,8 @@ impl World {
         );
     }
 
-    /// Checks after the faults that every replica accepts a new key and rejects all revoked ones. Returns how long it took
-    /// until every replica accepted the new key.
+    /// Checks after the faults that every replica accepts a new key and rejects all revoked ones. Returns how long it
+    /// took until every replica accepted the new key.
     async fn recovered(&self) -> Duration {
         let since = Instant::now();
         let mut rng = StdRng::seed_from_u64(self.plan.seed);

@@ -209,7 +209,7 @@ async fn request_without_session_redirects_to_sign_in_and_back() {
                 (200, Some(sign_in.as_str())),
                 "{path}"
             );
-            // On a link from another site the browser withholds the cookie, so a page of the dashboard repeats the request.
+            // On a link from another site the browser withholds the cookie, so a page repeats the request.
             let reply = raw(app, "GET", &path)
                 .header("sec-fetch-site", "cross-site")
                 .await;

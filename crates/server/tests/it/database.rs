@@ -257,7 +257,7 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     server.stop().await;
 }
 
-/// Without this index the server would not see changes of other processes in the log, and would delete the log when it stops.
+/// Without this index the server would miss other processes' changes in the log, and delete the log when it stops.
 #[actix_web::test]
 async fn deleted_index_of_the_log_loses_no_change() {
     let database = Database::sqlite();
@@ -322,8 +322,8 @@ async fn full_disk_ends_readiness_until_space_is_free() {
             .bearer(&token)
     };
 
-    // A failed large change leaves space after the end of the log, which is enough for a page and for renewals of leases.
-    // They do not prove that another change of that size fits.
+    // A failed large change leaves space after the end of the log, enough for a page and for renewals of leases. They
+    // do not prove that another change of that size fits.
     limit(Some(fs::metadata(&log).expect("a log").len()));
     let mut number = 0;
     while server.get("/readyz").await.status == 200 {

@@ -86,7 +86,7 @@ impl Checkout {
     }
 }
 
-/// How long a test waits for an event stream: far less than the ten minutes after which a stream looks up its key by itself.
+/// How long a test waits for an event stream: far less than the ten minutes after which it looks up its key itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct EventStream {

@@ -1,5 +1,5 @@
-//! The gateway examples against real processes: Tollkey, a gateway with its shipped configuration (only the addresses
-//! differ), and an API that records the requests it receives. A gateway that is not installed is skipped with a message;
+//! The gateway examples against real processes: Tollkey, a gateway with its shipped configuration (only the
+//! addresses differ), and an API that records the requests it receives. A gateway that is not installed is skipped with a message;
 //! with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
 
 use std::{
@@ -33,7 +33,7 @@ use crate::{
 
 /// The longest a gateway may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest a client may wait when Tollkey does not respond: the timeout in the examples, plus time for a busy machine.
+/// The longest a client may wait when Tollkey does not respond: the examples' timeout, plus time for a busy machine.
 const LONGEST: Duration = Duration::from_secs(12);
 
 /// The addresses of Tollkey and of the API in the examples.

@@ -161,7 +161,7 @@ async fn direct_and_routed_requests_have_the_same_response() {
             (AuthRequest, "/authz/auth-request", "/authz/auth%2Drequest"),
         ] {
             let (one, other) = (limited().await, limited().await);
-            // Each pair of keys, the query and the method. The first request uses up the rate limit of the limited keys.
+            // Each pair of keys, the query and the method. The first request uses up the limited keys' rate limit.
             for (number, (direct_key, routed_key, query, method)) in [
                 (&free, &free, "", "GET"),
                 (&free, &free, "?scope=links:read&mode=live", "POST"),

@@ -1,4 +1,4 @@
-//! The dashboard and Swagger UI behind nginx under a path prefix: one server strips it, the other one passes it on. Where
+//! The dashboard and Swagger UI behind nginx under a path prefix: one server strips it, the other passes it on. Where
 //! nginx is not installed the test is skipped with a message; with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
 
 use std::{
