@@ -3,9 +3,9 @@
 //! keys all the time.
 //!
 //! Checks that no verification which began after the response to a revocation reports the key, or a descendant of it,
-//! as valid. Both times come from this process's monotonic clock: just before the first byte of the request is written, and
-//! after the response is read. Also checks that no key is rejected before its revocation was requested, that every
-//! revocation succeeds eventually, and that every replica verifies keys again after the faults.
+//! as valid. Both times come from this process's monotonic clock: just before the first byte of the request is
+//! written, and after the response is read. Also checks that no key is rejected before its revocation was requested, that
+//! every revocation succeeds eventually, and that every replica verifies keys again after the faults.
 //!
 //! `cargo test` runs the short form, `cargo xtask chaos` the long one. `TOLLKEY_CHAOS_SEED` repeats a schedule of
 //! faults, `TOLLKEY_CHAOS_REVOCATIONS` and `TOLLKEY_CHAOS_SECONDS` set minimums.
@@ -596,8 +596,8 @@ impl World {
     }
 
     /// A resource server with its own cache: one verifier after the other subscribes to the replica. A verifier is
-    /// replaced with the replica's process. Most subscriptions are aborted after some time; the verifier then continues with the
-    /// lease that it has, as if partitioned.
+    /// replaced with the replica's process. Most subscriptions are aborted after some time; the verifier then
+    /// continues with the lease that it has, as if partitioned.
     async fn run_subscriber(&self, replica: usize, mut rng: StdRng) {
         while !self.ended.get() {
             let Some(address) = self.replicas[replica].address() else {

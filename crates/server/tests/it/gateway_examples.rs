@@ -1,6 +1,6 @@
 //! The gateway examples against real processes: Tollkey, a gateway with its shipped configuration (only the
-//! addresses differ), and an API that records the requests it receives. A gateway that is not installed is skipped with a message;
-//! with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
+//! addresses differ), and an API that records the requests it receives. A gateway that is not installed is skipped
+//! with a message; with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
 
 use std::{
     collections::HashSet,
