@@ -1,4 +1,4 @@
-//! Applications and their keys, in the order of the kadosei document.
+//! Applications and their keys, in the order of the API document.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[actix_web::test]
-async fn create_an_application() {
+async fn creation_returns_the_application() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "  Production Web Store ", "description": "Primary e-commerce backend"});
@@ -41,7 +41,7 @@ async fn create_an_application() {
 }
 
 #[actix_web::test]
-async fn a_name_is_unique_per_account_case_sensitively_among_those_not_deleted() {
+async fn application_name_is_unique_per_account() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let first = app.application(&token, "Web Store").await;
@@ -66,7 +66,7 @@ async fn a_name_is_unique_per_account_case_sensitively_among_those_not_deleted()
 }
 
 #[actix_web::test]
-async fn a_bad_application_names_each_member_and_rule() {
+async fn invalid_application_names_each_field() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "x".repeat(101), "description": "é".repeat(501)});
@@ -92,8 +92,8 @@ async fn a_bad_application_names_each_member_and_rule() {
             let reply = app.post("/applications", body.clone()).bearer(&token).await;
             assert_eq!(reply.status, 400, "{body}");
             let errors = reply.json()["errors"].clone();
-            let said = format!("{} {}", errors[0]["pointer"].as_str().unwrap(), errors[0]["detail"].as_str().unwrap());
-            assert_eq!(said, error, "{body}");
+            let error_text = format!("{} {}", errors[0]["pointer"].as_str().unwrap(), errors[0]["detail"].as_str().unwrap());
+            assert_eq!(error_text, error, "{body}");
         }
         for body in [json!({"name": "x".repeat(100), "description": "é".repeat(500)}), json!({"name": "y", "description": null})] {
             assert_eq!(app.post("/applications", body).bearer(&token).await.status, 201);
@@ -105,7 +105,7 @@ async fn a_bad_application_names_each_member_and_rule() {
 }
 
 #[actix_web::test]
-async fn generate_an_api_key_shown_once() {
+async fn application_key_is_shown_once() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Production Web Store").await;
@@ -123,7 +123,7 @@ async fn generate_an_api_key_shown_once() {
         let text = reply.json()["fullKey"].as_str().unwrap().to_owned();
         assert_eq!((text.len(), &text[..8]), (40, "ks_live_"));
         assert_eq!(reply.json()["keyPrefix"], text[..12]);
-        // Nothing later shows it.
+        // No later response shows it.
         for path in [&path, "/applications?include=apiKeys", "/audit-log"] {
             let shown = app.get(path).bearer(&token).await;
             assert_eq!(shown.status, 200);
@@ -151,7 +151,7 @@ async fn generate_an_api_key_shown_once() {
 }
 
 #[actix_web::test]
-async fn a_bad_key_names_each_member_and_rule_and_nothing_is_made() {
+async fn invalid_key_names_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -181,8 +181,8 @@ async fn a_bad_key_names_each_member_and_rule_and_nothing_is_made() {
             let reply = app.post(&path, body.clone()).bearer(&token).await;
             assert_eq!(reply.status, 400, "{body}");
             let errors = reply.json()["errors"].clone();
-            let said = format!("{} {}", errors[0]["pointer"].as_str().unwrap(), errors[0]["detail"].as_str().unwrap());
-            assert_eq!(said, error, "{body}");
+            let error_text = format!("{} {}", errors[0]["pointer"].as_str().unwrap(), errors[0]["detail"].as_str().unwrap());
+            assert_eq!(error_text, error, "{body}");
         }
         assert_eq!(app.get(&path).bearer(&token).await.json()["totalItems"], 0);
     })
@@ -190,12 +190,12 @@ async fn a_bad_key_names_each_member_and_rule_and_nothing_is_made() {
 }
 
 #[actix_web::test]
-async fn an_application_holds_twenty_keys_that_are_neither_revoked_nor_expired() {
+async fn application_key_limit_counts_usable_keys() {
     each_backend_with(&[("TOLLKEY_APPLICATION_KEY_LIMIT", "3")], async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
         let path = format!("/applications/{id}/api-keys");
-        // All at once: counting and inserting is one step.
+        // Concurrent requests: counting and inserting is one step.
         let body = json!({"description": "d"});
         let calls = (0..12).map(|_| app.post(&path, body.clone()).bearer(&token).into_future());
         let statuses: Vec<u16> = futures_util::future::join_all(calls).await.iter().map(|reply| reply.status).collect();
@@ -223,7 +223,7 @@ async fn an_application_holds_twenty_keys_that_are_neither_revoked_nor_expired()
 }
 
 #[actix_web::test]
-async fn list_applications_newest_first_with_their_keys() {
+async fn applications_are_listed_newest_first() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         assert_answer!(app.get("/applications").bearer(&token).await, @r#"
@@ -266,7 +266,7 @@ async fn list_applications_newest_first_with_their_keys() {
 }
 
 #[actix_web::test]
-async fn other_values_and_unknown_names_in_a_query_are_400() {
+async fn invalid_list_parameters_are_rejected() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -299,7 +299,7 @@ async fn other_values_and_unknown_names_in_a_query_are_400() {
 }
 
 #[actix_web::test]
-async fn update_an_application_by_merge_patch() {
+async fn merge_patch_updates_an_application() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -317,10 +317,10 @@ async fn update_an_application_by_merge_patch() {
         let cleared = app.patch(&path, json!({"description": null})).bearer(&token).await.json();
         assert_eq!((cleared["name"].clone(), cleared["description"].clone()), (json!("Shop"), Value::Null));
         assert_eq!(app.patch(&path, json!({})).bearer(&token).await.json(), cleared);
-        let refused = app.patch(&path, json!({"name": null})).bearer(&token).await;
-        assert_eq!(refused.json()["errors"], json!([{"pointer": "/name", "detail": "cannot be cleared"}]));
+        let rejected = app.patch(&path, json!({"name": null})).bearer(&token).await;
+        assert_eq!(rejected.json()["errors"], json!([{"pointer": "/name", "detail": "cannot be cleared"}]));
         assert_eq!(app.get(&path).bearer(&token).await.json(), cleared);
-        // What changes nothing is no entry.
+        // An update without changes has no audit entry.
         let log = app.get("/audit-log?action=application.updated").bearer(&token).await.json();
         let changes: Vec<&Value> = log.as_array().unwrap().iter().map(|entry| &entry["changes"]).collect();
         assert_eq!(
@@ -332,7 +332,7 @@ async fn update_an_application_by_merge_patch() {
 }
 
 #[actix_web::test]
-async fn revoke_an_api_key() {
+async fn deleting_a_key_revokes_it_once() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -355,7 +355,7 @@ async fn revoke_an_api_key() {
 
         {"type":"urn:tollkey:problem:key_already_revoked","title":"The key is already revoked","status":400,"detail":"The key is already revoked. Nothing was changed.","code":"key_already_revoked","request_id":"req_01KDVDNA00C6478JG2TGZMM2Y8"}
         "#);
-        // The key of another application is not there, by either form of its id.
+        // The key of another application is not found, by either form of its ID.
         let other = app.application(&token, "Other").await;
         let crockford = second.id.parse::<tollkey_core::KeyId>().unwrap().crockford();
         for key in [&second.id, &crockford] {
@@ -371,7 +371,7 @@ async fn revoke_an_api_key() {
 }
 
 #[actix_web::test]
-async fn disable_and_enable_an_application() {
+async fn disabled_application_denies_its_keys_until_enabled() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Production Web Store").await;
@@ -391,8 +391,8 @@ async fn disable_and_enable_an_application() {
         assert_eq!(app.patch(&path, json!({"isEnabled": false})).bearer(&token).await.status, 200);
         assert_eq!(app.patch(&path, json!({"isEnabled": true})).bearer(&token).await.json()["isEnabled"], true);
         assert_eq!(app.code(&key.text).await, "valid");
-        let refused = app.patch(&path, json!({"isEnabled": "no"})).bearer(&token).await;
-        assert_eq!(refused.json()["errors"], json!([{"pointer": "/isEnabled", "detail": "must be a boolean"}]));
+        let rejected = app.patch(&path, json!({"isEnabled": "no"})).bearer(&token).await;
+        assert_eq!(rejected.json()["errors"], json!([{"pointer": "/isEnabled", "detail": "must be a boolean"}]));
     })
     .await;
 }
@@ -508,7 +508,7 @@ async fn replica_shows_last_use_that_is_not_written_yet() {
 }
 
 #[actix_web::test]
-async fn last_used_is_the_last_successful_verification_and_moves() {
+async fn last_used_is_the_last_successful_verification() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;

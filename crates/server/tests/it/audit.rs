@@ -11,7 +11,6 @@ use crate::{
     support::{App, Reply, each_backend},
 };
 
-/// The actions of an answer, newest first.
 fn actions(reply: &Reply) -> Vec<String> {
     assert_eq!(reply.status, 200, "{reply}");
     let entries = reply.json();
@@ -27,7 +26,7 @@ async fn log(app: &App, token: &str, query: &str) -> Reply {
     app.get(&format!("/audit-log{query}")).bearer(token).await
 }
 
-/// The log as the chain has it, oldest first; panics where the chain is broken.
+/// The entries of an account, oldest first. Panics when the chain is broken.
 async fn chain(app: &App, account: &str) -> Vec<Entry> {
     let account = account.parse().unwrap();
     let read = app
@@ -37,7 +36,7 @@ async fn chain(app: &App, account: &str) -> Vec<Entry> {
         .read(Owner::Background, move |db| {
             let mut entries = Vec::new();
             let _ = db.for_each_audit_entry(Some(&account), |entry| {
-                entries.push(entry.expect("an entry that can be read"));
+                entries.push(entry.expect("a readable entry"));
                 ControlFlow::<()>::Continue(())
             })?;
             Ok((entries, db.account(&account).audit_head()?))
@@ -50,8 +49,8 @@ async fn chain(app: &App, account: &str) -> Vec<Entry> {
     entries
 }
 
-/// One of everything that can be done so far; gives the application.
-async fn story(app: &App, token: &str) -> String {
+/// Makes the changes of [`EXPECTED_ACTIONS`]. Returns the ID of the application.
+async fn make_changes(app: &App, token: &str) -> String {
     let id = app.application(token, "Web Store").await;
     let path = format!("/applications/{id}");
     let key = app.key(token, &id, json!({})).await;
@@ -86,7 +85,7 @@ async fn story(app: &App, token: &str) -> String {
     id
 }
 
-const STORY: [&str; 9] = [
+const EXPECTED_ACTIONS: [&str; 9] = [
     "api_key.revoked",
     "application.deleted",
     "api_key.revoked",
@@ -99,7 +98,7 @@ const STORY: [&str; 9] = [
 ];
 
 #[actix_web::test]
-async fn every_change_is_one_entry_that_says_who_what_and_from_where() {
+async fn audit_entry_has_actor_target_and_origin_of_a_change() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         assert_answer!(log(app, &token, "").await, @"
@@ -132,15 +131,15 @@ async fn every_change_is_one_entry_that_says_who_what_and_from_where() {
 }
 
 #[actix_web::test]
-async fn a_story_is_told_newest_first_and_its_chain_holds() {
+async fn entries_are_newest_first_in_an_intact_chain() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        story(app, &token).await;
-        assert_eq!(actions(&log(app, &token, "").await), STORY);
+        make_changes(app, &token).await;
+        assert_eq!(actions(&log(app, &token, "").await), EXPECTED_ACTIONS);
         let mut entries = chain(app, "acme").await;
         entries.reverse();
         let shown = log(app, &token, "").await.json();
-        assert_eq!(entries.len(), STORY.len());
+        assert_eq!(entries.len(), EXPECTED_ACTIONS.len());
         for (entry, shown) in entries.iter().zip(shown.as_array().unwrap()) {
             assert_eq!(shown["id"], entry.draft.id.to_string());
             assert_eq!(shown["hash"], entry.hash.to_string());
@@ -150,10 +149,10 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
             assert_eq!(
                 shown["ip"],
                 Value::Null,
-                "loopback is a trusted proxy, which tells nothing"
+                "loopback is a trusted proxy, without a forwarded client IP"
             );
         }
-        // Many at once keep the chain whole.
+        // Concurrent changes keep the chain intact.
         let calls = (0..20).map(|n| {
             app.post("/applications", json!({"name": n.to_string()}))
                 .bearer(&token)
@@ -165,8 +164,8 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
                 .iter()
                 .all(|reply| reply.status == 201)
         );
-        assert_eq!(chain(app, "acme").await.len(), STORY.len() + 20);
-        // The database's owner changing it is found.
+        assert_eq!(chain(app, "acme").await.len(), EXPECTED_ACTIONS.len() + 20);
+        // A change made directly in the database is detected.
         app.database
             .sql("UPDATE audit_log SET actor_id = 'somebody' WHERE seq = 3");
         let account = "acme".parse().unwrap();
@@ -177,7 +176,7 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
             .service
             .read(Owner::Background, move |db| {
                 db.for_each_audit_entry(Some(&account), |entry| {
-                    let entry = entry.expect("an entry that can be read");
+                    let entry = entry.expect("a readable entry");
                     match verify(head, &entry) {
                         Ok(next) => {
                             head = next;
@@ -193,7 +192,7 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
 }
 
 #[actix_web::test]
-async fn what_changes_nothing_or_is_refused_is_no_entry() {
+async fn rejected_and_empty_changes_have_no_entry() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -254,15 +253,15 @@ async fn what_changes_nothing_or_is_refused_is_no_entry() {
 }
 
 #[actix_web::test]
-async fn entries_are_filtered() {
+async fn filters_select_entries() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let start = tollkey_core::Clock::now(&app.clock).as_second();
-        let id = story(app, &token).await;
+        let id = make_changes(app, &token).await;
         let by = async |query: &str| actions(&log(app, &token, query).await);
         assert_eq!(by("?action=api_key.revoked").await, ["api_key.revoked"; 2]);
         assert_eq!(by("?action=account.updated").await, [""; 0]);
-        let about: Vec<&str> = STORY
+        let about: Vec<&str> = EXPECTED_ACTIONS
             .into_iter()
             .filter(|action| action.starts_with("application"))
             .collect();
@@ -274,7 +273,7 @@ async fn entries_are_filtered() {
         assert_eq!(by("?target_id=nobody").await, [""; 0]);
         assert_eq!(by(&format!("?target_id={id}&actor_id=user_1")).await, about);
         assert_eq!(by("?actor_id=nobody").await, [""; 0]);
-        // At or after, and before; both forms of time.
+        // `since` is inclusive, `until` exclusive; both forms of time work.
         let at = |seconds: i64| start + seconds;
         let text = |seconds: i64| {
             jiff::Timestamp::from_second(at(seconds))
@@ -282,16 +281,16 @@ async fn entries_are_filtered() {
                 .to_string()
         };
         for (since, until, expected) in [
-            (Some(0), None, &STORY[..]),
-            (Some(1), None, &STORY[..6]),
-            (Some(10), None, &STORY[..6]),
-            (Some(11), None, &STORY[..3]),
-            (Some(21), None, &STORY[..0]),
-            (None, Some(0), &STORY[..0]),
-            (None, Some(10), &STORY[6..]),
-            (None, Some(11), &STORY[3..]),
-            (Some(10), Some(20), &STORY[3..6]),
-            (Some(10), Some(10), &STORY[..0]),
+            (Some(0), None, &EXPECTED_ACTIONS[..]),
+            (Some(1), None, &EXPECTED_ACTIONS[..6]),
+            (Some(10), None, &EXPECTED_ACTIONS[..6]),
+            (Some(11), None, &EXPECTED_ACTIONS[..3]),
+            (Some(21), None, &EXPECTED_ACTIONS[..0]),
+            (None, Some(0), &EXPECTED_ACTIONS[..0]),
+            (None, Some(10), &EXPECTED_ACTIONS[6..]),
+            (None, Some(11), &EXPECTED_ACTIONS[3..]),
+            (Some(10), Some(20), &EXPECTED_ACTIONS[3..6]),
+            (Some(10), Some(10), &EXPECTED_ACTIONS[..0]),
         ] {
             for form in [
                 &(|seconds| at(seconds).to_string()) as &dyn Fn(i64) -> String,
@@ -308,13 +307,13 @@ async fn entries_are_filtered() {
             }
         }
         let offset = "?since=2026-01-01T01:00:10%2B01:00&until=2026-01-01T00:00:20.5Z";
-        assert_eq!(by(offset).await, STORY[..6]);
+        assert_eq!(by(offset).await, EXPECTED_ACTIONS[..6]);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn other_values_and_unknown_names_in_the_query_are_400() {
+async fn invalid_log_parameters_are_rejected() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let time = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
@@ -362,10 +361,10 @@ async fn other_values_and_unknown_names_in_the_query_are_400() {
 }
 
 #[actix_web::test]
-async fn pages_lead_on_by_link_and_end() {
+async fn next_links_lead_through_all_pages() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        story(app, &token).await;
+        make_changes(app, &token).await;
         let whole = log(app, &token, "").await;
         assert_eq!(whole.header("link"), None);
         let mut path = "/api/v1/audit-log?limit=4&since=0".to_owned();
@@ -375,7 +374,7 @@ async fn pages_lead_on_by_link_and_end() {
             let entries = page.json().as_array().unwrap().clone();
             sizes.push(entries.len());
             found.extend(entries);
-            // What is written meanwhile moves no page.
+            // New entries do not shift the pages.
             app.application(&token, &format!("Meanwhile {}", sizes.len()))
                 .await;
             let Some(link) = page.header("link") else {
@@ -395,7 +394,7 @@ async fn pages_lead_on_by_link_and_end() {
         }
         assert_eq!(sizes, [4, 4, 1]);
         assert_eq!(Value::Array(found), whole.json());
-        // A full last page is the last one.
+        // No link follows a last page that is full.
         let nine = log(app, &token, "?limit=9&until=2026-01-01T00:00:20Z").await;
         assert_eq!(
             (nine.json().as_array().map(Vec::len), nine.header("link")),
@@ -406,7 +405,7 @@ async fn pages_lead_on_by_link_and_end() {
             (exact.json().as_array().map(Vec::len), exact.header("link")),
             (Some(12), None)
         );
-        // The default is the most.
+        // The default page size is the maximum.
         let calls = (0..100).map(|n| {
             app.post("/applications", json!({"name": n.to_string()}))
                 .bearer(&token)
@@ -433,7 +432,7 @@ async fn each_account_has_its_own_log_and_chain() {
             log(app, &globex, &format!("?target_id={id}")).await.body,
             "[]"
         );
-        // A cursor of another account leads nowhere else.
+        // A cursor of another account leads to no other account's entries.
         assert_eq!(actions(&log(app, &globex, "?cursor=9").await).len(), 1);
         assert_eq!(
             chain(app, "acme")
@@ -456,7 +455,7 @@ async fn each_account_has_its_own_log_and_chain() {
 }
 
 #[actix_web::test]
-async fn an_operators_changes_are_told_as_the_operators() {
+async fn operator_changes_are_attributed_to_the_operator() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         let model = app
@@ -486,7 +485,7 @@ async fn an_operators_changes_are_told_as_the_operators() {
         );
         assert_eq!(entries[1]["request_id"], "the-model");
         chain(app, "acme").await;
-        // Their own log, for whom they name.
+        // Operators read the log of the account that they name.
         assert_eq!(log(app, &operator, "?account=acme").await.json(), entries);
         let page = log(app, &operator, "?account=acme&limit=1").await;
         assert_eq!(

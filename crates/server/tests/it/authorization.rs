@@ -1,5 +1,5 @@
-//! The authorization table: every operation of the OpenAPI document and who may call it, walked as nobody, as each
-//! wrong kind of caller, and as another account.
+//! The authorization table: every operation of the OpenAPI document with its allowed callers. Each is called without a
+//! credential, as each wrong kind of caller, and as another account.
 
 use std::collections::BTreeSet;
 
@@ -8,14 +8,14 @@ use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
 
 use crate::support::{App, Call, Reply, each_backend};
 
-/// Who may call an operation.
+/// The callers that an operation allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Who {
-    /// Anybody.
+enum AllowedCaller {
+    /// Every caller, without a credential.
     Public,
     /// A management token of the account; an operator with `?account=`.
     Merchant,
-    /// A Merchant, or a secret key of the account.
+    /// A management token as in `Merchant`, or a secret key of the account.
     Account,
     /// A management token with the role `operator`.
     Operator,
@@ -23,14 +23,14 @@ enum Who {
     Verifying,
     /// A service key, a token with the role `service`.
     Service,
-    /// An API key, about itself.
+    /// An API key, for itself.
     Key,
 }
 
-use Who::{Account, Key, Merchant, Operator, Public, Service, Verifying};
+use AllowedCaller::{Account, Key, Merchant, Operator, Public, Service, Verifying};
 
 /// One row per operation. A new operation without a row fails `every_operation_has_a_row`.
-const TABLE: [(&str, &str, Who); 41] = [
+const TABLE: [(&str, &str, AllowedCaller); 41] = [
     ("GET", "/livez", Public),
     ("GET", "/readyz", Public),
     ("GET", "/openapi.json", Public),
@@ -78,15 +78,17 @@ const TABLE: [(&str, &str, Who); 41] = [
     ("DELETE", "/api/v1/service-keys/{id}", Operator),
 ];
 
-/// The table, and the account surface once more where its document has it.
-fn rows() -> impl Iterator<Item = (&'static str, &'static str, Who)> {
-    let again = TABLE.into_iter().filter(|(_, _, who)| *who == Account);
-    TABLE
+/// The table, with the account operations a second time under the path of their document.
+fn rows() -> impl Iterator<Item = (&'static str, &'static str, AllowedCaller)> {
+    let again = TABLE
         .into_iter()
-        .chain(again.map(|(method, path, who)| (method, path.trim_start_matches("/api"), who)))
+        .filter(|(_, _, allowed)| *allowed == Account);
+    TABLE.into_iter().chain(
+        again.map(|(method, path, allowed)| (method, path.trim_start_matches("/api"), allowed)),
+    )
 }
 
-/// A refusal's code, with the account surface's word for it where that is the surface.
+/// The code of a rejection, in the form of the operation's API.
 fn code(reply: &Reply, template: &str) -> String {
     if !template.contains("/account/") {
         return reply.code();
@@ -113,7 +115,7 @@ fn expected<'a>(template: &str, status: u16, code: &'a str) -> (u16, &'a str) {
     }
 }
 
-/// What each kind of caller presents. `own` is the account that the things in the paths belong to.
+/// The credential of each kind of caller. `merchant` and `secret_key` belong to the account of the resources.
 struct Callers {
     merchant: String,
     other_merchant: String,
@@ -128,8 +130,8 @@ struct Callers {
     other_secret_keys: [String; 2],
 }
 
-/// Ids of things that are there, to fill into the templates.
-struct Things {
+/// IDs of existing resources, to fill into the templates.
+struct Resources {
     application: String,
     key: String,
     commerce_key: String,
@@ -137,7 +139,7 @@ struct Things {
     service_key: String,
 }
 
-async fn prepare(app: &App) -> (Callers, Things) {
+async fn prepare(app: &App) -> (Callers, Resources) {
     let merchant = app.merchant("acme");
     let application = app.application(&merchant, "Web Store").await;
     let key = app.key(&merchant, &application, json!({})).await;
@@ -166,31 +168,31 @@ async fn prepare(app: &App) -> (Callers, Things) {
         ],
         merchant,
     };
-    let things = Things {
+    let resources = Resources {
         application,
         key: key.id,
         commerce_key: commerce_key.id,
         account_key: account_key.id,
         service_key: service_key.id,
     };
-    (callers, things)
+    (callers, resources)
 }
 
-fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
+fn call(app: &App, method: &str, template: &str, resources: &Resources) -> Call {
     let id = if template.contains("accounts") {
         "acme"
     } else if template.contains("service-keys") {
-        &things.service_key
+        &resources.service_key
     } else if template.contains("account/") {
-        &things.account_key
+        &resources.account_key
     } else if template.starts_with("/api/v1/api-keys") {
-        &things.commerce_key
+        &resources.commerce_key
     } else {
-        &things.application
+        &resources.application
     };
     let path = template
         .replace("{id}", id)
-        .replace("{keyId}", &things.key)
+        .replace("{keyId}", &resources.key)
         .replace("{requirements}", "-")
         .replace("{tail}", "links");
     let call = app.call(method, &path);
@@ -203,7 +205,6 @@ fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
     }
 }
 
-/// A body that would be accepted.
 fn body(method: &str, template: &str) -> Option<Value> {
     let body = match (
         method,
@@ -245,16 +246,16 @@ fn every_operation_has_a_row() {
 }
 
 #[actix_web::test]
-async fn nobody_is_401_and_two_credentials_are_400_everywhere_but_on_public_routes() {
+async fn protected_routes_require_exactly_one_credential() {
     each_backend(async |app: &App| {
-        let (callers, things) = prepare(app).await;
-        for (method, template, who) in rows() {
-            let nobody = call(app, method, template, &things).await;
-            if who == Public {
-                assert_eq!(nobody.status, 200, "{method} {template} {nobody}");
+        let (callers, resources) = prepare(app).await;
+        for (method, template, allowed) in rows() {
+            let anonymous = call(app, method, template, &resources).await;
+            if allowed == Public {
+                assert_eq!(anonymous.status, 200, "{method} {template} {anonymous}");
                 continue;
             }
-            let is = |reply: &Reply, status, word| {
+            let assert_rejected = |reply: &Reply, status, word| {
                 let found = (reply.status, &*code(reply, template));
                 assert_eq!(
                     found,
@@ -262,32 +263,32 @@ async fn nobody_is_401_and_two_credentials_are_400_everywhere_but_on_public_rout
                     "{method} {template} {reply}"
                 );
             };
-            is(&nobody, 401, "missing_credentials");
+            assert_rejected(&anonymous, 401, "missing_credentials");
             assert_eq!(
-                nobody.header("www-authenticate"),
+                anonymous.header("www-authenticate"),
                 Some("Bearer realm=\"tollkey\""),
                 "{method} {template}"
             );
             let merchant = &callers.merchant;
-            let twice = call(app, method, template, &things)
+            let twice = call(app, method, template, &resources)
                 .bearer(merchant)
                 .bearer(merchant)
                 .await;
-            is(&twice, 400, "multiple_credentials");
-            let both = call(app, method, template, &things)
+            assert_rejected(&twice, 400, "multiple_credentials");
+            let both = call(app, method, template, &resources)
                 .bearer(merchant)
                 .header("x-api-key", &callers.application_key)
                 .await;
-            is(&both, 400, "multiple_credentials");
+            assert_rejected(&both, 400, "multiple_credentials");
         }
     })
     .await;
 }
 
 #[actix_web::test]
-async fn an_invalid_credential_is_401_everywhere() {
+async fn invalid_credential_is_401_everywhere() {
     each_backend(async |app: &App| {
-        let (_, things) = prepare(app).await;
+        let (_, resources) = prepare(app).await;
         let unknown = |kind| {
             let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
             KeyText::mint(kind, &mut rng).expose().to_owned()
@@ -305,16 +306,16 @@ async fn an_invalid_credential_is_401_everywhere() {
             ),
             (unknown(Kind::ServiceKey), "invalid_api_key"),
         ];
-        for (method, template, who) in rows() {
-            for (credential, code) in invalid.iter().filter(|_| who != Public) {
-                let reply = call(app, method, template, &things)
+        for (method, template, allowed) in rows() {
+            for (credential, code) in invalid.iter().filter(|_| allowed != Public) {
+                let reply = call(app, method, template, &resources)
                     .bearer(credential)
                     .await;
                 let found = (reply.status, &*self::code(&reply, template));
                 assert_eq!(found, expected(template, 401, code), "{method} {template}");
             }
-            if who != Public {
-                let basic = call(app, method, template, &things)
+            if allowed != Public {
+                let basic = call(app, method, template, &resources)
                     .header("authorization", "Basic YTpi")
                     .await;
                 let found = (basic.status, &*code(&basic, template));
@@ -323,7 +324,7 @@ async fn an_invalid_credential_is_401_everywhere() {
                     expected(template, 401, "missing_credentials"),
                     "{method} {template}"
                 );
-                // RFC 6750, section 3.1: no error where there are no Bearer credentials.
+                // RFC 6750, section 3.1: no error code for a request without Bearer credentials.
                 assert_eq!(
                     basic.header("www-authenticate"),
                     Some("Bearer realm=\"tollkey\""),
@@ -336,9 +337,9 @@ async fn an_invalid_credential_is_401_everywhere() {
 }
 
 #[actix_web::test]
-async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
+async fn wrong_kind_of_credential_is_403_everywhere() {
     each_backend(async |app: &App| {
-        let (callers, things) = prepare(app).await;
+        let (callers, resources) = prepare(app).await;
         let all = [
             ("merchant", &callers.merchant),
             ("accountless", &callers.accountless),
@@ -350,8 +351,8 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
             ("publishable_key", &callers.publishable_key),
             ("secret_key", &callers.secret_key),
         ];
-        for (method, template, who) in rows() {
-            let right: &[&str] = match who {
+        for (method, template, allowed) in rows() {
+            let allowed_names: &[&str] = match allowed {
                 Public => continue,
                 Merchant => &["merchant", "operator"],
                 Account => &["merchant", "operator", "secret_key"],
@@ -365,11 +366,11 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
                     "secret_key",
                 ],
             };
-            for (name, credential) in all.iter().filter(|(name, _)| !right.contains(name)) {
-                let reply = call(app, method, template, &things)
+            for (name, credential) in all.iter().filter(|(name, _)| !allowed_names.contains(name)) {
+                let reply = call(app, method, template, &resources)
                     .bearer(credential)
                     .await;
-                // To a gateway a service key is no API key, and so as good as unknown.
+                // The gateway routes treat a service key as an unknown API key.
                 let gateway_service = template.contains("/authz/") && *name == "service_key";
                 let (status, word) = if gateway_service {
                     (401, "invalid_api_key")
@@ -384,7 +385,7 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
                 );
             }
         }
-        // And nothing of all that did anything.
+        // No request changed anything.
         let reply = app
             .get("/applications?include=apiKeys")
             .bearer(&callers.merchant)
@@ -397,7 +398,6 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
     .await;
 }
 
-/// Everything an account has, as it is printed.
 async fn everything(app: &App, merchant: &str) -> Vec<String> {
     let mut all = Vec::new();
     for path in ["/applications?include=apiKeys", "/api-keys", "/audit-log"] {
@@ -408,31 +408,31 @@ async fn everything(app: &App, merchant: &str) -> Vec<String> {
 }
 
 #[actix_web::test]
-async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() {
+async fn resources_of_other_accounts_are_404() {
     each_backend(async |app: &App| {
-        let (callers, things) = prepare(app).await;
+        let (callers, resources) = prepare(app).await;
         let before = everything(app, &callers.merchant).await;
         let others = everything(app, &callers.other_merchant).await;
-        let like = |key: &str| Things {
+        let like = |key: &str| Resources {
             application: key.to_owned(),
             key: key.to_owned(),
             commerce_key: key.to_owned(),
             account_key: key.to_owned(),
-            service_key: things.service_key.clone(),
+            service_key: resources.service_key.clone(),
         };
-        // Another surface's thing is none of this one's either, its own account's included.
+        // Resources of another API are not found either, not even those of the same account.
         let unknown = like("0198c0de-0000-7000-8000-000000000001");
         let malformed = like("x");
-        let of_another_surface = Things {
-            application: things.commerce_key.clone(),
-            key: things.account_key.clone(),
-            commerce_key: things.key.clone(),
-            account_key: things.commerce_key.clone(),
-            service_key: things.service_key.clone(),
+        let of_another_surface = Resources {
+            application: resources.commerce_key.clone(),
+            key: resources.account_key.clone(),
+            commerce_key: resources.key.clone(),
+            account_key: resources.commerce_key.clone(),
+            service_key: resources.service_key.clone(),
         };
-        let mut walked = 0;
-        for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
-            let callers: &[&String] = match who {
+        let mut requests = 0;
+        for (method, template, allowed) in rows().filter(|(_, path, _)| path.contains("{id}")) {
+            let callers: &[&String] = match allowed {
                 Merchant => &[&callers.other_merchant],
                 Account => &[
                     &callers.other_merchant,
@@ -443,25 +443,25 @@ async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() 
             };
             let mut bodies = BTreeSet::new();
             for caller in callers {
-                for things in [&things, &unknown, &malformed, &of_another_surface] {
-                    let reply = call(app, method, template, things).bearer(caller).await;
+                for resources in [&resources, &unknown, &malformed, &of_another_surface] {
+                    let reply = call(app, method, template, resources).bearer(caller).await;
                     assert_eq!(reply.status, 404, "{method} {template}");
                     let id = reply.header("x-request-id").unwrap_or_default();
                     bodies.insert(reply.body.replace(id, "(id)"));
-                    walked += 1;
+                    requests += 1;
                 }
             }
             assert_eq!(
                 bodies.len(),
                 1,
-                "{method} {template} tells them apart: {bodies:?}"
+                "{method} {template} has different responses: {bodies:?}"
             );
         }
-        assert!(walked > 80, "{walked}");
+        assert!(requests > 80, "{requests}");
         let mut own = [&callers.merchant, &callers.secret_key].into_iter().cycle();
-        for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
-            if matches!(who, Merchant | Account) {
-                let caller = if who == Merchant {
+        for (method, template, allowed) in rows().filter(|(_, path, _)| path.contains("{id}")) {
+            if matches!(allowed, Merchant | Account) {
+                let caller = if allowed == Merchant {
                     &callers.merchant
                 } else {
                     own.next().expect("a caller")
@@ -479,11 +479,11 @@ async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() 
 }
 
 #[actix_web::test]
-async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
+async fn only_operators_may_name_an_account() {
     each_backend(async |app: &App| {
-        let (callers, things) = prepare(app).await;
+        let (callers, resources) = prepare(app).await;
         let operator = &callers.operator;
-        let path = format!("/applications/{}", things.application);
+        let path = format!("/applications/{}", resources.application);
         assert_eq!(
             app.get(&format!("{path}?account=acme"))
                 .bearer(operator)
@@ -527,7 +527,7 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
                 "{query}"
             );
         }
-        // Not even with one's own account's name.
+        // Only operators may name an account, even if it is the caller's own.
         for token in [&callers.merchant, &callers.other_merchant] {
             for query in ["?account=acme", "?account=", "?account=acme&account=acme"] {
                 let reply = app.get(&format!("{path}{query}")).bearer(token).await;

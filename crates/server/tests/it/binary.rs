@@ -1,5 +1,5 @@
-//! The built binary as a process of its own; `examples.rs` starts the examples in the same way. Its environment is what a test puts there and nothing else, its working
-//! directory is empty, and all it prints is kept.
+//! The built binary as a separate process, in an empty working directory, with only the environment that a test sets
+//! and with its output recorded. `examples.rs` starts the examples in the same way.
 
 use std::{
     fmt, fs, io,
@@ -30,12 +30,11 @@ use tollkey_store::testing::Database;
 
 use crate::support::{Call, Key, Reply, SECRET, settings, without_secrets};
 
-/// The length of a lease unless the database says otherwise.
+/// The default length of a lease.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// The longest anything here may take; a bound on a broken test, no promise.
+/// The longest any step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How the binary is started.
 #[derive(Clone)]
 pub struct Tollkey {
     directory: Arc<TempDir>,
@@ -45,7 +44,7 @@ pub struct Tollkey {
 }
 
 impl Tollkey {
-    /// In an empty directory, without any setting.
+    /// Without any setting, in an empty directory.
     pub fn bare() -> Self {
         let new = || Arc::new(tempfile::tempdir().expect("a temporary directory"));
         Self {
@@ -56,12 +55,12 @@ impl Tollkey {
         }
     }
 
-    /// In development mode, on a port of its own.
+    /// In development mode, on a free port.
     pub fn development() -> Self {
         Self::bare().with("TOLLKEY_LISTEN", "127.0.0.1:0")
     }
 
-    /// On that database, migrated on start, with tokens signed by the secret of tests.
+    /// On this database, migrated on start, with tokens signed by the tests' secret.
     pub fn on(database: &Database) -> Self {
         Self::development()
             .with("DATABASE_URL", database.url())
@@ -70,25 +69,21 @@ impl Tollkey {
             .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
     }
 
-    /// With this variable, whatever it was before.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(set, _)| set != name);
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Without this variable.
     pub fn without(mut self, name: &str) -> Self {
         self.environment.retain(|(set, _)| set != name);
         self
     }
 
-    /// Its working directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// What a process started in its place would have for an environment.
     pub fn environment(&self) -> impl Iterator<Item = (String, String)> {
         let path = std::env::var("PATH").unwrap_or_default();
         let base = [
@@ -98,7 +93,7 @@ impl Tollkey {
         base.into_iter().chain(self.environment.clone())
     }
 
-    /// It, about to be started without input. Killed when dropped.
+    /// The command, without input. Its process is killed when dropped.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollkey"));
         command
@@ -115,31 +110,28 @@ impl Tollkey {
         Process::spawn(self.command(arguments), &self.outputs, number)
     }
 
-    /// Runs a command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Finished {
         self.spawn(arguments).finished().await
     }
 
-    /// As [`Self::run`], for a command that must succeed; gives what it printed, without the line break at its end.
+    /// [`Self::run`] for a command that must succeed. Returns its standard output without the final line break.
     pub async fn answer(&self, arguments: &[&str]) -> String {
         let finished = self.run(arguments).await;
         assert!(finished.success(), "{arguments:?}: {finished}");
         finished.stdout.trim_end().to_owned()
     }
 
-    /// Runs a server until it listens.
     pub async fn serve(&self) -> Server {
         self.serve_with(&[]).await
     }
 
-    /// As [`Self::serve`], with arguments.
     pub async fn serve_with(&self, arguments: &[&str]) -> Server {
         self.start(arguments)
             .await
             .unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
     }
 
-    /// As [`Self::serve`], in place of a shell that has run this before.
+    /// [`Self::serve`], in a shell that first runs this script.
     pub async fn serve_after(&self, script: &str) -> Server {
         let binary = self.command(&[]);
         let mut command = Command::new("sh");
@@ -158,13 +150,12 @@ impl Tollkey {
         listening.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
     }
 
-    /// Runs a server until it listens, or until it ends without.
+    /// Runs a server until it listens. Returns `Err` if it ends first.
     pub async fn start(&self, arguments: &[&str]) -> Result<Server, Finished> {
         self.spawn(arguments).listens().await
     }
 }
 
-/// A started program.
 pub struct Process {
     child: Child,
     stdout: PathBuf,
@@ -173,9 +164,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program; what it prints goes to files in that directory, told apart by the number.
+    /// Starts a program. Its output goes to files in that directory, named by the number.
     pub fn spawn(mut command: Command, outputs: &Arc<TempDir>, number: u32) -> Self {
-        // Files, not pipes: nobody has to read them for the process to go on.
+        // Files instead of pipes: a pipe that is not read would block the process.
         let file = |name: &str| outputs.path().join(format!("{number}.{name}"));
         let (stdout, stderr) = (file("out"), file("err"));
         let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
@@ -192,7 +183,7 @@ impl Process {
         }
     }
 
-    /// Waits until it listens, or until it ends without.
+    /// Waits until it listens. Returns `Err` if it ends first.
     pub async fn listens(mut self) -> Result<Server, Finished> {
         let begun = Instant::now();
         loop {
@@ -205,21 +196,21 @@ impl Process {
             if self
                 .child
                 .try_wait()
-                .expect("the process can be asked")
+                .expect("the status of the process")
                 .is_some()
             {
                 return Err(self.finished().await);
             }
             assert!(
                 begun.elapsed() < PATIENCE,
-                "it neither listens nor ends: {}",
+                "the process neither listens nor ends: {}",
                 self.so_far()
             );
             sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// The address in the line that says where it listens.
+    /// The address in the startup line.
     fn listening(&self) -> Option<SocketAddr> {
         let stdout = read(&self.stdout);
         let (_, rest) = stdout.split_once("listening on http://")?;
@@ -238,8 +229,8 @@ impl Process {
     async fn finished(mut self) -> Finished {
         let ended = timeout(PATIENCE, self.child.wait()).await;
         let status: ExitStatus = match ended {
-            Ok(status) => status.expect("the process can be awaited"),
-            Err(_) => panic!("it does not end: {}", self.so_far()),
+            Ok(status) => status.expect("the status of the process"),
+            Err(_) => panic!("the process does not end: {}", self.so_far()),
         };
         Finished {
             code: status.code(),
@@ -252,7 +243,7 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).expect("the output")).into_owned()
 }
 
-/// A process that has ended. Prints whole, with the text of every key taken out.
+/// A process that has ended. Its `Display` has the whole output without keys.
 pub struct Finished {
     /// `None` when a signal ended it.
     pub code: Option<i32>,
@@ -265,7 +256,7 @@ impl Finished {
         self.code == Some(0)
     }
 
-    /// Asserts that it failed with one sentence that holds these words; gives the sentence.
+    /// Asserts that it failed with an error that contains these words. Returns standard error.
     pub fn refused(&self, words: &[&str]) -> &str {
         assert!(self.code.is_some_and(|code| code != 0), "{self}");
         assert!(!self.stderr.contains("panicked"), "{self}");
@@ -286,7 +277,6 @@ impl fmt::Display for Finished {
     }
 }
 
-/// The number of a process.
 #[derive(Clone, Copy)]
 pub struct Pid(u32);
 
@@ -297,7 +287,6 @@ impl fmt::Display for Pid {
 }
 
 impl Pid {
-    /// As the operating system has it.
     #[cfg(target_os = "linux")]
     pub fn rustix(self) -> rustix::process::Pid {
         i32::try_from(self.0)
@@ -306,7 +295,7 @@ impl Pid {
             .expect("a process")
     }
 
-    /// Sends a signal, such as `TERM`; false when nobody is there any more.
+    /// Sends a signal, such as `TERM`. Returns `false` when the process no longer exists.
     pub async fn signal(self, name: &str) -> bool {
         let kill = format!("kill -{name} {} 2>/dev/null", self.0);
         Command::new("sh")
@@ -317,7 +306,7 @@ impl Pid {
             .success()
     }
 
-    /// Whether each of its threads has stopped: the signal is sent a moment before.
+    /// Whether every thread has stopped, which is a moment after the signal.
     #[cfg(target_os = "linux")]
     pub fn is_stopped(self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0)).expect("its threads");
@@ -349,27 +338,25 @@ impl Server {
         read(&self.process.stderr)
     }
 
-    /// Sends a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
         assert!(self.pid().signal(name).await, "signal {name}");
     }
 
-    /// By which it can be sent signals from elsewhere.
+    /// Its process, to send signals from another task.
     pub fn pid(&self) -> Pid {
-        Pid(self.process.child.id().expect("it runs"))
+        Pid(self.process.child.id().expect("a running process"))
     }
 
-    /// Ends it as a power cut would.
+    /// Kills it without a shutdown.
     pub async fn kill(mut self) {
-        self.process.child.kill().await.expect("it is killed");
+        self.process.child.kill().await.expect("a killed process");
     }
 
-    /// Waits for its end.
     pub async fn ended(self) -> Finished {
         self.process.finished().await
     }
 
-    /// Stops it in good order.
+    /// Shuts it down gracefully.
     pub async fn stop(self) -> Finished {
         self.signal("TERM").await;
         let finished = self.ended().await;
@@ -401,7 +388,6 @@ impl Server {
         self.call("DELETE", path)
     }
 
-    /// Makes an application; gives its id.
     pub async fn application(&self, token: &str, name: &str) -> String {
         let reply = self
             .post("/applications", json!({"name": name}))
@@ -411,7 +397,6 @@ impl Server {
         member(&reply, "id")
     }
 
-    /// Makes a key for an application.
     pub async fn key(&self, token: &str, application: &str) -> Key {
         let body = json!({"description": "Checkout"});
         let reply = self
@@ -425,7 +410,6 @@ impl Server {
         }
     }
 
-    /// Makes a service key.
     pub async fn service_key(&self) -> Key {
         let reply = self
             .post("/service-keys", json!({"name": "gateway"}))
@@ -438,7 +422,7 @@ impl Server {
         }
     }
 
-    /// The `code` of a verification that needs nothing, asked with the role `service`.
+    /// The `code` of a verification without requirements, requested with the role `service`.
     pub async fn code(&self, key: &str) -> String {
         let reply = self
             .post("/verify", json!({"key": key}))
@@ -448,7 +432,6 @@ impl Server {
         member(&reply, "code")
     }
 
-    /// The codes of many keys, in their order.
     pub async fn codes(&self, keys: &[&str]) -> Vec<String> {
         let mut codes = Vec::new();
         for keys in keys.chunks(100) {
@@ -470,7 +453,7 @@ impl Server {
     }
 }
 
-/// A text in an answer.
+/// The string with this name in a response.
 pub fn member(reply: &Reply, name: &str) -> String {
     reply.json()[name]
         .as_str()
@@ -483,12 +466,12 @@ pub fn merchant(account: &str) -> String {
     token(Some(account), &[])
 }
 
-/// One with the role `operator`.
+/// A management token with the role `operator`.
 pub fn operator() -> String {
     token(None, &["operator"])
 }
 
-/// One with the role `service`.
+/// A management token with the role `service`.
 pub fn service() -> String {
     token(None, &["service"])
 }
@@ -497,11 +480,10 @@ fn token(account: Option<&str>, roles: &[&str]) -> String {
     token_of("user_1", account, roles)
 }
 
-/// A management token of somebody.
 pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String {
     let token = NewToken {
         subject: subject.to_owned(),
-        account: account.map(|account| account.parse().expect("an account id")),
+        account: account.map(|account| account.parse().expect("an account ID")),
         roles: roles.iter().map(ToString::to_string).collect(),
         lifetime: jiff::SignedDuration::from_hours(1),
     };
@@ -509,14 +491,13 @@ pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String 
     mint(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
 }
 
-/// A request on a connection of its own, sent as a test likes: piece by piece, again, or to a server that dies.
+/// A connection for requests that are sent in pieces, repeatedly, or to a server that crashes.
 pub struct Connection {
     address: SocketAddr,
     stream: TcpStream,
 }
 
 impl Connection {
-    /// `None` when nobody listens.
     pub async fn open(address: SocketAddr) -> Option<Self> {
         Some(Self {
             address,
@@ -524,7 +505,7 @@ impl Connection {
         })
     }
 
-    /// A whole request; the connection stays open.
+    /// Sends a complete request and keeps the connection open.
     pub async fn send(
         &mut self,
         method: &str,
@@ -538,7 +519,6 @@ impl Connection {
             .await
     }
 
-    /// A request without a body, whose key stands in that header.
     pub async fn get(&mut self, path: &str, header: &str, value: &str) -> io::Result<()> {
         let head = format!(
             "GET {path} HTTP/1.1\r\nhost: {}\r\n{header}: {value}\r\n\r\n",
@@ -547,7 +527,7 @@ impl Connection {
         self.stream.write_all(head.as_bytes()).await
     }
 
-    /// A request without its body, up to where the server says that it waits for that.
+    /// Sends a request without its body, and waits for `100 Continue`.
     pub async fn begin(&mut self, method: &str, path: &str, token: &str, body: &str) {
         let head = self.head(method, path, token, body, "expect: 100-continue\r\n");
         self.stream.write_all(head.as_bytes()).await.expect("sent");
@@ -555,12 +535,11 @@ impl Connection {
         let mut answer = [0; CONTINUE.len()];
         let read = timeout(PATIENCE, self.stream.read_exact(&mut answer))
             .await
-            .expect("an answer in time");
-        read.expect("an answer");
+            .expect("a response in time");
+        read.expect("a response");
         assert_eq!(str::from_utf8(&answer), Ok(CONTINUE));
     }
 
-    /// The body that was begun.
     pub async fn finish(&mut self, body: &str) {
         self.stream.write_all(body.as_bytes()).await.expect("sent");
     }
@@ -574,17 +553,17 @@ impl Connection {
         )
     }
 
-    /// Status and body of a whole answer; `None` when the connection ends before that is there.
+    /// Status and body of the next response; `None` when the connection ends first.
     pub async fn answer(&mut self) -> Option<(u16, String)> {
         let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
         loop {
-            if let Some(answer) = whole(&bytes) {
-                return Some(answer);
+            if let Some(response) = parse_response(&bytes) {
+                return Some(response);
             }
             let read = timeout(PATIENCE, self.stream.read(&mut buffer))
                 .await
-                .expect("an answer or an end in time");
+                .expect("a response or the end in time");
             match read {
                 Ok(0) | Err(_) => return None,
                 Ok(count) => bytes.extend_from_slice(&buffer[..count]),
@@ -593,7 +572,7 @@ impl Connection {
     }
 }
 
-fn whole(bytes: &[u8]) -> Option<(u16, String)> {
+fn parse_response(bytes: &[u8]) -> Option<(u16, String)> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;

@@ -1,5 +1,5 @@
-//! The dashboard in a browser: the stories that people go through, on a server in development mode. Where no Chromium is
-//! installed they are passed over loudly; with `TOLLKEY_TEST_REQUIRE_BROWSER=1` that is a failure.
+//! The dashboard in a browser: user scenarios on a server in development mode. Where no Chromium is installed they are
+//! skipped with a message; with `TOLLKEY_TEST_REQUIRE_BROWSER=1` that is a failure.
 
 mod accessibility;
 mod driver;
@@ -18,21 +18,18 @@ use crate::{
     support::Key,
 };
 
-/// Whom the printed link signs in to.
 const ACCOUNT: &str = "acme";
 
-/// What all of the stories need.
 struct World {
     browser: Browser,
     server: Server,
     tollkey: Tollkey,
     database: Database,
-    /// A management token of the account.
     token: String,
 }
 
 impl World {
-    /// A server that just started, and a browser that was nowhere yet. `None` where no browser is installed.
+    /// Starts a server and a browser. Returns `None` where no browser is installed.
     async fn begin() -> Option<Self> {
         let browser = Browser::start().await?;
         let database = Database::sqlite();
@@ -48,7 +45,7 @@ impl World {
         })
     }
 
-    /// [`World::begin`], and signed in.
+    /// [`World::begin`], then signs in with the printed link.
     async fn signed_in() -> Option<Self> {
         let world = Self::begin().await?;
         world.browser.open(&world.link()).await;
@@ -65,12 +62,10 @@ impl World {
         format!("http://{}{path}", self.server.address)
     }
 
-    /// Opens a page of the dashboard.
     async fn open(&self, path: &str) {
         self.browser.open(&self.url(path)).await;
     }
 
-    /// The link that the server printed.
     fn link(&self) -> String {
         let stdout = self.server.stdout();
         let line = stdout
@@ -80,8 +75,7 @@ impl World {
         line.trim().to_owned()
     }
 
-    /// Signs in at the door.
-    async fn sign_in_by(&self, token: &str) {
+    async fn sign_in_with(&self, token: &str) {
         self.browser.fill("token", token).await;
         self.browser.press("Sign in with a token").await;
     }
@@ -100,7 +94,6 @@ impl World {
         }
     }
 
-    /// What a request with this key is answered.
     async fn status_of(&self, key: &str) -> u16 {
         self.server.get("/whoami").bearer(key).await.status
     }
@@ -114,8 +107,8 @@ impl World {
         reply.json().as_array().expect("a list").clone()
     }
 
-    /// Makes a key in the dashboard; gives its text, and stays on the page that shows it.
-    async fn make_key(&self, name: &str) -> String {
+    /// Creates a key in the dashboard and stays on the page that shows it. Returns the full key.
+    async fn create_key(&self, name: &str) -> String {
         let browser = &self.browser;
         self.open("/dashboard/keys/new").await;
         browser.fill("name", name).await;
@@ -123,7 +116,7 @@ impl World {
         browser.property("#secret", "value").await
     }
 
-    /// Leaves the page with the secret as one should; gives the id of the key.
+    /// Confirms that the key is stored and leaves its page. Returns the ID of the key.
     async fn store_secret(&self) -> String {
         self.browser.click("[data-acknowledge]").await;
         self.browser.press("Done").await;
@@ -137,7 +130,7 @@ impl World {
 }
 
 #[actix_web::test]
-async fn a_first_key_from_the_printed_link_to_its_revocation() {
+async fn first_key_is_created_used_and_revoked() {
     let Some(world) = World::begin().await else {
         return;
     };
@@ -148,7 +141,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     assert_eq!(
         browser.place().await,
         "/dashboard/keys",
-        "no code stays in the address"
+        "the code is removed from the URL"
     );
     assert_eq!(browser.title().await, "API keys · Tollkey");
     browser.reads("main", "No keys yet").await;
@@ -172,14 +165,14 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     assert_eq!(
         browser.property("[name=mode][value=test]", "checked").await,
         "true",
-        "test is chosen beforehand"
+        "test is preselected"
     );
     browser.fill("name", "Checkout server").await;
     browser.press("Create key").await;
     let secret = browser.property("#secret", "value").await;
     assert!(
         secret.starts_with("ck_test_") && secret.len() == 40,
-        "the text of a test key"
+        "a test key"
     );
     let line = browser.property("#line", "value").await;
     assert!(
@@ -199,7 +192,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     let read = "navigator.clipboard.readText().then(arguments[0], arguments[0])";
     assert!(
         browser.run_async(read, vec![]).await == json!(secret),
-        "it is what was copied"
+        "the clipboard has the key"
     );
 
     let here = browser.place().await;
@@ -207,7 +200,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     assert_eq!(
         browser.place().await,
         here,
-        "not before the secret is stored"
+        "the page stays until storing is confirmed"
     );
     assert!(browser.has("[data-acknowledge]:focus").await);
     world.store_secret().await;
@@ -221,13 +214,13 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
             .contains(&secret)
     );
 
-    // What is not its name does not revoke it.
+    // A different name does not confirm the revocation.
     browser.press("Revoke").await;
     browser.reads("h1", "Checkout server").await;
     assert!(!browser.is_enabled("Revoke key").await);
     browser.fill("confirm", "checkout server").await;
     assert!(!browser.is_enabled("Revoke key").await);
-    // The same name with its letters and accents apart is the name.
+    // The same name in another Unicode normalization form confirms it.
     let written = "const field = document.getElementById('confirm'); const name = field.dataset.mustBe; \
                    const enabled = () => !field.form.querySelector('[type=submit]').disabled; \
                    const type = (text) => { field.value = text; field.dispatchEvent(new Event('input')); }; \
@@ -265,7 +258,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     assert!(status.starts_with("Revoked"), "{status}");
     assert!((before..=after).contains(&shown.as_second()), "{shown}");
 
-    // The link was for once.
+    // The link works once.
     browser.open(&link).await;
     browser.arrives("/dashboard/sign-in/link").await;
     browser
@@ -278,7 +271,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
 }
 
 #[actix_web::test]
-async fn swagger_ui_works_under_its_policy() {
+async fn swagger_ui_works_under_its_content_security_policy() {
     let Some(world) = World::begin().await else {
         return;
     };
@@ -291,7 +284,7 @@ async fn swagger_ui_works_under_its_policy() {
 }
 
 #[actix_web::test]
-async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
+async fn rotated_key_is_valid_during_the_overlap() {
     let Some(world) = World::signed_in().await else {
         return;
     };
@@ -305,7 +298,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
             .property("[name=overlap][value='86400']", "checked")
             .await,
         "true",
-        "a day is chosen beforehand"
+        "a day is preselected"
     );
     browser.choose("overlap", "3600").await;
     browser.press("Rotate key").await;
@@ -314,7 +307,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
     let second_id = world.store_secret().await;
     browser.reads("main", "Successor of").await;
 
-    // Nobody has used the old one since; then somebody does.
+    // The predecessor has not been used since the rotation; then it is used.
     browser.press("the predecessor").await;
     browser
         .reads(".notice", "This key has not been used since.")
@@ -326,7 +319,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
         ),
         (200, 200)
     );
-    let told = wait_for(async || {
+    let notice = wait_for(async || {
         browser.reload().await;
         browser
             .text(".notice")
@@ -334,7 +327,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
             .contains("This key is still in use: last used ")
             .then_some(())
     });
-    told.await.expect("its page says that it is still used");
+    notice.await.expect("the notice of further use");
     assert!(
         !browser
             .has(&format!("a[href$='{}/rotate']", first.id))
@@ -349,20 +342,20 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
     browser.press("Rotate key").await;
     let third = browser.property("#secret", "value").await;
     let all = [&first.text, &second, &third];
-    let mut answers = Vec::new();
+    let mut statuses = Vec::new();
     for key in all {
-        answers.push(world.status_of(key).await);
+        statuses.push(world.status_of(key).await);
     }
     assert_eq!(
-        answers,
+        statuses,
         [200, 403, 200],
-        "the first within its hour, the second ended at once"
+        "the first is in its overlap, the second expired immediately"
     );
     world.end().await;
 }
 
 #[actix_web::test]
-async fn a_disabled_application_stops_its_keys() {
+async fn disabling_an_application_disables_its_keys() {
     let Some(world) = World::signed_in().await else {
         return;
     };
@@ -383,12 +376,12 @@ async fn a_disabled_application_stops_its_keys() {
     assert_eq!(
         browser.value("application").await,
         application,
-        "the one it was asked from is chosen"
+        "the application is preselected"
     );
     browser.fill("name", "Till 1").await;
     browser.press("Create key").await;
     let first = browser.property("#secret", "value").await;
-    assert!(first.starts_with("ks_test_"), "a key of an application");
+    assert!(first.starts_with("ks_test_"), "an application key");
     world.store_secret().await;
     let second = world.server.key(&world.token, &application).await;
     let statuses = async || {
@@ -412,7 +405,11 @@ async fn a_disabled_application_stops_its_keys() {
     for name in ["Till 1", "Checkout"] {
         browser.reads("tbody", name).await;
     }
-    assert_eq!(statuses().await, [200, 200], "asking stops nothing");
+    assert_eq!(
+        statuses().await,
+        [200, 200],
+        "the confirmation page changes nothing"
+    );
     browser.press("Disable application").await;
     browser.reads(".notice", "Application disabled.").await;
     assert_eq!(statuses().await, [403, 403]);
@@ -424,7 +421,7 @@ async fn a_disabled_application_stops_its_keys() {
 }
 
 #[actix_web::test]
-async fn wrong_input_stays_and_is_named() {
+async fn invalid_input_is_kept_and_explained() {
     let Some(world) = World::signed_in().await else {
         return;
     };
@@ -444,7 +441,7 @@ async fn wrong_input_stays_and_is_named() {
             vec![],
         )
         .await;
-    // An empty name besides, as only white space is one.
+    // White space only counts as an empty name.
     browser.fill("name", "   ").await;
     browser.press("Create key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
@@ -468,7 +465,7 @@ async fn wrong_input_stays_and_is_named() {
             .await
             .attr("aria-describedby")
             .await
-            .expect("an answer");
+            .expect("an attribute");
         assert_eq!(
             described.as_deref(),
             Some(format!("{field}-error").as_str())
@@ -493,7 +490,7 @@ async fn wrong_input_stays_and_is_named() {
     }
     assert!(world.keys().await.is_empty());
 
-    // What was mended is taken, and once.
+    // The corrected form creates one key.
     browser.fill("name", "Till").await;
     browser.fill("allowed_ips", "203.0.113.0/24").await;
     browser.click("#expires option[value='30']").await;
@@ -513,7 +510,7 @@ async fn wrong_input_stays_and_is_named() {
         (1, &json!(["links:read"]), &json!(["203.0.113.0/24"]))
     );
 
-    // A name that is taken.
+    // A name that already exists.
     world.server.application(&world.token, "Web store").await;
     browser.click("[data-acknowledge]").await;
     world.open("/dashboard/applications/new").await;
@@ -540,28 +537,28 @@ async fn wrong_input_stays_and_is_named() {
 }
 
 #[actix_web::test]
-async fn a_session_that_is_over_leads_to_the_door_and_back() {
+async fn ended_session_redirects_to_sign_in_and_back() {
     let Some(world) = World::signed_in().await else {
         return;
     };
     let browser = &world.browser;
     let key = world.commerce_key("Checkout").await;
 
-    // Gone at the server, as one that has expired is; the cookie is still there.
+    // Deleted on the server, as an expired session is; the browser still has the cookie.
     world.open("/dashboard/applications").await;
     world.database.sql("DELETE FROM sessions");
     browser.press("Audit log").await;
     browser.arrives("/dashboard/sign-in?next=").await;
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/audit").await;
     browser.reads("tbody", "api_key.created").await;
 
-    // While a script asks for a part of a page: the whole window goes to the door.
+    // When a script requests part of a page, the whole window goes to the sign-in page.
     world.open("/dashboard/keys").await;
     world.database.sql("DELETE FROM sessions");
     browser.fill("q", "Check").await;
     browser.arrives("/dashboard/sign-in?next=").await;
-    world.sign_in_by("not a token").await;
+    world.sign_in_with("not a token").await;
     browser
         .reads(
             "[role=alert]",
@@ -570,13 +567,13 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
         .await;
     assert!(
         browser.value("token").await.is_empty(),
-        "a secret does not come back"
+        "the page does not repeat the credential"
     );
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/keys?q=Check").await;
     browser.reads("tbody", "Checkout").await;
 
-    // What was to be changed is not changed, nor done later by itself.
+    // A change sent without a session is not made, not even after the sign-in.
     world
         .open(&format!("/dashboard/keys/{}/revoke", key.id))
         .await;
@@ -585,7 +582,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser.press("Revoke key").await;
     browser.arrives("/dashboard/sign-in?next=").await;
     assert_eq!(world.status_of(&key.text).await, 200);
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/keys").await;
     assert_eq!(world.status_of(&key.text).await, 200);
 
@@ -610,10 +607,10 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
         .expect("the first window");
     browser.press("Settings").await;
     browser.arrives("/dashboard/sign-in?next=").await;
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/settings").await;
 
-    // Nobody sees by going back what was there before.
+    // After signing out, going back does not show the earlier page.
     world.open(&format!("/dashboard/keys/{}", key.id)).await;
     browser.press("Sign out").await;
     browser.arrives("/dashboard/signed-out").await;
@@ -624,7 +621,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
             .await
             .expect("cookies")
             .iter()
-            .all(|one| !one.name.contains("session"))
+            .all(|cookie| !cookie.name.contains("session"))
     );
     browser.back().await;
     browser.arrives("/dashboard/sign-in?next=").await;
@@ -640,7 +637,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
 }
 
 #[actix_web::test]
-async fn what_belongs_to_another_account_is_not_there() {
+async fn resources_of_another_account_are_not_found() {
     let Some(world) = World::begin().await else {
         return;
     };
@@ -652,7 +649,7 @@ async fn what_belongs_to_another_account_is_not_there() {
         .answer(&["token", "--account", "globex"])
         .await;
     world.open("/dashboard").await;
-    world.sign_in_by(&own).await;
+    world.sign_in_with(&own).await;
     browser.arrives("/dashboard/keys").await;
     browser.reads("main", "No keys yet").await;
     for page in [
@@ -683,8 +680,8 @@ async fn what_belongs_to_another_account_is_not_there() {
     world.end().await;
 }
 
-/// A server of somebody else, at each of these addresses, with a page for each of these forms.
-async fn elsewhere(
+/// Starts a server of another site on these hosts, with these pages: name and HTML.
+async fn other_site(
     hosts: &[&str],
     pages: Vec<(String, String)>,
 ) -> (u16, actix_web::dev::ServerHandle) {
@@ -717,7 +714,7 @@ async fn elsewhere(
 }
 
 #[actix_web::test]
-async fn forms_of_other_sites_change_nothing() {
+async fn forms_of_other_sites_are_rejected() {
     let Some(world) = World::signed_in().await else {
         return;
     };
@@ -758,9 +755,9 @@ async fn forms_of_other_sites_change_nothing() {
         ),
     ]
     .map(|(name, html)| (name.to_owned(), html));
-    // A site is a host without its port: from the first of them the cookie is sent, however strict.
+    // A site is a host without its port: from the first host the browser sends even a `SameSite=Strict` cookie.
     let hosts = ["127.0.0.1", "127.0.0.2"];
-    let (port, handle) = elsewhere(&hosts, pages.to_vec()).await;
+    let (port, handle) = other_site(&hosts, pages.to_vec()).await;
     for host in ["127.0.0.1", "127.0.0.2", "localhost"] {
         for (page, _) in &pages {
             browser.open(&format!("http://{host}:{port}/{page}")).await;
@@ -771,7 +768,7 @@ async fn forms_of_other_sites_change_nothing() {
                 .reads("main", "The request was not sent by a page of this dashboard. Open the dashboard and send the form there.")
                 .await;
         }
-        // Nor may a script of theirs.
+        // A script of another site changes nothing either.
         browser.open(&format!("http://{host}:{port}/nothing")).await;
         let send = "const [url, done] = arguments; const body = new URLSearchParams({confirm: 'Checkout'}); \
                     fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include', body}).then(() => done(true), () => done(false))";
@@ -784,7 +781,7 @@ async fn forms_of_other_sites_change_nothing() {
     }
     assert_eq!(world.status_of(&key.text).await, 200);
     assert_eq!(world.keys().await.len(), 1);
-    // A link from there finds who is signed in, as any link does; still as whoever signed in here.
+    // A link from another site opens the dashboard in the session, which the forged sign-in did not replace.
     browser
         .open(&format!("http://localhost:{port}/nothing"))
         .await;
@@ -797,7 +794,7 @@ async fn forms_of_other_sites_change_nothing() {
     browser.reads("h1", "Checkout").await;
     assert!(
         browser.has("a.account").await,
-        "an operator, as by the link"
+        "still signed in as an operator"
     );
     browser.reads("h1", "Active").await;
     handle.stop(false).await;
@@ -805,15 +802,15 @@ async fn forms_of_other_sites_change_nothing() {
 }
 
 #[actix_web::test]
-async fn markup_in_a_name_is_text() {
-    // Quotes that end an attribute, markup, an entity, a template's braces, a right-to-left letter, white space within.
+async fn markup_in_a_name_is_shown_as_text() {
+    // Ends an attribute, and has markup, an entity, template braces, a right-to-left letter and two spaces.
     const NAME: &str = "\u{5d0}x'\"><img src=x onerror=\"alert(1)\"><script>alert(2)</script>&lt;b&gt;{{7*7}}  two";
     let Some(world) = World::signed_in().await else {
         return;
     };
     let browser = &world.browser;
     world.server.application(&world.token, NAME).await;
-    world.make_key(NAME).await;
+    world.create_key(NAME).await;
     assert!(browser.text("h1").await.contains("<img src=x onerror="));
     let id = world.store_secret().await;
     let application = {
@@ -841,7 +838,7 @@ async fn markup_in_a_name_is_text() {
         &format!("/dashboard/keys?{search}"),
     ] {
         world.open(page).await;
-        // Whole, wherever it stands: in the text, a field or the title. The audit log shows it as JSON has it.
+        // Unchanged wherever it is shown: in text, a field or the title. The audit log shows it as JSON.
         let text = "const fields = [...document.querySelectorAll('input')].map((field) => field.value); \
                     return document.body.textContent + document.title + fields.join(' ')";
         let text = browser.run(text, vec![]).await;
@@ -850,7 +847,7 @@ async fn markup_in_a_name_is_text() {
         } else {
             NAME.to_owned()
         };
-        assert!(text.as_str().expect("a text").contains(&name), "{page}");
+        assert!(text.as_str().expect("a string").contains(&name), "{page}");
         assert!(
             !browser.has("img[src=x]").await && !browser.has("main script").await,
             "{page}"
@@ -859,7 +856,7 @@ async fn markup_in_a_name_is_text() {
     world.open(&format!("/dashboard/keys/{id}")).await;
     assert!(browser.title().await.contains("<script>alert(2)</script>"));
 
-    // What one reads there is what is to be typed.
+    // The name as shown is the name to type.
     world.open(&format!("/dashboard/keys/{id}/revoke")).await;
     let shown = browser
         .css("label[for=confirm] b")
@@ -887,13 +884,13 @@ async fn markup_in_a_name_is_text() {
 }
 
 #[actix_web::test]
-async fn a_secret_is_on_one_page_once_and_nowhere_else() {
+async fn full_key_is_shown_on_one_page_once() {
     let Some(world) = World::signed_in().await else {
         return;
     };
     let browser = &world.browser;
-    let secret = world.make_key("Checkout").await;
-    let holds = async || {
+    let secret = world.create_key("Checkout").await;
+    let shows_secret = async || {
         browser
             .driver()
             .source()
@@ -901,40 +898,40 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
             .expect("the page")
             .contains(&secret)
     };
-    assert!(holds().await);
+    assert!(shows_secret().await);
 
-    // Nobody leaves it by accident. chromedriver answers the browser's dialog before it can be seen, so the page is asked.
-    let objects = "const leaving = new Event('beforeunload', {cancelable: true}); \
+    // The page asks before it is left. chromedriver closes the browser's dialog unseen, so the test sends the event.
+    let asks_before_leaving = "const leaving = new Event('beforeunload', {cancelable: true}); \
                    window.dispatchEvent(leaving); return leaving.defaultPrevented";
     assert_eq!(
-        browser.run(objects, vec![]).await,
+        browser.run(asks_before_leaving, vec![]).await,
         json!(true),
         "the secret is not stored yet"
     );
 
     browser.click("[data-acknowledge]").await;
     assert_eq!(
-        browser.run(objects, vec![]).await,
+        browser.run(asks_before_leaving, vec![]).await,
         json!(false),
         "now it is"
     );
-    // A browser may keep a page that is left in its memory. This one does not, so the page is told that it is left.
-    let left = "window.dispatchEvent(new Event('pagehide')); \
+    // A browser may keep the page for going back. This one does not, so the test sends the event.
+    let leave = "window.dispatchEvent(new Event('pagehide')); \
                 return [...document.querySelectorAll('.secret')].map((field) => field.value)";
     assert!(
-        browser.run(left, vec![]).await == json!(["", ""]),
-        "and forgets the secret"
+        browser.run(leave, vec![]).await == json!(["", ""]),
+        "the page clears the secret"
     );
-    // A reload sends the form again: no other key, and no secret.
+    // A reload sends the form again: it creates no other key and shows no secret.
     browser.reload().await;
     browser.arrives("/dashboard/keys/").await;
     browser.reads(".notice", "This form was sent twice.").await;
-    assert!(!holds().await);
+    assert!(!shows_secret().await);
     assert_eq!(world.keys().await.len(), 1);
 
-    // Back to where it was, and on from there.
-    let secret = world.make_key("Second").await;
-    let holds = async || {
+    // Back to the page with the secret, and forward.
+    let secret = world.create_key("Second").await;
+    let shows_secret = async || {
         browser
             .driver()
             .source()
@@ -945,41 +942,41 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
     world.store_secret().await;
     browser.back().await;
     let fields = "return [...document.querySelectorAll('input, textarea')].map((field) => field.value).join()";
-    assert!(!holds().await, "{}", browser.place().await);
+    assert!(!shows_secret().await, "{}", browser.place().await);
     assert!(
         !browser
             .run(fields, vec![])
             .await
             .as_str()
-            .expect("a text")
+            .expect("a string")
             .contains(&secret)
     );
     browser.driver().forward().await.expect("forward");
-    assert!(!holds().await);
+    assert!(!shows_secret().await);
     assert_eq!(world.keys().await.len(), 2);
 
     world.open("/dashboard/keys").await;
     let kept = "return JSON.stringify([{...localStorage}, {...sessionStorage}, history.state, document.cookie, location.href])";
     let kept = browser.run(kept, vec![]).await;
     assert!(
-        !kept.as_str().expect("a text").contains(&secret[8..]),
-        "in the page's memory"
+        !kept.as_str().expect("a string").contains(&secret[8..]),
+        "in the page's storage"
     );
     let history = browser
         .dev_tools("Page.getNavigationHistory", json!({}))
         .await;
     assert!(
         !history.to_string().contains(&secret[8..]),
-        "in the history"
+        "in the session history"
     );
-    // A search is no place for it either.
+    // A search for the key is rejected.
     browser.fill("q", &secret).await;
     browser
         .reads(".notice", "Do not search for a full key.")
         .await;
     assert_eq!(browser.place().await, "/dashboard/keys");
 
-    // Nor has the browser written it down: its cache, its history, what it would restore after a crash.
+    // The browser has not written the key to disk: cache, history, session restore.
     let World {
         browser, server, ..
     } = world;
@@ -994,7 +991,7 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
     };
     assert!(
         !written("/dashboard/keys").is_empty(),
-        "its history is on disk"
+        "the history is on disk"
     );
     let found = written(&secret[8..]);
     assert!(found.is_empty(), "{found:?}");
@@ -1016,7 +1013,7 @@ fn search(directory: &Path, text: &[u8], found: &mut Vec<String>) {
 }
 
 #[actix_web::test]
-async fn all_of_it_works_without_script() {
+async fn dashboard_works_without_scripts() {
     let Some(world) = World::begin().await else {
         return;
     };
@@ -1030,25 +1027,25 @@ async fn all_of_it_works_without_script() {
     browser.open(&world.link()).await;
     assert!(
         browser.place().await.starts_with("/dashboard/sign-in/link"),
-        "nothing is sent by itself"
+        "nothing is sent automatically"
     );
     browser.press("Open the dashboard").await;
     browser.arrives("/dashboard/keys").await;
     assert!(!browser.has("html.scripted").await, "no script runs");
 
-    let secret = world.make_key("Checkout").await;
+    let secret = world.create_key("Checkout").await;
     assert_eq!(world.status_of(&secret).await, 200);
     let copy = browser.css("[data-copy]").await;
     assert!(
-        !copy.is_displayed().await.expect("an answer"),
-        "a button that could do nothing is not there"
+        !copy.is_displayed().await.expect("a visibility"),
+        "the button does nothing without scripts and is hidden"
     );
     let here = browser.place().await;
     browser.press("Done").await;
     assert_eq!(
         browser.place().await,
         here,
-        "not before the secret is stored"
+        "the page stays until storing is confirmed"
     );
     let id = world.store_secret().await;
 
@@ -1099,13 +1096,13 @@ async fn all_of_it_works_without_script() {
 
     browser.press("Sign out").await;
     browser.arrives("/dashboard/signed-out").await;
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/keys").await;
     world.end().await;
 }
 
 #[actix_web::test]
-async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
+async fn times_are_local_and_filters_apply_automatically() {
     let Some(world) = World::signed_in().await else {
         return;
     };
@@ -1120,7 +1117,7 @@ async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
         world.commerce_key(name).await;
     }
     world.open("/dashboard/keys").await;
-    // Kathmandu is 5:45 ahead; the minutes tell.
+    // Kathmandu is 5:45 ahead, so the minutes differ from UTC.
     let local = async || {
         let time = browser.css("td[data-label=Created] time").await;
         let at: jiff::Timestamp = time
@@ -1156,7 +1153,7 @@ async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
     browser.run("window.stays = true", vec![]).await;
     browser.fill("q", "Webh").await;
     browser.arrives("/dashboard/keys?q=Webh").await;
-    let one = wait_for(async || {
+    let filtered = wait_for(async || {
         (browser
             .driver()
             .find_all(By::Css("tbody tr"))
@@ -1166,13 +1163,13 @@ async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
             == 1)
             .then_some(())
     });
-    one.await.expect("one key is like that");
+    filtered.await.expect("one matching key");
     browser.reads("tbody", "Webhooks").await;
     local().await;
     assert_eq!(
         browser.run("return window.stays === true", vec![]).await,
         json!(true),
-        "the page is the same"
+        "the page is not reloaded"
     );
     browser.click("#status option[value=revoked]").await;
     browser.reads("#results", "No matching keys").await;

@@ -1,4 +1,4 @@
-//! The ceiling: a key that makes keys makes none beyond itself, whatever it asks for, leaves out or sets to null.
+//! A key that creates keys cannot give them more than its own limits, whether a field is set, omitted or null.
 
 use std::time::Duration;
 
@@ -13,10 +13,9 @@ use crate::{
 
 const KEYS: &str = "/v1/account/api-keys";
 
-/// Clients connect themselves: the address of a client is that of the connection.
+/// Clients connect directly: the client IP is the peer of the connection.
 const DIRECT: &[(&str, &str)] = &[("TOLLKEY_TRUSTED_PROXIES", "none")];
 
-/// From these networks, until then, that often: everything a maker can be limited by.
 fn limits(app: &App) -> Value {
     let mut body = wanted("live", "secret");
     body["allowedIps"] = json!(["203.0.113.0/24", "127.0.0.0/8", "2001:db8::/32"]);
@@ -29,20 +28,19 @@ async fn limited(app: &App) -> Key {
     make(app, &app.merchant("acme"), limits(app)).await
 }
 
-/// A request of a key for a key with this member besides the documented three.
-async fn ask(app: &App, by: &Key, member: &str, value: &Value) -> Reply {
+/// Requests a key with this additional field.
+async fn create_with(app: &App, by: &Key, member: &str, value: &Value) -> Reply {
     let mut body = wanted("live", "secret");
     body[member] = value.clone();
     app.post(KEYS, body).bearer(&by.text).await
 }
 
-/// The row of a key.
 async fn row(app: &App, id: &str) -> Value {
     rows(app)
         .await
         .into_iter()
         .find(|row| row["id"] == id)
-        .expect("its row")
+        .expect("the row of the key")
 }
 
 async fn rows(app: &App) -> Vec<Value> {
@@ -51,9 +49,9 @@ async fn rows(app: &App) -> Vec<Value> {
 }
 
 #[actix_web::test]
-async fn what_is_left_out_or_null_is_taken_from_the_maker() {
+async fn omitted_and_null_limits_are_inherited() {
     each_backend_with(DIRECT, async |app: &App| {
-        let maker = limited(app).await;
+        let creator = limited(app).await;
         for access in ["secret", "publishable"] {
             for environment in ["live", "test"] {
                 for nulls in [false, true] {
@@ -63,7 +61,7 @@ async fn what_is_left_out_or_null_is_taken_from_the_maker() {
                             body[member] = Value::Null;
                         }
                     }
-                    let reply = app.post(KEYS, body).bearer(&maker.text).await;
+                    let reply = app.post(KEYS, body).bearer(&creator.text).await;
                     assert_eq!(reply.status, 201, "{reply}");
                     let row = row(app, &made(&reply).id).await;
                     for shown in [&envelope(app, &reply)["data"], &row] {
@@ -80,27 +78,27 @@ async fn what_is_left_out_or_null_is_taken_from_the_maker() {
                 }
             }
         }
-        // And on, from generation to generation.
-        let child = make(app, &maker.text, wanted("live", "secret")).await;
+        // The limits pass on to further generations.
+        let child = make(app, &creator.text, wanted("live", "secret")).await;
         let grandchild = make(app, &child.text, wanted("live", "secret")).await;
         assert_eq!(
             row(app, &grandchild.id).await["expiresAt"],
             "2026-01-01T01:00:00Z"
         );
-        // What is not a limit is not passed on.
+        // Fields that are no limits are not inherited.
         let mut body = limits(app);
         body["metadata"] = json!({"owner": "checkout"});
-        let maker = make(app, &app.merchant("acme"), body).await;
-        let child = make(app, &maker.text, wanted("live", "secret")).await;
+        let creator = make(app, &app.merchant("acme"), body).await;
+        let child = make(app, &creator.text, wanted("live", "secret")).await;
         assert_eq!(row(app, &child.id).await.get("metadata"), None);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
+async fn limits_beyond_the_creator_are_rejected() {
     each_backend_with(DIRECT, async |app: &App| {
-        let maker = limited(app).await;
+        let creator = limited(app).await;
         let end = |seconds: i64| json!(app.in_seconds(seconds));
         let limit = |limit: u32, window: u32| json!({"limit": limit, "windowSeconds": window});
         let before = rows(app).await.len();
@@ -121,7 +119,7 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
             ("rateLimit", limit(1000, 200)),
             ("rateLimit", limit(1_000_000, 86_400)),
         ] {
-            let reply = ask(app, &maker, member, &value).await;
+            let reply = create_with(app, &creator, member, &value).await;
             assert_eq!(
                 refusal(app, &reply),
                 (403, "FORBIDDEN".to_owned()),
@@ -144,8 +142,8 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
             ("createdBy", Value::Null),
             ("accountId", json!("globex")),
         ] {
-            let reply = ask(app, &maker, member, &value).await;
-            // Each is about this field, or a field inside of it.
+            let reply = create_with(app, &creator, member, &value).await;
+            // Each error is about this field or a field inside it.
             let rules = rules(app, &reply);
             assert!(!rules.is_empty(), "{member}: {value}");
             assert!(
@@ -179,7 +177,7 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
             ("rateLimit", limit(5, 1), limit(5, 1)),
             ("rateLimit", limit(1, 86_400), limit(1, 86_400)),
         ] {
-            let reply = ask(app, &maker, member, &value).await;
+            let reply = create_with(app, &creator, member, &value).await;
             assert_eq!(reply.status, 201, "{member}: {value}: {reply}");
             assert_eq!(envelope(app, &reply)["data"][member], shown);
         }
@@ -188,17 +186,17 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
 }
 
 #[actix_web::test]
-async fn a_maker_without_limits_gives_any_and_a_management_token_too() {
+async fn unlimited_creator_may_set_any_limits() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let maker = make(app, &token, wanted("live", "secret")).await;
-        for by in [&maker.text, &token] {
+        let creator = make(app, &token, wanted("live", "secret")).await;
+        for by in [&creator.text, &token] {
             make(app, by, limits(app)).await;
             let key = make(app, by, wanted("live", "secret")).await;
             assert_eq!(
                 row(app, &key.id).await.as_object().unwrap().len(),
                 9,
-                "nothing but what is documented"
+                "only the documented fields"
             );
         }
     })
@@ -206,31 +204,34 @@ async fn a_maker_without_limits_gives_any_and_a_management_token_too() {
 }
 
 #[actix_web::test]
-async fn the_log_says_which_key_made_a_key() {
+async fn audit_entry_names_the_creator() {
     each_backend_with(DIRECT, async |app: &App| {
-        let maker = limited(app).await;
-        let child = make(app, &maker.text, wanted("live", "secret")).await;
+        let creator = limited(app).await;
+        let child = make(app, &creator.text, wanted("live", "secret")).await;
         let log = app
             .get("/audit-log?action=api_key.created")
             .bearer(&app.merchant("acme"))
             .await
             .json();
-        let maker_id = maker.id.parse::<KeyId>().unwrap().to_string();
+        let creator_id = creator.id.parse::<KeyId>().unwrap().to_string();
         assert_eq!(
             log[0]["target"]["id"],
             child.id.parse::<KeyId>().unwrap().to_string()
         );
-        assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": maker_id}));
-        assert_eq!(log[0]["changes"]["created_by"], maker_id);
-        // With what it holds: the limits it inherited.
+        assert_eq!(
+            log[0]["actor"],
+            json!({"type": "api_key", "id": creator_id})
+        );
+        assert_eq!(log[0]["changes"]["created_by"], creator_id);
+        // With the limits that the key inherited.
         assert_eq!(
             log[0]["changes"]["rate_limit"],
             json!({"limit": 500, "window_seconds": 100})
         );
         assert_eq!(log[0]["changes"]["expires_at"], 1_767_229_200);
         assert_eq!(log[1]["actor"]["type"], "merchant");
-        // What a key made is found by the key, in either form of its id: a stolen one is revoked with what it made.
-        for id in [&maker.id, &maker_id] {
+        // The keys that a key created are found by either form of its ID, so they can be revoked with a stolen one.
+        for id in [&creator.id, &creator_id] {
             let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
             assert_eq!(
                 made.bearer(&app.merchant("acme")).await.json(),
@@ -243,13 +244,13 @@ async fn the_log_says_which_key_made_a_key() {
 }
 
 #[actix_web::test]
-async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
+async fn revoking_a_key_revokes_its_descendants() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let maker = make(app, &token, wanted("live", "secret")).await;
+        let creator = make(app, &token, wanted("live", "secret")).await;
         let sibling = make(app, &token, wanted("live", "secret")).await;
-        let child = make(app, &maker.text, wanted("live", "secret")).await;
-        let catalogue = make(app, &maker.text, wanted("test", "publishable")).await;
+        let child = make(app, &creator.text, wanted("live", "secret")).await;
+        let catalogue = make(app, &creator.text, wanted("test", "publishable")).await;
         let grandchild = make(app, &child.text, wanted("test", "secret")).await;
         let of_sibling = make(app, &sibling.text, wanted("live", "secret")).await;
         let foreign = make(app, &app.merchant("globex"), wanted("live", "secret")).await;
@@ -260,40 +261,40 @@ async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
             }
             codes
         };
-        let (gone, stay) = (
-            [&maker, &child, &catalogue, &grandchild],
+        let (revoked_keys, other_keys) = (
+            [&creator, &child, &catalogue, &grandchild],
             [&sibling, &of_sibling, &foreign],
         );
-        // Publishable keys may not do what is not asked for.
+        // Publishable keys deny a request without a route.
         assert_eq!(
-            codes(&gone).await,
+            codes(&revoked_keys).await,
             ["valid", "valid", "route_not_allowed", "valid"]
         );
 
-        // By one that was made, which does not save it.
+        // A descendant may revoke its creator, and is revoked with it.
         let reply = app
-            .delete(&format!("/v1/account/api-keys/{}", maker.id))
+            .delete(&format!("/v1/account/api-keys/{}", creator.id))
             .bearer(&child.text)
             .await;
         assert_eq!(reply.status, 200, "{reply}");
-        assert_eq!(codes(&gone).await, ["revoked"; 4]);
-        assert_eq!(codes(&stay).await, ["valid"; 3]);
+        assert_eq!(codes(&revoked_keys).await, ["revoked"; 4]);
+        assert_eq!(codes(&other_keys).await, ["valid"; 3]);
         app.revocations_recorded().await;
-        assert_eq!(codes(&gone).await, ["revoked"; 4]);
+        assert_eq!(codes(&revoked_keys).await, ["revoked"; 4]);
 
         let log = app
             .get("/audit-log?action=api_key.revoked")
             .bearer(&token)
             .await
             .json();
-        let said: Vec<_> = log
+        let reasons: Vec<_> = log
             .as_array()
             .unwrap()
             .iter()
             .map(|entry| &entry["changes"]["reason"])
             .collect();
         assert_eq!(
-            said,
+            reasons,
             [
                 &json!("maker_revoked"),
                 &json!("maker_revoked"),
@@ -302,13 +303,13 @@ async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
             ]
         );
         let id = |key: &Key| key.id.parse::<KeyId>().unwrap().to_string();
-        assert_eq!(log[3]["target"]["id"], id(&maker));
+        assert_eq!(log[3]["target"]["id"], id(&creator));
         for entry in log.as_array().unwrap() {
             assert_eq!(entry["actor"], json!({"type": "api_key", "id": id(&child)}));
         }
-        // A repeat adds nothing.
+        // A repeat has no further entry.
         let reply = app
-            .delete(&format!("/account/api-keys/{}", maker.id))
+            .delete(&format!("/account/api-keys/{}", creator.id))
             .bearer(&token)
             .await;
         assert_eq!(reply.status, 200, "{reply}");
@@ -320,32 +321,32 @@ async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
             log
         );
 
-        // What ends itself ends what it made.
+        // A key that revokes itself also revokes its descendants.
         assert_eq!(
             app.delete("/whoami").bearer(&sibling.text).await.status,
             204
         );
-        assert_eq!(codes(&stay).await, ["revoked", "revoked", "valid"]);
+        assert_eq!(codes(&other_keys).await, ["revoked", "revoked", "valid"]);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_key_made_while_its_maker_is_revoked_is_never_there_afterwards() {
+async fn key_created_during_revocation_of_its_creator_is_revoked() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for _ in 0..5 {
-            let maker = make(app, &token, wanted("live", "secret")).await;
-            let makes = join_all((0..10).map(|_| {
+            let creator = make(app, &token, wanted("live", "secret")).await;
+            let creations = join_all((0..10).map(|_| {
                 app.post("/account/api-keys", wanted("live", "secret"))
-                    .bearer(&maker.text)
+                    .bearer(&creator.text)
                     .into_future()
             }));
-            let revokes = app
-                .delete(&format!("/account/api-keys/{}", maker.id))
+            let revocations = app
+                .delete(&format!("/account/api-keys/{}", creator.id))
                 .bearer(&token)
                 .into_future();
-            let (made, revoked) = join(makes, revokes).await;
+            let (made, revoked) = join(creations, revocations).await;
             assert_eq!(revoked.status, 200, "{revoked}");
             for reply in made.iter().filter(|reply| reply.status == 201) {
                 let text = envelope(app, reply)["data"]["value"]
@@ -360,7 +361,7 @@ async fn a_key_made_while_its_maker_is_revoked_is_never_there_afterwards() {
 }
 
 #[actix_web::test]
-async fn generations_revoked_at_once_are_all_gone_and_each_once() {
+async fn concurrent_revocations_revoke_each_key_once() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let token = app.merchant("acme");
@@ -368,12 +369,12 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
         for _ in 0..3 {
             let mut generations = vec![make(app, &token, wanted("live", "secret")).await];
             for _ in 0..3 {
-                let maker = generations.last().unwrap().text.clone();
-                make(app, &maker, wanted("test", "publishable")).await;
-                generations.push(make(app, &maker, wanted("live", "secret")).await);
+                let creator = generations.last().unwrap().text.clone();
+                make(app, &creator, wanted("test", "publishable")).await;
+                generations.push(make(app, &creator, wanted("live", "secret")).await);
             }
-            // The youngest first, the eldest first, by two servers.
-            let revokes = generations
+            // From the youngest to the oldest key and back, on two servers.
+            let revocations = generations
                 .iter()
                 .chain(generations.iter().rev())
                 .enumerate()
@@ -387,7 +388,7 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
                         .bearer(&token)
                         .into_future()
                 });
-            for reply in join_all(revokes.collect::<Vec<_>>()).await {
+            for reply in join_all(revocations.collect::<Vec<_>>()).await {
                 assert_eq!(reply.status, 200, "{reply}");
             }
             for key in &generations {
@@ -413,37 +414,37 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
         assert_eq!(
             log.as_array().unwrap().len(),
             keys["data"].as_array().unwrap().len(),
-            "each once"
+            "one entry for each key"
         );
         replica.stop().await;
     })
     .await;
 }
 
-/// A key's request is judged when its head is there; what it makes is judged again when it is made.
+/// A key is authenticated when the head of its request has arrived, and again when it creates the key.
 #[actix_web::test]
-async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
+async fn creator_that_ends_during_its_request_is_rejected() {
     each_backend_with(DIRECT, async |app: &App| {
         let token = app.merchant("acme");
-        for ending in ["revoked", "suspended", "expired"] {
-            let maker = limited(app).await;
+        for end in ["revoked", "suspended", "expired"] {
+            let creator = limited(app).await;
             let last_used = async || {
                 app.running().state().service.flush_usage().await;
-                row(app, &maker.id).await["lastUsedAt"].clone()
+                row(app, &creator.id).await["lastUsedAt"].clone()
             };
             let held = app
                 .post(KEYS, wanted("live", "secret"))
-                .bearer(&maker.text)
+                .bearer(&creator.text)
                 .hold_body()
                 .await;
-            eventually("the maker is judged", async || {
+            eventually("the creator is authenticated", async || {
                 last_used().await != Value::Null
             })
             .await;
-            match ending {
+            match end {
                 "revoked" => {
                     assert_eq!(
-                        app.delete(&format!("{KEYS}/{}", maker.id))
+                        app.delete(&format!("{KEYS}/{}", creator.id))
                             .bearer(&token)
                             .await
                             .status,
@@ -452,7 +453,7 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
                 }
                 "suspended" => {
                     let at = app.running().state().service.clock.now();
-                    app.edit_key("acme", &maker.id, move |key| key.suspended_at = Some(at))
+                    app.edit_key("acme", &creator.id, move |key| key.suspended_at = Some(at))
                         .await;
                 }
                 _ => app.clock.advance(Duration::from_secs(3600)),
@@ -462,15 +463,15 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
             assert_eq!(
                 refusal(app, &reply),
                 (401, "INVALID_API_KEY".to_owned()),
-                "{ending}"
+                "{end}"
             );
-            assert_eq!(rows(app).await.len(), before, "{ending}");
+            assert_eq!(rows(app).await.len(), before, "{end}");
         }
-        // A maker that goes on makes it.
-        let maker = make(app, &token, wanted("live", "secret")).await;
+        // An active creator succeeds with the same held request.
+        let creator = make(app, &token, wanted("live", "secret")).await;
         let held = app
             .post(KEYS, wanted("live", "secret"))
-            .bearer(&maker.text)
+            .bearer(&creator.text)
             .hold_body()
             .await;
         let reply = held.send_body().await;
@@ -480,20 +481,20 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
     .await;
 }
 
-/// With an Idempotency-Key, too: neither a first answer nor a kept one goes to a key that has ended.
+/// Neither a new response nor a replayed one goes to a revoked key.
 #[actix_web::test]
-async fn a_key_that_has_ended_is_given_no_kept_answer() {
+async fn revoked_creator_gets_no_replayed_response() {
     each_backend_with(DIRECT, async |app: &App| {
-        let maker = limited(app).await;
+        let creator = limited(app).await;
         let create = || {
             app.post(KEYS, wanted("live", "secret"))
-                .bearer(&maker.text)
+                .bearer(&creator.text)
                 .header("idempotency-key", "0123456789abcdef")
         };
         assert_eq!(create().await.status, 201);
         assert_eq!(create().await.header("idempotent-replayed"), Some("true"));
         assert_eq!(
-            app.delete(&format!("{KEYS}/{}", maker.id))
+            app.delete(&format!("{KEYS}/{}", creator.id))
                 .bearer(&app.merchant("acme"))
                 .await
                 .status,
@@ -505,17 +506,20 @@ async fn a_key_that_has_ended_is_given_no_kept_answer() {
     .await;
 }
 
-/// A limit is no property of the request: a maker that may not be used from somewhere makes nothing from there.
+/// The IP allowlist of a creator applies to its own requests.
 #[actix_web::test]
-async fn a_maker_is_held_to_its_own_limits_when_it_calls() {
+async fn ip_allowlist_of_the_creator_applies() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let mut body = wanted("live", "secret");
         body["allowedIps"] = json!(["203.0.113.0/24"]);
-        let maker = make(app, &token, body).await;
-        let create = || app.post(KEYS, wanted("live", "secret")).bearer(&maker.text);
+        let creator = make(app, &token, body).await;
+        let create = || {
+            app.post(KEYS, wanted("live", "secret"))
+                .bearer(&creator.text)
+        };
         for (forwarded, allowed) in [
-            (None, false), // from the loopback itself
+            (None, false), // from the loopback address
             (Some("203.0.113.9"), true),
             (Some("::ffff:203.0.113.9"), true),
             (Some("203.0.113.9, 198.51.100.1"), false),

@@ -1,5 +1,5 @@
-//! Every change × a remembered key × every verifier: what is changed at one replica holds, once that is answered, there,
-//! at the other replica, and at resource servers that subscribe to either.
+//! Every change × a cached key × every verifier. Once the response to a change is sent, the change applies at that
+//! replica, at the other one, and at resource servers that subscribe to either.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,40 +14,39 @@ use tollkey_verifier::{Settings, Stats, Verifier};
 
 use crate::support::{App, Call, Key, each_backend_with_replica, source};
 
-/// What kind of key a row is about.
+/// The kind of key that a row changes.
 #[derive(Clone, Copy)]
-enum Of {
-    /// A key of an application of its own.
+enum KeyKind {
+    /// A key of a new application.
     Application,
-    /// A commerce key, from this body.
+    /// A commerce key with these fields.
     Commerce(fn() -> Value),
     /// A secret account key.
     Account,
     /// A publishable account key.
     Publishable,
-    /// A secret account key that a secret account key made.
-    Made,
+    /// A secret account key that was created by a secret account key.
+    CreatedByKey,
 }
 
-/// Who makes a change.
 #[derive(Clone, Copy)]
-enum By {
+enum Caller {
     Merchant,
     Operator,
     /// The key itself.
     Key,
 }
 
-/// A request; `{id}`, `{app}` and `{maker}` stand for the row's own.
-type Request = (By, &'static str, &'static str, fn() -> Value);
+/// A request; `{id}`, `{app}` and `{creator}` stand for the IDs of the row's key, application and creator.
+type Request = (Caller, &'static str, &'static str, fn() -> Value);
 
 struct Row {
     what: &'static str,
-    of: Of,
-    /// What is so already when the key is remembered.
+    kind: KeyKind,
+    /// Changes before the key is cached.
     before: &'static [Request],
     change: Request,
-    /// What is different afterwards; of a key that is denied, only its code is told.
+    /// The differences after the change; of a denied key only the code is compared.
     expected: fn() -> Value,
 }
 
@@ -64,26 +63,28 @@ fn scoped() -> Value {
 }
 
 const DISABLE: Request = (
-    By::Merchant,
+    Caller::Merchant,
     "PATCH",
     "/applications/{app}/status",
     || json!({"isEnabled": false}),
 );
-const SUSPEND: Request = (By::Merchant, "POST", "/api-keys/{id}/suspend", || json!({}));
-const FENCE: Request = (
-    By::Merchant,
+const SUSPEND: Request = (Caller::Merchant, "POST", "/api-keys/{id}/suspend", || {
+    json!({})
+});
+const SET_IP_ALLOWLIST: Request = (
+    Caller::Merchant,
     "PATCH",
     "/api-keys/{id}",
     || json!({"allowed_ips": ["198.51.100.0/24"]}),
 );
 const MANAGE: Request = (
-    By::Operator,
+    Caller::Operator,
     "PUT",
     "/accounts/acme",
     || json!({"operating_model": "managed_ecosystem"}),
 );
 const RESTORE: Request = (
-    By::Operator,
+    Caller::Operator,
     "PUT",
     "/accounts/acme",
     || json!({"operating_model": "ecosystem"}),
@@ -93,7 +94,7 @@ macro_rules! row {
     ($what:literal, $of:expr, $before:expr, $change:expr => $expected:tt) => {
         Row {
             what: $what,
-            of: $of,
+            kind: $of,
             before: $before,
             change: $change,
             expected: || json!($expected),
@@ -102,69 +103,69 @@ macro_rules! row {
 }
 macro_rules! patch {
     ($body:tt) => {
-        (By::Merchant, "PATCH", "/api-keys/{id}", || json!($body))
+        (Caller::Merchant, "PATCH", "/api-keys/{id}", || json!($body))
     };
 }
 
-/// A change that is not here is not proven to reach everybody: see `every_changing_operation_is_in_the_table`.
+/// The changes under test: `every_changing_operation_is_in_the_table` checks that none is missing.
 const TABLE: &[Row] = &[
-    row!("revoked", Of::Application, &[],
-        (By::Merchant, "DELETE", "/applications/{app}/api-keys/{id}", nothing) => {"code": "revoked"}),
-    row!("revoked by itself", Of::Application, &[], (By::Key, "DELETE", "/whoami", nothing) => {"code": "revoked"}),
-    row!("its application disabled", Of::Application, &[], DISABLE => {"code": "application_disabled"}),
-    row!("its application enabled", Of::Application, &[DISABLE],
-        (By::Merchant, "PATCH", "/applications/{app}/status", || json!({"isEnabled": true})) => {"code": "valid"}),
-    row!("its application deleted", Of::Application, &[],
-        (By::Merchant, "DELETE", "/applications/{app}", nothing) => {"code": "revoked"}),
-    row!("revoked", Of::Commerce(plain), &[],
-        (By::Merchant, "POST", "/api-keys/{id}/revoke", || json!({})) => {"code": "revoked"}),
-    row!("suspended", Of::Commerce(plain), &[], SUSPEND => {"code": "suspended"}),
-    row!("resumed", Of::Commerce(plain), &[SUSPEND],
-        (By::Merchant, "POST", "/api-keys/{id}/resume", || json!({})) => {"code": "valid"}),
-    row!("renamed", Of::Commerce(plain), &[], patch!({"name": "Another"}) => {"name": "Another"}),
-    row!("fewer scopes", Of::Commerce(plain), &[], patch!({"scopes": ["links:read"]}) => {"scopes": ["links:read"]}),
-    row!("more scopes", Of::Commerce(plain), &[],
+    row!("revoked", KeyKind::Application, &[],
+        (Caller::Merchant, "DELETE", "/applications/{app}/api-keys/{id}", nothing) => {"code": "revoked"}),
+    row!("revoked by itself", KeyKind::Application, &[], (Caller::Key, "DELETE", "/whoami", nothing) => {"code": "revoked"}),
+    row!("its application disabled", KeyKind::Application, &[], DISABLE => {"code": "application_disabled"}),
+    row!("its application enabled", KeyKind::Application, &[DISABLE],
+        (Caller::Merchant, "PATCH", "/applications/{app}/status", || json!({"isEnabled": true})) => {"code": "valid"}),
+    row!("its application deleted", KeyKind::Application, &[],
+        (Caller::Merchant, "DELETE", "/applications/{app}", nothing) => {"code": "revoked"}),
+    row!("revoked", KeyKind::Commerce(plain), &[],
+        (Caller::Merchant, "POST", "/api-keys/{id}/revoke", || json!({})) => {"code": "revoked"}),
+    row!("suspended", KeyKind::Commerce(plain), &[], SUSPEND => {"code": "suspended"}),
+    row!("resumed", KeyKind::Commerce(plain), &[SUSPEND],
+        (Caller::Merchant, "POST", "/api-keys/{id}/resume", || json!({})) => {"code": "valid"}),
+    row!("renamed", KeyKind::Commerce(plain), &[], patch!({"name": "Another"}) => {"name": "Another"}),
+    row!("fewer scopes", KeyKind::Commerce(plain), &[], patch!({"scopes": ["links:read"]}) => {"scopes": ["links:read"]}),
+    row!("more scopes", KeyKind::Commerce(plain), &[],
         patch!({"scopes": ["links:read", "links:write", "events:read"]}) =>
         {"scopes": ["links:read", "links:write", "events:read"]}),
-    row!("an end", Of::Commerce(plain), &[], patch!({"expires_at": 1_800_000_000}) => {"expires_at": 1_800_000_000}),
-    row!("an end no more", Of::Commerce(plain), &[patch!({"expires_at": 1_800_000_000})],
+    row!("an expiration", KeyKind::Commerce(plain), &[], patch!({"expires_at": 1_800_000_000}) => {"expires_at": 1_800_000_000}),
+    row!("no expiration", KeyKind::Commerce(plain), &[patch!({"expires_at": 1_800_000_000})],
         patch!({"expires_at": null}) => {"expires_at": null}),
-    row!("networks", Of::Commerce(plain), &[], FENCE => {"code": "ip_not_allowed"}),
-    row!("networks no more", Of::Commerce(plain), &[FENCE], patch!({"allowed_ips": null}) => {"code": "valid"}),
-    row!("a rate limit", Of::Commerce(plain), &[],
+    row!("an IP allowlist", KeyKind::Commerce(plain), &[], SET_IP_ALLOWLIST => {"code": "ip_not_allowed"}),
+    row!("no IP allowlist", KeyKind::Commerce(plain), &[SET_IP_ALLOWLIST], patch!({"allowed_ips": null}) => {"code": "valid"}),
+    row!("a rate limit", KeyKind::Commerce(plain), &[],
         patch!({"rate_limit": {"limit": 5000, "window_seconds": 60}}) => {"rate_limit": 5000}),
-    row!("a rate limit no more", Of::Commerce(plain), &[patch!({"rate_limit": {"limit": 500, "window_seconds": 60}})],
+    row!("no rate limit", KeyKind::Commerce(plain), &[patch!({"rate_limit": {"limit": 500, "window_seconds": 60}})],
         patch!({"rate_limit": null}) => {"rate_limit": null}),
-    row!("metadata", Of::Commerce(plain), &[], patch!({"metadata": {"owner": "till"}}) => {"metadata": {"owner": "till"}}),
-    row!("other merchants", Of::Commerce(scoped), &[], patch!({"merchants": ["m_2"]}) => {"code": "merchant_not_allowed"}),
-    row!("other features", Of::Commerce(scoped), &[],
+    row!("metadata", KeyKind::Commerce(plain), &[], patch!({"metadata": {"owner": "till"}}) => {"metadata": {"owner": "till"}}),
+    row!("other merchants", KeyKind::Commerce(scoped), &[], patch!({"merchants": ["m_2"]}) => {"code": "merchant_not_allowed"}),
+    row!("other features", KeyKind::Commerce(scoped), &[],
         patch!({"features": ["payment_data.list"]}) => {"code": "route_not_allowed"}),
-    row!("rotated at once", Of::Commerce(plain), &[],
-        (By::Merchant, "POST", "/api-keys/{id}/rotate", || json!({})) => {"code": "expired"}),
-    row!("rotated with an overlap", Of::Commerce(plain), &[],
-        (By::Merchant, "POST", "/api-keys/{id}/rotate", || json!({"overlap_seconds": 3600})) =>
+    row!("rotated without an overlap", KeyKind::Commerce(plain), &[],
+        (Caller::Merchant, "POST", "/api-keys/{id}/rotate", || json!({})) => {"code": "expired"}),
+    row!("rotated with an overlap", KeyKind::Commerce(plain), &[],
+        (Caller::Merchant, "POST", "/api-keys/{id}/rotate", || json!({"overlap_seconds": 3600})) =>
         {"expires_at": 1_767_229_200}),
-    row!("another operating model", Of::Commerce(scoped), &[], MANAGE => {"code": "route_not_allowed"}),
-    row!("the operating model again", Of::Commerce(scoped), &[MANAGE], RESTORE => {"code": "valid"}),
-    row!("deleted", Of::Account, &[],
-        (By::Merchant, "DELETE", "/account/api-keys/{id}", nothing) => {"code": "revoked"}),
-    row!("revoked", Of::Account, &[],
-        (By::Merchant, "POST", "/account/api-keys/{id}/revoke", || json!({})) => {"code": "revoked"}),
-    row!("revoked", Of::Publishable, &[],
-        (By::Merchant, "DELETE", "/account/api-keys/{id}", nothing) => {"code": "revoked"}),
-    row!("its maker revoked", Of::Made, &[],
-        (By::Merchant, "DELETE", "/account/api-keys/{maker}", nothing) => {"code": "revoked"}),
+    row!("another operating model", KeyKind::Commerce(scoped), &[], MANAGE => {"code": "route_not_allowed"}),
+    row!("the operating model again", KeyKind::Commerce(scoped), &[MANAGE], RESTORE => {"code": "valid"}),
+    row!("deleted", KeyKind::Account, &[],
+        (Caller::Merchant, "DELETE", "/account/api-keys/{id}", nothing) => {"code": "revoked"}),
+    row!("revoked", KeyKind::Account, &[],
+        (Caller::Merchant, "POST", "/account/api-keys/{id}/revoke", || json!({})) => {"code": "revoked"}),
+    row!("revoked", KeyKind::Publishable, &[],
+        (Caller::Merchant, "DELETE", "/account/api-keys/{id}", nothing) => {"code": "revoked"}),
+    row!("its creator revoked", KeyKind::CreatedByKey, &[],
+        (Caller::Merchant, "DELETE", "/account/api-keys/{creator}", nothing) => {"code": "revoked"}),
 ];
 
-/// Changes that no API key is different by: creations, and service keys, which `replicas.rs` has.
-const ELSEWHERE: [&str; 5] = [
+/// Creations, which change no existing API key. `replicas.rs` tests service keys.
+const CREATIONS: [&str; 5] = [
     "POST /api/v1/applications",
     "POST /api/v1/applications/{id}/api-keys",
     "POST /api/v1/api-keys",
     "POST /api/v1/account/api-keys",
     "POST /api/v1/service-keys",
 ];
-/// What changes nothing that a verification tells, or is in `replicas.rs`.
+/// Operations that change nothing in a verification, or that `replicas.rs` tests.
 const NO_CHANGE: [&str; 7] = [
     "PATCH /api/v1/applications/{id}",
     "POST /api/v1/verify",
@@ -177,22 +178,22 @@ const NO_CHANGE: [&str; 7] = [
 
 #[test]
 fn every_changing_operation_is_in_the_table() {
-    let of = |(_, method, path, _): &Request| {
+    let operation_of = |(_, method, path, _): &Request| {
         let path = path
             .replace("{app}/api-keys/{id}", "{id}/api-keys/{keyId}")
             .replace("accounts/acme", "accounts/{id}");
         format!(
             "{method} /api/v1{}",
-            path.replace("{app}", "{id}").replace("{maker}", "{id}")
+            path.replace("{app}", "{id}").replace("{creator}", "{id}")
         )
     };
-    let told: Vec<String> = TABLE.iter().map(|row| of(&row.change)).collect();
+    let listed: Vec<String> = TABLE.iter().map(|row| operation_of(&row.change)).collect();
     for (path, method) in tollkey_server::openapi::operations() {
         let operation = format!("{method} {path}");
         let exempt = method == "GET"
-            || ELSEWHERE.contains(&operation.as_str())
+            || CREATIONS.contains(&operation.as_str())
             || NO_CHANGE.contains(&operation.as_str());
-        assert_eq!(told.contains(&operation), !exempt, "{operation}");
+        assert_eq!(listed.contains(&operation), !exempt, "{operation}");
     }
 }
 
@@ -204,7 +205,7 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    async fn of(replica: &Running, app: &App, service_key: &str, id: u8) -> Self {
+    async fn connect(replica: &Running, app: &App, service_key: &str, id: u8) -> Self {
         let base = format!("http://{}", replica.address());
         let source = source(&base, service_key);
         let id = VerifierId::from_bytes([id; 16]);
@@ -225,12 +226,11 @@ impl Subscriber {
     }
 
     async fn stop(self) {
-        self.stop.send(()).expect("it runs");
-        self.task.await.expect("a good end");
+        self.stop.send(()).expect("a running subscription");
+        self.task.await.expect("an end without a panic");
     }
 }
 
-/// Somebody who verifies keys.
 enum Observer<'a> {
     Replica(&'a Running, String),
     Subscriber(&'a Verifier<HttpSource>),
@@ -244,9 +244,9 @@ impl Observer<'_> {
         }
     }
 
-    /// What it says of a key: everything that a change can change.
-    async fn says(&self, key: &str) -> Value {
-        // What a publishable key may call, and what the feature `tokens.list` is.
+    /// Verifies a key. Returns everything that a change can affect.
+    async fn result_of(&self, key: &str) -> Value {
+        // A route of publishable keys; a route of the feature `tokens.list`.
         let path = if key.starts_with("pk_") {
             "/v1/storefront/products"
         } else {
@@ -260,15 +260,15 @@ impl Observer<'_> {
                     .bearer(service)
                     .await;
                 assert_eq!(reply.status, 200, "{reply}");
-                let said = reply.json();
-                if said["valid"] == false {
-                    return json!({"code": said["code"]});
+                let result = reply.json();
+                if result["valid"] == false {
+                    return json!({"code": result["code"]});
                 }
-                let key = &said["key"];
+                let key = &result["key"];
                 json!({
-                    "code": said["code"], "name": key["name"], "scopes": key["scopes"], "merchants": key["merchants"],
+                    "code": result["code"], "name": key["name"], "scopes": key["scopes"], "merchants": key["merchants"],
                     "features": key["features"], "expires_at": key["expires_at"], "metadata": key["metadata"],
-                    "rate_limit": said["rate_limit"]["limit"],
+                    "rate_limit": result["rate_limit"]["limit"],
                 })
             }
             Self::Subscriber(verifier) => {
@@ -296,69 +296,69 @@ impl Observer<'_> {
         }
     }
 
-    /// What it says, asked until it answers from memory.
-    async fn remembers(&self, key: &str) -> Value {
-        let said = self.says(key).await;
+    /// Verifies a key twice. Asserts that the second result comes from the cache.
+    async fn cached_result_of(&self, key: &str) -> Value {
+        let result = self.result_of(key).await;
         let misses = self.stats().misses;
-        assert_eq!(self.says(key).await, said);
-        assert_eq!(self.stats().misses, misses, "it was remembered");
-        said
+        assert_eq!(self.result_of(key).await, result);
+        assert_eq!(self.stats().misses, misses, "the key is cached");
+        result
     }
 }
 
-/// What a row's requests are about.
+/// The IDs that the requests of a row need.
 struct Subject {
     key: Key,
     application: String,
-    maker: String,
+    creator: String,
 }
 
-async fn make(app: &App, of: Of, name: &str) -> Subject {
+async fn create(app: &App, kind: KeyKind, name: &str) -> Subject {
     let merchant = app.merchant("acme");
-    let (mut application, mut maker) = (String::new(), String::new());
+    let (mut application, mut creator) = (String::new(), String::new());
     let account_key = async |token: &str, access: &str| {
         let body = json!({"name": "Account key", "environment": "test", "access": access});
         let reply = app.post("/account/api-keys", body).bearer(token).await;
         assert_eq!(reply.status, 201, "{reply}");
         let data = &reply.json()["data"];
-        let text = |member: &str| data[member].as_str().expect("a text").to_owned();
+        let text = |member: &str| data[member].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("value"),
         }
     };
-    let key = match of {
-        Of::Application => {
+    let key = match kind {
+        KeyKind::Application => {
             application = app.application(&merchant, name).await;
             app.key(&merchant, &application, json!({"mode": "test"}))
                 .await
         }
-        Of::Commerce(body) => app.commerce_key(&merchant, body()).await,
-        Of::Account => account_key(&merchant, "secret").await,
-        Of::Publishable => account_key(&merchant, "publishable").await,
-        Of::Made => {
-            let by = account_key(&merchant, "secret").await;
-            maker = by.id;
-            account_key(&by.text, "secret").await
+        KeyKind::Commerce(body) => app.commerce_key(&merchant, body()).await,
+        KeyKind::Account => account_key(&merchant, "secret").await,
+        KeyKind::Publishable => account_key(&merchant, "publishable").await,
+        KeyKind::CreatedByKey => {
+            let parent = account_key(&merchant, "secret").await;
+            creator = parent.id;
+            account_key(&parent.text, "secret").await
         }
     };
     Subject {
         key,
         application,
-        maker,
+        creator,
     }
 }
 
-async fn send(app: &App, at: &Running, (by, method, path, body): &Request, subject: &Subject) {
-    let credential = match by {
-        By::Merchant => app.merchant("acme"),
-        By::Operator => app.operator(),
-        By::Key => subject.key.text.clone(),
+async fn send(app: &App, at: &Running, (caller, method, path, body): &Request, subject: &Subject) {
+    let credential = match caller {
+        Caller::Merchant => app.merchant("acme"),
+        Caller::Operator => app.operator(),
+        Caller::Key => subject.key.text.clone(),
     };
     let path = path
         .replace("{id}", &subject.key.id)
         .replace("{app}", &subject.application)
-        .replace("{maker}", &subject.maker);
+        .replace("{creator}", &subject.creator);
     let call = Call::new(at.address(), method, &path).bearer(&credential);
     let call = match body() {
         Value::Null => call,
@@ -371,8 +371,7 @@ async fn send(app: &App, at: &Running, (by, method, path, body): &Request, subje
     );
 }
 
-/// What is said after a change, going by what was said before.
-fn afterwards(before: &Value, expected: &Value) -> Value {
+fn expected_after(before: &Value, expected: &Value) -> Value {
     match expected.get("code") {
         Some(code) if code != "valid" => json!({"code": code}),
         _ => {
@@ -386,45 +385,45 @@ fn afterwards(before: &Value, expected: &Value) -> Value {
 }
 
 #[actix_web::test]
-async fn every_change_holds_everywhere_once_answered() {
+async fn changes_apply_everywhere_once_the_response_is_sent() {
     each_backend_with_replica(None, async |app, replica| {
-        let one = app.running();
+        let first = app.running();
         app.set_model("acme", "ecosystem").await;
         let gateway = app.service_key().await;
         let (near, far) = (
-            Subscriber::of(one, app, &gateway.text, 7).await,
-            Subscriber::of(replica, app, &gateway.text, 8).await,
+            Subscriber::connect(first, app, &gateway.text, 7).await,
+            Subscriber::connect(replica, app, &gateway.text, 8).await,
         );
         let service = app.service();
         let observers = [
             (
-                "where it was changed",
-                Observer::Replica(one, service.clone()),
+                "the changed replica",
+                Observer::Replica(first, service.clone()),
             ),
             (
                 "the other replica",
                 Observer::Replica(replica, service.clone()),
             ),
             (
-                "a subscriber of the one",
+                "a subscriber of the first replica",
                 Observer::Subscriber(&near.verifier),
             ),
             (
-                "a subscriber of the other",
+                "a subscriber of the other replica",
                 Observer::Subscriber(&far.verifier),
             ),
         ];
-        for (direction, at) in [("here", one), ("there", replica)] {
+        for (direction, at) in [("here", first), ("there", replica)] {
             for (number, row) in TABLE.iter().enumerate() {
-                let subject = make(app, row.of, &format!("Store {number} {direction}")).await;
+                let subject = create(app, row.kind, &format!("Store {number} {direction}")).await;
                 for request in row.before {
-                    send(app, one, request, &subject).await;
+                    send(app, first, request, &subject).await;
                 }
                 let key = &subject.key.text;
-                let before = observers[0].1.remembers(key).await;
+                let before = observers[0].1.cached_result_of(key).await;
                 for (who, observer) in &observers {
                     assert_eq!(
-                        observer.remembers(key).await,
+                        observer.cached_result_of(key).await,
                         before,
                         "{}: {who}, before",
                         row.what
@@ -433,33 +432,33 @@ async fn every_change_holds_everywhere_once_answered() {
                 send(app, at, &row.change, &subject).await;
                 let mut after = Vec::new();
                 for (who, observer) in &observers {
-                    after.push((who, observer.says(key).await));
+                    after.push((who, observer.result_of(key).await));
                 }
                 let expected = (row.expected)();
-                for (who, said) in after {
+                for (who, result) in after {
                     if before["code"] == "valid" {
                         assert_eq!(
-                            said,
-                            afterwards(&before, &expected),
+                            result,
+                            expected_after(&before, &expected),
                             "{} {direction}: {who}",
                             row.what
                         );
-                        assert_ne!(said, before, "{}", row.what);
+                        assert_ne!(result, before, "{}", row.what);
                     } else {
                         assert_eq!(
-                            said["code"], expected["code"],
+                            result["code"], expected["code"],
                             "{} {direction}: {who}",
                             row.what
                         );
-                        assert_ne!(said["code"], before["code"], "{}", row.what);
+                        assert_ne!(result["code"], before["code"], "{}", row.what);
                     }
                 }
-                send(app, one, &RESTORE, &subject).await;
+                send(app, first, &RESTORE, &subject).await;
             }
         }
         near.stop().await;
         far.stop().await;
-        for replica in [one, replica] {
+        for replica in [first, replica] {
             assert_eq!(
                 replica
                     .state()
@@ -468,7 +467,7 @@ async fn every_change_holds_everywhere_once_answered() {
                     .stats()
                     .propagations_over_a_lease,
                 0,
-                "nobody waited for a lease to end"
+                "no change waited for a lease to expire"
             );
         }
     })

@@ -1,21 +1,14 @@
-//! Several real processes on one database, while processes are frozen and killed, PostgreSQL is restarted and the
-//! network between them is slow, mute or gone; and somebody asks about keys all the time, the servers and resource
-//! servers that subscribe to them. Resource servers and clients reach a server over a network whose connections go silent
-//! while new ones work.
+//! Several server processes on one database, under faults: processes are paused and killed, PostgreSQL is restarted,
+//! and network links become slow, stop carrying data or break. Servers, subscribed resource servers and clients verify
+//! keys all the time.
 //!
-//! One promise is checked: no verification that began after a revocation was answered says that the key is valid, or a descendant of it.
-//! Some keys are trees of account keys, and while one is revoked, a thief who has the keys creates more with them.
-//! "Began" and "answered" are read from the one monotonic clock of this process: the one before the first byte of the
-//! request is written, the other once the answer is read. Besides: nothing is refused before its revocation was asked
-//! for, every revocation is answered in the end, and when the faults are over everybody verifies again.
+//! Checks that no verification which began after the response to a revocation reports the key, or a descendant of it,
+//! as valid. Both times come from this process's monotonic clock: just before the first byte of the request is
+//! written, and after the response is read. Also checks that no key is rejected before its revocation was requested, that
+//! every revocation succeeds eventually, and that every replica verifies keys again after the faults.
 //!
-//! `cargo test` runs the short form. `cargo xtask chaos` runs the long one, which is the same with other numbers:
-//!
-//! | variable | |
-//! |---|---|
-//! | `TOLLKEY_CHAOS_SEED` | repeats a schedule of faults; otherwise it is random, and printed |
-//! | `TOLLKEY_CHAOS_REVOCATIONS` | how many revocations at least |
-//! | `TOLLKEY_CHAOS_SECONDS` | for how long at least |
+//! `cargo test` runs the short form, `cargo xtask chaos` the long one. `TOLLKEY_CHAOS_SEED` repeats a schedule of
+//! faults, `TOLLKEY_CHAOS_REVOCATIONS` and `TOLLKEY_CHAOS_SECONDS` set minimums.
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,50 +42,53 @@ use crate::{
     wire::{Weather, Wire},
 };
 
-/// How long a lease is here ([`with_short_leases`]): many pass while the test runs.
+/// The length of a lease in this test ([`with_short_leases`]): many expire while it runs.
 const LEASE: Duration = Duration::from_millis(300);
-/// How long most clients wait for a verification. Short, so that what waits at a frozen process has begun while it was
-/// frozen, and that a replica without PostgreSQL is asked for what it still remembers.
-const IMPATIENCE: Duration = Duration::from_millis(60);
-/// How long the others wait: longer than it takes to find out that PostgreSQL is gone.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one attempt of a client takes: a connection has to be silent for a second before the client gives it up.
+/// How long most callers wait for a verification. Short, so that requests begin while a process is paused, and so that
+/// a replica without PostgreSQL still gets requests for the keys in its cache.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(60);
+/// How long the other callers wait: longer than a replica needs to detect that PostgreSQL is unreachable.
+const LONG_TIMEOUT: Duration = Duration::from_secs(5);
+/// The timeout of one attempt of a client: it gives a connection up after a second of silence.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
-/// For how long a new key is shown to a replica that does not answer.
-const INTRODUCTION: Duration = Duration::from_millis(500);
-/// How many milliseconds a client waits for a change before it repeats the request, perhaps elsewhere. Some repeat at once, while the
-/// first request is still under way.
-const CHANGE_PATIENCE: [u64; 4] = [30, 1000, 1000, 1000];
-/// How long a change may take in the end, whatever happens meanwhile.
-const IN_THE_END: Duration = Duration::from_secs(60);
-/// Within which time everybody must verify again when the faults are over. A busy machine's time, no promise.
+/// How long a new key is sent to a replica that does not respond.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// How many milliseconds a client waits for the response to a change before it sends the request again, perhaps to
+/// another replica. Some repeat the request while the first one is still running.
+const ATTEMPT_TIMEOUTS: [u64; 4] = [30, 1000, 1000, 1000];
+/// The longest a change may take, including all repeats.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How soon every replica must verify keys again after the faults. Generous, for a busy machine.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// How many milliseconds of calm a lane lets pass between two faults: keys have to be remembered to be revoked.
-const CALM_BETWEEN: Range<u64> = 100..1500;
-/// For how long it is asked on after the last fault.
+/// How many milliseconds pass between two faults: keys must be cached before they are revoked.
+const PAUSE_BETWEEN_FAULTS: Range<u64> = 100..1500;
+/// How long verification continues after the last fault.
 const CALM: Duration = Duration::from_millis(500);
-/// Between two questions of a caller. The servers are to be asked all the time, not to be kept from renewing leases.
+/// The pause between two requests of a caller, so that replicas can still renew their leases.
 const PAUSE: Duration = Duration::from_millis(3);
-/// The path of account keys.
 const ACCOUNT_KEYS: &str = "/account/api-keys";
 /// How many keys of a tree are created before one of them is revoked.
 const TREE: Range<usize> = 2..6;
-/// How deep a tree is at most: the root has depth 0. A key at the depth limit of the server creates none.
+/// The maximum depth of a tree: the root has depth 0. A key at the server's depth limit cannot create keys.
 const DEPTH: usize = 3;
-/// How many keys the thief tries to create while a key of the tree is revoked.
+/// How many keys the attacker tries to create while a key of the tree is revoked.
 const STOLEN: usize = 6;
-/// The most keys that a batch may have.
+/// The maximum number of keys in a batch.
 const BATCH: usize = 100;
-/// A request that publishable keys may be used for, as keys of every other family may.
+/// A request that keys of every family are allowed to send, publishable keys included.
 const ROUTE: (&str, &str) = ("GET", "/v1/storefront/products");
-/// How many keys that were revoked last are asked about.
-const REMEMBERED: usize = 16;
-/// Who revokes, at the same time.
+/// How many of the most recently revoked keys are still verified.
+const RECENTLY_REVOKED: usize = 16;
+/// How many tasks create and revoke keys concurrently.
 const REVOKERS: usize = 12;
-/// Who asks each replica, at the same time.
-const CALLERS: [Asking; 4] = [Asking::All, Asking::One, Asking::Suspect, Asking::Suspect];
+/// The callers of each replica, which run concurrently.
+const CALLERS: [CallerKind; 4] = [
+    CallerKind::All,
+    CallerKind::One,
+    CallerKind::Suspect,
+    CallerKind::Suspect,
+];
 
-/// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     /// SIGSTOP, for less than a lease.
@@ -105,15 +101,15 @@ enum Fault {
     DatabaseRestarted,
     /// PostgreSQL crashes and is started.
     DatabaseCrashed,
-    /// Everything between a replica and PostgreSQL takes longer.
+    /// Traffic between a replica and PostgreSQL is delayed.
     Slow,
-    /// A replica hears nothing from PostgreSQL, or PostgreSQL nothing from it, while connections stay.
+    /// Traffic from PostgreSQL to a replica, or in the other direction, stops arriving; connections stay open.
     Mute,
-    /// A replica hears nothing of what others change, unless it looks.
+    /// A replica receives no notifications of changes. It sees them only when it polls.
     Unheard,
     /// A replica cannot reach PostgreSQL.
     Cut,
-    /// Nothing arrives any more on the connections that resource servers and clients have to a replica; new ones work.
+    /// Traffic stops on the existing connections of resource servers and clients to a replica; new connections work.
     SilentConnections,
 }
 
@@ -134,18 +130,18 @@ impl Fault {
     ];
 }
 
-/// How much is to happen.
+/// The minimum size of a run.
 struct Plan {
     seed: u64,
     replicas: usize,
     revocations: usize,
     time: Duration,
-    /// How often each lane goes through all faults, at least.
+    /// How often each fault injector goes through all faults, at least.
     rounds: usize,
 }
 
 impl Plan {
-    /// These numbers, unless the environment says more.
+    /// Uses these numbers unless the environment sets larger ones.
     fn at_least(replicas: usize, revocations: usize, rounds: usize) -> Self {
         let number = |name: &str| -> Option<u64> {
             let text = env::var(name).ok()?;
@@ -167,22 +163,22 @@ impl Plan {
     }
 }
 
-/// A key, and all that matters of what was heard about it.
+/// A key and the times of its revocation.
 struct Key {
     text: String,
-    /// When its revocation was asked for the first time.
-    asked: Option<Instant>,
-    /// When that was answered.
-    answered: Option<Instant>,
+    /// When its revocation was first requested.
+    requested: Option<Instant>,
+    /// When the response to the revocation arrived.
+    confirmed: Option<Instant>,
 }
 
-/// A place of the cluster: a process, or none for a moment.
+/// A replica of the cluster. Its process is absent while it is being replaced.
 struct Replica {
     tollkey: Tollkey,
     server: RefCell<Option<Server>>,
-    /// Between it and PostgreSQL.
+    /// The link to PostgreSQL.
     wire: Option<Wire>,
-    /// Between it and those who use it: resource servers that subscribe, and a client.
+    /// The link to the users of the replica: subscribed resource servers and a client.
     front: Wire,
     client: Client,
 }
@@ -192,8 +188,8 @@ impl Replica {
         self.server.borrow().as_ref().map(|server| server.address)
     }
 
-    /// Something of its process, once there is one: the other lane may be replacing it.
-    async fn present<T>(&self, take: impl Fn(&mut Option<Server>) -> Option<T>) -> T {
+    /// Waits until `take` returns a value: the other injector may be replacing the process.
+    async fn wait_for_process<T>(&self, take: impl Fn(&mut Option<Server>) -> Option<T>) -> T {
         loop {
             if let Some(taken) = take(&mut self.server.borrow_mut()) {
                 return taken;
@@ -203,32 +199,31 @@ impl Replica {
     }
 }
 
-/// What is counted.
 #[derive(Default)]
 struct Counts {
     verifications: Cell<u64>,
-    /// Of these, yes.
+    /// Those of them that were valid.
     valid: Cell<u64>,
-    /// Requests for verification that were answered 503.
+    /// Verification requests with status 503.
     unavailable: Cell<u64>,
-    /// Requests for verification without an answer in time.
-    unanswered: Cell<u64>,
-    /// Verifications by resource servers that subscribe.
-    far: Cell<u64>,
-    /// Of these, from their own memory.
-    far_hits: Cell<u64>,
-    /// Verifications by clients behind a network whose connections go silent.
+    /// Verification requests without a response in time.
+    timed_out: Cell<u64>,
+    /// Verifications by subscribed resource servers.
+    by_subscribers: Cell<u64>,
+    /// Those of them that came from the resource server's cache.
+    subscriber_hits: Cell<u64>,
+    /// Verifications by clients over links whose connections go silent.
     by_clients: Cell<u64>,
-    /// Subscriptions begun, and those of them that ended without a word.
+    /// Subscriptions that began, and those of them that were aborted.
     subscriptions: Cell<u64>,
     silent: Cell<u64>,
-    /// Requests for a change that had to be repeated.
+    /// Requests for a change that were repeated.
     repeated: Cell<u64>,
     revocations: Cell<usize>,
-    /// Of these, keys that every replica had said yes to.
-    known_everywhere: Cell<usize>,
+    /// Those of keys that every replica had verified from its cache.
+    cached: Cell<usize>,
     slowest: Cell<Duration>,
-    /// Revocations of a key with descendants, the descendants, and those of them that were created during the revocation.
+    /// Revocations of keys with descendants, the descendants, and the descendants created during the revocation.
     trees: Cell<u64>,
     descendants: Cell<u64>,
     stolen: Cell<u64>,
@@ -239,29 +234,28 @@ fn add(counter: &Cell<u64>, count: u64) {
     counter.set(counter.get() + count);
 }
 
-/// What a caller asks about.
+/// Which keys a caller verifies.
 #[derive(Clone, Copy)]
-enum Asking {
-    /// All keys in play at once, and again if there is no answer soon.
+enum CallerKind {
+    /// All current keys in one batch, with a short timeout.
     All,
-    /// One after the other, with patience.
+    /// One key after the other, with a long timeout.
     One,
-    /// One after the other of those that are being revoked or have just been, and again if there is no answer soon.
+    /// One after the other of the keys whose revocation was requested recently, with a short timeout.
     Suspect,
 }
 
-/// How a key is revoked.
+/// The endpoint that revokes a key.
 #[derive(Clone, Copy)]
 enum Revocation {
-    /// `POST /api-keys/{id}/revoke`: a repeat is answered as the first.
+    /// `POST /api-keys/{id}/revoke`: a repeat gets the first response.
     Repeatable,
-    /// `DELETE /applications/{id}/api-keys/{keyId}`: a repeat is told that it is one.
+    /// `DELETE /applications/{id}/api-keys/{keyId}`: a repeat gets `key_already_revoked`.
     Once,
 }
 
-/// A key of a tree.
 #[derive(Clone)]
-struct Branch {
+struct TreeKey {
     number: usize,
     id: String,
     text: String,
@@ -271,8 +265,8 @@ struct Branch {
     is_secret: bool,
 }
 
-/// The indexes of a key of a tree and of all its descendants.
-fn family_of(tree: &[Branch], root: usize) -> Vec<usize> {
+/// Returns the indexes of a key of a tree and of all its descendants.
+fn subtree(tree: &[TreeKey], root: usize) -> Vec<usize> {
     let mut family = vec![root];
     // Parents come before their children.
     for (index, key) in tree.iter().enumerate() {
@@ -288,19 +282,19 @@ struct World {
     begun: Instant,
     replicas: Vec<Replica>,
     postgres: Option<&'static Postgres>,
-    /// One at a time stops and starts PostgreSQL.
+    /// Serializes stops and starts of PostgreSQL.
     restarting: tokio::sync::Mutex<()>,
     application: String,
-    /// Tokens last an hour; a run has to be shorter.
+    /// Tokens expire after an hour; a run must be shorter.
     merchant: String,
     service: String,
     keys: RefCell<Vec<Key>>,
-    /// Keys that are not revoked, and those that were last.
+    /// The active keys, and the most recently revoked ones.
     in_play: RefCell<VecDeque<usize>>,
     counts: Counts,
-    wrong: RefCell<Vec<String>>,
-    faults_are_over: Cell<bool>,
-    is_over: Cell<bool>,
+    failures: RefCell<Vec<String>>,
+    faults_ended: Cell<bool>,
+    ended: Cell<bool>,
 }
 
 impl World {
@@ -336,12 +330,12 @@ impl World {
         };
         let replicas = join_all((0..plan.replicas).map(replica)).await;
         let (merchant, service) = (merchant("acme"), service());
-        let first = replicas[0].address().expect("it runs");
-        let made = Call::new(first, "POST", "/applications")
+        let first = replicas[0].address().expect("a running server");
+        let created = Call::new(first, "POST", "/applications")
             .json(json!({"name": "Web Store"}))
             .bearer(&merchant)
             .await;
-        let application = member(&made, "id");
+        let application = member(&created, "id");
         Self {
             plan,
             begun: Instant::now(),
@@ -354,22 +348,22 @@ impl World {
             keys: RefCell::default(),
             in_play: RefCell::default(),
             counts: Counts::default(),
-            wrong: RefCell::default(),
-            faults_are_over: Cell::new(false),
-            is_over: Cell::new(false),
+            failures: RefCell::default(),
+            faults_ended: Cell::new(false),
+            ended: Cell::new(false),
         }
     }
 
-    /// Notes what must not be; everything ends soon afterwards.
-    fn wrong(&self, what: String) {
-        self.wrong
+    /// Records a failure and stops the run.
+    fn fail(&self, what: String) {
+        self.failures
             .borrow_mut()
             .push(format!("after {:.1?}: {what}", self.begun.elapsed()));
-        self.faults_are_over.set(true);
-        self.is_over.set(true);
+        self.faults_ended.set(true);
+        self.ended.set(true);
     }
 
-    /// Sends a request; gives when it began, the status and the body. `None` without an answer in time.
+    /// Sends a request. Returns when it began, the status and the body; `None` without a response in time.
     async fn exchange(
         &self,
         replica: usize,
@@ -395,7 +389,7 @@ impl World {
         timeout(patience, exchange).await.ok().flatten()
     }
 
-    /// Repeats a change, at one replica after the other, until an answer counts.
+    /// Sends a change to one replica after the other until `counts` accepts a response.
     async fn change<T>(
         &self,
         rng: &mut StdRng,
@@ -407,30 +401,31 @@ impl World {
         loop {
             let replica = rng.random_range(0..self.replicas.len());
             let request = (method, path, token);
-            let patience =
-                Duration::from_millis(CHANGE_PATIENCE[rng.random_range(0..CHANGE_PATIENCE.len())]);
+            let patience = Duration::from_millis(
+                ATTEMPT_TIMEOUTS[rng.random_range(0..ATTEMPT_TIMEOUTS.len())],
+            );
             let reply = self
                 .exchange(replica, &mut None, request, body, patience)
                 .await;
-            let answered = Instant::now();
+            let confirmed = Instant::now();
             if let Some((_, status, body)) = reply {
                 let json = serde_json::from_str(&body).unwrap_or_default();
                 if let Some(value) = counts(status, &json) {
-                    return Some((answered, value));
+                    return Some((confirmed, value));
                 }
                 if status != 503 {
                     let body = without_secrets(&body);
-                    self.wrong(format!(
-                        "replica {replica}: {method} {path} was answered {status}: {body}"
+                    self.fail(format!(
+                        "replica {replica}: {method} {path} returned {status}: {body}"
                     ));
                 }
             }
-            if since.elapsed() > IN_THE_END {
-                self.wrong(format!(
-                    "{method} {path} was not answered within {IN_THE_END:?}"
+            if since.elapsed() > CHANGE_TIMEOUT {
+                self.fail(format!(
+                    "{method} {path} did not succeed within {CHANGE_TIMEOUT:?}"
                 ));
             }
-            if self.is_over.get() {
+            if self.ended.get() {
                 return None;
             }
             add(&self.counts.repeated, 1);
@@ -438,8 +433,8 @@ impl World {
         }
     }
 
-    /// Makes a key; gives its number and its id.
-    async fn make_key(&self, rng: &mut StdRng, how: Revocation) -> Option<(usize, String)> {
+    /// Creates a key. Returns its number and its ID.
+    async fn create_key(&self, rng: &mut StdRng, how: Revocation) -> Option<(usize, String)> {
         let application = format!("/applications/{}/api-keys", self.application);
         let (path, body, names) = match how {
             Revocation::Repeatable => (
@@ -453,36 +448,35 @@ impl World {
                 ("id", "fullKey"),
             ),
         };
-        let made = |status: u16, json: &Value| {
+        let created = |status: u16, json: &Value| {
             (status == 201).then(|| {
-                [names.0, names.1].map(|name| json[name].as_str().expect("a text").to_owned())
+                [names.0, names.1].map(|name| json[name].as_str().expect("a string").to_owned())
             })
         };
         let (_, [id, text]) = self
-            .change(rng, ("POST", path, &self.merchant), &body.to_string(), made)
+            .change(
+                rng,
+                ("POST", path, &self.merchant),
+                &body.to_string(),
+                created,
+            )
             .await?;
         self.keys.borrow_mut().push(Key {
             text,
-            asked: None,
-            answered: None,
+            requested: None,
+            confirmed: None,
         });
         Some((self.keys.borrow().len() - 1, id))
     }
 
-    /// Asks every replica until it says yes from memory, but none for long. Whether all did.
-    async fn introduce(&self, key: usize) -> bool {
-        let everybody = (0..self.replicas.len()).map(async |replica| {
+    /// Verifies a key on every replica until it is cached there, for a limited time. Returns whether all cached it.
+    async fn warm_up(&self, key: usize) -> bool {
+        let per_replica = (0..self.replicas.len()).map(async |replica| {
             let (mut connection, since) = (None, Instant::now());
-            while since.elapsed() < INTRODUCTION && !self.is_over.get() {
-                // The first answer may be the database's; the second is given from memory if there is a lease.
-                if self
-                    .ask(replica, &mut connection, &[key], INTRODUCTION)
-                    .await
-                    == Some(1)
-                    && self
-                        .ask(replica, &mut connection, &[key], INTRODUCTION)
-                        .await
-                        == Some(1)
+            while since.elapsed() < WARM_UP && !self.ended.get() {
+                // The first result may come from the database; the second one comes from the cache if there is a lease.
+                if self.verify(replica, &mut connection, &[key], WARM_UP).await == Some(1)
+                    && self.verify(replica, &mut connection, &[key], WARM_UP).await == Some(1)
                 {
                     return true;
                 }
@@ -490,11 +484,11 @@ impl World {
             }
             false
         });
-        join_all(everybody).await.into_iter().all(|yes| yes)
+        join_all(per_replica).await.into_iter().all(|yes| yes)
     }
 
-    /// Asks about keys, and judges each answer. How many are valid; `None` when that was not said.
-    async fn ask(
+    /// Verifies keys and checks each result. Returns how many are valid; `None` without results.
+    async fn verify(
         &self,
         replica: usize,
         connection: &mut Option<Connection>,
@@ -517,7 +511,7 @@ impl World {
             .exchange(replica, connection, request, &body, patience)
             .await
         else {
-            add(&self.counts.unanswered, 1);
+            add(&self.counts.timed_out, 1);
             return None;
         };
         match status {
@@ -526,14 +520,14 @@ impl World {
                 let results = answer["results"]
                     .as_array()
                     .map_or(std::slice::from_ref(&answer), Vec::as_slice);
-                assert_eq!(results.len(), keys.len(), "an answer for each");
+                assert_eq!(results.len(), keys.len(), "one result for each key");
                 let codes = results
                     .iter()
                     .map(|result| result["code"].as_str().expect("a code"));
                 Some(
                     keys.iter()
                         .zip(codes)
-                        .filter(|(key, code)| self.judge(**key, replica, began, code))
+                        .filter(|(key, code)| self.check(**key, replica, began, code))
                         .count(),
                 )
             }
@@ -542,8 +536,8 @@ impl World {
                 None
             }
             _ => {
-                self.wrong(format!(
-                    "replica {replica}: {path} was answered {status}: {}",
+                self.fail(format!(
+                    "replica {replica}: {path} returned {status}: {}",
                     without_secrets(&body)
                 ));
                 None
@@ -551,28 +545,28 @@ impl World {
         }
     }
 
-    /// Compares what was said of a key with what must be said. Whether it is valid.
-    fn judge(&self, number: usize, replica: usize, began: Instant, code: &str) -> bool {
+    /// Checks the code of a verification against the times of the revocation. Returns whether it is `valid`.
+    fn check(&self, number: usize, replica: usize, began: Instant, code: &str) -> bool {
         add(&self.counts.verifications, 1);
         let keys = self.keys.borrow();
         let key = &keys[number];
-        let wrong = match (code, key.asked, key.answered) {
+        let failure = match (code, key.requested, key.confirmed) {
             ("valid", _, None) | ("revoked", Some(_), _) => None,
-            // Answered by now, perhaps while this verification was under way.
-            ("valid", _, Some(answered)) if began <= answered => None,
-            ("valid", _, Some(answered)) => Some(format!(
-                "key {number} was valid on replica {replica} for a verification that began {:?} after its revocation \
-                 was answered",
-                began - answered
+            // Revoked by now, perhaps while this verification was running.
+            ("valid", _, Some(confirmed)) if began <= confirmed => None,
+            ("valid", _, Some(confirmed)) => Some(format!(
+                "key {number} was valid on replica {replica} for a verification that began {:?} after the response to its \
+                 revocation",
+                began - confirmed
             )),
             (_, None, _) => Some(format!(
-                "key {number} was {code} on replica {replica} before anybody revoked it"
+                "key {number} was {code} on replica {replica} before its revocation was requested"
             )),
             _ => Some(format!("key {number} was {code} on replica {replica}")),
         };
         drop(keys);
-        if let Some(wrong) = wrong {
-            self.wrong(wrong);
+        if let Some(failure) = failure {
+            self.fail(failure);
         }
         if code == "valid" {
             add(&self.counts.valid, 1);
@@ -580,32 +574,32 @@ impl World {
         code == "valid"
     }
 
-    /// A resource server: asks about what is in play without pause.
-    async fn caller(&self, replica: usize, how: Asking) {
+    /// A resource server that verifies current keys all the time.
+    async fn caller(&self, replica: usize, how: CallerKind) {
         let mut connection = None;
         let mut turn = 0;
-        while !self.is_over.get() {
+        while !self.ended.get() {
             let keys = self.choose(how, turn);
             turn += 1;
             if keys.is_empty() || self.replicas[replica].address().is_none() {
                 sleep(PAUSE).await;
                 continue;
             }
-            let patience = if matches!(how, Asking::One) {
-                PATIENCE
+            let patience = if matches!(how, CallerKind::One) {
+                LONG_TIMEOUT
             } else {
-                IMPATIENCE
+                SHORT_TIMEOUT
             };
-            self.ask(replica, &mut connection, &keys, patience).await;
+            self.verify(replica, &mut connection, &keys, patience).await;
             sleep(PAUSE).await;
         }
     }
 
-    /// A resource server with a memory of its own: one after the other subscribes to the replica and judges keys by itself.
-    /// Each ends when the replica is another process; in the middle, most fall silent and go on judging by the lease they
-    /// have, as if they were cut off.
-    async fn far_caller(&self, replica: usize, mut rng: StdRng) {
-        while !self.is_over.get() {
+    /// A resource server with its own cache: one verifier after the other subscribes to the replica. A verifier is
+    /// replaced with the replica's process. Most subscriptions are aborted after some time; the verifier then
+    /// continues with the lease that it has, as if partitioned.
+    async fn run_subscriber(&self, replica: usize, mut rng: StdRng) {
+        while !self.ended.get() {
             let Some(address) = self.replicas[replica].address() else {
                 sleep(PAUSE).await;
                 continue;
@@ -615,15 +609,16 @@ impl World {
                 &self.service,
             );
             let id = VerifierId::from_bytes(rng.random());
-            let far = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
-            let subscription = tokio::spawn(far.clone().subscribe(std::future::pending()));
+            let verifier =
+                Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
+            let subscription = tokio::spawn(verifier.clone().subscribe(std::future::pending()));
             add(&self.counts.subscriptions, 1);
             let falls_silent = rng
                 .random_bool(0.7)
                 .then(|| LEASE.mul_f64(rng.random_range(1.0..10.0)));
             let begun = Instant::now();
             let mut turn = 0;
-            while !self.is_over.get() && self.replicas[replica].address() == Some(address) {
+            while !self.ended.get() && self.replicas[replica].address() == Some(address) {
                 if let Some(silent) = falls_silent
                     && begun.elapsed() > silent
                 {
@@ -637,25 +632,27 @@ impl World {
                 }
                 for number in self.choose(
                     if turn % 2 == 0 {
-                        Asking::Suspect
+                        CallerKind::Suspect
                     } else {
-                        Asking::One
+                        CallerKind::One
                     },
                     turn,
                 ) {
                     let text = self.keys.borrow()[number].text.clone();
-                    let (began, hits) = (Instant::now(), far.stats().hits);
+                    let (began, hits) = (Instant::now(), verifier.stats().hits);
                     let need = Need {
                         method: Some(ROUTE.0),
                         path: Some(RequestPath::new(ROUTE.1, &RouteBase::none())),
                         ..Need::default()
                     };
-                    let Ok(Ok(verdict)) = timeout(PATIENCE, far.verify(&text, &need)).await else {
+                    let Ok(Ok(verdict)) =
+                        timeout(LONG_TIMEOUT, verifier.verify(&text, &need)).await
+                    else {
                         continue;
                     };
-                    add(&self.counts.far, 1);
-                    add(&self.counts.far_hits, far.stats().hits - hits);
-                    self.judge(number, replica, began, outcome_code(verdict.outcome.err()));
+                    add(&self.counts.by_subscribers, 1);
+                    add(&self.counts.subscriber_hits, verifier.stats().hits - hits);
+                    self.check(number, replica, began, outcome_code(verdict.outcome.err()));
                 }
                 turn += 1;
                 sleep(PAUSE).await;
@@ -664,16 +661,16 @@ impl World {
         }
     }
 
-    /// A client that asks the replica over a network whose connections go silent.
+    /// A client that verifies keys over a link whose connections go silent.
     async fn client_caller(&self, replica: usize) {
         let client = &self.replicas[replica].client;
         let mut turn = 0;
-        while !self.is_over.get() {
+        while !self.ended.get() {
             for number in self.choose(
                 if turn % 2 == 0 {
-                    Asking::Suspect
+                    CallerKind::Suspect
                 } else {
-                    Asking::One
+                    CallerKind::One
                 },
                 turn,
             ) {
@@ -686,7 +683,7 @@ impl World {
                         VerifyResponse::Valid(_) => "valid",
                         VerifyResponse::Invalid(invalid) => invalid.code.as_str(),
                     };
-                    self.judge(number, replica, began, code);
+                    self.check(number, replica, began, code);
                 }
             }
             turn += 1;
@@ -694,18 +691,18 @@ impl World {
         }
     }
 
-    /// What to ask about in that turn.
-    fn choose(&self, how: Asking, turn: usize) -> Vec<usize> {
+    /// Chooses the keys of this turn.
+    fn choose(&self, how: CallerKind, turn: usize) -> Vec<usize> {
         let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
         let suspect = |key: &&usize| {
             keys[**key]
-                .asked
-                .is_some_and(|asked| asked.elapsed() < 3 * LEASE)
+                .requested
+                .is_some_and(|requested| requested.elapsed() < 3 * LEASE)
         };
         let choice: Vec<usize> = match how {
-            Asking::All => return in_play.iter().rev().take(BATCH).copied().collect(),
-            Asking::One => in_play.iter().copied().collect(),
-            Asking::Suspect => in_play.iter().filter(suspect).copied().collect(),
+            CallerKind::All => return in_play.iter().rev().take(BATCH).copied().collect(),
+            CallerKind::One => in_play.iter().copied().collect(),
+            CallerKind::Suspect => in_play.iter().filter(suspect).copied().collect(),
         };
         choice
             .get(turn % choice.len().max(1))
@@ -714,9 +711,9 @@ impl World {
             .collect()
     }
 
-    /// A merchant: creates keys and revokes them.
+    /// A client that creates keys and revokes them.
     async fn revoker(&self, mut rng: StdRng) {
-        while !self.faults_are_over.get() {
+        while !self.faults_ended.get() {
             let is_tree = rng.random_bool(0.3);
             let continues = if is_tree {
                 self.revoke_tree(&mut rng).await
@@ -730,10 +727,10 @@ impl World {
     }
 
     /// Creates an account key below the key with this index of the tree, or the root of a tree.
-    async fn grow(
+    async fn add_to_tree(
         &self,
         rng: &mut StdRng,
-        tree: &mut Vec<Branch>,
+        tree: &mut Vec<TreeKey>,
         parent: Option<usize>,
     ) -> Option<()> {
         let is_secret = parent.is_none() || rng.random_bool(0.7);
@@ -746,8 +743,8 @@ impl World {
         let (_, (id, text)) = self
             .change(rng, request, &body, created_account_key)
             .await?;
-        let number = self.note(&text, None);
-        tree.push(Branch {
+        let number = self.record_key(&text, None);
+        tree.push(TreeKey {
             number,
             id,
             text,
@@ -758,31 +755,31 @@ impl World {
         Some(())
     }
 
-    /// Notes a key that exists, whose revocation may have been requested before; gives its number.
-    fn note(&self, text: &str, asked: Option<Instant>) -> usize {
+    /// Records a key whose revocation may already have been requested. Returns its number.
+    fn record_key(&self, text: &str, requested: Option<Instant>) -> usize {
         self.keys.borrow_mut().push(Key {
             text: text.to_owned(),
-            asked,
-            answered: None,
+            requested,
+            confirmed: None,
         });
         let number = self.keys.borrow().len() - 1;
         self.in_play.borrow_mut().push_back(number);
         number
     }
 
-    /// The life of a tree of keys: one of its keys is revoked, often in the middle, and then the root. `None` when everything is over.
+    /// Creates a tree of keys, often revokes a key below the root, then the root. `None` when the run has ended.
     async fn revoke_tree(&self, rng: &mut StdRng) -> Option<()> {
-        let mut tree: Vec<Branch> = Vec::new();
-        self.grow(rng, &mut tree, None).await?;
+        let mut tree: Vec<TreeKey> = Vec::new();
+        self.add_to_tree(rng, &mut tree, None).await?;
         for _ in 1..rng.random_range(TREE) {
             let parents: Vec<usize> = (0..tree.len())
                 .filter(|key| tree[*key].is_secret && tree[*key].depth < DEPTH)
                 .collect();
             let parent = parents[rng.random_range(0..parents.len())];
-            self.grow(rng, &mut tree, Some(parent)).await?;
+            self.add_to_tree(rng, &mut tree, Some(parent)).await?;
         }
         let everywhere = rng.random_bool(0.6)
-            && join_all(tree.iter().map(|key| self.introduce(key.number)))
+            && join_all(tree.iter().map(|key| self.warm_up(key.number)))
                 .await
                 .into_iter()
                 .all(|yes| yes);
@@ -790,67 +787,74 @@ impl World {
         let middle = rng.random_range(0..tree.len());
         if middle > 0 {
             self.revoke_branch(rng, &tree, middle, everywhere).await?;
-            // The rest of the tree is still valid, which the verifiers of this test check meanwhile.
+            // The rest of the tree is still valid, which the callers of this test check meanwhile.
             sleep(Duration::from_millis(rng.random_range(0..100))).await;
         }
         self.revoke_branch(rng, &tree, 0, everywhere).await
     }
 
-    /// Revokes a key of a tree while a thief creates more keys with it and its descendants.
+    /// Revokes a key of a tree while an attacker creates more keys with it and its descendants.
     async fn revoke_branch(
         &self,
         rng: &mut StdRng,
-        tree: &[Branch],
+        tree: &[TreeKey],
         target: usize,
         everywhere: bool,
     ) -> Option<()> {
-        let mut numbers: Vec<usize> = family_of(tree, target)
+        let mut numbers: Vec<usize> = subtree(tree, target)
             .into_iter()
             .map(|key| tree[key].number)
-            .filter(|number| self.keys.borrow()[*number].asked.is_none())
+            .filter(|number| self.keys.borrow()[*number].requested.is_none())
             .collect();
-        let asked = Instant::now();
+        let requested = Instant::now();
         for number in &numbers {
-            self.keys.borrow_mut()[*number].asked = Some(asked);
+            self.keys.borrow_mut()[*number].requested = Some(requested);
         }
-        // Its parent may revoke a key, as the account may.
+        // A key may be revoked by its parent as well as by the account.
         let parent = tree[target].parent.filter(|_| rng.random());
         let token = parent
             .map_or(&self.merchant, |parent| &tree[parent].text)
             .clone();
-        let stolen: Vec<&Branch> = family_of(tree, target)
+        let stolen: Vec<&TreeKey> = subtree(tree, target)
             .into_iter()
             .map(|key| &tree[key])
             .filter(|key| key.is_secret)
             .collect();
-        let thief = rng
+        let attacker_key = rng
             .random_bool(0.5)
             .then(|| stolen.choose(rng).map(|key| key.text.clone()))
             .flatten();
-        let (mut rng_of_thief, path) = (
+        let (mut attacker_rng, path) = (
             StdRng::from_rng(rng),
             format!("{ACCOUNT_KEYS}/{}", tree[target].id),
         );
         let revoked = |status: u16, _: &Value| (status == 200).then_some(());
         let revocation = self.change(rng, ("DELETE", &path, &token), "", revoked);
-        let (revocation, extended) =
-            tokio::join!(revocation, self.steal(&mut rng_of_thief, thief, asked));
-        let (answered, ()) = revocation?;
+        let (revocation, extended) = tokio::join!(
+            revocation,
+            self.attack(&mut attacker_rng, attacker_key, requested)
+        );
+        let (confirmed, ()) = revocation?;
         add(&self.counts.stolen, extended.len() as u64);
         numbers.extend(extended);
         for number in &numbers {
-            self.keys.borrow_mut()[*number].answered = Some(answered);
+            self.keys.borrow_mut()[*number].confirmed = Some(confirmed);
         }
         if numbers.len() > 1 {
             add(&self.counts.trees, 1);
             add(&self.counts.descendants, numbers.len() as u64 - 1);
         }
-        self.count_revocation(answered - asked, everywhere);
+        self.count_revocation(confirmed - requested, everywhere);
         Some(())
     }
 
-    /// A thief who has this key: creates keys in a chain, each with the one before, while they are being revoked. Gives their numbers.
-    async fn steal(&self, rng: &mut StdRng, key: Option<String>, asked: Instant) -> Vec<usize> {
+    /// Creates a chain of keys with a stolen key that is being revoked. Returns their numbers.
+    async fn attack(
+        &self,
+        rng: &mut StdRng,
+        key: Option<String>,
+        requested: Instant,
+    ) -> Vec<usize> {
         let mut numbers = Vec::new();
         let Some(mut key) = key else { return numbers };
         let body = account_key(true);
@@ -865,33 +869,33 @@ impl World {
             };
             let json: Value = serde_json::from_str(&body).unwrap_or_default();
             if let Some((_, text)) = created_account_key(status, &json) {
-                numbers.push(self.note(&text, Some(asked)));
+                numbers.push(self.record_key(&text, Some(requested)));
                 key = text;
             } else if !matches!(status, 401 | 403 | 503) {
                 let body = without_secrets(&body);
-                self.wrong(format!(
-                    "replica {replica}: creating a key with a key was answered {status}: {body}"
+                self.fail(format!(
+                    "replica {replica}: creating a key with a stolen key returned {status}: {body}"
                 ));
             }
         }
         numbers
     }
 
-    /// The life of a key; `None` when everything is over.
+    /// Creates a key and revokes it. Returns `None` when the run has ended.
     async fn revoke_one(&self, rng: &mut StdRng) -> Option<()> {
         let how = if rng.random() {
             Revocation::Repeatable
         } else {
             Revocation::Once
         };
-        let (number, id) = self.make_key(rng, how).await?;
+        let (number, id) = self.create_key(rng, how).await?;
         self.in_play.borrow_mut().push_back(number);
-        // Most keys are remembered everywhere when they are revoked; the others are just being asked for.
-        let everywhere = rng.random_bool(0.6) && self.introduce(number).await;
+        // Most keys are cached everywhere when they are revoked; the others may be cache misses at that moment.
+        let everywhere = rng.random_bool(0.6) && self.warm_up(number).await;
         sleep(Duration::from_millis(rng.random_range(0..30))).await;
 
-        let asked = Instant::now();
-        self.keys.borrow_mut()[number].asked = Some(asked);
+        let requested = Instant::now();
+        self.keys.borrow_mut()[number].requested = Some(requested);
         let (method, path) = match how {
             Revocation::Repeatable => ("POST", format!("/api-keys/{id}/revoke")),
             Revocation::Once => (
@@ -904,35 +908,35 @@ impl World {
             (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked")
                 .then_some(())
         };
-        let (answered, ()) = self
+        let (confirmed, ()) = self
             .change(rng, (method, &path, &self.merchant), body, revoked)
             .await?;
-        self.keys.borrow_mut()[number].answered = Some(answered);
+        self.keys.borrow_mut()[number].confirmed = Some(confirmed);
 
-        self.count_revocation(answered - asked, everywhere);
+        self.count_revocation(confirmed - requested, everywhere);
         Some(())
     }
 
-    /// Counts a revocation that took this long, and stops asking about those that were the longest ago.
+    /// Counts a revocation, and stops verifying the keys that were revoked the longest ago.
     fn count_revocation(&self, took: Duration, everywhere: bool) {
         let counts = &self.counts;
         counts.revocations.set(counts.revocations.get() + 1);
         counts
-            .known_everywhere
-            .set(counts.known_everywhere.get() + usize::from(everywhere));
+            .cached
+            .set(counts.cached.get() + usize::from(everywhere));
         counts.slowest.set(counts.slowest.get().max(took));
         let (mut in_play, keys) = (self.in_play.borrow_mut(), self.keys.borrow());
-        while in_play.len() > REVOKERS + REMEMBERED {
+        while in_play.len() > REVOKERS + RECENTLY_REVOKED {
             let oldest = in_play
                 .iter()
-                .position(|number| keys[*number].answered.is_some());
+                .position(|number| keys[*number].confirmed.is_some());
             let Some(oldest) = oldest else { break };
             in_play.remove(oldest);
         }
     }
 
-    /// Lets faults happen one after the other until there has been enough of everything. Two lanes make them overlap.
-    async fn lane(&self, mut rng: StdRng) {
+    /// Injects faults until the plan is fulfilled. Two injectors run at the same time, so that faults overlap.
+    async fn inject_faults(&self, mut rng: StdRng) {
         let of_the_database = self.postgres.map_or(&[][..], |_| &Fault::OF_THE_DATABASE);
         let mut faults = [&Fault::OF_PROCESSES, of_the_database].concat();
         for round in 0.. {
@@ -945,17 +949,20 @@ impl World {
             }
             faults.shuffle(&mut rng);
             for fault in &faults {
-                sleep(Duration::from_millis(rng.random_range(CALM_BETWEEN))).await;
-                if self.is_over.get() {
+                sleep(Duration::from_millis(
+                    rng.random_range(PAUSE_BETWEEN_FAULTS),
+                ))
+                .await;
+                if self.ended.get() {
                     return;
                 }
-                self.inflict(*fault, &mut rng).await;
+                self.inject(*fault, &mut rng).await;
             }
         }
     }
 
-    /// Lets one fault happen and repairs it. Whatever the other lane does, the same random numbers are drawn.
-    async fn inflict(&self, fault: Fault, rng: &mut StdRng) {
+    /// Injects one fault and repairs it. Always draws the same random numbers, independent of the other injector.
+    async fn inject(&self, fault: Fault, rng: &mut StdRng) {
         let replica = &self.replicas[rng.random_range(0..self.replicas.len())];
         let (briefly, for_long) = (rng.random_range(0.1..0.8), rng.random_range(1.3..4.0));
         let (mut requests, answers): (bool, bool) = (rng.random(), rng.random());
@@ -986,19 +993,19 @@ impl World {
 
     async fn freeze(&self, replica: &Replica, time: Duration) {
         let pid = replica
-            .present(|server| server.as_ref().map(Server::pid))
+            .wait_for_process(|server| server.as_ref().map(Server::pid))
             .await;
         pid.signal("STOP").await;
         sleep(time).await;
-        pid.signal("CONT").await; // unless the other lane has killed it
+        pid.signal("CONT").await; // unless the other injector has killed it
     }
 
     async fn kill(&self, replica: &Replica, time: Duration) {
-        replica.present(Option::take).await.kill().await;
+        replica.wait_for_process(Option::take).await.kill().await;
         sleep(time).await;
         let since = Instant::now();
         loop {
-            // PostgreSQL may be out of its reach at this moment.
+            // PostgreSQL may be unreachable at this moment.
             match replica.tollkey.start(&[]).await {
                 Ok(server) => {
                     replica.front.lead_to(server.address);
@@ -1006,8 +1013,8 @@ impl World {
                     return;
                 }
                 Err(finished) => assert!(
-                    since.elapsed() < IN_THE_END,
-                    "it does not start: {finished}"
+                    since.elapsed() < CHANGE_TIMEOUT,
+                    "the server does not start: {finished}"
                 ),
             }
         }
@@ -1019,75 +1026,74 @@ impl World {
         let control = async |arguments| {
             tokio::task::spawn_blocking(move || postgres.control(arguments))
                 .await
-                .expect("PostgreSQL obeys");
+                .expect("pg_ctl succeeds");
         };
         control(stop).await;
         sleep(time).await;
         control("start").await;
     }
 
-    /// All that happens.
     async fn run(&self) {
         let mut rng = StdRng::seed_from_u64(self.plan.seed);
         let mut fork = || StdRng::from_rng(&mut rng);
-        let lanes = [fork(), fork()];
+        let injectors = [fork(), fork()];
         let faults = async {
-            join_all(lanes.map(|rng| self.lane(rng))).await;
-            self.faults_are_over.set(true);
+            join_all(injectors.map(|rng| self.inject_faults(rng))).await;
+            self.faults_ended.set(true);
         };
         let revokers = join_all((0..REVOKERS).map(|_| self.revoker(fork())));
         let callers = (0..self.replicas.len())
             .flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
-        let far_callers: Vec<_> = (0..self.replicas.len())
-            .map(|replica| self.far_caller(replica, fork()))
+        let subscribers: Vec<_> = (0..self.replicas.len())
+            .map(|replica| self.run_subscriber(replica, fork()))
             .collect();
         let clients: Vec<_> = (0..self.replicas.len())
             .map(|replica| self.client_caller(replica))
             .collect();
-        let story = async {
+        let scenario = async {
             tokio::join!(faults, revokers);
             sleep(CALM).await;
-            self.is_over.set(true);
+            self.ended.set(true);
         };
         tokio::join!(
-            story,
+            scenario,
             join_all(callers),
-            join_all(far_callers),
+            join_all(subscribers),
             join_all(clients)
         );
     }
 
-    /// When the faults are over, everybody says yes to a new key and no to all that were revoked. How long it took
-    /// until everybody said yes.
+    /// Checks after the faults that every replica accepts a new key and rejects all revoked ones. Returns how long it
+    /// took until every replica accepted the new key.
     async fn recovered(&self) -> Duration {
         let since = Instant::now();
         let mut rng = StdRng::seed_from_u64(self.plan.seed);
         let (new, _) = self
-            .make_key(&mut rng, Revocation::Repeatable)
+            .create_key(&mut rng, Revocation::Repeatable)
             .await
             .expect("a new key");
         let keys = self.keys.borrow().len();
         let revoked: Vec<usize> = (0..keys)
-            .filter(|key| self.keys.borrow()[*key].answered.is_some())
+            .filter(|key| self.keys.borrow()[*key].confirmed.is_some())
             .collect();
-        let everybody = (0..self.replicas.len()).map(async |replica| {
+        let per_replica = (0..self.replicas.len()).map(async |replica| {
             let mut connection = None;
-            self.insist(replica, &mut connection, &[new], 1).await;
+            self.retry_verify(replica, &mut connection, &[new], 1).await;
             self.client_recovers(replica, new).await;
             let took = since.elapsed();
             for keys in revoked.chunks(50) {
-                self.insist(replica, &mut connection, keys, 0).await;
+                self.retry_verify(replica, &mut connection, keys, 0).await;
             }
             took
         });
-        join_all(everybody)
+        join_all(per_replica)
             .await
             .into_iter()
             .max()
             .unwrap_or_default()
     }
 
-    /// The client that has been there all the time asks until the key is valid.
+    /// Verifies with the client that ran during the faults until the key is valid.
     async fn client_recovers(&self, replica: usize, key: usize) {
         let (since, text) = (Instant::now(), self.keys.borrow()[key].text.clone());
         let (method, path) = ROUTE;
@@ -1097,18 +1103,18 @@ impl World {
             .method(method)
             .path(path)
             .await
-            .is_ok_and(|said| said.is_valid())
+            .is_ok_and(|response| response.is_valid())
         {
             assert!(
                 since.elapsed() < RECOVERY,
-                "the client of replica {replica} does not verify again"
+                "the client of replica {replica} does not accept the key again"
             );
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Asks until there is an answer.
-    async fn insist(
+    /// Verifies keys until there is a result.
+    async fn retry_verify(
         &self,
         replica: usize,
         connection: &mut Option<Connection>,
@@ -1117,11 +1123,11 @@ impl World {
     ) {
         let since = Instant::now();
         loop {
-            match self.ask(replica, connection, keys, PATIENCE).await {
+            match self.verify(replica, connection, keys, LONG_TIMEOUT).await {
                 Some(found) => return assert_eq!(found, valid, "valid keys on replica {replica}"),
                 None => assert!(
                     since.elapsed() < RECOVERY,
-                    "replica {replica} does not verify again"
+                    "replica {replica} does not verify keys again"
                 ),
             }
             sleep(Duration::from_millis(5)).await;
@@ -1133,31 +1139,31 @@ impl World {
             verifications,
             valid,
             unavailable,
-            unanswered,
+            timed_out,
             repeated,
             revocations,
-            known_everywhere,
+            cached,
             ..
         } = &self.counts;
         let mut text = format!(
-            "chaos: seed {}, {} replicas, {:.1?}\n  {} revocations, {} of them known to every replica, the slowest {:.1?}; \
-             {} requests for changes repeated\n  {} verifications, {} of them valid; of the requests {} answered 503, {} \
-             not in time\n ",
+            "chaos: seed {}, {} replicas, {:.1?}\n  {} revocations, {} of them cached on every replica, the slowest {:.1?}; \
+             {} requests for changes repeated\n  {} verifications, {} of them valid; of the requests {} with status 503, {} \
+             timed out\n ",
             self.plan.seed,
             self.replicas.len(),
             self.begun.elapsed(),
             revocations.get(),
-            known_everywhere.get(),
+            cached.get(),
             self.counts.slowest.get(),
             repeated.get(),
             verifications.get(),
             valid.get(),
             unavailable.get(),
-            unanswered.get(),
+            timed_out.get(),
         );
         let Counts {
-            far,
-            far_hits,
+            by_subscribers,
+            subscriber_hits,
             by_clients,
             subscriptions,
             silent,
@@ -1165,11 +1171,11 @@ impl World {
         } = &self.counts;
         let _ = write!(
             text,
-            " {} of the verifications by clients, {} by {} resource servers, {} from their own memory; {} of them fell silent\n ",
+            " {} of the verifications by clients, {} by {} resource servers, {} from their own cache; {} subscriptions aborted\n ",
             by_clients.get(),
-            far.get(),
+            by_subscribers.get(),
             subscriptions.get(),
-            far_hits.get(),
+            subscriber_hits.get(),
             silent.get(),
         );
         let Counts {
@@ -1192,7 +1198,6 @@ impl World {
     }
 }
 
-/// The body of a request for an account key.
 fn account_key(is_secret: bool) -> String {
     let access = if is_secret { "secret" } else { "publishable" };
     json!({"name": "Checkout", "environment": "live", "access": access}).to_string()
@@ -1200,42 +1205,47 @@ fn account_key(is_secret: bool) -> String {
 
 /// ID and full key of an account key that was created.
 fn created_account_key(status: u16, json: &Value) -> Option<(String, String)> {
-    let text = |name: &str| json["data"][name].as_str().expect("a text").to_owned();
+    let text = |name: &str| json["data"][name].as_str().expect("a string").to_owned();
     (status == 201).then(|| (text("id"), text("value")))
 }
 
-/// Past the test harness, which shows nothing of a test that passes.
-fn say(text: &str) {
+/// Writes to standard error directly: the test harness shows no captured output of a test that passes.
+fn print(text: &str) {
     let _ = writeln!(io::stderr(), "\n{text}\n");
 }
 
 async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) {
-    say(&format!(
+    print(&format!(
         "chaos: TOLLKEY_CHAOS_SEED={} repeats this schedule of faults",
         plan.seed
     ));
     let world = World::start(plan, database, postgres).await;
     world.run().await;
     let right = |world: &World| {
-        let wrong = world.wrong.borrow();
-        assert!(wrong.is_empty(), "{}\n{}", world.report(), wrong.join("\n"));
+        let failures = world.failures.borrow();
+        assert!(
+            failures.is_empty(),
+            "{}\n{}",
+            world.report(),
+            failures.join("\n")
+        );
     };
     right(&world);
-    world.is_over.set(false);
+    world.ended.set(false);
     let recovery = world.recovered().await;
     right(&world);
-    say(&format!(
+    print(&format!(
         "{}\n  recovered in {recovery:.1?}",
         world.report()
     ));
     for replica in &world.replicas {
-        let server = replica.server.take().expect("it runs");
+        let server = replica.server.take().expect("a running server");
         server.stop().await;
     }
 }
 
 #[actix_web::test]
-async fn revocations_hold_whatever_happens_on_postgresql() {
+async fn revocations_hold_under_faults_on_postgresql() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -1244,7 +1254,7 @@ async fn revocations_hold_whatever_happens_on_postgresql() {
 }
 
 #[actix_web::test]
-async fn revocations_hold_whatever_happens_on_one_sqlite_file() {
+async fn revocations_hold_under_faults_on_sqlite() {
     let database = Database::sqlite();
     revocations_hold(Plan::at_least(2, 50, 3), &database, None).await;
 }

@@ -1,4 +1,4 @@
-//! The command line: what each command does, and what it says when it cannot.
+//! The command line: what each command does, and its errors.
 
 use std::{fs, path::Path};
 
@@ -66,7 +66,7 @@ async fn help_names_every_command_and_setting() {
 }
 
 #[actix_web::test]
-async fn what_is_unknown_is_refused() {
+async fn unknown_arguments_are_rejected() {
     for arguments in [
         &["--no-such-flag"][..],
         &["no-such-command"],
@@ -80,7 +80,7 @@ async fn what_is_unknown_is_refused() {
             "{finished}"
         );
     }
-    // A secret on a command line is refused without being repeated.
+    // A secret on the command line is rejected and not printed.
     let canary = "canary-".repeat(8);
     for arguments in [
         &[&format!("--jwt-hs256-secret={canary}")[..]][..],
@@ -94,7 +94,7 @@ async fn what_is_unknown_is_refused() {
 }
 
 #[actix_web::test]
-async fn openapi_is_the_document_in_the_repository() {
+async fn openapi_prints_the_document_in_the_repository() {
     let tollkey = Tollkey::bare();
     let document = tollkey.run(&["openapi"]).await;
     assert!(
@@ -103,15 +103,15 @@ async fn openapi_is_the_document_in_the_repository() {
     );
     assert!(
         fs::read_dir(tollkey.directory())
-            .expect("its directory")
+            .expect("the working directory")
             .next()
             .is_none(),
-        "it opens no database"
+        "the command opens no database"
     );
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/tollkey.json");
-    let kept = fs::read_to_string(kept).expect("the document");
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/tollkey.json");
+    let committed = fs::read_to_string(committed).expect("the document");
     assert!(
-        document.stdout == kept,
+        document.stdout == committed,
         "openapi/tollkey.json is out of date; run `cargo xtask openapi`"
     );
 
@@ -126,7 +126,7 @@ async fn openapi_is_the_document_in_the_repository() {
 }
 
 #[actix_web::test]
-async fn tokens_are_made_where_the_secret_is() {
+async fn token_command_signs_with_the_secret_of_the_server() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let token = tollkey.answer(&["token", "--account", "acme"]).await;
@@ -185,7 +185,7 @@ async fn tokens_are_made_where_the_secret_is() {
             .refused(&[]);
     }
 
-    // The configured secret is the same everywhere.
+    // A configured secret works on every machine.
     let configured = Tollkey::bare().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
     let token = configured.answer(&["token", "--account", "acme"]).await;
     let database = Database::sqlite();
@@ -198,22 +198,22 @@ async fn tokens_are_made_where_the_secret_is() {
 }
 
 #[actix_web::test]
-async fn service_keys_are_made_listed_and_revoked() {
+async fn service_keys_are_created_listed_and_revoked() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
-        let made = tollkey
+        let created = tollkey
             .run(&["service-key", "create", "checkout gateway"])
             .await;
-        assert!(made.success(), "{made}");
-        let text = made.stdout.trim_end();
+        assert!(created.success(), "{created}");
+        let text = created.stdout.trim_end();
         assert!(
-            text.starts_with("tks_") && text.len() == 36 && made.stdout.lines().count() == 1,
-            "{made}"
+            text.starts_with("tks_") && text.len() == 36 && created.stdout.lines().count() == 1,
+            "{created}"
         );
         assert!(
-            made.stderr.contains("checkout gateway") && !made.stderr.contains(text),
-            "{made}"
+            created.stderr.contains("checkout gateway") && !created.stderr.contains(text),
+            "{created}"
         );
 
         let list = tollkey.answer(&["service-key", "list"]).await;
@@ -221,11 +221,11 @@ async fn service_keys_are_made_listed_and_revoked() {
             list.contains("checkout gateway") && list.contains(&text[32..]) && !list.contains(text),
             "{list}"
         );
-        let id = list.split_whitespace().next().expect("an id");
-        assert!(made.stderr.contains(id), "{made}");
+        let id = list.split_whitespace().next().expect("an ID");
+        assert!(created.stderr.contains(id), "{created}");
 
         let unknown = json!({"key": format!("ks_test_{}", "a".repeat(32))});
-        let ask = async || {
+        let verify_status = async || {
             server
                 .post("/verify", unknown.clone())
                 .bearer(text)
@@ -233,18 +233,18 @@ async fn service_keys_are_made_listed_and_revoked() {
                 .status
         };
         assert_eq!(
-            (ask().await, ask().await),
+            (verify_status().await, verify_status().await),
             (200, 200),
-            "the server remembers it now"
+            "the server has cached the service key"
         );
         assert_eq!(
             tollkey.answer(&["service-key", "revoke", id]).await,
             format!("revoked {id}")
         );
         assert_eq!(
-            ask().await,
+            verify_status().await,
             401,
-            "the other process had said that it is revoked"
+            "the command waited for propagation"
         );
         tollkey.answer(&["service-key", "revoke", id]).await;
         assert!(
@@ -306,7 +306,7 @@ async fn accounts_are_shown_and_set() {
         assert_eq!(
             log.as_array().map(Vec::len),
             Some(1),
-            "one change, one entry: {log}"
+            "one entry for one change: {log}"
         );
         assert_eq!(
             (&log[0]["action"], &log[0]["actor"]["type"]),
@@ -324,7 +324,7 @@ async fn accounts_are_shown_and_set() {
     }
 }
 
-/// A log of four entries for each of two accounts; gives the heads that `tollkey audit verify` prints.
+/// Creates a log of four entries for each of two accounts. Returns the heads that `tollkey audit verify` prints.
 async fn two_logs(tollkey: &Tollkey, server: &Server) -> Vec<String> {
     for account in ["acme", "globex"] {
         let application = server.application(&merchant(account), "Web Store").await;
@@ -341,7 +341,7 @@ fn heads(report: &str) -> Vec<String> {
 }
 
 #[actix_web::test]
-async fn an_intact_audit_log_is_reported_as_intact() {
+async fn audit_verify_reports_an_intact_log() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         tollkey.answer(&["migrate"]).await;
@@ -363,7 +363,7 @@ async fn an_intact_audit_log_is_reported_as_intact() {
             .run(&["audit", "verify", "--account", "acmee"])
             .await
             .refused(&["account acmee has no audit log"]);
-        // A head stays good while the log grows, and can be one account's.
+        // A head stays valid while the log grows, and works with `--account`.
         server.application(&merchant("acme"), "Second Store").await;
         let report = tollkey
             .answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]])
@@ -386,7 +386,7 @@ async fn an_intact_audit_log_is_reported_as_intact() {
 
 #[actix_web::test]
 async fn commands_create_no_database_and_name_its_path() {
-    // Every command that works with a database, but for `serve` and `migrate`.
+    // Every command that uses a database, except `serve` and `migrate`.
     let commands: [&[&str]; 9] = [
         &["audit", "verify"],
         &["account", "show", "acme"],
@@ -420,7 +420,7 @@ async fn commands_create_no_database_and_name_its_path() {
         assert_eq!(finished.stdout, "", "{command:?}");
         assert_eq!(
             fs::read_dir(tollkey.directory())
-                .expect("its directory")
+                .expect("the working directory")
                 .count(),
             0,
             "{command:?} creates nothing"
@@ -438,14 +438,14 @@ async fn commands_create_no_database_and_name_its_path() {
             ]);
             assert_eq!(
                 fs::read_dir(tollkey.directory())
-                    .expect("its directory")
+                    .expect("the working directory")
                     .count(),
                 1,
                 "no secret is created"
             );
             continue;
         }
-        // Neither is a file that is no database made into one, nor an older one migrated.
+        // A file that is not a database stays as it is, and an older schema is not migrated.
         for (content, words) in [
             ("", "is empty"),
             (
@@ -461,7 +461,7 @@ async fn commands_create_no_database_and_name_its_path() {
                 "{command:?}"
             );
         }
-        fs::remove_file(&path).expect("it is removed");
+        fs::remove_file(&path).expect("a removed file");
         fs::create_dir(&path).expect("a directory");
         tollkey
             .run(command)
@@ -534,7 +534,7 @@ async fn commands_name_their_database_and_what_they_did() {
     }
 }
 
-/// Runs a command whose standard output nobody reads.
+/// Runs a command whose standard output is a closed pipe.
 async fn without_reader(tollkey: &Tollkey, arguments: &[&str]) -> std::process::Output {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -544,14 +544,14 @@ async fn without_reader(tollkey: &Tollkey, arguments: &[&str]) -> std::process::
         .stderr(std::process::Stdio::piped())
         .spawn();
     child
-        .expect("it starts")
+        .expect("a started command")
         .wait_with_output()
         .await
-        .expect("it ends")
+        .expect("the output")
 }
 
 #[actix_web::test]
-async fn output_without_a_reader_is_no_panic() {
+async fn closed_output_causes_no_panic() {
     let database = Database::sqlite();
     let tollkey = Tollkey::on(&database);
     tollkey.answer(&["migrate"]).await;
@@ -564,7 +564,7 @@ async fn output_without_a_reader_is_no_panic() {
         (&["account", "show", "acme"], true),
         (&["session", "end", "--all"], true),
         (&["token", "--account", "acme"], true),
-        // The key would be lost: its ID is named, so that it can be revoked.
+        // The key would be lost, so the error names its ID for revoking it.
         (&["service-key", "create", "gateway"], false),
         (&["service-key", "list"], true),
     ] {
@@ -579,7 +579,7 @@ async fn output_without_a_reader_is_no_panic() {
             );
         }
     }
-    // What cannot be written for another reason is an error.
+    // Any other write error is reported.
     if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
         let child = tollkey
             .command(&["openapi"])
@@ -587,10 +587,10 @@ async fn output_without_a_reader_is_no_panic() {
             .stderr(std::process::Stdio::piped())
             .spawn();
         let output = child
-            .expect("it starts")
+            .expect("a started command")
             .wait_with_output()
             .await
-            .expect("it ends");
+            .expect("the output");
         assert!(
             !output.status.success()
                 && String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout")
@@ -653,7 +653,7 @@ async fn no_command_prints_the_database_password() {
         ] {
             silent(&tollkey.run(command).await, url);
         }
-        // On the command line: as the flag, with a mistake in its name, or without one.
+        // On the command line: in the flag, in a misspelled flag, or without a flag.
         let bare = with(Tollkey::bare());
         let flag = format!("--database-url={url}");
         let misspelled = format!("--database-uri={url}");
@@ -666,7 +666,7 @@ async fn no_command_prints_the_database_password() {
         ] {
             silent(&bare.run(arguments).await, url);
         }
-        // In the configuration file, also as a line of an environment file.
+        // In the configuration file, also in the form of an environment file.
         for content in [
             format!("database_url = \"{url}\"\n"),
             format!("DATABASE_URL={url}\n"),
@@ -685,7 +685,7 @@ async fn no_command_prints_the_database_password() {
         at.refused(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"),
         "{at}"
     );
-    // A key or a token where none belongs is not repeated either.
+    // A key or token in a wrong argument is not printed either.
     let key = format!("tks_{}", "EXAMPLE".repeat(5)[..32].to_owned());
     for arguments in [
         &["account", "show", "a b", &key][..],
@@ -711,9 +711,9 @@ async fn no_command_prints_the_database_password() {
 }
 
 #[actix_web::test]
-async fn what_was_done_to_an_audit_log_is_found() {
+async fn audit_verify_detects_changes_to_the_log() {
     let edit = "UPDATE audit_log SET actor_id = 'nobody' WHERE account_id = 'acme' AND seq = 2";
-    // Reads as the same value, but says something else to whoever takes the first of two.
+    // The same value for most JSON parsers, but another one for a parser that takes the first of two equal fields.
     let twice = "UPDATE audit_log SET changes = '{\"name\":\"evil\",' || substr(changes, 2) \
                  WHERE account_id = 'acme' AND seq = 2";
     let unreadable =
@@ -736,7 +736,7 @@ async fn what_was_done_to_an_audit_log_is_found() {
     for (what, sql, words) in [
         ("an edit", edit, "entry 2 of account acme was changed"),
         (
-            "a member twice",
+            "a repeated field",
             twice,
             "entry 2 of account acme was changed",
         ),
@@ -787,11 +787,11 @@ async fn what_was_done_to_an_audit_log_is_found() {
             );
             assert!(
                 finished.stdout.contains("globex  4 entries"),
-                "the other account is looked at: {finished}"
+                "the other account is checked: {finished}"
             );
             assert!(
                 !finished.stderr.contains("globex"),
-                "nothing is said against it: {finished}"
+                "no fault of the other account: {finished}"
             );
             if what != "a move" {
                 tollkey
@@ -803,7 +803,7 @@ async fn what_was_done_to_an_audit_log_is_found() {
 }
 
 #[actix_web::test]
-async fn a_kept_head_finds_what_the_database_cannot_tell() {
+async fn stored_head_detects_a_truncated_log() {
     let cut = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 4; \
                UPDATE audit_heads SET seq = 3, hash = (SELECT hash FROM audit_log WHERE account_id = 'acme' AND seq = 3) \
                WHERE account_id = 'acme'";
@@ -817,7 +817,7 @@ async fn a_kept_head_finds_what_the_database_cannot_tell() {
             database.sql(sql);
             assert!(
                 tollkey.run(&["audit", "verify"]).await.success(),
-                "{what}: nothing in the database contradicts it"
+                "{what}: the database alone shows no fault"
             );
             let finished = tollkey
                 .run(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]])
@@ -836,7 +836,7 @@ async fn a_kept_head_finds_what_the_database_cannot_tell() {
 }
 
 #[actix_web::test]
-async fn healthcheck_asks_the_server() {
+async fn healthcheck_requests_readiness() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
@@ -846,10 +846,10 @@ async fn healthcheck_asks_the_server() {
         format!("ready: {url}")
     );
     let unspecified = format!("0.0.0.0:{}", server.address.port());
-    let answer = Tollkey::bare()
+    let output = Tollkey::bare()
         .answer(&["healthcheck", "--listen", &unspecified])
         .await;
-    assert_eq!(answer, format!("ready: {url}"));
+    assert_eq!(output, format!("ready: {url}"));
     server.stop().await;
     tollkey
         .run(&["healthcheck", "--listen", &listen])
@@ -878,7 +878,7 @@ async fn healthcheck_fails_when_the_server_is_not_ready() {
 }
 
 #[actix_web::test]
-async fn settings_that_cannot_be_are_one_sentence() {
+async fn invalid_setting_is_one_line_without_secrets() {
     let secret = "canary-".repeat(6);
     let bare = Tollkey::bare;
     let path = |tollkey: &Tollkey, name: &str, content: &str| {
@@ -1036,7 +1036,7 @@ async fn settings_that_cannot_be_are_one_sentence() {
     ];
     for (tollkey, words) in cases {
         let tollkey = tollkey.with("RUST_BACKTRACE", "1");
-        let finished = tollkey.start(&[]).await.err().expect("it does not start");
+        let finished = tollkey.start(&[]).await.err().expect("a failed start");
         finished.refused(words);
         assert_eq!(
             (finished.code, finished.stdout.as_str()),
@@ -1061,16 +1061,12 @@ async fn unknown_variable_is_a_warning_and_ends_development_mode() {
         ("TOLLKEY_LISTN", "TOLLKEY_LISTEN"),
     ] {
         let development = Tollkey::development().with(name, "canary");
-        let finished = development
-            .start(&[])
-            .await
-            .err()
-            .expect("it does not start");
+        let finished = development.start(&[]).await.err().expect("a failed start");
         finished.refused(&["development mode does not start", name, nearest]);
         assert!(!finished.stderr.contains("canary"), "{finished}");
         assert_eq!(
             fs::read_dir(development.directory())
-                .expect("its directory")
+                .expect("the working directory")
                 .count(),
             0,
             "nothing is created"
@@ -1091,7 +1087,7 @@ async fn unknown_variable_is_a_warning_and_ends_development_mode() {
         );
         assert!(!log.contains("canary"), "{log}");
     }
-    // Those of Kubernetes, of the client and of tests are known.
+    // Variables of Kubernetes, of the client and of tests are known.
     let server = Tollkey::development()
         .with("TOLLKEY_PORT", "tcp://10.0.0.1:8080")
         .with("TOLLKEY_SERVICE_HOST", "10.0.0.1")
@@ -1163,7 +1159,7 @@ async fn config_check_prints_settings_and_checks_the_database() {
 }
 
 #[actix_web::test]
-async fn config_check_fails_for_what_does_not_respond() {
+async fn config_check_fails_for_unusable_services() {
     let bare = Tollkey::bare();
     let finished = bare.run(&["config", "check"]).await;
     assert_eq!(finished.code, Some(1), "{finished}");
@@ -1179,10 +1175,10 @@ async fn config_check_fails_for_what_does_not_respond() {
     );
     assert_eq!(
         fs::read_dir(bare.directory())
-            .expect("its directory")
+            .expect("the working directory")
             .count(),
         0,
-        "it creates nothing"
+        "the check creates nothing"
     );
 
     let issuer = wiremock::MockServer::start().await;
@@ -1220,7 +1216,7 @@ async fn config_check_fails_for_what_does_not_respond() {
             .expect("a line");
         assert!(line.contains(detail), "{line}");
     }
-    // An OpenID Connect provider that is not there.
+    // An unreachable OpenID Connect provider.
     let tollkey = Tollkey::bare()
         .with("DATABASE_URL", "sqlite://:memory:")
         .with("TOLLKEY_OIDC_ISSUER", &issuer.uri())
@@ -1244,12 +1240,12 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
     let command = ["dashboard-link", "--listen", listen.as_str()];
-    let (one, other) = (
+    let (first, second) = (
         tollkey.answer(&command).await,
         tollkey.answer(&command).await,
     );
-    assert_ne!(one, other);
-    for link in [one, other] {
+    assert_ne!(first, second);
+    for link in [first, second] {
         let code = link
             .strip_prefix(&format!("http://{listen}/dashboard/sign-in/link?code="))
             .expect("a link");
@@ -1261,7 +1257,7 @@ async fn dashboard_link_signs_in_at_a_running_server() {
         assert_eq!(
             (follow().await.status, follow().await.status),
             (303, 403),
-            "once"
+            "a link works once"
         );
     }
     tollkey
@@ -1272,10 +1268,10 @@ async fn dashboard_link_signs_in_at_a_running_server() {
         .run(&["dashboard-link"])
         .await
         .refused(&["--listen"]);
-    // Another database, and so another secret.
-    let elsewhere = Tollkey::development();
-    elsewhere.serve().await.stop().await;
-    elsewhere
+    // Another database has another secret.
+    let other_server = Tollkey::development();
+    other_server.serve().await.stop().await;
+    other_server
         .run(&command)
         .await
         .refused(&["does not accept the link"]);

@@ -27,12 +27,11 @@ use tollkey_verifier::testing::ManualClock;
 
 use crate::support::{App, Call, each_backend, settings};
 
-/// Long enough for everything here on a busy machine.
+/// The longest any step may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
 pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// A server with other limits than usual.
 async fn start(settings: &Settings) -> Running {
     let random = Random::new(StdRng::seed_from_u64(1));
     let opened = assembly::open(settings, Arc::new(ManualClock::default()), random)
@@ -45,7 +44,6 @@ pub async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// A connection whose own buffer for what it receives is small.
 async fn connect_narrow(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -55,11 +53,11 @@ async fn connect_narrow(address: SocketAddr) -> TcpStream {
 pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
     timeout(PATIENCE, stream.write_all(text.as_ref()))
         .await
-        .expect("the server reads")
-        .expect("the server reads");
+        .expect("a read within the time limit")
+        .expect("an open connection");
 }
 
-/// Everything up to the end of the next head.
+/// Reads up to the end of the next head.
 async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -70,11 +68,11 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
         }
     }
     Ok(String::from_utf8(head)
-        .expect("a head is text")
+        .expect("a UTF-8 head")
         .to_ascii_lowercase())
 }
 
-/// The next response: its head and its body.
+/// Reads the next response. Returns its head and its body.
 pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
     let head = read_head(stream).await?;
     let length = head
@@ -85,18 +83,18 @@ pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String
     timeout(PATIENCE, stream.read_exact(&mut body))
         .await
         .expect("a body in time")?;
-    Ok((head, String::from_utf8(body).expect("a body that is text")))
+    Ok((head, String::from_utf8(body).expect("a UTF-8 body")))
 }
 
-/// Whether the server closes this connection before long.
+/// Whether the server closes this connection within 20 seconds.
 pub async fn is_closed(stream: &mut TcpStream) -> bool {
     timeout(PATIENCE, stream.read(&mut [0]))
         .await
         .is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
 }
 
-/// Whether a connection is still there and answers.
-async fn answers(stream: &mut TcpStream) -> bool {
+/// Whether the server responds to a request on this connection.
+async fn is_served(stream: &mut TcpStream) -> bool {
     stream.write_all(LIVEZ.as_bytes()).await.is_ok()
         && read_response(stream)
             .await
@@ -114,16 +112,16 @@ async fn unread_response_is_closed_after_the_write_deadline() {
     let mut unread = connect_narrow(running.address()).await;
     send(&mut unread, BUNDLE).await;
     let deadline = Instant::now() + PATIENCE;
-    // The server closed it when its own end does not take bytes any more.
+    // The server has closed the connection when writing to it fails.
     while unread.write_all(b"x").await.is_ok() {
         assert!(Instant::now() < deadline, "the connection is still open");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut idle = connect(running.address()).await;
-    assert!(answers(&mut idle).await);
+    assert!(is_served(&mut idle).await);
     tokio::time::sleep(Duration::from_millis(800)).await; // no response is pending, so no deadline runs
     assert!(
-        answers(&mut idle).await,
+        is_served(&mut idle).await,
         "an idle connection has no write deadline"
     );
     running.stop().await;
@@ -152,11 +150,11 @@ async fn slow_reader_gets_its_whole_response() {
         let missing = piece.len().min(length - read);
         slow.read_exact(&mut piece[..missing])
             .await
-            .expect("the server writes on");
+            .expect("the rest of the response");
         read += missing;
     }
     assert!(began.elapsed() > 3 * timeout_of_writes);
-    assert!(answers(&mut slow).await);
+    assert!(is_served(&mut slow).await);
     running.stop().await;
 }
 
@@ -178,10 +176,10 @@ async fn idle_connection_is_closed_first_over_the_limit() {
         heads.push(read_head(stream).await.unwrap());
     }
     let mut idle = connect(running.address()).await;
-    assert!(answers(&mut idle).await);
+    assert!(is_served(&mut idle).await);
     let mut new = connect(running.address()).await;
-    assert!(answers(&mut new).await, "the new connection is served");
-    assert!(is_closed(&mut idle).await, "the idle one makes room");
+    assert!(is_served(&mut new).await, "the new connection is served");
+    assert!(is_closed(&mut idle).await, "the idle connection is closed");
     for (stream, head) in busy.iter_mut().zip(&heads) {
         let length = head
             .lines()
@@ -196,7 +194,7 @@ async fn idle_connection_is_closed_first_over_the_limit() {
 }
 
 #[actix_web::test]
-async fn connection_over_the_limit_waits_for_a_place() {
+async fn connection_over_the_limit_waits() {
     let database = Database::sqlite();
     let running = start(&settings(
         database.url(),
@@ -206,8 +204,11 @@ async fn connection_over_the_limit_waits_for_a_place() {
     let mut busy = connect_narrow(running.address()).await;
     send(&mut busy, BUNDLE).await;
     read_head(&mut busy).await.unwrap();
-    let mut refused = connect(running.address()).await;
-    assert!(is_closed(&mut refused).await, "none is idle");
+    let mut rejected = connect(running.address()).await;
+    assert!(
+        is_closed(&mut rejected).await,
+        "no other connection is idle"
+    );
     let mut waiting = connect(running.address()).await;
     send(&mut waiting, LIVEZ).await;
     drop(busy);
@@ -217,7 +218,7 @@ async fn connection_over_the_limit_waits_for_a_place() {
 }
 
 #[actix_web::test]
-async fn probes_answer_on_the_metrics_listener_at_the_limit() {
+async fn metrics_listener_serves_probes_at_the_limit() {
     let database = Database::sqlite();
     let limits = [
         ("TOLLKEY_MAX_CONNECTIONS", "1"),
@@ -227,9 +228,9 @@ async fn probes_answer_on_the_metrics_listener_at_the_limit() {
     let mut busy = connect_narrow(running.address()).await;
     send(&mut busy, BUNDLE).await;
     read_head(&mut busy).await.unwrap();
-    let mut refused = connect(running.address()).await;
+    let mut rejected = connect(running.address()).await;
     assert!(
-        is_closed(&mut refused).await,
+        is_closed(&mut rejected).await,
         "the listener is at its limit"
     );
     let metrics = running.metrics_address().unwrap();
@@ -260,7 +261,7 @@ async fn stopping_server_closes_idle_connections() {
     let database = Database::sqlite();
     let running = start(&settings(database.url(), &[])).await;
     let mut idle = connect(running.address()).await;
-    assert!(answers(&mut idle).await);
+    assert!(is_served(&mut idle).await);
     let mut fresh = connect(running.address()).await;
     let began = Instant::now();
     running.stop().await;
@@ -272,7 +273,7 @@ async fn stopping_server_closes_idle_connections() {
 }
 
 /// Routes that read no body: of a gateway, unknown, of another method, and one whose caller is rejected.
-const UNREADING: [&str; 4] = [
+const BODYLESS_ROUTES: [&str; 4] = [
     "/api/v1/authz/forward-auth",
     "/nothing",
     "/livez",
@@ -282,7 +283,7 @@ const UNREADING: [&str; 4] = [
 #[actix_web::test]
 async fn small_unread_body_keeps_the_connection() {
     each_backend(async |app: &App| {
-        for path in UNREADING {
+        for path in BODYLESS_ROUTES {
             let mut stream = connect(app.running().address()).await;
             for framing in ["content-length: 60000", "transfer-encoding: chunked"] {
                 let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n");
@@ -304,7 +305,7 @@ async fn small_unread_body_keeps_the_connection() {
                     "{path}: {head}"
                 );
             }
-            assert!(answers(&mut stream).await, "{path}");
+            assert!(is_served(&mut stream).await, "{path}");
         }
     })
     .await;
@@ -313,7 +314,7 @@ async fn small_unread_body_keeps_the_connection() {
 #[actix_web::test]
 async fn large_unread_body_closes_the_connection() {
     each_backend(async |app: &App| {
-        for path in UNREADING {
+        for path in BODYLESS_ROUTES {
             let mut stream = connect(app.running().address()).await;
             send(
                 &mut stream,
@@ -331,9 +332,9 @@ async fn large_unread_body_closes_the_connection() {
             };
             let mut reply = Vec::new();
             let (sent, _) = tokio::join!(timeout(PATIENCE, flood), reader.read_to_end(&mut reply));
-            let sent = sent.unwrap_or_else(|_| panic!("{path} takes an endless body"));
-            // What the two kernels hold comes on top of what the server reads.
-            assert!(sent < 32 * 1024 * 1024, "{path} took {sent} bytes");
+            let sent = sent.unwrap_or_else(|_| panic!("{path} reads an endless body"));
+            // The kernels' socket buffers add to what the server reads.
+            assert!(sent < 32 * 1024 * 1024, "{path} read {sent} bytes");
             let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
             assert!(
                 reply.starts_with("http/1.1 4") && reply.contains("connection: close"),
@@ -366,7 +367,7 @@ async fn slow_unread_body_closes_the_connection() {
 }
 
 #[actix_web::test]
-async fn body_longer_than_a_handler_reads_closes_the_connection() {
+async fn body_over_the_limit_of_a_handler_closes_the_connection() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let mut stream = connect(app.running().address()).await;
@@ -384,7 +385,7 @@ async fn body_longer_than_a_handler_reads_closes_the_connection() {
     .await;
 }
 
-/// The head of a request that waits to be asked for its body.
+/// The head of a request with `Expect: 100-continue`.
 fn expecting(path: &str, credential: Option<&str>, length: usize) -> String {
     let credential = credential
         .map(|text| format!("authorization: Bearer {text}\r\n"))
@@ -407,7 +408,7 @@ async fn rejected_request_is_not_told_to_continue() {
             ("/livez", None, 10, 405),
             (verify, None, 10, 401),
             (verify, Some("a.b.c"), 10, 401),
-            // Only the database knows that there is no such key.
+            // A well-formed key, which only the database can reject.
             (verify, Some(unknown), 10, 401),
             (verify, Some(token.as_str()), 10, 403),
             ("/api/v1/applications", Some(token.as_str()), 70_000, 413),
@@ -421,7 +422,7 @@ async fn rejected_request_is_not_told_to_continue() {
             );
             assert!(
                 head.contains("connection: close"),
-                "the body may follow or not: {head}"
+                "the client may still send the body: {head}"
             );
             assert!(is_closed(&mut stream).await, "{path}");
         }
@@ -464,7 +465,7 @@ async fn request_whose_body_is_read_is_told_to_continue() {
                 "{head}"
             );
         }
-        // A client that does not wait is answered as well.
+        // A client that does not wait gets its response as well.
         let body = json!({"key": key}).to_string();
         send(
             &mut stream,
@@ -490,10 +491,10 @@ async fn request_after_connection_close_is_not_processed() {
              content-length: {}\r\n\r\n{body}",
             body.len()
         );
-        let asked = "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned();
-        // The server closes because the client may send this body or not.
+        let closing = "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned();
+        // The server closes the connection, because it cannot know whether the client will send this body.
         let unread = expecting("/api/v1/applications", None, 2) + "{}";
-        for first in [asked, unread] {
+        for first in [closing, unread] {
             let mut stream = connect(app.running().address()).await;
             send(&mut stream, format!("{first}{create}{create}")).await;
             let mut reply = Vec::new();
@@ -509,7 +510,7 @@ async fn request_after_connection_close_is_not_processed() {
 }
 
 #[actix_web::test]
-async fn long_row_of_pipelined_requests_is_answered() {
+async fn many_pipelined_requests_get_their_responses() {
     each_backend(async |app: &App| {
         let (count, token) = (5000, app.merchant("acme"));
         let slow = format!(
@@ -522,13 +523,13 @@ async fn long_row_of_pipelined_requests_is_answered() {
                 writer
                     .write_all(row.as_bytes())
                     .await
-                    .expect("the server reads");
+                    .expect("an open connection");
             }
         };
         let read = async {
             let (mut seen, mut rest, mut piece) = (0, Vec::new(), vec![0; 64 * 1024]);
             while seen < count {
-                let read = reader.read(&mut piece).await.expect("the server writes");
+                let read = reader.read(&mut piece).await.expect("an open connection");
                 assert!(read > 0, "closed after {seen} responses");
                 rest.extend_from_slice(&piece[..read]);
                 let text = String::from_utf8_lossy(&rest).into_owned();
@@ -540,14 +541,14 @@ async fn long_row_of_pipelined_requests_is_answered() {
         };
         let (seen, ()) = timeout(PATIENCE, async { tokio::join!(read, write) })
             .await
-            .expect("all are answered");
+            .expect("all responses");
         assert_eq!(seen, count);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn list_of_keys_with_large_metadata_is_paged_by_bytes() {
+async fn list_with_large_metadata_is_paged_by_bytes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let metadata = json!({"text": "m".repeat(4000)});
@@ -579,7 +580,7 @@ async fn list_of_keys_with_large_metadata_is_paged_by_bytes() {
             next = link.map(|link| link.split(['<', '>']).nth(1).expect("a URL").to_owned());
         }
         assert_eq!(seen, created);
-        assert!(pages > 1, "all of it came at once");
+        assert!(pages > 1, "all keys are on one page");
     })
     .await;
 }

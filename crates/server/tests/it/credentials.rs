@@ -1,4 +1,4 @@
-//! Credentials by their form: what each surface responds to what callers send.
+//! The response of each API to each form of a credential.
 
 use serde_json::json;
 use tollkey_core::{Family, Mode};
@@ -20,13 +20,13 @@ async fn table(app: &App) -> Vec<Form> {
     forms(&key.text, &revoked.text, &app.service_key().await.text)
 }
 
-fn with(call: Call, headers: &[(&'static str, String)]) -> Call {
+fn with_headers(call: Call, headers: &[(&'static str, String)]) -> Call {
     headers
         .iter()
         .fold(call, |call, (name, value)| call.header(name, value))
 }
 
-/// Status, code, detail and challenge are those of the table.
+/// Asserts the status, code, detail and challenge of the table.
 fn assert_outcome(reply: &Reply, expected: &Outcome, context: &str) {
     assert_eq!(reply.status, expected.status, "{context}: {reply}");
     assert_eq!(
@@ -54,10 +54,10 @@ async fn each_form_of_a_credential_has_its_response() {
                 "/authz/auth-request",
                 "/authz/ext-authz/-/links",
             ] {
-                let reply = with(app.get(path), &form.headers).await;
+                let reply = with_headers(app.get(path), &form.headers).await;
                 assert_outcome(&reply, &form.for_key, &format!("{path} {}", form.name));
             }
-            // Routes that take other credentials too.
+            // Routes that also accept other credentials.
             let expected = form.for_any.as_ref().unwrap_or(&form.for_key);
             for path in [
                 "/whoami",
@@ -65,7 +65,7 @@ async fn each_form_of_a_credential_has_its_response() {
                 "/account/audit-log",
                 "/service-keys",
             ] {
-                let reply = with(app.get(path), &form.headers).await;
+                let reply = with_headers(app.get(path), &form.headers).await;
                 let context = format!("{path} {}", form.name);
                 if path == "/account/audit-log" && expected.status != 200 {
                     let error = &reply.json()["error"];
@@ -93,7 +93,7 @@ async fn each_form_of_a_credential_has_its_response() {
                     assert_outcome(&reply, expected, &context);
                 }
             }
-            let reply = with(app.post("/verify", json!({"key": "x"})), &form.headers).await;
+            let reply = with_headers(app.post("/verify", json!({"key": "x"})), &form.headers).await;
             match (expected.status, form.name) {
                 (200, "a service key") => assert_eq!(reply.status, 200, "{reply}"),
                 (200, name) => assert_eq!(
@@ -116,7 +116,7 @@ async fn unknown_and_revoked_keys_get_the_same_response() {
             &table
                 .iter()
                 .find(|form| form.name == name)
-                .expect("that form")
+                .expect("a form with this name")
                 .headers
         };
         let (unknown, revoked) = (headers("an unknown key"), headers("a revoked key"));
@@ -129,7 +129,7 @@ async fn unknown_and_revoked_keys_get_the_same_response() {
         ] {
             let response = async |headers: &[(&'static str, String)]| {
                 let call = app.get(path).header("x-request-id", "the-same");
-                let mut reply = with(call, headers).await;
+                let mut reply = with_headers(call, headers).await;
                 reply.headers.retain(|(name, _)| name != "date");
                 reply.to_string()
             };
@@ -140,7 +140,7 @@ async fn unknown_and_revoked_keys_get_the_same_response() {
 }
 
 #[actix_web::test]
-async fn tokens_and_keys_in_each_others_place_are_named() {
+async fn wrong_kind_of_credential_is_named_in_the_detail() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
@@ -240,7 +240,7 @@ async fn gateway_routes_read_only_the_configured_headers() {
                 "/authz/auth-request",
                 "/authz/ext-authz/-/links",
             ] {
-                // An API's own credential passes beside the key, whatever it is.
+                // A credential for the API behind the gateway may be present next to the key.
                 for own in [
                     "Basic YTpi",
                     "Bearer of-the-api",
@@ -284,7 +284,7 @@ async fn gateway_routes_read_only_the_configured_headers() {
                     (400, "multiple_credentials"),
                     "{path}"
                 );
-                // A requirement that cannot be read is told only to a caller with a key.
+                // The error about an unreadable requirement is shown only with a key.
                 let broken = format!("{}?scope=nope", path.replace("/-/", "/scope=nope/"));
                 let reply = app.get(&broken).bearer(&key).await;
                 assert_eq!(

@@ -1,4 +1,4 @@
-//! Commerce keys as crypto-checkout's document has them, read from top to bottom: modes, scopes, the list, revocation.
+//! Commerce keys in the order of crypto-checkout's document: modes, scopes, the list, revocation.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     support::{App, Call, Key, each_backend},
 };
 
-/// The table "Available scopes", and `commerce`, which stands for all of it.
+/// The table "Available scopes", without `commerce`, which implies all of them.
 const SCOPES: [&str; 9] = [
     "links:read",
     "links:write",
@@ -25,13 +25,13 @@ const SCOPES: [&str; 9] = [
     "customers:write",
 ];
 
-/// The random part of a key, if it is `prefix` and 32 base-62 characters.
+/// Returns the random part of a key that is `prefix` and 32 base-62 characters.
 fn random_part<'a>(key: &'a str, prefix: &str) -> Option<&'a str> {
     key.strip_prefix(prefix)
         .filter(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
-/// What a gateway is told about a key on a route that needs this.
+/// A request of a gateway for a route with this requirement.
 fn gateway(app: &App, required: &str) -> Call {
     let query = if required.is_empty() {
         String::new()
@@ -54,7 +54,7 @@ async fn revoke(app: &App, token: &str, key: &Key) {
 // Key format
 
 #[actix_web::test]
-async fn the_prefix_tells_the_mode_and_32_base_62_characters_follow() {
+async fn key_has_mode_prefix_and_32_base_62_characters() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let mut seen = HashSet::new();
@@ -77,7 +77,7 @@ async fn the_prefix_tells_the_mode_and_32_base_62_characters_follow() {
                     (&json!(shown), &json!("commerce"))
                 );
                 assert_eq!(reply["prefix"], format!("{prefix}{}", &random[..6]));
-                assert!(seen.insert(text.to_owned()), "twice the same key");
+                assert!(seen.insert(text.to_owned()), "the same key twice");
             }
         }
         let absent = app
@@ -90,10 +90,9 @@ async fn the_prefix_tells_the_mode_and_32_base_62_characters_follow() {
     .await;
 }
 
-/// Each of the 62 characters at each of the 32 places, as often as chance has it: no character and no place is
-/// preferred.
+/// Each of the 62 characters is equally likely at each of the 32 positions.
 #[test]
-fn the_randomness_has_no_bias() {
+fn random_part_of_keys_is_unbiased() {
     use rand::{SeedableRng as _, rngs::StdRng};
     let mut rng = StdRng::seed_from_u64(3);
     let (keys, mut anywhere, mut first) = (31_000_u32, [0_u32; 128], [0_u32; 128]);
@@ -108,22 +107,22 @@ fn the_randomness_has_no_bias() {
             anywhere[usize::from(*byte)] += 1;
         }
     }
-    // 256 is no multiple of 62: the plain remainder of a byte would come 5 times where others come 4 times. Expected
-    // are 500 and 16 000 of each; six standard deviations are 134 and 759.
+    // A byte modulo 62 would be biased, as 256 is no multiple of 62: 5 to 4. Each count should be about 500 and 16,000;
+    // six standard deviations are 134 and 759.
     for (counts, expected, tolerance) in [(first, 500, 134), (anywhere, 16_000, 759)] {
         let counts: Vec<u32> = counts.into_iter().filter(|count| *count > 0).collect();
         assert_eq!(counts.len(), 62);
         for count in counts {
             assert!(
                 count.abs_diff(expected) <= tolerance,
-                "{count} is not about {expected}"
+                "{count} is not close to {expected}"
             );
         }
     }
 }
 
 #[actix_web::test]
-async fn keys_are_hashed_with_sha_256_and_the_raw_key_is_never_stored() {
+async fn only_the_sha_256_hash_of_a_key_is_stored() {
     let app = App::start(Database::sqlite(), &[]).await; // whose files can be read
     let token = app.merchant("acme");
     let key = app
@@ -148,15 +147,15 @@ async fn keys_are_hashed_with_sha_256_and_the_raw_key_is_never_stored() {
     let stored: Vec<u8> = files
         .flat_map(|file| std::fs::read(file.unwrap().path()).expect("a file"))
         .collect();
-    let holds = |bytes: &[u8]| stored.windows(bytes.len()).any(|window| window == bytes);
+    let contains = |bytes: &[u8]| stored.windows(bytes.len()).any(|window| window == bytes);
     assert!(
-        holds(b"Production server") && holds(b"Retried"),
-        "these are the right files"
+        contains(b"Production server") && contains(b"Retried"),
+        "the right files are searched"
     );
     for text in [&key.text, &retried] {
-        assert!(holds(Digest::of(text).as_bytes()), "the hash is stored");
+        assert!(contains(Digest::of(text).as_bytes()), "the hash is stored");
         assert!(
-            !holds(random_part(text, "ck_live_").unwrap().as_bytes()),
+            !contains(random_part(text, "ck_live_").unwrap().as_bytes()),
             "the raw key is stored"
         );
     }
@@ -166,7 +165,7 @@ async fn keys_are_hashed_with_sha_256_and_the_raw_key_is_never_stored() {
 // Modes
 
 #[actix_web::test]
-async fn the_mode_never_crosses() {
+async fn key_of_the_other_mode_is_denied() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let live = app.commerce_key(&token, json!({"mode": "live"})).await;
@@ -181,7 +180,7 @@ async fn the_mode_never_crosses() {
             assert_eq!(
                 app.verify(&key.text, json!({})).await["valid"],
                 true,
-                "nobody asks for a mode"
+                "without a required mode"
             );
 
             let allowed = gateway(app, &format!("mode={own}")).bearer(&key.text).await;
@@ -194,12 +193,12 @@ async fn the_mode_never_crosses() {
                 .await;
             assert_eq!((denied.status, denied.code().as_str()), (403, "wrong_mode"));
             assert_eq!(denied.header("x-auth-mode"), None);
-            // Not even with every scope there is, and before the scope is looked at.
+            // The mode is checked before the scope, and no scope overrides it.
             let denied = gateway(app, &format!("mode={needed}&scope=commerce"))
                 .bearer(&key.text)
                 .await;
             assert_eq!(denied.code(), "wrong_mode");
-            // The mode is part of the key: the same characters behind the other prefix are another key.
+            // The mode is part of the key: the same characters with the other prefix are another key.
             let other = key.text.replacen(own, needed, 1);
             assert_eq!(app.code(&other).await, "unknown_key");
             let patched = app
@@ -208,7 +207,7 @@ async fn the_mode_never_crosses() {
                 .await;
             assert_eq!(patched.errors(), ["/mode cannot be changed after creation"]);
         }
-        // A successor is of the mode of its predecessor.
+        // A successor has the mode of its predecessor.
         let successor = app
             .call("POST", &format!("/api-keys/{}/rotate", test.id))
             .bearer(&token)
@@ -223,7 +222,7 @@ async fn the_mode_never_crosses() {
 // Available scopes
 
 #[actix_web::test]
-async fn each_scope_grants_exactly_its_row() {
+async fn scope_grants_only_itself() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for own in SCOPES {
@@ -236,15 +235,12 @@ async fn each_scope_grants_exactly_its_row() {
                     "insufficient_scope"
                 };
                 let verdict = app.verify(&key.text, json!({"scopes": [needed]})).await;
-                assert_eq!(verdict["code"], expected, "{own} where {needed} is needed");
+                assert_eq!(verdict["code"], expected, "{own} for {needed}");
                 let reply = gateway(app, &format!("scope={needed}"))
                     .bearer(&key.text)
                     .await;
                 let expected = if granted { 200 } else { 403 };
-                assert_eq!(
-                    reply.status, expected,
-                    "{own} where {needed} is needed, at a gateway"
-                );
+                assert_eq!(reply.status, expected, "{own} for {needed} at a gateway");
                 if granted {
                     assert_eq!(reply.header("x-auth-scopes"), Some(own));
                 } else {
@@ -270,7 +266,7 @@ async fn each_scope_grants_exactly_its_row() {
 }
 
 #[actix_web::test]
-async fn the_answer_to_a_key_without_the_scope_names_what_it_lacks() {
+async fn denial_names_the_missing_scopes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({"scopes": ["sessions:write"]})).await;
@@ -287,7 +283,7 @@ async fn the_answer_to_a_key_without_the_scope_names_what_it_lacks() {
 }
 
 #[actix_web::test]
-async fn several_scopes_grant_their_rows_together_and_all_that_is_needed_has_to_be_there() {
+async fn every_required_scope_must_be_granted() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -321,7 +317,7 @@ async fn several_scopes_grant_their_rows_together_and_all_that_is_needed_has_to_
 }
 
 #[actix_web::test]
-async fn commerce_implies_the_nine_and_the_nine_do_not_imply_commerce() {
+async fn commerce_implies_the_nine_scopes_but_not_vice_versa() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let commerce = app
@@ -358,7 +354,7 @@ async fn commerce_implies_the_nine_and_the_nine_do_not_imply_commerce() {
                 .status,
             403
         );
-        // Management prints scopes as stored, verification expanded.
+        // Management returns scopes as stored, verification returns them expanded.
         let stored = app
             .get(&format!("/api-keys/{}", commerce.id))
             .bearer(&token)
@@ -381,7 +377,7 @@ async fn commerce_implies_the_nine_and_the_nine_do_not_imply_commerce() {
 }
 
 #[actix_web::test]
-async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
+async fn unknown_scope_error_lists_the_valid_scopes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for (scopes, unknown) in [
@@ -423,7 +419,7 @@ async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
 // Using a key
 
 #[actix_web::test]
-async fn the_raw_key_is_a_bearer_token() {
+async fn key_is_accepted_as_a_bearer_token() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -432,7 +428,7 @@ async fn the_raw_key_is_a_bearer_token() {
                 json!({"mode": "test", "scopes": ["sessions:write"]}),
             )
             .await;
-        let ask = || {
+        let request = || {
             app.post(
                 "/authz/forward-auth?scope=sessions:write&mode=test",
                 json!({"amount": {"value": "49.99"}}),
@@ -440,19 +436,19 @@ async fn the_raw_key_is_a_bearer_token() {
             .header("x-forwarded-method", "POST")
             .header("x-forwarded-uri", "/api/v1/sessions")
         };
-        let reply = ask().bearer(&key.text).await;
+        let reply = request().bearer(&key.text).await;
         assert_eq!(
             (reply.status, reply.header("x-auth-key-id")),
             (200, Some(key.id.as_str()))
         );
-        assert_eq!(ask().await.status, 401);
+        assert_eq!(request().await.status, 401);
         assert_eq!(
-            ask().header("authorization", &key.text).await.status,
+            request().header("authorization", &key.text).await.status,
             401,
-            "not without Bearer"
+            "the scheme Bearer is required"
         );
         assert_eq!(
-            ask()
+            request()
                 .header("authorization", format!("Basic {}", key.text))
                 .await
                 .status,
@@ -463,7 +459,7 @@ async fn the_raw_key_is_a_bearer_token() {
             &format!("{}a", key.text),
             &key.text.to_uppercase(),
         ] {
-            let reply = ask().bearer(cut).await;
+            let reply = request().bearer(cut).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
                 (401, "invalid_api_key")
@@ -476,7 +472,7 @@ async fn the_raw_key_is_a_bearer_token() {
 // Revoking a key
 
 #[actix_web::test]
-async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_reinstated() {
+async fn revoked_key_is_401_stays_listed_and_cannot_be_restored() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -485,7 +481,7 @@ async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_
         assert_eq!(gateway(app, "").bearer(&key.text).await.status, 200);
         app.clock.advance(Duration::from_secs(3600));
         revoke(app, &token, &key).await;
-        let dead = async || {
+        let assert_revoked = async || {
             let reply = gateway(app, "").bearer(&key.text).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
@@ -499,22 +495,22 @@ async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_
                 .unwrap()
                 .iter()
                 .find(|row| row["key_id"] == key.id)
-                .expect("it stays visible");
+                .expect("a visible row");
             assert_eq!(
                 (&row["status"], &row["revoked_at"]),
                 (&json!("revoked"), &json!(START + 3600))
             );
         };
-        dead().await;
+        assert_revoked().await;
         let at = format!("/api-keys/{}", key.id);
-        let back = [
+        let changes = [
             app.call("POST", &format!("{at}/resume")),
             app.call("POST", &format!("{at}/suspend")),
             app.call("POST", &format!("{at}/rotate")),
             app.patch(&at, json!({"expires_at": null})),
             app.patch(&at, json!({"name": "WooCommerce plugin"})),
         ];
-        for call in back {
+        for call in changes {
             let reply = call.bearer(&token).await;
             assert_eq!((reply.status, reply.code().as_str()), (409, "key_revoked"));
         }
@@ -531,13 +527,13 @@ async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_
             );
         }
         app.clock.advance(Duration::from_secs(3600));
-        dead().await;
-        // Its name can be another's, and that is another key.
+        assert_revoked().await;
+        // The name can be reused, and the new key is another key.
         let again = app
             .commerce_key(&token, json!({"name": "WooCommerce plugin"}))
             .await;
         assert_ne!((&again.id, &again.text), (&key.id, &key.text));
-        dead().await;
+        assert_revoked().await;
     })
     .await;
 }
@@ -545,7 +541,7 @@ async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_
 // Key list details
 
 #[actix_web::test]
-async fn the_list_has_every_column_of_the_document() {
+async fn key_list_has_every_documented_column() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "Production server", "mode": "live", "scopes": ["sessions:write", "links:read"]});
@@ -583,7 +579,7 @@ async fn the_list_has_every_column_of_the_document() {
                 ]),
             ]
         );
-        assert_eq!("ck_live_abc123".len(), 14, "the prefix the document shows");
+        assert_eq!("ck_live_abc123".len(), 14, "the prefix in the document");
     })
     .await;
 }
@@ -591,21 +587,27 @@ async fn the_list_has_every_column_of_the_document() {
 // Best practices
 
 #[actix_web::test]
-async fn both_keys_can_coexist_during_the_cutover() {
+async fn two_keys_are_valid_during_a_cutover() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]});
-        let old = app.commerce_key(&token, body.clone()).await;
-        let new = app.commerce_key(&token, body).await;
-        let ask = async |key: &Key| {
+        let predecessor = app.commerce_key(&token, body.clone()).await;
+        let successor = app.commerce_key(&token, body).await;
+        let status = async |key: &Key| {
             gateway(app, "scope=sessions:write")
                 .bearer(&key.text)
                 .await
                 .status
         };
-        assert_eq!((ask(&old).await, ask(&new).await), (200, 200));
-        revoke(app, &token, &old).await;
-        assert_eq!((ask(&old).await, ask(&new).await), (401, 200));
+        assert_eq!(
+            (status(&predecessor).await, status(&successor).await),
+            (200, 200)
+        );
+        revoke(app, &token, &predecessor).await;
+        assert_eq!(
+            (status(&predecessor).await, status(&successor).await),
+            (401, 200)
+        );
     })
     .await;
 }

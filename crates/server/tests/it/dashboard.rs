@@ -1,17 +1,16 @@
-//! The dashboard as a browser without script has it: pages, forms, a cookie. What a browser makes of it is in `browser`.
+//! The dashboard over plain HTTP: pages, forms and the cookie. The tests in a real browser are in `browser`.
 
 use serde_json::{Value, json};
 
 use crate::support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with, without_secrets};
 
 const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
-/// A well-formed id of nothing.
+/// A well-formed ID that does not exist.
 const NOTHING: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 
-/// What is typed into a form.
 type Fields<'a> = &'a [(&'a str, &'a str)];
 
-/// Somebody's browser: it keeps the cookie, and says that its forms are ours.
+/// A client that keeps the session cookie and sends `Sec-Fetch-Site` as a browser does.
 struct Browser<'a> {
     app: &'a App,
     cookie: String,
@@ -53,21 +52,20 @@ impl<'a> Browser<'a> {
             .header("sec-fetch-site", "same-origin")
     }
 
-    /// A form, without saying whose it is.
+    /// Sends a form without a header about its origin.
     fn post_from(&self, path: &str, fields: &[(&str, &str)]) -> Call {
         raw(self.app, "POST", path)
             .header("cookie", &self.cookie)
             .form(&form(fields))
     }
 
-    /// The page, which is there.
+    /// Returns the page. Asserts status 200.
     async fn page(&self, path: &str) -> String {
         let reply = self.get(path).await;
         assert_eq!(reply.status, 200, "{path}: {reply}");
         reply.body
     }
 
-    /// The value of a hidden field of a page.
     async fn hidden(&self, path: &str, name: &str) -> String {
         let page = self.page(path).await;
         let (_, rest) = page
@@ -76,8 +74,8 @@ impl<'a> Browser<'a> {
         rest.split('"').next().expect("its value").to_owned()
     }
 
-    /// Makes a key with the form; gives its id and its text.
-    async fn make_key(&self, fields: &[(&str, &str)]) -> (String, String) {
+    /// Creates a key with the form. Returns its ID and the full key.
+    async fn create_key(&self, fields: &[(&str, &str)]) -> (String, String) {
         let once = self.hidden("/dashboard/keys/new", "once").await;
         let mut all = vec![
             ("once", once.as_str()),
@@ -100,7 +98,7 @@ fn form(fields: &[(&str, &str)]) -> String {
     serde_urlencoded::to_string(fields).expect("a form")
 }
 
-/// The id and the text of the key on the page that shows it.
+/// Reads the ID and the full key from the page that shows it.
 fn shown_key(page: &str) -> (String, String) {
     let between = |before: &str, after: &str| {
         let (_, rest) = page
@@ -114,8 +112,8 @@ fn shown_key(page: &str) -> (String, String) {
     )
 }
 
-/// What stands on a page, without its tags and white space.
-fn words(page: &str) -> String {
+/// Returns the text of a page, without tags and repeated white space.
+fn text_of(page: &str) -> String {
     let (_, main) = page.split_once("<main").expect("a main part");
     let mut text = String::new();
     for part in main.split('<') {
@@ -125,13 +123,13 @@ fn words(page: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether somebody is sent to the door, to come back to `next`.
-fn is_sent_to_the_door(reply: &Reply, next: &str) -> bool {
-    let door = format!("/dashboard/sign-in?{}", form(&[("next", next)]));
-    reply.status == 303 && reply.header("location") == Some(&door)
+/// Whether the response redirects to the sign-in page, with this return path.
+fn redirects_to_sign_in(reply: &Reply, next: &str) -> bool {
+    let sign_in = format!("/dashboard/sign-in?{}", form(&[("next", next)]));
+    reply.status == 303 && reply.header("location") == Some(&sign_in)
 }
 
-/// All pages, with `{key}`, `{application}` and `{service_key}` for ids.
+/// All pages, with the placeholders `{key}`, `{application}` and `{service_key}` for IDs.
 const PAGES: &[&str] = &[
     "/dashboard/keys",
     "/dashboard/keys/new",
@@ -152,7 +150,6 @@ const PAGES: &[&str] = &[
     "/dashboard/account",
 ];
 
-/// All forms of who is signed in.
 const FORMS: &[&str] = &[
     "/dashboard/keys/new",
     "/dashboard/keys/{key}/revoke",
@@ -172,7 +169,6 @@ const FORMS: &[&str] = &[
     "/dashboard/sign-out",
 ];
 
-/// Ids to fill into those.
 struct Ids {
     key: String,
     application: String,
@@ -197,7 +193,7 @@ impl Ids {
 }
 
 #[actix_web::test]
-async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
+async fn request_without_session_redirects_to_sign_in_and_back() {
     each_backend_with(TOKENS, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
         for path in PAGES {
@@ -205,15 +201,15 @@ async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
             let reply = raw(app, "GET", &path)
                 .header("sec-fetch-site", "same-origin")
                 .await;
-            assert!(is_sent_to_the_door(&reply, &path), "{path}: {reply}");
+            assert!(redirects_to_sign_in(&reply, &path), "{path}: {reply}");
             let reply = raw(app, "GET", &path).header("hx-request", "true").await;
-            let door = format!("/dashboard/sign-in?{}", form(&[("next", &path)]));
+            let sign_in = format!("/dashboard/sign-in?{}", form(&[("next", &path)]));
             assert_eq!(
                 (reply.status, reply.header("hx-redirect")),
-                (200, Some(door.as_str())),
+                (200, Some(sign_in.as_str())),
                 "{path}"
             );
-            // Followed from elsewhere, the cookie may only be held back: our own page asks once more.
+            // On a link from another site the browser withholds the cookie, so a page repeats the request.
             let reply = raw(app, "GET", &path)
                 .header("sec-fetch-site", "cross-site")
                 .await;
@@ -228,9 +224,12 @@ async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
                 .header("sec-fetch-site", "same-origin")
                 .form("")
                 .await;
-            assert!(is_sent_to_the_door(&reply, "/dashboard"), "{path}: {reply}");
+            assert!(
+                redirects_to_sign_in(&reply, "/dashboard"),
+                "{path}: {reply}"
+            );
         }
-        // Whose session ended over a form comes back to it.
+        // A form without a session redirects back to its own page after the sign-in.
         let own = format!("http://{}", app.running().address());
         for (from, next) in [
             (
@@ -249,17 +248,17 @@ async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
                 .header("sec-fetch-site", "same-origin")
                 .header("referer", &from);
             let reply = sent.form("").await;
-            assert!(is_sent_to_the_door(&reply, next), "{from}: {reply}");
+            assert!(redirects_to_sign_in(&reply, next), "{from}: {reply}");
         }
         let made_up = raw(app, "GET", "/dashboard/keys")
             .header("cookie", "__Host-tollkey_session=0123456789abcdef");
-        assert!(is_sent_to_the_door(&made_up.await, "/dashboard/keys"));
+        assert!(redirects_to_sign_in(&made_up.await, "/dashboard/keys"));
     })
     .await;
 }
 
 #[actix_web::test]
-async fn no_page_can_be_framed_cached_or_made_to_run_other_script() {
+async fn pages_have_security_headers_and_no_inline_code() {
     each_backend_with(TOKENS, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
@@ -278,8 +277,8 @@ async fn no_page_can_be_framed_cached_or_made_to_run_other_script() {
         }
         let page = browser.page("/dashboard/keys").await;
         for name in ["style.css", "dashboard.js", "htmx.min.js", "icon.svg"] {
-            let end = page.find(name).expect("that file") + name.len();
-            let start = page[..end].rfind('"').expect("its address") + 1;
+            let end = page.find(name).expect("a link to the file") + name.len();
+            let start = page[..end].rfind('"').expect("the start of the URL") + 1;
             let reply = raw(app, "GET", &page[start..end]).await;
             assert_eq!(reply.status, 200, "{name}");
             assert_eq!(reply.header("cache-control"), Some("public, max-age=31536000, immutable"), "{name}");
@@ -291,7 +290,7 @@ async fn no_page_can_be_framed_cached_or_made_to_run_other_script() {
     .await;
 }
 
-/// The values of attributes of a page that are URLs.
+/// The values of URL attributes of a page.
 fn urls(page: &str) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     for (attribute, before) in [
@@ -315,7 +314,7 @@ fn urls(page: &str) -> Vec<(&'static str, String)> {
 }
 
 #[actix_web::test]
-async fn every_link_and_form_leads_under_the_path_prefix() {
+async fn links_and_forms_stay_under_the_path_prefix() {
     let behind = [
         TOKEN_SIGN_IN,
         ("TOLLKEY_PUBLIC_URL", "https://example.com/keys"),
@@ -329,7 +328,7 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
                 .await;
             app.application(&token, &format!("Store {number}")).await;
         }
-        // A proxy that passes the prefix on, and one that strips it.
+        // A proxy that forwards the prefix, and one that strips it.
         for proxy in ["/keys", ""] {
             let request = |method: &str, own: &str| raw(app, method, &format!("{proxy}{own}"));
             let own_form = |own: &str| request("POST", own).header("sec-fetch-site", "same-origin");
@@ -373,7 +372,7 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
             let crossing = request("GET", "/dashboard/keys")
                 .header("sec-fetch-site", "cross-site")
                 .await;
-            pages.push(("a page that goes on".to_owned(), crossing.body));
+            pages.push(("a page that repeats the request".to_owned(), crossing.body));
             let hidden = |page: &str| {
                 let (_, rest) = page.split_once("name=\"once\" value=\"").expect("a form");
                 rest.split('"').next().expect("its value").to_owned()
@@ -480,20 +479,21 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
                 ),
                 (303, true)
             );
-            // The page of a form is named by the browser, with the prefix.
+            // The browser names the page of the form, with the prefix, in `Referer`.
             let from = format!(
                 "http://{}/keys/dashboard/keys/new?application=x",
                 app.running().address()
             );
-            let over = own_form("/dashboard/keys/new")
+            let rejected = own_form("/dashboard/keys/new")
                 .header("referer", &from)
                 .form("")
                 .await;
-            let door = "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%2Fnew%3Fapplication%3Dx";
+            let sign_in =
+                "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%2Fnew%3Fapplication%3Dx";
             assert_eq!(
-                (over.status, over.header("location")),
-                (303, Some(door)),
-                "{over}"
+                (rejected.status, rejected.header("location")),
+                (303, Some(sign_in)),
+                "{rejected}"
             );
         }
     })
@@ -501,7 +501,7 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
 }
 
 #[actix_web::test]
-async fn sign_in_never_leads_to_another_host() {
+async fn sign_in_never_redirects_to_another_host() {
     each_backend_with(TOKENS, async |app: &App| {
         for next in [
             "/dashboard/..//x",
@@ -536,7 +536,7 @@ async fn sign_in_never_leads_to_another_host() {
                 "{next:?}: {page}"
             );
         }
-        // Nor do the redirect to the sign-in page and the page that a request of another site gets.
+        // The redirect to the sign-in page and the page for requests of other sites name no other host either.
         for path in [
             "/dashboard/..//evil.example",
             "/dashboard/%2e%2e//evil.example",
@@ -544,7 +544,7 @@ async fn sign_in_never_leads_to_another_host() {
         ] {
             let reply = raw(app, "GET", path).await;
             assert!(
-                is_sent_to_the_door(&reply, "/dashboard/keys") || reply.status == 404,
+                redirects_to_sign_in(&reply, "/dashboard/keys") || reply.status == 404,
                 "{path}: {reply}"
             );
             let reply = raw(app, "GET", path)
@@ -617,12 +617,12 @@ async fn key_of_a_disabled_application_is_not_active() {
             browser.page(&key_page).await.contains(">Revoke</a>"),
             "it can be revoked"
         );
-        let page = words(&browser.page(&format!("{application}/delete")).await);
+        let page = text_of(&browser.page(&format!("{application}/delete")).await);
         assert!(
             page.contains("1 key, which is disabled with the application, is permanently revoked"),
             "{page}"
         );
-        // The API prints the status of the key itself.
+        // The API returns the status of the key itself.
         let rows = app
             .get(&format!("/applications/{store}/api-keys"))
             .bearer(&token)
@@ -736,7 +736,7 @@ async fn successor_shows_the_rotation_that_created_it() {
             );
             assert_eq!(table.matches("Created by rotation of").count(), 1);
         }
-        // Where the table does not reach back to the creation, it does not show it.
+        // The creation is not listed when newer entries fill the table.
         for _ in 0..10 {
             for step in ["resume", "suspend"] {
                 app.post(&format!("/api-keys/{third}/{step}"), json!({}))
@@ -821,7 +821,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             );
             assert!(reason.is_none_or(|reason| form.contains(reason)), "{form}");
         }
-        // A form that was loaded before is rejected, and not offered again.
+        // A form loaded before the expiration is rejected and not shown again.
         let late = browser
             .post(
                 &format!("/dashboard/keys/{expired}/rotate"),
@@ -912,7 +912,7 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
             .collect::<Result<Vec<_>, _>>();
         let rows = reader.expect("RFC 4180");
         assert_eq!((rows.len(), &rows[0][4]), (6, "'=1+1;'=cmd()"));
-        // The JSON lines are exact.
+        // JSON lines are not escaped.
         let lines = browser
             .get("/dashboard/audit/export?format=jsonl")
             .await
@@ -925,7 +925,7 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
 }
 
 #[actix_web::test]
-async fn a_form_of_another_site_is_refused_and_changes_nothing() {
+async fn form_of_another_site_is_rejected() {
     each_backend_with(TOKENS, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
@@ -964,11 +964,11 @@ async fn a_form_of_another_site_is_refused_and_changes_nothing() {
             }
         }
         assert_eq!(
-            words(&browser.page("/dashboard/audit").await),
-            words(&before),
-            "and it is still signed in"
+            text_of(&browser.page("/dashboard/audit").await),
+            text_of(&before),
+            "nothing changed, and the session is intact"
         );
-        // An older browser says only where it comes from.
+        // An older browser sends `Origin` only.
         let path = format!("/dashboard/keys/{}/suspend", ids.key);
         assert_eq!(
             browser
@@ -983,7 +983,7 @@ async fn a_form_of_another_site_is_refused_and_changes_nothing() {
 }
 
 #[actix_web::test]
-async fn things_of_another_account_are_not_there() {
+async fn resources_of_another_account_are_not_found() {
     each_backend_with(TOKENS, async |app: &App| {
         let theirs = Ids::of(app, "globex").await;
         let browser = Browser::merchant(app, "acme").await;
@@ -1006,7 +1006,7 @@ async fn things_of_another_account_are_not_there() {
             {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
-                assert!(words(&reply.body).starts_with("Page not found"), "{path}");
+                assert!(text_of(&reply.body).starts_with("Page not found"), "{path}");
             }
             let fields = [
                 ("confirm", "Commerce Server Key"),
@@ -1024,7 +1024,7 @@ async fn things_of_another_account_are_not_there() {
                 assert_eq!(reply.status, 404, "{path}: {reply}");
             }
         }
-        assert_eq!(count().await, before, "nothing was done to them");
+        assert_eq!(count().await, before, "nothing was changed");
         for path in [
             "/dashboard/keys",
             "/dashboard/applications",
@@ -1049,16 +1049,16 @@ async fn things_of_another_account_are_not_there() {
                 theirs.application
             ))
             .await;
-        assert!(words(&filtered).contains("No matching keys") && !filtered.contains(&key.id));
+        assert!(text_of(&filtered).contains("No matching keys") && !filtered.contains(&key.id));
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_key_is_made_its_secret_shown_once_and_revoked() {
+async fn key_is_created_shown_once_and_revoked() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        assert!(words(&browser.page("/dashboard/keys").await).contains("No keys yet"));
+        assert!(text_of(&browser.page("/dashboard/keys").await).contains("No keys yet"));
 
         let once = browser.hidden("/dashboard/keys/new", "once").await;
         let fields = [
@@ -1073,12 +1073,12 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
             ("expires", "30"),
             ("allowed_ips", "127.0.0.0/8, ::1\n203.0.113.7"),
         ];
-        let made = browser.post("/dashboard/keys/new", &fields).await;
-        assert_eq!(made.status, 200, "{made}");
-        assert_eq!(made.header("cache-control"), Some("no-store"));
-        let (id, text) = shown_key(&made.body);
+        let created = browser.post("/dashboard/keys/new", &fields).await;
+        assert_eq!(created.status, 200, "{created}");
+        assert_eq!(created.header("cache-control"), Some("no-store"));
+        let (id, text) = shown_key(&created.body);
         let line = format!("/api/v1/whoami -H 'Authorization: Bearer {text}'");
-        assert!(made.body.contains(&line), "a line that uses it");
+        assert!(created.body.contains(&line), "a command that uses the key");
         assert_eq!(app.code(&text).await, "ip_not_allowed");
         let verdict = app.verify(&text, json!({"client_ip": "203.0.113.7"})).await;
         assert_eq!(verdict["code"], "valid");
@@ -1088,17 +1088,17 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
         );
         assert_eq!(verdict["key"]["mode"], "test");
 
-        // Loaded again, it makes no second key and shows no secret.
+        // Sent again, the form creates no second key and shows no secret.
         let again = browser.post("/dashboard/keys/new", &fields).await;
-        let place = format!("/dashboard/keys/{id}?done=once");
+        let key_page = format!("/dashboard/keys/{id}?done=once");
         assert_eq!(
             (again.status, again.header("location")),
-            (303, Some(place.as_str()))
+            (303, Some(key_page.as_str()))
         );
         assert!(
-            words(&browser.page(&place).await)
+            text_of(&browser.page(&key_page).await)
                 .starts_with("id=\"content\" tabindex=\"-1\"> This form was sent twice.")
-                || words(&browser.page(&place).await).contains("This form was sent twice.")
+                || text_of(&browser.page(&key_page).await).contains("This form was sent twice.")
         );
         let keys = app
             .get("/api-keys")
@@ -1109,13 +1109,13 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
 
         for path in [
             "/dashboard/keys",
-            &place,
+            &key_page,
             "/dashboard/audit",
             &format!("/dashboard/keys/{id}/revoke"),
         ] {
             assert!(!browser.page(path).await.contains(&text), "{path}");
         }
-        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         for shown in [
             "Checkout server Test active",
             "links:read links:write events:read",
@@ -1124,29 +1124,29 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
             assert!(page.contains(shown), "{shown} in {page}");
         }
 
-        let said = words(
+        let page = text_of(
             &browser
                 .page(&format!("/dashboard/keys/{id}?done=revoked"))
                 .await,
         );
         assert!(
-            !said.contains("Key revoked."),
-            "a link does not make it so: {said}"
+            !page.contains("Key revoked."),
+            "a link cannot claim a change: {page}"
         );
         let path = format!("/dashboard/keys/{id}/revoke");
         for wrong in ["", "checkout server", "Checkout"] {
-            let refused = browser
+            let rejected = browser
                 .post(&path, &[("confirm", wrong), ("reason", "lost <it>")])
                 .await;
-            assert_eq!(refused.status, 400, "{wrong}: {refused}");
-            let page = refused.body;
+            assert_eq!(rejected.status, 400, "{wrong}: {rejected}");
+            let page = rejected.body;
             assert!(
                 page.contains("id=\"confirm-error\">is not the name of the key"),
                 "{page}"
             );
             assert!(
                 page.contains("name=\"reason\" value=\"lost &#60;it&#62;\""),
-                "what was typed is kept: {page}"
+                "the input is kept: {page}"
             );
         }
         assert_eq!(
@@ -1167,7 +1167,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
             app.verify(&text, json!({"client_ip": "::1"})).await["code"],
             "revoked"
         );
-        let page = words(
+        let page = text_of(
             &browser
                 .page(&format!("/dashboard/keys/{id}?done=revoked"))
                 .await,
@@ -1193,14 +1193,14 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
         assert_eq!(
             entries[0]["ip"],
             serde_json::Value::Null,
-            "loopback is a trusted proxy, which tells nothing"
+            "loopback is a trusted proxy, without a forwarded client IP"
         );
     })
     .await;
 }
 
 #[actix_web::test]
-async fn each_kind_of_key_is_made_by_the_form() {
+async fn form_creates_each_kind_of_key() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let application = app.application(&app.merchant("acme"), "Store").await;
@@ -1262,7 +1262,7 @@ async fn each_kind_of_key_is_made_by_the_form() {
                 "{prefix}"
             );
         }
-        let page = words(&browser.page("/dashboard/keys").await);
+        let page = text_of(&browser.page("/dashboard/keys").await);
         for shown in [
             "Backend Secret",
             "Shop Publishable",
@@ -1276,7 +1276,7 @@ async fn each_kind_of_key_is_made_by_the_form() {
 }
 
 #[actix_web::test]
-async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
+async fn invalid_input_is_kept_and_the_field_named() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let once = browser.hidden("/dashboard/keys/new", "once").await;
@@ -1311,10 +1311,10 @@ async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
         }
         assert!(
             page.contains(&format!("name=\"once\" value=\"{once}\"")),
-            "the same form, so that it makes one key"
+            "the same form, so that it creates one key"
         );
-        // Mended, the same form makes it.
-        let mended = [
+        // The corrected form creates the key.
+        let corrected = [
             ("once", once.as_str()),
             ("name", "n"),
             ("mode", "test"),
@@ -1322,7 +1322,7 @@ async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
             ("expires", "never"),
         ];
         assert_eq!(
-            browser.post("/dashboard/keys/new", &mended).await.status,
+            browser.post("/dashboard/keys/new", &corrected).await.status,
             200
         );
         for (path, fields) in [
@@ -1362,16 +1362,16 @@ async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
 }
 
 #[actix_web::test]
-async fn a_name_full_of_markup_is_shown_as_text() {
+async fn markup_in_a_name_is_escaped() {
     each_backend_with(TOKENS, async |app: &App| {
         let markup = "<img src=x onerror=alert(1)>\"'</title></textarea>&amp;";
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
-        let (id, _) = browser.make_key(&[("name", markup)]).await;
+        let (id, _) = browser.create_key(&[("name", markup)]).await;
         let token = app.merchant("acme");
         let application = app.application(&token, markup).await;
         app.key(&token, &application, json!({})).await;
         let reply = app.post("/service-keys", json!({"name": markup})).bearer(&app.operator()).await;
-        let service_key = reply.json()["id"].as_str().expect("an id").to_owned();
+        let service_key = reply.json()["id"].as_str().expect("an ID").to_owned();
         let ids = Ids { key: id, application, service_key };
         for path in PAGES.iter().filter(|path| !path.contains("export")) {
             let page = browser.page(&ids.fill(path)).await;
@@ -1389,7 +1389,7 @@ async fn a_name_full_of_markup_is_shown_as_text() {
 }
 
 #[actix_web::test]
-async fn the_list_is_filtered_paged_and_takes_no_secret() {
+async fn key_list_is_filtered_and_paged_and_rejects_full_keys() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let token = app.merchant("acme");
@@ -1425,8 +1425,12 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
         assert_eq!((first.len(), first[0].as_str()), (50, "Gone"));
         let (_, next) = page
             .split_once("<p class=\"more\"><a class=\"button\" href=\"")
-            .expect("more");
-        let next = next.split('"').next().expect("where").replace("&#38;", "&");
+            .expect("a link to the next page");
+        let next = next
+            .split('"')
+            .next()
+            .expect("its URL")
+            .replace("&#38;", "&");
         let (second, page) = names(&next).await;
         assert_eq!((second.len(), second[10].as_str()), (11, "Till 00"));
         assert!(!page.contains("Older keys"));
@@ -1460,7 +1464,7 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
         assert_eq!(
             names("/dashboard/keys?q=till_live_1").await.0,
             [""; 0],
-            "words of a name are no secret"
+            "a search by name is allowed"
         );
         for filter in ["target_id", "actor_id"] {
             let pasted = browser
@@ -1471,11 +1475,11 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
                 (303, Some("/dashboard/audit?done=pasted"))
             );
         }
-        // The script that filters shows a part of the answer alone: it is told to take the whole window there.
-        for (place, filter) in [("/dashboard/keys", "q"), ("/dashboard/audit", "target_id")] {
-            let path = format!("{place}?{filter}={}", key.text);
+        // A script shows only a part of the page, so the response tells it to load the whole page.
+        for (list, filter) in [("/dashboard/keys", "q"), ("/dashboard/audit", "target_id")] {
+            let path = format!("{list}?{filter}={}", key.text);
             let pasted = browser.get(&path).header("hx-request", "true").await;
-            let expected = format!("{place}?done=pasted");
+            let expected = format!("{list}?done=pasted");
             assert_eq!(
                 (pasted.status, pasted.header("hx-redirect")),
                 (200, Some(expected.as_str())),
@@ -1493,7 +1497,7 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
 }
 
 #[actix_web::test]
-async fn an_address_says_what_was_done_only_where_it_was_done() {
+async fn notice_appears_only_on_the_page_of_its_change() {
     each_backend_with(TOKENS, async |app: &App| {
         let token = app.merchant("acme");
         let (key, application) = (
@@ -1501,7 +1505,7 @@ async fn an_address_says_what_was_done_only_where_it_was_done() {
             app.application(&token, "Store").await,
         );
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
-        let words = [
+        let notices = [
             "account",
             "created",
             "deleted",
@@ -1516,7 +1520,7 @@ async fn an_address_says_what_was_done_only_where_it_was_done() {
             "suspended",
             "updated",
         ];
-        for (path, told) in [
+        for (path, expected_notices) in [
             ("/dashboard/keys".to_owned(), &["account", "pasted"][..]),
             (format!("/dashboard/keys/{}", key.id), &["once", "resumed"]),
             ("/dashboard/applications".to_owned(), &["deleted"]),
@@ -1530,12 +1534,12 @@ async fn an_address_says_what_was_done_only_where_it_was_done() {
                 &["model", "once", "service-key-revoked"],
             ),
         ] {
-            for word in words {
-                let page = browser.page(&format!("{path}?done={word}")).await;
+            for notice in notices {
+                let page = browser.page(&format!("{path}?done={notice}")).await;
                 assert_eq!(
                     page.contains("class=\"notice good\""),
-                    told.contains(&word),
-                    "{path}?done={word}"
+                    expected_notices.contains(&notice),
+                    "{path}?done={notice}"
                 );
             }
         }
@@ -1544,7 +1548,7 @@ async fn an_address_says_what_was_done_only_where_it_was_done() {
 }
 
 #[actix_web::test]
-async fn an_application_is_named_and_chosen_however_many_are_newer() {
+async fn old_application_is_named_and_preselected() {
     each_backend_with(TOKENS, async |app: &App| {
         let token = app.merchant("acme");
         let oldest = app.application(&token, "The oldest").await;
@@ -1569,11 +1573,11 @@ async fn an_application_is_named_and_chosen_however_many_are_newer() {
         }
         for path in ["/dashboard/keys", &format!("/dashboard/keys/{}", key.id)] {
             assert!(
-                words(&browser.page(path).await).contains("The oldest"),
+                text_of(&browser.page(path).await).contains("The oldest"),
                 "{path}"
             );
         }
-        // Another account's is not named.
+        // An application of another account is not named.
         let browser = Browser::sign_in(app, &other).await;
         assert!(
             !browser
@@ -1589,7 +1593,7 @@ async fn an_application_is_named_and_chosen_however_many_are_newer() {
 async fn key_page_counts_usage_that_is_not_written_yet() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let (id, text) = browser.make_key(&[("name", "Till")]).await;
+        let (id, text) = browser.create_key(&[("name", "Till")]).await;
         let service = &app.running().state().service;
         for uses in 1..4 {
             assert_eq!(app.code(&text).await, "valid");
@@ -1609,10 +1613,10 @@ async fn key_page_counts_usage_that_is_not_written_yet() {
 }
 
 #[actix_web::test]
-async fn a_key_is_suspended_resumed_and_rotated() {
+async fn key_is_suspended_resumed_and_rotated() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let (id, text) = browser.make_key(&[("name", "Till")]).await;
+        let (id, text) = browser.create_key(&[("name", "Till")]).await;
         for (step, code) in [("suspend", "suspended"), ("resume", "valid")] {
             assert_eq!(
                 browser
@@ -1625,17 +1629,17 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         }
         let path = format!("/dashboard/keys/{id}/rotate");
         let once = browser.hidden(&path, "once").await;
-        let refused = browser
+        let rejected = browser
             .post(&path, &[("once", &once), ("overlap", "-1")])
             .await;
         assert!(
-            refused.status == 400 && refused.body.contains("overlap-error"),
-            "{refused}"
+            rejected.status == 400 && rejected.body.contains("overlap-error"),
+            "{rejected}"
         );
         let fields = [("once", once.as_str()), ("overlap", "3600")];
-        let made = browser.post(&path, &fields).await;
-        assert_eq!(made.status, 200, "{made}");
-        let (successor, new_text) = shown_key(&made.body);
+        let created = browser.post(&path, &fields).await;
+        assert_eq!(created.status, 200, "{created}");
+        let (successor, new_text) = shown_key(&created.body);
         let again = browser.post(&path, &fields).await;
         assert_eq!(
             (again.status, again.header("location")),
@@ -1648,12 +1652,12 @@ async fn a_key_is_suspended_resumed_and_rotated() {
             (app.code(&text).await, app.code(&new_text).await),
             ("valid".to_owned(), "valid".to_owned())
         );
-        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("This key has not been used since."), "{page}");
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().service.flush_usage().await;
-        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("This key is still in use"), "{page}");
         assert!(
             page.contains("allowed, 1 denied") || page.contains("allowed, 0 denied"),
@@ -1661,9 +1665,9 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         );
         app.clock.advance(std::time::Duration::from_secs(3540));
         assert_eq!(app.code(&text).await, "expired");
-        // Of another family there is nothing to rotate.
+        // Only commerce keys can be rotated.
         let sk = browser
-            .make_key(&[("kind", "secret"), ("name", "Backend")])
+            .create_key(&[("kind", "secret"), ("name", "Backend")])
             .await;
         let _ = sk;
     })
@@ -1671,11 +1675,11 @@ async fn a_key_is_suspended_resumed_and_rotated() {
 }
 
 #[actix_web::test]
-async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
+async fn forms_manage_the_lifecycle_of_an_application() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         assert!(
-            words(&browser.page("/dashboard/applications").await).contains("No applications yet")
+            text_of(&browser.page("/dashboard/applications").await).contains("No applications yet")
         );
         let once = browser.hidden("/dashboard/applications/new", "once").await;
         let fields = [
@@ -1683,12 +1687,12 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
             ("name", "Store"),
             ("description", "What customers see"),
         ];
-        let made = browser.post("/dashboard/applications/new", &fields).await;
-        let place = made.header("location").expect("a page").to_owned();
+        let created = browser.post("/dashboard/applications/new", &fields).await;
+        let location = created.header("location").expect("a page").to_owned();
         let again = browser.post("/dashboard/applications/new", &fields).await;
         assert_eq!(
-            (made.status, again.header("location")),
-            (303, Some(place.as_str()))
+            (created.status, again.header("location")),
+            (303, Some(location.as_str()))
         );
         let other = browser.hidden("/dashboard/applications/new", "once").await;
         let taken = browser
@@ -1707,10 +1711,10 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
             "{taken}"
         );
 
-        let path = place.split('?').next().expect("a path");
-        let id = path.rsplit('/').next().expect("an id");
+        let path = location.split('?').next().expect("a path");
+        let id = path.rsplit('/').next().expect("an ID");
         let key = app.key(&app.merchant("acme"), id, json!({})).await;
-        let page = words(&browser.page(path).await);
+        let page = text_of(&browser.page(path).await);
         assert!(
             page.contains("Store enabled") && page.contains("Checkout"),
             "{page}"
@@ -1722,7 +1726,7 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
             )
             .await;
         assert_eq!(edited.status, 303, "{edited}");
-        let page = words(&browser.page(&format!("{path}/disable")).await);
+        let page = text_of(&browser.page(&format!("{path}/disable")).await);
         assert!(
             page.contains("Disable Shop ?") && page.contains("1 key is rejected everywhere"),
             "{page}"
@@ -1737,12 +1741,12 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
             303
         );
         assert_eq!(app.code(&key.text).await, "valid");
-        let refused = browser
+        let rejected = browser
             .post(&format!("{path}/delete"), &[("confirm", "Store")])
             .await;
         assert!(
-            refused.status == 400 && refused.body.contains("confirm-error"),
-            "{refused}"
+            rejected.status == 400 && rejected.body.contains("confirm-error"),
+            "{rejected}"
         );
         assert_eq!(app.code(&key.text).await, "valid");
         assert_eq!(
@@ -1759,7 +1763,7 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
 }
 
 #[actix_web::test]
-async fn the_audit_log_is_filtered_checked_and_taken_away() {
+async fn audit_log_is_filtered_verified_and_exported() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &[])).await;
         let token = app.merchant("acme");
@@ -1808,7 +1812,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
             400
         );
 
-        let page = words(
+        let page = text_of(
             &browser
                 .page(
                     "/dashboard/audit?action=application.created&since=2020-01-01&until=2999-01-01",
@@ -1821,7 +1825,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
             "{page}"
         );
         assert!(
-            words(&browser.page("/dashboard/audit?until=2020-01-01").await)
+            text_of(&browser.page("/dashboard/audit?until=2020-01-01").await)
                 .contains("No matching entries")
         );
         assert_eq!(
@@ -1829,7 +1833,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
             400
         );
 
-        let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        let checked = text_of(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
             checked.contains("The audit log is intact. It has 3 entries"),
             "{checked}"
@@ -1837,7 +1841,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
         app.database.sql(
             "UPDATE audit_log SET actor_id = 'somebody else' WHERE account_id = 'acme' AND seq = 2",
         );
-        let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        let checked = text_of(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
             checked.contains("not intact. entry 2 of account acme was changed"),
             "{checked}"
@@ -1847,7 +1851,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
 }
 
 #[actix_web::test]
-async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
+async fn only_operators_choose_accounts_and_change_settings() {
     each_backend_with(TOKENS, async |app: &App| {
         let operator = Browser::sign_in(app, &app.operator()).await;
         let sent = operator.get("/dashboard/keys").await;
@@ -1855,12 +1859,12 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
             (sent.status, sent.header("location")),
             (303, Some("/dashboard/account"))
         );
-        let refused = operator
+        let rejected = operator
             .post("/dashboard/account", &[("account", "a b")])
             .await;
         assert!(
-            refused.status == 400 && refused.body.contains("value=\"a b\""),
-            "{refused}"
+            rejected.status == 400 && rejected.body.contains("value=\"a b\""),
+            "{rejected}"
         );
         assert_eq!(
             operator
@@ -1902,12 +1906,14 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
             "{nameless}"
         );
         let fields = [("once", once.as_str()), ("name", "Gateway")];
-        let made = operator
+        let created = operator
             .post("/dashboard/settings/service-keys", &fields)
             .await;
-        let page = made.body;
-        let (_, text) = page.split_once("readonly value=\"").expect("its text");
-        let text = text.split('"').next().expect("its text");
+        let page = created.body;
+        let (_, text) = page
+            .split_once("readonly value=\"")
+            .expect("the service key");
+        let text = text.split('"').next().expect("the service key");
         assert!(text.starts_with("tks_"));
         assert_eq!(
             operator
@@ -1932,9 +1938,9 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
         let path = format!(
             "/dashboard/settings/service-keys/{}/revoke",
-            keys[0]["id"].as_str().expect("an id")
+            keys[0]["id"].as_str().expect("an ID")
         );
-        assert!(words(&operator.page(&path).await).contains("Revoke the service key Gateway"));
+        assert!(text_of(&operator.page(&path).await).contains("Revoke the service key Gateway"));
         assert_eq!(operator.post(&path, &[]).await.status, 303);
         assert_eq!(verifies().await, 401);
 
@@ -1978,7 +1984,7 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
 }
 
 #[actix_web::test]
-async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
+async fn form_applies_only_to_the_account_it_was_loaded_for() {
     each_backend_with(TOKENS, async |app: &App| {
         let operator = Browser::sign_in(app, &app.operator()).await;
         let manage = async |account: &str| {
@@ -2022,30 +2028,26 @@ async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
             let hidden = operator.hidden(page, name).await;
             let mut fields = fields.to_vec();
             fields.push((name, &hidden));
-            // In another tab.
+            // The account is switched in another tab.
             manage("globex").await;
-            let refused = operator.post(action, &fields).await;
+            let rejected = operator.post(action, &fields).await;
             assert_eq!(
-                refused.status,
+                rejected.status,
                 403,
                 "{action}: {}",
-                without_secrets(&refused.body)
+                without_secrets(&rejected.body)
             );
             assert!(
-                words(&refused.body).contains("another account"),
+                text_of(&rejected.body).contains("another account"),
                 "{action}: {}",
-                words(&refused.body)
+                text_of(&rejected.body)
             );
             let log = app
                 .get("/audit-log")
                 .bearer(&app.merchant("globex"))
                 .await
                 .json();
-            assert_eq!(
-                log,
-                json!([]),
-                "{action}: nothing was done to the other account"
-            );
+            assert_eq!(log, json!([]), "{action}: the other account is unchanged");
             manage("acme").await;
             let done = operator.post(action, &fields).await;
             assert!(
@@ -2065,7 +2067,7 @@ async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
 }
 
 #[actix_web::test]
-async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
+async fn application_forms_count_only_its_active_keys() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let token = app.merchant("acme");
@@ -2080,7 +2082,7 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
             );
         }
         for what in ["disable", "delete"] {
-            let page = words(
+            let page = text_of(
                 &browser
                     .page(&format!("/dashboard/applications/{id}/{what}"))
                     .await,
@@ -2096,7 +2098,7 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
 }
 
 #[actix_web::test]
-async fn a_form_that_was_used_is_not_a_dead_end() {
+async fn reused_form_gets_a_new_idempotency_key() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let once = browser.hidden("/dashboard/applications/new", "once").await;
@@ -2122,11 +2124,11 @@ async fn a_form_that_was_used_is_not_a_dead_end() {
 }
 
 #[actix_web::test]
-async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
+async fn percent_encoded_cookie_name_is_ignored() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let (_, value) = browser.cookie.split_once('=').expect("a pair");
-        // A browser lets any sub-domain set this one: it does not begin with `__Host-`.
+        // Any sub-domain can set these cookies, because the names do not begin with `__Host-`.
         for name in [
             "%5F%5FHost-tollkey_session",
             "__Host-tollkey%5Fsession",
@@ -2136,7 +2138,7 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
                 .header("cookie", format!("{name}={value}"))
                 .await;
             assert!(
-                is_sent_to_the_door(&planted, "/dashboard/keys"),
+                redirects_to_sign_in(&planted, "/dashboard/keys"),
                 "{name}: {}",
                 planted.status
             );
@@ -2155,7 +2157,7 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
 }
 
 #[actix_web::test]
-async fn no_text_in_a_filter_breaks_the_store() {
+async fn nul_in_a_filter_causes_no_server_error() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         for path in [
@@ -2172,7 +2174,7 @@ async fn no_text_in_a_filter_breaks_the_store() {
 }
 
 #[actix_web::test]
-async fn the_link_of_development_mode_is_nowhere_else() {
+async fn sign_in_link_exists_in_development_mode_only() {
     each_backend_with(TOKENS, async |app: &App| {
         assert_eq!(
             raw(app, "GET", "/dashboard/sign-in/link?code=x")

@@ -1,4 +1,4 @@
-//! The database under a server: what it is, what the server may do with it, and whether it takes changes.
+//! Requirements of a server on its database, and readiness when the database takes no changes.
 
 use std::{
     fs,
@@ -15,23 +15,21 @@ use tollkey_store::{
 
 use crate::binary::{LEASE, Server, Tollkey, merchant, service};
 
-/// Longer than anything takes on a busy machine.
+/// The longest any step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `/readyz` returns this status.
 async fn becomes(server: &Server, status: u16) {
     let since = Instant::now();
     while server.get("/readyz").await.status != status {
         assert!(
             since.elapsed() < PATIENCE,
-            "it does not become {status}: {}",
+            "readiness does not become {status}: {}",
             server.stderr()
         );
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Creates a key, verifies it, revokes it and verifies it again.
 async fn create_verify_revoke(server: &Server, name: &str) {
     let token = merchant("acme");
     let application = server.application(&token, name).await;
@@ -43,7 +41,7 @@ async fn create_verify_revoke(server: &Server, name: &str) {
 }
 
 #[actix_web::test]
-async fn pooler_in_transaction_mode_is_refused_by_every_command() {
+async fn pooler_in_transaction_mode_is_rejected_by_every_command() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -70,7 +68,7 @@ async fn pooler_in_transaction_mode_is_refused_by_every_command() {
 }
 
 #[actix_web::test]
-async fn pooler_in_session_mode_serves() {
+async fn server_works_with_a_pooler_in_session_mode() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -90,7 +88,7 @@ async fn pooler_in_session_mode_serves() {
 }
 
 #[actix_web::test]
-async fn database_in_another_encoding_is_refused_at_start() {
+async fn database_in_another_encoding_is_rejected_at_start() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -117,7 +115,7 @@ fn grants(role: &str) -> String {
 }
 
 #[actix_web::test]
-async fn role_with_the_documented_rights_serves() {
+async fn documented_database_rights_are_sufficient() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -152,7 +150,7 @@ async fn role_with_the_documented_rights_serves() {
         "{finished}"
     );
 
-    // What is missing is named at start, and while it runs by readiness, in the log.
+    // Missing rights are reported at start, and later by readiness and in the log.
     let server = limited.serve().await;
     becomes(&server, 200).await;
     database.sql("REVOKE INSERT ON audit_log FROM tollkey_server");
@@ -179,7 +177,7 @@ async fn write_lock_of_another_process_ends_readiness() {
         let server = Tollkey::on(&database).serve().await;
         becomes(&server, 200).await;
         let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
-        let (over, is_over) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let sql = match database.backend() {
             Backend::Sqlite => "UPDATE settings SET name = name",
             Backend::Postgres => "LOCK TABLE audit_log IN EXCLUSIVE MODE",
@@ -187,13 +185,13 @@ async fn write_lock_of_another_process_ends_readiness() {
         let holder = std::thread::spawn(move || {
             hold(&url, sql, || {
                 held.send(()).unwrap();
-                let _ = is_over.recv_timeout(PATIENCE);
+                let _ = released.recv_timeout(PATIENCE);
             });
         });
         is_held.recv().unwrap();
         becomes(&server, 503).await;
         assert_eq!(server.get("/livez").await.status, 200);
-        over.send(()).unwrap();
+        release.send(()).unwrap();
         holder.join().unwrap();
         becomes(&server, 200).await;
         create_verify_revoke(&server, "Web Store").await;
@@ -231,10 +229,13 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
         (503, "unavailable"),
         "{reply}"
     );
-    // Another process may use another file in its place: no lease goes on, and without one nothing is verified.
+    // Another process may use another file at this path, so the lease is not renewed and verification ends with it.
     let gone = Instant::now();
     while verify().await.status == 200 {
-        assert!(gone.elapsed() < 2 * LEASE, "it still verifies");
+        assert!(
+            gone.elapsed() < 2 * LEASE,
+            "verification continues without a lease"
+        );
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(verify().await.status, 503);
@@ -248,11 +249,15 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     fs::rename(&aside, &path).unwrap();
     becomes(&server, 200).await;
     assert_eq!(server.code(&key.text).await, "valid");
-    assert_eq!(create().await.status, 201, "nothing was written meanwhile");
+    assert_eq!(
+        create().await.status,
+        201,
+        "the failed change was not written"
+    );
     server.stop().await;
 }
 
-/// Without its index the server would not see what another process appends to the log, and would delete it at its end.
+/// Without this index the server would miss other processes' changes in the log, and delete the log when it stops.
 #[actix_web::test]
 async fn deleted_index_of_the_log_loses_no_change() {
     let database = Database::sqlite();
@@ -272,7 +277,7 @@ async fn deleted_index_of_the_log_loses_no_change() {
     assert_eq!(
         create().await.status,
         503,
-        "it does not see the other process"
+        "the server does not see the other process"
     );
     server.stop().await;
 
@@ -283,14 +288,14 @@ async fn deleted_index_of_the_log_loses_no_change() {
         .bearer(key.trim())
         .await;
     assert_eq!(reply.status, 200, "{reply}");
-    server.application(&token, "Lost").await; // nothing was written meanwhile
+    server.application(&token, "Lost").await; // the failed changes were not written
     server.stop().await;
 }
 
-/// A limit on the size of files makes each write behind it fail, as a full disk does.
+/// Simulates a full disk with a limit on file sizes, which makes every write beyond it fail.
 #[cfg(target_os = "linux")]
 #[actix_web::test]
-async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
+async fn full_disk_ends_readiness_until_space_is_free() {
     use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
     const LIMIT: u64 = 64 * 1024;
@@ -317,8 +322,8 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
             .bearer(&token)
     };
 
-    // What a larger change that failed has left behind the end of the log has room for a page, and for renewals of leases,
-    // which are no proof that another change of that size would fit.
+    // A failed large change leaves space after the end of the log, enough for a page and for renewals of leases. They
+    // do not prove that another change of that size fits.
     limit(Some(fs::metadata(&log).expect("a log").len()));
     let mut number = 0;
     while server.get("/readyz").await.status == 200 {
@@ -329,11 +334,11 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
             .await;
         assert_eq!(
             reply.status, 201,
-            "a change fails while it is ready: {reply}"
+            "a change fails while the server is ready: {reply}"
         );
         sleep(Duration::from_millis(1_050)).await; // the last result is no longer fresh
     }
-    assert!(number < 100, "it stays ready");
+    assert!(number < 100, "the server stays ready");
 
     limit(Some(LIMIT));
     becomes(&server, 503).await;
@@ -346,7 +351,7 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     assert_eq!(
         server.get("/applications").bearer(&token).await.status,
         200,
-        "reads go on"
+        "reads still succeed"
     );
     assert_eq!(server.get("/livez").await.status, 200);
 
@@ -355,7 +360,7 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     assert_eq!(
         create("Lost").await.status,
         201,
-        "nothing was written meanwhile"
+        "the failed change was not written"
     );
     create_verify_revoke(&server, "Web Store").await;
     server.stop().await;

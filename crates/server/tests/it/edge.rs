@@ -1,4 +1,4 @@
-//! What every request goes through, whatever its surface.
+//! Behavior of every API: request IDs, caching, security headers, readiness, logs without secrets.
 
 use std::{
     io,
@@ -29,15 +29,15 @@ use tracing_subscriber::{
 
 use crate::support::{App, Call, SECRET, each_backend, eventually, settings};
 
-/// Whether it is one of ours: `req_` and a ULID.
-fn is_made_here(id: &str) -> bool {
+/// Whether the server generated the request ID: `req_` and a ULID.
+fn is_generated(id: &str) -> bool {
     let crockford = |b: u8| b.is_ascii_digit() || (b.is_ascii_uppercase() && !b"ILOU".contains(&b));
     id.strip_prefix("req_")
         .is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
 }
 
 #[actix_web::test]
-async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
+async fn well_formed_request_id_is_kept_others_are_replaced() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let longest = "x".repeat(128);
@@ -62,7 +62,7 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
             }
         }
         let too_long = "x".repeat(129);
-        let mut made = std::collections::BTreeSet::new();
+        let mut created = std::collections::BTreeSet::new();
         for id in [
             "",
             "a b",
@@ -77,9 +77,9 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
         ] {
             let reply = app.get("/nothing").header("x-request-id", id).await;
             let own = reply.header("x-request-id").unwrap().to_owned();
-            assert!(is_made_here(&own), "{id:?}: {own}");
+            assert!(is_generated(&own), "{id:?}: {own}");
             assert_eq!(reply.json()["request_id"], own);
-            made.insert(own);
+            created.insert(own);
         }
         let twice = app
             .get("/nothing")
@@ -87,7 +87,7 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
             .header("x-request-id", "a")
             .await;
         assert!(
-            twice.header("x-request-id").is_some_and(is_made_here),
+            twice.header("x-request-id").is_some_and(is_generated),
             "{twice}"
         );
         for path in [
@@ -109,16 +109,16 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
                 "{path}"
             );
             let own = reply.header("x-request-id").unwrap().to_owned();
-            assert!(is_made_here(&own), "{path}: {own}");
-            made.insert(own);
+            assert!(is_generated(&own), "{path}: {own}");
+            created.insert(own);
         }
-        assert_eq!(made.len(), 16, "each is its own: {made:?}");
+        assert_eq!(created.len(), 16, "each ID is unique: {created:?}");
     })
     .await;
 }
 
 #[actix_web::test]
-async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
+async fn api_responses_and_errors_are_not_cacheable() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.insert_key("acme", Family::Secret, Mode::Live).await;
@@ -145,8 +145,8 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
                 Some("nosniff"),
                 "{reply}"
             );
-            for ours in ["server", "x-powered-by", "set-cookie"] {
-                assert_eq!(reply.header(ours), None, "{reply}");
+            for name in ["server", "x-powered-by", "set-cookie"] {
+                assert_eq!(reply.header(name), None, "{reply}");
             }
             if reply.status >= 400 {
                 assert_eq!(
@@ -161,7 +161,7 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
 }
 
 #[actix_web::test]
-async fn no_html_can_be_framed_or_run_other_script() {
+async fn html_has_security_headers_and_no_inline_code() {
     each_backend(async |app: &App| {
         for path in [
             "/docs/",
@@ -198,7 +198,7 @@ async fn no_html_can_be_framed_or_run_other_script() {
                 "{path}"
             );
         }
-        // A page that the policy would break would have script or style in its markup.
+        // The policy would block inline scripts and styles.
         let page = app.get("/docs/").await.body;
         assert!(
             !page.contains("<style") && !page.contains(" style=") && !page.contains("<script>"),
@@ -218,7 +218,7 @@ async fn no_html_can_be_framed_or_run_other_script() {
 }
 
 #[actix_web::test]
-async fn a_stopping_server_is_alive_and_not_ready() {
+async fn stopping_server_is_alive_and_not_ready() {
     each_backend(async |app: &App| {
         let ready = app.get("/readyz").await;
         assert_eq!((ready.status, ready.body.as_str()), (200, "ok"));
@@ -236,7 +236,7 @@ async fn a_stopping_server_is_alive_and_not_ready() {
             Some("application/problem+json")
         );
         assert_eq!(app.get("/livez").await.status, 200);
-        // What still comes is answered.
+        // Requests are still served.
         assert_eq!(
             app.get("/applications")
                 .bearer(&app.merchant("acme"))
@@ -249,7 +249,7 @@ async fn a_stopping_server_is_alive_and_not_ready() {
             .draining
             .store(false, Ordering::Release);
         assert_eq!(app.get("/readyz").await.status, 200);
-        // The next release has migrated: servers of this one are replaced one after the other, and ready until then.
+        // The next release has migrated. Servers of this release stay ready until they are replaced.
         app.database
             .sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
         assert_eq!(app.get("/readyz").await.status, 200);
@@ -257,21 +257,27 @@ async fn a_stopping_server_is_alive_and_not_ready() {
             .sql("DELETE FROM __diesel_schema_migrations WHERE version = '29990101000000'");
         app.database
             .sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
-        // A check holds for a second.
+        // A check is cached for a second.
         let becomes = async |status| app.get("/readyz").await.status == status;
-        eventually("an older one does not work", async || becomes(503).await).await;
+        eventually("an older schema ends readiness", async || {
+            becomes(503).await
+        })
+        .await;
         app.database
             .sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121200000')");
-        eventually("the schema is this build's again", async || {
+        eventually("the current schema restores readiness", async || {
             becomes(200).await
         })
         .await;
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
-            eventually("the store is gone", async || becomes(503).await).await;
+            eventually("readiness without the database", async || {
+                becomes(503).await
+            })
+            .await;
             assert_eq!(app.get("/livez").await.status, 200);
             app.database.refuse_connections(false);
-            eventually("the store is back", async || {
+            eventually("readiness with the database", async || {
                 app.get("/readyz").await.status == 200
             })
             .await;
@@ -282,7 +288,7 @@ async fn a_stopping_server_is_alive_and_not_ready() {
 
 /// Development mode exists on SQLite only.
 #[actix_web::test]
-async fn development_mode_takes_no_management_request_that_came_through_a_proxy() {
+async fn development_mode_rejects_management_through_a_proxy() {
     let database = Database::sqlite();
     let settings = settings(database.url(), &[("TOLLKEY_JWT_HS256_SECRET", "")]);
     let clock = ManualClock::default();
@@ -306,12 +312,12 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
     .unwrap();
     let running = server::start(&settings, opened.state, None).unwrap();
     let call = |method: &str, path: &str| Call::new(running.address(), method, path);
-    let made = call("POST", "/service-keys")
+    let created = call("POST", "/service-keys")
         .bearer(&token)
         .json(json!({"name": "gateway"}))
         .await;
-    assert_eq!(made.status, 201, "{made}");
-    let service_key = made.json()["key"].as_str().unwrap().to_owned();
+    assert_eq!(created.status, 201, "{created}");
+    let service_key = created.json()["key"].as_str().unwrap().to_owned();
     assert_eq!(
         call("GET", "/applications?account=acme")
             .bearer(&token)
@@ -320,12 +326,12 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
         200
     );
     let body = json!({"name": "secret", "environment": "live", "access": "secret"});
-    let made = call("POST", "/account/api-keys?account=acme")
+    let created = call("POST", "/account/api-keys?account=acme")
         .bearer(&token)
         .json(body.clone())
         .await;
-    assert_eq!(made.status, 201, "{made}");
-    let secret_key = made.json()["data"]["value"].as_str().unwrap().to_owned();
+    assert_eq!(created.status, 201, "{created}");
+    let secret_key = created.json()["data"]["value"].as_str().unwrap().to_owned();
     assert_eq!(
         call("GET", "/account/api-keys")
             .bearer(&secret_key)
@@ -354,7 +360,7 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
                 "{path} {name}"
             );
         }
-        // A secret key manages its account, too.
+        // A secret key may manage its account as well.
         for managed in [
             call("GET", "/account/api-keys"),
             call("POST", "/account/api-keys").json(body.clone()),
@@ -367,7 +373,7 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
                 "{name}: {reply}"
             );
         }
-        // Resource servers and gateways are no management.
+        // Requests of resource servers and gateways are still accepted.
         let verify = call("POST", "/verify")
             .bearer(&secret_key)
             .json(json!({"key": "x"}));
@@ -381,7 +387,7 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
             .header(name, value);
         assert_eq!(gateway.await.code(), "invalid_api_key", "{name}");
     }
-    // Nor does it tell a stranger what mode it is in.
+    // A caller without a valid token does not learn about development mode.
     let reply = call("GET", "/applications")
         .header("x-forwarded-for", "203.0.113.7")
         .bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE")
@@ -390,7 +396,7 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
     running.stop().await;
 }
 
-/// Everything logged while [`LISTENING`], by whatever test.
+/// The log output of all tests while [`LISTENING`] is set.
 static CAPTURED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
@@ -410,8 +416,7 @@ impl io::Write for Captured {
     }
 }
 
-/// Takes in every event and span of every library at TRACE while `LISTENING`. A subscriber is the whole process's,
-/// because the server has threads of its own.
+/// Captures every event and span at TRACE while [`LISTENING`] is set. Global, because the server has its own threads.
 fn install_subscriber() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -427,11 +432,11 @@ fn install_subscriber() {
 }
 
 #[actix_web::test]
-async fn no_secret_is_ever_logged_not_even_at_trace() {
+async fn secrets_are_never_logged_even_at_trace() {
     install_subscriber();
     LISTENING.store(true, Ordering::Relaxed);
     let mut secrets = vec![SECRET.to_owned()];
-    // Seeded otherwise than every other test, whose keys may stand in the same log.
+    // A different seed from the other tests, whose keys may appear in the same log.
     let mut rng = StdRng::seed_from_u64(0xCA_9A_57);
     for database in tollkey_store::testing::backends() {
         let settings = settings(database.url(), &[]);
@@ -441,7 +446,7 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
             .await
             .unwrap();
         let running = server::start(&settings, opened.state, None).unwrap();
-        secrets.extend(tell_a_story(&running, &clock, &settings).await);
+        secrets.extend(send_secrets_everywhere(&running, &clock, &settings).await);
         if database.backend() == Backend::Postgres {
             database.refuse_connections(true);
             for secret in &secrets[1..3] {
@@ -455,12 +460,12 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         }
         running.stop().await;
     }
-    tracing::trace!("the end of the story");
+    tracing::trace!("the end of the scenario");
     LISTENING.store(false, Ordering::Relaxed);
     let log = String::from_utf8_lossy(&CAPTURED.lock().unwrap_or_else(PoisonError::into_inner))
         .into_owned();
-    for heard in [
-        "the end of the story",
+    for expected in [
+        "the end of the scenario",
         "answered",
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "service key created",
@@ -468,17 +473,17 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         "a resource server asks",
     ] {
         assert!(
-            log.contains(heard),
-            "{heard} is not in the log: it would not hear a secret either"
+            log.contains(expected),
+            "{expected} is not captured, so a secret would not be either"
         );
     }
     assert!(secrets.len() > 10);
     for secret in &secrets {
-        // The random part alone is as good as the whole.
+        // The random part alone would disclose the secret.
         let random = secret.rsplit(['_', '.']).next().unwrap_or(secret);
         if let Some(at) = log.find(random) {
             let line = log[..at].rfind('\n').map_or(0, |at| at + 1);
-            panic!("a secret was logged behind: {}", &log[line..at]);
+            panic!("a secret was logged after: {}", &log[line..at]);
         }
         let digest: String = Digest::of(secret)
             .as_bytes()
@@ -487,13 +492,13 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
             .collect();
         assert!(
             !log.to_ascii_lowercase().contains(&digest),
-            "the digest of a secret was logged"
+            "the hash of a secret was logged"
         );
     }
 }
 
-/// Sends secrets everywhere a client may put them; gives them all.
-async fn tell_a_story(
+/// Sends secrets in every place of a request. Returns all secrets.
+async fn send_secrets_everywhere(
     running: &server::Running,
     clock: &ManualClock,
     settings: &tollkey_server::config::Settings,
@@ -521,14 +526,14 @@ async fn tell_a_story(
     clock.advance(std::time::Duration::from_secs(3700));
     let forged = format!("{}x", &merchant[..merchant.len() - 2]);
 
-    // Answers that may hold a secret, once.
+    // Responses that may contain a secret, once.
     let application = call("POST", "/applications")
         .bearer(&merchant)
         .json(json!({"name": "Canary"}))
         .await;
     let application = application.json()["id"].as_str().unwrap().to_owned();
     let keys = format!("/applications/{application}/api-keys");
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for body in [
         json!({"description": "d"}),
         json!({"description": "d", "mode": "test"}),
@@ -538,12 +543,12 @@ async fn tell_a_story(
             .json(body)
             .await
             .json();
-        made.push((
+        created.push((
             reply["id"].as_str().unwrap().to_owned(),
             reply["fullKey"].as_str().unwrap().to_owned(),
         ));
     }
-    // Idempotency-Keys are secrets too: with one and the server's own a kept answer can be opened.
+    // Idempotency-Keys are secrets too: the stored response can be decrypted with one and the server's secret.
     let retry = |number: usize| format!("canary-{number}-{}", "r".repeat(20 + number));
     let commerce = call("POST", "/api-keys")
         .bearer(&merchant)
@@ -569,7 +574,7 @@ async fn tell_a_story(
         let again = async || {
             let reply = call("POST", path)
                 .bearer(&merchant)
-                .header("idempotency-key", retry(made.len()));
+                .header("idempotency-key", retry(created.len()));
             reply.json(body.clone()).await.json()
         };
         let (first, second) = (again().await, again().await);
@@ -577,9 +582,9 @@ async fn tell_a_story(
             of.pointer(pointer).unwrap().as_str().unwrap().to_owned()
         };
         assert_eq!(text(&first, member), text(&second, member));
-        made.push((text(&first, id), text(&first, member)));
+        created.push((text(&first, id), text(&first, member)));
     }
-    made.push((
+    created.push((
         commerce["key_id"].as_str().unwrap().to_owned(),
         commerce["api_key"].as_str().unwrap().to_owned(),
     ));
@@ -599,7 +604,7 @@ async fn tell_a_story(
 
     let mut calls = Vec::new();
     let retries: Vec<String> = (1..6).map(retry).collect();
-    let presented = made.iter().map(|(_, text)| text).chain([
+    let presented = created.iter().map(|(_, text)| text).chain([
         &service_key,
         &unknown,
         &merchant,
@@ -641,7 +646,7 @@ async fn tell_a_story(
             format!("/authz/auth-request?api_key={key}"),
             format!("/authz/ext-authz/-/{key}?key={key}"),
         ] {
-            calls.push(call("GET", &path).bearer(&made[0].1));
+            calls.push(call("GET", &path).bearer(&created[0].1));
         }
         calls.push(call("GET", &format!("/applications/{key}")).bearer(&merchant));
         calls.push(call("GET", &format!("/api-keys/{key}")).bearer(&merchant));
@@ -716,19 +721,22 @@ async fn tell_a_story(
     }
     calls.push(call("GET", "/service-keys").bearer(&operator));
     calls.push(call("DELETE", &format!("/service-keys/{service_id}")).bearer(&operator));
-    calls.push(call("DELETE", &format!("{keys}/{}", made[0].0)).bearer(&merchant));
-    calls.push(call("DELETE", "/whoami").bearer(&made[1].1));
+    calls.push(call("DELETE", &format!("{keys}/{}", created[0].0)).bearer(&merchant));
+    calls.push(call("DELETE", "/whoami").bearer(&created[1].1));
     for call in calls {
         let reply = call.await;
-        // No later answer holds one, but for a member's name that the caller made of it.
-        let told = reply.status == 400 && reply.body.contains("validation_failed");
-        for secret in [&made[0].1, &made[1].1, &service_key, &merchant] {
-            assert!(told || !reply.body.contains(secret.as_str()), "{reply}");
+        // No later response contains a secret, except as the name of an unknown field that the caller sent.
+        let echoes_field_names = reply.status == 400 && reply.body.contains("validation_failed");
+        for secret in [&created[0].1, &created[1].1, &service_key, &merchant] {
+            assert!(
+                echoes_field_names || !reply.body.contains(secret.as_str()),
+                "{reply}"
+            );
         }
     }
     running.state().service.flush_usage().await;
     let mut secrets = vec![service_key, unknown, merchant, operator, service, expired];
     secrets.extend(retries);
-    secrets.extend(made.into_iter().map(|(_, text)| text));
+    secrets.extend(created.into_iter().map(|(_, text)| text));
     secrets
 }

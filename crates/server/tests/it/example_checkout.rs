@@ -1,4 +1,4 @@
-//! `examples/checkout-axum` with the real server: what a key may, whose data it sees, and that a revoked key is refused at once.
+//! `examples/checkout-axum` with the real server: access by scope, separation of accounts and modes, revocation.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -12,7 +12,6 @@ use crate::{
     support::{App, Call, each_backend, eventually},
 };
 
-/// The app in this process.
 struct Checkout {
     address: SocketAddr,
     guard: Guard,
@@ -51,8 +50,8 @@ impl Checkout {
         drop(self.stop);
         self.task
             .await
-            .expect("it goes on to its end")
-            .expect("it ends in good order");
+            .expect("no panic")
+            .expect("a clean shutdown");
         self.guard.shutdown().await;
     }
 
@@ -64,7 +63,7 @@ impl Checkout {
         self.call(method, path, key).await.status
     }
 
-    /// Makes one of a kind; gives its id.
+    /// Creates a resource of this kind. Returns its ID.
     async fn create(&self, kind: &str, key: &str) -> String {
         let reply = self
             .call("POST", &format!("/{kind}"), key)
@@ -74,7 +73,7 @@ impl Checkout {
         member(&reply, "id")
     }
 
-    /// The ids of all of a kind that a key sees.
+    /// The IDs of all resources of this kind that a key can read.
     async fn ids(&self, kind: &str, key: &str) -> Vec<String> {
         let reply = self.call("GET", &format!("/{kind}"), key).await;
         assert_eq!(reply.status, 200, "{reply}");
@@ -82,23 +81,21 @@ impl Checkout {
         json.as_array()
             .expect("a list")
             .iter()
-            .map(|one| one["id"].as_str().expect("an id").to_owned())
+            .map(|item| item["id"].as_str().expect("an ID").to_owned())
             .collect()
     }
 }
 
-/// How long a test waits for an event stream: far shorter than the ten minutes after which a stream that was not notified looks
-/// up its key.
+/// How long a test waits for an event stream: far less than the ten minutes after which it looks up its key itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An open event stream.
 struct EventStream {
     response: reqwest::Response,
     text: String,
 }
 
 impl EventStream {
-    /// Opens it, or gives the status of the rejection.
+    /// Opens a stream. Returns the status of a rejection as `Err`.
     async fn open(checkout: &Checkout, key: &str) -> Result<Self, u16> {
         let url = format!("http://{}/api/v1/events/stream", checkout.address);
         let response = reqwest::Client::new()
@@ -117,19 +114,14 @@ impl EventStream {
         })
     }
 
-    /// Reads on; gives whether there is more.
+    /// Reads the next chunk. Returns `false` at the end.
     async fn read(&mut self) -> bool {
-        let chunk = self
-            .response
-            .chunk()
-            .await
-            .expect("the stream ends in good order");
+        let chunk = self.response.chunk().await.expect("a chunk or the end");
         self.text
-            .push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("a text"));
+            .push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("UTF-8"));
         chunk.is_some()
     }
 
-    /// Reads until this has been sent.
     async fn until(&mut self, part: &str) {
         let read = async {
             while !self.text.contains(part) {
@@ -139,7 +131,6 @@ impl EventStream {
         timeout(PATIENCE, read).await.expect("the event is sent");
     }
 
-    /// Everything that is sent until the end.
     async fn read_to_end(mut self) -> String {
         let read = async { while self.read().await {} };
         timeout(PATIENCE, read).await.expect("the stream ends");
@@ -147,10 +138,10 @@ impl EventStream {
     }
 }
 
-/// What can be created,
+/// The kinds of resources that can be created.
 const CREATED: [&str; 4] = ["links", "sessions", "webhooks", "customers"];
 
-/// and of what.
+/// The body that creates a resource of this kind.
 fn new(kind: &str) -> Value {
     let amount = json!({"value": "49.99", "currency": "USD"});
     match kind {
@@ -166,7 +157,7 @@ fn new(kind: &str) -> Value {
     }
 }
 
-/// Every route: method, kind, whether it is about one of them, the scope it needs, and the answer to a key that has it.
+/// Every route: method, kind, whether its path has an ID, its required scope, and the status with that scope.
 const ROUTES: [(&str, &str, bool, &str, u16); 18] = [
     ("GET", "links", false, "links:read", 200),
     ("GET", "links", true, "links:read", 200),
@@ -201,10 +192,10 @@ const SCOPES: [&str; 9] = [
 ];
 
 #[actix_web::test]
-async fn each_route_needs_its_scope_and_no_other() {
+async fn route_requires_only_its_scope() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
-        let whole = app
+        let all_scopes = app
             .commerce_key(&token, json!({"scopes": ["commerce"]}))
             .await;
         for scopes in SCOPES
@@ -214,17 +205,17 @@ async fn each_route_needs_its_scope_and_no_other() {
         {
             let key = app.commerce_key(&token, json!({"scopes": scopes})).await;
             for kind in CREATED {
-                checkout.create(kind, &whole.text).await;
+                checkout.create(kind, &all_scopes.text).await;
             }
-            for (method, kind, is_about_one, scope, allowed) in ROUTES {
-                let newest = checkout.ids(kind, &whole.text).await.swap_remove(0);
-                let path = if is_about_one {
+            for (method, kind, has_id, scope, allowed) in ROUTES {
+                let newest = checkout.ids(kind, &all_scopes.text).await.swap_remove(0);
+                let path = if has_id {
                     format!("/{kind}/{newest}")
                 } else {
                     format!("/{kind}")
                 };
                 let call = checkout.call(method, &path, &key.text);
-                let before = checkout.ids("events", &whole.text).await;
+                let before = checkout.ids("events", &all_scopes.text).await;
                 let reply = match (method, kind) {
                     ("POST", _) => call.json(new(kind)).await,
                     ("PATCH", "links") => call.json(json!({"active": false})).await,
@@ -248,10 +239,10 @@ async fn each_route_needs_its_scope_and_no_other() {
                     challenge.ends_with(&format!(", scope=\"{scope}\"")),
                     "{challenge}"
                 );
-                let after = checkout.ids("events", &whole.text).await;
+                let after = checkout.ids("events", &all_scopes.text).await;
                 assert_eq!(
                     after, before,
-                    "{method} {path} was refused, and yet something happened"
+                    "{method} {path} was rejected, but changed something"
                 );
             }
         }
@@ -261,14 +252,14 @@ async fn each_route_needs_its_scope_and_no_other() {
 }
 
 #[actix_web::test]
-async fn who_has_no_key_learns_nothing() {
+async fn request_without_key_gets_401_on_every_path() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
-        let paths = ROUTES.map(|(method, kind, is_about_one, ..)| {
+        let paths = ROUTES.map(|(method, kind, has_id, ..)| {
             (
                 method,
-                if is_about_one {
+                if has_id {
                     format!("/{kind}/any")
                 } else {
                     format!("/{kind}")
@@ -287,12 +278,12 @@ async fn who_has_no_key_learns_nothing() {
                 "{method} {path}: {reply}"
             );
         }
-        // Its document knows one place for a key.
+        // The document of the example has one header for keys.
         let elsewhere = Call::new(checkout.address, "GET", "/links")
             .header("x-api-key", &key.text)
             .await;
         assert_eq!(elsewhere.status, 401, "{elsewhere}");
-        // A key that a browser has is none for a server.
+        // Publishable keys are rejected.
         let publishable = app
             .insert_key("acme", Family::Publishable, Mode::Test)
             .await;
@@ -303,7 +294,7 @@ async fn who_has_no_key_learns_nothing() {
                 "{method} {path}"
             );
         }
-        // With a key one is told what there is.
+        // Only a request with a key learns which routes exist.
         assert_eq!(checkout.status("GET", "/nowhere", &key.text).await, 404);
         assert_eq!(checkout.status("PUT", "/links", &key.text).await, 405);
         checkout.stop().await;
@@ -312,7 +303,7 @@ async fn who_has_no_key_learns_nothing() {
 }
 
 #[actix_web::test]
-async fn accounts_and_modes_are_apart() {
+async fn accounts_and_modes_are_separate() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let mut keys = Vec::new();
@@ -329,27 +320,27 @@ async fn accounts_and_modes_are_apart() {
             ));
         }
         for kind in CREATED {
-            let mut made = Vec::new();
+            let mut created = Vec::new();
             for (key, mode) in &keys {
                 let reply = checkout
                     .call("POST", &format!("/{kind}"), key)
                     .json(new(kind))
                     .await;
                 assert_eq!(reply.json()["mode"], *mode, "{reply}");
-                made.push(member(&reply, "id"));
+                created.push(member(&reply, "id"));
             }
             for (own, (key, _)) in keys.iter().enumerate() {
-                assert_eq!(checkout.ids(kind, key).await, made[own..=own]);
-                for (whose, id) in made.iter().enumerate() {
+                assert_eq!(checkout.ids(kind, key).await, created[own..=own]);
+                for (other_index, id) in created.iter().enumerate() {
                     let path = format!("/{kind}/{id}");
-                    if own == whose {
+                    if own == other_index {
                         assert_eq!(checkout.status("GET", &path, key).await, 200);
                         continue;
                     }
-                    for (method, _, is_about_one, ..) in
+                    for (method, _, has_id, ..) in
                         ROUTES.into_iter().filter(|route| route.1 == kind)
                     {
-                        if is_about_one {
+                        if has_id {
                             let reply = checkout.call(method, &path, key).json(json!({})).await;
                             assert_eq!(reply.status, 404, "{method} {path}: {reply}");
                         }
@@ -357,7 +348,7 @@ async fn accounts_and_modes_are_apart() {
                 }
             }
         }
-        // What happened to one's own, and nothing else.
+        // Each key sees the events of its own account and mode only.
         for (own, (key, _)) in keys.iter().enumerate() {
             let events = checkout.call("GET", "/events", key).await.json();
             let types: Vec<&str> = events
@@ -378,14 +369,14 @@ async fn accounts_and_modes_are_apart() {
             for (other, _) in keys
                 .iter()
                 .enumerate()
-                .filter(|(whose, _)| *whose != own)
+                .filter(|(other_index, _)| *other_index != own)
                 .map(|(_, key)| key)
             {
-                let path = format!("/events/{}", events[0]["id"].as_str().expect("an id"));
+                let path = format!("/events/{}", events[0]["id"].as_str().expect("an ID"));
                 assert_eq!(checkout.status("GET", &path, other).await, 404);
             }
         }
-        // Another key of the same account and mode is at home.
+        // Another key of the same account and mode has the same resources.
         let second = app
             .commerce_key(&app.merchant("acme"), json!({"mode": "live"}))
             .await;
@@ -399,7 +390,7 @@ async fn accounts_and_modes_are_apart() {
 }
 
 #[actix_web::test]
-async fn what_is_sent_is_held_to_rules() {
+async fn invalid_bodies_and_full_storage_are_rejected() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let key = app
@@ -439,7 +430,7 @@ async fn what_is_sent_is_held_to_rules() {
         }
         assert_eq!(checkout.ids("events", &key).await.len(), 0);
 
-        // There is an end to what it keeps: of events the newest, of the rest the first.
+        // Storage is limited: it keeps the newest events, and rejects further resources of other kinds.
         for _ in 0..100 {
             checkout.create("customers", &key).await;
         }
@@ -487,7 +478,7 @@ async fn what_is_sent_is_held_to_rules() {
 }
 
 #[actix_web::test]
-async fn a_revoked_key_is_refused_at_the_very_next_request() {
+async fn revoked_key_is_rejected_by_the_next_request() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
         let application = app.application(&token, "Web Store").await;
@@ -502,14 +493,14 @@ async fn a_revoked_key_is_refused_at_the_very_next_request() {
                 (key, "DELETE", path)
             };
             assert_eq!(checkout.status("GET", "/links", &key.text).await, 200);
-            let asked = checkout.guard.stats().misses;
+            let misses = checkout.guard.stats().misses;
             assert_eq!(checkout.status("GET", "/links", &key.text).await, 200);
-            assert_eq!(checkout.guard.stats().misses, asked, "it is remembered");
+            assert_eq!(checkout.guard.stats().misses, misses, "the key is cached");
             let revoked = app.call(method, &path).bearer(&token).await;
             assert!(matches!(revoked.status, 200 | 204), "{revoked}");
-            let refused = checkout.call("GET", "/links", &key.text).await;
-            assert_eq!(refused.status, 401, "round {round}: {refused}");
-            let challenge = refused.header("www-authenticate").expect("a challenge");
+            let rejected = checkout.call("GET", "/links", &key.text).await;
+            assert_eq!(rejected.status, 401, "round {round}: {rejected}");
+            let challenge = rejected.header("www-authenticate").expect("a challenge");
             assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
         }
         checkout.stop().await;
@@ -561,14 +552,14 @@ async fn event_stream_ends_when_its_key_is_revoked() {
                 .unwrap_or_else(|| panic!("{action}: {text}"));
             let problem: Value = serde_json::from_str(end.trim_end()).expect("a problem");
             assert_eq!(problem["code"], code, "{text}");
-            // It is what the next request gets.
+            // The next request gets the same problem.
             let reply = checkout.call("GET", "/events/stream", &key.text).await;
             assert_eq!(
                 (reply.json()["code"].clone(), problem["status"].clone()),
                 (json!(code), json!(reply.status))
             );
         }
-        // The stream of another key of the account goes on, and ends without a reason when the server stops.
+        // The stream of another key of the account stays open, and ends without a reason when the server stops.
         let last = checkout.create("links", &writer).await;
         kept.until(&last).await;
         checkout.stop().await;
@@ -579,7 +570,7 @@ async fn event_stream_ends_when_its_key_is_revoked() {
 }
 
 #[actix_web::test]
-async fn open_event_streams_of_an_account_are_limited() {
+async fn event_streams_per_account_are_limited() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
         let key = app
@@ -601,7 +592,7 @@ async fn open_event_streams_of_an_account_are_limited() {
             .await
             .text;
         assert!(EventStream::open(&checkout, &elsewhere).await.is_ok());
-        // The place of a client that hangs up is free for another one.
+        // A client that disconnects makes way for another one.
         streams.pop();
         eventually("another stream can be opened", async || {
             EventStream::open(&checkout, &key).await.is_ok()

@@ -1,4 +1,4 @@
-//! The examples `storefront-actix` and `vault-axum` over real HTTP, before the real server.
+//! The examples `storefront-actix` and `vault-axum` over real HTTP with the real server.
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
@@ -14,7 +14,6 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend},
 };
 
-/// An example that serves.
 struct Shop {
     address: SocketAddr,
     guard: Guard,
@@ -23,7 +22,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// Starts an example with a guard of its own.
+    /// Starts an example with its own guard.
     async fn start<F>(
         app: &App,
         guard: GuardBuilder,
@@ -52,10 +51,12 @@ impl Shop {
         }
     }
 
-    /// Stops it in good order.
     async fn stop(self) {
-        self.stop.send(()).expect("it serves");
-        self.served.await.expect("no panic").expect("a good end");
+        self.stop.send(()).expect("a running example");
+        self.served
+            .await
+            .expect("no panic")
+            .expect("a clean shutdown");
         self.guard.shutdown().await;
     }
 
@@ -79,13 +80,12 @@ async fn storefront(app: &App) -> Shop {
     .await
 }
 
-/// An account key of that account.
 async fn account_key(app: &App, account: &str, environment: &str, access: &str) -> Key {
     make(app, &app.merchant(account), wanted(environment, access)).await
 }
 
-/// Status, and the code of a failure in its envelope.
-fn said(reply: &Reply) -> (u16, Option<String>) {
+/// The status, and the code of an error. Asserts the envelope.
+fn outcome(reply: &Reply) -> (u16, Option<String>) {
     let json = reply.json();
     let members: Vec<_> = json.as_object().expect("an envelope").keys().collect();
     assert_eq!(members, ["data", "error", "meta"], "{reply}");
@@ -107,11 +107,11 @@ fn said(reply: &Reply) -> (u16, Option<String>) {
     )
 }
 
-fn refused(status: u16, code: &str) -> (u16, Option<String>) {
+fn error(status: u16, code: &str) -> (u16, Option<String>) {
     (status, Some(code.to_owned()))
 }
 
-/// Makes a product; gives its id.
+/// Creates a product. Returns its ID.
 async fn product(shop: &Shop, key: &Key, name: &str, published: bool) -> String {
     let body = json!({"name": name, "price": {"amount": 1900, "currency": "EUR"}, "published": published, "stock": 3});
     let reply = shop
@@ -119,17 +119,16 @@ async fn product(shop: &Shop, key: &Key, name: &str, published: bool) -> String 
         .json(body)
         .bearer(&key.text)
         .await;
-    assert_eq!(said(&reply), (201, None), "{reply}");
+    assert_eq!(outcome(&reply), (201, None), "{reply}");
     reply.json()["data"]["id"]
         .as_str()
-        .expect("an id")
+        .expect("an ID")
         .to_owned()
 }
 
-/// The names of the products that a list has.
 async fn names(shop: &Shop, path: &str, key: &Key) -> Vec<String> {
     let reply = shop.call("GET", path).bearer(&key.text).await;
-    assert_eq!(said(&reply), (200, None), "{reply}");
+    assert_eq!(outcome(&reply), (200, None), "{reply}");
     let products = reply.json()["data"].as_array().expect("a list").clone();
     products
         .iter()
@@ -141,7 +140,7 @@ const PRODUCTS: &str = "/v1/storefront/products";
 const OWN_PRODUCTS: &str = "/v1/account/products";
 
 #[actix_web::test]
-async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
+async fn publishable_keys_read_the_catalog_only() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
@@ -153,10 +152,10 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
             product(&shop, &secret, "Jar", true).await,
         ];
         let new = json!({"name": "Pot", "price": {"amount": 1, "currency": "EUR"}});
-        let (ok, made) = ((200, None), (201, None));
-        let forbidden = refused(403, "FORBIDDEN");
-        let missing = refused(404, "NOT_FOUND");
-        // What each is answered: with a publishable key, with a commerce key, with a secret key.
+        let (ok, created) = ((200, None), (201, None));
+        let forbidden = error(403, "FORBIDDEN");
+        let missing = error(404, "NOT_FOUND");
+        // The expected results with a publishable key, with a commerce key and with a secret key.
         let rows = [
             (
                 "GET",
@@ -191,7 +190,7 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
                 Some(new),
                 &forbidden,
                 &forbidden,
-                &made,
+                &created,
             ),
             (
                 "PUT",
@@ -257,29 +256,29 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
                 let call = key.iter().fold(call, |call, key| call.bearer(&key.text));
                 body.iter().fold(call, |call, body| call.json(body.clone()))
             };
-            let nobody = call(None).await;
+            let anonymous = call(None).await;
             assert_eq!(
-                said(&nobody),
-                refused(401, "INVALID_API_KEY"),
+                outcome(&anonymous),
+                error(401, "INVALID_API_KEY"),
                 "{method} {path}"
             );
             assert_eq!(
-                nobody.header("www-authenticate"),
+                anonymous.header("www-authenticate"),
                 Some("Bearer realm=\"storefront\""),
                 "{method} {path}"
             );
             assert_eq!(
-                said(&call(Some(&publishable)).await),
+                outcome(&call(Some(&publishable)).await),
                 *by_publishable,
                 "publishable: {method} {path}"
             );
             assert_eq!(
-                said(&call(Some(&commerce)).await),
+                outcome(&call(Some(&commerce)).await),
                 *by_commerce,
                 "commerce: {method} {path}"
             );
             assert_eq!(
-                said(&call(Some(&secret)).await),
+                outcome(&call(Some(&secret)).await),
                 *by_secret,
                 "secret: {method} {path}"
             );
@@ -287,7 +286,7 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
         assert_eq!(
             names(&shop, OWN_PRODUCTS, &secret).await,
             ["Mug", "Jar", "Pot"],
-            "what was refused was not done"
+            "rejected requests changed nothing"
         );
         shop.stop().await;
     })
@@ -295,7 +294,7 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
 }
 
 #[actix_web::test]
-async fn the_catalogue_shows_what_is_published_and_nothing_else_of_it() {
+async fn catalog_shows_published_products_without_stock() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
@@ -314,9 +313,9 @@ async fn the_catalogue_shows_what_is_published_and_nothing_else_of_it() {
         assert_eq!(
             shown(&published).await.json()["data"],
             listed,
-            "neither stock nor when it was made"
+            "without the stock and the creation time"
         );
-        assert_eq!(said(&shown(&draft).await), refused(404, "NOT_FOUND"));
+        assert_eq!(outcome(&shown(&draft).await), error(404, "NOT_FOUND"));
         let named = shop
             .call("PUT", "/v1/account/store")
             .json(json!({"name": "Pots"}))
@@ -334,7 +333,7 @@ async fn the_catalogue_shows_what_is_published_and_nothing_else_of_it() {
 }
 
 #[actix_web::test]
-async fn shops_of_other_accounts_and_of_the_other_environment_are_other_shops() {
+async fn shops_are_separate_by_account_and_environment() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let live = account_key(app, "acme", "live", "secret").await;
@@ -356,8 +355,8 @@ async fn shops_of_other_accounts_and_of_the_other_environment_are_other_shops() 
                     .bearer(&key.text)
                     .await;
                 assert_eq!(
-                    said(&shown),
-                    refused(404, "NOT_FOUND"),
+                    outcome(&shown),
+                    error(404, "NOT_FOUND"),
                     "{account} {environment}"
                 );
             }
@@ -366,8 +365,8 @@ async fn shops_of_other_accounts_and_of_the_other_environment_are_other_shops() 
                 .bearer(&other.text)
                 .await;
             assert_eq!(
-                said(&deleted),
-                refused(404, "NOT_FOUND"),
+                outcome(&deleted),
+                error(404, "NOT_FOUND"),
                 "{account} {environment}"
             );
             product(&shop, &other, "Another", true).await;
@@ -379,7 +378,7 @@ async fn shops_of_other_accounts_and_of_the_other_environment_are_other_shops() 
 }
 
 #[actix_web::test]
-async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none() {
+async fn cors_allows_the_catalog_and_not_the_account() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let publishable = account_key(app, "acme", "live", "publishable").await;
@@ -392,28 +391,31 @@ async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none
                 .header("access-control-request-method", method)
                 .header("access-control-request-headers", "authorization")
         };
-        let told = preflight(PRODUCTS, "GET").await;
+        let response = preflight(PRODUCTS, "GET").await;
         assert_eq!(
-            (told.status, told.header("access-control-allow-origin")),
+            (
+                response.status,
+                response.header("access-control-allow-origin")
+            ),
             (200, Some("*")),
-            "{told}"
+            "{response}"
         );
         assert_eq!(
-            told.header("access-control-allow-methods"),
+            response.header("access-control-allow-methods"),
             Some("GET"),
-            "{told}"
+            "{response}"
         );
-        let headers = told
+        let headers = response
             .header("access-control-allow-headers")
             .unwrap_or_default();
         let mut headers: Vec<_> = headers.split(',').map(str::trim).collect();
         headers.sort_unstable();
-        assert_eq!(headers, ["authorization", "x-api-key"], "{told}");
+        assert_eq!(headers, ["authorization", "x-api-key"], "{response}");
         let wrong = preflight(PRODUCTS, "DELETE").await;
-        assert_eq!(said(&wrong), refused(400, "VALIDATION_ERROR"), "{wrong}");
+        assert_eq!(outcome(&wrong), error(400, "VALIDATION_ERROR"), "{wrong}");
         assert_eq!(wrong.header("access-control-allow-origin"), None, "{wrong}");
 
-        // The page reads what it is answered, a refusal too.
+        // The page can read the response, even a rejection.
         let products = from_page("GET", PRODUCTS).bearer(&publishable.text).await;
         assert_eq!(
             (
@@ -423,16 +425,24 @@ async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none
             (200, Some("*")),
             "{products}"
         );
-        let nobody = from_page("GET", PRODUCTS).await;
-        assert_eq!(said(&nobody), refused(401, "INVALID_API_KEY"), "{nobody}");
+        let anonymous = from_page("GET", PRODUCTS).await;
         assert_eq!(
-            nobody.header("access-control-allow-origin"),
+            outcome(&anonymous),
+            error(401, "INVALID_API_KEY"),
+            "{anonymous}"
+        );
+        assert_eq!(
+            anonymous.header("access-control-allow-origin"),
             Some("*"),
-            "{nobody}"
+            "{anonymous}"
         );
 
         let account = preflight(OWN_PRODUCTS, "GET").await;
-        assert_eq!(said(&account), refused(401, "INVALID_API_KEY"), "{account}");
+        assert_eq!(
+            outcome(&account),
+            error(401, "INVALID_API_KEY"),
+            "{account}"
+        );
         assert_eq!(
             account.header("access-control-allow-origin"),
             None,
@@ -444,25 +454,25 @@ async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none
 }
 
 #[actix_web::test]
-async fn a_key_of_the_storefront_that_is_revoked_is_refused_at_once() {
+async fn revoked_key_is_rejected_by_the_storefront() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
         for access in ["secret", "publishable"] {
             let key = account_key(app, "acme", "live", access).await;
-            let ask = || shop.call("GET", PRODUCTS).bearer(&key.text);
-            assert_eq!(said(&ask().await), (200, None));
-            let asked = shop.guard.stats().misses;
-            assert_eq!(said(&ask().await), (200, None));
-            assert_eq!(shop.guard.stats().misses, asked, "it is remembered");
+            let request = || shop.call("GET", PRODUCTS).bearer(&key.text);
+            assert_eq!(outcome(&request().await), (200, None));
+            let misses = shop.guard.stats().misses;
+            assert_eq!(outcome(&request().await), (200, None));
+            assert_eq!(shop.guard.stats().misses, misses, "the key is cached");
             let revoked = app
                 .delete(&format!("/v1/account/api-keys/{}", key.id))
                 .bearer(&secret.text)
                 .await;
             assert_eq!(revoked.status, 200, "{revoked}");
             assert_eq!(
-                said(&ask().await),
-                refused(401, "INVALID_API_KEY"),
+                outcome(&request().await),
+                error(401, "INVALID_API_KEY"),
                 "{access}"
             );
         }
@@ -472,7 +482,7 @@ async fn a_key_of_the_storefront_that_is_revoked_is_refused_at_once() {
 }
 
 #[actix_web::test]
-async fn the_storefront_says_in_its_envelope_what_is_wrong_with_a_body() {
+async fn storefront_reports_invalid_bodies_in_its_envelope() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
@@ -491,20 +501,20 @@ async fn the_storefront_says_in_its_envelope_what_is_wrong_with_a_body() {
             json!({"name": "Mug", "price": price, "account": "umbrella"}),
         ] {
             assert_eq!(
-                said(&send(body.clone()).await),
-                refused(400, "VALIDATION_ERROR"),
+                outcome(&send(body.clone()).await),
+                error(400, "VALIDATION_ERROR"),
                 "{body}"
             );
         }
         let large = json!({"name": "n".repeat(5000), "price": price});
-        assert_eq!(said(&send(large).await), refused(413, "PAYLOAD_TOO_LARGE"));
+        assert_eq!(outcome(&send(large).await), error(413, "PAYLOAD_TOO_LARGE"));
         let other = shop.call("PATCH", OWN_PRODUCTS).bearer(&secret.text).await;
-        assert_eq!(said(&other), refused(405, "METHOD_NOT_ALLOWED"));
+        assert_eq!(outcome(&other), error(405, "METHOD_NOT_ALLOWED"));
         for number in 0..100 {
             product(&shop, &secret, &format!("Mug {number}"), false).await;
         }
         let full = send(json!({"name": "Mug", "price": price})).await;
-        assert_eq!(said(&full), refused(503, "UNAVAILABLE"), "{full}");
+        assert_eq!(outcome(&full), error(503, "UNAVAILABLE"), "{full}");
         shop.stop().await;
     })
     .await;
@@ -512,9 +522,8 @@ async fn the_storefront_says_in_its_envelope_what_is_wrong_with_a_body() {
 
 // The vault
 
-/// How long the receiver has in these tests.
+/// The timeout of the receiver in these tests.
 const FORWARDING: Duration = Duration::from_secs(10);
-/// The number of a card, as issuers give it out for tests.
 const NUMBER: &str = "4242424242424242";
 
 async fn vault(app: &App, upstream: Upstream) -> Shop {
@@ -528,7 +537,7 @@ async fn vault(app: &App, upstream: Upstream) -> Shop {
     .await
 }
 
-/// A receiver, for as long as the test's process lives: `/echo` tells of the request, the others misbehave.
+/// Starts a receiver that runs until the test process ends: `/echo` returns the request, the other paths misbehave.
 fn receiver(path: &str, timeout: Duration) -> Upstream {
     async fn echo(request: HttpRequest, body: web::Bytes) -> HttpResponse {
         let mut headers: Vec<_> = request.headers().keys().map(ToString::to_string).collect();
@@ -576,23 +585,22 @@ fn echo() -> Upstream {
     receiver("/echo", FORWARDING)
 }
 
-/// A request to the vault about a merchant, or about none.
-fn ask(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &str) -> Call {
+/// A request to the vault, with or without a merchant.
+fn request(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &str) -> Call {
     let call = shop.call(method, path).header("x-api-key", &key.text);
     merchant.iter().fold(call, |call, merchant| {
         call.header("x-merchant-id", merchant)
     })
 }
 
-/// A commerce key of acme.
 async fn key_of_acme(app: &App, body: Value) -> Key {
     app.commerce_key(&app.merchant("acme"), body).await
 }
 
-/// Puts a card into the vault, for a merchant; gives its token.
-async fn keep(shop: &Shop, key: &Key, merchant: &str) -> Value {
+/// Stores a card of a merchant in the vault. Returns its token.
+async fn store_card(shop: &Shop, key: &Key, merchant: &str) -> Value {
     let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-    let reply = ask(
+    let reply = request(
         shop,
         key,
         None,
@@ -606,12 +614,12 @@ async fn keep(shop: &Shop, key: &Key, merchant: &str) -> Value {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().expect("a text")
+    value.as_str().expect("a string")
 }
 
-/// The ids of the tokens that a key sees.
-async fn seen(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
-    let reply = ask(shop, key, merchant, "GET", "/tokens").await;
+/// The IDs of the tokens that a key can read.
+async fn token_ids(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
+    let reply = request(shop, key, merchant, "GET", "/tokens").await;
     assert_eq!(reply.status, 200, "{reply}");
     reply
         .json()
@@ -622,7 +630,7 @@ async fn seen(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
         .collect()
 }
 
-/// The request of each feature, about a token and its payment data.
+/// A request for each feature, with this token and payment data.
 fn requests(token: &str, data: &str) -> [(Feature, &'static str, String, Option<Value>); 5] {
     let message = json!({"amount": 1900});
     [
@@ -654,10 +662,10 @@ fn requests(token: &str, data: &str) -> [(Feature, &'static str, String, Option<
     ]
 }
 
-/// A token of merchant `m_1` and its payment data.
-async fn kept(shop: &Shop, full: &Key) -> (String, String) {
-    let token = text(&keep(shop, full, "m_1").await["id"]).to_owned();
-    let data = ask(
+/// Stores a card of merchant `m_1`. Returns the IDs of the token and of its payment data.
+async fn stored_card(shop: &Shop, full: &Key) -> (String, String) {
+    let token = text(&store_card(shop, full, "m_1").await["id"]).to_owned();
+    let data = request(
         shop,
         full,
         None,
@@ -672,11 +680,11 @@ async fn kept(shop: &Shop, full: &Key) -> (String, String) {
 }
 
 #[actix_web::test]
-async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
+async fn features_and_operating_model_limit_a_scoped_key() {
     each_backend(async |app: &App| {
         let shop = vault(app, echo()).await;
         let full = key_of_acme(app, json!({})).await;
-        let (token, data) = kept(&shop, &full).await;
+        let (token, data) = stored_card(&shop, &full).await;
         let mut all = Vec::new();
         for model in [OperatingModel::Ecosystem, OperatingModel::ManagedEcosystem] {
             app.set_model("acme", model.as_str()).await;
@@ -687,7 +695,7 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
             }
             for (own, key) in &keys {
                 for (feature, method, path, body) in requests(&token, &data) {
-                    let call = ask(&shop, key, Some("m_1"), method, &path);
+                    let call = request(&shop, key, Some("m_1"), method, &path);
                     let reply = body
                         .iter()
                         .fold(call, |call, body| call.json(body.clone()))
@@ -700,9 +708,9 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
                     );
                     assert!(may || reply.code() == "route_not_allowed", "{reply}");
                 }
-                // What is no feature.
+                // Routes of no feature.
                 let storing = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-                let reply = ask(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens")
+                let reply = request(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens")
                     .json(storing)
                     .await;
                 assert_eq!(
@@ -710,7 +718,7 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
                     (403, "route_not_allowed"),
                     "{reply}"
                 );
-                let reply = ask(&shop, key, Some("m_1"), "GET", "/nothing").await;
+                let reply = request(&shop, key, Some("m_1"), "GET", "/nothing").await;
                 assert_eq!(
                     (reply.status, reply.code().as_str()),
                     (403, "route_not_allowed"),
@@ -719,15 +727,15 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
             }
             all.extend(keys);
         }
-        // The model is looked at with every request, so a change holds for keys that are there, and for remembered ones.
-        let list = || ask(&shop, &all[0].1, Some("m_1"), "GET", "/tokens");
+        // The model is checked with every request, so a change also applies to existing and cached keys.
+        let list = || request(&shop, &all[0].1, Some("m_1"), "GET", "/tokens");
         assert_eq!(list().await.status, 403, "the managed model has no list");
         app.set_model("acme", "ecosystem").await;
         assert_eq!(list().await.status, 200);
         app.set_model("acme", "platform").await;
         for (own, key) in &all {
             for (_, method, path, body) in requests(&token, &data) {
-                let call = ask(&shop, key, Some("m_1"), method, &path);
+                let call = request(&shop, key, Some("m_1"), method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -739,9 +747,9 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
                 );
             }
         }
-        // A key without restrictions has nothing to do with models.
+        // Models do not apply to a key without restrictions.
         for (_, method, path, body) in requests(&token, &data) {
-            let call = ask(&shop, &full, None, method, &path);
+            let call = request(&shop, &full, None, method, &path);
             let reply = body
                 .iter()
                 .fold(call, |call, body| call.json(body.clone()))
@@ -754,7 +762,7 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
 }
 
 #[actix_web::test]
-async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
+async fn key_of_a_merchant_reads_only_its_tokens() {
     each_backend(async |app: &App| {
         let shop = vault(app, echo()).await;
         app.set_model("acme", "ecosystem").await;
@@ -764,7 +772,7 @@ async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
         let any = key_of_acme(app, json!({"features": ["tokens.list"]})).await;
         let mut tokens = Vec::new();
         for merchant in ["m_1", "m_2", "m_3"] {
-            let token = keep(&shop, &full, merchant).await;
+            let token = store_card(&shop, &full, merchant).await;
             assert_eq!(token["merchant"], merchant);
             tokens.push(text(&token["id"]).to_owned());
         }
@@ -777,39 +785,43 @@ async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
             (&full, "m_2", &second),
         ] {
             assert_eq!(
-                seen(&shop, key, Some(merchant)).await,
+                token_ids(&shop, key, Some(merchant)).await,
                 std::slice::from_ref(expected),
                 "{merchant}"
             );
         }
         for key in [&any, &full] {
-            assert_eq!(seen(&shop, key, None).await, tokens, "bound to no merchant");
-            assert!(seen(&shop, key, Some("m_4")).await.is_empty());
+            assert_eq!(
+                token_ids(&shop, key, None).await,
+                tokens,
+                "without a merchant restriction"
+            );
+            assert!(token_ids(&shop, key, Some("m_4")).await.is_empty());
         }
-        let (list, refused) = ("/tokens", "merchant_not_allowed");
+        let (list, error) = ("/tokens", "merchant_not_allowed");
         for (key, merchant) in [
             (&one, Some("m_2")),
             (&one, None),
             (&both, Some("m_3")),
             (&full, Some("m 1")),
         ] {
-            let reply = ask(&shop, key, merchant, "GET", list).await;
+            let reply = request(&shop, key, merchant, "GET", list).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
-                (403, refused),
+                (403, error),
                 "{merchant:?}: {reply}"
             );
         }
-        let twice = ask(&shop, &both, Some("m_1"), "GET", list)
+        let twice = request(&shop, &both, Some("m_1"), "GET", list)
             .header("x-merchant-id", "m_2")
             .await;
         assert_eq!(
             (twice.status, twice.code().as_str()),
-            (403, refused),
+            (403, error),
             "{twice}"
         );
-        // Another merchant's token is none, however it is asked for.
-        let listed = ask(
+        // The token of another merchant is not found on any route.
+        let listed = request(
             &shop,
             &full,
             None,
@@ -823,7 +835,7 @@ async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
             .skip(1)
         {
             for (key, merchant) in [(&one, "m_1"), (&both, "m_1"), (&full, "m_3")] {
-                let call = ask(&shop, key, Some(merchant), method, &path);
+                let call = request(&shop, key, Some(merchant), method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -831,40 +843,40 @@ async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
                 assert_eq!(reply.status, 404, "{feature:?} {merchant}: {reply}");
             }
         }
-        // Where tokens are made the path names the merchant, whatever the header says.
+        // The path names the merchant of a new token, not the header.
         let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-        let made = ask(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
+        let created = request(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
             .json(body.clone())
             .await;
         assert_eq!(
-            (made.status, &made.json()["merchant"]),
+            (created.status, &created.json()["merchant"]),
             (201, &json!("m_5")),
-            "{made}"
+            "{created}"
         );
-        let odd = ask(&shop, &full, None, "POST", "/merchants/m%205/tokens")
+        let odd = request(&shop, &full, None, "POST", "/merchants/m%205/tokens")
             .json(body)
             .await;
-        assert_eq!((odd.status, odd.code().as_str()), (403, refused), "{odd}");
+        assert_eq!((odd.status, odd.code().as_str()), (403, error), "{odd}");
         shop.stop().await;
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_vault_is_that_of_an_account_in_one_mode_and_opens_to_commerce_keys() {
+async fn vaults_are_separate_and_require_commerce_keys() {
     each_backend(async |app: &App| {
         let shop = vault(app, echo()).await;
         let live = key_of_acme(app, json!({})).await;
-        let (token, data) = kept(&shop, &live).await;
+        let (token, data) = stored_card(&shop, &live).await;
         let umbrella = app.merchant("umbrella");
         let others = [
             key_of_acme(app, json!({"mode": "test"})).await,
             app.commerce_key(&umbrella, json!({})).await,
         ];
         for other in &others {
-            assert!(seen(&shop, other, None).await.is_empty());
+            assert!(token_ids(&shop, other, None).await.is_empty());
             for (feature, method, path, body) in requests(&token, &data).into_iter().skip(1) {
-                let call = ask(&shop, other, None, method, &path);
+                let call = request(&shop, other, None, method, &path);
                 let reply = body
                     .iter()
                     .fold(call, |call, body| call.json(body.clone()))
@@ -879,35 +891,35 @@ async fn a_vault_is_that_of_an_account_in_one_mode_and_opens_to_commerce_keys() 
             .into_iter()
             .chain([storing])
         {
-            let nobody = shop.call(method, &path).await;
+            let anonymous = shop.call(method, &path).await;
             assert_eq!(
-                (nobody.status, nobody.code().as_str()),
+                (anonymous.status, anonymous.code().as_str()),
                 (401, "missing_credentials"),
-                "{nobody}"
+                "{anonymous}"
             );
-            // The document has one header for keys; another is not looked at.
+            // The document of the example has one header for keys; others are not read.
             let bearer = shop.call(method, &path).bearer(&live.text).await;
             assert_eq!(
                 (bearer.status, bearer.code().as_str()),
                 (401, "missing_credentials"),
                 "{bearer}"
             );
-            let reply = ask(&shop, &links, None, method, &path).await;
+            let reply = request(&shop, &links, None, method, &path).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
                 (403, "insufficient_scope"),
                 "{method} {path}: {reply}"
             );
         }
-        let asked = shop.guard.stats().misses;
-        assert_eq!(seen(&shop, &live, None).await, [token]);
-        assert_eq!(shop.guard.stats().misses, asked, "it is remembered");
+        let misses = shop.guard.stats().misses;
+        assert_eq!(token_ids(&shop, &live, None).await, [token]);
+        assert_eq!(shop.guard.stats().misses, misses, "the key is cached");
         let revoked = app
             .post(&format!("/api-keys/{}/revoke", live.id), json!({}))
             .bearer(&app.merchant("acme"))
             .await;
         assert_eq!(revoked.status, 200, "{revoked}");
-        let reply = ask(&shop, &live, None, "GET", "/tokens").await;
+        let reply = request(&shop, &live, None, "GET", "/tokens").await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (401, "invalid_api_key"),
@@ -919,11 +931,11 @@ async fn a_vault_is_that_of_an_account_in_one_mode_and_opens_to_commerce_keys() 
 }
 
 #[actix_web::test]
-async fn the_vault_forwards_what_it_keeps_and_nothing_of_the_caller_but_the_message() {
+async fn vault_forwards_only_stored_data_and_the_message() {
     each_backend(async |app: &App| {
         let shop = vault(app, echo()).await;
         let key = key_of_acme(app, json!({})).await;
-        let (token, data) = kept(&shop, &key).await;
+        let (token, data) = stored_card(&shop, &key).await;
         let message = json!({"amount": 1900, "note": ["a", null]});
         let sent = [
             (
@@ -938,17 +950,17 @@ async fn the_vault_forwards_what_it_keeps_and_nothing_of_the_caller_but_the_mess
             ),
         ];
         for (path, body, forwarded) in sent {
-            let reply = ask(&shop, &key, Some("m_1"), "POST", &path)
+            let reply = request(&shop, &key, Some("m_1"), "POST", &path)
                 .json(body)
                 .header("cookie", "a=b")
                 .await;
             assert_eq!(reply.status, 200, "{reply}");
-            let told = json!({
+            let response = json!({
                 "method": "POST",
                 "headers": ["accept", "content-length", "content-type", "host"],
                 "body": {"merchant": "m_1", "data": forwarded, "message": message},
             });
-            assert_eq!(reply.json(), json!({"status": 202, "body": told}));
+            assert_eq!(reply.json(), json!({"status": 202, "body": response}));
         }
         shop.stop().await;
     })
@@ -956,10 +968,10 @@ async fn the_vault_forwards_what_it_keeps_and_nothing_of_the_caller_but_the_mess
 }
 
 #[actix_web::test]
-async fn a_receiver_that_misbehaves_costs_the_vault_little() {
+async fn vault_reports_failures_of_the_receiver() {
     each_backend(async |app: &App| {
         let key = key_of_acme(app, json!({})).await;
-        let nobody = Upstream::new("http://127.0.0.1:1/", FORWARDING).expect("a receiver");
+        let closed_port = Upstream::new("http://127.0.0.1:1/", FORWARDING).expect("a receiver");
         for (upstream, status, expected) in [
             (
                 receiver("/text", FORWARDING),
@@ -981,19 +993,21 @@ async fn a_receiver_that_misbehaves_costs_the_vault_little() {
                 504,
                 json!("The receiver did not answer in time."),
             ),
-            (nobody, 502, json!("The receiver cannot be reached.")),
+            (closed_port, 502, json!("The receiver cannot be reached.")),
         ] {
             let shop = vault(app, upstream).await;
-            let token = keep(&shop, &key, "m_1").await;
+            let token = store_card(&shop, &key, "m_1").await;
             let body = json!({"token": token["id"], "message": null});
-            let reply = ask(&shop, &key, None, "POST", "/forward").json(body).await;
+            let reply = request(&shop, &key, None, "POST", "/forward")
+                .json(body)
+                .await;
             let json = reply.json();
-            let said = if status == 200 {
+            let result = if status == 200 {
                 &json
             } else {
                 &json["detail"]
             };
-            assert_eq!((reply.status, said), (status, &expected), "{reply}");
+            assert_eq!((reply.status, result), (status, &expected), "{reply}");
             shop.stop().await;
         }
         for url in ["", "vault.example", "ftp://vault.example/"] {
@@ -1004,14 +1018,14 @@ async fn a_receiver_that_misbehaves_costs_the_vault_little() {
 }
 
 #[actix_web::test]
-async fn no_answer_of_the_vault_has_the_number_of_a_card() {
+async fn vault_responses_contain_no_card_number() {
     each_backend(async |app: &App| {
         let shop = vault(app, echo()).await;
         let key = key_of_acme(app, json!({})).await;
-        let (token, data) = kept(&shop, &key).await;
+        let (token, data) = stored_card(&shop, &key).await;
         let full = |number: Value| json!({"number": number, "holder": "Ada", "expiry": "12/30"});
         let storing =
-            |body: Value| ask(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body);
+            |body: Value| request(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body);
         let number: u64 = NUMBER.parse().expect("a number");
         let mut replies = Vec::new();
         for (body, status) in [
@@ -1031,7 +1045,7 @@ async fn no_answer_of_the_vault_has_the_number_of_a_card() {
             replies.push(reply);
         }
         for (_, method, path, body) in requests(&token, &data) {
-            let call = ask(&shop, &key, None, method, &path);
+            let call = request(&shop, &key, None, method, &path);
             replies.push(
                 body.iter()
                     .fold(call, |call, body| call.json(body.clone()))

@@ -1,5 +1,5 @@
-//! The examples as processes of their own, frozen and thawed, and left without their Tollkey. A test has the path of no other
-//! package's binary, so this test binary is started again, to be the `main` of the example and nothing else.
+//! The examples as separate processes: paused, resumed, and without their Tollkey. A test cannot find another package's
+//! binary, so this test binary starts itself again and runs the `main` of the example.
 
 use std::{
     cell::Cell,
@@ -27,10 +27,9 @@ mod storefront_actix_program;
 #[path = "../../../../examples/vault-axum/src/main.rs"]
 mod vault_axum_program;
 
-/// Names the example that the process is.
+/// The name of the example that the process runs.
 const EXAMPLE: &str = "TOLLKEY_TEST_EXAMPLE";
 
-/// An example.
 #[derive(Clone, Copy, Debug)]
 enum Example {
     CheckoutAxum,
@@ -55,10 +54,10 @@ impl Example {
             Self::StorefrontActix => storefront_actix_program::main(),
             Self::VaultAxum => vault_axum_program::main(),
         };
-        ended.expect("it ends in good order");
+        ended.expect("a clean exit");
     }
 
-    /// A path that its own kind of key may read,
+    /// A path that the example's kind of key may read.
     fn path(self) -> &'static str {
         match self {
             Self::CheckoutAxum => "/api/v1/links",
@@ -67,7 +66,6 @@ impl Example {
         }
     }
 
-    /// and the header in which that stands.
     fn header(self, key: &Key) -> (&'static str, String) {
         match self {
             Self::CheckoutAxum | Self::StorefrontActix => {
@@ -77,9 +75,8 @@ impl Example {
         }
     }
 
-    /// Makes a key of that kind.
     async fn key(self, server: &Server) -> Key {
-        let made = match self {
+        let creation = match self {
             Self::CheckoutAxum => server.post(
                 "/api-keys",
                 json!({"name": "Web", "scopes": ["links:read"]}),
@@ -89,10 +86,10 @@ impl Example {
             }
             Self::VaultAxum => server.post("/api-keys", json!({"name": "Vault"})),
         };
-        let reply = made.bearer(&merchant("acme")).await;
+        let reply = creation.bearer(&merchant("acme")).await;
         assert_eq!(reply.status, 201, "{reply}");
         match self {
-            Self::StorefrontActix => storlaunch::made(&reply),
+            Self::StorefrontActix => storlaunch::creation(&reply),
             _ => Key {
                 id: member(&reply, "key_id"),
                 text: member(&reply, "api_key"),
@@ -100,7 +97,6 @@ impl Example {
         }
     }
 
-    /// Revokes one.
     async fn revoke(self, server: &Server, key: &Key) {
         let revocation = match self {
             Self::StorefrontActix => server.delete(&format!("{}/{}", storlaunch::KEYS, key.id)),
@@ -110,12 +106,12 @@ impl Example {
         assert!(matches!(reply.status, 200 | 204), "{reply}");
     }
 
-    /// Starts it with a Tollkey and a service key of it, until it listens on a port of its own.
+    /// Starts the example on a free port, with this Tollkey server, and waits until it listens.
     async fn start(self, tollkey: SocketAddr, service_key: &str) -> Server {
         let mut command = Command::new(env::current_exe().expect("this test binary"));
         command.args([
             "--exact",
-            "examples::is_an_example",
+            "examples::runs_an_example",
             "--ignored",
             "--nocapture",
         ]);
@@ -135,7 +131,7 @@ impl Example {
         started.unwrap_or_else(|finished| panic!("{self:?} did not start: {finished}"))
     }
 
-    /// What it says to a key.
+    /// The status of a request with this key.
     async fn status(self, app: &Server, key: &Key) -> u16 {
         let (header, value) = self.header(key);
         Call::to(app.address, "GET", self.path())
@@ -145,45 +141,44 @@ impl Example {
     }
 }
 
-/// The process of an [`Example`].
 #[test]
-#[ignore = "other tests start it as a process of its own"]
-fn is_an_example() {
+#[ignore = "other tests start it as a separate process"]
+fn runs_an_example() {
     let Ok(name) = env::var(EXAMPLE) else { return };
     let example = Example::ALL
         .into_iter()
         .find(|example| example.name() == name);
-    example.expect("an example of that name").main();
+    example.expect("an example with this name").main();
 }
 
-async fn a_frozen_app_is_waited_for(example: Example) {
+async fn check_revocation_with_paused_app(example: Example) {
     for database in backends() {
         let server = Tollkey::on(&database).serve().await;
         let app = example
             .start(server.address, &server.service_key().await.text)
             .await;
-        let (gone, kept) = (example.key(&server).await, example.key(&server).await);
-        for key in [&gone, &kept] {
+        let (revoked, active) = (example.key(&server).await, example.key(&server).await);
+        for key in [&revoked, &active] {
             assert_eq!(example.status(&app, key).await, 200);
         }
 
         app.signal("STOP").await;
-        let asked = Instant::now();
-        example.revoke(&server, &gone).await;
-        let took = asked.elapsed();
-        // The lease had begun a while before, and how long, is chance.
+        let began = Instant::now();
+        example.revoke(&server, &revoked).await;
+        let took = began.elapsed();
+        // The lease began some time before, which varies.
         assert!(
             took > LEASE / 6,
-            "answered after {took:?}, while the app could still say yes"
+            "confirmed after {took:?}, while the app could still accept the key"
         );
-        assert!(took < 2 * LEASE, "answered only after {took:?}");
-        // These wait in its sockets, and are the first that it does.
+        assert!(took < 2 * LEASE, "confirmed only after {took:?}");
+        // These requests wait in the sockets of the app, which handles them first.
         let mut waiting = Vec::new();
-        let (header, value) = example.header(&gone);
+        let (header, value) = example.header(&revoked);
         for _ in 0..8 {
             let mut connection = Connection::open(app.address)
                 .await
-                .expect("it still listens");
+                .expect("a listening socket");
             connection
                 .get(example.path(), header, &value)
                 .await
@@ -191,27 +186,27 @@ async fn a_frozen_app_is_waited_for(example: Example) {
             waiting.push(connection);
         }
         app.signal("CONT").await;
-        let first = example.status(&app, &gone).await;
-        assert!(matches!(first, 401 | 503), "{first} after thawing");
+        let first = example.status(&app, &revoked).await;
+        assert!(matches!(first, 401 | 503), "{first} after resuming");
         for mut connection in waiting {
-            let (status, body) = connection.answer().await.expect("an answer");
+            let (status, body) = connection.answer().await.expect("a response");
             assert!(
                 matches!(status, 401 | 503),
-                "{status} after thawing: {body}"
+                "{status} after resuming: {body}"
             );
         }
 
-        eventually("it has found the server again", async || {
-            example.status(&app, &kept).await == 200
+        eventually("the app reaches the server again", async || {
+            example.status(&app, &active).await == 200
         })
         .await;
-        assert_eq!(example.status(&app, &gone).await, 401);
+        assert_eq!(example.status(&app, &revoked).await, 401);
         app.stop().await;
         server.stop().await;
     }
 }
 
-async fn an_app_without_its_server_refuses_everything(example: Example) {
+async fn check_app_without_server(example: Example) {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let (server, other) = (tollkey.serve().await, tollkey.serve().await);
@@ -219,29 +214,29 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
         let app = example
             .start(address, &server.service_key().await.text)
             .await;
-        let (gone, kept, never_shown) = (
+        let (revoked, active, never_sent) = (
             example.key(&server).await,
             example.key(&server).await,
             example.key(&server).await,
         );
-        for key in [&gone, &kept] {
+        for key in [&revoked, &active] {
             assert_eq!(example.status(&app, key).await, 200);
         }
 
         server.kill().await;
-        let answered = Cell::new(None);
+        let confirmed = Cell::new(None);
         let revocation = async {
-            example.revoke(&other, &gone).await;
-            answered.set(Some(Instant::now()));
+            example.revoke(&other, &revoked).await;
+            confirmed.set(Some(Instant::now()));
         };
         let requests = async {
             let mut seen = Vec::new();
-            while answered
+            while confirmed
                 .get()
-                .is_none_or(|answered| answered.elapsed() < LEASE / 6)
+                .is_none_or(|confirmed| confirmed.elapsed() < LEASE / 6)
             {
-                for key in [&gone, &kept] {
-                    let is_after = answered.get().is_some();
+                for key in [&revoked, &active] {
+                    let is_after = confirmed.get().is_some();
                     seen.push((is_after, example.status(&app, key).await));
                 }
                 sleep(Duration::from_millis(2)).await;
@@ -252,25 +247,25 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
         assert_eq!(
             seen[0],
             (false, 200),
-            "what is remembered is answered for the rest of the lease"
+            "a cached key is accepted for the rest of the lease"
         );
-        let is_over = seen
+        let lease_end = seen
             .iter()
             .position(|(_, status)| *status != 200)
-            .expect("the lease ends");
+            .expect("a request after the lease");
         for (number, (is_after, status)) in seen.iter().enumerate() {
-            let expected = if number < is_over && !is_after {
+            let expected = if number < lease_end && !is_after {
                 200
             } else {
                 503
             };
             assert_eq!(
                 *status, expected,
-                "request {number}, the lease ended with {is_over}, after: {is_after}"
+                "request {number}, the lease ended with {lease_end}, after the revocation: {is_after}"
             );
         }
         assert!(seen.iter().any(|(is_after, _)| *is_after));
-        for key in [&gone, &kept, &never_shown] {
+        for key in [&revoked, &active, &never_sent] {
             assert_eq!(example.status(&app, key).await, 503);
         }
 
@@ -279,12 +274,12 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
             .with("TOLLKEY_LISTEN", &address.to_string())
             .serve()
             .await;
-        eventually("it has found the server again", async || {
-            example.status(&app, &kept).await == 200
+        eventually("the app reaches the server again", async || {
+            example.status(&app, &active).await == 200
         })
         .await;
-        assert_eq!(example.status(&app, &gone).await, 401);
-        // The example has a log, so that what the middleware warns of is seen.
+        assert_eq!(example.status(&app, &revoked).await, 401);
+        // The example logs the warnings of the middleware.
         let log = app.stop().await.stderr;
         assert!(
             log.lines()
@@ -296,26 +291,26 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
     }
 }
 
-/// A test of each of the two for each example: they wait much, so they wait side by side.
-macro_rules! shown_with {
+/// Both tests for each example as separate tests, so that their waits overlap.
+macro_rules! for_each_example {
     ($($module:ident: $example:expr;)*) => {$(
         mod $module {
             use super::*;
 
             #[actix_web::test]
-            async fn a_revocation_waits_for_a_frozen_app_and_the_thawed_app_refuses_the_key() {
-                a_frozen_app_is_waited_for($example).await;
+            async fn revocation_waits_for_the_lease_of_a_paused_app() {
+                check_revocation_with_paused_app($example).await;
             }
 
             #[actix_web::test]
-            async fn without_its_server_the_app_refuses_everything_once_the_lease_has_ended() {
-                an_app_without_its_server_refuses_everything($example).await;
+            async fn app_without_server_rejects_keys_after_its_lease() {
+                check_app_without_server($example).await;
             }
         }
     )*};
 }
 
-shown_with! {
+for_each_example! {
     checkout_axum: Example::CheckoutAxum;
     storefront_actix: Example::StorefrontActix;
     vault_axum: Example::VaultAxum;

@@ -1,4 +1,4 @@
-//! What one account does delays and excludes no other account, no first verification and no lease.
+//! Requests of one account do not delay or exclude other accounts, cache misses or lease renewals.
 
 use std::{cell::Cell, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN, each_backend_with,
 
 const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
 
-/// Gives `acme` that many keys. Each key whose number `is_match` accepts has a name with `needle` in it.
+/// Creates this many keys for `acme`. The names of keys with a number that `is_match` accepts contain `needle`.
 fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
     let account: AccountId = "acme".parse().expect("an account");
     let random = Random::new(StdRng::seed_from_u64(7));
@@ -53,7 +53,7 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
         .expect("a filled database");
 }
 
-/// The cookie of a session of the dashboard for `acme`.
+/// Signs in to the dashboard for `acme`. Returns the session cookie.
 async fn sign_in(app: &App) -> String {
     let token = app.merchant("acme");
     let form =
@@ -90,10 +90,10 @@ async fn searches_of_one_account_do_not_exclude_others() {
         for _ in 0..6 {
             fresh.push(app.commerce_key(&other, json!({})).await.text);
         }
-        let is_over = Cell::new(false);
+        let has_ended = Cell::new(false);
         let flood = join_all((0..20).map(|_| async {
             for _ in 0..200 {
-                if is_over.get() {
+                if has_ended.get() {
                     return;
                 }
                 let reply = page(app, &cookie, "/dashboard/keys?q=nothing").await;
@@ -107,7 +107,7 @@ async fn searches_of_one_account_do_not_exclude_others() {
                 assert_eq!(list.status, 200, "{list}");
                 app.commerce_key(&other, json!({})).await;
             }
-            is_over.set(true);
+            has_ended.set(true);
         };
         join(flood, others).await;
     })
@@ -115,7 +115,7 @@ async fn searches_of_one_account_do_not_exclude_others() {
 }
 
 #[actix_web::test]
-async fn a_search_is_continued_until_every_match_is_found() {
+async fn continued_search_finds_every_match() {
     each_backend_with(TOKENS, async |app| {
         const KEYS: u64 = 11_000;
         fill(app, KEYS, |number| {
@@ -150,7 +150,7 @@ async fn a_search_is_continued_until_every_match_is_found() {
 }
 
 #[actix_web::test]
-async fn too_long_search_texts_are_rejected_by_name() {
+async fn oversized_search_texts_are_rejected() {
     each_backend_with(TOKENS, async |app| {
         let (cookie, token) = (sign_in(app).await, app.merchant("acme"));
         let rejected = |reply: &Reply, field: &str, detail: &str| {
@@ -190,7 +190,7 @@ async fn too_long_search_texts_are_rejected_by_name() {
                 assert_eq!(reply.status, 400, "{reply}");
             }
         }
-        // Parameters that are read as something else are rejected too.
+        // Parameters that are not text are limited too.
         let text = "1".repeat(50_000);
         for path in [
             "/api-keys?scope=commerce&cursor=",
@@ -212,7 +212,7 @@ async fn too_long_search_texts_are_rejected_by_name() {
             let reply = page(app, &cookie, &format!("{path}{text}")).await;
             assert_eq!(reply.status, 400, "{path}: {reply}");
         }
-        // As many characters as a name may have are searched for.
+        // The maximum length of a name is accepted.
         let reply = page(
             app,
             &cookie,
@@ -224,16 +224,16 @@ async fn too_long_search_texts_are_rejected_by_name() {
     .await;
 }
 
-/// With the real clock, by which the lease ends when it is not renewed.
+/// With the real clock: the lease expires unless it is renewed.
 #[actix_web::test]
-async fn a_cached_key_stays_valid_beside_changes_and_lists() {
+async fn cached_key_stays_valid_during_changes_and_lists() {
     for database in backends() {
         let settings = settings(database.url(), &[]);
         let random = Random::new(StdRng::seed_from_u64(1));
         let opened = assembly::open(&settings, Arc::new(SystemClock), random)
             .await
-            .expect("the server opens");
-        let running = server::start(&settings, opened.state, None).expect("the server starts");
+            .expect("an open server");
+        let running = server::start(&settings, opened.state, None).expect("a running server");
         let token = |account: Option<&str>, roles: &[&str]| {
             let token = NewToken {
                 subject: "user_1".to_owned(),
@@ -269,25 +269,25 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
             assert_eq!(reply.json()["valid"], true, "{reply}");
         };
         verify().await;
-        let is_over = Cell::new(false);
+        let has_ended = Cell::new(false);
         let changes = join_all(patched.iter().map(|key| async {
             let path = format!("/api-keys/{}", key["key_id"].as_str().expect("an ID"));
-            let mut made = 0;
-            while !is_over.get() {
-                let body = json!({"name": format!("name {made}")});
+            let mut number = 0;
+            while !has_ended.get() {
+                let body = json!({"name": format!("name {number}")});
                 let reply = call("PATCH", &path).bearer(&acme).json(body).await;
                 assert!(matches!(reply.status, 200 | 503), "{reply}");
-                made += 1;
+                number += 1;
             }
         }));
         let lists = join_all((0..40).map(|_| async {
-            while !is_over.get() {
+            while !has_ended.get() {
                 let reply = call("GET", "/api-keys?scope=commerce").bearer(&acme).await;
                 assert!(matches!(reply.status, 200 | 503), "{reply}");
             }
         }));
         let verifications = async {
-            // Longer than a lease lasts.
+            // Longer than a lease.
             for _ in 0..25 {
                 verify().await;
                 assert!(
@@ -302,7 +302,7 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
                 );
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
-            is_over.set(true);
+            has_ended.set(true);
         };
         join(join(changes, lists), verifications).await;
         running.stop().await;

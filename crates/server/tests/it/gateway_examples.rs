@@ -1,6 +1,6 @@
-//! The gateway examples, run for real: Tollkey as a process, a gateway with its configuration as it is shipped but for
-//! the addresses in it, and an API that keeps what reaches it. A gateway that is not installed is passed over loudly;
-//! with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
+//! The gateway examples against real processes: Tollkey, a gateway with its shipped configuration (only the
+//! addresses differ), and an API that records the requests it receives. A gateway that is not installed is skipped
+//! with a message; with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
 
 use std::{
     collections::HashSet,
@@ -31,21 +31,21 @@ use crate::{
     support::{Call, Key, Reply, SECRET, eventually},
 };
 
-/// The longest a gateway may take to start; a bound on a broken test, no promise.
+/// The longest a gateway may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest a client may wait when Tollkey does not answer: what the examples set, and time for a busy machine.
+/// The longest a client may wait when Tollkey does not respond: the examples' timeout, plus time for a busy machine.
 const LONGEST: Duration = Duration::from_secs(12);
 
-/// Where the examples say that Tollkey and the API are.
+/// The addresses of Tollkey and of the API in the examples.
 const TOLLKEY: &str = "127.0.0.1:8080";
 const API: &str = "127.0.0.1:8081";
 
-/// The gateways listen here, and Tollkey where the next one is: ports of these addresses are nobody else's, whatever
-/// connections come and go at the machine's usual one.
+/// The gateways listen on the first address, Tollkey on the second one. No other process uses ports of these addresses,
+/// so a port stays free after a restart.
 const GATEWAY_HOST: &str = "127.0.0.2";
 const TOLLKEY_HOST: &str = "127.0.0.3";
 
-/// A client that a key is bound to, and another one.
+/// A client in the IP allowlist of a key, and one that is not.
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 9));
 const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 7));
 
@@ -57,7 +57,7 @@ const IDENTITY: [&str; 6] = [
     "x-auth-scopes",
     "x-auth-merchant-id",
 ];
-/// What a key's id looks like.
+/// A well-formed key ID.
 const SOME_ID: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "x-commerce-api-key"];
 
@@ -79,7 +79,7 @@ impl Gateway {
         }
     }
 
-    /// Where it is installed: in the path, or where Debian has it, which is in root's path only.
+    /// Finds the program in `PATH` or in Debian's `/usr/sbin`, which is only in root's path.
     pub fn program(self) -> Option<PathBuf> {
         let directories = env::var_os("PATH").unwrap_or_default();
         let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
@@ -88,7 +88,7 @@ impl Gateway {
             .find(|program| program.is_file())
     }
 
-    /// The line that takes `Authorization` from a request: the file says to remove it for an API with one of its own.
+    /// The file and the line that remove `Authorization`. An API that uses the header itself drops this line.
     fn removes_authorization(self) -> (&'static str, &'static str) {
         match self {
             Nginx => (
@@ -106,12 +106,12 @@ impl Gateway {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Writes the configuration into a directory; gives the arguments to be started with.
+    /// Writes the configuration into a directory. Returns the arguments of the program.
     fn configure(
         self,
         directory: &Path,
         listen: SocketAddr,
-        between: &[(&str, String)],
+        addresses: &[(&str, String)],
         mode: &str,
     ) -> Vec<String> {
         let write = |name: &str, text: &str| fs::write(directory.join(name), text).expect("a file");
@@ -119,14 +119,14 @@ impl Gateway {
             directory
                 .join(name)
                 .to_str()
-                .expect("a path that is text")
+                .expect("a UTF-8 path")
                 .to_owned()
         };
         let edit = |file: &str, own: &[(&str, String)]| {
             own.iter()
-                .chain(between)
+                .chain(addresses)
                 .fold(self.shipped(file), |text, (from, to)| {
-                    assert!(text.contains(from), "{file} has no {from:?} any more");
+                    assert!(text.contains(from), "{file} has no {from:?}");
                     text.replace(from, to)
                 })
         };
@@ -137,8 +137,8 @@ impl Gateway {
                     ("$accepted_mode live;", format!("$accepted_mode {mode};")),
                 ];
                 write("gateway.conf", &edit("nginx.conf", &own));
-                // What an installed nginx has around it, and what it may have. One process, so that none is left when
-                // it is killed.
+                // The surroundings of an installed nginx, with options that it may have. A single process, so that
+                // killing it leaves none behind.
                 let around = "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr warn;\nevents {}\nhttp {\n\
                     underscores_in_headers on;\nignore_invalid_headers off;\naccess_log off;\nclient_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
                     uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\ninclude gateway.conf;\n}\n";
@@ -151,7 +151,7 @@ impl Gateway {
                 let own = [
                     ("bind :80", format!("bind {listen}")),
                     ("str(live)", format!("str({mode})")),
-                    // A name of the whole machine.
+                    // Abstract sockets are shared by the whole machine.
                     (
                         "abns@tollkey",
                         format!("abns@tollkey-{}-{listen}", std::process::id()),
@@ -188,12 +188,12 @@ impl Gateway {
         }
     }
 
-    /// Whether a client reads Tollkey's own problem. nginx throws it away.
+    /// Whether the client receives Tollkey's own problem. nginx replaces it.
     fn passes_problems(self) -> bool {
         self != Nginx
     }
 
-    /// What it answers for an API that is gone.
+    /// The status when the API is down.
     fn bad_gateway(self) -> u16 {
         if self == Haproxy { 503 } else { 502 }
     }
@@ -207,7 +207,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts one that accepts keys of this mode.
+    /// Starts a gateway that accepts keys of this mode.
     async fn start(
         gateway: Gateway,
         program: &Path,
@@ -217,12 +217,12 @@ impl Running {
     ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let address = free(GATEWAY_HOST);
-        let between = [(TOLLKEY, tollkey.to_string()), (API, api.to_string())];
-        let arguments = gateway.configure(directory.path(), address, &between, mode);
+        let addresses = [(TOLLKEY, tollkey.to_string()), (API, api.to_string())];
+        let arguments = gateway.configure(directory.path(), address, &addresses, mode);
         Self::launch(gateway, program, address, directory, &arguments).await
     }
 
-    /// Starts one that has been configured.
+    /// Starts a gateway with a configuration that has been written.
     pub async fn launch(
         gateway: Gateway,
         program: &Path,
@@ -239,7 +239,7 @@ impl Running {
             .env("PATH", env::var_os("PATH").unwrap_or_default());
         command
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the file again"))
+            .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .kill_on_drop(true);
         let process = command.spawn().expect("the gateway starts");
@@ -253,7 +253,7 @@ impl Running {
             let ended = running
                 .process
                 .try_wait()
-                .expect("the process can be asked");
+                .expect("the status of the process");
             assert!(ended.is_none(), "{gateway:?} ended: {}", running.log());
             assert!(
                 begun.elapsed() < PATIENCE,
@@ -266,22 +266,19 @@ impl Running {
     }
 
     pub fn log(&self) -> String {
-        let bytes = fs::read(self.directory.path().join("log")).expect("what it wrote");
+        let bytes = fs::read(self.directory.path().join("log")).expect("the log file");
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-/// An address where nobody listens.
 pub fn free(host: &str) -> SocketAddr {
     TcpListener::bind((host, 0))
         .and_then(|listener| listener.local_addr())
         .expect("a port")
 }
 
-/// A request that the API has got.
 #[derive(Debug)]
-struct Arrived {
-    /// The other end of the connection it came on.
+struct ReceivedRequest {
     peer: Option<SocketAddr>,
     method: String,
     uri: String,
@@ -289,89 +286,90 @@ struct Arrived {
     body: Vec<u8>,
 }
 
-impl Arrived {
+impl ReceivedRequest {
     fn header(&self, name: &str) -> Vec<&str> {
         let named = self.headers.iter().filter(|(own, _)| own == name);
         named.map(|(_, value)| value.as_str()).collect()
     }
 
-    /// Who it is, as the headers say. An absent one says the same as an empty one.
+    /// The identity headers. A missing header is the same as an empty one.
     fn identity(&self) -> [&str; 6] {
         IDENTITY.map(|name| match self.header(name).as_slice() {
             [] => "",
             [value] => value,
-            _ => panic!("{name} comes several times: {self:?}"),
+            _ => panic!("{name} is repeated: {self:?}"),
         })
     }
 
-    /// Asserts what is true of every request that a gateway lets through.
-    fn is_clean(&self, gateway: Gateway) {
+    /// Asserts what holds for every request that a gateway forwards.
+    fn assert_clean(&self, gateway: Gateway) {
         for (name, value) in &self.headers {
             assert!(
                 !CREDENTIALS.contains(&name.as_str()),
-                "{gateway:?} hands the credential on: {name}"
+                "{gateway:?} forwards the credential: {name}"
             );
-            // CGI and the like make the same variable of every spelling.
+            // CGI and similar interfaces map all spellings to the same variable.
             let folded = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
             assert!(
                 *name == folded || !IDENTITY.contains(&folded.as_str()),
-                "{gateway:?} lets {name} through"
+                "{gateway:?} forwards {name}"
             );
             let own = IDENTITY.contains(&name.as_str())
                 || name == "x-forwarded-for"
                 || name == "connection";
             assert!(
                 !own || !value.contains("forged"),
-                "{gateway:?} lets {name}: {value} through"
+                "{gateway:?} forwards {name}: {value}"
             );
         }
     }
 }
 
-/// An API behind the gateway, which keeps what reaches it.
+/// An API behind the gateway that records the requests it receives.
 struct Api {
     address: SocketAddr,
-    arrived: Arc<Mutex<Vec<Arrived>>>,
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
     handle: ServerHandle,
 }
 
 impl Api {
     fn start() -> Self {
-        Self::answering(|| HttpResponse::Ok().body("the API"))
+        Self::responding(|| HttpResponse::Ok().body("the API"))
     }
 
-    fn answering(answer: fn() -> HttpResponse) -> Self {
-        let arrived = Arc::new(Mutex::new(Vec::new()));
-        let kept = web::Data::from(Arc::clone(&arrived));
+    fn responding(answer: fn() -> HttpResponse) -> Self {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let recorded = web::Data::from(Arc::clone(&received));
         let listener = TcpListener::bind((GATEWAY_HOST, 0)).expect("a port");
         let address = listener.local_addr().expect("its address");
         let app = move || {
-            let keep = move |request: HttpRequest,
-                             body: web::Bytes,
-                             kept: web::Data<Mutex<Vec<Arrived>>>| async move {
-                Self::keep(&request, &body, &kept);
-                answer()
-            };
+            let record =
+                move |request: HttpRequest,
+                      body: web::Bytes,
+                      recorded: web::Data<Mutex<Vec<ReceivedRequest>>>| async move {
+                    Self::record(&request, &body, &recorded);
+                    answer()
+                };
             App::new()
-                .app_data(kept.clone())
-                .default_service(web::to(keep))
+                .app_data(recorded.clone())
+                .default_service(web::to(record))
         };
         let server = HttpServer::new(app)
             .workers(1)
             .disable_signals()
             .shutdown_timeout(0)
             .listen(listener);
-        let server = server.expect("it listens").run();
+        let server = server.expect("a listening server").run();
         let handle = server.handle();
         rt::spawn(server);
         Self {
             address,
-            arrived,
+            received,
             handle,
         }
     }
 
-    fn keep(request: &HttpRequest, body: &web::Bytes, kept: &Mutex<Vec<Arrived>>) {
+    fn record(request: &HttpRequest, body: &web::Bytes, recorded: &Mutex<Vec<ReceivedRequest>>) {
         let text = |value: &actix_web::http::header::HeaderValue| {
             String::from_utf8_lossy(value.as_bytes()).into_owned()
         };
@@ -379,27 +377,28 @@ impl Api {
             .headers()
             .iter()
             .map(|(name, value)| (name.as_str().to_owned(), text(value)));
-        kept.lock().expect("nobody panicked").push(Arrived {
-            peer: request.peer_addr(),
-            method: request.method().to_string(),
-            uri: request.uri().to_string(),
-            headers: headers.collect(),
-            body: body.to_vec(),
-        });
+        recorded
+            .lock()
+            .expect("no poisoned lock")
+            .push(ReceivedRequest {
+                peer: request.peer_addr(),
+                method: request.method().to_string(),
+                uri: request.uri().to_string(),
+                headers: headers.collect(),
+                body: body.to_vec(),
+            });
     }
 
-    /// What has come since this was last asked.
-    fn take(&self) -> Vec<Arrived> {
-        std::mem::take(&mut self.arrived.lock().expect("nobody panicked"))
+    /// Returns the requests received since the last call.
+    fn take(&self) -> Vec<ReceivedRequest> {
+        std::mem::take(&mut self.received.lock().expect("no poisoned lock"))
     }
 }
 
-/// Tollkey, a gateway and an API.
 struct World {
     gateway: Gateway,
     program: PathBuf,
     tollkey: Tollkey,
-    /// `None` while it is away.
     server: Option<Server>,
     api: Api,
     running: Running,
@@ -425,7 +424,7 @@ impl World {
         let tollkey = Tollkey::development()
             .with("TOLLKEY_LISTEN", &format!("{TOLLKEY_HOST}:0"))
             .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
-            // The gateway is trusted, and the clients, which are on this machine too, are not.
+            // The gateway is a trusted proxy. The clients, which are on this machine too, are not.
             .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32");
         let server = tollkey.serve().await;
         let tollkey = tollkey.with("TOLLKEY_LISTEN", &server.address.to_string());
@@ -447,10 +446,10 @@ impl World {
     }
 
     fn server(&self) -> &Server {
-        self.server.as_ref().expect("it runs")
+        self.server.as_ref().expect("a running server")
     }
 
-    /// Makes a commerce key from a body.
+    /// Creates a commerce key with these fields.
     async fn key(&self, mut body: Value) -> Key {
         body["name"] = json!("Checkout");
         let reply = self
@@ -466,7 +465,7 @@ impl World {
     }
 
     fn call(&self, method: &str, path: &str) -> Call {
-        // Whole, so that nothing is put before it.
+        // A full path, so that the call puts no prefix before it.
         assert!(
             ["/api/", "/nothing", "/_tollkey"]
                 .iter()
@@ -480,8 +479,8 @@ impl World {
         self.call("GET", path)
     }
 
-    /// Asserts that a request is let through; gives what the API has got.
-    async fn allowed(&self, what: &str, call: Call) -> Arrived {
+    /// Asserts that a request is forwarded. Returns what the API received.
+    async fn allowed(&self, what: &str, call: Call) -> ReceivedRequest {
         let reply = call.await;
         assert_eq!(
             reply.status,
@@ -490,15 +489,20 @@ impl World {
             self.gateway,
             self.running.log()
         );
-        let mut arrived = self.api.take();
-        assert_eq!(arrived.len(), 1, "{:?}, {what}: {arrived:?}", self.gateway);
-        let arrived = arrived.remove(0);
-        arrived.is_clean(self.gateway);
-        arrived
+        let mut received = self.api.take();
+        assert_eq!(
+            received.len(),
+            1,
+            "{:?}, {what}: {received:?}",
+            self.gateway
+        );
+        let received = received.remove(0);
+        received.assert_clean(self.gateway);
+        received
     }
 
-    /// Asserts that a request is answered so and does not reach the API.
-    async fn refused(&self, what: &str, call: Call, status: u16) -> Reply {
+    /// Asserts that a request gets this status and does not reach the API.
+    async fn rejected(&self, what: &str, call: Call, status: u16) -> Reply {
         let begun = Instant::now();
         let reply = call.await;
         assert_eq!(
@@ -515,10 +519,10 @@ impl World {
             self.gateway,
             begun.elapsed()
         );
-        let arrived = self.api.take();
+        let received = self.api.take();
         assert!(
-            arrived.is_empty(),
-            "{:?}, {what}: {arrived:?}",
+            received.is_empty(),
+            "{:?}, {what}: {received:?}",
             self.gateway
         );
         for name in IDENTITY {
@@ -527,9 +531,9 @@ impl World {
         reply
     }
 
-    /// As [`Self::refused`], where Tollkey refuses: with its problem, as far as the gateway can pass that on.
+    /// Asserts [`Self::rejected`] for a denial of Tollkey, with its problem where the gateway can forward that.
     async fn denied(&self, what: &str, call: Call, status: u16, code: &str) -> Reply {
-        let reply = self.refused(what, call, status).await;
+        let reply = self.rejected(what, call, status).await;
         let (gateway, problem) = (self.gateway, "application/problem+json");
         assert_eq!(
             reply.header("content-type"),
@@ -563,45 +567,45 @@ impl World {
     }
 }
 
-async fn works(gateway: Gateway) {
+async fn example_works(gateway: Gateway) {
     let Some(world) = World::start(gateway).await else {
         return;
     };
-    what_a_route_needs(&world).await;
-    who_it_is(&world).await;
-    nobody_is_taken_for_another(&world).await;
-    what_a_key_is_bound_to(&world).await;
-    paths_with_two_readings(&world).await;
-    bodies_arrive(&world).await;
-    allowances(&world).await;
-    revocation(&world).await;
-    the_mode_is_a_setting(&world).await;
-    an_api_has_its_own_authorization(&world).await;
-    only_tollkey_says_yes(&world).await;
-    connections_are_kept(&world).await;
-    a_connection_that_closes_costs_no_answer(&world).await;
+    routes_require_their_scopes(&world).await;
+    identity_headers_name_the_key(&world).await;
+    concurrent_requests_keep_their_identity(&world).await;
+    restrictions_of_a_key_apply(&world).await;
+    ambiguous_paths_are_rejected(&world).await;
+    bodies_are_forwarded(&world).await;
+    rate_limits_apply(&world).await;
+    revoked_key_is_denied(&world).await;
+    accepted_mode_is_configurable(&world).await;
+    authorization_header_is_left_to_the_api(&world).await;
+    only_tollkey_allows_requests(&world).await;
+    connections_are_reused(&world).await;
+    closed_connection_loses_no_response(&world).await;
     if gateway == Haproxy {
-        a_script_that_fails_lets_nobody_in(&world).await;
+        failing_script_denies_requests(&world).await;
     }
-    while_tollkey_is_away(world).await;
+    requests_fail_with_503_without_tollkey(world).await;
 }
 
 #[actix_web::test]
-async fn nginx_does_as_its_example_says() {
-    works(Nginx).await;
+async fn nginx_example_works() {
+    example_works(Nginx).await;
 }
 
 #[actix_web::test]
-async fn haproxy_does_as_its_example_says() {
-    works(Haproxy).await;
+async fn haproxy_example_works() {
+    example_works(Haproxy).await;
 }
 
 #[actix_web::test]
-async fn caddy_does_as_its_example_says() {
-    works(Caddy).await;
+async fn caddy_example_works() {
+    example_works(Caddy).await;
 }
 
-async fn what_a_route_needs(world: &World) {
+async fn routes_require_their_scopes(world: &World) {
     let read = world.key(json!({"scopes": ["links:read"]})).await.text;
     let write = world.key(json!({"scopes": ["links:write"]})).await.text;
     let test = world.key(json!({"mode": "test"})).await.text;
@@ -625,11 +629,11 @@ async fn what_a_route_needs(world: &World) {
         ("the mode alone", "GET", "/api/tokens", &read),
         ("the mode alone, below", "PUT", "/api/tokens/t_1", &write),
     ] {
-        let arrived = world
+        let received = world
             .allowed(what, world.call(method, path).bearer(key))
             .await;
         assert_eq!(
-            (arrived.method.as_str(), arrived.uri.as_str()),
+            (received.method.as_str(), received.uri.as_str()),
             (method, path),
             "{:?}",
             world.gateway
@@ -641,7 +645,7 @@ async fn what_a_route_needs(world: &World) {
             .await;
     }
 
-    let lacking = "insufficient_scope";
+    let insufficient_scope = "insufficient_scope";
     for (what, call, scope) in [
         (
             "write with read",
@@ -654,12 +658,12 @@ async fn what_a_route_needs(world: &World) {
             "links:write",
         ),
         (
-            "a method nobody knows",
+            "an unknown method",
             world.call("BREW", links).bearer(&read),
             "links:write",
         ),
         ("read with write", get(&write), "links:read"),
-        // Neither the client's word for its method nor another gateway's names for it count.
+        // A method override of the client, or another gateway's header for the method, has no effect.
         (
             "another method",
             [
@@ -674,14 +678,14 @@ async fn what_a_route_needs(world: &World) {
             "links:write",
         ),
         (
-            "requirements of a client's",
+            "requirements in the client's query",
             world
                 .call("POST", "/api/v1/links?scope=links:read")
                 .bearer(&read),
             "links:write",
         ),
     ] {
-        let reply = world.denied(what, call, 403, lacking).await;
+        let reply = world.denied(what, call, 403, insufficient_scope).await;
         let challenge = reply.header("www-authenticate").unwrap_or_default();
         assert!(
             challenge.contains(&format!("scope=\"{scope}\"")),
@@ -728,11 +732,11 @@ async fn what_a_route_needs(world: &World) {
         )
         .await;
     world
-        .denied("a key for tests", get(&test), 403, "wrong_mode")
+        .denied("a test key", get(&test), 403, "wrong_mode")
         .await;
     world
         .denied(
-            "a key for tests, elsewhere",
+            "a test key, another route",
             world.get("/api/tokens").bearer(&test),
             403,
             "wrong_mode",
@@ -744,7 +748,7 @@ async fn what_a_route_needs(world: &World) {
         .await;
     world
         .denied(
-            "two alike",
+            "the same key twice",
             world
                 .get(links)
                 .header("x-api-key", &read)
@@ -753,9 +757,9 @@ async fn what_a_route_needs(world: &World) {
             two,
         )
         .await;
-    // nginx answers this one itself, as HTTP allows.
+    // nginx rejects a repeated `Authorization` itself, as HTTP allows.
     world
-        .refused("two in one name", get(&read).bearer(&write), 400)
+        .rejected("a repeated header", get(&read).bearer(&write), 400)
         .await;
 
     let denied = world.call("HEAD", links).await;
@@ -774,12 +778,12 @@ async fn what_a_route_needs(world: &World) {
         "/api/v1/api-keys",
     ] {
         world
-            .refused(path, world.get(path).bearer(&read), 404)
+            .rejected(path, world.get(path).bearer(&read), 404)
             .await;
     }
 }
 
-async fn who_it_is(world: &World) {
+async fn identity_headers_name_the_key(world: &World) {
     let (token, links) = (merchant("acme"), "/api/v1/links");
     let application = world.server().application(&token, "Web Store").await;
     let of_application = world.server().key(&token, &application).await;
@@ -787,13 +791,13 @@ async fn who_it_is(world: &World) {
         .key(json!({"scopes": ["links:write", "links:read"]}))
         .await;
 
-    let arrived = world
+    let received = world
         .allowed(
             "an application's key",
             world.get(links).bearer(&of_application.text),
         )
         .await;
-    let [id, account, of, mode, scopes, merchant_id] = arrived.identity();
+    let [id, account, of, mode, scopes, merchant_id] = received.identity();
     assert_eq!(
         (id, account, of),
         (of_application.id.as_str(), "acme", application.as_str()),
@@ -827,7 +831,7 @@ async fn who_it_is(world: &World) {
             forged(world.call("POST", links)).body("x"),
         ),
         (
-            "an application's alone",
+            "only the application",
             world.get(links).header("X-AUTH-APPLICATION-ID", "forged"),
         ),
         ("other spellings", {
@@ -838,7 +842,7 @@ async fn who_it_is(world: &World) {
                 .chain(["x-auth_key-id".to_owned()]);
             aliases.fold(world.get(links), |call, name| call.header(&name, "forged"))
         }),
-        // A hop may drop what the client lists here.
+        // A hop may drop the headers that the client lists here.
         (
             "dropped on the way",
             world
@@ -846,12 +850,12 @@ async fn who_it_is(world: &World) {
                 .header("connection", format!("{}, forged", IDENTITY.join(", "))),
         ),
     ] {
-        let arrived = world.allowed(what, call.bearer(&free.text)).await;
-        assert_eq!(arrived.identity(), expected, "{:?}, {what}", world.gateway);
-        let dropped = arrived.header("connection").join(",").contains("x-auth");
+        let received = world.allowed(what, call.bearer(&free.text)).await;
+        assert_eq!(received.identity(), expected, "{:?}, {what}", world.gateway);
+        let dropped = received.header("connection").join(",").contains("x-auth");
         assert!(
             !dropped,
-            "{:?}, {what}: the next hop would drop them: {arrived:?}",
+            "{:?}, {what}: the next hop would drop them: {received:?}",
             world.gateway
         );
     }
@@ -865,8 +869,8 @@ async fn who_it_is(world: &World) {
         .await;
 }
 
-/// Gateways ask over shared connections and keep answers in variables.
-async fn nobody_is_taken_for_another(world: &World) {
+/// Gateways share connections to Tollkey and store responses in variables, which must not mix up requests.
+async fn concurrent_requests_keep_their_identity(world: &World) {
     let mut keys = Vec::new();
     for _ in 0..4 {
         keys.push(world.key(json!({})).await);
@@ -899,36 +903,36 @@ async fn nobody_is_taken_for_another(world: &World) {
         world.gateway,
         world.running.log()
     );
-    let arrived = world.api.take();
-    assert_eq!(arrived.len(), 64, "{:?} {arrived:#?}", world.gateway);
-    for arrived in arrived {
-        let [id, .., merchant_id] = arrived.identity();
-        let sent = (arrived.header("x-sent"), arrived.header("x-merchant-id"));
+    let received = world.api.take();
+    assert_eq!(received.len(), 64, "{:?} {received:#?}", world.gateway);
+    for received in received {
+        let [id, .., merchant_id] = received.identity();
+        let sent = (received.header("x-sent"), received.header("x-merchant-id"));
         assert_eq!((vec![id], vec![merchant_id]), sent, "{:?}", world.gateway);
     }
 }
 
-async fn what_a_key_is_bound_to(world: &World) {
+async fn restrictions_of_a_key_apply(world: &World) {
     let bound = world.key(json!({"merchants": ["m_1"]})).await.text;
     let tokens = || world.get("/api/tokens").bearer(&bound);
-    let arrived = world
+    let received = world
         .allowed("its merchant", tokens().header("x-merchant-id", "m_1"))
         .await;
-    assert_eq!(arrived.identity()[5], "m_1", "{:?}", world.gateway);
-    let refused = "merchant_not_allowed";
-    world.denied("no merchant", tokens(), 403, refused).await;
+    assert_eq!(received.identity()[5], "m_1", "{:?}", world.gateway);
+    let rejected = "merchant_not_allowed";
+    world.denied("no merchant", tokens(), 403, rejected).await;
     world
         .denied(
             "another merchant",
             tokens().header("x-merchant-id", "m_2"),
             403,
-            refused,
+            rejected,
         )
         .await;
     let twice = tokens()
         .header("x-merchant-id", "m_1")
         .header("x-merchant-id", "m_2");
-    world.denied("two merchants", twice, 403, refused).await;
+    world.denied("two merchants", twice, 403, rejected).await;
     let elsewhere = || {
         world
             .get("/api/v1/links")
@@ -937,7 +941,7 @@ async fn what_a_key_is_bound_to(world: &World) {
     };
     world
         .denied(
-            "a route it may not call",
+            "a route that is not allowed",
             elsewhere(),
             403,
             "route_not_allowed",
@@ -953,12 +957,7 @@ async fn what_a_key_is_bound_to(world: &World) {
         .into_iter()
         .fold(elsewhere(), |call, name| call.header(name, "/api/tokens"));
     world
-        .denied(
-            "a route by a client's word",
-            forged,
-            403,
-            "route_not_allowed",
-        )
+        .denied("a forged route", forged, 403, "route_not_allowed")
         .await;
 
     let bound = world
@@ -966,21 +965,21 @@ async fn what_a_key_is_bound_to(world: &World) {
         .await
         .text;
     let links = |source| world.get("/api/v1/links").bearer(&bound).from(source);
-    let arrived = world.allowed("its address", links(CLIENT)).await;
+    let received = world.allowed("an allowed address", links(CLIENT)).await;
     assert_eq!(
-        arrived.header("x-forwarded-for"),
+        received.header("x-forwarded-for"),
         [CLIENT.to_string()],
         "{:?}",
         world.gateway
     );
-    let arrived = world
+    let received = world
         .allowed(
-            "its address and a lie",
+            "an allowed address and a forged header",
             links(CLIENT).header("x-forwarded-for", "forged"),
         )
         .await;
     assert_eq!(
-        arrived.header("x-forwarded-for"),
+        received.header("x-forwarded-for"),
         [CLIENT.to_string()],
         "{:?}",
         world.gateway
@@ -991,13 +990,13 @@ async fn what_a_key_is_bound_to(world: &World) {
     for name in ["x-forwarded-for", "x-real-ip", "x-client-ip"] {
         let lie = links(STRANGER).header(name, CLIENT.to_string());
         world
-            .denied("its address by a client's word", lie, 403, "ip_not_allowed")
+            .denied("a forged address", lie, 403, "ip_not_allowed")
             .await;
     }
 }
 
-/// What one server takes for `/api/v1/links/…` and another one for something else.
-async fn paths_with_two_readings(world: &World) {
+/// Paths that one server reads as `/api/v1/links/…` and another one as something else.
+async fn ambiguous_paths_are_rejected(world: &World) {
     let key = world.key(json!({})).await.text;
     for path in [
         "/api/v1/links/../api-keys",
@@ -1033,33 +1032,35 @@ async fn paths_with_two_readings(world: &World) {
         "/api/v1/links/../links?x",
         "/api/v1/links/..?x",
     ] {
-        world.refused(path, world.get(path).bearer(&key), 400).await;
-        world.refused(path, world.get(path), 400).await;
+        world
+            .rejected(path, world.get(path).bearer(&key), 400)
+            .await;
+        world.rejected(path, world.get(path), 400).await;
     }
 }
 
-async fn bodies_arrive(world: &World) {
+async fn bodies_are_forwarded(world: &World) {
     let key = world.key(json!({})).await.text;
     let body: Vec<u8> = (0..100_000_u32)
         .map(|number| (number % 251) as u8)
         .collect();
     let post = || world.call("POST", "/api/v1/links").bearer(&key);
-    let arrived = world.allowed("a body", post().body(body.clone())).await;
+    let received = world.allowed("a body", post().body(body.clone())).await;
     assert!(
-        arrived.body == body,
+        received.body == body,
         "{:?}: {} of {} bytes",
         world.gateway,
-        arrived.body.len(),
+        received.body.len(),
         body.len()
     );
-    let arrived = world
+    let received = world
         .allowed("a body in chunks", post().chunked(&body))
         .await;
     assert!(
-        arrived.body == body,
+        received.body == body,
         "{:?}: {} of {} bytes",
         world.gateway,
-        arrived.body.len(),
+        received.body.len(),
         body.len()
     );
     let reply = world.call("POST", "/api/v1/links").body(body).await;
@@ -1067,7 +1068,7 @@ async fn bodies_arrive(world: &World) {
     assert!(world.api.take().is_empty(), "{:?}", world.gateway);
 }
 
-async fn allowances(world: &World) {
+async fn rate_limits_apply(world: &World) {
     let key = world
         .key(json!({"rate_limit": {"limit": 2, "window_seconds": 3600}}))
         .await
@@ -1081,7 +1082,7 @@ async fn allowances(world: &World) {
     let seconds: u32 = reply
         .header("retry-after")
         .and_then(|text| text.parse().ok())
-        .expect("when to come again");
+        .expect("Retry-After in seconds");
     assert!(
         (1..=1800).contains(&seconds),
         "{:?}: {seconds}",
@@ -1089,7 +1090,7 @@ async fn allowances(world: &World) {
     );
 }
 
-async fn revocation(world: &World) {
+async fn revoked_key_is_denied(world: &World) {
     for _ in 0..5 {
         let key = world.key(json!({})).await;
         let get = || world.get("/api/v1/links").bearer(&key.text);
@@ -1105,9 +1106,8 @@ async fn revocation(world: &World) {
     }
 }
 
-/// Whoever is asked in Tollkey's place: an address mistaken, a connection that leads elsewhere, a proxy between them.
-async fn only_tollkey_says_yes(world: &World) {
-    /// Where the redirect below leads.
+/// Another server in Tollkey's place: because of a wrong address, a misdirected connection or a proxy between them.
+async fn only_tollkey_allows_requests(world: &World) {
     const ELSEWHERE: &str = "http://127.0.0.2:1/";
     let key = world.key(json!({})).await.text;
     let answers: [fn() -> HttpResponse; 4] = [
@@ -1122,11 +1122,11 @@ async fn only_tollkey_says_yes(world: &World) {
         || {
             HttpResponse::BadGateway()
                 .insert_header(("x-auth-key-id", SOME_ID))
-                .body("nobody there")
+                .body("no upstream")
         },
     ];
     for answer in answers {
-        let other = Api::answering(answer);
+        let other = Api::responding(answer);
         let running = Running::start(
             world.gateway,
             &world.program,
@@ -1135,7 +1135,7 @@ async fn only_tollkey_says_yes(world: &World) {
             "live",
         )
         .await;
-        let mut asked = 0;
+        let mut requests = 0;
         for (path, method) in [
             ("/api/v1/links", "GET"),
             ("/api/v1/links", "POST"),
@@ -1155,28 +1155,28 @@ async fn only_tollkey_says_yes(world: &World) {
                     "{:?}: {reply}",
                     world.gateway
                 );
-                asked += 1;
+                requests += 1;
             }
         }
         assert_eq!(
             other.take().len(),
-            asked,
-            "{:?}: it was asked once for each",
+            requests,
+            "{:?}: one authorization request for each",
             world.gateway
         );
         assert!(world.api.take().is_empty(), "{:?}", world.gateway);
     }
 }
 
-/// A question costs no connection, except where the gateway cannot be trusted with kept ones.
-async fn connections_are_kept(world: &World) {
-    const QUESTIONS: usize = 5;
+/// Authorization requests share a connection, except with Caddy.
+async fn connections_are_reused(world: &World) {
+    const REQUESTS: usize = 5;
     let denies = || {
         HttpResponse::Unauthorized()
             .content_type("application/problem+json")
             .body("{}")
     };
-    let other = Api::answering(denies);
+    let other = Api::responding(denies);
     let running = Running::start(
         world.gateway,
         &world.program,
@@ -1185,21 +1185,21 @@ async fn connections_are_kept(world: &World) {
         "live",
     )
     .await;
-    for _ in 0..QUESTIONS {
+    for _ in 0..REQUESTS {
         let reply = Call::new(running.address, "GET", "/api/v1/links").await;
         assert_eq!(reply.status, 401, "{:?}: {reply}", world.gateway);
     }
     let peers: HashSet<_> = other
         .take()
         .into_iter()
-        .map(|arrived| arrived.peer)
+        .map(|received| received.peer)
         .collect();
-    let expected = if world.gateway == Caddy { QUESTIONS } else { 1 };
+    let expected = if world.gateway == Caddy { REQUESTS } else { 1 };
     assert_eq!(peers.len(), expected, "{:?}: {peers:?}", world.gateway);
 }
 
-/// Reads one request without a body. `false` when there is none.
-async fn question(stream: &mut TcpStream) -> bool {
+/// Reads one request without a body. Returns `false` when the connection ends first.
+async fn read_request(stream: &mut TcpStream) -> bool {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -1210,8 +1210,8 @@ async fn question(stream: &mut TcpStream) -> bool {
     true
 }
 
-/// Tollkey may close a kept connection at the moment in which the next question is on its way.
-async fn a_connection_that_closes_costs_no_answer(world: &World) {
+/// Tollkey may close an idle connection at the moment when the gateway sends the next authorization request on it.
+async fn closed_connection_loses_no_response(world: &World) {
     let identity = IDENTITY.map(|name| {
         format!(
             "{name}: {}\r\n",
@@ -1220,24 +1220,26 @@ async fn a_connection_that_closes_costs_no_answer(world: &World) {
     });
     let identity = identity.concat();
     for status in [200, 401] {
-        let said = format!(
-            "HTTP/1.1 {status} Said\r\ncontent-type: application/problem+json\r\ncontent-length: 0\r\n{identity}\r\n"
+        let response = format!(
+            "HTTP/1.1 {status} Done\r\ncontent-type: application/problem+json\r\ncontent-length: 0\r\n{identity}\r\n"
         );
         let listener = tokio::net::TcpListener::bind((GATEWAY_HOST, 0))
             .await
             .expect("a port");
         let address = listener.local_addr().expect("its address");
-        let unanswered = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&unanswered);
+        let unanswered_requests = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&unanswered_requests);
         let other = rt::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (said, counted) = (said.clone(), Arc::clone(&counted));
+                let (response, counter) = (response.clone(), Arc::clone(&counter));
                 rt::spawn(async move {
-                    if question(&mut stream).await
-                        && stream.write_all(said.as_bytes()).await.is_ok()
+                    if read_request(&mut stream).await
+                        && stream.write_all(response.as_bytes()).await.is_ok()
                     {
-                        counted
-                            .fetch_add(usize::from(question(&mut stream).await), Ordering::Relaxed);
+                        counter.fetch_add(
+                            usize::from(read_request(&mut stream).await),
+                            Ordering::Relaxed,
+                        );
                     }
                 });
             }
@@ -1262,33 +1264,30 @@ async fn a_connection_that_closes_costs_no_answer(world: &World) {
             world.gateway
         );
         assert_eq!(
-            unanswered.load(Ordering::Relaxed) > 0,
+            unanswered_requests.load(Ordering::Relaxed) > 0,
             world.gateway != Caddy,
-            "{:?}: it was tried",
+            "{:?}: requests were sent on closing connections",
             world.gateway
         );
     }
 }
 
-/// HAProxy goes on with the next rule when an action in Lua fails.
-async fn a_script_that_fails_lets_nobody_in(world: &World) {
+/// HAProxy continues with the next rule when a Lua action fails.
+async fn failing_script_denies_requests(world: &World) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = free(GATEWAY_HOST);
-    let between = [
+    let addresses = [
         (TOLLKEY, world.server().address.to_string()),
         (API, world.api.address.to_string()),
     ];
-    let arguments = Haproxy.configure(directory.path(), address, &between, "live");
+    let arguments = Haproxy.configure(directory.path(), address, &addresses, "live");
     let script = directory.path().join("tollkey.lua");
-    let (text, asking) = (
-        fs::read_to_string(&script).expect("it was written"),
+    let (text, http_call) = (
+        fs::read_to_string(&script).expect("the written file"),
         "core.httpclient()",
     );
-    assert!(
-        text.contains(asking),
-        "tollkey.lua has no {asking} any more"
-    );
-    fs::write(&script, text.replace(asking, "nobody.knows()")).expect("a file");
+    assert!(text.contains(http_call), "tollkey.lua has no {http_call}");
+    fs::write(&script, text.replace(http_call, "undefined.action()")).expect("a file");
     let running = Running::launch(Haproxy, &world.program, address, directory, &arguments).await;
     let key = world.key(json!({})).await.text;
     for method in ["GET", "POST"] {
@@ -1300,12 +1299,12 @@ async fn a_script_that_fails_lets_nobody_in(world: &World) {
     }
     assert!(
         running.log().contains("tollkey.lua"),
-        "the script failed: {}",
+        "the log names the script: {}",
         running.log()
     );
 }
 
-async fn the_mode_is_a_setting(world: &World) {
+async fn accepted_mode_is_configurable(world: &World) {
     let (live, test) = (
         world.key(json!({})).await.text,
         world.key(json!({"mode": "test"})).await.text,
@@ -1340,14 +1339,14 @@ async fn the_mode_is_a_setting(world: &World) {
         .api
         .take()
         .iter()
-        .map(|arrived| arrived.identity()[3].to_owned())
+        .map(|received| received.identity()[3].to_owned())
         .collect();
     assert_eq!(modes, ["test"; 3], "{:?}", world.gateway);
 }
 
-/// An API with its own `Authorization` header, as the examples say: the gateway passes the header on, and Tollkey reads the key
+/// The setup for an API with its own `Authorization` header: the gateway forwards the header, and Tollkey reads the key
 /// from `X-Api-Key` only.
-async fn an_api_has_its_own_authorization(world: &World) {
+async fn authorization_header_is_left_to_the_api(world: &World) {
     let gateway = world.gateway;
     let tollkey = Tollkey::development()
         .with("TOLLKEY_LISTEN", &format!("{TOLLKEY_HOST}:0"))
@@ -1355,30 +1354,30 @@ async fn an_api_has_its_own_authorization(world: &World) {
         .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32")
         .with("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key");
     let server = tollkey.serve().await;
-    let made = server
+    let created = server
         .post("/api-keys", json!({"name": "Checkout"}))
         .bearer(&merchant("acme"))
         .await;
-    assert_eq!(made.status, 201, "{made}");
-    let key = member(&made, "api_key");
+    assert_eq!(created.status, 201, "{created}");
+    let key = member(&created, "api_key");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = free(GATEWAY_HOST);
     let (file, line) = gateway.removes_authorization();
     assert!(
         gateway.shipped(file).contains(line),
-        "{file} has no {line:?} any more"
+        "{file} has no {line:?}"
     );
-    let between = [
+    let addresses = [
         (TOLLKEY, server.address.to_string()),
         (API, world.api.address.to_string()),
     ];
-    let arguments = gateway.configure(directory.path(), address, &between, "live");
+    let arguments = gateway.configure(directory.path(), address, &addresses, "live");
     let written = directory.path().join(if gateway == Nginx {
         "gateway.conf"
     } else {
         file
     });
-    let text = fs::read_to_string(&written).expect("it was written");
+    let text = fs::read_to_string(&written).expect("the written file");
     fs::write(&written, text.replace(line, "")).expect("a file");
     let running = Running::launch(gateway, &world.program, address, directory, &arguments).await;
     world.api.take();
@@ -1396,11 +1395,11 @@ async fn an_api_has_its_own_authorization(world: &World) {
                 "{gateway:?} {method} {path} {own}: {reply}\n{}",
                 running.log()
             );
-            let arrived = world.api.take();
-            assert_eq!(arrived.len(), 1, "{gateway:?} {arrived:?}");
-            assert_eq!(arrived[0].header("authorization"), [own], "{gateway:?}");
-            assert!(arrived[0].header("x-api-key").is_empty(), "{gateway:?}");
-            assert_eq!(arrived[0].identity()[1], "acme", "{gateway:?}");
+            let received = world.api.take();
+            assert_eq!(received.len(), 1, "{gateway:?} {received:?}");
+            assert_eq!(received[0].header("authorization"), [own], "{gateway:?}");
+            assert!(received[0].header("x-api-key").is_empty(), "{gateway:?}");
+            assert_eq!(received[0].identity()[1], "acme", "{gateway:?}");
             let reply = call().await;
             assert_eq!(reply.status, 401, "{gateway:?} {method} {path}: {reply}");
         }
@@ -1414,9 +1413,9 @@ async fn an_api_has_its_own_authorization(world: &World) {
     server.stop().await;
 }
 
-/// Asserts that a request is answered as Tollkey would say that it cannot tell.
-async fn no_answer(world: &World, what: &str, call: Call) {
-    let reply = world.refused(what, call, 503).await;
+/// Asserts the response of a gateway that cannot reach Tollkey: 503 with a problem.
+async fn assert_unavailable(world: &World, what: &str, call: Call) {
+    let reply = world.rejected(what, call, 503).await;
     assert_eq!(
         reply.header("www-authenticate"),
         None,
@@ -1437,7 +1436,7 @@ async fn no_answer(world: &World, what: &str, call: Call) {
     );
 }
 
-async fn comes_back(world: &World, what: &str, key: &str) {
+async fn assert_available_again(world: &World, what: &str, key: &str) {
     let links = |method: &str| world.call(method, "/api/v1/links");
     eventually(what, async || links("GET").bearer(key).await.status == 200).await;
     world.api.take();
@@ -1449,7 +1448,7 @@ async fn comes_back(world: &World, what: &str, key: &str) {
         .await;
 }
 
-async fn while_tollkey_is_away(mut world: World) {
+async fn requests_fail_with_503_without_tollkey(mut world: World) {
     const LINKS: &str = "/api/v1/links";
     let key = world
         .key(json!({"scopes": ["links:read", "links:write"]}))
@@ -1463,30 +1462,36 @@ async fn while_tollkey_is_away(mut world: World) {
     };
     world.allowed("before", world.get(LINKS).bearer(&key)).await;
 
-    // It takes connections and does not answer.
+    // Tollkey accepts connections and does not respond.
     world.server().signal("STOP").await;
-    eventually("it is frozen", async || world.server().pid().is_stopped()).await;
-    no_answer(&world, "it is frozen", forged(&world)).await;
+    eventually("Tollkey is paused", async || {
+        world.server().pid().is_stopped()
+    })
+    .await;
+    assert_unavailable(&world, "Tollkey is paused", forged(&world)).await;
     world.server().signal("CONT").await;
-    comes_back(&world, "it is thawed", &key).await;
+    assert_available_again(&world, "Tollkey is resumed", &key).await;
 
-    let server = world.server.take().expect("it runs");
+    let server = world.server.take().expect("a running server");
     server.stop().await;
-    no_answer(&world, "it is gone", forged(&world)).await;
-    no_answer(
+    assert_unavailable(&world, "Tollkey is stopped", forged(&world)).await;
+    assert_unavailable(
         &world,
-        "it is gone, to write",
+        "Tollkey is stopped, a write",
         world.call("POST", LINKS).bearer(&key).body("x"),
     )
     .await;
-    no_answer(&world, "it is gone, without a key", world.get(LINKS)).await;
+    assert_unavailable(&world, "Tollkey is stopped, no key", world.get(LINKS)).await;
     world.server = Some(world.tollkey.serve().await);
     world
-        .allowed("it is back, the very first", world.get(LINKS).bearer(&key))
+        .allowed(
+            "Tollkey is back, first request",
+            world.get(LINKS).bearer(&key),
+        )
         .await;
-    comes_back(&world, "it is back", &key).await;
+    assert_available_again(&world, "Tollkey is back", &key).await;
 
-    // Somebody else's failure is none of Tollkey's.
+    // A failure of the API is reported as the gateway's own error.
     world.api.handle.stop(true).await;
     let reply = world.get(LINKS).bearer(&key).await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Verification asked for by gateways, in their three dialects.
+//! Authorization requests of gateways, in their three protocols.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use crate::{
     support::{App, Call, Reply, each_backend, each_backend_with, eventually},
 };
 
-/// How a gateway asks.
 #[derive(Debug, Clone, Copy)]
 enum Dialect {
     ForwardAuth,
@@ -24,8 +23,8 @@ use Dialect::{AuthRequest, ExtAuthz, ForwardAuth};
 const DIALECTS: [Dialect; 3] = [ForwardAuth, AuthRequest, ExtAuthz];
 
 impl Dialect {
-    /// The question about a request, where the operator requires `required`, such as `scope=links:read;mode=live`.
-    fn ask(self, app: &App, required: &str, method: &str, uri: &str) -> Call {
+    /// The authorization request for a request, with requirements such as `scope=links:read;mode=live`.
+    fn authz(self, app: &App, required: &str, method: &str, uri: &str) -> Call {
         let query = if required.is_empty() {
             String::new()
         } else {
@@ -73,7 +72,7 @@ async fn commerce_key(app: &App, grants: Grants) -> String {
         .await
 }
 
-/// Status and, for a problem, its code.
+/// The status and, for a problem, its code.
 fn outcome(reply: &Reply) -> (u16, String) {
     (
         reply.status,
@@ -91,7 +90,7 @@ fn denied(status: u16, code: &str) -> (u16, String) {
 
 const ALLOWED: (u16, String) = (200, String::new());
 
-/// The whole head of an allowing answer, but for what HTTP itself needs.
+/// The headers of a response, without those of HTTP itself.
 fn headers(reply: &Reply) -> Vec<(&str, &str)> {
     let http = ["connection", "content-length", "date"];
     let own = reply
@@ -102,14 +101,14 @@ fn headers(reply: &Reply) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The same text of requirements means something else in a query and in a path segment.
+/// The same requirements have another meaning in a query than in a path segment.
 #[actix_web::test]
-async fn requirements_of_one_syntax_do_not_hold_in_the_other() {
+async fn requirements_of_one_syntax_are_invalid_in_the_other() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         let outcomes = async |path: &str| {
             let mut outcomes = Vec::new();
-            // More often than there are workers, each of which has read requirements of its own.
+            // More often than there are workers, because each worker caches its own requirements.
             for _ in 0..8 {
                 outcomes.push(outcome(&app.get(path).bearer(&key).await));
             }
@@ -130,14 +129,14 @@ async fn requirements_of_one_syntax_do_not_hold_in_the_other() {
             ),
         ] {
             assert_eq!(outcomes(good).await, [ALLOWED], "{good}");
-            let rejected = denied(403, "invalid_requirement");
-            assert_eq!(outcomes(bad).await, [rejected], "{bad}");
+            let denial = denied(403, "invalid_requirement");
+            assert_eq!(outcomes(bad).await, [denial], "{bad}");
         }
     })
     .await;
 }
 
-/// A path that has to be decoded is left to the application, which has the same routes.
+/// A path that must be decoded is handled by the router, which has the same routes.
 #[actix_web::test]
 async fn direct_and_routed_requests_have_the_same_response() {
     each_backend(async |app: &App| {
@@ -162,7 +161,7 @@ async fn direct_and_routed_requests_have_the_same_response() {
             (AuthRequest, "/authz/auth-request", "/authz/auth%2Drequest"),
         ] {
             let (one, other) = (limited().await, limited().await);
-            // Each pair of keys, the query and the method; the limited keys are used up by their first request.
+            // Each pair of keys, the query and the method. The first request uses up the limited keys' rate limit.
             for (number, (direct_key, routed_key, query, method)) in [
                 (&free, &free, "", "GET"),
                 (&free, &free, "?scope=links:read&mode=live", "POST"),
@@ -215,7 +214,7 @@ async fn direct_and_routed_requests_have_the_same_response() {
 }
 
 #[actix_web::test]
-async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
+async fn allowed_response_has_exactly_the_identity_headers() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -232,7 +231,7 @@ async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
         for dialect in DIALECTS {
             for method in ["GET", "POST", "DELETE"] {
                 let reply = dialect
-                    .ask(
+                    .authz(
                         app,
                         "scope=links:read;mode=test",
                         method,
@@ -259,9 +258,9 @@ async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
                 ];
                 assert_eq!(headers(&reply), expected, "{dialect:?}");
             }
-            // All of them are there when there is nothing to say, whatever the client sent under their names.
+            // All of them are sent even when they are empty, and the client's headers with these names are not used.
             let reply = dialect
-                .ask(app, "", "GET", "/")
+                .authz(app, "", "GET", "/")
                 .bearer(&secret.text)
                 .header("x-auth-application-id", "forged")
                 .header("x-auth-merchant-id", "forged")
@@ -290,7 +289,7 @@ async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
 }
 
 #[actix_web::test]
-async fn every_denial_has_its_status_and_code_in_every_dialect() {
+async fn denials_have_their_status_and_code_in_every_protocol() {
     each_backend(async |app: &App| {
         ecosystem(app).await;
         let token = app.merchant("acme");
@@ -344,101 +343,104 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
         let unknown = live().expose().to_owned();
         let service_key = app.service_key().await.text;
         for dialect in DIALECTS {
-            let ask = |required, uri| dialect.ask(app, required, "GET", uri);
+            let authz = |required, uri| dialect.authz(app, required, "GET", uri);
             for (call, expected) in [
-                (ask("", "/x"), denied(401, "missing_credentials")),
+                (authz("", "/x"), denied(401, "missing_credentials")),
                 (
-                    ask("", "/x").bearer(&good).header("x-api-key", &good),
+                    authz("", "/x").bearer(&good).header("x-api-key", &good),
                     denied(400, "multiple_credentials"),
                 ),
                 (
-                    ask("", "/x").bearer(&good).bearer(&good),
+                    authz("", "/x").bearer(&good).bearer(&good),
                     denied(400, "multiple_credentials"),
                 ),
                 (
-                    ask("", "/x").bearer(&unknown),
+                    authz("", "/x").bearer(&unknown),
                     denied(401, "invalid_api_key"),
                 ),
                 (
-                    ask("", "/x").bearer("nonsense"),
+                    authz("", "/x").bearer("nonsense"),
                     denied(401, "invalid_api_key"),
                 ),
                 (
-                    ask("", "/x").bearer(&revoked),
+                    authz("", "/x").bearer(&revoked),
                     denied(401, "invalid_api_key"),
                 ),
                 (
-                    ask("", "/x").bearer(&service_key),
+                    authz("", "/x").bearer(&service_key),
                     denied(401, "invalid_api_key"),
                 ),
                 (
-                    ask("", "/x").header("authorization", "Basic YTpi"),
+                    authz("", "/x").header("authorization", "Basic YTpi"),
                     denied(401, "missing_credentials"),
                 ),
                 (
-                    ask("", "/x").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"),
+                    authz("", "/x").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"),
                     denied(401, "invalid_token"),
                 ),
-                (ask("", "/x").bearer(&token), denied(403, "forbidden")),
-                (ask("", "/x").bearer(&ended), denied(403, "expired")),
-                (ask("", "/x").bearer(&suspended), denied(403, "suspended")),
+                (authz("", "/x").bearer(&token), denied(403, "forbidden")),
+                (authz("", "/x").bearer(&ended), denied(403, "expired")),
+                (authz("", "/x").bearer(&suspended), denied(403, "suspended")),
                 (
-                    ask("", "/x").bearer(&disabled),
+                    authz("", "/x").bearer(&disabled),
                     denied(403, "application_disabled"),
                 ),
                 (
-                    ask("mode=test", "/x").bearer(&good),
+                    authz("mode=test", "/x").bearer(&good),
                     denied(403, "wrong_mode"),
                 ),
-                (ask("", "/x").bearer(&listed), denied(403, "ip_not_allowed")),
                 (
-                    ask("", "/x").bearer(&bound),
+                    authz("", "/x").bearer(&listed),
+                    denied(403, "ip_not_allowed"),
+                ),
+                (
+                    authz("", "/x").bearer(&bound),
                     denied(403, "route_not_allowed"),
                 ),
                 (
-                    ask("", "/tokens").bearer(&bound),
+                    authz("", "/tokens").bearer(&bound),
                     denied(403, "merchant_not_allowed"),
                 ),
                 (
-                    ask("", "/tokens")
+                    authz("", "/tokens")
                         .bearer(&bound)
                         .header("x-merchant-id", "m_2"),
                     denied(403, "merchant_not_allowed"),
                 ),
                 (
-                    ask("", "/tokens")
+                    authz("", "/tokens")
                         .bearer(&bound)
                         .header("x-merchant-id", "m_1"),
                     ALLOWED,
                 ),
                 (
-                    ask("scope=links:write", "/x").bearer(&one),
+                    authz("scope=links:write", "/x").bearer(&one),
                     denied(403, "insufficient_scope"),
                 ),
-                (ask("scope=links:read", "/x").bearer(&one), ALLOWED),
+                (authz("scope=links:read", "/x").bearer(&one), ALLOWED),
                 (
-                    ask("scope=links:read;scope=links:write", "/x").bearer(&one),
+                    authz("scope=links:read;scope=links:write", "/x").bearer(&one),
                     denied(403, "insufficient_scope"),
                 ),
                 (
-                    ask("scope=links:read;scope=links:write;mode=live", "/x").bearer(&good),
+                    authz("scope=links:read;scope=links:write;mode=live", "/x").bearer(&good),
                     ALLOWED,
                 ),
-                (ask("", "/x").header("x-api-key", &good), ALLOWED),
-                (ask("", "/x").header("x-commerce-api-key", &good), ALLOWED),
+                (authz("", "/x").header("x-api-key", &good), ALLOWED),
+                (authz("", "/x").header("x-commerce-api-key", &good), ALLOWED),
                 (
-                    ask("", "/x").header("authorization", format!("bearer secret-token:{good}")),
+                    authz("", "/x").header("authorization", format!("bearer secret-token:{good}")),
                     ALLOWED,
                 ),
             ] {
                 let reply = call.await;
                 assert_eq!(outcome(&reply), expected, "{dialect:?} {reply}");
                 if reply.status != 200 {
-                    // A gateway may pass on all of these.
-                    let said = ["content-type", "www-authenticate", "x-request-id"];
+                    // A gateway may forward all of these headers.
+                    let forwardable = ["content-type", "www-authenticate", "x-request-id"];
                     let names = headers(&reply).into_iter().map(|(name, _)| name);
                     assert!(
-                        names.filter(|name| !said.contains(name)).count() == 0,
+                        names.filter(|name| !forwardable.contains(name)).count() == 0,
                         "{dialect:?} {reply}"
                     );
                     assert_eq!(reply.header("www-authenticate").is_some(), {
@@ -446,17 +448,17 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
                     });
                 }
             }
-            // Unknown and revoked cannot be told apart.
-            let answer = async |key: &str| {
-                ask("", "/x")
+            // Unknown and revoked keys get the same response.
+            let response = async |key: &str| {
+                authz("", "/x")
                     .bearer(key)
                     .header("x-request-id", "same")
                     .await
                     .to_string()
             };
             assert_eq!(
-                answer(&unknown).await,
-                answer(&revoked).await,
+                response(&unknown).await,
+                response(&revoked).await,
                 "{dialect:?}"
             );
         }
@@ -465,11 +467,11 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
 }
 
 #[actix_web::test]
-async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
+async fn rejections_have_the_challenge_of_rfc_6750() {
     each_backend(async |app: &App| {
         let one = commerce_key(app, Grants { scopes: vec![Scope::LINKS_READ], ..Grants::default() }).await;
-        let ask = |required| ForwardAuth.ask(app, required, "GET", "/x").header("x-request-id", "r");
-        assert_answer!(ask("").await, @r#"
+        let authz = |required| ForwardAuth.authz(app, required, "GET", "/x").header("x-request-id", "r");
+        assert_answer!(authz("").await, @r#"
         401
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey"
@@ -477,7 +479,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"r"}
         "#);
-        assert_answer!(ask("").bearer(app.mint(Family::Commerce, Mode::Live).expose()).await, @r#"
+        assert_answer!(authz("").bearer(app.mint(Family::Commerce, Mode::Live).expose()).await, @r#"
         401
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
@@ -485,7 +487,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"r"}
         "#);
-        assert_answer!(ask("scope=links:write;scope=links:read").bearer(&one).await, @r#"
+        assert_answer!(authz("scope=links:write;scope=links:read").bearer(&one).await, @r#"
         403
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write links:read"
@@ -493,7 +495,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
         "#);
-        assert_answer!(ask("").bearer(&one).bearer(&one).await, @r#"
+        assert_answer!(authz("").bearer(&one).bearer(&one).await, @r#"
         400
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="invalid_request", error_description="The request has more than one credential. Send exactly one, in one header."
@@ -506,7 +508,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
 }
 
 #[actix_web::test]
-async fn a_used_up_allowance_is_429_with_retry_after() {
+async fn exceeded_rate_limit_is_429_with_retry_after() {
     each_backend(async |app: &App| {
         let rate_limit = RateLimit::new(2, 60).ok();
         for dialect in DIALECTS {
@@ -518,30 +520,26 @@ async fn a_used_up_allowance_is_429_with_retry_after() {
                 },
             )
             .await;
-            let ask = |required| dialect.ask(app, required, "GET", "/x").bearer(&key);
-            assert_eq!(ask("mode=test").await.status, 403); // costs nothing
-            assert_eq!([ask("").await.status, ask("").await.status], [200, 200]);
+            let authz = |required| dialect.authz(app, required, "GET", "/x").bearer(&key);
+            assert_eq!(authz("mode=test").await.status, 403); // costs nothing
+            assert_eq!([authz("").await.status, authz("").await.status], [200, 200]);
             app.clock.advance(Duration::from_secs(1));
-            let refused = ask("").await;
+            let denial = authz("").await;
+            assert_eq!(outcome(&denial), denied(429, "rate_limited"), "{dialect:?}");
+            assert_eq!(denial.header("retry-after"), Some("29"));
             assert_eq!(
-                outcome(&refused),
-                denied(429, "rate_limited"),
-                "{dialect:?}"
-            );
-            assert_eq!(refused.header("retry-after"), Some("29"));
-            assert_eq!(
-                refused.json()["type"],
+                denial.json()["type"],
                 "https://iana.org/assignments/http-problem-types#quota-exceeded"
             );
             app.clock.advance(Duration::from_secs(29));
-            assert_eq!(ask("").await.status, 200);
+            assert_eq!(authz("").await.status, 200);
         }
     })
     .await;
 }
 
 #[actix_web::test]
-async fn each_dialect_reads_its_own_headers_only() {
+async fn protocol_reads_only_its_own_headers() {
     each_backend(async |app: &App| {
         ecosystem(app).await;
         let key = commerce_key(app, scoped(None, Some(&[Feature::TokensList]))).await;
@@ -556,70 +554,70 @@ async fn each_dialect_reads_its_own_headers_only() {
         let forward_auth = || app.get("/authz/forward-auth").bearer(&key);
         let auth_request = || app.get("/authz/auth-request").bearer(&key);
         let ext_authz = |uri| app.get(&format!("/authz/ext-authz/-{uri}")).bearer(&key);
-        let refused = denied(403, "route_not_allowed");
+        let denial = denied(403, "route_not_allowed");
         for (call, expected) in [
-            (forward_auth(), &refused),
-            (original(forward_auth(), "/tokens"), &refused),
+            (forward_auth(), &denial),
+            (original(forward_auth(), "/tokens"), &denial),
             (
                 original(forwarded(forward_auth(), "/tokens"), "/forward"),
                 &ALLOWED,
             ),
             (
                 original(forwarded(forward_auth(), "/forward"), "/tokens"),
-                &refused,
+                &denial,
             ),
-            (auth_request(), &refused),
-            (forwarded(auth_request(), "/tokens"), &refused),
+            (auth_request(), &denial),
+            (forwarded(auth_request(), "/tokens"), &denial),
             (
                 forwarded(original(auth_request(), "/tokens"), "/forward"),
                 &ALLOWED,
             ),
             (
                 forwarded(original(auth_request(), "/forward"), "/tokens"),
-                &refused,
+                &denial,
             ),
             (
                 original(forwarded(ext_authz("/forward"), "/tokens"), "/tokens"),
-                &refused,
+                &denial,
             ),
             (
                 original(forwarded(ext_authz("/tokens"), "/forward"), "/forward"),
                 &ALLOWED,
             ),
-            // Other gateways' names for the same, and overriding a method, mean nothing.
+            // Headers of other gateways and method overrides have no effect.
             (
                 ext_authz("/forward")
                     .header("x-original-url", "/tokens")
                     .header("x-rewrite-url", "/tokens"),
-                &refused,
+                &denial,
             ),
             (
                 forwarded(forward_auth(), "/tokens").header("x-http-method-override", "POST"),
                 &ALLOWED,
             ),
-            // Given twice, nobody knows which one the gateway wrote.
+            // A repeated header denies: it is unclear which one the gateway wrote.
             (
                 forwarded(forward_auth(), "/tokens").header("x-forwarded-uri", "/tokens"),
-                &refused,
+                &denial,
             ),
             (
                 forwarded(forward_auth(), "/tokens").header("x-forwarded-method", "GET"),
-                &refused,
+                &denial,
             ),
             (
                 original(auth_request(), "/tokens").header("x-original-uri", "/tokens"),
-                &refused,
+                &denial,
             ),
             (
                 original(auth_request(), "/tokens").header("x-original-method", "GET"),
-                &refused,
+                &denial,
             ),
-            // No text at all.
+            // A value that is not valid UTF-8.
             (
                 forward_auth()
                     .header("x-forwarded-method", "GET")
                     .header("x-forwarded-uri", b"/tok\xffens"),
-                &refused,
+                &denial,
             ),
         ] {
             let reply = call.await;
@@ -640,7 +638,7 @@ async fn each_dialect_reads_its_own_headers_only() {
             .await;
             assert_eq!(reply.status, 200, "{method}");
         }
-        // HAProxy's way is HEAD; there is no body to look at.
+        // HAProxy sends HEAD, whose response has no body.
         let reply = forwarded(
             app.call("HEAD", "/authz/forward-auth").bearer(&key),
             "/tokens",
@@ -658,7 +656,7 @@ async fn each_dialect_reads_its_own_headers_only() {
 }
 
 #[actix_web::test]
-async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
+async fn invalid_requirement_is_reported_only_with_a_valid_key() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         let revoked = app
@@ -684,21 +682,21 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
                 "scope",
                 "=",
             ] {
-                let ask = || dialect.ask(app, required, "GET", "/x");
+                let authz = || dialect.authz(app, required, "GET", "/x");
                 assert_eq!(
-                    outcome(&ask().await),
+                    outcome(&authz().await),
                     denied(401, "missing_credentials"),
                     "{dialect:?} {required}"
                 );
                 for unknown in ["nonsense", &revoked] {
-                    let reply = ask().bearer(unknown).await;
+                    let reply = authz().bearer(unknown).await;
                     assert_eq!(
                         outcome(&reply),
                         denied(401, "invalid_api_key"),
                         "{dialect:?} {required}"
                     );
                 }
-                let reply = ask().bearer(&key).await;
+                let reply = authz().bearer(&key).await;
                 assert_eq!(
                     outcome(&reply),
                     denied(403, "invalid_requirement"),
@@ -710,7 +708,7 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
                 );
             }
         }
-        // Envoy's segment is raw, and empty pairs are no requirement anybody wrote.
+        // Envoy's segment is not decoded, and empty pairs are invalid.
         for segment in [
             "scope=links%3Aread",
             "%2d",
@@ -730,7 +728,7 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
                 "{segment}"
             );
         }
-        // The query of the first two is a query.
+        // The requirements of the other two are an ordinary query.
         for query in [
             "scope=links%3Aread",
             "scope=links:read&scope=links:read&mode=live",
@@ -747,7 +745,7 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
 }
 
 #[actix_web::test]
-async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
+async fn envoy_requests_are_authorized_by_raw_path_and_method() {
     each_backend(async |app: &App| {
         ecosystem(app).await;
         let retrieve = commerce_key(app, scoped(None, Some(&[Feature::TokensRetrieve]))).await;
@@ -800,13 +798,13 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
                 assert_eq!(reply.code(), "route_not_allowed", "{method} {uri}");
             }
         }
-        // Dots that name the route of another dialect stay a path of this one.
+        // Dot segments that lead to another route are part of the checked path.
         let reply = app
             .get("/authz/ext-authz/-/../../forward-auth")
             .bearer(&retrieve)
             .await;
         assert_eq!(outcome(&reply), denied(403, "route_not_allowed"));
-        // Without requirements nobody is let through, and a stranger does not learn why.
+        // A missing requirement denies every key, and is reported only with a valid key.
         for path in [
             "/authz/ext-authz/-",
             "/authz/ext-authz//x",
@@ -836,44 +834,50 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
 }
 
 #[actix_web::test]
-async fn the_merchant_is_what_the_gateway_says_and_a_repeated_header_denies() {
+async fn merchant_comes_from_the_configured_header_sent_once() {
     each_backend_with(
         &[("TOLLKEY_MERCHANT_HEADER", "X-Shop")],
         async |app: &App| {
             ecosystem(app).await;
             let bound = commerce_key(app, scoped(Some(&["m_1", "m_2"]), None)).await;
             let free = commerce_key(app, scoped(None, None)).await;
-            let refused = denied(403, "merchant_not_allowed");
+            let denial = denied(403, "merchant_not_allowed");
             for dialect in DIALECTS {
-                let ask = |key| dialect.ask(app, "", "GET", "/tokens").bearer(key);
+                let authz = |key| dialect.authz(app, "", "GET", "/tokens").bearer(key);
                 for (call, expected, merchant) in [
-                    (ask(&bound).header("x-shop", "m_1"), &ALLOWED, "m_1"),
-                    (ask(&bound).header("X-SHOP", " m_2 "), &ALLOWED, "m_2"),
-                    (ask(&bound).header("x-shop", "m_3"), &refused, ""),
-                    (ask(&bound).header("x-shop", ""), &refused, ""),
-                    (ask(&bound).header("x-merchant-id", "m_1"), &refused, ""), // the default's name
+                    (authz(&bound).header("x-shop", "m_1"), &ALLOWED, "m_1"),
+                    (authz(&bound).header("X-SHOP", " m_2 "), &ALLOWED, "m_2"),
+                    (authz(&bound).header("x-shop", "m_3"), &denial, ""),
+                    (authz(&bound).header("x-shop", ""), &denial, ""),
+                    (authz(&bound).header("x-merchant-id", "m_1"), &denial, ""), // the default header
                     (
-                        ask(&bound).header("x-shop", "m_1").header("x-shop", "m_1"),
-                        &refused,
+                        authz(&bound)
+                            .header("x-shop", "m_1")
+                            .header("x-shop", "m_1"),
+                        &denial,
                         "",
                     ),
                     (
-                        ask(&bound).header("x-shop", "m_1").header("x-shop", ""),
-                        &refused,
+                        authz(&bound).header("x-shop", "m_1").header("x-shop", ""),
+                        &denial,
                         "",
                     ),
-                    (ask(&bound).header("x-shop", "m_1,m_1"), &refused, ""),
-                    (ask(&bound).header("x-shop", b"m_1\xff"), &refused, ""),
-                    (ask(&free).header("x-shop", "anybody"), &ALLOWED, "anybody"),
-                    (ask(&free).header("x-shop", ""), &ALLOWED, ""),
-                    (ask(&free), &ALLOWED, ""),
+                    (authz(&bound).header("x-shop", "m_1,m_1"), &denial, ""),
+                    (authz(&bound).header("x-shop", b"m_1\xff"), &denial, ""),
                     (
-                        ask(&free).header("x-shop", "m_1").header("x-shop", "m_2"),
-                        &refused,
+                        authz(&free).header("x-shop", "anybody"),
+                        &ALLOWED,
+                        "anybody",
+                    ),
+                    (authz(&free).header("x-shop", ""), &ALLOWED, ""),
+                    (authz(&free), &ALLOWED, ""),
+                    (
+                        authz(&free).header("x-shop", "m_1").header("x-shop", "m_2"),
+                        &denial,
                         "",
                     ),
-                    (ask(&free).header("x-shop", "a b"), &refused, ""),
-                    (ask(&free).header("x-shop", "x".repeat(129)), &refused, ""),
+                    (authz(&free).header("x-shop", "a b"), &denial, ""),
+                    (authz(&free).header("x-shop", "x".repeat(129)), &denial, ""),
                 ] {
                     let reply = call.await;
                     assert_eq!(outcome(&reply), *expected, "{dialect:?} {reply}");
@@ -906,21 +910,21 @@ async fn unreadable_hop_denies_every_key() {
                     b"203.0.113.9\xa0",
                     b"203.0.113.9\xc2\xa0",
                 ] {
-                    let ask = |key: &str| {
+                    let authz = |key: &str| {
                         dialect
-                            .ask(app, "", "GET", "/x")
+                            .authz(app, "", "GET", "/x")
                             .bearer(key)
                             .header("x-forwarded-for", hop)
                     };
                     assert_eq!(
-                        outcome(&ask(&key).await),
+                        outcome(&authz(&key).await),
                         denied(403, "ip_not_allowed"),
                         "{dialect:?} {hop:?}"
                     );
                     assert_eq!(
-                        outcome(&ask(unknown.expose()).await),
+                        outcome(&authz(unknown.expose()).await),
                         denied(401, "invalid_api_key"),
-                        "credentials come first"
+                        "the credential is checked first"
                     );
                 }
                 for hops in [&[][..], &[""], &["10.0.0.7"], &["unknown, 198.51.100.1"]] {
@@ -931,7 +935,7 @@ async fn unreadable_hop_denies_every_key() {
                     );
                 }
             }
-            // On the other surfaces the address is unknown.
+            // On other routes the client IP is unknown.
             let reply = app
                 .get("/whoami")
                 .bearer(&key)
@@ -943,9 +947,9 @@ async fn unreadable_hop_denies_every_key() {
     .await;
 }
 
-/// A key that works from 203.0.113.0/24 only, asked about with these values of `X-Forwarded-For`.
+/// The outcome for a key with these values of `X-Forwarded-For`.
 async fn from(app: &App, key: &str, dialect: Dialect, hops: &[&str]) -> (u16, String) {
-    let call = dialect.ask(app, "", "GET", "/x").bearer(key);
+    let call = dialect.authz(app, "", "GET", "/x").bearer(key);
     let reply = hops
         .iter()
         .fold(call, |call, hop| call.header("x-forwarded-for", hop))
@@ -954,7 +958,7 @@ async fn from(app: &App, key: &str, dialect: Dialect, hops: &[&str]) -> (u16, St
 }
 
 #[actix_web::test]
-async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
+async fn client_ip_is_the_rightmost_untrusted_hop() {
     each_backend_with(
         &[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")],
         async |app: &App| {
@@ -967,7 +971,7 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
                 },
             )
             .await;
-            let refused = denied(403, "ip_not_allowed");
+            let denial = denied(403, "ip_not_allowed");
             for dialect in DIALECTS {
                 for (hops, expected) in [
                     (&["203.0.113.9"][..], &ALLOWED),
@@ -978,20 +982,20 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
                     (&["203.0.113.9:4711"], &ALLOWED),
                     (&["\"203.0.113.9:4711\""], &ALLOWED),
                     (&["\t203.0.113.9 , \"[::ffff:10.0.0.7]:4711\" "], &ALLOWED),
-                    (&["nonsense, 203.0.113.9"], &ALLOWED), // left of it anybody can write anything
-                    // What a client writes itself stands left of what the proxy adds.
-                    (&["203.0.113.9, 198.51.100.1"], &refused),
-                    (&["203.0.113.9", "198.51.100.1"], &refused),
-                    (&["203.0.113.9, 10.0.0.7, 198.51.100.1"], &refused),
-                    // Nobody knows.
-                    (&[], &refused),
-                    (&[""], &refused),
-                    (&["10.0.0.7"], &refused),
-                    (&["203.0.113.9, nonsense"], &refused),
-                    (&["203.0.113.9, unknown, 10.0.0.7"], &refused),
-                    (&["203.0.113.9:"], &refused),
-                    (&["203.0.113.9\u{a0}"], &refused),
-                    (&["203.0.113.9,"], &refused),
+                    (&["nonsense, 203.0.113.9"], &ALLOWED), // the client may have written everything to the left
+                    // The proxy appends to what the client sent.
+                    (&["203.0.113.9, 198.51.100.1"], &denial),
+                    (&["203.0.113.9", "198.51.100.1"], &denial),
+                    (&["203.0.113.9, 10.0.0.7, 198.51.100.1"], &denial),
+                    // The client IP is unknown.
+                    (&[], &denial),
+                    (&[""], &denial),
+                    (&["10.0.0.7"], &denial),
+                    (&["203.0.113.9, nonsense"], &denial),
+                    (&["203.0.113.9, unknown, 10.0.0.7"], &denial),
+                    (&["203.0.113.9:"], &denial),
+                    (&["203.0.113.9\u{a0}"], &denial),
+                    (&["203.0.113.9,"], &denial),
                 ] {
                     assert_eq!(
                         from(app, &key, dialect, hops).await,
@@ -999,13 +1003,13 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
                         "{dialect:?} {hops:?}"
                     );
                 }
-                // No other header tells.
-                let call = dialect.ask(app, "", "GET", "/x").bearer(&key);
+                // No other header is read.
+                let call = dialect.authz(app, "", "GET", "/x").bearer(&key);
                 let reply = call
                     .header("forwarded", "for=203.0.113.9")
                     .header("x-real-ip", "203.0.113.9")
                     .await;
-                assert_eq!(outcome(&reply), refused, "{dialect:?}");
+                assert_eq!(outcome(&reply), denial, "{dialect:?}");
             }
         },
     )
@@ -1013,7 +1017,7 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
 }
 
 #[actix_web::test]
-async fn where_no_proxy_is_trusted_the_client_is_who_connects() {
+async fn client_ip_is_the_peer_without_trusted_proxies() {
     each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "none")], async |app: &App| {
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
         let elsewhere = commerce_key(
@@ -1048,7 +1052,7 @@ async fn where_no_proxy_is_trusted_the_client_is_who_connects() {
 }
 
 #[actix_web::test]
-async fn a_credential_in_a_query_is_never_read() {
+async fn credential_in_a_query_is_not_read() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         for name in [
@@ -1060,7 +1064,7 @@ async fn a_credential_in_a_query_is_never_read() {
         ] {
             let query = format!("?{name}={key}");
             for dialect in DIALECTS {
-                let reply = dialect.ask(app, "", "GET", &format!("/x{query}")).await;
+                let reply = dialect.authz(app, "", "GET", &format!("/x{query}")).await;
                 assert_eq!(
                     outcome(&reply),
                     denied(401, "missing_credentials"),
@@ -1092,18 +1096,18 @@ async fn a_credential_in_a_query_is_never_read() {
 }
 
 #[actix_web::test]
-async fn no_body_is_read() {
+async fn request_body_is_not_read() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         for dialect in DIALECTS {
-            // Announced, and never sent: who waited for it would not answer.
+            // The announced body is never sent, so waiting for it would time out.
             let call = dialect
-                .ask(app, "", "POST", "/x")
+                .authz(app, "", "POST", "/x")
                 .bearer(&key)
                 .header("content-length", "100000000");
             assert_eq!(outcome(&call.await), ALLOWED, "{dialect:?}");
             let call = dialect
-                .ask(app, "", "POST", "/x")
+                .authz(app, "", "POST", "/x")
                 .bearer(&key)
                 .header("content-encoding", "gzip");
             assert_eq!(
@@ -1117,10 +1121,10 @@ async fn no_body_is_read() {
 }
 
 #[actix_web::test]
-async fn while_the_store_cannot_be_reached_what_is_remembered_is_answered_and_the_rest_is_503() {
+async fn only_cached_keys_are_authorized_without_the_database() {
     each_backend(async |app: &App| {
         if app.database.backend() != Backend::Postgres {
-            return; // a file is always there
+            return; // SQLite has no connections to refuse
         }
         let known = commerce_key(app, scoped(None, None)).await;
         let other = commerce_key(app, scoped(None, None)).await;
@@ -1133,18 +1137,18 @@ async fn while_the_store_cannot_be_reached_what_is_remembered_is_answered_and_th
                 "{dialect:?}"
             );
         }
-        let reply = ForwardAuth.ask(app, "", "GET", "/x").bearer(&other).await;
+        let reply = ForwardAuth.authz(app, "", "GET", "/x").bearer(&other).await;
         assert_eq!(outcome(&reply), denied(503, "unavailable"));
         assert_eq!(reply.header("retry-after"), Some("1"));
-        app.clock.advance(Duration::from_secs(60)); // past the lease
-        let reply = ForwardAuth.ask(app, "", "GET", "/x").bearer(&known).await;
+        app.clock.advance(Duration::from_secs(60)); // after the lease
+        let reply = ForwardAuth.authz(app, "", "GET", "/x").bearer(&known).await;
         assert_eq!(outcome(&reply), denied(503, "unavailable"));
         assert!(
             !reply.body.contains("postgres") && !reply.body.contains("sql"),
             "{reply}"
         );
         app.database.refuse_connections(false);
-        eventually("the store is back", async || {
+        eventually("the database is reachable", async || {
             from(app, &other, ForwardAuth, &[]).await == ALLOWED
         })
         .await;

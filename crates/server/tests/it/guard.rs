@@ -21,7 +21,6 @@ use crate::{
     support::{App, each_backend, eventually},
 };
 
-/// The headers of a request that presents a key.
 struct Presenting<'a>(&'a str);
 
 impl Headers for Presenting<'_> {
@@ -30,7 +29,7 @@ impl Headers for Presenting<'_> {
     }
 }
 
-/// What a guard says to `GET /api/v1/links` with that key: 200, or the status of the refusal.
+/// Returns what a guard decides on `GET /api/v1/links` with that key: 200, or the status of the rejection.
 async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
     let headers = Presenting(key);
     let request = RequestHead {
@@ -45,7 +44,7 @@ async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
             admission.conclude();
             200
         }
-        Err(refusal) => refusal.status(),
+        Err(rejection) => rejection.status(),
     }
 }
 
@@ -59,7 +58,7 @@ impl App {
 }
 
 #[actix_web::test]
-async fn a_guard_answers_from_memory_and_a_revoked_key_is_refused_at_once() {
+async fn guard_uses_its_cache_and_rejects_a_revoked_key() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         let key = app
@@ -69,11 +68,15 @@ async fn a_guard_answers_from_memory_and_a_revoked_key_is_refused_at_once() {
         let (reads, writes) = (Scope::LINKS_READ.into(), Scope::LINKS_WRITE.into());
         assert_eq!(status(&guard, &key.text, &reads).await, 200);
         assert_eq!(status(&guard, &key.text, &writes).await, 403);
-        let asked = guard.stats().misses;
+        let misses = guard.stats().misses;
         for _ in 0..100 {
             assert_eq!(status(&guard, &key.text, &reads).await, 200);
         }
-        assert_eq!(guard.stats().misses, asked, "a remembered key asks nobody");
+        assert_eq!(
+            guard.stats().misses,
+            misses,
+            "a cached key needs no request"
+        );
         let revoked = app
             .post(&format!("/api-keys/{}/revoke", key.id), json!({}))
             .bearer(&token)
@@ -86,7 +89,7 @@ async fn a_guard_answers_from_memory_and_a_revoked_key_is_refused_at_once() {
 }
 
 #[actix_web::test]
-async fn uses_of_a_key_are_told_to_the_server() {
+async fn guard_reports_key_usage_to_the_server() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         let key = app
@@ -98,7 +101,7 @@ async fn uses_of_a_key_are_told_to_the_server() {
             200
         );
         guard.shutdown().await;
-        // Told with the last poll, and written down by the server with its next batch.
+        // Reported with the last poll, and stored by the server with its next batch.
         eventually("its last use", async || {
             let row = app
                 .get(&format!("/api-keys/{}", key.id))
@@ -112,7 +115,7 @@ async fn uses_of_a_key_are_told_to_the_server() {
 }
 
 #[actix_web::test]
-async fn who_is_refused_by_the_server_is_told_so_at_once() {
+async fn rejected_service_key_fails_connect_immediately() {
     each_backend(async |app| {
         let url = format!("http://{}", app.running().address());
         let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
@@ -122,10 +125,10 @@ async fn who_is_refused_by_the_server_is_told_so_at_once() {
             &app.merchant("acme"),
         ] {
             let begun = Instant::now();
-            let refused = Guard::connect(&url, credential).await;
+            let result = Guard::connect(&url, credential).await;
             assert!(
-                matches!(refused, Err(ConnectError::Rejected(_))),
-                "{refused:?}"
+                matches!(result, Err(ConnectError::Rejected(_))),
+                "{result:?}"
             );
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
@@ -134,7 +137,7 @@ async fn who_is_refused_by_the_server_is_told_so_at_once() {
 }
 
 #[actix_web::test]
-async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer() {
+async fn connect_error_names_the_cause() {
     let connect = async |url: String| {
         let limit = Duration::from_millis(500);
         Guard::builder()
@@ -144,7 +147,7 @@ async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer()
             .connect()
             .await
     };
-    // Another one's web server.
+    // A web server that is not Tollkey.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let other = actix_web::rt::spawn(async move {
@@ -157,35 +160,35 @@ async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer()
             let _ = stream.write_all(page.as_bytes()).await;
         }
     });
-    let refused = connect(url).await;
+    let result = connect(url).await;
     assert!(
-        matches!(refused, Err(ConnectError::Incompatible(_))),
-        "{refused:?}"
+        matches!(result, Err(ConnectError::Incompatible(_))),
+        "{result:?}"
     );
     other.abort();
-    // Nobody.
-    let refused = connect("http://127.0.0.1:1".to_owned()).await;
+    // No server.
+    let result = connect("http://127.0.0.1:1".to_owned()).await;
     assert!(
-        matches!(refused, Err(ConnectError::Unreachable(_))),
-        "{refused:?}"
+        matches!(result, Err(ConnectError::Unreachable(_))),
+        "{result:?}"
     );
-    // Somebody who says nothing.
+    // A server that does not respond.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let begun = Instant::now();
-    let refused = connect(format!(
+    let result = connect(format!(
         "http://{}",
         silent.local_addr().expect("an address")
     ))
     .await;
     assert!(
-        matches!(refused, Err(ConnectError::Unreachable(_))),
-        "{refused:?}"
+        matches!(result, Err(ConnectError::Unreachable(_))),
+        "{result:?}"
     );
     assert!(
         begun.elapsed() < Duration::from_secs(1),
-        "no longer than it was given"
+        "within the connect limit"
     );
-    // What cannot be at all.
+    // Invalid URLs.
     for url in ["keys.example.com", "ftp://keys.example.com"] {
         assert!(
             matches!(connect(url.to_owned()).await, Err(ConnectError::Client(_))),
@@ -194,8 +197,8 @@ async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer()
     }
 }
 
-/// Runs a future on a runtime of its own in a thread of its own, which is then blocked until `released`.
-async fn elsewhere<T: Send + 'static>(
+/// Runs a future on a new runtime in a new thread. The thread is then blocked until `released`.
+async fn on_blocked_runtime<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
     released: mpsc::Receiver<()>,
 ) -> T {
@@ -206,14 +209,14 @@ async fn elsewhere<T: Send + 'static>(
             .build()
             .expect("a runtime");
         let _ = done.send(runtime.block_on(future));
-        // The runtime is there, and nothing on it goes on.
+        // The runtime still exists, but makes no progress.
         let _ = released.recv();
     });
     result.await.expect("no panic")
 }
 
 #[actix_web::test]
-async fn guard_lives_on_no_runtime_of_the_application() {
+async fn guard_is_independent_of_the_application_runtimes() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         let [first, second] = [
@@ -224,16 +227,16 @@ async fn guard_lives_on_no_runtime_of_the_application() {
             format!("http://{}", app.running().address()),
             app.service_key().await,
         );
-        // Connected in a runtime that ends.
+        // Connected on a runtime that ends.
         let (release, released) = mpsc::channel();
         drop(release);
-        let guard = elsewhere(Guard::connect(url, service.text), released)
+        let guard = on_blocked_runtime(Guard::connect(url, service.text), released)
             .await
             .expect("a guard");
-        // A worker looks a key up and is blocked, with the connection it has opened.
+        // A worker verifies a key and is then blocked, with the connection it has opened.
         let (_blocked, released) = mpsc::channel();
         let (on_the_worker, key) = (guard.clone(), first.text.clone());
-        let found = elsewhere(
+        let found = on_blocked_runtime(
             async move { status(&on_the_worker, &key, &Requirement::any()).await },
             released,
         )
@@ -253,7 +256,7 @@ async fn guard_lives_on_no_runtime_of_the_application() {
 }
 
 #[actix_web::test]
-async fn shutdown_does_not_wait_for_a_server_that_hangs() {
+async fn shutdown_does_not_wait_for_an_unresponsive_server() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", silent.local_addr().expect("an address"));
     let guard = Guard::builder()
@@ -262,11 +265,11 @@ async fn shutdown_does_not_wait_for_a_server_that_hangs() {
         .start()
         .expect("a guard");
     let shutdown = tokio::time::timeout(Duration::from_secs(30), guard.shutdown());
-    assert!(shutdown.await.is_ok(), "it ends by itself");
+    assert!(shutdown.await.is_ok(), "shutdown ends in time");
 }
 
 #[actix_web::test]
-async fn long_response_learns_of_the_revocation_of_its_key() {
+async fn verified_key_notifies_a_long_response_of_its_revocation() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -303,7 +306,7 @@ async fn long_response_learns_of_the_revocation_of_its_key() {
 }
 
 #[actix_web::test]
-async fn a_guard_survives_its_server() {
+async fn guard_recovers_after_a_server_outage() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let address = server.address.to_string();
@@ -314,11 +317,11 @@ async fn a_guard_survives_its_server() {
         .with_auth(tollkey_client::Auth::bearer(token))
         .commerce()
         .api_keys();
-    let made = keys.create("Web").await.expect("a key");
-    let (key, any) = (made.api_key.expose(), Requirement::any());
+    let created = keys.create("Web").await.expect("a key");
+    let (key, any) = (created.api_key.expose(), Requirement::any());
     let grace = Requirement::any().cached_without_immediate_revocation(Duration::from_secs(600));
 
-    // Started before there is a server, as after an outage of both.
+    // Started before the server runs, as after an outage of both.
     server.stop().await;
     let guard = Guard::builder()
         .url(format!("http://{address}"))
@@ -329,29 +332,29 @@ async fn a_guard_survives_its_server() {
     assert_eq!(status(&guard, key, &grace).await, 503, "nothing is cached");
     let again = tollkey.clone().with("TOLLKEY_LISTEN", &address);
     let server = again.serve().await;
-    eventually("the server is found", async || {
+    eventually("the guard reaches the server", async || {
         status(&guard, key, &any).await == 200
     })
     .await;
-    eventually("it is subscribed to", async || {
+    eventually("the guard has a lease", async || {
         !guard.stats().lease_left.is_zero()
     })
     .await;
     assert_eq!(status(&guard, key, &any).await, 200);
 
-    // It goes: what is remembered is answered for a lease, and then for those that said so.
+    // Without the server, cached keys are accepted for a lease, and after it only where the requirement allows it.
     server.stop().await;
-    eventually("the lease is over", async || {
+    eventually("the lease has expired", async || {
         status(&guard, key, &any).await == 503
     })
     .await;
     assert_eq!(status(&guard, key, &grace).await, 200);
     let server = again.serve().await;
-    eventually("it is back", async || {
+    eventually("the guard reaches the server again", async || {
         status(&guard, key, &any).await == 200
     })
     .await;
-    keys.revoke(&made.key_id).await.expect("revoked");
+    keys.revoke(&created.key_id).await.expect("revoked");
     assert_eq!(status(&guard, key, &any).await, 401);
     assert_eq!(status(&guard, key, &grace).await, 401);
     guard.shutdown().await;

@@ -1,4 +1,4 @@
-//! Commerce keys as hellgate's document has them, read from top to bottom: labels, scoped keys, operating models.
+//! Commerce keys in the order of hellgate's document: labels, scoped keys, operating models.
 
 use serde_json::{Value, json};
 use tollkey_core::OperatingModel;
@@ -8,7 +8,7 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend},
 };
 
-/// The five rows of the table "Ecosystems": a feature, a request it covers, and whether "Managed Ecosystems" has it.
+/// The rows of the table "Ecosystems": a feature, a request it covers, and whether "Managed Ecosystems" has it too.
 const ROWS: [(&str, &str, &str, bool); 5] = [
     ("tokens.list", "GET", "/tokens", false),
     ("tokens.retrieve", "GET", "/tokens/tok_1", false),
@@ -27,7 +27,7 @@ const ROWS: [(&str, &str, &str, bool); 5] = [
     ("cardholder_data.forward", "POST", "/forward", true),
 ];
 
-/// Requests that are no row of any table.
+/// Requests that no feature covers.
 const OTHERS: [(&str, &str); 14] = [
     ("POST", "/tokens"),
     ("DELETE", "/tokens/tok_1"),
@@ -47,8 +47,8 @@ const OTHERS: [(&str, &str); 14] = [
 
 const MODELS: [OperatingModel; 4] = OperatingModel::ALL;
 
-/// Whether accounts of that model have scoped keys, and with that row.
-fn has(model: OperatingModel, managed: bool) -> bool {
+/// Whether scoped keys of an account with this model may use a feature, which is `managed` in [`ROWS`].
+fn allows(model: OperatingModel, managed: bool) -> bool {
     match model {
         OperatingModel::PrimaryMerchant | OperatingModel::Platform => false,
         OperatingModel::Ecosystem => true,
@@ -56,11 +56,11 @@ fn has(model: OperatingModel, managed: bool) -> bool {
     }
 }
 
-async fn be(app: &App, model: OperatingModel) {
+async fn set_model(app: &App, model: OperatingModel) {
     app.set_model("acme", model.as_str()).await;
 }
 
-/// The code of a verification of a request about a merchant.
+/// The code of a verification with this route and merchant.
 async fn verified(
     app: &App,
     key: &str,
@@ -75,7 +75,7 @@ async fn verified(
         .to_owned()
 }
 
-/// The question of a gateway about a request, the key in hellgate's header.
+/// A gateway's authorization request, with the key in hellgate's header.
 fn gateway(app: &App, key: &str, method: &str, uri: &str) -> Call {
     app.get("/authz/forward-auth")
         .header("x-forwarded-method", method)
@@ -83,8 +83,7 @@ fn gateway(app: &App, key: &str, method: &str, uri: &str) -> Call {
         .header("x-api-key", key)
 }
 
-/// `valid`, or the code of a denial.
-fn said(reply: &Reply) -> String {
+fn outcome(reply: &Reply) -> String {
     if reply.status == 200 {
         "valid".to_owned()
     } else {
@@ -92,7 +91,7 @@ fn said(reply: &Reply) -> String {
     }
 }
 
-/// Asserts what both `/verify` and a gateway say of a request, with the base of the API before it and without.
+/// Asserts the result of `/verify` and of a gateway for a request, with and without the base path of the API.
 async fn assert_both(
     app: &App,
     key: &str,
@@ -108,7 +107,7 @@ async fn assert_both(
             .header("x-merchant-id", "m_1")
             .await;
         assert_eq!(
-            said(&reply),
+            outcome(&reply),
             expected,
             "{why}: {method} {path} at a gateway"
         );
@@ -129,7 +128,7 @@ async fn patch(app: &App, token: &str, key: &Key, patch: Value) -> Reply {
 // Multiple API keys, and using them
 
 #[actix_web::test]
-async fn an_account_has_any_number_of_labelled_keys_and_labels_may_repeat() {
+async fn labels_of_keys_may_repeat() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let labels = [
@@ -183,7 +182,7 @@ async fn each_key_remains_valid_until_manually_revoked() {
             (whoami(&key).await.status, whoami(&other).await.status),
             (200, 200)
         );
-        let token = app.merchant("acme"); // the first one did not remain valid
+        let token = app.merchant("acme"); // the first token has expired
         let reply = app
             .call("POST", &format!("/api-keys/{}/revoke", key.id))
             .bearer(&token)
@@ -200,11 +199,11 @@ async fn each_key_remains_valid_until_manually_revoked() {
 // Scoped API keys: which accounts have them
 
 #[actix_web::test]
-async fn scoped_keys_are_only_available_under_the_two_ecosystem_models() {
+async fn scoped_keys_require_an_ecosystem_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let create = |body: Value| app.post("/api-keys", body).bearer(&token);
-        // Nobody has said how acme does business: primary merchant.
+        // The default model is primary merchant.
         assert_answer!(create(json!({"name": "n", "merchants": ["m_1"]})).await, @r#"
         403
         cache-control: no-store
@@ -214,7 +213,7 @@ async fn scoped_keys_are_only_available_under_the_two_ecosystem_models() {
 
         {"type":"urn:tollkey:problem:scoped_keys_unavailable","title":"Scoped keys are not available","status":403,"detail":"Scoped keys are not available with the operating model `primary_merchant`. Remove the merchants and features of the key.","code":"scoped_keys_unavailable","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
         "#);
-        be(app, OperatingModel::ManagedEcosystem).await;
+        set_model(app, OperatingModel::ManagedEcosystem).await;
         let body = json!({"name": "n", "features": ["cardholder_data.forward", "tokens.list"]});
         assert_answer!(create(body).await, @r#"
         403
@@ -230,9 +229,9 @@ async fn scoped_keys_are_only_available_under_the_two_ecosystem_models() {
             ROWS.iter().filter(|row| row.3).map(|row| row.0).collect(),
         );
         for model in MODELS {
-            be(app, model).await;
+            set_model(app, model).await;
             let scoped = model.as_str().ends_with("ecosystem");
-            let refused = if scoped { "feature_unavailable" } else { "scoped_keys_unavailable" };
+            let expected_code = if scoped { "feature_unavailable" } else { "scoped_keys_unavailable" };
             let mut cases = vec![
                 (json!({}), true),
                 (json!({"merchants": null, "features": null}), true),
@@ -243,27 +242,27 @@ async fn scoped_keys_are_only_available_under_the_two_ecosystem_models() {
                 (json!({"merchants": ["m_1"], "features": all}), model == OperatingModel::Ecosystem),
             ];
             for (feature, _, _, managed) in ROWS {
-                cases.push((json!({"features": [feature]}), has(model, managed)));
-                cases.push((json!({"merchants": ["m_1"], "features": [feature]}), has(model, managed)));
+                cases.push((json!({"features": [feature]}), allows(model, managed)));
+                cases.push((json!({"merchants": ["m_1"], "features": [feature]}), allows(model, managed)));
             }
-            for (mut body, made) in cases {
+            for (mut body, is_allowed) in cases {
                 body["name"] = json!("Partner");
                 let reply = create(body.clone()).await;
-                assert_eq!(reply.status, if made { 201 } else { 403 }, "{model} {body}");
-                if made {
+                assert_eq!(reply.status, if is_allowed { 201 } else { 403 }, "{model} {body}");
+                if is_allowed {
                     for member in ["merchants", "features"] {
-                        let asked = body.get(member).unwrap_or(&Value::Null);
-                        assert_eq!(&reply.json()[member], asked, "{model} {body}");
+                        let expected = body.get(member).unwrap_or(&Value::Null);
+                        assert_eq!(&reply.json()[member], expected, "{model} {body}");
                     }
                 } else {
-                    assert_eq!(reply.code(), refused, "{model} {body}");
+                    assert_eq!(reply.code(), expected_code, "{model} {body}");
                 }
             }
-            // A name no table has is a mistake of the request under every model.
+            // An unknown feature is an invalid request with every model.
             let reply = create(json!({"name": "Partner", "features": ["tokens.delete"]})).await;
             assert_eq!(reply.status, 400, "{model}");
         }
-        // What was refused is not there.
+        // Rejected keys do not exist.
         let list = app.get("/api-keys").bearer(&token).await.json();
         let (neither, ecosystem, managed) = (2, 17, 9);
         assert_eq!(list.as_array().unwrap().len(), 2 * neither + ecosystem + managed);
@@ -272,12 +271,12 @@ async fn scoped_keys_are_only_available_under_the_two_ecosystem_models() {
 }
 
 #[actix_web::test]
-async fn a_key_that_is_not_scoped_may_call_everything_under_every_model() {
+async fn unscoped_key_may_call_every_route_in_every_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
         for model in MODELS {
-            be(app, model).await;
+            set_model(app, model).await;
             for (_, method, path, _) in ROWS {
                 assert_both(app, &key.text, (method, path), "valid", model.as_str()).await;
             }
@@ -293,10 +292,10 @@ async fn a_key_that_is_not_scoped_may_call_everything_under_every_model() {
 // Ecosystems, managed ecosystems: the tables
 
 #[actix_web::test]
-async fn under_each_model_a_scoped_key_has_exactly_the_rows_of_its_table() {
+async fn scoped_key_has_exactly_the_features_of_its_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         let by_merchants = app
             .commerce_key(&token, json!({"merchants": ["m_1"]}))
             .await;
@@ -310,18 +309,18 @@ async fn under_each_model_a_scoped_key_has_exactly_the_rows_of_its_table() {
                     .await,
             ));
         }
-        // Each model after each other one, so that what is remembered of the keys is never that of a fresh key.
+        // The order covers transitions between the models, with cached keys.
         for model in [
             MODELS[3], MODELS[0], MODELS[2], MODELS[1], MODELS[3], MODELS[2],
         ] {
-            be(app, model).await;
+            set_model(app, model).await;
             for (feature, method, path, managed) in ROWS {
-                let expected = if has(model, managed) {
+                let expected = if allows(model, managed) {
                     "valid"
                 } else {
                     "route_not_allowed"
                 };
-                // Merchants alone mean all features of the model.
+                // A key with merchants only has all features of the model.
                 assert_both(
                     app,
                     &by_merchants.text,
@@ -376,10 +375,10 @@ async fn under_each_model_a_scoped_key_has_exactly_the_rows_of_its_table() {
 }
 
 #[actix_web::test]
-async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_wider() {
+async fn scoped_key_follows_changes_of_the_operating_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::ManagedEcosystem).await;
+        set_model(app, OperatingModel::ManagedEcosystem).await;
         let by_merchants = app
             .commerce_key(&token, json!({"merchants": ["m_1"]}))
             .await;
@@ -393,7 +392,7 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
             (OperatingModel::ManagedEcosystem, false, true),
             (OperatingModel::Platform, false, false),
         ] {
-            be(app, model).await;
+            set_model(app, model).await;
             let expected = |allowed| {
                 if allowed {
                     "valid"
@@ -434,7 +433,7 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
                 why,
             )
             .await;
-            // The key itself is not touched: it prints what it was given, and says who it is.
+            // The key itself does not change: it still has its restrictions, and `/whoami` accepts it.
             let row = app
                 .get(&format!("/api-keys/{}", by_merchants.id))
                 .bearer(&token)
@@ -452,7 +451,7 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
                 200
             );
         }
-        // The model of another account is no help.
+        // The model of another account has no effect.
         app.set_model("globex", "ecosystem").await;
         assert_both(
             app,
@@ -467,10 +466,10 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
 }
 
 #[actix_web::test]
-async fn a_request_that_does_not_tell_its_method_or_path_is_no_row() {
+async fn request_without_method_or_path_matches_no_feature() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         let key = app
             .commerce_key(&token, json!({"features": ["tokens.list"]}))
             .await;
@@ -485,18 +484,18 @@ async fn a_request_that_does_not_tell_its_method_or_path_is_no_row() {
                 "{need}"
             );
         }
-        let ask = || {
+        let request = || {
             app.get("/authz/forward-auth")
                 .header("x-api-key", &key.text)
         };
         for call in [
-            ask(),
-            ask().header("x-forwarded-method", "GET"),
-            ask().header("x-forwarded-uri", "/tokens"),
-            ask()
+            request(),
+            request().header("x-forwarded-method", "GET"),
+            request().header("x-forwarded-uri", "/tokens"),
+            request()
                 .header("x-original-method", "GET")
                 .header("x-original-uri", "/tokens"),
-            ask()
+            request()
                 .header("x-forwarded-method", "GET")
                 .header("x-forwarded-uri", "/tokens")
                 .header("x-forwarded-uri", "/tokens"),
@@ -517,14 +516,14 @@ async fn a_request_that_does_not_tell_its_method_or_path_is_no_row() {
 // Restricted access to specific merchants
 
 #[actix_web::test]
-async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id() {
+async fn x_merchant_id_must_name_a_merchant_of_the_key() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         let key = app
             .commerce_key(&token, json!({"merchants": ["m_1", "m_2"]}))
             .await;
-        let free = app
+        let unrestricted = app
             .commerce_key(&token, json!({"features": ["tokens.list"]}))
             .await;
         for (merchant, allowed) in [
@@ -546,7 +545,7 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
                 json!({"key": key.text, "method": "GET", "path": "/tokens", "merchant": merchant});
             let reply = app.post("/verify", need).bearer(&app.service()).await;
             if merchant.is_some_and(|merchant| merchant.contains([',', '*'])) {
-                // What cannot be a merchant at all is a mistake of the resource server that asks.
+                // An invalid merchant is an error of the resource server.
                 assert_eq!(
                     (reply.status, reply.json()["errors"][0]["pointer"].as_str()),
                     (400, Some("/merchant"))
@@ -561,7 +560,7 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
                 call
             };
             let reply = call.await;
-            assert_eq!(said(&reply), expected, "{merchant:?}");
+            assert_eq!(outcome(&reply), expected, "{merchant:?}");
             if allowed {
                 assert_eq!(reply.header("x-auth-merchant-id"), merchant);
             }
@@ -569,20 +568,20 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
         let twice = gateway(app, &key.text, "GET", "/tokens")
             .header("x-merchant-id", "m_1")
             .header("x-merchant-id", "m_1");
-        assert_eq!(said(&twice.await), "merchant_not_allowed");
-        // Any other header is not it, and a path with the merchant in it neither.
+        assert_eq!(outcome(&twice.await), "merchant_not_allowed");
+        // Neither another header nor the query names the merchant.
         let other =
             gateway(app, &key.text, "GET", "/tokens?merchant=m_1").header("x-merchant", "m_1");
-        assert_eq!(said(&other.await), "merchant_not_allowed");
-        // The route is judged first, so that nobody learns the merchants of a key from a route it does not have.
+        assert_eq!(outcome(&other.await), "merchant_not_allowed");
+        // The route is checked before the merchant, so that a denied route does not disclose the merchants of a key.
         assert_eq!(
             verified(app, &key.text, "GET", "/merchants", Some("m_3")).await,
             "route_not_allowed"
         );
-        // A key with features alone is bound to no merchant.
+        // A key with features only has no merchant restriction.
         for merchant in [None, Some("m_1"), Some("m_9")] {
             assert_eq!(
-                verified(app, &free.text, "GET", "/tokens", merchant).await,
+                verified(app, &unrestricted.text, "GET", "/tokens", merchant).await,
                 "valid",
                 "{merchant:?}"
             );
@@ -592,10 +591,10 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
 }
 
 #[actix_web::test]
-async fn a_scoped_key_needs_its_scopes_too() {
+async fn scoped_key_also_requires_scopes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         let body =
             json!({"merchants": ["m_1"], "features": ["tokens.list"], "scopes": ["links:read"]});
         let key = app.commerce_key(&token, body).await;
@@ -614,20 +613,20 @@ async fn a_scoped_key_needs_its_scopes_too() {
 // Changing what a key is bound to
 
 #[actix_web::test]
-async fn merchants_and_features_are_changed_within_the_model_the_account_has_then() {
+async fn restrictions_change_within_the_current_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for model in MODELS {
             for (change, allowed) in [
-                (json!({"merchants": ["m_2"]}), has(model, true)),
-                (json!({"features": ["cardholder_data.forward"]}), has(model, true)),
-                (json!({"features": ["tokens.list"]}), has(model, false)),
-                (json!({"merchants": ["m_2"], "features": ["tokens.list", "payment_data.forward"]}), has(model, false)),
+                (json!({"merchants": ["m_2"]}), allows(model, true)),
+                (json!({"features": ["cardholder_data.forward"]}), allows(model, true)),
+                (json!({"features": ["tokens.list"]}), allows(model, false)),
+                (json!({"merchants": ["m_2"], "features": ["tokens.list", "payment_data.forward"]}), allows(model, false)),
             ] {
-                be(app, OperatingModel::Ecosystem).await;
+                set_model(app, OperatingModel::Ecosystem).await;
                 let plain = app.commerce_key(&token, json!({})).await;
                 let bound = app.commerce_key(&token, json!({"merchants": ["m_1"]})).await;
-                be(app, model).await;
+                set_model(app, model).await;
                 for key in [&plain, &bound] {
                     let before = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
                     let reply = patch(app, &token, key, change.clone()).await;
@@ -651,14 +650,13 @@ async fn merchants_and_features_are_changed_within_the_model_the_account_has_the
 }
 
 #[actix_web::test]
-async fn what_a_key_is_bound_to_is_never_cleared_and_anything_else_of_it_changed_under_every_model()
-{
+async fn restrictions_cannot_be_cleared_in_any_model() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         let key = app.commerce_key(&token, json!({"merchants": ["m_1"], "features": ["tokens.list"]})).await;
         for model in MODELS {
-            be(app, model).await;
+            set_model(app, model).await;
             for (change, error) in [
                 (json!({"merchants": null}), "/merchants cannot be cleared"),
                 (json!({"features": null}), "/features cannot be cleared"),
@@ -671,22 +669,22 @@ async fn what_a_key_is_bound_to_is_never_cleared_and_anything_else_of_it_changed
                 assert_eq!(reply.status, 400, "{model} {member}");
             }
             let name = format!("under {model}");
-            // The same bindings again are no change, and so need no model that has them.
+            // Sending the current restrictions again is no change, so the model does not matter.
             let same = json!({"name": name, "merchants": ["m_1"], "features": ["tokens.list"], "scopes": null});
             let reply = patch(app, &token, &key, same).await;
             assert_eq!((reply.status, &reply.json()["name"]), (200, &json!(name)), "{reply}");
         }
-        be(app, OperatingModel::Ecosystem).await;
+        set_model(app, OperatingModel::Ecosystem).await;
         assert_both(app, &key.text, ("GET", "/tokens"), "valid", "still bound").await;
         assert_both(app, &key.text, ("POST", "/forward"), "route_not_allowed", "still bound").await;
-        // A key that was not scoped becomes one, at once and for good.
+        // A key without restrictions can be restricted, immediately and permanently.
         let plain = app.commerce_key(&token, json!({})).await;
         assert_both(app, &plain.text, ("GET", "/merchants"), "valid", "not scoped").await;
         assert_eq!(patch(app, &token, &plain, json!({"merchants": ["m_1"]})).await.status, 200);
         assert_both(app, &plain.text, ("GET", "/merchants"), "route_not_allowed", "scoped").await;
         assert_both(app, &plain.text, ("GET", "/tokens"), "valid", "scoped").await;
         assert_eq!(patch(app, &token, &plain, json!({"merchants": null})).await.status, 400);
-        // Features beside merchants narrow it.
+        // Features in addition to merchants restrict the key further.
         assert_eq!(patch(app, &token, &plain, json!({"features": ["tokens.retrieve"]})).await.status, 200);
         assert_both(app, &plain.text, ("GET", "/tokens"), "route_not_allowed", "narrowed").await;
         assert_both(app, &plain.text, ("GET", "/tokens/tok_1"), "valid", "narrowed").await;

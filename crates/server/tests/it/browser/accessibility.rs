@@ -1,17 +1,17 @@
-//! Every page before axe-core, and at every width.
+//! Checks every page with axe-core and at every width.
 
 use serde_json::{Value, json};
 
 use super::{Browser, World};
 
-/// What looks at a page: <https://github.com/dequelabs/axe-core>, see its README here.
+/// The axe-core script, <https://github.com/dequelabs/axe-core>; see its README here.
 fn axe() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/axe/axe.min.js");
     std::fs::read_to_string(path).expect("axe-core")
 }
 
-/// Looks at a page as it is; gives what is wrong, each with the elements.
-const LOOK: &str = "
+/// Runs axe-core on the current page. Returns the violations, each with its elements.
+const FIND_VIOLATIONS: &str = "
     const done = arguments[0];
     axe.run(document, {resultTypes: ['violations'], rules: {'target-size': {enabled: true}}}).then(
       ({violations}) => done(violations.map(({id, help, nodes}) =>
@@ -19,27 +19,27 @@ const LOOK: &str = "
       (error) => done([String(error)]));
 ";
 
-/// How wide a page is beside its window, and the first element that sticks out.
-const WIDE: &str = "
+/// Returns how much wider the page is than its window, and the first elements that overflow.
+const FIND_OVERFLOW: &str = "
     const root = document.documentElement, width = root.clientWidth;
     if (root.scrollWidth <= width) return null;
-    const out = [...document.querySelectorAll('body *')].filter((one) => one.getBoundingClientRect().right > width + 0.5);
-    return `${root.scrollWidth} of ${width}: ${out.slice(0, 3).map((one) => one.outerHTML.slice(0, 120)).join(' | ')}`;
+    const out = [...document.querySelectorAll('body *')].filter((element) => element.getBoundingClientRect().right > width + 0.5);
+    return `${root.scrollWidth} of ${width}: ${out.slice(0, 3).map((element) => element.outerHTML.slice(0, 120)).join(' | ')}`;
 ";
 
 const DESKTOP: u32 = 1280;
 const PHONE: u32 = 390;
 const WIDTHS: [u32; 4] = [DESKTOP, 1024, 768, PHONE];
 
-struct Looker<'a> {
+struct PageChecker<'a> {
     browser: &'a Browser,
     axe: String,
-    wrong: Vec<String>,
+    violations: Vec<String>,
 }
 
-impl Looker<'_> {
-    /// Looks at the page that is there, and remembers what is wrong with it.
-    async fn look(&mut self, page: &str) {
+impl PageChecker<'_> {
+    /// Checks the current page and records its violations.
+    async fn check(&mut self, page: &str) {
         self.browser.run(&self.axe, vec![]).await;
         for width in WIDTHS {
             let screen =
@@ -47,8 +47,8 @@ impl Looker<'_> {
             self.browser
                 .dev_tools("Emulation.setDeviceMetricsOverride", screen)
                 .await;
-            if let Value::String(wide) = self.browser.run(WIDE, vec![]).await {
-                self.wrong
+            if let Value::String(wide) = self.browser.run(FIND_OVERFLOW, vec![]).await {
+                self.violations
                     .push(format!("{page} at {width} is too wide, {wide}"));
             }
             if width != DESKTOP && width != PHONE {
@@ -60,11 +60,11 @@ impl Looker<'_> {
                 self.browser
                     .dev_tools("Emulation.setEmulatedMedia", features)
                     .await;
-                let found = self.browser.run_async(LOOK, vec![]).await;
-                for one in found.as_array().expect("violations") {
-                    self.wrong.push(format!(
+                let found = self.browser.run_async(FIND_VIOLATIONS, vec![]).await;
+                for violation in found.as_array().expect("violations") {
+                    self.violations.push(format!(
                         "{page} at {width}, {scheme}: {}",
-                        one.as_str().unwrap_or_default()
+                        violation.as_str().unwrap_or_default()
                     ));
                 }
             }
@@ -73,40 +73,40 @@ impl Looker<'_> {
 }
 
 #[actix_web::test]
-async fn no_page_is_hard_to_use_or_wider_than_its_window() {
+async fn pages_are_accessible_and_fit_their_window() {
     let Some(world) = World::begin().await else {
         return;
     };
     let browser = &world.browser;
-    let mut looker = Looker {
+    let mut checker = PageChecker {
         browser,
         axe: axe(),
-        wrong: Vec::new(),
+        violations: Vec::new(),
     };
 
-    // It does find what is wrong.
+    // The check finds planted mistakes.
     world.open("/dashboard").await;
     let spoil = "document.querySelector('h1').style.cssText = 'color: #ccc; width: 2000px'; \
                  document.querySelector('label').remove()";
     browser.run(spoil, vec![]).await;
-    looker.look("spoilt").await;
+    checker.check("a broken page").await;
     for (mistake, times) in [("too wide", 4), ("color-contrast: ", 2), ("label: ", 4)] {
-        let found = looker
-            .wrong
+        let found = checker
+            .violations
             .iter()
-            .filter(|one| one.contains(mistake))
+            .filter(|violation| violation.contains(mistake))
             .count();
-        assert!(found >= times, "{mistake}: {:?}", looker.wrong);
+        assert!(found >= times, "{mistake}: {:?}", checker.violations);
     }
-    looker.wrong.clear();
+    checker.violations.clear();
 
     world.open("/dashboard").await;
-    looker.look("the door").await;
-    world.sign_in_by("no token").await;
-    looker.look("the door, refused").await;
+    checker.check("the sign-in page").await;
+    world.sign_in_with("no token").await;
+    checker.check("the sign-in page, rejected").await;
     browser.open(&world.link()).await;
     browser.arrives("/dashboard/keys").await;
-    looker.look("no keys").await;
+    checker.check("no keys").await;
     for page in [
         "/dashboard/applications",
         "/dashboard/audit",
@@ -114,10 +114,10 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         "/dashboard/account",
     ] {
         world.open(page).await;
-        looker.look(&format!("{page}, empty")).await;
+        checker.check(&format!("{page}, empty")).await;
     }
 
-    // Names as long as they may be, without a place to break; an application; scopes, networks, metadata; use.
+    // The longest names, without a place to break; an application; scopes, IP ranges, metadata; usage.
     let long = "Checkout".repeat(12);
     let application = world.server.application(&world.token, &long).await;
     let application_key = world.server.key(&world.token, &application).await;
@@ -131,7 +131,7 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     });
     let mut bound = body.clone();
     bound["allowed_ips"] = json!(networks);
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for body in [
         body,
         bound,
@@ -146,8 +146,8 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
             .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        made.push((
-            json["key_id"].as_str().expect("an id").to_owned(),
+        created.push((
+            json["key_id"].as_str().expect("an ID").to_owned(),
             json["api_key"].as_str().expect("a key").to_owned(),
         ));
     }
@@ -157,9 +157,9 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         (revoked, _),
         (suspended, _),
         (rotated, rotated_text),
-    ] = &made[..]
+    ] = &created[..]
     else {
-        panic!("five keys were made");
+        panic!("five keys were created");
     };
     for (id, change) in [
         (revoked, "revoke"),
@@ -185,10 +185,10 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         world.open(&format!("/dashboard/keys/{rotated}")).await;
         browser.has(".notice.warn").await.then_some(())
     });
-    used.await.expect("the use is written down");
-    looker.look("a rotated key that is still used").await;
+    used.await.expect("the usage is stored");
+    checker.check("a rotated key that is still used").await;
     browser.click("summary").await;
-    looker.look("the table of its use").await;
+    checker.check("the table of its usage").await;
 
     for page in [
         "/dashboard/keys".to_owned(),
@@ -213,8 +213,8 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         "/dashboard/audit?action=account.updated".to_owned(),
     ] {
         world.open(&page).await;
-        looker
-            .look(
+        checker
+            .check(
                 &page
                     .replace(&application, "APPLICATION")
                     .replace(long_id.as_str(), "LONG"),
@@ -223,20 +223,20 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     }
     world.open("/dashboard/audit").await;
     browser.click("tbody summary").await;
-    looker.look("the audit log, with an entry open").await;
+    checker.check("the audit log, with an entry open").await;
     browser.press("Verify log").await;
     browser
         .reads("[role=status]", "The audit log is intact.")
         .await;
-    looker.look("the audit log, verified").await;
+    checker.check("the audit log, verified").await;
 
     world.open("/dashboard/keys/new").await;
     browser.choose("access", "chosen").await;
-    looker.look("a new key, with the grid of scopes").await;
+    checker.check("a new key, with the grid of scopes").await;
     browser.fill("allowed_ips", "nowhere").await;
     browser.press("Create key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
-    looker.look("a new key, refused").await;
+    checker.check("a new key, rejected").await;
     world
         .open(&format!("/dashboard/keys/{long_id}/revoke"))
         .await;
@@ -249,15 +249,15 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         .await;
     browser.press("Revoke key").await;
     browser.reads("#confirm-error", "s not the name").await;
-    looker.look("a revocation, refused").await;
+    checker.check("a revocation, rejected").await;
     world.open("/dashboard/applications/new").await;
     browser.press("Create application").await;
     browser
         .reads("#name-error", "ust have 1 to 100 characters")
         .await;
-    looker.look("a new application, refused").await;
-    world.make_key(&"Checkout".repeat(31)).await;
-    looker.look("the secret of a key").await;
+    checker.check("a new application, rejected").await;
+    world.create_key(&"Checkout".repeat(31)).await;
+    checker.check("the secret of a key").await;
     world.store_secret().await;
 
     world.open("/dashboard/settings").await;
@@ -267,29 +267,31 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     browser.fill("name", "Gateway".repeat(14).as_str()).await;
     browser.press("Create service key").await;
     browser.css("#secret").await;
-    looker.look("the secret of a service key").await;
+    checker.check("the secret of a service key").await;
     browser.click("[data-acknowledge]").await;
     browser.press("Done").await;
     browser.arrives("/dashboard/settings").await;
-    looker.look("the settings").await;
+    checker.check("the settings").await;
     browser.click("a[href$='/revoke']").await;
     browser.reads("h1", "Revoke the service key").await;
-    looker.look("the revocation of a service key").await;
+    checker.check("the revocation of a service key").await;
     world.open("/dashboard/keys/new").await;
-    looker.look("a new key of an ecosystem").await;
+    checker.check("a new key of an ecosystem").await;
 
     browser.press("Sign out").await;
     browser.arrives("/dashboard/signed-out").await;
-    world.sign_in_by(&world.token).await;
+    world.sign_in_with(&world.token).await;
     browser.arrives("/dashboard/keys").await;
     world.open("/dashboard/settings").await;
-    looker.look("the settings, for who is no operator").await;
+    checker
+        .check("the settings, without the operator role")
+        .await;
 
     assert!(
-        looker.wrong.is_empty(),
-        "{} things are wrong\n{}",
-        looker.wrong.len(),
-        looker.wrong.join("\n")
+        checker.violations.is_empty(),
+        "{} violations\n{}",
+        checker.violations.len(),
+        checker.violations.join("\n")
     );
     world.end().await;
 }

@@ -1,7 +1,7 @@
 //! Chromium, driven through chromedriver.
 //!
-//! Each browser has a profile of its own and none of the machine's. They are driven over a pipe, whose end is Chromium's
-//! end: whatever becomes of a test, chromedriver is killed, and nothing is left running.
+//! Each browser has an empty profile and is driven over a pipe. Chromium ends with the pipe, so killing chromedriver
+//! leaves no process behind, however a test ends.
 
 use std::{
     env,
@@ -29,14 +29,14 @@ use tokio::{
 
 use crate::support::without_secrets;
 
-/// The longest a page may take; a bound on a broken test, no promise.
+/// The longest a page may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many browsers there may be at a time: each takes some 300 MB.
-static ROOM: Semaphore = Semaphore::const_new(2);
+/// Limits the number of concurrent browsers: each takes about 300 MB.
+static SLOTS: Semaphore = Semaphore::const_new(2);
 
 const ARGUMENTS: [&str; 10] = [
     "--headless=new",
-    "--no-sandbox", // which root cannot have; the pages are our own
+    "--no-sandbox", // root cannot use the sandbox; the pages are our own
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
@@ -47,7 +47,7 @@ const ARGUMENTS: [&str; 10] = [
     "--remote-debugging-pipe",
 ];
 
-/// Where the two programs are. Passed over loudly where one is missing; with `TOLLKEY_TEST_REQUIRE_BROWSER=1` that is a
+/// Returns the paths of the two programs. Warns where one is missing; with `TOLLKEY_TEST_REQUIRE_BROWSER=1` that is a
 /// failure.
 fn programs() -> Option<&'static (PathBuf, PathBuf)> {
     static FOUND: OnceLock<Option<(PathBuf, PathBuf)>> = OnceLock::new();
@@ -55,7 +55,7 @@ fn programs() -> Option<&'static (PathBuf, PathBuf)> {
         let path = env::var_os("PATH").unwrap_or_default();
         let find = |name: &str| {
             env::split_paths(&path)
-                .map(|place| place.join(name))
+                .map(|directory| directory.join(name))
                 .find(|file| file.is_file())
         };
         Some((find("chromium")?, find("chromedriver")?))
@@ -66,8 +66,8 @@ fn programs() -> Option<&'static (PathBuf, PathBuf)> {
             !required,
             "chromium or chromedriver is not installed, but TOLLKEY_TEST_REQUIRE_BROWSER=1"
         );
-        static SAID: Once = Once::new();
-        SAID.call_once(|| {
+        static WARNING: Once = Once::new();
+        WARNING.call_once(|| {
             // Past the test harness, which would swallow it.
             let _ = writeln!(
                 std::io::stderr(),
@@ -78,15 +78,14 @@ fn programs() -> Option<&'static (PathBuf, PathBuf)> {
     found.as_ref()
 }
 
-/// A browser with one window.
 pub struct Browser {
     driver: WebDriver,
     chromedriver: Child,
     directory: TempDir,
-    _room: SemaphorePermit<'static>,
+    _slot: SemaphorePermit<'static>,
 }
 
-/// A command of Chromium's own, <https://chromedevtools.github.io/devtools-protocol/>.
+/// A DevTools command, <https://chromedevtools.github.io/devtools-protocol/>.
 #[derive(Debug)]
 struct DevTools<'a>(&'a str, Value);
 
@@ -99,15 +98,15 @@ impl FormatRequestData for DevTools<'_> {
 }
 
 impl Browser {
-    /// A fresh one; `None` where none is installed.
+    /// Starts a browser. Returns `None` where none is installed.
     pub async fn start() -> Option<Self> {
         let (chromium, chromedriver) = programs()?;
-        let room = ROOM.acquire().await.expect("nobody closes it");
+        let slot = SLOTS.acquire().await.expect("an open semaphore");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let profile = directory.path().join("profile");
         let out = directory.path().join("out");
         let mut command = Command::new(chromedriver);
-        // Text in the pages' own language, whatever the machine's is, and no settings of whoever runs the tests.
+        // A fixed language, and no settings of the user who runs the tests.
         command
             .arg("--port=0")
             .env("HOME", directory.path())
@@ -128,11 +127,11 @@ impl Browser {
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": chromium, "args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
-            // A dialog fails whatever comes next. Not the one about leaving a page: chromedriver says yes to that by itself.
+            // An open dialog fails the next command, except for the one about leaving a page: chromedriver accepts it.
             "unhandledPromptBehavior": "ignore",
         });
         let Value::Object(capabilities) = capabilities else {
-            unreachable!("an object is written above")
+            unreachable!("the value above is an object")
         };
         let driver = WebDriver::new(
             format!("http://127.0.0.1:{port}"),
@@ -144,20 +143,19 @@ impl Browser {
             driver,
             chromedriver,
             directory,
-            _room: room,
+            _slot: slot,
         })
     }
 
-    /// What it keeps on disk.
     pub fn profile(&self) -> PathBuf {
         self.directory.path().join("profile")
     }
 
-    /// Ends it, and asserts that no page did what it may not or threw an error. Gives its directory, to be looked into.
+    /// Closes the browser. Asserts that the console has no message. Returns the browser's directory.
     pub async fn close(mut self) -> TempDir {
         let said = self.said().await;
-        assert!(said.is_empty(), "the console says {said:#?}");
-        self.done("quits", self.driver.clone().quit().await);
+        assert!(said.is_empty(), "console messages: {said:#?}");
+        self.done("quit", self.driver.clone().quit().await);
         self.chromedriver.kill().await.expect("chromedriver ends");
         #[cfg(target_os = "linux")]
         wait_for(async || running_in(&self.profile()).is_empty().then_some(()))
@@ -171,7 +169,7 @@ impl Browser {
         )
     }
 
-    /// What the console said since it was last asked, but for answers that are no 200: pages tell about those.
+    /// Returns the console messages since the last call, except those about responses with an error status.
     pub async fn said(&self) -> Vec<String> {
         let log = self.done("the console", self.driver.browser_log().await);
         let said = log.into_iter().filter(|entry| {
@@ -187,7 +185,6 @@ impl Browser {
         result.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    /// Fails with what stands on the page.
     async fn fail(&self, what: &dyn Display) -> ! {
         let url = self
             .driver
@@ -201,13 +198,11 @@ impl Browser {
         panic!("{what}\n--- {url}\n{}", without_secrets(&text));
     }
 
-    /// Runs a command of Chromium's own.
     pub async fn dev_tools(&self, command: &str, parameters: Value) -> Value {
-        let answer = self.driver.cmd(DevTools(command, parameters)).await;
-        self.done(command, answer.and_then(|answer| answer.value_json()))
+        let response = self.driver.cmd(DevTools(command, parameters)).await;
+        self.done(command, response.and_then(|response| response.value_json()))
     }
 
-    /// Goes to a page.
     pub async fn open(&self, url: &str) {
         self.done(url, self.driver.goto(url).await);
     }
@@ -221,7 +216,7 @@ impl Browser {
         )
     }
 
-    /// Waits until the page is one whose path and query begin so.
+    /// Waits until the path and query of the page begin with this.
     pub async fn arrives(&self, place: &str) {
         let there = wait_for(async || self.place().await.starts_with(place).then_some(())).await;
         if there.is_none() {
@@ -230,7 +225,7 @@ impl Browser {
         self.loaded().await;
     }
 
-    /// Waits until the page is whole and its script has run.
+    /// Waits until the page is loaded and its script has run.
     async fn loaded(&self) {
         let script = "return document.readyState === 'complete'";
         let loaded =
@@ -238,21 +233,19 @@ impl Browser {
         assert!(loaded.is_some(), "the page does not load");
     }
 
-    /// Runs a script in the page; gives what it returns.
     pub async fn run(&self, script: &str, arguments: Vec<Value>) -> Value {
         self.done(script, self.driver.execute(script, arguments).await)
             .json()
             .clone()
     }
 
-    /// [`Browser::run`] for one that calls its last argument when it is done.
+    /// [`Browser::run`] for a script that calls its last argument when it is done.
     pub async fn run_async(&self, script: &str, arguments: Vec<Value>) -> Value {
         self.done(script, self.driver.execute_async(script, arguments).await)
             .json()
             .clone()
     }
 
-    /// Waits for an element.
     pub async fn find(&self, by: By) -> WebElement {
         match wait_for(async || self.driver.find(by.clone()).await.ok()).await {
             Some(element) => element,
@@ -260,27 +253,26 @@ impl Browser {
         }
     }
 
-    /// Waits for an element that a CSS selector finds.
+    /// Waits for an element that matches a CSS selector.
     pub async fn css(&self, selector: &str) -> WebElement {
         self.find(By::Css(selector)).await
     }
 
-    /// Whether there is such an element.
     pub async fn has(&self, selector: &str) -> bool {
         let found = self.driver.find_all(By::Css(selector)).await;
         !self.done(selector, found).is_empty()
     }
 
-    /// What somebody reads on the page, or in a part of it.
+    /// The visible text of an element.
     pub async fn text(&self, selector: &str) -> String {
         let element = self.css(selector).await;
         self.done(selector, element.text().await)
     }
 
-    /// Waits until somebody reads that.
+    /// Waits until the visible text of an element contains this.
     pub async fn reads(&self, selector: &str, text: &str) {
         let there = wait_for(async || {
-            // The element may be replaced while it is looked at.
+            // The element may be replaced between the two calls.
             let element = self.driver.find(By::Css(selector)).await.ok()?;
             element.text().await.ok()?.contains(text).then_some(())
         });
@@ -289,27 +281,23 @@ impl Browser {
         }
     }
 
-    /// A property of an element.
     pub async fn property(&self, selector: &str, name: &str) -> String {
         let element = self.css(selector).await;
         self.done(selector, element.prop(name).await)
             .unwrap_or_default()
     }
 
-    /// Clicks on what a selector finds.
     pub async fn click(&self, selector: &str) {
         let element = self.css(selector).await;
         self.done(selector, element.click().await);
     }
 
-    /// Clicks on a link or a button of that name.
     pub async fn press(&self, name: &str) {
         self.find(Self::named(name)).await;
         let element = self.find(Self::named(name)).await;
         self.done(name, element.click().await);
     }
 
-    /// Whether a link or a button of that name can be used.
     pub async fn is_enabled(&self, name: &str) -> bool {
         let element = self.find(Self::named(name)).await;
         self.done(name, element.is_enabled().await)
@@ -321,13 +309,12 @@ impl Browser {
         ))
     }
 
-    /// Chooses a radio button or a box by its name and value.
+    /// Selects a radio button or checkbox by its name and value.
     pub async fn choose(&self, name: &str, value: &str) {
         self.click(&format!("input[name='{name}'][value='{value}']"))
             .await;
     }
 
-    /// Types into a field instead of what is there.
     pub async fn fill(&self, name: &str, text: &str) {
         let selector = format!("[name='{name}']");
         let field = self.css(&selector).await;
@@ -335,12 +322,10 @@ impl Browser {
         self.done(&selector, field.send_keys(text).await);
     }
 
-    /// What stands in a field.
     pub async fn value(&self, name: &str) -> String {
         self.property(&format!("[name='{name}']"), "value").await
     }
 
-    /// The status of the page's own answer.
     pub async fn status(&self) -> u64 {
         let script = "return performance.getEntriesByType('navigation')[0].responseStatus";
         self.run(script, vec![]).await.as_u64().expect("a status")
@@ -358,7 +343,7 @@ impl Browser {
         self.done("reload", self.driver.refresh().await);
     }
 
-    /// The session itself, for what only one test does.
+    /// The session, for commands that only one test needs.
     pub fn driver(&self) -> &WebDriver {
         &self.driver
     }
@@ -366,10 +351,10 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // A test that fails does not ask chromedriver to end the session: that would block. It is killed.
+        // Ending the session would block in a failing test, so chromedriver is killed.
         let _ = self.driver.clone().leak();
         let _ = self.chromedriver.start_kill();
-        // What still runs would write into the directory while it is removed.
+        // A running process could still write into the directory while it is removed.
         #[cfg(target_os = "linux")]
         for _ in 0..100 {
             if running_in(&self.profile()).is_empty() {
@@ -380,22 +365,22 @@ impl Drop for Browser {
     }
 }
 
-/// The port that chromedriver took.
+/// Reads the port that chromedriver listens on.
 async fn port(out: &Path) -> u16 {
     let port = wait_for(async || {
         let out = fs::read_to_string(out).ok()?;
         let (_, rest) = out.split_once("started successfully on port ")?;
         rest.split_once('.')?.0.parse().ok()
     });
-    port.await.expect("chromedriver says where it listens")
+    port.await.expect("the port of chromedriver")
 }
 
-/// Asks until there is an answer; `None` when there is none in time.
-pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
+/// Polls until `poll` returns a value. Returns `None` after 30 seconds.
+pub async fn wait_for<T>(poll: impl AsyncFn() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
+        if let Some(value) = poll().await {
+            return Some(value);
         }
         if begun.elapsed() > PATIENCE {
             return None;
@@ -404,10 +389,9 @@ pub async fn wait_for<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// The processes with that directory in their command line.
 #[cfg(target_os = "linux")]
 fn running_in(directory: &Path) -> Vec<String> {
-    let directory = directory.to_str().expect("a path that is text");
+    let directory = directory.to_str().expect("a UTF-8 path");
     let processes = fs::read_dir("/proc").expect("the processes").flatten();
     let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
     lines

@@ -1,5 +1,5 @@
-//! The dashboard and Swagger UI behind nginx under a path prefix, which one location strips and the other passes on. Where nginx is
-//! not installed the test is skipped with a warning; with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
+//! The dashboard and Swagger UI behind nginx under a path prefix: one server strips it, the other passes it on. Where
+//! nginx is not installed the test is skipped with a message; with `TOLLKEY_TEST_REQUIRE_GATEWAYS=1` that is a failure.
 
 use std::{
     env, fs,
@@ -155,7 +155,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
             403
         );
 
-        // A filter, which a script sends.
+        // A script sends the filter.
         browser.press("API keys").await;
         browser.arrives("/keys/dashboard/keys").await;
         browser.fill("q", "no such key").await;
@@ -192,10 +192,10 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
     server.stop().await;
 }
 
-/// Sends a request with Swagger UI, and opens what else it shows. Whatever violates its policy is in the console, at the end.
+/// Sends a request with Swagger UI and opens other parts of it. Violations of its policy end up in the console.
 pub(super) async fn tries_livez(browser: &Browser, url: &str) {
     browser.reads(".info .title", "Tollkey").await;
-    // Its dialog is larger than the window, so a script clicks.
+    // The dialog is larger than the window, so a script clicks.
     let click = async |selector: &str| {
         browser.css(selector).await;
         browser
