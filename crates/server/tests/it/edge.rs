@@ -465,7 +465,7 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "service key created",
         "management token rejected",
-        "a resource server asks",
+        "service key authenticated",
     ] {
         assert!(
             log.contains(heard),
