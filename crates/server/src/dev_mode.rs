@@ -272,7 +272,7 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
         TokenSource::Development => {}
     }
     let path = DevMode::check(settings)?.ok_or(DevModeError::SecretInMemory)?;
-    let shown = shown(&path);
+    let shown = absolute_path(&path);
     if settings
         .database
         .url
@@ -293,7 +293,7 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
 }
 
 /// Returns a path for an error: absolute, because the reader may not know the working directory of the process.
-fn shown(path: &Path) -> String {
+fn absolute_path(path: &Path) -> String {
     std::path::absolute(path)
         .unwrap_or_else(|_| path.to_owned())
         .display()
@@ -310,7 +310,7 @@ fn secret_path(database: &Path) -> PathBuf {
 /// the others wait for its content.
 fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
     let fail = |error| DevModeError::File {
-        path: shown(path),
+        path: absolute_path(path),
         error,
     };
     let mut options = OpenOptions::new();
@@ -341,7 +341,7 @@ fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevMode
                         thread::sleep(step);
                         waited += step;
                     }
-                    None => return Err(DevModeError::NoSecret(shown(path))),
+                    None => return Err(DevModeError::NoSecret(absolute_path(path))),
                 }
             }
         }
@@ -352,7 +352,7 @@ fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevMode
 /// Reads the secret in this file; `None` if it is too short.
 fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
     let fail = |error| DevModeError::File {
-        path: shown(path),
+        path: absolute_path(path),
         error,
     };
     let file = File::open(path).map_err(fail)?;
@@ -362,7 +362,7 @@ fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
         let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
         if mode & 0o077 != 0 {
             return Err(DevModeError::Exposed {
-                path: shown(path),
+                path: absolute_path(path),
                 mode,
             });
         }

@@ -29,7 +29,7 @@ pub struct KeyRateLimit {
     pub retry_after_seconds: Option<u32>,
 }
 
-/// Verifies an API key and counts the use.
+/// Verifies an API key, and stores its rate limit for the response.
 async fn authorize(
     request: &impl RequestParts,
     state: &State,
@@ -47,7 +47,7 @@ async fn authorize(
             retry_after_seconds,
         });
     }
-    known(verdict, state, need)
+    verified_key(verdict, state, need)
 }
 
 /// Verifies an API key without counting a use: the request is rejected in any case.
@@ -57,7 +57,7 @@ async fn peek(
     key: ParsedKey<'_>,
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
-    known(
+    verified_key(
         state
             .service
             .peek(|| requester(request, state), key, need)
@@ -72,7 +72,7 @@ fn requester(request: &impl RequestParts, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
-fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),

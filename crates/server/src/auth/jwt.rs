@@ -1,8 +1,8 @@
 //! Verifies and creates management tokens.
 //!
 //! The rules are those of RFC 8725. The key determines the algorithms ([`super::jwks`]). `exp` and `sub` are required,
-//! `iss` and `aud` only if they are configured, and `nbf` is checked. Keys in or behind the token's own header (`jku`,
-//! `x5u`, `jwk`) are ignored, and a token with `crit` is rejected. Only the log says why a token is rejected.
+//! `iss` and `aud` only if they are configured, and `nbf` is checked. Keys that the token's header contains or links to
+//! (`jwk`, `jku`, `x5u`) are ignored, and a token with `crit` is rejected. Only the log says why a token is rejected.
 
 use std::{fmt, sync::Arc};
 

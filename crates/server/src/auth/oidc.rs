@@ -65,7 +65,7 @@ struct OtherTokens {
 
 impl ExtraTokenFields for OtherTokens {}
 
-/// Stands for the claims of the crate's ID token, which is not used. A local type is required to implement the crate's
+/// A placeholder for the claims of the crate's ID token, which is not used. A local type is required to implement the crate's
 /// trait for [`Tokens`].
 #[derive(Debug, Serialize, Deserialize)]
 struct UnreadClaims {}
@@ -312,7 +312,7 @@ pub enum ProviderSetupError {
 }
 
 /// The provider's metadata and keys.
-struct Known {
+struct Discovered {
     metadata: Metadata,
     algorithms: Vec<CoreJwsSigningAlgorithm>,
     end_session: Option<Url>,
@@ -335,7 +335,7 @@ pub struct Provider {
     scopes: Vec<Scope>,
     rules: ClaimRules,
     sign_in_settings: SignInSettingsHash,
-    published: Arc<Published<Known>>,
+    published: Arc<Published<Discovered>>,
 }
 
 impl Provider {
@@ -391,20 +391,20 @@ impl Provider {
     /// [`OidcError::Unavailable`] if they cannot be fetched.
     pub async fn fetch_key_count(&self) -> Result<usize, OidcError> {
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.endpoint.clone().fetch()).await;
-        let known = fetched
+        let discovered = fetched
             .map_err(|_| OidcError::Unavailable("does not respond in time".to_owned()))??;
-        Ok(known.metadata.jwks().keys().len())
+        Ok(discovered.metadata.jwks().keys().len())
     }
 
     /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT`]. `None` if
     /// the provider has no such endpoint, or if its metadata was never fetched and does not arrive within two seconds.
     /// The URL has no `state`, because the page at [`SIGNED_OUT`] changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
-        let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now()))
+        let discovered = tokio::time::timeout(SIGN_OUT_WAIT, self.discovered(clock.now()))
             .await
             .ok()?
             .ok()?;
-        let mut url = known.end_session.clone()?;
+        let mut url = discovered.end_session.clone()?;
         let parameters = [
             ("client_id", self.client_id.as_str()),
             ("post_logout_redirect_uri", &self.signed_out),
@@ -437,7 +437,7 @@ impl Provider {
         next: &str,
         before: Option<Digest>,
     ) -> Result<(Attempt, Url), OidcError> {
-        let known = self.known(clock.now()).await?;
+        let discovered = self.discovered(clock.now()).await?;
         let attempt = Attempt::begin(next, before, random, clock.now());
         let (state, nonce) = (
             attempt.state.expose().to_owned(),
@@ -445,7 +445,7 @@ impl Provider {
         );
         let verifier = PkceCodeVerifier::new(attempt.verifier.expose().to_owned());
         let (url, ..) = self
-            .registered(&known)
+            .registered(&discovered)
             .authorize_url(
                 AuthenticationFlow::<CoreResponseType>::AuthorizationCode,
                 || CsrfToken::new(state),
@@ -468,8 +468,8 @@ impl Provider {
         attempt: &Attempt,
         code: &str,
     ) -> Result<Claims, OidcError> {
-        let known = self.known(clock.now()).await?;
-        let registered = self.registered(&known);
+        let discovered = self.discovered(clock.now()).await?;
+        let registered = self.registered(&discovered);
         let tokens = registered
             .exchange_code(AuthorizationCode::new(code.to_owned()))
             .map_err(|_| OidcError::Unavailable("has no token endpoint".to_owned()))?
@@ -483,7 +483,7 @@ impl Provider {
             _ => return Err(OidcError::Rejected(Rejection::Form)),
         };
         let token = id_token::IdToken::parse(token).map_err(OidcError::Rejected)?;
-        let mut verified = token.verify(&self.expected(&known, attempt), clock.now());
+        let mut verified = token.verify(&self.expected(&discovered, attempt), clock.now());
         if verified == Err(Rejection::UnknownKey) {
             let newer = self.newer(clock.now()).await?;
             verified = token.verify(&self.expected(&newer, attempt), clock.now());
@@ -495,18 +495,22 @@ impl Provider {
     }
 
     /// Returns what the ID token of this attempt is verified against.
-    fn expected<'a>(&'a self, known: &'a Known, attempt: &'a Attempt) -> id_token::Expected<'a> {
+    fn expected<'a>(
+        &'a self,
+        discovered: &'a Discovered,
+        attempt: &'a Attempt,
+    ) -> id_token::Expected<'a> {
         id_token::Expected {
             issuer: &self.endpoint.issuer,
             client_id: &self.client_id,
             nonce: attempt.nonce.expose(),
-            algorithms: &known.algorithms,
-            keys: known.metadata.jwks().keys(),
+            algorithms: &discovered.algorithms,
+            keys: discovered.metadata.jwks().keys(),
         }
     }
 
-    fn registered(&self, known: &Known) -> Registered {
-        let metadata = known.metadata.clone();
+    fn registered(&self, discovered: &Discovered) -> Registered {
+        let metadata = discovered.metadata.clone();
         let methods = metadata.token_endpoint_auth_methods_supported();
         let has = |method| methods.is_some_and(|methods| methods.contains(&method));
         let in_body = has(CoreClientAuthMethod::ClientSecretPost)
@@ -525,19 +529,19 @@ impl Provider {
     }
 
     /// Returns the current metadata; waits only for the first version.
-    async fn known(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+    async fn discovered(&self, now: Timestamp) -> Result<Arc<Discovered>, OidcError> {
         match self.published.current() {
-            Some(known) => {
+            Some(discovered) => {
                 self.published
                     .refresh(now, || self.endpoint.clone().fetch());
-                Ok(known)
+                Ok(discovered)
             }
             None => self.newer(now).await,
         }
     }
 
     /// Returns the metadata after the next fetch, or the current one if that was fetched a moment ago or the fetch fails.
-    async fn newer(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+    async fn newer(&self, now: Timestamp) -> Result<Arc<Discovered>, OidcError> {
         let newer = self
             .published
             .newer(now, || self.endpoint.clone().fetch())
@@ -558,7 +562,7 @@ impl Provider {
 
 impl Endpoint {
     /// Fetches the metadata and keys of the provider.
-    async fn fetch(self) -> Result<Known, OidcError> {
+    async fn fetch(self) -> Result<Discovered, OidcError> {
         let metadata = Metadata::discover_async(self.issuer.clone(), &self)
             .await
             .map_err(|error| from_discovery_error(&error))?;
@@ -586,7 +590,7 @@ impl Endpoint {
             .as_ref()
             .and_then(Value::as_str);
         let end_session = end_session.and_then(|url| trusted_url(url).ok());
-        Ok(Known {
+        Ok(Discovered {
             metadata: metadata.set_jwks(JsonWebKeySet::new(keys)),
             algorithms,
             end_session,

@@ -173,6 +173,6 @@ impl<T: Send + Sync + 'static> Published<T> {
 
 /// Waits until the fetch has ended, even if its task was cancelled.
 async fn ended(mut running: watch::Receiver<()>) {
-    // Nothing is sent: this returns an error when the task drops the sender.
+    // Nothing is sent: `changed` returns an error when the task drops the sender.
     while running.changed().await.is_ok() {}
 }

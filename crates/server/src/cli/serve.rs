@@ -24,7 +24,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let metrics = Metrics::install()?;
         let random = Random::system();
         let mut signals = Signals::catch()?;
-        // It may wait for the database. A signal must end the wait: the first process of a container has no default action.
+        // It may wait for the database. By default, a signal would not end the first process of a container.
         let opened = tokio::select! {
             opened = assembly::open(settings, Arc::new(SystemClock), random.clone()) => opened?,
             signal = signals.next() => {

@@ -161,15 +161,15 @@ struct Value {
     source: Source,
 }
 
-/// All places where a value can be set.
-struct Places<'a> {
+/// The sources of a value.
+struct ValueLookup<'a> {
     options: &'a Options,
     env: &'a dyn Fn(&str) -> Option<OsString>,
     file: Option<&'a ConfigFile>,
 }
 
-impl Places<'_> {
-    /// Returns the value of a setting, if it is set. An empty value is an error even if another place takes precedence,
+impl ValueLookup<'_> {
+    /// Returns the value of a setting, if it is set. An empty value is an error even if another source takes precedence,
     /// because the operator probably forgot to fill it in.
     fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
         let name = setting.env.as_str();
@@ -220,7 +220,7 @@ impl Sources {
         env: &dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let named = Places {
+        let named = ValueLookup {
             options,
             env,
             file: None,
@@ -233,7 +233,7 @@ impl Sources {
                 Err(error) => return Err(invalid(named.name, named.source, unreadable(&error))),
             },
         };
-        let places = Places {
+        let lookup = ValueLookup {
             options,
             env,
             file: file.as_ref(),
@@ -242,13 +242,13 @@ impl Sources {
         let mut warnings = Vec::new();
         for setting in SETTINGS.iter() {
             values.extend(
-                places
+                lookup
                     .value(setting)?
                     .map(|value| (setting.env.as_str(), value)),
             );
         }
         for former in FORMER.iter() {
-            let (Some(value), Some(setting)) = (places.value(former)?, &former.replaced_by) else {
+            let (Some(value), Some(setting)) = (lookup.value(former)?, &former.replaced_by) else {
                 continue;
             };
             if let Some(own) = values.get(setting.as_str()) {

@@ -103,7 +103,7 @@ impl Issuer {
         };
         timeout(Duration::from_secs(20), received)
             .await
-            .expect("the issuer receives a request");
+            .expect("a request to the issuer within 20 seconds");
     }
 
     fn verifier(&self) -> TokenVerifier {
