@@ -1,9 +1,9 @@
 //! The validated settings of a process: [`Settings`].
 //!
-//! A setting is an environment variable, a field of the optional file `tollkey.toml` and, unless it is a secret, a flag.
-//! The flag takes precedence over the environment, the environment over the file, and the file over the default.
-//! `declared.rs` declares every setting, `sources.rs` reads the values, and this file checks the rules that concern more
-//! than one setting. An error names the variable, where it is set and the rule, but never the value.
+//! A setting is an environment variable, a field of the optional file `tollkey.toml` and, unless it is a secret, a
+//! flag. The flag takes precedence over the environment, the environment over the file, and the file over the default.
+//! `declared.rs` declares every setting, `sources.rs` reads the values, and this file checks the rules that concern
+//! more than one setting. An error names the variable, where it is set and the rule, but never the value.
 
 mod declared;
 mod files;
@@ -46,8 +46,8 @@ use crate::{issuer_url::JwksUrl, public_path::PublicPath, transport::open_files}
 /// The minimum length of a secret that signs tokens, in bytes: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
 
-/// How long a client may read nothing of a response before its connection is closed. Each byte that it reads restarts the
-/// time, so that a slow client receives its whole response.
+/// How long a client may read nothing of a response before its connection is closed. Each byte that it reads restarts
+/// the time, so that a slow client receives its whole response.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The configuration file that is read if it exists and `TOLLKEY_CONFIG` is not set.
@@ -198,8 +198,8 @@ impl Settings {
         unknown.chain(self.suspicious.iter().cloned())
     }
 
-    /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file that
-    /// a flag or the environment names is read in its place and must exist.
+    /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file
+    /// that a flag or the environment names is read in its place and must exist.
     ///
     /// # Errors
     /// [`ConfigError`] for the first setting that cannot be used.

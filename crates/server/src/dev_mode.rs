@@ -1,7 +1,7 @@
 //! Development mode: what a server does if no key source for management tokens is set.
 //!
-//! The server creates its own HS256 secret, stores it in a file next to the database, and prints a management token. This
-//! would be insecure if other machines could reach the server, so it requires SQLite and a loopback address.
+//! The server creates its own HS256 secret, stores it in a file next to the database, and prints a management token.
+//! This would be insecure if other machines could reach the server, so it requires SQLite and a loopback address.
 
 use std::{
     ffi::OsString,
@@ -139,8 +139,8 @@ impl DevMode {
         }))
     }
 
-    /// Checks that these settings allow development mode, and returns the path of the secret, or `None` for a database in
-    /// memory. Creates nothing.
+    /// Checks that these settings allow development mode, and returns the path of the secret, or `None` for a database
+    /// in memory. Creates nothing.
     ///
     /// # Errors
     /// [`DevModeError`] if the database, the address or an unknown variable does not allow it.
@@ -256,8 +256,8 @@ pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
     ))
 }
 
-/// Returns the secret with which `tollkey token` signs, and its origin: the configured secret, or the secret that a server
-/// in development mode created. Creates none, because no server would accept its tokens.
+/// Returns the secret with which `tollkey token` signs, and its origin: the configured secret, or the secret that a
+/// server in development mode created. Creates none, because no server would accept its tokens.
 ///
 /// # Errors
 /// [`DevModeError`] if this process has no such secret.
@@ -306,8 +306,8 @@ fn secret_path(database: &Path) -> PathBuf {
     path.into()
 }
 
-/// Reads the secret in this file, or creates both. If several processes start at the same time, one creates the file and
-/// the others wait for its content.
+/// Reads the secret in this file, or creates both. If several processes start at the same time, one creates the file
+/// and the others wait for its content.
 fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
     let fail = |error| DevModeError::File {
         path: absolute_path(path),

@@ -91,7 +91,7 @@ pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
         .map_err(|fault| no_account("the management token", state.tokens.account_claim(), fault))
 }
 
-/// Why a sign-in with an OpenID Connect provider fails. A redirect passes its code ([`Failure::word`]) to the sign-in page.
+/// Why a sign-in with an OpenID Connect provider fails. The redirect to the sign-in page contains [`Failure::word`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// This browser has no such sign-in in progress.

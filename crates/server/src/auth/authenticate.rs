@@ -95,7 +95,7 @@ fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Know
 /// Verifies the API key that a request presents, with the requirements of a gateway.
 ///
 /// # Errors
-/// No credential is 401, several are 400, an invalid one is 401, one of the wrong kind is 403. Also the denial of the key.
+/// No credential is 401, several are 400, an invalid one is 401, one of the wrong kind is 403. Also the key's denial.
 pub async fn authorize_presented(
     request: &impl RequestParts,
     state: &State,

@@ -10,8 +10,8 @@ use crate::state::State;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For` that
-/// is not one. `None` if no such address exists.
+/// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`
+/// that is not one. `None` if no such address exists.
 ///
 /// # Errors
 /// [`UnreadableHop`] if a trusted proxy sent a hop that is not an IP address; it is logged.

@@ -322,7 +322,7 @@ impl PresentedKey {
     }
 }
 
-/// Implements `FromRequest` with the extractor's `extract`: a blanket implementation of a foreign trait is not possible.
+/// Implements `FromRequest` with `extract`: a blanket implementation of a foreign trait is not possible.
 macro_rules! from_request {
     ($($extractor:ty),*) => {$(
         impl FromRequest for $extractor {

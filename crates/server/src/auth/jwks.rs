@@ -82,7 +82,7 @@ impl VerifyingKey {
 
     /// Parses a public key of a set. `None` if it is not for signatures, or is symmetric, weak or of an unknown type.
     ///
-    /// An RSA key without `alg` is for RS256 and PS256, which differ only in padding. A key with `alg` is for that only.
+    /// An RSA key without `alg` is for RS256 and PS256, which differ only in padding. With `alg`, it is for that only.
     fn from_jwk(jwk: &Jwk) -> Option<Self> {
         let meant_for_signatures = jwk
             .common

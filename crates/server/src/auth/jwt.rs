@@ -279,8 +279,8 @@ impl ClaimRules {
 }
 
 /// Finds a claim by its name or, if no claim has that name, by the path of a nested claim: a JSON pointer
-/// (`/realm_access/roles`, RFC 6901) or names separated by dots (`realm_access.roles`). The name takes precedence because
-/// it can contain dots and slashes, as in `https://example.com/roles`.
+/// (`/realm_access/roles`, RFC 6901) or names separated by dots (`realm_access.roles`). The name takes precedence
+/// because it can contain dots and slashes, as in `https://example.com/roles`.
 #[must_use]
 pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     if let Some(claim) = claims.get(path) {
@@ -472,8 +472,8 @@ impl TokenVerifier {
     /// Fetches the key set, if one is configured, so that a wrong URL is noticed when the server starts.
     ///
     /// # Errors
-    /// [`TokenError::KeysUnavailable`] if it cannot be fetched. The server can run nevertheless: it fetches the set when
-    /// a token needs it.
+    /// [`TokenError::KeysUnavailable`] if it cannot be fetched. The server can run nevertheless: it fetches the set
+    /// when a token needs it.
     pub async fn warm_up(&self, now: Timestamp) -> Result<(), TokenError> {
         match &self.keys {
             KeySource::Single(_) => Ok(()),

@@ -1,9 +1,9 @@
 //! Sign-in with an OpenID Connect provider: the authorization code flow with PKCE (S256), `state` and `nonce`.
 //!
-//! The submodule `id_token` verifies the ID token; its claims then follow the same rules as those of a management token.
+//! The submodule `id_token` verifies ID tokens; their claims then follow the rules for management tokens.
 //!
-//! Sign-out at the provider is OpenID Connect RP-Initiated Logout 1.0, if the provider has an `end_session_endpoint`. The
-//! ID token is not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
+//! Sign-out is OpenID Connect RP-Initiated Logout 1.0, if the provider has an `end_session_endpoint`. The ID token is
+//! not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
 //!
 //! The provider's metadata and keys are fetched when they are first needed, so that a provider that is down does not
 //! affect other sign-in methods. Later versions are fetched in the background (`published`).
@@ -49,8 +49,8 @@ use crate::{config::OidcSettings, issuer_url::trusted_url};
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";
 /// The path below the public URL to which the provider redirects after a sign-out.
 pub const SIGNED_OUT: &str = "/dashboard/signed-out";
-/// The minimum time between the starts of two fetches of the provider's metadata. Longer than [`FETCH_TIMEOUT`], so that
-/// a request that waited for a failed fetch does not wait for another one.
+/// The minimum time between the starts of two fetches of the provider's metadata. Longer than [`FETCH_TIMEOUT`], so
+/// that a request that waited for a failed fetch does not wait for another one.
 const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
 /// How long a sign-out waits for metadata that was never fetched.
 const SIGN_OUT_WAIT: Duration = Duration::from_secs(2);
@@ -65,8 +65,8 @@ struct OtherTokens {
 
 impl ExtraTokenFields for OtherTokens {}
 
-/// A placeholder for the claims of the crate's ID token, which is not used. A local type is required to implement the crate's
-/// trait for [`Tokens`].
+/// A placeholder for the claims of the crate's ID token, which is not used. A local type is required to implement the
+/// crate's trait for [`Tokens`].
 #[derive(Debug, Serialize, Deserialize)]
 struct UnreadClaims {}
 
@@ -396,9 +396,9 @@ impl Provider {
         Ok(discovered.metadata.jwks().keys().len())
     }
 
-    /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT`]. `None` if
-    /// the provider has no such endpoint, or if its metadata was never fetched and does not arrive within two seconds.
-    /// The URL has no `state`, because the page at [`SIGNED_OUT`] changes nothing.
+    /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT`]. `None`
+    /// if the provider has no such endpoint, or if its metadata was never fetched and does not arrive within two
+    /// seconds. The URL has no `state`, because the page at [`SIGNED_OUT`] changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
         let discovered = tokio::time::timeout(SIGN_OUT_WAIT, self.discovered(clock.now()))
             .await
@@ -540,7 +540,7 @@ impl Provider {
         }
     }
 
-    /// Returns the metadata after the next fetch, or the current one if that was fetched a moment ago or the fetch fails.
+    /// Returns the metadata after the next fetch, or the current one if it was just fetched or the fetch fails.
     async fn newer(&self, now: Timestamp) -> Result<Arc<Discovered>, OidcError> {
         let newer = self
             .published
@@ -551,8 +551,8 @@ impl Provider {
         })
     }
 
-    /// Fetches the metadata again if it is outdated, and waits until no fetch is running. Fetches nothing before the first
-    /// sign-in.
+    /// Fetches the metadata again if it is outdated, and waits until no fetch is running. Fetches nothing before the
+    /// first sign-in.
     pub async fn refresh(&self, now: Timestamp) {
         self.published
             .refresh(now, || self.endpoint.clone().fetch());

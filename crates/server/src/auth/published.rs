@@ -88,7 +88,8 @@ impl<T: Send + Sync + 'static> Published<T> {
     }
 
     /// Waits for the running fetch, or for one that this call starts, and returns the current version. Within the
-    /// interval after the last start it starts none and returns immediately. If a fetch fails, the current version stays.
+    /// interval after the last start, starts none and returns immediately. After a failed fetch, the version stays the
+    /// same.
     pub(super) async fn newer<F, E>(
         self: &Arc<Self>,
         now: Timestamp,

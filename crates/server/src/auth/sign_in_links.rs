@@ -1,7 +1,7 @@
 //! The links that sign in to the dashboard in development mode.
 //!
-//! The server prints one when it starts, and `tollkey dashboard-link` prints more. A link contains a code that is signed
-//! with the secret of development mode, which is in a file next to the database.
+//! The server prints one when it starts, and `tollkey dashboard-link` prints more. A link contains a code that is
+//! signed with the secret of development mode, which is in a file next to the database.
 
 use std::{
     collections::HashMap,

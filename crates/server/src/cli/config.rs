@@ -1,7 +1,7 @@
 //! `tollkey config check`
 //!
-//! Prints the settings in effect, each with its source and without secrets, and checks what they name: the database, the
-//! keys of management tokens, the OpenID Connect provider. Changes nothing, creates nothing, and takes at most
+//! Prints the settings in effect, each with its source and without secrets, and checks what they name: the database,
+//! the keys of management tokens, the OpenID Connect provider. Changes nothing, creates nothing, and takes at most
 //! [`TIMEOUT`].
 
 use std::{

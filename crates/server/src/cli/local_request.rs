@@ -1,5 +1,5 @@
-//! A plain HTTP request over loopback. The client library is not used, because it requires CA certificates, which a small
-//! container image does not have.
+//! A plain HTTP request over loopback. The client library is not used, because it requires CA certificates, which a
+//! small container image does not have.
 
 use std::{
     io::{self, Read as _, Write as _},

@@ -1,4 +1,4 @@
-//! Prints the output of commands. `println!` and `eprintln!` panic if the reader is gone, as in `tollkey openapi | head`.
+//! Prints the output of commands. `println!` and `eprintln!` panic if the reader is gone (`tollkey openapi | head`).
 
 use std::{
     fmt::Display,

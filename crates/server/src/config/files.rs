@@ -154,8 +154,8 @@ fn mode(_: &fs::Metadata) -> u32 {
     0
 }
 
-/// Reads the secret in a file, without the line break that editors and secret stores add, and the permission bits of the
-/// file. The error does not name the path: it may be a secret that was set in the variable with `_FILE` by mistake.
+/// Reads the secret in a file, without the line break that editors and secret stores add, and the permission bits of
+/// the file. The error does not name the path: it may be a secret that was set in the variable with `_FILE` by mistake.
 pub(super) fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
     let (text, mode) = read_text(path, SECRET_FILE_MAX).map_err(|error| unreadable(&error))?;
     let line = text

@@ -137,8 +137,8 @@ pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
 /// The levels of the log, from the fewest events to the most.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks directives of `EnvFilter`. Also rejects an unknown level, which `EnvFilter` would take for the name of a module
-/// and log all of its events.
+/// Checks directives of `EnvFilter`. Also rejects an unknown level, which `EnvFilter` would take for the name of a
+/// module and log all of its events.
 pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
     let directives = list(text)?;
     for (at, directive) in directives.iter().enumerate() {
@@ -231,7 +231,7 @@ pub(super) fn claim(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// Checks an issuer (OpenID Connect Discovery 1.0, section 3). Returns it unchanged, because `iss` must be the same text.
+/// Checks an issuer (OpenID Connect Discovery 1.0, section 3). Does not change it, because `iss` must be identical.
 pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {

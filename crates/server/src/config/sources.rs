@@ -33,7 +33,7 @@ pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Args for Options {
     fn augment_args(command: Command) -> Command {
-        // clap shows a global flag in the help of every subcommand. These are hidden, and shown once by `after_long_help`.
+        // clap shows global flags in the help of every subcommand. These are hidden; `after_long_help` shows them once.
         let args = setting::all().filter_map(|setting| {
             let flag = setting.flag.as_deref()?;
             let arg = Arg::new(flag)
@@ -169,8 +169,8 @@ struct ValueLookup<'a> {
 }
 
 impl ValueLookup<'_> {
-    /// Returns the value of a setting, if it is set. An empty value is an error even if another source takes precedence,
-    /// because the operator probably forgot to fill it in.
+    /// Returns the value of a setting, if it is set. An empty value is an error even if another source takes
+    /// precedence, because the operator probably forgot to fill it in.
     fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
         let name = setting.env.as_str();
         let flag = setting.flag.as_deref().and_then(|flag| {
@@ -213,8 +213,8 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Reads all sources. A flag or the environment can name the configuration file; the default is `default_file`, if it
-    /// exists.
+    /// Reads all sources. A flag or the environment can name the configuration file; the default is `default_file`, if
+    /// it exists.
     pub(super) fn read(
         options: &Options,
         env: &dyn Fn(&str) -> Option<OsString>,
@@ -337,8 +337,8 @@ impl Sources {
         self.invalid(setting.map_or("settings", |it| &it.env), Invalid::new(rule))
     }
 
-    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. It is
-    /// an error to set both.
+    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. It
+    /// is an error to set both.
     pub(super) fn secret(
         &mut self,
         name: &'static str,
@@ -376,8 +376,8 @@ impl Sources {
             .extend(held.filter_map(|(name, _)| warn_if_readable(name, &file.path, file.mode)));
     }
 
-    /// Returns all settings in effect. `values` replace the values of the sources: for settings whose default depends on
-    /// something else, and for values that must not be shown unchanged.
+    /// Returns all settings in effect. `values` replace the values of the sources: for settings whose default depends
+    /// on something else, and for values that must not be shown unchanged.
     pub(super) fn effective(&self, values: &[(&str, String)]) -> Vec<EffectiveSetting> {
         let all = SETTINGS.iter().map(|setting| {
             let name = setting.env.as_str();

@@ -56,8 +56,8 @@ fn is_known(name: &str, value: &str) -> bool {
         || is_of_kubernetes(name, value)
 }
 
-/// Returns whether Kubernetes sets this variable in the pods of a namespace with a service named `tollkey` or `tollkey-…`.
-/// `TOLLKEY_PORT=8080` is a mistake: the value of Kubernetes is a URL, such as `tcp://10.0.0.1:8080`.
+/// Returns whether Kubernetes sets this variable in the pods of a namespace with a service named `tollkey` or
+/// `tollkey-…`. `TOLLKEY_PORT=8080` is a mistake: the value of Kubernetes is a URL, such as `tcp://10.0.0.1:8080`.
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let protocols = ["TCP", "UDP", "SCTP"];
     if name.ends_with("_SERVICE_HOST")

@@ -161,8 +161,8 @@ impl<'a> IdToken<'a> {
         }
     }
 
-    /// Rules 6 to 8: with the only key of the provider that has the token's key ID and is for its algorithm. The provider's
-    /// metadata, not the token, determines the accepted algorithms.
+    /// Rules 6 to 8: with the only key of the provider that has the token's key ID and is for its algorithm. The
+    /// provider's metadata, not the token, determines the accepted algorithms.
     fn check_signature(&self, expected: &Expected<'_>) -> Result<(), Rejection> {
         let algorithm: CoreJwsSigningAlgorithm =
             serde_json::from_value(self.header.alg.clone()).map_err(|_| Rejection::Algorithm)?;
