@@ -75,7 +75,7 @@ enum Command {
     DashboardLink,
 }
 
-/// Runs the command of the command line.
+/// Runs the command line.
 #[must_use]
 pub fn run() -> ExitCode {
     let command = Cli::command().mut_subcommands(with_settings_hint);
@@ -231,7 +231,6 @@ fn actor(account_id: tollkey_core::AccountId) -> RequestActor {
     }
 }
 
-/// Returns the user of the operating system.
 fn user() -> String {
     std::env::var("USER")
         .ok()

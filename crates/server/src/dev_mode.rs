@@ -161,7 +161,7 @@ impl DevMode {
         }
     }
 
-    /// Returns the secret that signs tokens.
+    /// The secret that signs tokens.
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.secret

@@ -13,7 +13,6 @@ use crate::state::State;
 pub(super) const NEEDS_KEY: &str =
     "This operation requires an API key. Send an API key instead of a management token.";
 
-/// A verified credential.
 pub(super) enum Caller {
     Token(jwt::Claims),
     ServiceKey(ServiceKeyId),

@@ -42,7 +42,6 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
         .ok_or_else(|| Problem::internal().into())
 }
 
-/// Returns the query parameter `account`, if the request has it.
 fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem> {
     let pairs: Vec<(String, String)> =
         serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
@@ -57,7 +56,6 @@ fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem
     }
 }
 
-/// Returns the actor of this request in an account.
 fn actor(
     request: &HttpRequest,
     state: &State,
@@ -77,7 +75,6 @@ fn actor(
     }
 }
 
-/// Returns the actor of a request that presents this API key.
 fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
     let id = key.key.id.to_string();
     let account_id = key.key.account_id.clone();

@@ -298,7 +298,6 @@ pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value>
     })
 }
 
-/// Parses the account claim.
 fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
     let id = match claim {
         None | Some(Value::Null) => return Err(ClaimFault::Missing),

@@ -87,9 +87,8 @@ impl<T: Send + Sync + 'static> Published<T> {
         }
     }
 
-    /// Waits for the running fetch, or for one that this call starts, and returns the current version. Within the
-    /// interval after the last start, starts none and returns immediately. After a failed fetch, the version stays the
-    /// same.
+    /// Waits for the running fetch, or starts one if the interval has passed. Returns the current version, which stays
+    /// the same if the fetch fails.
     pub(super) async fn newer<F, E>(
         self: &Arc<Self>,
         now: Timestamp,

@@ -75,7 +75,6 @@ impl ConfigFile {
         })
     }
 
-    /// Returns whether it has this field.
     pub(super) fn has(&self, field: &str) -> bool {
         self.fields.contains_key(field)
     }
