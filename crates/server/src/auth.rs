@@ -1,14 +1,14 @@
-//! Who is calling: the signature of a handler says who may call it.
+//! Authentication. The extractor in a handler's signature determines which callers it accepts.
 //!
-//! | extractor | who |
+//! | extractor | caller |
 //! |---|---|
 //! | [`Merchant`] | a management token of an account, or an operator's with `?account=` |
-//! | [`AccountHolder`] | a Merchant, or an `sk_` key for its own account |
+//! | [`AccountHolder`] | a [`Merchant`], or an `sk_` key for its own account |
 //! | [`Operator`] | a management token with the role `operator` |
 //! | [`Verifying`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
-//! | [`PresentedKey`] | an API key of any family, about itself |
+//! | [`PresentedKey`] | an API key of any family that requests something about itself |
 //!
-//! A valid credential of the wrong kind is 403, an invalid one 401, none 401, several 400.
+//! A valid credential of the wrong kind is 403, an invalid or missing one is 401, several are 400.
 
 mod authenticate;
 mod client_ip;

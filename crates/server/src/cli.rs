@@ -1,5 +1,5 @@
 //! The command line: one file per subcommand.
-#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic without a reader: see `output`
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic if the reader is gone: see `output`
 
 mod account;
 mod audit;
@@ -75,7 +75,7 @@ enum Command {
     DashboardLink,
 }
 
-/// Runs what the command line asks for.
+/// Runs the command line.
 #[must_use]
 pub fn run() -> ExitCode {
     let command = Cli::command().mut_subcommands(with_settings_hint);
@@ -87,21 +87,21 @@ pub fn run() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            // Every error of ours is a sentence that names no secret.
+            // No error of this crate contains a secret.
             output::note(format_args!("tollkey: {error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Says below the help of a command where the settings are listed.
+/// Adds a hint below the help of a command: where the settings are listed.
 fn with_settings_hint(command: clap::Command) -> clap::Command {
     command
         .mut_subcommands(with_settings_hint)
         .after_help("Settings are listed by 'tollkey --help' and accepted here, too.")
 }
 
-/// Prints what clap says: help, the version, or what is wrong with the arguments, unless that quotes a credential.
+/// Prints clap's help, version or error, unless the error quotes a credential.
 fn usage_error(error: &clap::Error) -> ExitCode {
     let arguments = std::env::args_os().skip(1);
     if shows_credential(
@@ -114,18 +114,18 @@ fn usage_error(error: &clap::Error) -> ExitCode {
              '--help'.",
         );
     } else {
-        // Without a reader there is nothing to tell.
+        // It fails only if the reader is gone.
         let _ = error.print();
     }
-    // clap's are 0 and 2.
+    // clap uses 0 and 2.
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// Whether a message about these arguments repeats one that may be a credential, or its part behind an equals sign.
+/// Returns whether a message repeats an argument that may be a credential, or the value after its equals sign.
 fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) -> bool {
     arguments.any(|argument| {
         let (name, value) = argument.split_once('=').unwrap_or_default();
-        // A variable or a field of the configuration file, whatever its value.
+        // The argument may be a variable or a field of the configuration file.
         let is_setting =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         (is_setting || is_like_a_credential(&argument)) && message.contains(&argument)
@@ -133,7 +133,7 @@ fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) 
     })
 }
 
-/// Whether a text could be a URL with a password, also a malformed one, a key or a token.
+/// Returns whether a text may be a URL with a password, even a malformed one, a key or a token.
 fn is_like_a_credential(text: &str) -> bool {
     let is_url = text.contains(":/") || text.contains('@') || text.contains("password=");
     is_url || text.starts_with("eyJ") || text.len() > 64 || Kind::of(text).is_some()
@@ -144,7 +144,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         return openapi::run();
     }
     let settings = Settings::load(&cli.options).inspect_err(|_| {
-        // A variable that is missing may be there under a misspelled name.
+        // The name of a required variable may be misspelled.
         for unknown in Settings::unknown_variables() {
             output::note(format_args!("tollkey: {}", Warning::Unknown(unknown)));
         }
@@ -179,8 +179,8 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
         .block_on(command)
 }
 
-/// Ends the process on SIGTERM and SIGINT, with the exit code of a shell. The kernel does so too, but not for the first
-/// process of a container, which could not be stopped while it waits for the database.
+/// Ends the process on SIGTERM and SIGINT, with the exit code of a shell. By default, the first process of a container
+/// ignores these signals, so it could not be stopped while it waits for the database.
 fn exit_on_signals() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -203,13 +203,13 @@ fn exit_on_signals() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says on stderr which database a command works with.
+/// Prints to stderr which database a command uses.
 fn name_database(settings: &Settings) {
     output::note(format_args!("database: {}", settings.database.url));
 }
 
-/// Opens the use-cases on a database that exists and whose schema is that of this build. Changes made with it have been propagated
-/// to running servers when they return.
+/// Opens a database that exists and has the schema of this version. When an operation of the returned service returns,
+/// its change has been propagated to all running servers.
 async fn open(settings: &Settings) -> anyhow::Result<Service> {
     name_database(settings);
     let clock = Arc::new(SystemClock);
@@ -217,7 +217,7 @@ async fn open(settings: &Settings) -> anyhow::Result<Service> {
     assembly::service(settings, store, clock, Random::system(), None).await
 }
 
-/// The actor of a command that works on an account.
+/// Returns the actor of a command that changes an account.
 fn actor(account_id: tollkey_core::AccountId) -> RequestActor {
     RequestActor {
         account_id,
@@ -231,7 +231,6 @@ fn actor(account_id: tollkey_core::AccountId) -> RequestActor {
     }
 }
 
-/// Who is at the command line, by the operating system's word.
 fn user() -> String {
     std::env::var("USER")
         .ok()
@@ -275,11 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn error_of_opening_says_each_thing_once() {
+    fn database_error_has_no_repeated_text() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| format!("sqlite://{}/{name}", directory.path().display());
         fs::create_dir(directory.path().join("a directory")).unwrap();
-        fs::write(directory.path().join("text"), "no database").unwrap();
+        fs::write(directory.path().join("text"), "not a database").unwrap();
         for url in [
             "mysql://EXAMPLE".to_owned(),
             "postgres://EXAMPLE.invalid/db?sslmode=require".to_owned(),

@@ -1,9 +1,9 @@
-//! The settings of a process, checked: [`Settings`].
+//! The validated settings of a process: [`Settings`].
 //!
-//! A setting is an environment variable, a field of the optional file `tollkey.toml` and, unless it is a secret, a flag.
-//! The flag wins over the environment, that over the file, and that over the default. `declared.rs` declares every
-//! setting, `sources.rs` reads them from all places, and this file checks what concerns more than one of them. An error
-//! names the variable, where it is set and the rule, and never the value.
+//! A setting is an environment variable, a field of the optional file `tollkey.toml` and, unless it is a secret, a
+//! flag. The flag takes precedence over the environment, the environment over the file, and the file over the default.
+//! `declared.rs` declares every setting, `sources.rs` reads the values, and this file checks the rules that concern
+//! more than one setting. An error names the variable, where it is set and the rule, but never the value.
 
 mod declared;
 mod files;
@@ -43,52 +43,52 @@ use self::{
 };
 use crate::{issuer_url::JwksUrl, public_path::PublicPath, transport::open_files};
 
-/// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
+/// The minimum length of a secret that signs tokens, in bytes: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
 
-/// How long a client may read nothing of a response before its connection is closed. The time begins anew with each byte
-/// it reads, so that a slow client gets all of its response.
+/// How long a client may read nothing of a response before its connection is closed. Each byte that it reads restarts
+/// the time, so that a slow client receives its whole response.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The configuration file that is read if it exists and no other is named.
+/// The configuration file that is read if it exists and `TOLLKEY_CONFIG` is not set.
 pub const DEFAULT_FILE: &str = "tollkey.toml";
 
-/// All settings, checked.
+/// All settings, validated.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How requests reach the server.
+    /// The settings of the listeners and of requests.
     pub server: ServerSettings,
     /// How long a client may read nothing of a response before its connection is closed: [`WRITE_TIMEOUT`].
     pub write_timeout: Duration,
-    /// What is logged, and how.
+    /// The level and format of logs.
     pub log: LogSettings,
-    /// Where everything is stored.
+    /// The database and how it is opened.
     pub database: DatabaseSettings,
     /// How management tokens are verified.
     pub tokens: TokenSettings,
     /// `TOLLKEY_SEALING_SECRET`, at least [`HS256_SECRET_MIN`] bytes.
     pub sealing_secret: Option<Secret>,
-    /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`; `None` is yes in development mode, and no otherwise.
+    /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`; `None` means `true` in development mode, and `false` otherwise.
     pub dashboard_token_sign_in: Option<bool>,
-    /// The path of `TOLLKEY_PUBLIC_URL`; empty if there is none.
+    /// The path of `TOLLKEY_PUBLIC_URL`; empty if that has no path or is not set.
     pub public_path: PublicPath,
     /// The provider that signs people in to the dashboard; `None` if `TOLLKEY_OIDC_ISSUER` is not set.
     pub oidc: Option<OidcSettings>,
-    /// How many keys there can be.
+    /// The limits on the number of keys.
     pub key_limits: KeyLimits,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
-    /// How much the cache holds.
+    /// The limits of the cache.
     pub cache: CacheSettings,
     /// Environment variables that look like settings and have no effect. Development mode does not start with one.
     pub unknown_variables: Vec<UnknownVariable>,
     /// All settings in effect, without secrets.
     pub effective: Vec<EffectiveSetting>,
-    /// What can be used and is probably a mistake. [`Settings::warnings`] returns these and the rest.
+    /// Warnings about settings. [`Settings::warnings`] also returns those about unknown variables.
     pub suspicious: Vec<Warning>,
 }
 
-/// Where everything is stored.
+/// The database and how it is opened.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
     /// `DATABASE_URL`. Shows no password.
@@ -108,16 +108,16 @@ pub struct DatabaseSettings {
 pub enum DatabaseKind {
     /// A PostgreSQL server.
     Postgres,
-    /// An SQLite file.
+    /// A SQLite file.
     SqliteFile(PathBuf),
-    /// An SQLite database that ends with the process.
+    /// A SQLite database in memory, which ends with the process.
     SqliteMemory,
 }
 
 /// How management tokens are verified.
 #[derive(Debug, Clone)]
 pub struct TokenSettings {
-    /// Whose signature counts.
+    /// The key that verifies signatures.
     pub source: TokenSource,
     /// `TOLLKEY_JWT_ISSUER`. Always set with a public key file or a JWKS URL.
     pub issuer: Option<String>,
@@ -138,7 +138,7 @@ pub enum TokenSource {
     PublicKeyFile(PublicKeyFile),
     /// `TOLLKEY_JWT_JWKS_URL`: a key of the JWKS at this URL.
     Jwks(JwksUrl),
-    /// None is set: development mode, see [`crate::dev_mode`].
+    /// No key source is set: development mode ([`crate::dev_mode`]).
     Development,
 }
 
@@ -158,7 +158,7 @@ impl TokenSource {
 /// The OpenID Connect provider that signs people in to the dashboard.
 #[derive(Debug, Clone)]
 pub struct OidcSettings {
-    /// `TOLLKEY_OIDC_ISSUER`, as it is written.
+    /// `TOLLKEY_OIDC_ISSUER`, unchanged.
     pub issuer: String,
     /// `TOLLKEY_OIDC_CLIENT_ID`.
     pub client_id: String,
@@ -192,14 +192,14 @@ impl Settings {
         unknown::unknown_variables(std::env::vars_os())
     }
 
-    /// Returns what can be used and is probably a mistake.
+    /// Returns warnings about settings that are probably a mistake.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let unknown = self.unknown_variables.iter().cloned().map(Warning::Unknown);
         unknown.chain(self.suspicious.iter().cloned())
     }
 
-    /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file that
-    /// a flag or the environment names is read in its place and must exist.
+    /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file
+    /// that a flag or the environment names is read in its place and must exist.
     ///
     /// # Errors
     /// [`ConfigError`] for the first setting that cannot be used.
@@ -239,7 +239,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Returns the values in effect of settings whose default depends on something else, and the database without its
+    /// Returns the effective values of settings whose default depends on something else, and the database without its
     /// password.
     fn derived(&self) -> Vec<(&'static str, String)> {
         let is_development = matches!(self.tokens.source, TokenSource::Development);
@@ -285,7 +285,7 @@ fn database(
             rule,
         }
     };
-    // The error repeats nothing of the URL: it may hold a password.
+    // The error does not repeat the URL, which may contain a password.
     let url = match DatabaseUrl::parse(url.expose()) {
         // Every user of the machine can read a command line.
         Ok(url) if is_flag && url.has_password() => {
@@ -301,7 +301,7 @@ fn database(
         (Backend::Sqlite, None) => DatabaseKind::SqliteMemory,
     };
 
-    // No setting is accepted and then ignored.
+    // A setting without effect is rejected.
     let fixed = |name, has_fixed_value: bool, rule: &'static str| {
         if sources.set(name).is_none() || has_fixed_value {
             return Ok(());
@@ -361,11 +361,11 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
         sources.require("TOLLKEY_JWT_ISSUER", because)?;
         sources.require("TOLLKEY_JWT_AUDIENCE", because)?;
     }
-    let is_checked_only = values.public_key_file.is_some() || values.jwks_url.is_some();
+    let is_verified_only = values.public_key_file.is_some() || values.jwks_url.is_some();
     let source = match (secret, values.public_key_file, values.jwks_url) {
         (Some(secret), ..) => TokenSource::Hs256(secret),
         (None, Some(path), _) => {
-            // Whether the file can be used is checked when it is used.
+            // `TokenVerifier::open` checks whether the file can be used.
             let file = PublicKeyFile::read(path);
             if file.has_escaped_line_breaks() {
                 sources.warnings.push(Warning::EscapedLineBreaks {
@@ -377,7 +377,7 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
         (None, None, Some(url)) => TokenSource::Jwks(url),
         (None, None, None) => TokenSource::Development,
     };
-    let default_roles = (!is_checked_only).then(|| "roles".to_owned());
+    let default_roles = (!is_verified_only).then(|| "roles".to_owned());
     Ok(TokenSettings {
         source,
         issuer: values.issuer,
@@ -396,7 +396,7 @@ fn oidc(
     if let Some((secret, _)) = &client_secret {
         sources.warn_if_weak(OIDC_CLIENT_SECRET, secret);
     }
-    // The public URL has a meaning of its own; the others have none without a provider.
+    // These settings have no effect without a provider; the public URL has.
     if let (None, Some((_, from))) = (sources.set(ISSUER), &client_secret) {
         let from = from.clone();
         return Err(ConfigError::Missing {

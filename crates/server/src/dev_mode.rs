@@ -1,8 +1,7 @@
-//! Development mode: what a server does when no key source for management tokens is set.
+//! Development mode: what a server does if no key source for management tokens is set.
 //!
-//! It makes its own HS256 secret, keeps it beside the database, and tells its owner how to make the first call.
-//! That is comfortable and would be a hole anywhere but on the owner's machine, so it exists only on SQLite and a
-//! loopback address.
+//! The server creates its own HS256 secret, stores it in a file next to the database, and prints a management token.
+//! This would be insecure if other machines could reach the server, so it requires SQLite and a loopback address.
 
 use std::{
     ffi::OsString,
@@ -25,32 +24,32 @@ use tollkey_core::AccountId;
 use tollkey_service::Random;
 use zeroize::Zeroizing;
 
-/// What stands behind the name of the database file in that of the secret's file.
+/// The suffix of the secret's file, whose name begins with that of the database file.
 pub const SECRET_SUFFIX: &str = ".jwt-secret";
-/// The account of the example in the start-up message.
+/// The account of the token in the message of [`DevMode::message`].
 pub const EXAMPLE_ACCOUNT: &str = "acme";
-/// The subject of tokens nobody named one for.
+/// The default subject of tokens.
 pub const DEFAULT_SUBJECT: &str = "developer";
 
-/// How long a file that another process has just created may stay without its content.
-const OTHER_PROCESS_WRITES: Duration = Duration::from_millis(500);
+/// How long to wait until another process has written the secret into a file that it created.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Development mode is not possible, or its secret cannot be had.
+/// Why development mode or its secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DevModeError {
-    /// Not on SQLite.
+    /// The database is not SQLite.
     #[error(
         "PostgreSQL needs a key source for management tokens: set one of TOLLKEY_JWT_HS256_SECRET, \
          TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL (development mode is for SQLite only)"
     )]
     NotSqlite,
-    /// Others can reach it.
+    /// Other machines can reach the server.
     #[error(
         "listening on {0}, which is not a loopback address, needs a key source for management tokens: set one of \
          TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or listen on 127.0.0.1"
     )]
     NotLoopback(SocketAddr),
-    /// A variable was meant as a setting, perhaps as the one that would end development mode.
+    /// An unknown variable is set. It may be the misspelled key source that would turn development mode off.
     #[error(
         "development mode does not start while the unknown variable {name} is set; did you mean {nearest}? Correct it, \
          or remove it"
@@ -61,7 +60,7 @@ pub enum DevModeError {
         /// The nearest known name.
         nearest: &'static str,
     },
-    /// Others can read the secret.
+    /// Other users can read the secret.
     #[error(
         "{path} can be read by other users of this machine (mode {mode:o}); delete it, or use chmod 600 if no other user \
          has read it"
@@ -72,40 +71,40 @@ pub enum DevModeError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The file is not ours.
+    /// The file does not hold a secret.
     #[error(
         "{0} has no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start creates a new one"
     )]
     NoSecret(String),
-    /// The file can be neither made nor read.
-    #[error("cannot keep the development secret in {path}: {error}")]
+    /// The file cannot be created, written or read.
+    #[error("cannot store or read the development secret in {path}: {error}")]
     File {
         /// The file, with its absolute path.
         path: String,
-        /// Why not.
+        /// The cause.
         error: io::Error,
     },
-    /// No server has been started there.
+    /// The database or the secret does not exist.
     #[error(
         "{missing} does not exist, so no server in development mode uses this directory; start `tollkey serve` \
          first, run the command in its directory, or set DATABASE_URL or --database-url as for the server"
     )]
     NoServer {
-        /// What does not exist: the database or the secret, with its absolute path.
+        /// The database or the secret, with its absolute path.
         missing: String,
     },
-    /// Only the server knows the secret.
+    /// The secret exists only in the memory of the server.
     #[error(
         "the server keeps its database and its secret in memory, so no other process can sign for it; \
          use the token and the link that it printed, or set TOLLKEY_JWT_HS256_SECRET for both"
     )]
     SecretInMemory,
-    /// Somebody else makes the tokens.
+    /// The server only verifies tokens.
     #[error(
         "Tollkey does not sign management tokens: with a public key file or a JWKS URL it only verifies them; create the token at their issuer"
     )]
     IssuedElsewhere,
-    /// The message's token cannot be made.
+    /// The token of the message cannot be created.
     #[error(transparent)]
     Token(#[from] MintError),
 }
@@ -114,38 +113,37 @@ pub enum DevModeError {
 #[derive(Debug)]
 pub struct DevMode {
     secret: Secret,
-    /// Where the secret is kept; `None` in memory.
-    kept_in: Option<PathBuf>,
+    /// The file of the secret; `None` if it is only in memory.
+    path: Option<PathBuf>,
     rules: ClaimRules,
 }
 
 impl DevMode {
-    /// Enters development mode if these settings leave it to us, that is, have no key source for tokens; `None` when
-    /// they have one. Creates the secret when it is not there yet.
+    /// Enters development mode, and creates the secret if it does not exist; `None` if a key source for tokens is set.
     ///
     /// # Errors
-    /// [`DevModeError`] when the database or the address forbids it, or the secret cannot be kept.
+    /// [`DevModeError`] if the settings do not allow it, or the secret cannot be stored or read.
     pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
         let TokenSource::Development = settings.tokens.source else {
             return Ok(None);
         };
-        let kept_in = Self::check(settings)?;
-        let secret = match &kept_in {
+        let path = Self::check(settings)?;
+        let secret = match &path {
             None => Secret::new(random.secret().as_str()),
-            Some(path) => kept_secret(path, random)?,
+            Some(path) => read_or_create_secret(path, random)?,
         };
         Ok(Some(Self {
             secret,
-            kept_in,
+            path,
             rules: ClaimRules::from(&settings.tokens),
         }))
     }
 
-    /// Whether these settings allow development mode. Returns the path of the secret, `None` for one in memory. Creates
-    /// nothing.
+    /// Checks that these settings allow development mode, and returns the path of the secret, or `None` for a database
+    /// in memory. Creates nothing.
     ///
     /// # Errors
-    /// [`DevModeError`] when the database, the address or an unknown variable forbids it.
+    /// [`DevModeError`] if the database, the address or an unknown variable does not allow it.
     pub fn check(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
         if let Some(unknown) = settings.unknown_variables.first() {
             return Err(DevModeError::UnknownVariable {
@@ -169,7 +167,7 @@ impl DevMode {
         &self.secret
     }
 
-    /// The links that sign in to the dashboard, as an operator who manages the example's account.
+    /// Returns the links that sign in to the dashboard as an operator who manages [`EXAMPLE_ACCOUNT`].
     #[must_use]
     pub fn links(&self, now: Timestamp) -> Option<SignInLinks> {
         let account = EXAMPLE_ACCOUNT.parse().ok()?;
@@ -181,11 +179,11 @@ impl DevMode {
         ))
     }
 
-    /// What to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: where everything is,
-    /// a token, and a line to paste. It holds a credential and belongs on stdout, not in a log.
+    /// Returns the message to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: the URLs, a
+    /// token, and an example command. It holds credentials, so it belongs on stdout and not in a log.
     ///
     /// # Errors
-    /// [`DevModeError::Token`] when the settings leave no room for a valid token.
+    /// [`DevModeError::Token`] if no token is valid with these settings.
     pub fn message(
         &self,
         base_url: &str,
@@ -208,26 +206,28 @@ impl DevMode {
             },
             now,
         )?);
-        let kept = match &self.kept_in {
+        let storage = match &self.path {
             Some(path) => format!(
-                "The secret that signs tokens is kept in {}.",
+                "The secret that signs tokens is stored in {}.",
                 path.display()
             ),
-            None => "The database and the secret that signs tokens are gone when the server stops."
-                .to_owned(),
+            None => {
+                "The database and the secret that signs tokens are deleted when the server stops."
+                    .to_owned()
+            }
         };
-        let (more, more_links) = match &self.kept_in {
+        let (more, more_links) = match &self.path {
             Some(_) => (
-                "; `tollkey token --account acme` makes another",
+                "; `tollkey token --account acme` creates another",
                 "; `tollkey dashboard-link` prints another",
             ),
             None => ("", ""),
         };
         let link = dashboard_link(base_url, &SignInLinks::code(&self.secret, random, now));
-        // Names are unique, and the line should work at every start.
+        // A random name: names are unique, and the command must work after every start.
         let name = random.with(|rng| format!("Example {:04x}", rng.next_u32() & 0xffff));
         Ok(format!(
-            "Development mode: no key source for management tokens is set. {kept}\n\
+            "Development mode: no key source for management tokens is set. {storage}\n\
              \n\
              API:        {base_url}/api/v1\n\
              Swagger UI: {base_url}/docs/\n\
@@ -247,7 +247,7 @@ impl DevMode {
     }
 }
 
-/// The link that signs in to the dashboard with that code.
+/// Returns the link that signs in to the dashboard with this code.
 #[must_use]
 pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
     Zeroizing::new(format!(
@@ -256,11 +256,11 @@ pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
     ))
 }
 
-/// The secret with which `tollkey token` signs, and where it comes from: the configured one, or the one that a server in
-/// development mode has created. Creates none: it would sign tokens that no server accepts.
+/// Returns the secret with which `tollkey token` signs, and its origin: the configured secret, or the secret that a
+/// server in development mode created. Creates none, because no server would accept its tokens.
 ///
 /// # Errors
-/// [`DevModeError`] when there is none that this process could have.
+/// [`DevModeError`] if this process has no such secret.
 pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeError> {
     match &settings.tokens.source {
         TokenSource::Hs256(secret) => {
@@ -272,7 +272,7 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
         TokenSource::Development => {}
     }
     let path = DevMode::check(settings)?.ok_or(DevModeError::SecretInMemory)?;
-    let shown = shown(&path);
+    let shown = absolute_path(&path);
     if settings
         .database
         .url
@@ -292,8 +292,8 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
     Ok((secret, format!("the development secret {shown}")))
 }
 
-/// A path as errors show it: absolute, because the reader may not know the directory of the process.
-fn shown(path: &Path) -> String {
+/// Returns a path for an error: absolute, because the reader may not know the working directory of the process.
+fn absolute_path(path: &Path) -> String {
     std::path::absolute(path)
         .unwrap_or_else(|_| path.to_owned())
         .display()
@@ -306,11 +306,11 @@ fn secret_path(database: &Path) -> PathBuf {
     path.into()
 }
 
-/// The secret in that file, made and written if there is no such file. Whoever creates the file writes it; everybody
-/// else reads what is there.
-fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
+/// Reads the secret in this file, or creates both. If several processes start at the same time, one creates the file
+/// and the others wait for its content.
+fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
     let fail = |error| DevModeError::File {
-        path: shown(path),
+        path: absolute_path(path),
         error,
     };
     let mut options = OpenOptions::new();
@@ -325,7 +325,7 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
                 .write_all(line.as_bytes())
                 .and_then(|()| file.sync_all());
             if let Err(error) = written {
-                // Half a secret would be refused at every later start.
+                // A partial secret would be rejected at every later start.
                 let _ = fs::remove_file(path);
                 return Err(fail(error));
             }
@@ -336,12 +336,12 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
             loop {
                 match read_secret(path)? {
                     Some(secret) => return Ok(secret),
-                    None if waited < OTHER_PROCESS_WRITES => {
+                    None if waited < WRITE_TIMEOUT => {
                         let step = Duration::from_millis(20);
                         thread::sleep(step);
                         waited += step;
                     }
-                    None => return Err(DevModeError::NoSecret(shown(path))),
+                    None => return Err(DevModeError::NoSecret(absolute_path(path))),
                 }
             }
         }
@@ -349,10 +349,10 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
     }
 }
 
-/// The secret in that file; `None` when what is in it is too short to be one.
+/// Reads the secret in this file; `None` if it is too short.
 fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
     let fail = |error| DevModeError::File {
-        path: shown(path),
+        path: absolute_path(path),
         error,
     };
     let file = File::open(path).map_err(fail)?;
@@ -362,7 +362,7 @@ fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
         let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
         if mode & 0o077 != 0 {
             return Err(DevModeError::Exposed {
-                path: shown(path),
+                path: absolute_path(path),
                 mode,
             });
         }

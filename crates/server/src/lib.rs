@@ -3,17 +3,17 @@
 //! | module | contents |
 //! |---|---|
 //! | [`cli`], [`config`], [`dev_mode`] | commands, settings, development mode |
-//! | [`assembly`], [`database`] | what requests use, put together from the settings; opening the database |
-//! | [`server`], [`background`], [`signals`] | listeners and an orderly end; tasks; SIGTERM and SIGINT |
-//! | [`transport`] | between the sockets and actix |
+//! | [`assembly`], [`database`] | creating the state of requests from the settings; opening the database |
+//! | [`server`], [`background`], [`signals`] | listeners and graceful shutdown; background tasks; SIGTERM and SIGINT |
+//! | [`transport`] | the layer between the sockets and actix |
 //! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
-//! | [`surface`], [`routes`] | a surface as a value; the page of all surfaces and routes |
-//! | [`surfaces`], [`dashboard`] | handlers, and how requests and responses read |
-//! | [`auth`], [`sign_in`] | the caller of a request; the ways to sign in to the dashboard |
+//! | [`surface`], [`routes`] | the type of a group of routes; the list of all groups |
+//! | [`surfaces`], [`dashboard`] | handlers, and the formats of their requests and responses |
+//! | [`auth`], [`sign_in`] | authentication of callers; sign-in to the dashboard |
 //! | [`body`], [`rejection`], [`request_id`], [`public_path`], [`state`] | what handlers receive, use and return |
-//! | [`openapi`], [`telemetry`] | the document of the mounted routes; logs and metrics |
+//! | [`openapi`], [`telemetry`] | the OpenAPI document; logs and metrics |
 //!
-//! What an operation does is in `tollkey-service`.
+//! The operations themselves are in `tollkey-service`.
 #![forbid(unsafe_code)]
 
 pub mod assembly;

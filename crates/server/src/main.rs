@@ -3,8 +3,7 @@
 
 use std::process::ExitCode;
 
-/// A request makes some dozens of small allocations, most of them in the web framework, and frees them a few
-/// microseconds later.
+/// A request causes dozens of small allocations, most of them in the web framework, and frees them microseconds later.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! Signing in to the dashboard: the methods, and whom each of them signs in.
+//! The methods to sign in to the dashboard.
 
 use jiff::Timestamp;
 use tollkey_api::Secret;
@@ -17,20 +17,20 @@ use crate::{
     state::State,
 };
 
-/// The methods to sign in to the dashboard.
+/// The enabled sign-in methods.
 #[derive(Debug, Default)]
 pub struct SignInMethods {
-    /// With a management token, whose verification has these settings.
+    /// The settings of a sign-in with a management token.
     pub token: Option<SignInSettingsHash>,
-    /// With a link, in development mode.
+    /// The sign-in links of development mode.
     pub links: Option<SignInLinks>,
-    /// With an OpenID Connect provider.
+    /// The OpenID Connect provider.
     pub oidc: Option<Provider>,
 }
 
 impl SignInMethods {
-    /// Returns the settings of each method. A session that began with other settings is not valid: the method is off or was
-    /// set up anew.
+    /// Returns the settings of each method. A session with other settings is invalid: its method was turned off or
+    /// reconfigured.
     #[must_use]
     pub fn settings(&self) -> Vec<SignInSettingsHash> {
         let links = self.links.as_ref().map(|_| SignInLinks::settings());
@@ -42,7 +42,7 @@ impl SignInMethods {
 /// Returns the sign-in of the person with these claims: an operator, or a person with an account.
 ///
 /// # Errors
-/// Why the claims name no account, if they do not have the role `operator` either.
+/// The fault of the account claim, if the claims do not have the role `operator`.
 fn sign_in(
     claims: Claims,
     settings: SignInSettingsHash,
@@ -64,7 +64,7 @@ fn sign_in(
     })
 }
 
-/// What a person without an account is told.
+/// Returns the problem of a person without an account.
 fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
     Problem::forbidden(format!(
         "You are signed in, but {source} names no account for you: its claim `{claim}` {fault}. \
@@ -75,7 +75,8 @@ fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
 /// Signs in with a management token.
 ///
 /// # Errors
-/// `not_found` if tokens do not sign in; `invalid_token`, `forbidden`; `unavailable` if the issuer's keys cannot be fetched.
+/// `not_found` if tokens are not a sign-in method; `invalid_token`; `forbidden` if the token names no account;
+/// `unavailable` if the issuer's keys cannot be fetched.
 pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
     let settings = state.sign_in.token.ok_or_else(Problem::not_found)?;
     if !is_jwt(token) {
@@ -90,10 +91,10 @@ pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
         .map_err(|fault| no_account("the management token", state.tokens.account_claim(), fault))
 }
 
-/// Why a sign-in with an OpenID Connect provider fails. The sign-in page is told its word across a redirect.
+/// Why a sign-in with an OpenID Connect provider fails. The redirect to the sign-in page contains [`Failure::word`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// There is no such sign-in under way in this browser.
+    /// This browser has no such sign-in in progress.
     Unknown,
     /// The provider did not sign the person in.
     Declined,
@@ -101,12 +102,12 @@ pub enum Failure {
     Rejected(Rejection),
     /// The ID token is valid and names no account.
     NoAccount(ClaimFault),
-    /// The provider, or our own store, does not respond.
+    /// The provider or the database does not respond.
     Unavailable,
 }
 
 impl Failure {
-    /// Returns the failure with this word.
+    /// Returns the failure with this code.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         let faults = [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Self::NoAccount);
@@ -117,7 +118,7 @@ impl Failure {
             .find(|failure| failure.word() == word)
     }
 
-    /// Returns its word: lower-case letters and hyphens.
+    /// Returns its code: lower-case letters and hyphens.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -131,7 +132,7 @@ impl Failure {
         }
     }
 
-    /// Returns what the person is told, where this claim names the account.
+    /// Returns the problem to show. `account_claim` is the claim that names the account.
     #[must_use]
     pub fn problem(self, account_claim: &str) -> Problem {
         match self {
@@ -155,7 +156,7 @@ impl Failure {
     }
 }
 
-/// A failed sign-in with what the log says about it. Holds nothing that was sent or received but the code of an error.
+/// A failed sign-in with its reason for the log, whose only part of a request or response is an error code.
 #[derive(Debug)]
 struct FailedSignIn {
     failure: Failure,
@@ -172,7 +173,7 @@ impl FailedSignIn {
         }
     }
 
-    /// Writes it to the log, once.
+    /// Writes the failure to the log.
     fn log(self) -> Failure {
         let Self {
             failure,
@@ -203,19 +204,19 @@ impl From<OidcError> for FailedSignIn {
 }
 
 impl From<OidcError> for Failure {
-    /// Also writes it to the log.
+    /// Also writes the failure to the log.
     fn from(error: OidcError) -> Self {
         FailedSignIn::from(error).log()
     }
 }
 
-/// The failure of a sign-in whose session cannot be stored. Also writes it to the log.
+/// Returns the failure of a sign-in whose session cannot be stored. Also writes it to the log.
 #[must_use]
 pub fn session_not_stored() -> Failure {
     FailedSignIn::new(Failure::Unavailable, "the session cannot be stored").log()
 }
 
-/// What a provider sends somebody back with.
+/// The query parameters with which a provider redirects to this server.
 #[derive(Debug, Default)]
 pub struct Returned {
     /// `state`.
@@ -228,10 +229,10 @@ pub struct Returned {
     pub issuer: Option<String>,
 }
 
-/// Signs in the person who returns from the provider, in the browser that has this attempt.
+/// Signs in with the redirect of a provider. `attempt` is from the cookie of the browser.
 ///
 /// # Errors
-/// [`Failure`], which is in the log.
+/// [`Failure`], which was written to the log.
 pub async fn by_oidc(
     state: &State,
     provider: &Provider,
@@ -256,7 +257,7 @@ async fn verify_return(
         .ok_or_else(|| {
             FailedSignIn::new(
                 Failure::Unknown,
-                "this browser began no sign-in with that state within the last ten minutes",
+                "this browser began no sign-in with this state within the last ten minutes",
             )
         })?;
     if returned
@@ -271,7 +272,7 @@ async fn verify_return(
             let claims = provider
                 .finish(&*state.service.clock, attempt, code.expose())
                 .await?;
-            // An ID token says who it is now, and is valid for minutes: it does not bound the session.
+            // An ID token expires after minutes, so the session does not expire with it.
             sign_in(claims, provider.sign_in_settings(), None).map_err(|fault| FailedSignIn {
                 claim: Some(provider.account_claim().to_owned()),
                 ..FailedSignIn::new(
@@ -287,7 +288,7 @@ async fn verify_return(
             Err(OidcError::Unavailable(format!("responded with {error}")).into())
         }
         (Some(error), _) => {
-            // A code of RFC 6749 or OpenID Connect, and no text that a stranger put into the address.
+            // Only a code as in RFC 6749 or OpenID Connect is logged: anyone can put a text into the URL.
             let is_code =
                 error.len() <= 64 && error.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
             let code = if is_code {
@@ -308,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failure_has_a_word_of_its_own() {
+    fn every_failure_has_its_own_code() {
         let faults =
             [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Failure::NoAccount);
         let all: Vec<_> = [Failure::Unknown, Failure::Declined, Failure::Unavailable]

@@ -1,4 +1,4 @@
-//! Finding out which credential a request presents, and verifying it.
+//! Finds and verifies the credential of a request.
 
 use tollkey_core::{
     Denial, Family, Need, Problem, ServiceKeyId,
@@ -13,23 +13,22 @@ use crate::state::State;
 pub(super) const NEEDS_KEY: &str =
     "This operation requires an API key. Send an API key instead of a management token.";
 
-/// A credential that was verified.
 pub(super) enum Caller {
     Token(jwt::Claims),
     ServiceKey(ServiceKeyId),
     Key(Known),
 }
 
-/// What remains of the rate limit of the key that a request presents, for the fields of the response. It is put beside the request.
+/// The rate limit of the presented key, for the headers of the response. Stored in the extensions of the request.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyRateLimit {
-    /// After this request.
+    /// The state after this request.
     pub rate: RateStatus,
-    /// In how many whole seconds the next use is possible, if none remains.
+    /// The whole seconds until the key can be used again, if no use remains.
     pub retry_after_seconds: Option<u32>,
 }
 
-/// Verifies an API key.
+/// Verifies an API key, and stores its rate limit for the response.
 async fn authorize(
     request: &impl RequestParts,
     state: &State,
@@ -47,17 +46,17 @@ async fn authorize(
             retry_after_seconds,
         });
     }
-    known(verdict, state, need)
+    verified_key(verdict, state, need)
 }
 
-/// Verifies an API key whose request is rejected whatever the verdict: that does not count as a use of the key.
+/// Verifies an API key without counting a use: the request is rejected in any case.
 async fn peek(
     request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
-    known(
+    verified_key(
         state
             .service
             .peek(|| requester(request, state), key, need)
@@ -67,13 +66,12 @@ async fn peek(
     )
 }
 
-/// The client that presents the credential of a request, for look-ups before the credential is known: by its address, where
-/// that is known.
+/// Returns the requester of a lookup before the credential is verified: the client, by its IP address if that is known.
 fn requester(request: &impl RequestParts, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
-fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
@@ -96,7 +94,7 @@ fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Prob
 /// Verifies the API key that a request presents, with the requirements of a gateway.
 ///
 /// # Errors
-/// As for every caller: no credential 401, several 400, an invalid one 401, one of the wrong kind 403; and the denial.
+/// No credential is 401, several are 400, an invalid one is 401, one of the wrong kind is 403. Also the key's denial.
 pub async fn authorize_presented(
     request: &impl RequestParts,
     state: &State,
@@ -108,11 +106,11 @@ pub async fn authorize_presented(
     }
 }
 
-/// Verifies a presented key before the request is rejected because of an invalid requirement: a client without a key learns nothing
-/// about the requirement, and the rate limit of a key does not change.
+/// Verifies the presented key of a request that is rejected because of an invalid requirement. A client without a key
+/// thus learns nothing about the requirement. Does not count a use of the key.
 ///
 /// # Errors
-/// Those of [`authorize_presented`] but `rate_limited`.
+/// Those of [`authorize_presented`], except `rate_limited`.
 pub async fn peek_presented(
     request: &impl RequestParts,
     state: &State,
@@ -127,7 +125,7 @@ pub async fn peek_presented(
 /// Returns the API key in the headers that gateway routes read.
 ///
 /// # Errors
-/// What the request presents instead, and its parsed form if it is one credential.
+/// The credential that the request presents instead, also parsed if it is a single one.
 fn presented_key<'a>(
     request: &'a impl RequestParts,
     state: &State,
@@ -141,8 +139,7 @@ fn presented_key<'a>(
     }
 }
 
-/// Returns the problem of a request to a gateway route that presents no API key: no credential, several, an invalid one, or one of
-/// the wrong kind.
+/// Returns the problem of a request to a gateway route that presents no API key.
 async fn no_key(
     request: &impl RequestParts,
     state: &State,
@@ -161,17 +158,17 @@ async fn no_key(
                 ..problem
             },
         },
-        // Verification knows service keys no more than any other text that is no API key.
+        // On gateway routes, a service key is an invalid API key like any other text.
         (Ok(text), _) => expected.problem(text),
     }
 }
 
-/// Verifies the one credential of a request. A key of a family that is not `wanted` is rejected by the caller, and does not count as
-/// used.
+/// Verifies the credential of a request. The caller rejects a key of a family that is not in `accepted`, so that key
+/// is not counted as used.
 pub(super) async fn authenticate(
     request: &impl RequestParts,
     state: &State,
-    wanted: &[Family],
+    accepted: &[Family],
 ) -> Result<Caller, Problem> {
     let headers = CredentialHeaders::default();
     let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
@@ -182,7 +179,7 @@ pub(super) async fn authenticate(
                 client_ip: client_ip(request, state),
                 ..Need::default()
             };
-            let key = if wanted.contains(&family) {
+            let key = if accepted.contains(&family) {
                 authorize(request, state, key, &need).await
             } else {
                 peek(request, state, key, &need).await
@@ -215,7 +212,7 @@ async fn verify_token(
     Ok(claims)
 }
 
-/// Development mode is for the machine it runs on. A management request must not come through a proxy, which other machines can reach.
+/// Rejects a management request through a proxy in development mode, because other machines may reach the proxy.
 ///
 /// # Errors
 /// `forbidden`.

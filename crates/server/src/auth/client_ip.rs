@@ -1,4 +1,4 @@
-//! The address of the client.
+//! The IP address of the client.
 
 use std::net::IpAddr;
 
@@ -10,11 +10,11 @@ use crate::state::State;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Returns the address that a request comes from: the last hop of `X-Forwarded-For`, or the peer behind it, that is not a
-/// trusted proxy. `None` when a trusted proxy does not tell.
+/// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`
+/// that is not one. `None` if no such address exists.
 ///
 /// # Errors
-/// [`UnreadableHop`] when a trusted proxy tells something that is not an IP address; it is logged.
+/// [`UnreadableHop`] if a trusted proxy sent a hop that is not an IP address; it is logged.
 pub fn forwarded_ip(
     request: &impl RequestParts,
     state: &State,
@@ -38,8 +38,7 @@ pub fn forwarded_ip(
     })
 }
 
-/// Returns the address that a request to the server's own surfaces comes from, as [`forwarded_ip`] does; `None` also where
-/// that is an error.
+/// Returns the IP address of the client as [`forwarded_ip`] does, and `None` instead of an error.
 pub fn client_ip(request: &impl RequestParts, state: &State) -> Option<IpAddr> {
     forwarded_ip(request, state).unwrap_or_default()
 }

@@ -1,16 +1,16 @@
-//! The one credential of a request, as actix has its headers.
+//! Finds the credential in the headers of an actix request.
 
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use tollkey_core::credential::{Credential, CredentialHeaders};
 
-/// The headers a credential can stand in: those of the rule, made once.
+/// [`tollkey_core::credential::HEADERS`] as header names.
 static HEADERS: [HeaderName; 3] = [
     header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-commerce-api-key"),
 ];
 
-/// Finds the credential in these headers of a request. The query is never read.
+/// Finds the credential in these headers. The query is never read.
 pub fn credential(headers: &HeaderMap, from: CredentialHeaders) -> Credential<'_> {
     let read = HEADERS
         .iter()
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_headers_are_those_of_the_rule() {
+    fn headers_are_those_of_core() {
         assert_eq!(
             HEADERS.each_ref().map(HeaderName::as_str),
             tollkey_core::credential::HEADERS

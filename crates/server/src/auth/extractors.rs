@@ -1,4 +1,4 @@
-//! The callers of handlers, as extractors.
+//! Extractors that authenticate the caller of a handler.
 
 use std::{net::IpAddr, rc::Rc, sync::Arc};
 
@@ -19,13 +19,14 @@ use super::{
 };
 use crate::{rejection::Rejection, request_id::request_id, state::State};
 
-/// Says when the caller of a request is known. Put beside a request whose client waits with the body until it is asked for
-/// it (`Expect: 100-continue`): actix runs all extractors at the same time, and a caller who is rejected must not be asked.
+/// Notifies when the caller of a request is authenticated. Stored in the extensions of a request with
+/// `Expect: 100-continue`: actix runs all extractors at the same time, and a client must not send the body of a request
+/// that is rejected.
 #[derive(Debug, Clone)]
 pub struct Identified(pub Rc<Notify>);
 
 impl Identified {
-    fn awaited(request: &HttpRequest) -> Option<Self> {
+    fn for_request(request: &HttpRequest) -> Option<Self> {
         request.head().expect().then(|| {
             let identified = Self(Rc::default());
             request.extensions_mut().insert(identified.clone());
@@ -34,7 +35,6 @@ impl Identified {
     }
 }
 
-/// The state every handler has.
 fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
     request
         .app_data::<web::Data<State>>()
@@ -42,7 +42,6 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
         .ok_or_else(|| Problem::internal().into())
 }
 
-/// The `account` parameter of the query, when there is one.
 fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem> {
     let pairs: Vec<(String, String)> =
         serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
@@ -57,7 +56,6 @@ fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem
     }
 }
 
-/// Returns the actor of this request in an account.
 fn actor(
     request: &HttpRequest,
     state: &State,
@@ -77,7 +75,6 @@ fn actor(
     }
 }
 
-/// Returns the actor of a request that presents this API key.
 fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
     let id = key.key.id.to_string();
     let account_id = key.key.account_id.clone();
@@ -91,23 +88,23 @@ fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
 #[derive(Debug)]
 pub struct Merchant(pub RequestActor);
 
-/// A Merchant, or an `sk_` key for its own account.
+/// A [`Merchant`], or an `sk_` key for its own account.
 #[derive(Debug)]
 pub struct AccountHolder(pub RequestActor);
 
 /// A management token with the role `operator`.
 #[derive(Debug)]
 pub struct Operator {
-    /// The operator; the id is the token's `sub`.
+    /// The operator. The ID is the `sub` of the token.
     pub actor: Actor,
-    /// The request.
+    /// The ID of the request.
     pub request_id: Arc<str>,
-    /// Where it came from.
+    /// The IP address of the client.
     pub ip: Option<IpAddr>,
 }
 
 impl Operator {
-    /// The operator as manager of an account.
+    /// Returns the operator as the actor in this account.
     #[must_use]
     pub fn manage(self, account_id: AccountId) -> RequestActor {
         RequestActor {
@@ -120,17 +117,17 @@ impl Operator {
     }
 }
 
-/// A caller that can verify keys.
+/// A caller that can verify the keys of others.
 #[derive(Debug)]
 pub enum Verifying {
-    /// A resource server: keys of all accounts.
+    /// A resource server. It can verify keys of all accounts.
     Service(Service),
-    /// An `sk_` key: keys of its own account.
+    /// An `sk_` key. It can verify keys of its account.
     SecretKey(Known),
 }
 
 impl Verifying {
-    /// Whom its look-ups are made for: an authenticated caller presents the keys of others.
+    /// Returns the requester of its lookups: the caller, not the client that presented the verified key.
     #[must_use]
     pub fn requester(&self) -> Requester {
         match self {
@@ -139,7 +136,7 @@ impl Verifying {
         }
     }
 
-    /// What it may see.
+    /// Returns which keys it can see; `None` is all keys.
     #[must_use]
     pub fn viewer(&self) -> Option<Viewer<'_>> {
         match self {
@@ -157,19 +154,19 @@ impl Verifying {
 pub struct Service(Arc<str>);
 
 impl Service {
-    /// Whom its look-ups are made for.
+    /// Returns the requester of its lookups.
     #[must_use]
     pub fn requester(&self) -> Requester {
         Requester::Service(Arc::clone(&self.0))
     }
 }
 
-/// An API key of any family, about itself.
+/// An API key of any family that requests something about itself.
 #[derive(Debug)]
 pub struct PresentedKey {
-    /// What is known of it.
+    /// The verified key.
     pub record: Known,
-    /// The key as manager of itself.
+    /// The key as actor.
     pub manager: RequestActor,
 }
 
@@ -177,7 +174,7 @@ const NEEDS_TOKEN: &str =
     "This operation requires a management token. Send a management token instead of a key.";
 const ONLY_OPERATORS: &str = "Only operators can use the query parameter `account`. Remove it.";
 
-/// Whose account a management token manages in this request.
+/// Returns the actor of a management token, in the account that this request manages.
 fn manager(
     request: &HttpRequest,
     state: &State,
@@ -273,7 +270,7 @@ impl Verifying {
         let state = state(request)?;
         match authenticate(request, &state, &[Family::Secret]).await? {
             Caller::ServiceKey(id) => {
-                tracing::trace!(service_key = %id, "a resource server asks");
+                tracing::trace!(service_key = %id, "service key authenticated");
                 Ok(Self::Service(Service(id.to_string().into())))
             }
             Caller::Token(claims) if claims.has_role("service") => {
@@ -322,7 +319,7 @@ impl PresentedKey {
     }
 }
 
-/// Implements `FromRequest` by the extractor's `extract`. A blanket implementation is not possible: the trait is actix's.
+/// Implements `FromRequest` with `extract`: a blanket implementation of a foreign trait is not possible.
 macro_rules! from_request {
     ($($extractor:ty),*) => {$(
         impl FromRequest for $extractor {
@@ -331,7 +328,7 @@ macro_rules! from_request {
 
             fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
                 let request = request.clone();
-                let identified = Identified::awaited(&request);
+                let identified = Identified::for_request(&request);
                 Box::pin(async move {
                     let caller = Self::extract(&request).await?;
                     if let Some(Identified(identified)) = identified {

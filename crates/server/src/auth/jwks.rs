@@ -1,7 +1,7 @@
-//! The keys that management tokens are checked with, and a set of them fetched from their issuer.
+//! The keys that verify management tokens, and key sets fetched from their issuer.
 //!
-//! The algorithms a key is good for follow from the key, never from a token: a token that asks for another one is
-//! refused, which ends the confusion of a public key with an HMAC secret. Symmetric keys of a set are ignored.
+//! The key determines its algorithms, never the token: a token with another algorithm is rejected, so that a public key
+//! cannot be used as an HMAC secret. Symmetric keys in a set are ignored.
 
 use std::{error::Error as _, ops::RangeInclusive, sync::Arc};
 
@@ -18,22 +18,21 @@ use super::{
 };
 use crate::issuer_url::{JwksUrl, is_local};
 
-/// The least time between two fetches of a set, whatever asks for one: a caller can invent as many key ids as it
-/// likes.
+/// The minimum time between two fetches of a set, because a caller can invent any number of key IDs.
 pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
-/// The most bytes a set may have.
+/// The maximum size of a response body, in bytes.
 const BODY_MAX: usize = 64 * 1024;
-/// The sizes of RSA modulus that are accepted, in bytes: 2048 to 8192 bits, and one for a zero that some put first.
+/// The accepted lengths of an RSA modulus, in bytes: 2048 to 8192 bits, and an optional leading zero byte.
 pub(super) const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
 
-/// A client for what an issuer publishes at this address, and at others of the same kind.
+/// Creates the HTTP client for an issuer with this URL. It sends plain `http` requests only if the URL is `http`.
 pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     let mut client = Client::builder()
         .user_agent(concat!("tollkey/", env!("CARGO_PKG_VERSION")))
         .timeout(FETCH_TIMEOUT)
-        // Fetches are minutes apart: a kept connection would only go stale.
+        // Fetches are minutes apart: an idle connection would be stale.
         .pool_max_idle_per_host(0)
-        // Another host's keys would be as good as ours if it could redirect us there.
+        // A redirect could replace the keys by those of another host.
         .redirect(redirect::Policy::none())
         .https_only(url.scheme() == "https");
     if is_local(url) {
@@ -42,7 +41,7 @@ pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     client.build()
 }
 
-/// The body of an answer, if it is not too large.
+/// Reads the body of a response, at most [`BODY_MAX`] bytes.
 pub(super) async fn body(response: &mut Response) -> Result<Vec<u8>, FetchError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -54,7 +53,7 @@ pub(super) async fn body(response: &mut Response) -> Result<Vec<u8>, FetchError>
     Ok(body)
 }
 
-/// A key and the algorithms it is good for, all of one family.
+/// A key and the algorithms that it can be used with, all of one family.
 #[derive(Debug, Clone)]
 pub(super) struct VerifyingKey {
     pub(super) id: Option<String>,
@@ -63,7 +62,7 @@ pub(super) struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// A shared secret: HS256 and nothing else.
+    /// Returns a shared secret, which is for HS256 only.
     pub(super) fn hs256(secret: &[u8]) -> Self {
         Self {
             id: None,
@@ -72,7 +71,7 @@ impl VerifyingKey {
         }
     }
 
-    /// A public key out of a PEM file, with the same algorithms as if it stood in a set.
+    /// Parses the public key of a PEM file. It has the same algorithms as in a key set.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
         let key = DecodingKey::from_rsa_pem(pem)
             .or_else(|_| DecodingKey::from_ec_pem(pem))
@@ -81,20 +80,20 @@ impl VerifyingKey {
         Self::from_jwk(&Jwk::from_decoding_key(&key, None).ok()?)
     }
 
-    /// A public key of a set. `None` for what is not meant for signatures, is symmetric, weak or unknown to us.
+    /// Parses a public key of a set. `None` if it is not for signatures, or is symmetric, weak or of an unknown type.
     ///
-    /// RSA keys without an `alg` are good for RS256 and PS256, which differ in padding only; with one, for that one.
+    /// An RSA key without `alg` is for RS256 and PS256, which differ only in padding. With `alg`, it is for that only.
     fn from_jwk(jwk: &Jwk) -> Option<Self> {
         let meant_for_signatures = jwk
             .common
             .public_key_use
             .as_ref()
-            .is_none_or(|it| *it == PublicKeyUse::Signature)
+            .is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
             && jwk
                 .common
                 .key_operations
                 .as_ref()
-                .is_none_or(|them| them.contains(&KeyOperations::Verify));
+                .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
         if !meant_for_signatures {
             return None;
         }
@@ -142,13 +141,13 @@ impl VerifyingKey {
     }
 }
 
-/// The keys of a set as they were fetched.
+/// The usable keys of a fetched set.
 #[derive(Debug)]
 pub(super) struct Keys(Vec<VerifyingKey>);
 
 impl Keys {
-    /// The keys a token with that key id may be signed with. One without a key id may be signed with the only key
-    /// there is; among several nobody guesses.
+    /// Returns the keys that verify a token with this key ID. A token without one is verified only if the set has a
+    /// single key.
     pub(super) fn for_id<'a>(
         &'a self,
         id: Option<&'a str>,
@@ -161,7 +160,7 @@ impl Keys {
     }
 }
 
-/// A key set at the URL of its issuer.
+/// The key set at a URL of its issuer.
 pub(super) struct KeySet {
     url: JwksUrl,
     client: Client,
@@ -169,15 +168,15 @@ pub(super) struct KeySet {
 }
 
 impl KeySet {
-    /// A set of which nothing is known yet.
+    /// Creates a set without fetching it.
     pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
         let client = client(url.as_url())?;
         let keys = Published::new("the key set of management tokens", FETCH_INTERVAL);
         Ok(Arc::new(Self { url, client, keys }))
     }
 
-    /// Returns the keys to check a token with that has this key ID. If the current set has the key, never waits: an old set is fetched
-    /// again in the background. Waits for a newer set if no key has the ID, and for the first one if there is none yet.
+    /// Returns the set to verify a token with this key ID. Never waits if the current set has the key: an outdated set
+    /// is fetched again in the background. Otherwise waits for a fetch.
     ///
     /// # Errors
     /// [`TokenError::KeysUnavailable`] if no fetch has succeeded so far.
@@ -187,7 +186,7 @@ impl KeySet {
         now: Timestamp,
     ) -> Result<Arc<Keys>, TokenError> {
         if let Some(keys) = self.keys.current()
-            // Without an ID no newer set is known to help.
+            // A missing ID does not show that the set is outdated.
             && (id.is_none() || keys.for_id(id).next().is_some())
         {
             self.keys.refresh(now, || self.fetch());
@@ -199,18 +198,18 @@ impl KeySet {
             .ok_or(TokenError::KeysUnavailable)
     }
 
-    /// Fetches the set again if it is outdated, and waits until no fetch is on its way.
+    /// Fetches the set again if it is outdated, and waits until no fetch is running.
     pub(super) async fn refresh(self: &Arc<Self>, now: Timestamp) {
         self.keys.refresh(now, || self.fetch());
         self.keys.settled().await;
     }
 
-    /// Fetches the set and returns how many of its keys can be used. Keeps nothing.
+    /// Fetches the set without caching it, and returns how many of its keys can be used.
     pub(super) async fn count(&self) -> Result<usize, FetchError> {
         Ok(self.request().await?.len())
     }
 
-    /// The keys as the issuer publishes them now. Borrows nothing: the fetch outlives the caller that requested it.
+    /// Fetches the set. The future borrows nothing, because the fetch outlives the caller that started it.
     fn fetch(self: &Arc<Self>) -> impl Future<Output = Result<Keys, FetchError>> + Send + 'static {
         let set = Arc::clone(self);
         async move {
@@ -236,7 +235,7 @@ impl KeySet {
             .get("keys")
             .and_then(serde_json::Value::as_array)
             .ok_or(FetchError::NotASet)?;
-        // A key nobody here understands is skipped (RFC 7517, section 5), so each is read by itself.
+        // Each key is parsed separately, because unknown ones are ignored (RFC 7517, section 5).
         let jwks = keys
             .iter()
             .filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
@@ -246,12 +245,12 @@ impl KeySet {
     }
 }
 
-/// Why something could not be fetched. For the log: without the URL, and without anything of the answer.
+/// Why a fetch failed. For the log: the text holds neither the URL nor any part of the response body.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error("{0}")]
     Http(String),
-    #[error("answered {0}, not 200")]
+    #[error("responded with {0}, not 200")]
     Status(StatusCode),
     #[error("is larger than {BODY_MAX} bytes")]
     TooLarge,

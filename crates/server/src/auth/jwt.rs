@@ -1,9 +1,8 @@
-//! Management tokens: whose signature counts, what they must say, and what we take from them.
+//! Verifies and creates management tokens.
 //!
-//! The rules are those of RFC 8725: algorithms fixed by the key ([`super::jwks`]), `exp` and `sub` always required,
-//! `iss` and `aud` where they are configured, `nbf` honoured, nothing fetched or trusted that a token's own header
-//! points at (`jku`, `x5u`, `jwk`), nothing critical that we do not know. Why a token is refused goes to the log;
-//! its caller learns only that it is not valid.
+//! The rules are those of RFC 8725. The key determines the algorithms ([`super::jwks`]). `exp` and `sub` are required,
+//! `iss` and `aud` only if they are configured, and `nbf` is checked. Keys that the token's header contains or links to
+//! (`jwk`, `jku`, `x5u`) are ignored, and a token with `crit` is rejected. Only the log says why a token is rejected.
 
 use std::{fmt, sync::Arc};
 
@@ -20,71 +19,71 @@ use crate::{
     issuer_url::JwksUrl,
 };
 
-/// The longest token that is looked at, in bytes.
+/// The maximum length of a token, in bytes.
 pub const TOKEN_MAX: usize = 8 * 1024;
-/// How far an issuer's clock may be off from ours.
+/// The tolerated difference between the clocks of the issuer and of this server.
 pub const LEEWAY: SignedDuration = SignedDuration::from_secs(30);
-/// The longest subject, in bytes (OpenID Connect Core, section 2). It is written to the audit log.
+/// The maximum length of a subject, in bytes (OpenID Connect Core, section 2). It is written to the audit log.
 const SUBJECT_MAX: usize = 255;
 
-/// What a valid management token says.
+/// The claims of a valid token that this server uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// `sub`: who it is. 1 to 255 bytes without control characters.
+    /// `sub`: 1 to 255 bytes without control characters.
     pub subject: String,
-    /// The account claim: a string that is an account ID, or an integer, in decimal. Else why there is no account.
+    /// The account claim: a string that is an account ID, or an integer in decimal. Otherwise what is wrong with it.
     pub account: Result<AccountId, ClaimFault>,
-    /// The roles claim: an array of strings, or one string with spaces between. Anything else is no role at all.
+    /// The roles claim: an array of strings, or one string separated by spaces. Empty if the claim is anything else.
     pub roles: Vec<String>,
-    /// `exp`: it is refused from [`LEEWAY`] after this moment.
+    /// `exp`. The token is rejected from [`LEEWAY`] after this time.
     pub expires_at: Timestamp,
 }
 
 /// Why a claim cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimFault {
-    /// There is none, or it is null.
+    /// It is absent or null.
     #[error("is missing")]
     Missing,
-    /// It has a type that the claim cannot have.
+    /// It is neither a string nor an integer.
     #[error("must be a string or an integer")]
     Type,
-    /// It is no account ID.
+    /// It is not a valid account ID.
     #[error("must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ - and must not be . or ..")]
     Form,
 }
 
 impl Claims {
-    /// Whether one of the roles is that one.
+    /// Returns whether the token has this role.
     #[must_use]
     pub fn has_role(&self, role: &str) -> bool {
-        self.roles.iter().any(|own| own == role)
+        self.roles.iter().any(|it| it == role)
     }
 }
 
-/// Why a token is refused. For the log: it holds no part of the token but its key id.
+/// Why a token is rejected. For the log: the only part of the token in its text is the key ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
     /// Longer than [`TOKEN_MAX`].
     #[error("it is longer than {TOKEN_MAX} bytes")]
     TooLarge,
-    /// Not three parts of base 64, a header that is none, `alg` unknown or `none`, or claims that are no object.
+    /// Not three base64url parts, an invalid header, `alg` unknown or `none`, or claims that are not an object.
     #[error("it is not a signed JWT of a known algorithm")]
     Malformed,
-    /// The header lists extensions that must be understood.
+    /// The header has `crit`, the list of extensions that must be understood.
     #[error("its header has crit")]
     Critical,
-    /// The algorithm is none that the key is good for.
-    #[error("its algorithm is not one of its key's")]
+    /// The key cannot be used with the token's algorithm.
+    #[error("its algorithm does not match its key")]
     Algorithm,
-    /// The set has no key of that id, or the token names none and there are several.
-    #[error("no key with its id {0}")]
+    /// The set has no key with this ID, or the token has no key ID and the set does not have exactly one key.
+    #[error("its key ID is unknown: {0}")]
     UnknownKey(KeyIdShown),
-    /// The key set has never been fetched. Not the caller's fault: 503.
+    /// The key set has never been fetched. The response is 503.
     #[error("the issuer's keys could not be fetched yet")]
     KeysUnavailable,
-    /// Signed by somebody else, or changed.
+    /// It was signed with another key, or was changed.
     #[error("its signature is wrong")]
     Signature,
     /// Past `exp`.
@@ -93,26 +92,26 @@ pub enum TokenError {
     /// Before `nbf`.
     #[error("it is not valid yet")]
     NotYetValid,
-    /// Issued by somebody else.
-    #[error("its issuer is another one")]
+    /// `iss` is not the configured issuer.
+    #[error("its issuer is not the configured one")]
     Issuer,
-    /// Meant for somebody else, or for somebody where no audience is configured.
-    #[error("its audience is another one, or has one where none is configured")]
+    /// `aud` does not contain the configured audience, or is present although no audience is configured.
+    #[error("its audience is not the configured one, or no audience is configured")]
     Audience,
-    /// A claim that must be there and be well-formed.
+    /// A claim is missing or malformed.
     #[error("its claim {0} is missing or malformed")]
     Claim(&'static str),
 }
 
 impl TokenError {
-    /// Whether the token may be fine and it is we who cannot tell: an answer of 503, not 401.
+    /// Returns whether the token may be valid but cannot be verified now. The response is 503, not 401.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         *self == Self::KeysUnavailable
     }
 }
 
-/// The problem does not say why a token is not valid.
+/// The problem does not say why the token is invalid.
 impl From<TokenError> for Problem {
     fn from(error: TokenError) -> Self {
         if error.is_unavailable() {
@@ -123,7 +122,7 @@ impl From<TokenError> for Problem {
     }
 }
 
-/// The beginning of a key id out of a token, quoted: it is whatever a stranger wrote.
+/// The first 64 characters of a token's key ID, quoted because the token is not trusted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyIdShown(Option<String>);
 
@@ -136,7 +135,7 @@ impl fmt::Display for KeyIdShown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(id) => write!(f, "{id:?}"),
-            None => f.write_str("(none given)"),
+            None => f.write_str("(none)"),
         }
     }
 }
@@ -146,7 +145,7 @@ impl fmt::Debug for KeyIdShown {
     }
 }
 
-/// The keys for management tokens cannot be set up.
+/// Why the keys of management tokens cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetupError {
     /// The secret is too short.
@@ -155,27 +154,27 @@ pub enum KeySetupError {
     /// The file cannot be read.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file that it names: {0}")]
     File(String),
-    /// The file holds something else.
+    /// The file holds no usable public key.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: the file that it names {0}")]
     PublicKey(&'static str),
-    /// No HTTP client, as on a machine without CA certificates.
+    /// The HTTP client cannot be created, for example because the machine has no CA certificates.
     #[error("cannot set up the client that fetches the keys of management tokens")]
     Client(#[from] reqwest::Error),
-    /// There is no key source; in development mode the secret comes from [`crate::dev_mode`].
+    /// No key source is set, and the secret of development mode ([`crate::dev_mode`]) was not passed.
     #[error("no key for management tokens is set")]
     NoSource,
 }
 
-/// What a token must say beyond being signed, and where it says the rest.
+/// The rules for a token's claims, and which claims hold its account and roles.
 #[derive(Debug, Clone)]
 pub struct ClaimRules {
-    /// The `iss` it must have; `None` accepts any or none.
+    /// The required `iss`; `None` accepts any or none.
     pub issuer: Option<String>,
-    /// What its `aud` must be or hold; `None` refuses a token that has one (RFC 7519, section 4.1.3).
+    /// The value that `aud` must be or contain; `None` rejects a token with an `aud` (RFC 7519, section 4.1.3).
     pub audience: Option<String>,
     /// The claim that names the account: its name, or the path of a nested claim ([`find`]).
     pub account_claim: String,
-    /// The claim that holds roles, named the same way; `None` gives no token a role.
+    /// The claim that holds the roles, named the same way; with `None`, tokens have no roles.
     pub roles_claim: Option<String>,
 }
 
@@ -191,7 +190,7 @@ impl From<&TokenSettings> for ClaimRules {
 }
 
 impl ClaimRules {
-    /// Returns the settings of a sign-in by this method with what these keys sign.
+    /// Returns the hash of the settings that a sign-in with this method and these keys depends on.
     pub(super) fn sign_in_settings(&self, method: &str, keys: &Digest) -> SignInSettingsHash {
         let keys = keys.hex().to_string();
         let claims = [
@@ -210,8 +209,8 @@ impl ClaimRules {
         )
     }
 
-    /// The part of the rules that the library checks. It would read the system's clock for `exp` and `nbf`, so
-    /// these two are ours.
+    /// Returns the rules that the library checks. It would read the system clock for `exp` and `nbf`, so
+    /// [`Self::read`] checks these two.
     fn validation(&self) -> Validation {
         let mut validation = Validation {
             validate_exp: false,
@@ -231,7 +230,7 @@ impl ClaimRules {
         validation
     }
 
-    /// Reads the claims of a token whose signature, issuer and audience are right.
+    /// Reads the claims of a token whose signature, issuer and audience were verified.
     pub(super) fn read(
         &self,
         claims: &Map<String, Value>,
@@ -251,7 +250,7 @@ impl ClaimRules {
         if time(claims, "nbf")?.is_some_and(|not_before| not_before.duration_since(now) > LEEWAY) {
             return Err(TokenError::NotYetValid);
         }
-        // RFC 7519, section 4.1.1: one string. The library also accepts an array of which each entry is right.
+        // RFC 7519, section 4.1.1: `iss` is one string. The library also accepts an array of accepted issuers.
         if claims
             .get("iss")
             .is_some_and(|issuer| !issuer.is_string() && !issuer.is_null())
@@ -279,9 +278,9 @@ impl ClaimRules {
     }
 }
 
-/// Finds a claim by its name or, when no claim has that name, by the path of a nested one: a JSON pointer
-/// (`/realm_access/roles`, RFC 6901) or names with dots between (`realm_access.roles`). A name comes first because it
-/// can have dots and slashes of its own, as in `https://example.com/roles`.
+/// Finds a claim by its name or, if no claim has that name, by the path of a nested claim: a JSON pointer
+/// (`/realm_access/roles`, RFC 6901) or names separated by dots (`realm_access.roles`). The name takes precedence
+/// because it can contain dots and slashes, as in `https://example.com/roles`.
 #[must_use]
 pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     if let Some(claim) = claims.get(path) {
@@ -299,7 +298,6 @@ pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value>
     })
 }
 
-/// The account that a claim names.
 fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
     let id = match claim {
         None | Some(Value::Null) => return Err(ClaimFault::Missing),
@@ -313,7 +311,7 @@ fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
     id.map_err(|_| ClaimFault::Form)
 }
 
-/// A `NumericDate` (RFC 7519, section 2): seconds since 1970, whole or not.
+/// Returns a `NumericDate` claim (RFC 7519, section 2), rounded down to a second; `None` if it is absent or null.
 pub(super) fn time(
     claims: &Map<String, Value>,
     name: &'static str,
@@ -321,7 +319,7 @@ pub(super) fn time(
     let Some(value) = claims.get(name).filter(|value| !value.is_null()) else {
         return Ok(None);
     };
-    // `as` saturates a float beyond the range, and no timestamp can hold that either.
+    // `as` saturates a float outside the range of `i64`, which is also outside the range of timestamps.
     let seconds = value
         .as_i64()
         .or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
@@ -341,7 +339,7 @@ fn roles(claim: &Value) -> Vec<String> {
     }
 }
 
-/// Tells a valid management token from any other. A clone is the same verifier.
+/// Verifies management tokens. Clones share the keys.
 #[derive(Clone)]
 pub struct TokenVerifier {
     keys: KeySource,
@@ -352,16 +350,16 @@ pub struct TokenVerifier {
 
 #[derive(Clone)]
 enum KeySource {
-    One(Arc<VerifyingKey>),
+    Single(Arc<VerifyingKey>),
     Set(Arc<KeySet>),
 }
 
 impl TokenVerifier {
-    /// The verifier that these settings ask for; in development mode with that mode's secret.
+    /// Creates the verifier for these settings. `development` is the secret of development mode.
     ///
     /// # Errors
-    /// [`KeySetupError`] when the secret, the file or the HTTP client is no good, or in development mode without a
-    /// secret.
+    /// [`KeySetupError`] if the secret, the file or the HTTP client cannot be used, or without a secret in development
+    /// mode.
     pub fn open(
         settings: &TokenSettings,
         development: Option<&Secret>,
@@ -382,10 +380,10 @@ impl TokenVerifier {
         }
     }
 
-    /// Accepts HS256 tokens signed with this secret.
+    /// Creates a verifier that accepts HS256 tokens signed with this secret.
     ///
     /// # Errors
-    /// [`KeySetupError::WeakSecret`] below [`HS256_SECRET_MIN`] bytes.
+    /// [`KeySetupError::WeakSecret`] if the secret has fewer than [`HS256_SECRET_MIN`] bytes.
     pub fn hs256(secret: &Secret, rules: ClaimRules) -> Result<Self, KeySetupError> {
         let secret = secret.expose();
         if secret.len() < HS256_SECRET_MIN {
@@ -393,19 +391,19 @@ impl TokenVerifier {
         }
         let key = VerifyingKey::hs256(secret.as_bytes());
         Ok(Self::new(
-            KeySource::One(Arc::new(key)),
+            KeySource::Single(Arc::new(key)),
             &Digest::of(secret),
             rules,
         ))
     }
 
-    /// Accepts tokens signed with the private half of this public key in PEM form: RS256 and PS256 for RSA keys of
-    /// 2048 bits or more, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key id in the token is ignored.
+    /// Creates a verifier that accepts tokens of this public key in PEM form: RS256 and PS256 for RSA keys of 2048 to
+    /// 8192 bits, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key ID in the token is ignored.
     ///
     /// # Errors
-    /// [`KeySetupError::PublicKey`] for anything else, a private key and a certificate among it.
+    /// [`KeySetupError::PublicKey`] for anything else, such as a private key or a certificate.
     pub fn public_key(pem: &[u8], rules: ClaimRules) -> Result<Self, KeySetupError> {
-        // As environment files and JSON write a PEM text on one line.
+        // Environment files and JSON hold a PEM text on one line, with `\n` for each line break.
         let unescaped =
             has_escaped_line_breaks(pem).then(|| String::from_utf8_lossy(pem).replace("\\n", "\n"));
         let pem = unescaped.as_ref().map_or(pem, |pem| pem.as_bytes());
@@ -420,29 +418,30 @@ impl TokenVerifier {
         };
         if holds("PRIVATE KEY-----") {
             return Err(KeySetupError::PublicKey(
-                "is a private key; give its public half only",
+                "is a private key; use its public key instead",
             ));
         }
         if holds("BEGIN CERTIFICATE-----") {
             return Err(KeySetupError::PublicKey(
-                "is a certificate; take the key out of it with `openssl x509 -pubkey -noout`",
+                "is a certificate; extract its public key with `openssl x509 -pubkey -noout`",
             ));
         }
         let key = VerifyingKey::from_pem(pem).ok_or(KeySetupError::PublicKey(
             "must hold a public key in PEM form: RSA (2048 to 8192 bits), P-256, P-384 or Ed25519",
         ))?;
         let source = Digest::of(&String::from_utf8_lossy(pem));
-        Ok(Self::new(KeySource::One(Arc::new(key)), &source, rules))
+        Ok(Self::new(KeySource::Single(Arc::new(key)), &source, rules))
     }
 
-    /// Accepts tokens signed with a key of the set at this URL. The set is fetched when it is first needed, again every ten minutes in the
-    /// background, and when a token names a key that it lacks, but at most every [`super::jwks::FETCH_INTERVAL`]. Only tokens of unknown
-    /// keys wait for a fetch. A set that cannot be fetched again stays in use.
+    /// Creates a verifier that accepts tokens signed with a key of the set at this URL. The set is fetched when it is
+    /// first needed, every ten minutes in the background, and when a token names an unknown key, but at most once per
+    /// [`super::jwks::FETCH_INTERVAL`]. Only tokens with unknown keys wait for a fetch. If it fails, the current set
+    /// stays in use.
     ///
     /// # Errors
-    /// [`KeySetupError::Client`] when there can be no HTTP client.
+    /// [`KeySetupError::Client`] if the HTTP client cannot be created.
     pub fn jwks(url: JwksUrl, rules: ClaimRules) -> Result<Self, KeySetupError> {
-        // Its keys come and go while it stays whose it is.
+        // The URL identifies the source: sessions continue when the issuer rotates its keys.
         let source = Digest::of(&url.to_string());
         Ok(Self::new(KeySource::Set(KeySet::new(url)?), &source, rules))
     }
@@ -457,37 +456,37 @@ impl TokenVerifier {
         }
     }
 
-    /// The claim that names the account.
+    /// Returns the name or path of the account claim.
     #[must_use]
     pub fn account_claim(&self) -> &str {
         &self.rules.account_claim
     }
 
-    /// Returns the settings of a sign-in with a token.
+    /// Returns the hash of the settings that a sign-in with a token depends on.
     #[must_use]
     pub fn sign_in_settings(&self) -> SignInSettingsHash {
         self.sign_in_settings
     }
 
-    /// Fetches the key set, if there is one, so that a wrong address shows when the server starts and not when
-    /// somebody first calls.
+    /// Fetches the key set, if one is configured, so that a wrong URL is noticed when the server starts.
     ///
     /// # Errors
-    /// [`TokenError::KeysUnavailable`] when it cannot be fetched. The server can go on: it tries again when needed.
+    /// [`TokenError::KeysUnavailable`] if it cannot be fetched. The server can run nevertheless: it fetches the set
+    /// when a token needs it.
     pub async fn warm_up(&self, now: Timestamp) -> Result<(), TokenError> {
         match &self.keys {
-            KeySource::One(_) => Ok(()),
+            KeySource::Single(_) => Ok(()),
             KeySource::Set(set) => set.keys(None, now).await.map(drop),
         }
     }
 
-    /// Fetches the key set, if there is one, and returns how many of its keys can be used.
+    /// Fetches the key set, if one is configured, and returns how many of its keys can be used.
     ///
     /// # Errors
-    /// Why it cannot be fetched, in words.
+    /// The reason why it cannot be fetched, for the operator.
     pub async fn fetch_key_count(&self) -> Result<Option<usize>, String> {
         match &self.keys {
-            KeySource::One(_) => Ok(None),
+            KeySource::Single(_) => Ok(None),
             KeySource::Set(set) => set
                 .count()
                 .await
@@ -496,17 +495,17 @@ impl TokenVerifier {
         }
     }
 
-    /// Fetches the key set again if it is outdated, and waits until no fetch is on its way.
+    /// Fetches the key set again if it is outdated, and waits until no fetch is running.
     pub async fn refresh(&self, now: Timestamp) {
         if let KeySource::Set(set) = &self.keys {
             set.refresh(now).await;
         }
     }
 
-    /// What this token says, if it is valid at `now`.
+    /// Returns the claims of this token if it is valid at `now`.
     ///
     /// # Errors
-    /// [`TokenError`] for the first rule it breaks, or when the keys to judge it by are not there.
+    /// [`TokenError`] for the first rule that the token breaks, or if the keys are not available.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, TokenError> {
         if token.len() > TOKEN_MAX {
             return Err(TokenError::TooLarge);
@@ -516,11 +515,11 @@ impl TokenVerifier {
             return Err(TokenError::Critical);
         }
         let claims = match &self.keys {
-            KeySource::One(key) => self.check(token, &header, key)?,
+            KeySource::Single(key) => self.check(token, &header, key)?,
             KeySource::Set(set) => {
                 let id = header.kid.as_deref();
                 let keys = set.keys(id, now).await?;
-                // Two keys of one id are legal when they are of different types (RFC 7517, section 4.5).
+                // Keys of different types can have the same ID (RFC 7517, section 4.5).
                 let mut outcome = Err(TokenError::UnknownKey(KeyIdShown::new(id)));
                 for key in keys.for_id(id) {
                     outcome = self.check(token, &header, key);
@@ -534,7 +533,7 @@ impl TokenVerifier {
         self.rules.read(&claims, now)
     }
 
-    /// Checks signature, issuer and audience with that key.
+    /// Checks the signature, issuer and audience with this key.
     fn check(
         &self,
         token: &str,
@@ -573,27 +572,27 @@ impl fmt::Debug for TokenVerifier {
     }
 }
 
-/// A token to be made.
+/// The contents of a token to create.
 #[derive(Debug, Clone)]
 pub struct NewToken {
     /// `sub`.
     pub subject: String,
-    /// The account it is for, if any.
+    /// The account that it manages, if any.
     pub account: Option<AccountId>,
     /// Its roles, such as `operator`.
     pub roles: Vec<String>,
-    /// How long it is valid.
+    /// The time until it expires.
     pub lifetime: SignedDuration,
 }
 
-/// How long a token is valid unless somebody asks for another time.
+/// How long a token is valid by default.
 pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
-/// Signs a management token with a secret (HS256), such that a [`TokenVerifier::hs256`] with the same secret and
-/// rules accepts it: issuer and audience are set where the rules ask for them.
+/// Creates a management token signed with a secret (HS256). A [`TokenVerifier::hs256`] with the same secret and rules
+/// accepts it: issuer and audience are set if the rules require them.
 ///
 /// # Errors
-/// [`MintError`] when there would be no valid token.
+/// [`MintError`] if the token would not be valid.
 pub fn mint(
     secret: &Secret,
     rules: &ClaimRules,
@@ -624,7 +623,7 @@ pub fn mint(
     if let Some(audience) = &rules.audience {
         set("aud", audience.as_str().into());
     }
-    // Last, so that no configured claim of the same name takes their place.
+    // Last, so that a configured claim with the same name does not replace them.
     set("sub", token.subject.as_str().into());
     set("iat", now.as_second().into());
     set("exp", expires_at.as_second().into());
@@ -636,21 +635,20 @@ pub fn mint(
     encode(&Header::default(), &claims, &key).map_err(|_| MintError::Signing)
 }
 
-/// No token was made.
+/// Why a token cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
-    /// It would be over before it began, or never.
-    #[error("a token must be valid for at least a second, and end before the year 10000")]
+    /// The lifetime is shorter than a second, or the expiration is out of range.
+    #[error("a token must be valid for at least a second, and expire before the year 10000")]
     Lifetime,
-    /// Roles were asked for, and no claim is set that holds them.
+    /// Roles were requested, but no roles claim is configured.
     #[error("TOLLKEY_JWT_ROLES_CLAIM is not set, so a token cannot carry roles")]
     NoRolesClaim,
-    /// Account or roles would not be read back as asked for: the claim configured for them is another one's, or a
-    /// role is no single word.
-    #[error("the claims configured for account and roles cannot hold what was asked for")]
+    /// The token would not have the requested account or roles, because a claim configured for them has another value.
+    #[error("the claims configured for account and roles cannot hold the requested values")]
     Clash,
-    /// The token would not be accepted.
-    #[error("the token would be refused: {0}")]
+    /// The token would be rejected.
+    #[error("the token would be rejected: {0}")]
     Refused(TokenError),
     /// The cryptographic library failed.
     #[error("the token could not be signed")]

@@ -1,15 +1,12 @@
-//! An OpenID Connect provider: where people are sent to sign in, and what its word is worth when they come back.
+//! Sign-in with an OpenID Connect provider: the authorization code flow with PKCE (S256), `state` and `nonce`.
 //!
-//! The authorization code flow with PKCE (S256), `state` and `nonce`, by the crate `openidconnect`. Of an ID token the signature,
-//! `iss`, `aud` (this client and no other), `azp` (this client, where there is one), `exp` and `nonce` are checked (`id_token`), then the
-//! same rules as for a management token. An ID token is signed with one of the asymmetric algorithms that the provider names: never
-//! `none`, and never an HMAC, whose key would be the client's secret.
+//! The submodule `id_token` verifies ID tokens; their claims then follow the rules for management tokens.
 //!
-//! Signing out at the provider is OpenID Connect RP-Initiated Logout 1.0, where the provider has an `end_session_endpoint`. The ID token
-//! is not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
+//! Sign-out is OpenID Connect RP-Initiated Logout 1.0, if the provider has an `end_session_endpoint`. The ID token is
+//! not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
 //!
-//! The provider's metadata and keys are fetched when they are first needed, so that a provider that is down does not affect other ways to
-//! sign in. Later versions are fetched in the background (`published`).
+//! The provider's metadata and keys are fetched when they are first needed, so that a provider that is down does not
+//! affect other sign-in methods. Later versions are fetched in the background (`published`).
 
 mod attempt;
 mod id_token;
@@ -48,28 +45,28 @@ use super::{
 };
 use crate::{config::OidcSettings, issuer_url::trusted_url};
 
-/// Where the provider sends people back to, behind the public URL.
+/// The path below the public URL to which the provider redirects after a sign-in.
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";
-/// Where the provider sends people back to after they signed out there, behind the public URL.
+/// The path below the public URL to which the provider redirects after a sign-out.
 pub const SIGNED_OUT: &str = "/dashboard/signed-out";
-/// The least time between the beginnings of two fetches of the provider's metadata. Longer than a fetch may take, so that a request that
-/// waited for one that failed is not kept waiting by the next.
+/// The minimum time between the starts of two fetches of the provider's metadata. Longer than [`FETCH_TIMEOUT`], so
+/// that a request that waited for a failed fetch does not wait for another one.
 const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
-/// The longest a sign-out waits for metadata that was never fetched.
+/// How long a sign-out waits for metadata that was never fetched.
 const SIGN_OUT_WAIT: Duration = Duration::from_secs(2);
 
-/// What a token endpoint returns besides the access token.
+/// The fields of a token response in addition to those of OAuth 2.0.
 #[derive(Debug, Serialize, Deserialize)]
 struct OtherTokens {
-    /// Any JSON: an ID token is read by [`id_token`], which says what is wrong with it.
+    /// Any JSON: [`id_token`] parses it, and reports what is wrong with it.
     #[serde(default)]
     id_token: Value,
 }
 
 impl ExtraTokenFields for OtherTokens {}
 
-/// The claims of the crate's type of ID token, which is never read. The type is this server's own so that it can implement the crate's
-/// trait for [`Tokens`].
+/// A placeholder for the claims of the crate's ID token, which is not used. A local type is required to implement the
+/// crate's trait for [`Tokens`].
 #[derive(Debug, Serialize, Deserialize)]
 struct UnreadClaims {}
 
@@ -85,7 +82,7 @@ impl
         CoreJwsSigningAlgorithm,
     > for Tokens
 {
-    /// Returns nothing: the crate's type of ID token cannot hold what [`id_token`] reads.
+    /// Always returns `None`: [`id_token`] is used instead of the crate's ID token.
     fn id_token(
         &self,
     ) -> Option<
@@ -100,10 +97,10 @@ impl
     }
 }
 
-/// The metadata of the provider that Discovery 1.0 does not name.
+/// Provider metadata in addition to Discovery 1.0.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct OtherMetadata {
-    /// RP-Initiated Logout 1.0, section 2.1. Any JSON: a malformed one must not prevent a sign-in.
+    /// RP-Initiated Logout 1.0, section 2.1. Any JSON: a malformed value must not prevent a sign-in.
     end_session_endpoint: Option<Value>,
 }
 
@@ -143,13 +140,13 @@ type Registered = openidconnect::Client<
     EndpointMaybeSet,
 >;
 
-/// Why a sign-in fails. Its text is for the log and holds nothing that was sent or received but the code of an error.
+/// Why a sign-in fails. For the log: the only part of a request or response in its text is an error code.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OidcError {
-    /// The provider does not respond, or not as the protocol has it.
+    /// The provider does not respond, or its response violates the protocol.
     #[error("the provider {0}")]
     Unavailable(String),
-    /// The provider's response does not say who signs in.
+    /// The provider's response is rejected.
     #[error("{0}")]
     Rejected(Rejection),
 }
@@ -165,38 +162,38 @@ pub enum Rejection {
     Code,
     /// The token endpoint returns no ID token.
     NoIdToken,
-    /// The token endpoint returns an ID token in a response that is malformed otherwise.
+    /// The token response has an ID token, but is malformed.
     TokenResponse,
-    /// A claim of the ID token that must be there is missing or has the wrong type.
+    /// A required claim of the ID token is missing, or a claim has the wrong type.
     Claim(&'static str),
-    /// `iss` is another one.
+    /// `iss` is not the configured issuer.
     Issuer,
-    /// `aud` is another one, or has others beside this client.
+    /// `aud` does not contain this client, or contains others.
     Audience,
-    /// `azp` is another client, or missing beside several audiences.
+    /// `azp` is another client, or is missing although `aud` has several entries.
     AuthorizedParty,
-    /// `exp` is over.
+    /// The time `exp` has passed.
     Expired,
-    /// `nbf` is not reached.
+    /// The time `nbf` has not come yet.
     NotYetValid,
-    /// `nonce` is another sign-in's.
+    /// `nonce` belongs to another sign-in.
     Nonce,
-    /// The provider does not name the algorithm, or it is none that is accepted.
+    /// The provider does not list the algorithm, or this server does not accept it.
     Algorithm,
     /// The ID token is not signed.
     Unsigned,
     /// The provider has no key with that ID.
     UnknownKey,
-    /// Several keys of the provider could be the one.
+    /// Several keys of the provider match.
     AmbiguousKey,
     /// The signature is wrong.
     Signature,
-    /// Anything else, such as a critical extension, or no signed JWT.
+    /// Anything else, such as a critical extension or a malformed JWT.
     Form,
 }
 
 impl Rejection {
-    /// All there are, with one claim that can be missing.
+    /// All rejections, with every claim that can be missing or malformed.
     pub const ALL: [Self; 25] = [
         Self::ResponseIssuer,
         Self::NoCode,
@@ -225,7 +222,7 @@ impl Rejection {
         Self::Form,
     ];
 
-    /// The claim that was expected to be otherwise, where it is one.
+    /// Returns the claim that caused the rejection, if any.
     #[must_use]
     pub fn claim(self) -> Option<&'static str> {
         match self {
@@ -240,7 +237,7 @@ impl Rejection {
         }
     }
 
-    /// Its name in the address of the sign-in page: lower-case letters and hyphens.
+    /// Returns its code in the URL of the sign-in page: lower-case letters and hyphens.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -303,25 +300,25 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// A provider cannot be set up.
+/// Why a provider cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderSetupError {
-    /// No HTTP client, as on a machine without CA certificates.
-    #[error("cannot set up the client that asks the OpenID Connect provider")]
+    /// The HTTP client cannot be created, for example because the machine has no CA certificates.
+    #[error("cannot set up the HTTP client for the OpenID Connect provider")]
     Client(#[from] reqwest::Error),
-    /// The settings' rules let through what is no URL.
-    #[error("the address of the OpenID Connect provider, or of this server, is no URL")]
+    /// A URL of the settings is invalid.
+    #[error("the URL of the OpenID Connect provider or of this server is invalid")]
     Url,
 }
 
 /// The provider's metadata and keys.
-struct Known {
+struct Discovered {
     metadata: Metadata,
     algorithms: Vec<CoreJwsSigningAlgorithm>,
     end_session: Option<Url>,
 }
 
-/// Where the provider is, and how to send requests to it.
+/// The issuer, and the HTTP client for requests to the provider.
 #[derive(Clone)]
 struct Endpoint {
     issuer: IssuerUrl,
@@ -338,14 +335,14 @@ pub struct Provider {
     scopes: Vec<Scope>,
     rules: ClaimRules,
     sign_in_settings: SignInSettingsHash,
-    published: Arc<Published<Known>>,
+    published: Arc<Published<Discovered>>,
 }
 
 impl Provider {
-    /// The provider of these settings. Nothing is asked yet.
+    /// Creates the provider of these settings without sending a request.
     ///
     /// # Errors
-    /// [`ProviderSetupError`].
+    /// [`ProviderSetupError`] if a URL is invalid or the HTTP client cannot be created.
     pub fn new(settings: &OidcSettings) -> Result<Self, ProviderSetupError> {
         let issuer =
             IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
@@ -382,32 +379,32 @@ impl Provider {
         })
     }
 
-    /// The claim that names the account.
+    /// Returns the name or path of the account claim.
     #[must_use]
     pub fn account_claim(&self) -> &str {
         &self.rules.account_claim
     }
 
-    /// Fetches what the provider publishes, keeps nothing of it, and returns how many of its keys can be used.
+    /// Fetches the metadata and keys without caching them, and returns how many keys can be used.
     ///
     /// # Errors
-    /// [`OidcError::Unavailable`].
+    /// [`OidcError::Unavailable`] if they cannot be fetched.
     pub async fn fetch_key_count(&self) -> Result<usize, OidcError> {
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.endpoint.clone().fetch()).await;
-        let known = fetched
+        let discovered = fetched
             .map_err(|_| OidcError::Unavailable("does not respond in time".to_owned()))??;
-        Ok(known.metadata.jwks().keys().len())
+        Ok(discovered.metadata.jwks().keys().len())
     }
 
-    /// Returns where a browser ends its session at the provider, from where it comes back to [`SIGNED_OUT`]. `None` where the provider has
-    /// no such place, or if its metadata was never fetched and is not there within two seconds. There is no `state`: the page that it
-    /// comes back to changes nothing.
+    /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT`]. `None`
+    /// if the provider has no such endpoint, or if its metadata was never fetched and does not arrive within two
+    /// seconds. The URL has no `state`, because the page at [`SIGNED_OUT`] changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
-        let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now()))
+        let discovered = tokio::time::timeout(SIGN_OUT_WAIT, self.discovered(clock.now()))
             .await
             .ok()?
             .ok()?;
-        let mut url = known.end_session.clone()?;
+        let mut url = discovered.end_session.clone()?;
         let parameters = [
             ("client_id", self.client_id.as_str()),
             ("post_logout_redirect_uri", &self.signed_out),
@@ -416,22 +413,23 @@ impl Provider {
         Some(url)
     }
 
-    /// Whether an answer that names its issuer (RFC 9207) names this one.
+    /// Returns whether `name` is the issuer. A response can name its issuer (RFC 9207).
     #[must_use]
     pub fn is_issuer(&self, name: &str) -> bool {
         *self.endpoint.issuer == name
     }
 
-    /// Returns the settings of a sign-in with this provider.
+    /// Returns the hash of the settings that a sign-in with this provider depends on.
     #[must_use]
     pub fn sign_in_settings(&self) -> SignInSettingsHash {
         self.sign_in_settings
     }
 
-    /// Begins a sign-in, in a browser that has this session or none: what the browser has to keep, and where it is to go.
+    /// Begins a sign-in. `before` is the session of the browser, if any. Returns the attempt, which the browser has to
+    /// store, and the URL to redirect it to.
     ///
     /// # Errors
-    /// [`OidcError::Unavailable`].
+    /// [`OidcError::Unavailable`] if the metadata was never fetched and cannot be fetched now.
     pub async fn begin(
         &self,
         clock: &dyn Clock,
@@ -439,7 +437,7 @@ impl Provider {
         next: &str,
         before: Option<Digest>,
     ) -> Result<(Attempt, Url), OidcError> {
-        let known = self.known(clock.now()).await?;
+        let discovered = self.discovered(clock.now()).await?;
         let attempt = Attempt::begin(next, before, random, clock.now());
         let (state, nonce) = (
             attempt.state.expose().to_owned(),
@@ -447,7 +445,7 @@ impl Provider {
         );
         let verifier = PkceCodeVerifier::new(attempt.verifier.expose().to_owned());
         let (url, ..) = self
-            .registered(&known)
+            .registered(&discovered)
             .authorize_url(
                 AuthenticationFlow::<CoreResponseType>::AuthorizationCode,
                 || CsrfToken::new(state),
@@ -459,32 +457,33 @@ impl Provider {
         Ok((attempt, url))
     }
 
-    /// Who it is that comes back with this code.
+    /// Exchanges the code of a redirect, and returns the claims of the verified ID token.
     ///
     /// # Errors
-    /// [`OidcError`].
+    /// [`OidcError::Unavailable`] if the provider does not respond as expected; [`OidcError::Rejected`] if it does not
+    /// accept the code, or the ID token is invalid.
     pub async fn finish(
         &self,
         clock: &dyn Clock,
         attempt: &Attempt,
         code: &str,
     ) -> Result<Claims, OidcError> {
-        let known = self.known(clock.now()).await?;
-        let registered = self.registered(&known);
+        let discovered = self.discovered(clock.now()).await?;
+        let registered = self.registered(&discovered);
         let tokens = registered
             .exchange_code(AuthorizationCode::new(code.to_owned()))
             .map_err(|_| OidcError::Unavailable("has no token endpoint".to_owned()))?
             .set_pkce_verifier(PkceCodeVerifier::new(attempt.verifier.expose().to_owned()))
             .request_async(&self.endpoint)
             .await
-            .map_err(of_exchange)?;
+            .map_err(from_exchange_error)?;
         let token = match &tokens.extra_fields().id_token {
             Value::Null => return Err(OidcError::Rejected(Rejection::NoIdToken)),
             Value::String(token) => token,
             _ => return Err(OidcError::Rejected(Rejection::Form)),
         };
         let token = id_token::IdToken::parse(token).map_err(OidcError::Rejected)?;
-        let mut verified = token.verify(&self.expected(&known, attempt), clock.now());
+        let mut verified = token.verify(&self.expected(&discovered, attempt), clock.now());
         if verified == Err(Rejection::UnknownKey) {
             let newer = self.newer(clock.now()).await?;
             verified = token.verify(&self.expected(&newer, attempt), clock.now());
@@ -492,22 +491,26 @@ impl Provider {
         let claims = verified.map_err(OidcError::Rejected)?;
         self.rules
             .read(claims, clock.now())
-            .map_err(|error| OidcError::Rejected(of_rules(&error)))
+            .map_err(|error| OidcError::Rejected(from_token_error(&error)))
     }
 
-    /// What an ID token of this sign-in is checked against.
-    fn expected<'a>(&'a self, known: &'a Known, attempt: &'a Attempt) -> id_token::Expected<'a> {
+    /// Returns what the ID token of this attempt is verified against.
+    fn expected<'a>(
+        &'a self,
+        discovered: &'a Discovered,
+        attempt: &'a Attempt,
+    ) -> id_token::Expected<'a> {
         id_token::Expected {
             issuer: &self.endpoint.issuer,
             client_id: &self.client_id,
             nonce: attempt.nonce.expose(),
-            algorithms: &known.algorithms,
-            keys: known.metadata.jwks().keys(),
+            algorithms: &discovered.algorithms,
+            keys: discovered.metadata.jwks().keys(),
         }
     }
 
-    fn registered(&self, known: &Known) -> Registered {
-        let metadata = known.metadata.clone();
+    fn registered(&self, discovered: &Discovered) -> Registered {
+        let metadata = discovered.metadata.clone();
         let methods = metadata.token_endpoint_auth_methods_supported();
         let has = |method| methods.is_some_and(|methods| methods.contains(&method));
         let in_body = has(CoreClientAuthMethod::ClientSecretPost)
@@ -525,20 +528,20 @@ impl Provider {
         })
     }
 
-    /// The current metadata, without waiting for a newer version; waits only for the first.
-    async fn known(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+    /// Returns the current metadata; waits only for the first version.
+    async fn discovered(&self, now: Timestamp) -> Result<Arc<Discovered>, OidcError> {
         match self.published.current() {
-            Some(known) => {
+            Some(discovered) => {
                 self.published
                     .refresh(now, || self.endpoint.clone().fetch());
-                Ok(known)
+                Ok(discovered)
             }
             None => self.newer(now).await,
         }
     }
 
-    /// The metadata after the next fetch, or the current one if it was fetched a moment ago or the fetch fails.
-    async fn newer(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+    /// Returns the metadata after the next fetch, or the current one if it was just fetched or the fetch fails.
+    async fn newer(&self, now: Timestamp) -> Result<Arc<Discovered>, OidcError> {
         let newer = self
             .published
             .newer(now, || self.endpoint.clone().fetch())
@@ -548,7 +551,8 @@ impl Provider {
         })
     }
 
-    /// Fetches the metadata again if it is outdated, and waits until no fetch is on its way. Before the first sign-in nothing is fetched.
+    /// Fetches the metadata again if it is outdated, and waits until no fetch is running. Fetches nothing before the
+    /// first sign-in.
     pub async fn refresh(&self, now: Timestamp) {
         self.published
             .refresh(now, || self.endpoint.clone().fetch());
@@ -557,12 +561,12 @@ impl Provider {
 }
 
 impl Endpoint {
-    /// What the provider publishes about itself now, and its keys.
-    async fn fetch(self) -> Result<Known, OidcError> {
+    /// Fetches the metadata and keys of the provider.
+    async fn fetch(self) -> Result<Discovered, OidcError> {
         let metadata = Metadata::discover_async(self.issuer.clone(), &self)
             .await
-            .map_err(|error| of_discovery(&error))?;
-        // A browser is sent there, and our own client does not see to it.
+            .map_err(|error| from_discovery_error(&error))?;
+        // Browsers are redirected there, so the rules of `jwks::client` do not apply to it.
         if trusted_url(metadata.authorization_endpoint()).is_err() {
             return Err(OidcError::Unavailable(
                 "has an authorization endpoint that is not https".to_owned(),
@@ -586,24 +590,24 @@ impl Endpoint {
             .as_ref()
             .and_then(Value::as_str);
         let end_session = end_session.and_then(|url| trusted_url(url).ok());
-        Ok(Known {
+        Ok(Discovered {
             metadata: metadata.set_jwks(JsonWebKeySet::new(keys)),
             algorithms,
             end_session,
         })
     }
 
-    /// Our HTTP client as that crate wants it.
+    /// Sends a request of the crate `openidconnect`.
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, FetchError> {
         let mut request = reqwest::Request::try_from(request)?;
         if let Some(credentials) = request.headers_mut().get_mut(header::AUTHORIZATION) {
             credentials.set_sensitive(true);
         }
         let mut response = self.http.execute(request).await?;
-        let mut whole = http::Response::new(jwks::body(&mut response).await?);
-        *whole.status_mut() = response.status();
-        *whole.headers_mut() = std::mem::take(response.headers_mut());
-        Ok(whole)
+        let mut with_body = http::Response::new(jwks::body(&mut response).await?);
+        *with_body.status_mut() = response.status();
+        *with_body.headers_mut() = std::mem::take(response.headers_mut());
+        Ok(with_body)
     }
 }
 
@@ -624,7 +628,7 @@ impl fmt::Debug for Provider {
     }
 }
 
-/// An RSA key of a few bits is a key of everybody's; the other types have one size each.
+/// Returns whether the key is large enough. Only RSA keys can be too small: the other types have a fixed size.
 fn is_strong(key: &CoreJsonWebKey) -> bool {
     let Ok(key) = serde_json::to_value(key) else {
         return false;
@@ -636,62 +640,61 @@ fn is_strong(key: &CoreJsonWebKey) -> bool {
             .is_some_and(|n| RSA_MODULUS.contains(&(n.len() * 3 / 4)))
 }
 
-fn of_fetch(error: &FetchError) -> String {
+fn describe_fetch_error(error: &FetchError) -> String {
     match error {
         FetchError::Http(error) => format!("cannot be reached: {error}"),
-        other => format!("gives an answer that {other}"),
+        other => format!("sends a response that {other}"),
     }
 }
 
-fn of_discovery(error: &DiscoveryError<FetchError>) -> OidcError {
+fn from_discovery_error(error: &DiscoveryError<FetchError>) -> OidcError {
     OidcError::Unavailable(match error {
-        DiscoveryError::Request(error) => of_fetch(error),
+        DiscoveryError::Request(error) => describe_fetch_error(error),
         DiscoveryError::Response(status, ..) if status.as_u16() != 200 => format!("responded with {status}, not 200"),
         DiscoveryError::Validation(_) => {
             "publishes another issuer than TOLLKEY_OIDC_ISSUER; set it exactly as published, with or without a slash at \
              its end"
                 .to_owned()
         }
-        _ => "does not publish its metadata and keys as OpenID Connect Discovery has it".to_owned(),
+        _ => "does not publish its metadata and keys as OpenID Connect Discovery requires".to_owned(),
     })
 }
 
-fn of_exchange(
+fn from_exchange_error(
     error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>,
 ) -> OidcError {
     match error {
-        RequestTokenError::ServerResponse(response) => of_error_code(response.error()),
-        RequestTokenError::Request(error) => OidcError::Unavailable(of_fetch(&error)),
-        RequestTokenError::Parse(_, body) => of_malformed_tokens(&body),
+        RequestTokenError::ServerResponse(response) => from_error_code(response.error()),
+        RequestTokenError::Request(error) => OidcError::Unavailable(describe_fetch_error(&error)),
+        RequestTokenError::Parse(_, body) => from_malformed_response(&body),
         RequestTokenError::Other(_) => {
             OidcError::Unavailable("does not respond with tokens".to_owned())
         }
     }
 }
 
-/// Without the description of the error, which may repeat what was sent.
-fn of_error_code(code: &CoreErrorResponseType) -> OidcError {
+/// Omits the description of the error, which may repeat what was sent.
+fn from_error_code(code: &CoreErrorResponseType) -> OidcError {
     OidcError::Unavailable(match code {
         CoreErrorResponseType::InvalidGrant => return OidcError::Rejected(Rejection::Code),
         CoreErrorResponseType::InvalidClient => {
-            "does not accept our client: invalid_client".to_owned()
+            "does not accept this client: invalid_client".to_owned()
         }
         CoreErrorResponseType::UnauthorizedClient => {
-            "does not accept our client: unauthorized_client".to_owned()
+            "does not accept this client: unauthorized_client".to_owned()
         }
-        _ => "refused to exchange a code".to_owned(),
+        _ => "rejected the exchange of a code".to_owned(),
     })
 }
 
-/// The response of a token endpoint that is neither a token response nor an error of RFC 6749. Some providers send an error with status
-/// 200.
-fn of_malformed_tokens(body: &[u8]) -> OidcError {
+/// Returns the error of a token response that cannot be parsed. Some providers send an error with status 200.
+fn from_malformed_response(body: &[u8]) -> OidcError {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let code = body
         .get("error")
         .and_then(|code| serde_json::from_value(code.clone()).ok());
     match code {
-        Some(code) => of_error_code(&code),
+        Some(code) => from_error_code(&code),
         None if body.get("id_token").is_some_and(|token| !token.is_null()) => {
             OidcError::Rejected(Rejection::TokenResponse)
         }
@@ -699,7 +702,7 @@ fn of_malformed_tokens(body: &[u8]) -> OidcError {
     }
 }
 
-fn of_rules(error: &TokenError) -> Rejection {
+fn from_token_error(error: &TokenError) -> Rejection {
     match error {
         TokenError::Expired => Rejection::Expired,
         TokenError::NotYetValid => Rejection::NotYetValid,
@@ -715,7 +718,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weak_rsa_keys_do_not_count() {
+    fn weak_rsa_keys_are_ignored() {
         let rsa = |letters: usize| json!({"kty": "RSA", "kid": "k", "n": "x".repeat(letters), "e": "AQAB"});
         for (key, strong) in [
             (rsa(342), true),
@@ -734,7 +737,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_token_response_is_an_error_of_what_it_holds() {
+    fn malformed_token_response_is_mapped_to_an_error() {
         let unavailable = |reason: &str| OidcError::Unavailable(reason.to_owned());
         for (body, expected) in [
             (
@@ -743,11 +746,11 @@ mod tests {
             ),
             (
                 r#"{"error": "invalid_client"}"#,
-                unavailable("does not accept our client: invalid_client"),
+                unavailable("does not accept this client: invalid_client"),
             ),
             (
                 r#"{"error": "EXAMPLE"}"#,
-                unavailable("refused to exchange a code"),
+                unavailable("rejected the exchange of a code"),
             ),
             (
                 r#"{"access_token": "a", "id_token": "a.b.c"}"#,
@@ -760,7 +763,7 @@ mod tests {
             ("[1]", unavailable("does not respond with tokens")),
             ("<html>", unavailable("does not respond with tokens")),
         ] {
-            assert_eq!(of_malformed_tokens(body.as_bytes()), expected, "{body}");
+            assert_eq!(from_malformed_response(body.as_bytes()), expected, "{body}");
         }
     }
 

@@ -1,10 +1,9 @@
-//! What another host publishes and this process needs in order to check credentials: kept in memory, and fetched again by one task at a
-//! time.
+//! Caches what another host publishes and this server needs to verify credentials, and fetches it again.
 //!
-//! A request that finds what it needs in the current version never waits for the host, however old that version is: a host that hangs
-//! must not delay credentials that can be checked without it. [`Published::refresh`] starts a fetch in the background once the version is
-//! older than [`MAX_AGE`]. Only a request that cannot continue without a newer version, or without a first one, waits for the fetch
-//! ([`Published::newer`]): at most [`FETCH_TIMEOUT`], because a fetch that is on its way is joined and never repeated.
+//! A request that finds what it needs in the current version never waits for the host, however old that version is: a
+//! host that hangs must not delay credentials that can be verified without it. [`Published::refresh`] starts a fetch in
+//! the background once the version is older than [`MAX_AGE`]. Only a request that needs a newer version, or the first
+//! one, waits for a fetch ([`Published::newer`]), for at most [`FETCH_TIMEOUT`]: it joins the running fetch, if any.
 
 use std::{
     fmt,
@@ -15,20 +14,20 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::watch, time::timeout};
 
-/// The age at which a version is fetched again. Together with [`UPKEEP_INTERVAL`] and [`FETCH_TIMEOUT`] it bounds how long a key that its
-/// issuer withdrew is still accepted, as long as the issuer can be reached.
+/// The age at which a version is fetched again. Together with [`UPKEEP_INTERVAL`] and [`FETCH_TIMEOUT`] it limits how
+/// long a key that its issuer withdrew is still accepted, if the issuer can be reached.
 pub(super) const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
-/// How often the server looks for versions that are older than that, so that the first request after an idle hour is not checked with a
-/// version of an hour ago.
+/// How often the server refreshes outdated versions, so that the first request after an idle hour is not verified with
+/// an hour-old version.
 pub(crate) const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// The longest a fetch may take, from its first to its last byte.
+/// The timeout of a whole fetch.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The current version of what a host publishes.
 pub(super) struct Published<T> {
-    /// What it is, for the log.
+    /// Its name in the log.
     name: &'static str,
-    /// The least time between the beginnings of two fetches, whatever requests them.
+    /// The minimum time between the starts of two fetches.
     interval: SignedDuration,
     current: RwLock<Option<Version<T>>>,
     fetches: Mutex<Fetches>,
@@ -36,25 +35,25 @@ pub(super) struct Published<T> {
 
 struct Version<T> {
     value: Arc<T>,
-    /// When its fetch began.
+    /// When its fetch started.
     fetched_at: Timestamp,
 }
 
 #[derive(Default)]
 struct Fetches {
-    last_began: Option<Timestamp>,
+    last_started: Option<Timestamp>,
     /// Closed when the last fetch has ended.
     last: Option<watch::Receiver<()>>,
 }
 
-/// How far two readings of the wall clock are apart. A clock that was set back counts like one that was set forward, so that nothing waits
-/// for it to catch up.
-pub(super) fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
-    one.duration_since(other).abs()
+/// Returns the absolute difference of two times of the wall clock: when the clock was set back, nothing waits until it
+/// has caught up.
+pub(super) fn distance(a: Timestamp, b: Timestamp) -> SignedDuration {
+    a.duration_since(b).abs()
 }
 
 impl<T: Send + Sync + 'static> Published<T> {
-    /// Creates it without a version. `interval` is the least time between the beginnings of two fetches.
+    /// Creates a cache without a version. `interval` is the minimum time between the starts of two fetches.
     pub(super) fn new(name: &'static str, interval: SignedDuration) -> Arc<Self> {
         Arc::new(Self {
             name,
@@ -77,8 +76,7 @@ impl<T: Send + Sync + 'static> Published<T> {
             .is_some_and(|version| distance(version.fetched_at, now) >= MAX_AGE)
     }
 
-    /// Starts a fetch in the background if the current version is older than [`MAX_AGE`]. Never waits. `fetch` is called only if a fetch
-    /// starts.
+    /// Starts a fetch in the background if the current version is older than [`MAX_AGE`]. Never waits.
     pub(super) fn refresh<F, E>(self: &Arc<Self>, now: Timestamp, fetch: impl FnOnce() -> F)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
@@ -89,8 +87,8 @@ impl<T: Send + Sync + 'static> Published<T> {
         }
     }
 
-    /// Waits for the fetch that is on its way, or for one that this call starts, and returns the current version. Within the interval
-    /// after the last beginning none starts and nothing waits. After a failed fetch the version before stays.
+    /// Waits for the running fetch, or starts one if the interval has passed. Returns the current version, which stays
+    /// the same if the fetch fails.
     pub(super) async fn newer<F, E>(
         self: &Arc<Self>,
         now: Timestamp,
@@ -106,7 +104,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         self.current()
     }
 
-    /// Waits until no fetch is on its way.
+    /// Waits until no fetch is running.
     pub(super) async fn settled(&self) {
         let running = self
             .fetches
@@ -119,7 +117,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         }
     }
 
-    /// Returns the fetch that is on its way, which may have started here; `None` if there is none and it is too early for another.
+    /// Returns the running fetch, or starts one; `None` if none is running and the interval has not passed.
     fn start<F, E>(
         self: &Arc<Self>,
         now: Timestamp,
@@ -138,16 +136,16 @@ impl<T: Send + Sync + 'static> Published<T> {
             return Some(running.clone());
         }
         if fetches
-            .last_began
+            .last_started
             .is_some_and(|at| distance(at, now) < self.interval)
         {
             return None;
         }
         let (running, last) = watch::channel(());
-        fetches.last_began = Some(now);
+        fetches.last_started = Some(now);
         fetches.last = Some(last.clone());
         let (published, fetched) = (Arc::clone(self), timeout(FETCH_TIMEOUT, fetch()));
-        // A task of its own: a caller that disconnects must not cancel the fetch that others wait for.
+        // A separate task: a caller that disconnects must not cancel the fetch that others wait for.
         tokio::spawn(async move {
             match fetched.await {
                 Ok(Ok(value)) => {
@@ -173,8 +171,8 @@ impl<T: Send + Sync + 'static> Published<T> {
     }
 }
 
-/// Waits until the fetch has ended, also if its task was cancelled.
+/// Waits until the fetch has ended, even if its task was cancelled.
 async fn ended(mut running: watch::Receiver<()>) {
-    // Nothing is ever sent: the only event is the end of the sender.
+    // Nothing is sent: `changed` returns an error when the task drops the sender.
     while running.changed().await.is_ok() {}
 }

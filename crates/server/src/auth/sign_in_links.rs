@@ -1,7 +1,7 @@
 //! The links that sign in to the dashboard in development mode.
 //!
-//! The server prints one when it starts, and `tollkey dashboard-link` prints others. A link has a code that is signed with
-//! the secret of development mode, which is in a file next to the database.
+//! The server prints one when it starts, and `tollkey dashboard-link` prints more. A link contains a code that is
+//! signed with the secret of development mode, which is in a file next to the database.
 
 use std::{
     collections::HashMap,
@@ -25,19 +25,19 @@ pub const LINK_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
 /// Verifies sign-in links. Each signs in once.
 pub struct SignInLinks {
     secret: Secret,
-    /// SignInLinks from before this server started are not followed: a server before it may have followed them.
+    /// Links from before this server started are rejected: an earlier server may have accepted them.
     began_at: i64,
-    /// The codes that were followed, with the second from which they would have expired anyway.
+    /// The hashes of the used codes, with the second in which each expires.
     used: Mutex<HashMap<Digest, i64>>,
     account_id: AccountId,
     subject: String,
 }
 
-/// The most links that one server follows within [`LINK_LIFETIME`].
+/// The maximum number of links that one server accepts within [`LINK_LIFETIME`].
 const LINKS_MAX: usize = 1000;
 
 impl SignInLinks {
-    /// Returns the links of a server that starts now, which sign in an operator who manages this account.
+    /// Creates the verifier of a server that starts now. The links sign in an operator who manages this account.
     #[must_use]
     pub fn new(secret: Secret, account_id: AccountId, subject: &str, now: Timestamp) -> Self {
         Self {
@@ -66,13 +66,13 @@ impl SignInLinks {
         format!("tollkey dashboard link {signed}").into_bytes()
     }
 
-    /// Returns the settings that sessions which begin with a link depend on: there are none but development mode.
+    /// Returns the hash of the settings that a sign-in with a link depends on: only development mode.
     #[must_use]
     pub fn settings() -> SignInSettingsHash {
         SignInSettingsHash::new("link", &[])
     }
 
-    /// Returns when a code expires, if it is one of this server and can still be followed.
+    /// Returns when a valid code expires, in seconds; `None` if it is invalid.
     fn expiration(&self, code: &str, now: Timestamp) -> Option<i64> {
         let (signed, signature) = code.rsplit_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
@@ -82,14 +82,15 @@ impl SignInLinks {
         (created_at >= self.began_at && now.as_second() < expires_at).then_some(expires_at)
     }
 
-    /// Whether the link with this code can still be followed.
+    /// Returns whether the link with this code can still be used.
     #[must_use]
     pub fn is_valid(&self, code: &str, now: Timestamp) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.expiration(code, now).is_some() && !used.contains_key(&Digest::of(code))
     }
 
-    /// Follows the link with this code; `None` if it was followed before, has expired, or is not of this server.
+    /// Signs in with this code and uses it up; `None` if it is invalid or was already used, or if 1000 codes were
+    /// used within [`LINK_LIFETIME`].
     pub fn follow(&self, code: &str, now: Timestamp) -> Option<SignIn> {
         let expires_at = self.expiration(code, now)?;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,18 +143,18 @@ mod tests {
         );
         let links = links(secret.expose());
         let code = |second| SignInLinks::code(&secret, &random, at(second));
-        let (one, other, before) = (code(1000), code(1100), code(999));
-        assert!(links.follow(one.expose(), at(1299)).is_some());
+        let (first, second, early) = (code(1000), code(1100), code(999));
+        assert!(links.follow(first.expose(), at(1299)).is_some());
         assert!(
-            links.follow(one.expose(), at(1299)).is_none(),
-            "followed before"
+            links.follow(first.expose(), at(1299)).is_none(),
+            "used before"
         );
         assert!(
-            !links.is_valid(one.expose(), at(1299)) && links.is_valid(other.expose(), at(1299))
+            !links.is_valid(first.expose(), at(1299)) && links.is_valid(second.expose(), at(1299))
         );
-        assert!(links.follow(other.expose(), at(1400)).is_none(), "expired");
+        assert!(links.follow(second.expose(), at(1400)).is_none(), "expired");
         assert!(
-            links.follow(before.expose(), at(1000)).is_none(),
+            links.follow(early.expose(), at(1000)).is_none(),
             "from before the server started"
         );
         let again = code(1100);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn followed_links_are_kept_until_they_expire_and_bounded() {
+    fn used_links_are_stored_until_they_expire_and_limited() {
         let (secret, random) = (
             Secret::new("s".repeat(32)),
             Random::new(StdRng::seed_from_u64(7)),

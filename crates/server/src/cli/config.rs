@@ -1,7 +1,7 @@
 //! `tollkey config check`
 //!
-//! Prints the settings in effect, each with its source and without secrets, and checks what they name: the database, the
-//! keys of management tokens, the OpenID Connect provider. Changes nothing, creates nothing, and takes at most
+//! Prints the settings in effect, each with its source and without secrets, and checks what they name: the database,
+//! the keys of management tokens, the OpenID Connect provider. Changes nothing, creates nothing, and takes at most
 //! [`TIMEOUT`].
 
 use std::{
@@ -47,7 +47,7 @@ pub(super) enum Format {
     Json,
 }
 
-/// What a check found, in words; `Err` when what it checks cannot be used.
+/// The result of a check, as text for the operator; `Err` if the check failed.
 type Outcome = Result<String, String>;
 
 pub(super) fn run(settings: &Settings, command: &Command) -> anyhow::Result<ExitCode> {
@@ -73,7 +73,7 @@ fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
     if settings.oidc.is_some() {
         checks.push(("OpenID Connect", oidc));
     }
-    // Threads, because the database's library blocks. One that does not end in time is left behind: the process ends.
+    // Threads, because the database library blocks. A thread that misses the deadline ends with the process.
     let running: Vec<_> = checks
         .into_iter()
         .map(|(name, check)| {
@@ -99,14 +99,14 @@ fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
         .collect()
 }
 
-/// The database responds and has the schema of this version.
+/// Checks that the database responds and has the schema of this version.
 fn database(settings: &Settings) -> Outcome {
     let target = settings.database.url.target();
-    // Opening it would create it.
+    // Opening it would create a database.
     if settings.database.kind == DatabaseKind::SqliteMemory {
         return Ok(format!("{target} is created when the server starts"));
     }
-    // A check says what is so now.
+    // A check reports the current state without waiting.
     let mut settings = settings.clone();
     settings.database.wait = Duration::ZERO;
     database::open_existing_store(&settings, Arc::new(SystemClock))
@@ -116,7 +116,7 @@ fn database(settings: &Settings) -> Outcome {
     ))
 }
 
-/// The source of management tokens can be used.
+/// Checks that the key source of management tokens can be used.
 fn tokens(settings: &Settings) -> Outcome {
     let secret = Secret::new(Random::system().secret().as_str());
     match &settings.tokens.source {
@@ -147,7 +147,7 @@ fn tokens(settings: &Settings) -> Outcome {
     }
 }
 
-/// The OpenID Connect provider publishes its metadata and keys.
+/// Checks that the OpenID Connect provider publishes its metadata and keys.
 fn oidc(settings: &Settings) -> Outcome {
     let Some(oidc) = &settings.oidc else {
         return Ok("off".to_owned());

@@ -1,7 +1,7 @@
 //! `tollkey dashboard-link`
 //!
-//! One request to the server shows that it accepts the link, so that the command prints no link that leads nowhere. Looking
-//! at a link does not use it up.
+//! A request to the server checks that it accepts the link before the command prints the link. A GET does not use the
+//! link up.
 
 use anyhow::{Context as _, bail, ensure};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! One plain HTTP request over loopback, without the client library: that one needs CA certificates to start, which a small
-//! container image lacks.
+//! A plain HTTP request over loopback. The client library is not used, because it requires CA certificates, which a
+//! small container image does not have.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-/// How long connecting, each write and each read may take.
+/// The timeout of connecting, of each write and of each read.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Returns the status, three digits, that the server at this address responds with to a GET of this path.
+/// Sends a GET for this path to the server at this address, and returns the status of the response, three digits.
 ///
 /// # Errors
-/// When no server responds in time, or what it sends is not HTTP.
+/// If no server responds in time, or the response is not HTTP.
 pub(super) fn status(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -28,6 +28,6 @@ pub(super) fn status(address: SocketAddr, path: &str) -> io::Result<String> {
         (b"HTTP/1.1 ", status) if status.iter().all(u8::is_ascii_digit) => {
             Ok(status.iter().map(|byte| char::from(*byte)).collect())
         }
-        _ => Err(io::Error::other("this is not HTTP")),
+        _ => Err(io::Error::other("the response is not HTTP")),
     }
 }

@@ -1,4 +1,4 @@
-//! What commands print. `println!` and `eprintln!` panic when the reader has gone, as in `tollkey openapi | head`.
+//! Prints the output of commands. `println!` and `eprintln!` panic if the reader is gone (`tollkey openapi | head`).
 
 use std::{
     fmt::Display,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::Context as _;
 
-/// Prints a line to stdout. A reader that has gone is no error: the exit code still tells how the command ended.
+/// Prints a line to stdout. It is not an error if the reader is gone.
 ///
 /// # Errors
-/// When the line cannot be written for another reason, such as a full disk.
+/// If the line cannot be written for another reason, such as a full disk.
 pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
     match write(format_args!("{text}\n")) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -18,17 +18,17 @@ pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line to stdout that is not shown again, a new key for instance.
+/// Prints a line to stdout that is shown only once, such as a new key.
 ///
 /// # Errors
-/// When the line cannot be written, also because its reader has gone.
+/// If the line cannot be written, even because the reader is gone.
 pub(super) fn only_once(text: impl Display) -> anyhow::Result<()> {
     write(format_args!("{text}\n")).context("cannot write to stdout")
 }
 
-/// Prints a line to stderr that says what the command works with or does, so that stdout has its result alone.
+/// Prints a line about the command to stderr, so that stdout has only its result.
 pub(super) fn note(text: impl Display) {
-    // Without a reader there is nothing to tell.
+    // It fails only if the reader is gone.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

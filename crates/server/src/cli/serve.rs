@@ -24,7 +24,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let metrics = Metrics::install()?;
         let random = Random::system();
         let mut signals = Signals::catch()?;
-        // It may wait for the database. As the first process of a container it would not be ended by a signal otherwise.
+        // It may wait for the database. By default, a signal would not end the first process of a container.
         let opened = tokio::select! {
             opened = assembly::open(settings, Arc::new(SystemClock), random.clone()) => opened?,
             signal = signals.next() => {
@@ -38,7 +38,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let base_url = format!("http://{}", running.address());
         log_summary(settings, &running);
         let mut stdout = io::stdout();
-        // Whoever started this may read the first line only: nobody listening is no reason not to serve.
+        // The server runs even if the reader of stdout is gone, for example after it has read the first line.
         let _ = writeln!(stdout, "listening on {base_url}");
         if let Some(development) = development {
             let _ = writeln!(
@@ -52,7 +52,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Writes what was started to the log, in one line: the first thing that is asked for when something is wrong.
+/// Writes a summary of the configuration to the log, in one line, for the diagnosis of problems.
 fn log_summary(settings: &Settings, running: &Running) {
     let off = || "off".to_owned();
     tracing::info!(

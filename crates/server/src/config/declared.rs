@@ -1,9 +1,9 @@
 //! The declaration of every setting.
 //!
-//! A field with an `arg` attribute is a setting: its doc comment is the help, its type and
-//! `value_parser` are the rule. The flag, the variable and the field of the configuration file have
-//! the same name, which a test checks. Secrets are in [`SECRETS`], because they must not pass
-//! through the parser of a command line.
+//! A field with an `arg` attribute is a setting: its doc comment is the help, and its type and
+//! `value_parser` are the rule. A test checks that the flag, the variable and the field of the
+//! configuration file have the same name. Secrets are in [`SECRETS`], because they must not be
+//! parsed as command-line arguments.
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr as _, thread, time::Duration};
 
@@ -13,12 +13,11 @@ use tollkey_core::{IpList, RouteBase, ceiling::DepthLimit, credential::Credentia
 use super::rules::{self, LogFormat, PublicUrl};
 use crate::issuer_url::JwksUrl;
 
-/// Entries of a list. A type of its own, because clap reads a field of the type `Vec` entry by
-/// entry.
+/// The entries of a list. An alias, because clap parses a field of the type `Vec` entry by entry.
 pub(super) type List = Vec<String>;
 
-/// The proxies that are trusted; `None` for `none`. A type of its own, because clap takes `Option`
-/// for a setting without a default.
+/// The trusted proxies; `None` for the value `none`. An alias, because for clap a field of the type
+/// `Option` is a setting without a default.
 pub type TrustedProxies = Option<IpList>;
 
 /// All settings that are not secrets, in the order of the documentation.
@@ -40,7 +39,7 @@ pub(super) struct Values {
     pub(super) log: LogSettings,
 }
 
-/// How requests reach the server.
+/// The settings of the listeners and of requests.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server")]
 pub struct ServerSettings {
@@ -99,7 +98,7 @@ impl ServerSettings {
     }
 }
 
-/// What is known of the database beside its URL.
+/// The settings of the database, except its URL.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Database")]
 pub(super) struct DatabaseValues {
@@ -119,7 +118,7 @@ pub(super) struct DatabaseValues {
     pub(super) migrate: bool,
 }
 
-/// What is known of management tokens beside their secret.
+/// The settings of management tokens, except their secret.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Management tokens")]
 pub(super) struct TokenValues {
@@ -193,7 +192,7 @@ pub(super) struct DashboardValues {
     pub(super) oidc_roles_claim: Option<String>,
 }
 
-/// What keys can be created.
+/// The limits and scopes of keys.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub(super) struct KeyValues {
@@ -208,7 +207,7 @@ pub(super) struct KeyValues {
     pub(super) commerce_scopes: Option<List>,
 }
 
-/// How many keys there can be.
+/// The limits on the number of keys.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub struct KeyLimits {
@@ -228,7 +227,7 @@ pub struct KeyLimits {
     pub key_depth_limit: DepthLimit,
 }
 
-/// How much the cache holds.
+/// The limits of the cache.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
@@ -245,7 +244,7 @@ pub struct CacheSettings {
     pub keys: usize,
 }
 
-/// What is logged, and how.
+/// The level and format of logs.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogSettings {
@@ -267,7 +266,7 @@ pub(super) struct SecretDeclaration {
     pub(super) value_name: &'static str,
     pub(super) default: Option<&'static str>,
     pub(super) help: &'static str,
-    /// Whether it has a flag. Every user of the machine can read a command line.
+    /// Whether it has a flag, although every user of the machine can read a command line.
     pub(super) has_flag: bool,
 }
 

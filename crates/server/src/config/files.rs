@@ -1,4 +1,4 @@
-//! Reading files: the configuration file, and files that hold one secret or key.
+//! Reads the configuration file, and files that hold one secret or key.
 
 use std::{
     fs,
@@ -16,12 +16,12 @@ use super::{
     unknown::nearest_field,
 };
 
-/// The most bytes of a file that holds one secret or key.
+/// The maximum size of a file that holds one secret or key, in bytes.
 const SECRET_FILE_MAX: u64 = 64 * 1024;
-/// The most bytes of a configuration file.
+/// The maximum size of a configuration file, in bytes.
 const CONFIG_FILE_MAX: u64 = 1024 * 1024;
 
-/// The configuration file, whose fields are all known.
+/// A configuration file without unknown fields.
 pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
     /// Its permission bits.
@@ -30,7 +30,7 @@ pub(super) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file at this path; the outer error if it cannot be read, the inner one if it cannot be used.
+    /// Reads the file at this path. The outer error means that it cannot be read, the inner one that it is invalid.
     pub(super) fn read(path: &Path) -> io::Result<Result<Self, ConfigError>> {
         let (text, mode) = read_text(path, CONFIG_FILE_MAX)?;
         Ok(Self::parse(path, &text, mode))
@@ -40,7 +40,7 @@ impl ConfigFile {
     pub(super) fn read_if_exists(path: &Path) -> Result<Option<Self>, ConfigError> {
         match Self::read(path) {
             Ok(file) => file.map(Some),
-            // A link that leads nowhere is no missing file: its settings would be left out silently.
+            // A broken symbolic link is an error: its settings would be ignored without a message.
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() =>
             {
@@ -52,7 +52,7 @@ impl ConfigFile {
 
     fn parse(path: &Path, text: &str, mode: u32) -> Result<Self, ConfigError> {
         let fields: toml::Table = toml::from_str(text).map_err(|error| {
-            // Its own text quotes the line, which may hold a secret: say where and what only.
+            // The error's `Display` quotes the line, which may contain a secret.
             let at = error.span().map_or(0, |span| span.start);
             let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
             file_error(path, format!("line {line}: {}", error.message()))
@@ -75,7 +75,6 @@ impl ConfigFile {
         })
     }
 
-    /// Whether it has this field.
     pub(super) fn has(&self, field: &str) -> bool {
         self.fields.contains_key(field)
     }
@@ -154,9 +153,8 @@ fn mode(_: &fs::Metadata) -> u32 {
     0
 }
 
-/// The secret in a file, without the one line break that editors and secret stores leave at its end, and the permission
-/// bits of the file. The error does not name the path: it is a secret where the variable was taken for its sibling
-/// without `_FILE`.
+/// Reads the secret in a file, without the line break that editors and secret stores add, and the permission bits of
+/// the file. The error does not name the path: it may be a secret that was set in the variable with `_FILE` by mistake.
 pub(super) fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
     let (text, mode) = read_text(path, SECRET_FILE_MAX).map_err(|error| unreadable(&error))?;
     let line = text

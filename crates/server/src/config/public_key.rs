@@ -1,10 +1,10 @@
-//! The file of the public key that management tokens are verified with.
+//! The file of the public key that verifies management tokens.
 
 use std::path::{Path, PathBuf};
 
 use super::files::read_pem;
 
-/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read once: a pipe cannot be read again.
+/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read only once, because it may be a pipe.
 #[derive(Debug, Clone)]
 pub struct PublicKeyFile {
     path: PathBuf,
@@ -12,25 +12,25 @@ pub struct PublicKeyFile {
 }
 
 impl PublicKeyFile {
-    /// Reads the file. [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error if the file cannot be read.
+    /// Reads the file. If that fails, [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error.
     #[must_use]
     pub fn read(path: PathBuf) -> Self {
         let pem = read_pem(&path).map_err(|error| error.to_string());
         Self { path, pem }
     }
 
-    /// The path of the file.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The PEM text, or why the file could not be read.
+    /// Returns the PEM text, or why the file could not be read.
     pub(crate) fn pem(&self) -> Result<&[u8], &str> {
         self.pem.as_deref().map_err(String::as_str)
     }
 
-    /// Whether the file has the two characters `\n` where it should have line breaks.
+    /// Returns whether the file has the two characters `\n` instead of line breaks.
     pub(crate) fn has_escaped_line_breaks(&self) -> bool {
         self.pem
             .as_ref()
@@ -38,7 +38,7 @@ impl PublicKeyFile {
     }
 }
 
-/// Whether a PEM text has the two characters `\n` where it should have line breaks.
+/// Returns whether a PEM text has the two characters `\n` instead of line breaks.
 pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
     pem.windows(2).any(|pair| pair == b"\\n")
 }

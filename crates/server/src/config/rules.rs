@@ -1,4 +1,4 @@
-//! What a value must look like. Each rule reads text and says what is wrong with it.
+//! The rules for values. Each rule parses a text, or returns what is wrong with it.
 
 use std::{
     fmt,
@@ -17,13 +17,13 @@ use crate::{issuer_url::trusted_url, public_path::PublicPath};
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Lines for people.
     Pretty,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
+/// Headers that have another meaning and so cannot name the merchant.
 const TAKEN_HEADERS: [&str; 15] = [
     "x-forwarded-method",
     "x-forwarded-uri",
@@ -42,7 +42,7 @@ const TAKEN_HEADERS: [&str; 15] = [
     "x-request-id",
 ];
 
-/// A whole number in this range.
+/// Returns the rule for a whole number in this range.
 pub(super) fn number<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, Invalid> + Clone
 where
     T: FromStr + PartialOrd + fmt::Display + Copy,
@@ -55,7 +55,7 @@ where
     }
 }
 
-/// A number of seconds in this range.
+/// Returns the rule for a number of seconds in this range.
 pub(super) fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, Invalid> + Clone {
     move |text| number(least, most)(text).map(Duration::from_secs)
 }
@@ -102,7 +102,7 @@ pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
         "none" => Ok(None),
         _ => {
             let entries = list(text)?;
-            // The list's own error quotes the entry.
+            // The error of `IpList` would quote the entry.
             if let Some(at) = entries
                 .iter()
                 .position(|entry| parse_network(entry).is_err())
@@ -128,22 +128,22 @@ pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
     }
     if TAKEN_HEADERS.contains(&name.as_str()) || name.starts_with("x-auth-") {
         return Err(Invalid::new(
-            "must be a header of its own; this one has another meaning",
+            "must not be a header that already has a meaning; choose another name",
         ));
     }
     Ok(name)
 }
 
-/// The levels of the log, least first.
+/// The levels of the log, from the fewest events to the most.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Directives of `EnvFilter`, of which this is stricter in one thing: that one takes an unknown level for the name of a
-/// module, all of whose events it then writes.
+/// Checks directives of `EnvFilter`. Also rejects an unknown level, which `EnvFilter` would take for the name of a
+/// module and log all of its events.
 pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
     let directives = list(text)?;
     for (at, directive) in directives.iter().enumerate() {
         let level = match (directive.rsplit_once(']'), directive.split_once('=')) {
-            // A span, whose fields may have values: the level is behind it, or left out.
+            // After a span, whose fields may contain `=`, the level is optional.
             (Some((_, rest)), _) => rest.strip_prefix('=').unwrap_or("trace"),
             (None, Some((_, level))) => level,
             (None, None) => directive,
@@ -160,7 +160,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
                 format!("{number}must be LEVEL, TARGET=LEVEL or TARGET[SPAN{{FIELD=VALUE}}]=LEVEL")
             } else {
                 format!(
-                    "{number}unknown level; the levels are {levels}, alone or behind a module, as in tollkey_server=debug"
+                    "{number}unknown level; the levels are {levels}, alone or as MODULE=LEVEL, such as tollkey_server=debug"
                 )
             }));
         }
@@ -176,13 +176,13 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Invalid> {
     }
 }
 
-/// A text that is compared with another one, where a character that nobody sees would make a difference.
+/// Checks a text that is compared with another one, which an invisible character would prevent from matching.
 pub(super) fn text(text: &str) -> Result<String, Invalid> {
     clean(text)?;
     Ok(text.to_owned())
 }
 
-/// Whether a text has nothing that an editor, a shell or an environment file leaves by mistake.
+/// Rejects characters that an editor, a shell or an environment file adds by mistake.
 pub(super) fn clean(text: &str) -> Result<(), Invalid> {
     Err(Invalid::new(if text.contains('\u{feff}') {
         "must not have a byte order mark; save it as UTF-8 without one"
@@ -197,8 +197,8 @@ pub(super) fn clean(text: &str) -> Result<(), Invalid> {
     }))
 }
 
-/// Whether a character is not shown: the code points that Unicode calls default ignorable, which come along with text from a web page or
-/// a document, the separators of lines and paragraphs, and the blank Braille pattern.
+/// Returns whether a character is invisible: Unicode's default ignorable code points, which text copied from web pages
+/// and documents may contain, the separators of lines and paragraphs, and the blank Braille pattern.
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
@@ -207,7 +207,7 @@ fn is_invisible(c: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Whether a character is a quotation mark, in ASCII or as word processors write it.
+/// Returns whether a character is a quotation mark, in ASCII or as word processors write it.
 fn is_quote(c: char) -> bool {
     matches!(
         c,
@@ -215,7 +215,7 @@ fn is_quote(c: char) -> bool {
     )
 }
 
-/// Where a token has a claim: its name, or the path of a nested one.
+/// Checks the name of a claim or the path of a nested claim.
 pub(super) fn claim(text: &str) -> Result<String, Invalid> {
     clean(text)?;
     // RFC 6901, section 3.
@@ -231,7 +231,7 @@ pub(super) fn claim(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// OpenID Connect Discovery 1.0, section 3. Kept as it is written: `iss` has to be the same text.
+/// Checks an issuer (OpenID Connect Discovery 1.0, section 3). Does not change it, because `iss` must be identical.
 pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {
@@ -245,11 +245,11 @@ pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
 pub(super) struct PublicUrl {
     /// Scheme, host, port and path, without a slash at the end.
     pub(super) url: String,
-    /// The path prefix; empty if there is none.
+    /// The path prefix; may be empty.
     pub(super) path: PublicPath,
 }
 
-/// Reads the path as it is written: a URL parser would resolve dot segments.
+/// Parses a public URL. Takes the path from the text, because a URL parser would resolve dot segments.
 pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {
@@ -272,7 +272,7 @@ pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
     })
 }
 
-/// RFC 6749, section 3.3. `openid` is always asked for.
+/// Parses scopes (RFC 6749, section 3.3). Drops `openid`, which is always requested.
 pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
     let is_scope = |entry: &&str| {
         entry
@@ -282,7 +282,7 @@ pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
     let scopes = list(text)?;
     match scopes.iter().position(|entry| !is_scope(entry)) {
         Some(at) => {
-            let rule = "is no scope: it has white space, a quotation mark, a backslash or a character beyond ASCII";
+            let rule = "is not a scope: it has white space, a quotation mark, a backslash or a character outside ASCII";
             Err(Invalid::new(format!(
                 "entry {} {rule}; put commas between scopes",
                 at + 1

@@ -1,4 +1,4 @@
-//! The settings as data: for the sources, for help and documentation, and for the search for misspelled names.
+//! The settings as data, for reading values, for help and documentation, and for detecting misspelled names.
 
 use std::{ffi::OsStr, fmt::Write as _, sync::LazyLock};
 
@@ -13,21 +13,21 @@ pub struct Setting {
     pub env: String,
     /// The flag, without its dashes. `None` for a secret that must not be on a command line.
     pub flag: Option<String>,
-    /// How the value is written.
+    /// The type of the value in the configuration file.
     pub form: Form,
     /// The placeholder of the value in the help.
     pub value_name: String,
-    /// The value that applies when the setting is not set; `None` where the help says what happens then.
+    /// The value if the setting is not set; `None` if the help describes the default.
     pub default: Option<String>,
     /// What it does: a phrase without a period at its end.
     pub help: String,
     /// The group of the documentation it belongs to.
     pub heading: String,
-    /// The setting that replaces this one, which is accepted with a warning and not documented.
+    /// The setting that replaces this one. This one is then a former name: accepted with a warning, not documented.
     pub replaced_by: Option<String>,
 }
 
-/// How a value is written in the configuration file. Everywhere else it is text.
+/// The type of a value in the configuration file. Everywhere else, it is text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// A string.
@@ -47,7 +47,7 @@ pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let mut secrets: Vec<_> = SECRETS.iter().collect();
     let mut heading = None;
     for arg in command.get_arguments() {
-        // The secrets of a group come first in it.
+        // Each group begins with its secrets.
         if heading != arg.get_help_heading() {
             heading = arg.get_help_heading();
             let of_group = secrets.extract_if(.., |it| Some(it.heading) == heading);
@@ -91,7 +91,7 @@ pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| Setting {
     replaced_by: None,
 });
 
-/// Everything that can be set, former names included.
+/// Returns everything that can be set, including former names.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().chain([&*CONFIG]).chain(FORMER.iter())
 }
@@ -123,7 +123,7 @@ impl Setting {
         }
     }
 
-    /// The setting of a secret, and the one that names its file.
+    /// Returns the setting of a secret, and the setting of its file.
     fn of_secret(secret: &SecretDeclaration) -> [Self; 2] {
         let mut own = Self {
             env: secret.env.to_owned(),
@@ -167,7 +167,7 @@ impl Setting {
     }
 }
 
-/// Returns the settings as the command line shows them, secrets included.
+/// Returns the help of all settings, including secrets.
 pub(super) fn help() -> String {
     let mut help = String::from(
         "Settings are accepted before and after every command. Each is a flag, an environment\n\

@@ -1,4 +1,4 @@
-//! Where settings are set: by a flag, in the environment, in the configuration file. The first in this order wins.
+//! Reads settings from flags, the environment and the configuration file. The first in this order takes precedence.
 
 use std::{
     collections::BTreeMap,
@@ -27,13 +27,13 @@ use super::{
 /// The permission bit that lets every user of the machine read a file.
 const OTHERS_READ: u32 = 0o004;
 
-/// The settings that are set by flags. Flattened into the command line, valid before and after a subcommand.
+/// The settings that are set by flags, which are accepted before and after a subcommand.
 #[derive(Clone, Default)]
 pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Args for Options {
     fn augment_args(command: Command) -> Command {
-        // clap shows a global flag under every subcommand. Hidden, they are shown once, after the other options.
+        // clap shows global flags in the help of every subcommand. These are hidden; `after_long_help` shows them once.
         let args = setting::all().filter_map(|setting| {
             let flag = setting.flag.as_deref()?;
             let arg = Arg::new(flag)
@@ -106,7 +106,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A setting cannot be used. Names the setting, where its value is set and the rule; never the value.
+/// Why a setting cannot be used. Names the setting, where its value is set and the rule, but never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The value breaks a rule.
@@ -133,12 +133,12 @@ pub enum ConfigError {
         /// Where it is set.
         second_from: Source,
     },
-    /// A setting that another one needs.
+    /// A setting that another one requires is not set.
     #[error("{needed} must be set, because {because} is ({from})")]
     Missing {
-        /// What is missing.
+        /// The required setting.
         needed: &'static str,
-        /// What needs it.
+        /// The setting that requires it.
         because: &'static str,
         /// Where that is set.
         from: Source,
@@ -153,24 +153,24 @@ pub enum ConfigError {
     },
 }
 
-/// A value, with the setting it belongs to.
+/// A value and its setting.
 struct Value {
-    /// The variable, also where the value is set elsewhere: a former name, if that was used.
+    /// The variable of the setting, even if a flag or the file set the value; the former name if that was used.
     name: &'static str,
     text: Zeroizing<String>,
     source: Source,
 }
 
-/// All places where a value can be set.
-struct Places<'a> {
+/// The sources of a value.
+struct ValueLookup<'a> {
     options: &'a Options,
     env: &'a dyn Fn(&str) -> Option<OsString>,
     file: Option<&'a ConfigFile>,
 }
 
-impl Places<'_> {
-    /// Returns the value of a setting that is set. An empty one is an error in every place, also
-    /// where another place wins: it is a variable that was not filled in.
+impl ValueLookup<'_> {
+    /// Returns the value of a setting, if it is set. An empty value is an error even if another source takes
+    /// precedence, because the operator probably forgot to fill it in.
     fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
         let name = setting.env.as_str();
         let flag = setting.flag.as_deref().and_then(|flag| {
@@ -207,19 +207,20 @@ impl Places<'_> {
 /// All values that are set, by the name of their variable.
 pub(super) struct Sources {
     values: BTreeMap<&'static str, Value>,
-    /// What is probably a mistake.
+    /// Warnings about values that are probably a mistake.
     pub(super) warnings: Vec<Warning>,
     file: Option<ConfigFile>,
 }
 
 impl Sources {
-    /// Reads all sources. The configuration file is the one that flag or environment name, else `default_file` if it exists.
+    /// Reads all sources. A flag or the environment can name the configuration file; the default is `default_file`, if
+    /// it exists.
     pub(super) fn read(
         options: &Options,
         env: &dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let named = Places {
+        let named = ValueLookup {
             options,
             env,
             file: None,
@@ -232,7 +233,7 @@ impl Sources {
                 Err(error) => return Err(invalid(named.name, named.source, unreadable(&error))),
             },
         };
-        let places = Places {
+        let lookup = ValueLookup {
             options,
             env,
             file: file.as_ref(),
@@ -241,13 +242,13 @@ impl Sources {
         let mut warnings = Vec::new();
         for setting in SETTINGS.iter() {
             values.extend(
-                places
+                lookup
                     .value(setting)?
                     .map(|value| (setting.env.as_str(), value)),
             );
         }
         for former in FORMER.iter() {
-            let (Some(value), Some(setting)) = (places.value(former)?, &former.replaced_by) else {
+            let (Some(value), Some(setting)) = (lookup.value(former)?, &former.replaced_by) else {
                 continue;
             };
             if let Some(own) = values.get(setting.as_str()) {
@@ -271,7 +272,7 @@ impl Sources {
         self.values.get(name).map(|value| &value.source)
     }
 
-    /// The error of a setting whose value breaks a rule.
+    /// Returns the error for a setting whose value breaks a rule.
     pub(super) fn invalid(&self, name: &'static str, rule: Invalid) -> ConfigError {
         match self.values.get(name) {
             Some(value) => invalid(value.name, value.source.clone(), rule),
@@ -304,10 +305,10 @@ impl Sources {
         }
     }
 
-    /// Reads all values that are not secrets by the types and rules of their declarations.
+    /// Parses all values that are not secrets by the types and rules of their declarations.
     pub(super) fn parse(&self) -> Result<Values, ConfigError> {
         let command = Values::augment_args(Command::new("settings").no_binary_name(true))
-            // The environment was read above, by other rules.
+            // `Sources::read` has already read the environment, by other rules.
             .mut_args(|arg| arg.env(None::<&str>));
         let arguments = command.get_arguments().filter_map(|arg| {
             let setting = SETTINGS
@@ -323,7 +324,7 @@ impl Sources {
             .map_err(|error| self.broken_rule(&error))
     }
 
-    /// Takes the setting and the rule out of an error of clap, whose text would show the value.
+    /// Converts an error of clap, whose text would show the value, to the setting and the rule.
     fn broken_rule(&self, error: &clap::Error) -> ConfigError {
         let argument = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(argument)) => argument.trim_start_matches('-'),
@@ -336,8 +337,8 @@ impl Sources {
         self.invalid(setting.map_or("settings", |it| &it.env), Invalid::new(rule))
     }
 
-    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. Both
-    /// at the same time is an error, whatever the places.
+    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. It
+    /// is an error to set both.
     pub(super) fn secret(
         &mut self,
         name: &'static str,
@@ -359,14 +360,14 @@ impl Sources {
         Ok(Some((secret, source)))
     }
 
-    /// Warns of a secret that can be guessed.
+    /// Adds a warning if a secret can be guessed.
     pub(super) fn warn_if_weak(&mut self, setting: &'static str, secret: &Secret) {
         let weak = weakness(secret.expose());
         self.warnings
             .extend(weak.map(|reason| Warning::WeakSecret { setting, reason }));
     }
 
-    /// Warns of a configuration file that every user can read and that has one of these settings, which are secrets.
+    /// Adds a warning for each of these secrets in the configuration file if every user can read the file.
     pub(super) fn warn_of_readable_file(&mut self, secrets: &[&'static str]) {
         let Some(file) = &self.file else { return };
         let names = SETTINGS.iter().map(|it| (it.env.as_str(), it.field()));
@@ -375,13 +376,13 @@ impl Sources {
             .extend(held.filter_map(|(name, _)| warn_if_readable(name, &file.path, file.mode)));
     }
 
-    /// Returns all settings in effect. `values` are those that are known better than the sources know them: of settings
-    /// whose default depends on something else, and of what must not be shown as it is set.
+    /// Returns all settings in effect. `values` replace the values of the sources: for settings whose default depends
+    /// on something else, and for values that must not be shown unchanged.
     pub(super) fn effective(&self, values: &[(&str, String)]) -> Vec<EffectiveSetting> {
         let all = SETTINGS.iter().map(|setting| {
             let name = setting.env.as_str();
             let is_secret = SECRETS.iter().any(|secret| secret.env == name);
-            // A secret in a file is the value of its setting, too.
+            // A secret in a file is also the value of the setting without `_FILE`.
             let file = self
                 .values
                 .get(format!("{name}_FILE").as_str())
@@ -392,8 +393,8 @@ impl Sources {
                 (Some(own), None) => (Some(own.text.as_str()), own.source.clone()),
                 (None, None) => (setting.default.as_deref(), Source::Default),
             };
-            let better = values.iter().find(|(it, _)| *it == name);
-            let value = better
+            let replacement = values.iter().find(|(it, _)| *it == name);
+            let value = replacement
                 .map_or(text, |(_, value)| Some(value))
                 .map(str::to_owned);
             EffectiveSetting { name, value, from }

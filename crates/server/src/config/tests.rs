@@ -1,4 +1,4 @@
-//! Each source, each rule.
+//! Tests of the sources and rules of settings.
 
 use std::{collections::HashSet, fs, io::Write as _, os::fd::AsRawFd as _};
 
@@ -21,7 +21,7 @@ enum Command {
     Serve,
 }
 
-/// The settings of these flags, variables and configuration file; an error as it would be printed.
+/// Returns the settings of these flags, variables and configuration file, or the text of the error.
 fn resolve(
     flags: &[&str],
     variables: &[(&str, &str)],
@@ -47,7 +47,7 @@ fn environment(variables: &[(&str, &str)]) -> Result<Settings, String> {
     resolve(&[], variables, None)
 }
 
-/// A secret that must turn up nowhere.
+/// A secret that no output may contain.
 fn canary() -> String {
     "canary-".repeat(6)
 }
@@ -60,7 +60,7 @@ fn secret_file(text: &str) -> (tempfile::TempDir, String) {
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn settings_have_the_documented_defaults() {
     let settings = environment(&[]).unwrap();
     assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8080");
     assert!(settings.server.workers() >= 1);
@@ -99,7 +99,7 @@ fn defaults_are_those_of_the_contract() {
 }
 
 #[test]
-fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+fn flag_overrides_environment_and_environment_overrides_file() {
     let file = Some("merchant_header = \"x-file\"");
     let variables = [("TOLLKEY_MERCHANT_HEADER", "x-env")];
     let flags = ["--merchant-header", "x-flag"];
@@ -116,7 +116,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn flags_stand_before_or_after_the_subcommand() {
+fn flags_are_accepted_before_and_after_the_subcommand() {
     for flags in [["--workers", "3", "serve"], ["serve", "--workers", "3"]] {
         assert_eq!(
             resolve(&flags, &[], None).unwrap().server.workers(),
@@ -133,7 +133,7 @@ fn flags_stand_before_or_after_the_subcommand() {
 }
 
 #[test]
-fn a_switch_means_true_when_it_stands_alone() {
+fn switch_without_a_value_means_true() {
     assert!(resolve(&["--migrate"], &[], None).unwrap().database.migrate);
     assert!(
         resolve(&["--migrate", "serve"], &[], None)
@@ -206,7 +206,7 @@ fn migration_cannot_be_turned_off_on_sqlite() {
 }
 
 #[test]
-fn an_empty_value_is_an_error_even_where_another_one_wins() {
+fn empty_value_is_rejected_even_if_it_is_overridden() {
     for setting in SETTINGS.iter() {
         for empty in ["", "  "] {
             let error = environment(&[(&setting.env, empty)]).unwrap_err();
@@ -239,7 +239,7 @@ fn an_empty_value_is_an_error_even_where_another_one_wins() {
 }
 
 #[test]
-fn names_follow_one_rule() {
+fn flag_variable_and_field_have_the_same_name() {
     let variables: HashSet<_> = SETTINGS.iter().map(|setting| &setting.env).collect();
     assert_eq!(variables.len(), SETTINGS.len());
     for setting in setting::all() {
@@ -247,7 +247,7 @@ fn names_follow_one_rule() {
             Some(flag) => assert_eq!(flag.replace('-', "_"), setting.field()),
             None => assert!(
                 setting.env.ends_with("_SECRET"),
-                "everybody can read a command line: {}",
+                "has no flag, but is not a secret: {}",
                 setting.env
             ),
         }
@@ -261,7 +261,7 @@ fn names_follow_one_rule() {
 }
 
 #[test]
-fn the_file_can_hold_every_setting_in_the_type_that_fits() {
+fn file_can_set_typed_values() {
     let settings = resolve(
         &[],
         &[],
@@ -344,7 +344,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
 }
 
 #[test]
-fn the_file_refuses_what_it_does_not_know() {
+fn file_with_unknown_field_or_wrong_type_is_rejected() {
     for (file, expected) in [
         (
             "lisen = \"127.0.0.1:1\"",
@@ -372,7 +372,7 @@ fn the_file_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn a_broken_file_is_not_quoted() {
+fn error_of_a_malformed_file_does_not_quote_it() {
     for line in [
         format!("jwt_hs256_secret = {}", canary()),
         format!("jwt_hs256_secret = \"{}", canary()),
@@ -390,7 +390,7 @@ fn a_broken_file_is_not_quoted() {
 }
 
 #[test]
-fn a_named_file_must_be_there() {
+fn named_configuration_file_must_exist() {
     let (_directory, path) = secret_file("workers = 7");
     assert_eq!(
         resolve(&["--config", &path], &[], Some("workers = 1"))
@@ -415,7 +415,7 @@ fn a_named_file_must_be_there() {
 
 #[cfg(unix)]
 #[test]
-fn unreadable_default_file_is_not_passed_over() {
+fn unreadable_default_file_is_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let (link, folder) = (
         directory.path().join("link.toml"),
@@ -439,7 +439,7 @@ fn unreadable_default_file_is_not_passed_over() {
 }
 
 #[test]
-fn rules() {
+fn invalid_value_is_rejected_with_its_rule() {
     let long = "1".repeat(60);
     for (variable, value, rule) in [
         ("TOLLKEY_LISTEN", "8080", "must be an address and a port"),
@@ -506,12 +506,12 @@ fn rules() {
         (
             "TOLLKEY_MERCHANT_HEADER",
             "Authorization",
-            "this one has another meaning",
+            "must not be a header that already has a meaning",
         ),
         (
             "TOLLKEY_MERCHANT_HEADER",
             "X-Auth-Key-Id",
-            "this one has another meaning",
+            "must not be a header that already has a meaning",
         ),
         (
             "TOLLKEY_CREDENTIAL_HEADERS",
@@ -678,7 +678,7 @@ fn former_name_of_a_setting_is_accepted_and_reported() {
 }
 
 #[test]
-fn what_the_rules_accept() {
+fn valid_values_are_accepted() {
     let listen = environment(&[("TOLLKEY_LISTEN", "localhost:9000")])
         .unwrap()
         .server
@@ -720,7 +720,7 @@ fn what_the_rules_accept() {
 }
 
 #[test]
-fn a_secret_can_stand_in_a_file() {
+fn secret_can_be_read_from_a_file() {
     for text in [
         canary(),
         format!("{}\n", canary()),
@@ -740,7 +740,7 @@ fn a_secret_can_stand_in_a_file() {
 }
 
 #[test]
-fn a_secret_and_its_file_exclude_each_other() {
+fn secret_and_its_file_exclude_each_other() {
     let (_directory, path) = secret_file(&canary());
     let secret = canary();
     for (name, value) in [
@@ -769,13 +769,13 @@ fn a_secret_and_its_file_exclude_each_other() {
 }
 
 #[test]
-fn a_file_without_a_secret_is_refused() {
+fn secret_file_without_a_secret_is_rejected() {
     for text in ["", "\n", " \n"] {
         let (_directory, path) = secret_file(text);
         let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
         assert!(error.contains("is empty"), "{error}");
     }
-    // The secret itself, in the variable that takes the path of its file.
+    // The secret itself is in the variable that should have the path of its file.
     let error = environment(&[("DATABASE_URL_FILE", "canary")]).unwrap_err();
     assert!(
         error.starts_with("DATABASE_URL_FILE (environment): cannot read the file that it names: "),
@@ -791,7 +791,7 @@ fn a_file_without_a_secret_is_refused() {
     assert!(error.contains("it is not UTF-8"), "{error}");
 }
 
-/// What surrounds a secret by mistake, and the rule that rejects it.
+/// Stray characters before and after a secret, and the rule that rejects them.
 const STRAY: [(&str, &str, &str); 28] = [
     (" ", "", "white space"),
     ("", " ", "white space"),
@@ -843,7 +843,7 @@ fn stray_characters_of_a_secret_are_rejected() {
             variables.push(variable);
             variables
         };
-        let judged = |variables: &[(&'static str, String)], file: Option<&str>| {
+        let resolved = |variables: &[(&'static str, String)], file: Option<&str>| {
             let variables: Vec<(&str, &str)> = variables
                 .iter()
                 .map(|(name, value)| (*name, value.as_str()))
@@ -851,24 +851,24 @@ fn stray_characters_of_a_secret_are_rejected() {
             resolve(&[], &variables, file)
         };
         let file_name: &'static str = format!("{name}_FILE").leak();
-        for (before, behind, rule) in STRAY {
-            let text = format!("{before}{secret}{behind}");
+        for (prefix, suffix, rule) in STRAY {
+            let text = format!("{prefix}{secret}{suffix}");
             let (_directory, path) = secret_file(&format!("{text}\n"));
             let toml = format!(
                 "{} = {}",
                 name.trim_start_matches("TOLLKEY_").to_lowercase(),
                 serde_json::json!(text)
             );
-            let from_file = (path.clone(), judged(&others((file_name, path)), None));
+            let from_file = (path.clone(), resolved(&others((file_name, path)), None));
             for (place, result) in [
                 (
                     "environment".to_owned(),
-                    judged(&others((name, text.clone())), None),
+                    resolved(&others((name, text.clone())), None),
                 ),
                 from_file,
                 (
                     "tollkey.toml".to_owned(),
-                    judged(
+                    resolved(
                         &PROVIDER.map(|(name, value)| (name, value.to_owned())),
                         Some(&toml),
                     ),
@@ -887,8 +887,8 @@ fn stray_characters_of_a_secret_are_rejected() {
                 );
             }
         }
-        // One line break at the end of a file, of either kind, and no more than one.
-        for (behind, is_good) in [
+        // Only one line break at the end of a file is ignored.
+        for (suffix, is_valid) in [
             ("", true),
             ("\n", true),
             ("\r\n", true),
@@ -896,11 +896,11 @@ fn stray_characters_of_a_secret_are_rejected() {
             ("\n\n", false),
             ("\n\r", false),
         ] {
-            let (_directory, path) = secret_file(&format!("{secret}{behind}"));
+            let (_directory, path) = secret_file(&format!("{secret}{suffix}"));
             assert_eq!(
-                judged(&others((file_name, path)), None).is_ok(),
-                is_good,
-                "{name} {behind:?}"
+                resolved(&others((file_name, path)), None).is_ok(),
+                is_valid,
+                "{name} {suffix:?}"
             );
         }
     }
@@ -918,9 +918,9 @@ fn database_url_flag_follows_the_rules_of_secrets() {
     assert!(!error.contains("canary"), "{error}");
 }
 
-/// One bad value of every setting. Its error names the variable and the rule, and does not show the value.
+/// Each setting has an invalid value whose error names the variable and the rule, and does not show the value.
 #[test]
-fn every_setting_has_a_rule_that_hides_its_value() {
+fn every_setting_has_a_rule_whose_error_hides_the_value() {
     let long = "canary".repeat(20);
     let rows: &[(&str, &str, &str)] = &[
         (
@@ -1062,7 +1062,7 @@ fn every_setting_has_a_rule_that_hides_its_value() {
         (
             "TOLLKEY_OIDC_SCOPES",
             "profile,can ary",
-            "entry 2 is no scope",
+            "entry 2 is not a scope",
         ),
         (
             "TOLLKEY_OIDC_ACCOUNT_CLAIM",
@@ -1138,7 +1138,7 @@ fn every_setting_has_a_rule_that_hides_its_value() {
         .iter()
         .filter(|setting| rows.iter().all(|(variable, ..)| *variable != setting.env))
         .collect();
-    assert!(unlisted.is_empty(), "a row for each setting: {unlisted:?}");
+    assert!(unlisted.is_empty(), "settings without a row: {unlisted:?}");
 }
 
 #[test]
@@ -1162,7 +1162,7 @@ fn log_directives_are_accepted() {
 }
 
 #[test]
-fn dashboard_accepts_tokens_as_set() {
+fn dashboard_token_sign_in_is_optional() {
     let setting = |value| {
         environment(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", value)])
             .unwrap()
@@ -1211,7 +1211,7 @@ fn secret_that_every_user_can_read_is_a_warning() {
             );
         }
 
-        // A configuration file, if there is a secret in it.
+        // A configuration file is a warning only if it contains a secret.
         for (text, is_secret) in [
             (format!("jwt_hs256_secret = '{secret}'"), true),
             (
@@ -1393,7 +1393,7 @@ fn effective_value_is_the_one_in_use() {
 }
 
 #[test]
-fn no_error_and_no_debug_shows_a_secret() {
+fn errors_and_debug_output_hide_secrets() {
     let short = &canary()[..31];
     let error = environment(&[("TOLLKEY_JWT_HS256_SECRET", short)]).unwrap_err();
     assert!(
@@ -1424,7 +1424,7 @@ fn no_error_and_no_debug_shows_a_secret() {
 }
 
 #[test]
-fn a_database_url_with_a_password_is_no_flag() {
+fn database_url_flag_with_a_password_is_rejected() {
     for url in [
         "postgres://me:canary@db.example/tollkey",
         "postgres://db.example/tollkey?user=me&password=canary",
@@ -1448,7 +1448,7 @@ fn a_database_url_with_a_password_is_no_flag() {
 }
 
 #[test]
-fn the_secret_of_tokens_is_no_flag() {
+fn token_secret_has_no_flag() {
     let error = Cli::try_parse_from(["tollkey", "--jwt-hs256-secret", "x"])
         .err()
         .unwrap();
@@ -1456,7 +1456,7 @@ fn the_secret_of_tokens_is_no_flag() {
 }
 
 #[test]
-fn tokens_have_one_source() {
+fn key_sources_exclude_each_other() {
     let secret = canary();
     let error = environment(&[
         ("TOLLKEY_JWT_HS256_SECRET", &secret),
@@ -1480,7 +1480,7 @@ fn tokens_have_one_source() {
 }
 
 #[test]
-fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
+fn public_key_requires_issuer_and_audience_and_gives_no_role() {
     for source in [
         ("TOLLKEY_JWT_PUBLIC_KEY_FILE", "key.pem"),
         ("TOLLKEY_JWT_JWKS_URL", "https://issuer.example/jwks"),
@@ -1523,7 +1523,7 @@ fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
 }
 
 #[test]
-fn public_key_can_come_from_a_pipe() {
+fn public_key_can_be_read_from_a_pipe() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     // Ed25519, from RFC 8410, section 10.1.
     let key = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
@@ -1545,7 +1545,7 @@ fn public_key_can_come_from_a_pipe() {
     }
 }
 
-/// What a provider needs.
+/// The required settings of a provider.
 const PROVIDER: [(&str, &str); 3] = [
     ("TOLLKEY_OIDC_ISSUER", "https://id.example/realms/shop"),
     ("TOLLKEY_OIDC_CLIENT_ID", "tollkey"),
@@ -1553,11 +1553,11 @@ const PROVIDER: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn a_provider_is_set_up_whole_or_not_at_all() {
+fn incomplete_provider_is_rejected() {
     assert!(environment(&[]).unwrap().oidc.is_none());
     assert!(
         environment(&PROVIDER[2..]).unwrap().oidc.is_none(),
-        "the public URL says something by itself"
+        "the public URL does not require a provider"
     );
     let oidc = environment(&PROVIDER).unwrap().oidc.unwrap();
     assert_eq!(oidc.issuer, "https://id.example/realms/shop");
@@ -1607,7 +1607,7 @@ fn a_provider_is_set_up_whole_or_not_at_all() {
 }
 
 #[test]
-fn all_of_a_provider_can_be_said() {
+fn all_provider_settings_are_read() {
     let secret = canary();
     let (_directory, path) = secret_file(&format!("{secret}\n"));
     let mut variables = PROVIDER.to_vec();
@@ -1639,7 +1639,7 @@ fn all_of_a_provider_can_be_said() {
 }
 
 #[test]
-fn rules_of_a_provider() {
+fn invalid_provider_settings_are_rejected() {
     for (variable, value, rule) in [
         ("TOLLKEY_OIDC_ISSUER", "id.example", "must be a URL"),
         ("TOLLKEY_OIDC_ISSUER", "http://id.example", "must be https"),
@@ -1712,7 +1712,7 @@ fn rules_of_a_provider() {
         (
             "TOLLKEY_OIDC_SCOPES",
             "profile email",
-            "entry 1 is no scope",
+            "entry 1 is not a scope",
         ),
         (
             "TOLLKEY_OIDC_SCOPES",
@@ -1750,7 +1750,7 @@ fn rules_of_a_provider() {
         let settings = environment(&variables).unwrap();
         assert_eq!(settings.public_path.to_string(), path);
         let oidc = settings.oidc.unwrap();
-        assert_eq!(oidc.issuer, issuer, "as it is written");
+        assert_eq!(oidc.issuer, issuer, "unchanged");
         assert_eq!(oidc.public_url, public.trim_end_matches('/'));
     }
 }

@@ -1,4 +1,4 @@
-//! Environment variables whose names begin with `TOLLKEY_` and that no part of Tollkey reads.
+//! Finds environment variables whose names begin with `TOLLKEY_` and that no part of Tollkey reads.
 
 use std::ffi::OsString;
 
@@ -6,26 +6,26 @@ use strsim::levenshtein;
 
 use super::setting::{self, CONFIG, SETTINGS, Setting};
 
-/// The variables that the client library reads (`Client::from_env`). They may be set for the server's process, too.
+/// The variables that the client library reads (`Client::from_env`), which may also be set for the server.
 const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];
 const PREFIX: &str = "TOLLKEY_";
 /// The prefix of variables that only tests read.
 const TEST_PREFIX: &str = "TOLLKEY_TEST_";
-/// The most unknown variables that are reported.
+/// The maximum number of unknown variables that are reported.
 const REPORTED_MAX: usize = 32;
-/// The most characters of a name that are reported.
+/// The maximum number of characters of a name that are reported.
 const NAME_MAX: usize = 64;
 
 /// An environment variable that looks like a setting and has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownVariable {
-    /// Its name, at most 64 characters of it.
+    /// Its name, truncated to 64 characters.
     pub name: String,
     /// The variable whose name is nearest to it.
     pub nearest: &'static str,
 }
 
-/// Returns the unknown variables among these, sorted by name. Never keeps a value.
+/// Returns the unknown variables among these, sorted by name and without their values.
 pub(super) fn unknown_variables(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Vec<UnknownVariable> {
@@ -56,8 +56,8 @@ fn is_known(name: &str, value: &str) -> bool {
         || is_of_kubernetes(name, value)
 }
 
-/// Whether Kubernetes sets this variable in every pod of a namespace that has a service named `tollkey` or `tollkey-…`.
-/// `TOLLKEY_PORT=8080` is a mistake and no such variable: Kubernetes writes a URL there, such as `tcp://10.0.0.1:8080`.
+/// Returns whether Kubernetes sets this variable in the pods of a namespace with a service named `tollkey` or
+/// `tollkey-…`. `TOLLKEY_PORT=8080` is a mistake: the value of Kubernetes is a URL, such as `tcp://10.0.0.1:8080`.
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let protocols = ["TCP", "UDP", "SCTP"];
     if name.ends_with("_SERVICE_HOST")
@@ -73,7 +73,7 @@ fn is_of_kubernetes(name: &str, value: &str) -> bool {
     {
         return true;
     }
-    // Of each port: `_PORT_8080_TCP`, and behind that `_PROTO`, `_PORT` and `_ADDR`.
+    // For each port, `_PORT_8080_TCP`, also with the suffixes `_PROTO`, `_PORT` and `_ADDR`.
     let of_a_port = ["_PROTO", "_PORT", "_ADDR"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix))
@@ -104,7 +104,7 @@ fn nearest_variable(name: &str) -> &'static str {
     nearest.unwrap_or(&CONFIG.env)
 }
 
-/// Returns the beginning of a name, which bounds the comparison.
+/// Truncates a name, which limits the time of the comparison.
 fn shortened(name: &str) -> &str {
     name.char_indices()
         .nth(NAME_MAX)
@@ -157,12 +157,12 @@ mod tests {
             let found = unknown(&[(name, "canary")]);
             assert_eq!(found.len(), 1, "{name}");
             assert_eq!(found[0].0, name);
-            // Of two that are equally near either will do; these are the ones that matter.
+            // Several variables are equally near to these names, so any of them can be reported.
             if !["TOLLKEY_JWT_SECRET", "TOLLKEY_LOG_FILE", "TOLLKEY_PORTS"].contains(&name) {
                 assert_eq!(found[0].1, nearest, "{name}");
             }
         }
-        // A port that somebody meant as a setting.
+        // An operator may have meant these as a setting of the port.
         for name in [
             "TOLLKEY_PORT",
             "TOLLKEY_METRICS_PORT",
@@ -187,7 +187,7 @@ mod tests {
             ("tollkey_listen", "x"),
             ("MY_TOLLKEY_LISTEN", "x"),
         ]);
-        // What Kubernetes sets for the services `tollkey` and `tollkey-metrics-eu`.
+        // The variables of Kubernetes for the services `tollkey` and `tollkey-metrics-eu`.
         for service in ["TOLLKEY", "TOLLKEY_METRICS_EU"] {
             for (name, value) in [
                 ("SERVICE_HOST", "10.0.0.1"),

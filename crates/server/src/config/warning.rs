@@ -1,14 +1,14 @@
-//! Settings that can be used and are probably a mistake.
+//! Warnings about settings that are valid, but probably a mistake.
 
 use std::{fmt, path::PathBuf};
 
 use super::unknown::UnknownVariable;
 
-/// The fewest different characters of a secret that is not reported as weak. 32 random hexadecimal digits have fewer in
-/// one of a billion cases.
+/// A secret with fewer different characters is reported as weak. 32 random hexadecimal digits have fewer in one of a
+/// billion cases.
 const DIFFERENT_CHARACTERS_MIN: usize = 8;
 
-/// A setting that can be used and is probably a mistake. Names the variable and never its value, if that is a secret.
+/// A warning about a setting that is valid, but probably a mistake. Never shows the value of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
     /// A former name of a setting is in use.
@@ -18,7 +18,7 @@ pub enum Warning {
         /// The name to use instead.
         setting: &'static str,
     },
-    /// A variable begins with `TOLLKEY_` and has no effect.
+    /// The name of a variable begins with `TOLLKEY_`, but it has no effect.
     Unknown(UnknownVariable),
     /// Every user of the machine can read a file that holds a secret.
     ReadableSecret {
@@ -29,14 +29,14 @@ pub enum Warning {
         /// Its permission bits.
         mode: u32,
     },
-    /// A secret that can be guessed.
+    /// A secret can be guessed.
     WeakSecret {
         /// The secret.
         setting: &'static str,
         /// What is weak about it.
         reason: &'static str,
     },
-    /// A PEM file holds the characters `\n` where it should have line breaks.
+    /// A PEM file has the characters `\n` instead of line breaks.
     EscapedLineBreaks {
         /// The setting that names the file.
         setting: &'static str,
@@ -44,7 +44,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// Writes it to the log.
+    /// Writes the warning to the log.
     pub fn log(&self) {
         match self {
             Self::Renamed { former, setting } => {
@@ -126,9 +126,9 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Returns what is weak about a secret, or `None` for one that may be random.
+/// Returns what is weak about a secret, or `None` if it may be random.
 pub(super) fn weakness(secret: &str) -> Option<&'static str> {
-    // The comparison is quadratic, and a secret of that length is judged by its beginning.
+    // The comparison is quadratic, so only the beginning of a long secret is checked.
     let mut characters: Vec<char> = secret.chars().take(1024).collect();
     let repeats = |period: usize| {
         characters
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weak_secrets_are_told_from_random_ones() {
+    fn weak_secret_is_detected_and_random_one_is_not() {
         for (secret, weak) in [
             ("a".repeat(32), Some("is one repeated character")),
             ("0".repeat(64), Some("is one repeated character")),

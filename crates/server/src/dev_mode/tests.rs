@@ -1,4 +1,4 @@
-//! Where development mode is entered, what it keeps and what it prints.
+//! Tests of the conditions of development mode, its secret and its message.
 
 use std::{fs, sync::Arc};
 
@@ -33,12 +33,13 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn entered(settings: &Settings) -> Result<DevMode, DevModeError> {
-    DevMode::enter(settings, &Random::system()).map(|mode| mode.expect("no key source is set"))
+fn enter(settings: &Settings) -> Result<DevMode, DevModeError> {
+    DevMode::enter(settings, &Random::system())
+        .map(|mode| mode.expect("development mode, because no key source is set"))
 }
 
 #[test]
-fn it_is_for_sqlite_and_a_loopback_address_only() {
+fn development_mode_requires_sqlite_and_a_loopback_address() {
     for (flags, expected) in [
         (
             [
@@ -63,7 +64,7 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
             "PostgreSQL needs a key source",
         ),
     ] {
-        let error = entered(&settings(&flags)).unwrap_err().to_string();
+        let error = enter(&settings(&flags)).unwrap_err().to_string();
         assert!(
             error.contains(expected) && error.contains("TOLLKEY_JWT_HS256_SECRET"),
             "{error}"
@@ -75,7 +76,7 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
         "[::1]:0",
         "[::ffff:127.0.0.1]:0",
     ] {
-        entered(&settings(&[
+        enter(&settings(&[
             "--listen",
             listen,
             "--database-url",
@@ -86,7 +87,7 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
 }
 
 #[tokio::test]
-async fn secret_is_created_beside_a_usable_database_only() {
+async fn secret_is_created_only_next_to_a_usable_database() {
     let directory = tempfile::tempdir().unwrap();
     let open = async |settings: &Settings| {
         crate::assembly::open(settings, Arc::new(SystemClock), Random::system())
@@ -98,11 +99,11 @@ async fn secret_is_created_beside_a_usable_database_only() {
         directory.path().join("keys.db"),
         directory.path().join("keys.db.jwt-secret"),
     );
-    fs::write(&database, "no database").unwrap();
+    fs::write(&database, "not a database").unwrap();
     let error = open(&settings).await.unwrap_err();
     assert!(error.contains("is not a SQLite database"), "{error}");
     assert!(!secret.exists());
-    // The error of a database that cannot be created is that of the database.
+    // The error is about the database, not about the secret.
     let missing = on_file(&directory.path().join("missing"));
     let error = open(&missing).await.unwrap_err();
     assert!(
@@ -116,7 +117,7 @@ async fn secret_is_created_beside_a_usable_database_only() {
 
 #[test]
 fn error_shows_the_absolute_path_of_the_secret() {
-    let error = entered(&settings(&[
+    let error = enter(&settings(&[
         "--database-url",
         "sqlite://no/such/directory/keys.db",
     ]))
@@ -129,7 +130,7 @@ fn error_shows_the_absolute_path_of_the_secret() {
 }
 
 #[test]
-fn unknown_variable_keeps_it_from_starting() {
+fn unknown_variable_prevents_development_mode() {
     let directory = tempfile::tempdir().unwrap();
     let unknown = UnknownVariable {
         name: "TOLLKEY_JWT_HS256_SECRT".to_owned(),
@@ -137,7 +138,7 @@ fn unknown_variable_keeps_it_from_starting() {
     };
     let mut settings = on_file(directory.path());
     settings.unknown_variables = vec![unknown];
-    let error = entered(&settings).unwrap_err().to_string();
+    let error = enter(&settings).unwrap_err().to_string();
     assert!(
         error.contains("TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?"),
         "{error}"
@@ -154,7 +155,7 @@ fn unknown_variable_keeps_it_from_starting() {
 }
 
 #[test]
-fn a_key_source_ends_it() {
+fn key_source_turns_development_mode_off() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
     fs::write(&path, "s".repeat(32)).unwrap();
@@ -186,17 +187,17 @@ fn a_key_source_ends_it() {
 }
 
 #[test]
-fn the_secret_is_made_once_and_kept_beside_the_database() {
+fn secret_is_created_once_next_to_the_database() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
-    let first = entered(&settings).unwrap();
+    let first = enter(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
     assert_eq!(
         fs::read_to_string(&path).unwrap(),
         format!("{}\n", first.secret().expose())
     );
     assert_eq!(first.secret().expose().len(), 64);
-    assert_eq!(entered(&settings).unwrap().secret(), first.secret());
+    assert_eq!(enter(&settings).unwrap().secret(), first.secret());
     let missing = signing_secret(&settings).unwrap_err().to_string();
     assert!(
         missing.contains(&directory.path().join("keys.db").display().to_string()),
@@ -218,15 +219,15 @@ fn the_secret_is_made_once_and_kept_beside_the_database() {
 
 #[cfg(unix)]
 #[test]
-fn a_secret_that_others_can_read_is_refused() {
+fn secret_that_others_can_read_is_rejected() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
-    entered(&settings).unwrap();
+    enter(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
     for mode in [0o640, 0o604, 0o644, 0o660] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        let error = entered(&settings).unwrap_err();
+        let error = enter(&settings).unwrap_err();
         assert!(matches!(error, DevModeError::Exposed { .. }), "{error}");
         assert!(
             error.to_string().contains(&format!("(mode {mode:o})")),
@@ -234,30 +235,30 @@ fn a_secret_that_others_can_read_is_refused() {
         );
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
-    entered(&settings).unwrap();
+    enter(&settings).unwrap();
 }
 
 #[test]
-fn a_file_without_a_secret_is_refused_and_stays() {
+fn file_without_a_secret_is_rejected_and_not_changed() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
-    entered(&settings).unwrap();
+    enter(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
     fs::write(&path, "short\n").unwrap();
     assert!(matches!(
-        entered(&settings).unwrap_err(),
+        enter(&settings).unwrap_err(),
         DevModeError::NoSecret(_)
     ));
     assert_eq!(fs::read_to_string(&path).unwrap(), "short\n");
 }
 
 #[test]
-fn starting_twice_at_once_gives_one_secret() {
+fn concurrent_starts_share_one_secret() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
     let secrets: Vec<Secret> = thread::scope(|scope| {
         let starts: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| entered(&settings).unwrap().secret().clone()))
+            .map(|_| scope.spawn(|| enter(&settings).unwrap().secret().clone()))
             .collect();
         starts
             .into_iter()
@@ -268,8 +269,8 @@ fn starting_twice_at_once_gives_one_secret() {
 }
 
 #[test]
-fn a_directory_that_is_missing_is_named() {
-    let error = entered(&settings(&[
+fn error_names_a_missing_directory() {
+    let error = enter(&settings(&[
         "--database-url",
         "sqlite://no/such/dir/keys.db",
     ]))
@@ -279,18 +280,18 @@ fn a_directory_that_is_missing_is_named() {
 }
 
 #[test]
-fn in_memory_every_start_has_its_own_secret_and_no_other_process_has_it() {
+fn secret_in_memory_is_new_at_every_start() {
     let memory = settings(&["--database-url", "sqlite://:memory:"]);
     assert_ne!(
-        entered(&memory).unwrap().secret(),
-        entered(&memory).unwrap().secret()
+        enter(&memory).unwrap().secret(),
+        enter(&memory).unwrap().secret()
     );
     let error = signing_secret(&memory).unwrap_err();
     assert!(matches!(error, DevModeError::SecretInMemory));
 }
 
 #[tokio::test]
-async fn the_message_has_a_line_that_works_when_pasted() {
+async fn message_has_a_valid_token_link_and_command() {
     for flags in [
         vec!["--database-url", "sqlite://:memory:"],
         vec![
@@ -309,7 +310,7 @@ async fn the_message_has_a_line_that_works_when_pasted() {
         ],
     ] {
         let settings = settings(&flags);
-        let mode = entered(&settings).unwrap();
+        let mode = enter(&settings).unwrap();
         let message = mode
             .message("http://127.0.0.1:4711", now(), &Random::system())
             .unwrap();
@@ -357,7 +358,7 @@ async fn the_message_has_a_line_that_works_when_pasted() {
 }
 
 #[test]
-fn nothing_of_it_shows_the_secret() {
-    let mode = entered(&settings(&["--database-url", "sqlite://:memory:"])).unwrap();
+fn debug_output_hides_the_secret() {
+    let mode = enter(&settings(&["--database-url", "sqlite://:memory:"])).unwrap();
     assert!(!format!("{mode:?}").contains(mode.secret().expose()));
 }

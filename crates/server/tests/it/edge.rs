@@ -470,7 +470,7 @@ async fn secrets_are_never_logged_even_at_trace() {
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "service key created",
         "management token rejected",
-        "a resource server asks",
+        "service key authenticated",
     ] {
         assert!(
             log.contains(expected),

@@ -1,4 +1,4 @@
-//! Key sets: what is taken from them, and when they are fetched. The issuer is a socket on this machine.
+//! Tests of key sets: which keys are used, and when a set is fetched. The issuer is a local socket.
 
 use std::{
     sync::{
@@ -27,12 +27,12 @@ use crate::auth::jwt::{
     tests::{RSA, base64url, now, rules, sign_ec, sign_hs256, sign_rsa, token},
 };
 
-/// An issuer that answers every request with the same text and counts them.
+/// An issuer that sends the same response to every request, and counts the requests.
 struct Issuer {
     url: String,
-    answer: Arc<StdMutex<String>>,
+    response: Arc<StdMutex<String>>,
     requests: Arc<AtomicUsize>,
-    /// While true, requests are read and get no response.
+    /// While it is true, the issuer reads requests and does not respond.
     hangs: watch::Sender<bool>,
 }
 
@@ -40,12 +40,12 @@ impl Issuer {
     async fn start(keys: &[Value]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/jwks", listener.local_addr().unwrap());
-        let answer = Arc::new(StdMutex::new(String::new()));
+        let response = Arc::new(StdMutex::new(String::new()));
         let requests = Arc::new(AtomicUsize::new(0));
         let (hangs, hanging) = watch::channel(false);
         let issuer = Self {
             url,
-            answer: Arc::clone(&answer),
+            response: Arc::clone(&response),
             requests: Arc::clone(&requests),
             hangs,
         };
@@ -54,7 +54,7 @@ impl Issuer {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 requests.fetch_add(1, Ordering::SeqCst);
-                let (answer, mut hanging) = (Arc::clone(&answer), hanging.clone());
+                let (response, mut hanging) = (Arc::clone(&response), hanging.clone());
                 tokio::spawn(async move {
                     let mut request = Vec::new();
                     while !request.ends_with(b"\r\n\r\n") {
@@ -66,24 +66,24 @@ impl Issuer {
                     if hanging.wait_for(|hangs| !hangs).await.is_err() {
                         return;
                     }
-                    let answer = answer.lock().unwrap().clone();
-                    // A reader that has had enough hangs up.
-                    let _ = stream.write_all(answer.as_bytes()).await;
+                    let response = response.lock().unwrap().clone();
+                    // The client closes the connection if the response is too large.
+                    let _ = stream.write_all(response.as_bytes()).await;
                 });
             }
         });
         issuer
     }
 
-    fn say(&self, status: &str, headers: &str, body: &str) {
+    fn respond_with(&self, status: &str, headers: &str, body: &str) {
         let length = body.len();
-        *self.answer.lock().unwrap() = format!(
+        *self.response.lock().unwrap() = format!(
             "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
         );
     }
 
     fn serve(&self, keys: &[Value]) {
-        self.say("200 OK", "", &json!({ "keys": keys }).to_string());
+        self.respond_with("200 OK", "", &json!({ "keys": keys }).to_string());
     }
 
     fn hang(&self, hangs: bool) {
@@ -94,7 +94,7 @@ impl Issuer {
         self.requests.load(Ordering::SeqCst)
     }
 
-    /// Waits for the request with this number. The deadline only bounds a broken test.
+    /// Waits until the issuer has received this number of requests. The timeout is for a broken test only.
     async fn receives(&self, requests: usize) {
         let received = async {
             while self.requests() < requests {
@@ -103,7 +103,7 @@ impl Issuer {
         };
         timeout(Duration::from_secs(20), received)
             .await
-            .expect("the issuer receives a request");
+            .expect("a request to the issuer within 20 seconds");
     }
 
     fn verifier(&self) -> TokenVerifier {
@@ -137,12 +137,12 @@ fn after(seconds: i64) -> Timestamp {
     Timestamp::from_second(now().as_second() + seconds).unwrap()
 }
 
-async fn refused(verifier: &TokenVerifier, token: &str, at: Timestamp) -> TokenError {
+async fn rejection(verifier: &TokenVerifier, token: &str, at: Timestamp) -> TokenError {
     verifier.verify(token, at).await.unwrap_err()
 }
 
 #[tokio::test]
-async fn the_key_is_chosen_by_its_id() {
+async fn key_is_selected_by_its_id() {
     let (one, two) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("one", &one), ec_jwk("two", &two)]).await;
     let verifier = issuer.verifier();
@@ -158,16 +158,16 @@ async fn the_key_is_chosen_by_its_id() {
             .is_ok()
     );
     assert_eq!(
-        refused(&verifier, &signed_by(Some("one"), &two), now()).await,
+        rejection(&verifier, &signed_by(Some("one"), &two), now()).await,
         TokenError::Signature
     );
-    let guess = refused(&verifier, &signed_by(None, &one), now()).await;
-    assert_eq!(guess.to_string(), "no key with its id (none given)");
+    let error = rejection(&verifier, &signed_by(None, &one), now()).await;
+    assert_eq!(error.to_string(), "its key ID is unknown: (none)");
     assert_eq!(issuer.requests(), 1);
 }
 
 #[tokio::test]
-async fn without_an_id_the_only_key_counts() {
+async fn token_without_key_id_is_verified_with_the_only_key() {
     let key = ec_key();
     let issuer = Issuer::start(&[
         ec_jwk("one", &key),
@@ -177,13 +177,13 @@ async fn without_an_id_the_only_key_counts() {
     let verifier = issuer.verifier();
     assert!(verifier.verify(&signed_by(None, &key), now()).await.is_ok());
     assert_eq!(
-        refused(&verifier, &signed_by(None, &ec_key()), now()).await,
+        rejection(&verifier, &signed_by(None, &ec_key()), now()).await,
         TokenError::Signature
     );
 }
 
 #[tokio::test]
-async fn two_keys_may_have_one_id() {
+async fn two_keys_can_have_the_same_id() {
     let key = ec_key();
     let issuer = Issuer::start(&[rsa_jwk("k"), ec_jwk("k", &key)]).await;
     let verifier = issuer.verifier();
@@ -202,7 +202,7 @@ async fn two_keys_may_have_one_id() {
 }
 
 #[tokio::test]
-async fn keys_not_meant_for_this_are_not_used() {
+async fn keys_for_other_uses_are_ignored() {
     let secret = [7; 32];
     let ec = ec_key();
     let ed = Ed25519KeyPair::generate().unwrap();
@@ -313,16 +313,16 @@ async fn keys_not_meant_for_this_are_not_used() {
         ),
         (json!("nonsense"), &es256, false),
     ] {
-        // One key nobody asks for stands beside it: a set is read key by key.
+        // The set also has a malformed key and an unused one, because each key is parsed separately.
         let issuer =
             Issuer::start(&[json!({"kty": 7}), jwk.clone(), ec_jwk("other", &ec_key())]).await;
-        let judged = issuer.verifier().verify(token, now()).await;
-        assert_eq!(judged.is_ok(), accepted, "{jwk}: {judged:?}");
+        let result = issuer.verifier().verify(token, now()).await;
+        assert_eq!(result.is_ok(), accepted, "{jwk}: {result:?}");
     }
 }
 
 #[tokio::test]
-async fn an_unknown_id_fetches_again_but_not_all_the_time() {
+async fn unknown_key_id_causes_a_fetch_every_30_s_at_most() {
     let (old, new) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("old", &old)]).await;
     let verifier = issuer.verifier();
@@ -330,45 +330,45 @@ async fn an_unknown_id_fetches_again_but_not_all_the_time() {
     issuer.serve(&[ec_jwk("new", &new)]);
     let rotated = signed_by(Some("new"), &new);
     assert_eq!(
-        refused(&verifier, &rotated, after(29)).await.to_string(),
-        "no key with its id \"new\""
+        rejection(&verifier, &rotated, after(29)).await.to_string(),
+        "its key ID is unknown: \"new\""
     );
     assert_eq!(issuer.requests(), 1);
     assert!(verifier.verify(&rotated, after(30)).await.is_ok());
     assert_eq!(issuer.requests(), 2);
-    // The old key went with the old set.
+    // The new set does not have the old key.
     for _ in 0..5 {
         assert!(matches!(
-            refused(&verifier, &signed_by(Some("old"), &old), after(59)).await,
+            rejection(&verifier, &signed_by(Some("old"), &old), after(59)).await,
             TokenError::UnknownKey(_)
         ));
     }
     assert_eq!(issuer.requests(), 2);
-    let _ = refused(&verifier, &signed_by(Some("old"), &old), after(60)).await;
+    let _ = rejection(&verifier, &signed_by(Some("old"), &old), after(60)).await;
     assert_eq!(issuer.requests(), 3);
-    // A clock that was set back makes nobody wait for it.
-    let _ = refused(&verifier, &signed_by(Some("old"), &old), after(-1000)).await;
+    // Nothing waits until a clock that was set back has caught up.
+    let _ = rejection(&verifier, &signed_by(Some("old"), &old), after(-1000)).await;
     assert_eq!(issuer.requests(), 4);
 }
 
 #[tokio::test]
-async fn many_at_once_fetch_once() {
+async fn concurrent_verifications_share_one_fetch() {
     let key = ec_key();
     let issuer = Issuer::start(&[ec_jwk("k", &key)]).await;
     let verifier = issuer.verifier();
     let token = signed_by(Some("k"), &key);
-    let judged = (0..50).map(|_| {
+    let verifications = (0..50).map(|_| {
         let (verifier, token) = (verifier.clone(), token.clone());
         tokio::spawn(async move { verifier.verify(&token, now()).await.is_ok() })
     });
-    for outcome in judged.collect::<Vec<_>>() {
+    for outcome in verifications.collect::<Vec<_>>() {
         assert!(outcome.await.unwrap());
     }
     assert_eq!(issuer.requests(), 1);
 }
 
 #[tokio::test]
-async fn a_fetch_survives_the_caller_that_began_it() {
+async fn fetch_continues_when_its_caller_is_dropped() {
     let key = ec_key();
     let issuer = Issuer::start(&[ec_jwk("k", &key)]).await;
     let verifier = issuer.verifier();
@@ -384,16 +384,16 @@ async fn a_fetch_survives_the_caller_that_began_it() {
     assert_eq!(issuer.requests(), 1);
 }
 
-/// What a verification returns that must not wait for anything.
+/// Verifies a token, which must not wait for the issuer.
 fn immediately(verifier: &TokenVerifier, token: &str, at: Timestamp) -> Result<Claims, TokenError> {
     verifier
         .verify(token, at)
         .now_or_never()
-        .expect("the verification does not wait for the issuer")
+        .expect("a verification that does not wait for the issuer")
 }
 
 #[tokio::test]
-async fn an_outdated_set_is_fetched_again() {
+async fn outdated_set_is_fetched_again() {
     let (kept, withdrawn) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("kept", &kept), ec_jwk("withdrawn", &withdrawn)]).await;
     let verifier = issuer.verifier();
@@ -403,7 +403,7 @@ async fn an_outdated_set_is_fetched_again() {
     verifier.refresh(after(599)).await;
     assert!(verifier.verify(&token, after(599)).await.is_ok());
     assert_eq!(issuer.requests(), 1);
-    // As the server does it every 30 s, so that no idle hour keeps a withdrawn key.
+    // The server does this every 30 s, so that a withdrawn key is removed even without requests.
     verifier.refresh(after(600)).await;
     assert_eq!(issuer.requests(), 2);
     assert!(matches!(
@@ -415,7 +415,7 @@ async fn an_outdated_set_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_request_refreshes_an_outdated_set_in_the_background() {
+async fn request_refreshes_an_outdated_set_in_the_background() {
     let (kept, withdrawn) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("kept", &kept), ec_jwk("withdrawn", &withdrawn)]).await;
     let verifier = issuer.verifier();
@@ -432,7 +432,7 @@ async fn a_request_refreshes_an_outdated_set_in_the_background() {
 }
 
 #[tokio::test]
-async fn a_known_key_never_waits_for_a_hanging_issuer() {
+async fn known_key_never_waits_for_a_hanging_issuer() {
     let key = ec_key();
     let issuer = Issuer::start(&[ec_jwk("k", &key)]).await;
     let verifier = issuer.verifier();
@@ -448,7 +448,7 @@ async fn a_known_key_never_waits_for_a_hanging_issuer() {
         }
         issuer.receives(2).await;
     }
-    // Also while other requests wait for unknown keys.
+    // Not even while other requests wait for unknown keys.
     let unknown = signed_by(Some("unknown"), &ec_key());
     let waiting: Vec<_> = (0..20)
         .map(|_| verifier.verify(&unknown, after(80_001)).now_or_never())
@@ -462,7 +462,7 @@ async fn a_known_key_never_waits_for_a_hanging_issuer() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_joins_the_fetch_in_the_background() {
+async fn unknown_key_id_joins_the_background_fetch() {
     let (old, new) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("old", &old)]).await;
     let verifier = issuer.verifier();
@@ -485,14 +485,14 @@ async fn an_unknown_id_joins_the_fetch_in_the_background() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_waits_for_a_hanging_issuer_only_once() {
+async fn unknown_key_id_waits_for_a_hanging_issuer_only_once() {
     let issuer = Issuer::start(&[ec_jwk("k", &ec_key())]).await;
     let verifier = issuer.verifier();
     verifier.warm_up(now()).await.unwrap();
     issuer.hang(true);
     let unknown = signed_by(Some("unknown"), &ec_key());
     assert!(matches!(
-        refused(&verifier, &unknown, after(30)).await,
+        rejection(&verifier, &unknown, after(30)).await,
         TokenError::UnknownKey(_)
     ));
     assert_eq!(issuer.requests(), 2);
@@ -507,12 +507,12 @@ async fn an_unknown_id_waits_for_a_hanging_issuer_only_once() {
     }
     assert_eq!(issuer.requests(), 2);
     issuer.hang(false);
-    let _ = refused(&verifier, &unknown, after(60)).await;
+    let _ = rejection(&verifier, &unknown, after(60)).await;
     assert_eq!(issuer.requests(), 3);
 }
 
 #[tokio::test]
-async fn the_old_set_stays_when_a_fetch_fails() {
+async fn current_set_stays_when_a_fetch_fails() {
     let key = ec_key();
     let issuer = Issuer::start(&[ec_jwk("k", &key)]).await;
     let verifier = issuer.verifier();
@@ -535,7 +535,7 @@ async fn the_old_set_stays_when_a_fetch_fails() {
             format!("{{\"keys\":[],\"filler\":\"{}\"}}", "f".repeat(BODY_MAX)),
         ),
     ] {
-        issuer.say(status, headers, &body);
+        issuer.respond_with(status, headers, &body);
         let before = issuer.requests();
         verifier.refresh(after(at)).await;
         assert!(
@@ -559,23 +559,23 @@ async fn the_old_set_stays_when_a_fetch_fails() {
     issuer.serve(&[]);
     verifier.refresh(after(at)).await;
     assert!(matches!(
-        refused(&verifier, &signed_by(Some("k"), &key), after(at)).await,
+        rejection(&verifier, &signed_by(Some("k"), &key), after(at)).await,
         TokenError::UnknownKey(_)
     ));
 }
 
 #[tokio::test]
-async fn before_the_first_fetch_nobody_can_tell() {
+async fn keys_are_unavailable_before_the_first_fetch() {
     let key = ec_key();
     let issuer = Issuer::start(&[]).await;
-    issuer.say("503 Service Unavailable", "", "");
+    issuer.respond_with("503 Service Unavailable", "", "");
     let verifier = issuer.verifier();
     let token = signed_by(Some("k"), &key);
     assert_eq!(
         verifier.warm_up(now()).await,
         Err(TokenError::KeysUnavailable)
     );
-    let error = refused(&verifier, &token, after(1)).await;
+    let error = rejection(&verifier, &token, after(1)).await;
     assert!(error.is_unavailable());
     assert_eq!(issuer.requests(), 1);
     issuer.serve(&[ec_jwk("k", &key)]);
@@ -583,22 +583,22 @@ async fn before_the_first_fetch_nobody_can_tell() {
 }
 
 #[tokio::test]
-async fn rubbish_costs_no_fetch() {
+async fn malformed_token_causes_no_fetch() {
     let issuer = Issuer::start(&[]).await;
     let verifier = issuer.verifier();
     assert_eq!(
-        refused(&verifier, "a.b.c", now()).await,
+        rejection(&verifier, "a.b.c", now()).await,
         TokenError::Malformed
     );
     assert_eq!(
-        refused(&verifier, &"a".repeat(9000), now()).await,
+        rejection(&verifier, &"a".repeat(9000), now()).await,
         TokenError::TooLarge
     );
     assert_eq!(issuer.requests(), 0);
 }
 
 #[test]
-fn addresses() {
+fn jwks_url_must_be_https_or_local() {
     for (text, accepted) in [
         ("https://issuer.example/.well-known/jwks.json", true),
         ("http://localhost:8080/jwks", true),

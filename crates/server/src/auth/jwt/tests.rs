@@ -1,4 +1,4 @@
-//! Which tokens are refused, and why. Keys are made when the tests run.
+//! Tests of management tokens. The keys are created when the tests run.
 
 use std::{fs, sync::LazyLock};
 
@@ -22,11 +22,11 @@ use serde_json::json;
 use super::*;
 use crate::config::PublicKeyFile;
 
-/// One RSA key for all tests: they are slow to make.
+/// One RSA key for all tests, because creating one is slow.
 pub(in crate::auth) static RSA: LazyLock<RsaKeyPair> =
     LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
-/// The time it is in the tests.
+/// The current time of the tests.
 pub(in crate::auth) fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -48,7 +48,7 @@ pub(in crate::auth) fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A token of these parts, signed by `sign` whatever the header says.
+/// Returns a token of these parts, signed by `sign` whatever `alg` is.
 pub(in crate::auth) fn token(
     header: &Value,
     claims: &Value,
@@ -108,15 +108,15 @@ fn claims() -> Value {
     json!({"sub": "ann", "account_id": "acme", "exp": now().as_second() + 60})
 }
 
-/// The claims with one of them changed; `null` takes it out.
+/// Returns the claims with one of them changed.
 fn with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     claims[name] = value;
     claims
 }
 
-/// The outcome of an HS256 token with these claims.
-async fn judged_by(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
+/// Verifies an HS256 token with these claims.
+async fn verified_with(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
     let header = json!({"alg": "HS256", "typ": "JWT"});
     let token = token(&header, claims, sign_hs256(secret().expose().as_bytes()));
     TokenVerifier::hs256(&secret(), rules)
@@ -125,12 +125,12 @@ async fn judged_by(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenErr
         .await
 }
 
-async fn judged(claims: &Value) -> Result<Claims, TokenError> {
-    judged_by(rules(), claims).await
+async fn verified(claims: &Value) -> Result<Claims, TokenError> {
+    verified_with(rules(), claims).await
 }
 
 #[tokio::test]
-async fn a_valid_token_says_who_it_is() {
+async fn valid_token_returns_its_claims() {
     let expires_at = Timestamp::from_second(now().as_second() + 60).unwrap();
     let expected = Claims {
         subject: "ann".to_owned(),
@@ -138,19 +138,19 @@ async fn a_valid_token_says_who_it_is() {
         roles: vec!["operator".to_owned()],
         expires_at,
     };
-    let claims = judged(&with("roles", json!(["operator"]))).await.unwrap();
+    let claims = verified(&with("roles", json!(["operator"]))).await.unwrap();
     assert_eq!(claims, expected);
     assert!(claims.has_role("operator") && !claims.has_role("service"));
 }
 
 #[tokio::test]
-async fn claims_that_are_refused() {
+async fn invalid_claims_are_rejected() {
     let at = now().as_second();
     for (name, value, expected) in [
         ("exp", json!(null), TokenError::Claim("exp")),
         ("exp", json!("1900000000"), TokenError::Claim("exp")),
         ("exp", json!(-1), TokenError::Claim("exp")),
-        // Milliseconds: a token of that kind would never end.
+        // Milliseconds: as seconds, they would be thousands of years away.
         ("exp", json!((at + 60) * 1000), TokenError::Claim("exp")),
         ("exp", json!(1e300), TokenError::Claim("exp")),
         ("exp", json!(at - 30), TokenError::Expired),
@@ -162,13 +162,13 @@ async fn claims_that_are_refused() {
         ("sub", json!(7), TokenError::Claim("sub")),
         ("sub", json!("a\nb"), TokenError::Claim("sub")),
         ("sub", json!("a".repeat(256)), TokenError::Claim("sub")),
-        // Meant for somebody, and nobody has told us that we are that one (RFC 7519, section 4.1.3).
+        // No audience is configured (RFC 7519, section 4.1.3).
         ("aud", json!("another"), TokenError::Audience),
         ("aud", json!(["another"]), TokenError::Audience),
         ("aud", json!(7), TokenError::Audience),
     ] {
         assert_eq!(
-            judged(&with(name, value.clone())).await.unwrap_err(),
+            verified(&with(name, value.clone())).await.unwrap_err(),
             expected,
             "{name} {value}"
         );
@@ -176,7 +176,7 @@ async fn claims_that_are_refused() {
 }
 
 #[tokio::test]
-async fn claims_that_are_accepted() {
+async fn valid_claims_are_accepted() {
     let at = now().as_second();
     for (name, value) in [
         ("exp", json!(at - 29)),
@@ -184,12 +184,12 @@ async fn claims_that_are_accepted() {
         ("nbf", json!(at + 30)),
         ("nbf", json!(null)),
         ("iat", json!(at + 1000)),
-        ("iss", json!("whoever")),
+        ("iss", json!("any issuer")),
         ("aud", json!(null)),
         ("sub", json!("a".repeat(255))),
     ] {
         assert!(
-            judged(&with(name, value.clone())).await.is_ok(),
+            verified(&with(name, value.clone())).await.is_ok(),
             "{name} {value}"
         );
     }
@@ -244,7 +244,7 @@ async fn issuer_and_audience_are_required_when_configured() {
         claims["iss"] = issuer.clone();
         claims["aud"] = audience.clone();
         assert_eq!(
-            judged_by(rules.clone(), &claims).await.err(),
+            verified_with(rules.clone(), &claims).await.err(),
             expected,
             "{issuer} {audience}"
         );
@@ -269,7 +269,7 @@ async fn account_claim_is_a_string_or_an_integer() {
         (json!("a b"), Err(ClaimFault::Form)),
         (json!("a".repeat(129)), Err(ClaimFault::Form)),
     ] {
-        let account = judged(&with("account_id", claim.clone()))
+        let account = verified(&with("account_id", claim.clone()))
             .await
             .unwrap()
             .account;
@@ -284,12 +284,15 @@ async fn account_claim_is_a_string_or_an_integer() {
         ..rules()
     };
     assert_eq!(
-        judged_by(rules.clone(), &claims()).await.unwrap().account,
+        verified_with(rules.clone(), &claims())
+            .await
+            .unwrap()
+            .account,
         Err(ClaimFault::Missing),
         "no fallback"
     );
     assert_eq!(
-        judged_by(rules, &with("org", json!("b")))
+        verified_with(rules, &with("org", json!("b")))
             .await
             .unwrap()
             .account
@@ -323,7 +326,7 @@ fn claim_is_found_by_name_or_path() {
         ("/realm_access/a.b", Some(json!("dotted"))),
         ("realm_access.a.b", None),
         ("https://example.com/account", Some(json!("url"))),
-        // A name of its own comes first.
+        // A claim with this name takes precedence over a path.
         ("shop.id", Some(json!("literal"))),
         ("/shop/id", Some(json!("nested"))),
         ("/shop/list/1/id", Some(json!("second"))),
@@ -358,10 +361,9 @@ async fn nested_account_and_roles_are_read() {
             roles_claim: Some(roles.into()),
             ..rules()
         };
-        let read = judged_by(rules.clone(), &claims).await.unwrap();
+        let read = verified_with(rules.clone(), &claims).await.unwrap();
         assert_eq!(read.account.as_ref().map(AccountId::as_str), Ok("42"));
         assert_eq!(read.roles, ["operator"]);
-        // A token that is created here is accepted here.
         let new = NewToken {
             subject: "ann".to_owned(),
             account: Some("acme".parse().unwrap()),
@@ -382,14 +384,14 @@ async fn nested_account_and_roles_are_read() {
 }
 
 #[tokio::test]
-async fn issuer_that_is_no_string_is_rejected() {
+async fn issuer_that_is_not_a_string_is_rejected() {
     let configured = ClaimRules {
         issuer: Some("https://i.example".into()),
         ..rules()
     };
     for issuer in [json!(["https://i.example"]), json!([]), json!({}), json!(7)] {
         for rules in [rules(), configured.clone()] {
-            let error = judged_by(rules, &with("iss", issuer.clone()))
+            let error = verified_with(rules, &with("iss", issuer.clone()))
                 .await
                 .unwrap_err();
             assert!(
@@ -399,7 +401,7 @@ async fn issuer_that_is_no_string_is_rejected() {
         }
     }
     assert!(
-        judged_by(configured, &with("iss", json!("https://i.example")))
+        verified_with(configured, &with("iss", json!("https://i.example")))
             .await
             .is_ok()
     );
@@ -445,7 +447,7 @@ async fn roles_are_strings_in_an_array_or_in_one_string() {
         (json!(null), vec![]),
     ] {
         assert_eq!(
-            judged(&with("roles", value.clone())).await.unwrap().roles,
+            verified(&with("roles", value.clone())).await.unwrap().roles,
             expected,
             "{value}"
         );
@@ -455,7 +457,7 @@ async fn roles_are_strings_in_an_array_or_in_one_string() {
         ..rules()
     };
     assert!(
-        judged_by(off, &with("roles", json!(["operator"])))
+        verified_with(off, &with("roles", json!(["operator"])))
             .await
             .unwrap()
             .roles
@@ -464,7 +466,7 @@ async fn roles_are_strings_in_an_array_or_in_one_string() {
 }
 
 #[tokio::test]
-async fn headers_that_are_refused() {
+async fn invalid_headers_are_rejected() {
     let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
     let sign = sign_hs256(secret().expose().as_bytes());
     for (header, expected) in [
@@ -486,11 +488,11 @@ async fn headers_that_are_refused() {
             TokenError::Critical,
         ),
     ] {
-        let refused = verifier
+        let error = verifier
             .verify(&token(&header, &claims(), &sign), now())
             .await
             .unwrap_err();
-        assert_eq!(refused, expected, "{header}");
+        assert_eq!(error, expected, "{header}");
     }
     let unsigned = token(&json!({"alg": "none"}), &claims(), |_| Vec::new());
     assert_eq!(
@@ -505,30 +507,30 @@ async fn headers_that_are_refused() {
 }
 
 #[tokio::test]
-async fn keys_a_token_brings_along_are_ignored() {
+async fn keys_in_the_token_header_are_ignored() {
     let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
-    let own = [b'x'; 32];
+    let embedded_key = [b'x'; 32];
     let embedded = json!({
         "alg": "HS256",
         "jku": "https://evil.example/jwks",
         "x5u": "https://evil.example/x5u",
-        "jwk": {"kty": "oct", "k": base64url(own)},
+        "jwk": {"kty": "oct", "k": base64url(embedded_key)},
     });
-    let forged = token(&embedded, &claims(), sign_hs256(&own));
+    let forged = token(&embedded, &claims(), sign_hs256(&embedded_key));
     assert_eq!(
         verifier.verify(&forged, now()).await.unwrap_err(),
         TokenError::Signature
     );
-    let honest = token(
+    let valid = token(
         &embedded,
         &claims(),
         sign_hs256(secret().expose().as_bytes()),
     );
-    assert!(verifier.verify(&honest, now()).await.is_ok());
+    assert!(verifier.verify(&valid, now()).await.is_ok());
 }
 
 #[tokio::test]
-async fn texts_that_are_no_tokens() {
+async fn malformed_and_forged_tokens_are_rejected() {
     let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
     let good = token(
         &json!({"alg": "HS256"}),
@@ -558,19 +560,19 @@ async fn texts_that_are_no_tokens() {
         );
     }
     assert!(verifier.verify(&good, now()).await.is_ok());
-    let no_object = token(
+    let array = token(
         &json!({"alg": "HS256"}),
         &json!([1]),
         sign_hs256(secret().expose().as_bytes()),
     );
     assert_eq!(
-        verifier.verify(&no_object, now()).await.unwrap_err(),
+        verifier.verify(&array, now()).await.unwrap_err(),
         TokenError::Malformed
     );
 }
 
 #[tokio::test]
-async fn a_long_token_is_not_looked_at() {
+async fn long_token_is_rejected() {
     let sized = |size: usize| {
         let filler = with("filler", json!("f".repeat(size)));
         token(
@@ -588,7 +590,7 @@ async fn a_long_token_is_not_looked_at() {
 }
 
 #[tokio::test]
-async fn a_public_key_is_good_for_its_own_algorithms_only() {
+async fn public_key_accepts_only_its_own_algorithms() {
     let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
     let ed = Ed25519KeyPair::generate().unwrap();
@@ -613,23 +615,23 @@ async fn a_public_key_is_good_for_its_own_algorithms_only() {
     let tokens = [
         ("RSA", signed("RS256", &sign_rsa(&RSA_PKCS1_SHA256))),
         ("RSA", signed("PS256", &sign_rsa(&RSA_PSS_SHA256))),
-        ("nobody", signed("RS384", &sign_rsa(&RSA_PKCS1_SHA384))),
+        ("none", signed("RS384", &sign_rsa(&RSA_PKCS1_SHA384))),
         ("P-256", signed("ES256", &sign_ec(&p256))),
         ("P-384", signed("ES384", &sign_ec(&p384))),
-        ("nobody", signed("ES256", &sign_ec(&p384))),
+        ("none", signed("ES256", &sign_ec(&p384))),
         (
             "Ed25519",
             signed("EdDSA", &|message| ed.sign(message).as_ref().to_vec()),
         ),
-        ("nobody", signed("none", &|_| Vec::new())),
+        ("none", signed("none", &|_| Vec::new())),
     ];
     for (key, pem) in &pems {
         let verifier = TokenVerifier::public_key(pem, rules()).unwrap();
         for (signer, token) in &tokens {
             let accepted = verifier.verify(token, now()).await.is_ok();
-            assert_eq!(accepted, key == signer, "{key} judges {token}");
+            assert_eq!(accepted, key == signer, "{key}: {token}");
         }
-        // The confusion: a public key, which everybody has, taken for the secret of an HMAC.
+        // Key confusion: an HS256 token signed with the public key as the secret.
         let point = match *key {
             "RSA" => RSA.public_key().as_ref().to_vec(),
             "P-256" => p256.public_key().as_ref().to_vec(),
@@ -648,7 +650,7 @@ async fn a_public_key_is_good_for_its_own_algorithms_only() {
 }
 
 #[test]
-fn files_that_hold_no_usable_public_key() {
+fn file_without_a_usable_public_key_is_rejected() {
     let private = RSA.as_der().unwrap();
     let weak = base64_weak_rsa();
     for (file, expected) in [
@@ -675,7 +677,7 @@ fn base64_weak_rsa() -> Vec<u8> {
 }
 
 #[test]
-fn secrets_have_a_least_length() {
+fn short_secret_is_rejected() {
     let short = Secret::new("s".repeat(31));
     assert!(matches!(
         TokenVerifier::hs256(&short, rules()).unwrap_err(),
@@ -684,7 +686,7 @@ fn secrets_have_a_least_length() {
 }
 
 #[tokio::test]
-async fn settings_name_the_key_source() {
+async fn verifier_uses_the_configured_key_source() {
     let settings = |source| TokenSettings {
         source,
         issuer: None,
@@ -741,7 +743,7 @@ fn new_token() -> NewToken {
 }
 
 #[tokio::test]
-async fn a_minted_token_is_accepted_until_it_ends() {
+async fn created_token_is_accepted_until_it_expires() {
     let rules = ClaimRules {
         issuer: Some("me".into()),
         audience: Some("us".into()),
@@ -769,7 +771,7 @@ async fn a_minted_token_is_accepted_until_it_ends() {
 }
 
 #[test]
-fn tokens_that_cannot_be_minted() {
+fn invalid_token_is_not_created() {
     let sub_is_account = ClaimRules {
         account_claim: "sub".into(),
         ..rules()
@@ -788,12 +790,12 @@ fn tokens_that_cannot_be_minted() {
         error(&no_roles, &new_token()),
         MintError::NoRolesClaim
     ));
-    let nobody = NewToken {
+    let no_subject = NewToken {
         subject: String::new(),
         ..new_token()
     };
     assert!(matches!(
-        error(&rules(), &nobody),
+        error(&rules(), &no_subject),
         MintError::Refused(TokenError::Claim("sub"))
     ));
     for lifetime in [
@@ -815,7 +817,7 @@ fn tokens_that_cannot_be_minted() {
 }
 
 #[test]
-fn nothing_shows_a_secret() {
+fn debug_output_hides_the_secret() {
     let shown = format!("{:?}", TokenVerifier::hs256(&secret(), rules()).unwrap());
     assert!(!shown.contains("sss"), "{shown}");
 }

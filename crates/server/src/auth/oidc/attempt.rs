@@ -1,7 +1,7 @@
-//! A sign-in under way: what is kept between sending somebody to the provider and their coming back.
+//! Sign-in attempts: the state of a sign-in between the redirect to the provider and the return from it.
 //!
-//! It stays in the browser that began it, and nowhere else: who has its cookie is who was sent. Nothing in it is to be hidden
-//! from that browser, and a change of it only spoils its owner's own sign-in; so it is not sealed.
+//! An attempt is stored only in a cookie of the browser that began it, so only that browser can complete it. The cookie
+//! is not encrypted: it hides nothing from that browser, and changing it only makes that browser's own sign-in fail.
 
 use std::fmt;
 
@@ -13,29 +13,29 @@ use tollkey_service::Random;
 
 use super::super::published::distance;
 
-/// The longest page to go on to, in bytes: a cookie has 4096.
+/// The maximum length of [`Attempt::next`], in bytes: a cookie can have 4096.
 const NEXT_MAX: usize = 2048;
 
-/// A sign-in under way.
+/// A sign-in in progress.
 pub struct Attempt {
-    /// Comes back from the provider with whoever was sent there.
+    /// Returned by the provider in its redirect.
     pub(super) state: Secret,
-    /// Comes back inside the ID token.
+    /// Returned by the provider in the ID token.
     pub(super) nonce: Secret,
-    /// Shows the provider that who exchanges the code is who began (RFC 7636).
+    /// Shows the provider that the code is exchanged by the client that began the sign-in (RFC 7636).
     pub(super) verifier: Secret,
     begun_at: Timestamp,
-    /// Where to go on afterwards.
+    /// The page to open after the sign-in; may be empty.
     pub next: String,
-    /// The session that the browser had, which ends with this sign-in: its cookie does not come back from another site.
+    /// The browser's session, which this sign-in ends. Its cookie is not sent with a redirect from another site.
     pub before: Option<Digest>,
 }
 
 impl Attempt {
-    /// How long it takes at most.
+    /// The time within which the sign-in must be completed.
     pub const LASTS: SignedDuration = SignedDuration::from_mins(10);
 
-    /// One that begins now. A page too long to be kept is forgotten.
+    /// Begins an attempt. Drops a `next` that is too long for the cookie.
     pub(super) fn begin(
         next: &str,
         before: Option<Digest>,
@@ -56,7 +56,7 @@ impl Attempt {
         }
     }
 
-    /// As the browser keeps it.
+    /// Returns the value of the cookie.
     #[must_use]
     pub fn to_text(&self) -> Secret {
         let [state, nonce, verifier] =
@@ -71,14 +71,14 @@ impl Attempt {
         ))
     }
 
-    /// What a browser has kept; `None` for what is no attempt.
+    /// Parses the value of a cookie; `None` if it is malformed.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('.').collect();
         let [state, nonce, verifier, begun_at, before, next] = parts.as_slice() else {
             return None;
         };
-        // As long as they were made: nobody signs in with an empty state.
+        // Exactly the length that `begin` creates: an empty `state` must not match an empty parameter.
         let secret = |text: &&str| (text.len() == 64).then(|| Secret::new(*text));
         Some(Self {
             state: secret(state)?,
@@ -96,10 +96,10 @@ impl Attempt {
         })
     }
 
-    /// Whether it is the one that somebody comes back from, in time.
+    /// Returns whether the attempt has this `state` and has not expired.
     #[must_use]
     pub fn is_of(&self, state: &str, now: Timestamp) -> bool {
-        // By digest: how long the comparison takes tells nothing.
+        // Compares hashes, so that the duration of the comparison reveals nothing about the state.
         Digest::of(self.state.expose()) == Digest::of(state)
             && distance(now, self.begun_at) < Self::LASTS
     }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_as_it_was_written() {
+    fn attempt_is_read_as_it_was_written() {
         let cases = [
             ("/dashboard/keys?text=a.b;c%20d&e", None),
             ("/dashboard", Some(Digest::of(""))),
@@ -143,7 +143,7 @@ mod tests {
             let after = Attempt::read(text.expose()).unwrap();
             assert_eq!(after.to_text().expose(), before.to_text().expose());
             assert_eq!((after.next.as_str(), after.before), (next, session));
-            // RFC 6265, section 4.1.1, and nothing that a reader of cookies would decode.
+            // Characters that RFC 6265, section 4.1.1 allows and that cookie parsers do not decode.
             assert!(
                 text.expose()
                     .bytes()
@@ -163,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_attempt_is_none() {
+    fn malformed_attempt_is_rejected() {
         let good = attempt("/dashboard").to_text();
         let good = good.expose();
-        let odd = [
+        let malformed = [
             good.replace(".1000.", ".x."),
             good.replace(".1000..", ".1000.x."),
             format!("{good}.x"),
@@ -176,9 +176,9 @@ mod tests {
             ".....",
             "a.b.c.1000..",
             &good[1..],
-            &odd[0],
-            &odd[1],
-            &odd[2],
+            &malformed[0],
+            &malformed[1],
+            &malformed[2],
         ] {
             assert!(Attempt::read(text).is_none(), "{text}");
         }
@@ -186,15 +186,15 @@ mod tests {
         assert!(Attempt::read(&format!("{not_base64}.=")).is_none());
         assert!(
             Attempt::read(&format!("{not_base64}._w")).is_none(),
-            "no UTF-8"
+            "not UTF-8"
         );
     }
 
     #[test]
-    fn it_is_of_one_state_and_lasts_ten_minutes() {
+    fn attempt_has_one_state_and_expires_after_ten_minutes() {
         let attempt = attempt("");
         let state = attempt.state.expose();
-        for (state, now, is_so) in [
+        for (state, now, matches) in [
             (state, 1000, true),
             (state, 1599, true),
             (state, 1600, false),
@@ -204,7 +204,7 @@ mod tests {
             (&state[1..], 1000, false),
             (attempt.nonce.expose(), 1000, false),
         ] {
-            assert_eq!(attempt.is_of(state, at(now)), is_so, "at {now}");
+            assert_eq!(attempt.is_of(state, at(now)), matches, "at {now}");
         }
         assert_eq!(
             format!("{attempt:?}"),

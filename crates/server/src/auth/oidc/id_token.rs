@@ -1,8 +1,8 @@
-//! ID tokens: their signature, and the claims that this server uses.
+//! Verifies ID tokens: the signature, and the claims that this server uses.
 //!
-//! The crate `openidconnect` selects nothing here and only verifies a signature with a key. Its own reader of ID tokens rejects a token of
-//! which any claim of the standard has another type than it expects, such as `acr` or `phone_number`, and it does not say which. This
-//! server uses few claims, so that only these can make a sign-in fail, and each failure names its claim.
+//! `alg` must be one of the asymmetric algorithms that the provider lists: never `none`, and never an HMAC, whose key
+//! would be the client secret. The crate `openidconnect` only verifies the signature. Its own parser rejects a token if
+//! any standard claim, such as `acr` or `phone_number`, has another type than it expects, without naming the claim.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
@@ -16,17 +16,17 @@ use tollkey_core::Digest;
 
 use super::{super::jwt, Rejection};
 
-/// What an ID token is checked against.
+/// What an ID token is verified against.
 pub(super) struct Expected<'a> {
     pub(super) issuer: &'a str,
     pub(super) client_id: &'a str,
     pub(super) nonce: &'a str,
-    /// The algorithms that the provider names and this server accepts.
+    /// The algorithms that the provider lists and this server accepts.
     pub(super) algorithms: &'a [CoreJwsSigningAlgorithm],
     pub(super) keys: &'a [CoreJsonWebKey],
 }
 
-/// An ID token whose parts could be read. Nothing of it is verified.
+/// A parsed ID token. Nothing of it is verified.
 pub(super) struct IdToken<'a> {
     header: Header,
     claims: Map<String, Value>,
@@ -46,10 +46,10 @@ struct Header {
 }
 
 impl<'a> IdToken<'a> {
-    /// Reads a signed JWT in its compact form.
+    /// Parses a signed JWT in its compact form.
     ///
     /// # Errors
-    /// [`Rejection::Form`] if it is something else.
+    /// [`Rejection::Form`] if it is malformed.
     pub(super) fn parse(text: &'a str) -> Result<Self, Rejection> {
         let mut parts = text.split('.');
         let (Some(header), Some(claims), Some(signature), None) =
@@ -75,8 +75,7 @@ impl<'a> IdToken<'a> {
         })
     }
 
-    /// Returns the claims if the token is from this provider, for this client alone, from this sign-in, signed, and not expired (OpenID
-    /// Connect Core 1.0, section 3.1.3.7).
+    /// Verifies the token by the rules of OpenID Connect Core 1.0, section 3.1.3.7, and returns its claims.
     ///
     /// # Errors
     /// The first rule that the token breaks. [`Rejection::UnknownKey`] may mean that the provider has newer keys.
@@ -100,12 +99,12 @@ impl<'a> IdToken<'a> {
         }
     }
 
-    /// Returns a claim; one that is null counts as absent.
+    /// Returns a claim, or `None` if it is absent or null.
     fn claim(&self, name: &str) -> Option<&Value> {
         self.claims.get(name).filter(|claim| !claim.is_null())
     }
 
-    /// A token for another purpose, a nested or encrypted token, or one with extensions that must be understood, is not accepted.
+    /// Rejects tokens for another purpose, nested or encrypted tokens, and tokens with critical extensions.
     fn check_header(&self) -> Result<(), Rejection> {
         let Header { typ, cty, crit, .. } = &self.header;
         let is_jwt = typ.as_ref().is_none_or(|typ| {
@@ -162,8 +161,8 @@ impl<'a> IdToken<'a> {
         }
     }
 
-    /// Rules 6 to 8: with the one key of the provider that has the token's key ID and is for its algorithm. The provider's metadata, and
-    /// not the token, says which algorithms are possible.
+    /// Rules 6 to 8: with the only key of the provider that has the token's key ID and is for its algorithm. The
+    /// provider's metadata, not the token, determines the accepted algorithms.
     fn check_signature(&self, expected: &Expected<'_>) -> Result<(), Rejection> {
         let algorithm: CoreJwsSigningAlgorithm =
             serde_json::from_value(self.header.alg.clone()).map_err(|_| Rejection::Algorithm)?;
@@ -192,7 +191,7 @@ impl<'a> IdToken<'a> {
             .map_err(|_| Rejection::Signature)
     }
 
-    /// Rules 9 and 10. `iat` is required, and any time.
+    /// Rules 9 and 10. `iat` is required, but can be any time.
     fn check_times(&self, now: Timestamp) -> Result<(), Rejection> {
         let expires_at = jwt::time(&self.claims, "exp")
             .ok()
@@ -208,7 +207,7 @@ impl<'a> IdToken<'a> {
     }
 }
 
-/// Whether the provider has the key for signatures of that algorithm.
+/// Returns whether the key is for signatures with this algorithm.
 fn is_for(key: &CoreJsonWebKey, algorithm: &CoreJwsSigningAlgorithm) -> bool {
     let is_own_algorithm = match key.signing_alg() {
         JsonWebKeyAlgorithm::Algorithm(own) => own == algorithm,
@@ -259,7 +258,7 @@ mod tests {
             Self { pair, keys }
         }
 
-        /// A token of this JSON, signed with the provider's key whatever the header says.
+        /// Returns a token of this JSON, signed with the provider's key whatever `alg` is.
         fn token(&self, header: &Value, claims: &str) -> String {
             let message = format!("{}.{}", encode(header.to_string()), encode(claims));
             let signature = self
@@ -423,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_signed_jwt_is_rejected() {
+    fn malformed_jwt_is_rejected() {
         let provider = Provider::new();
         let good = provider.token(&header(), &claims().to_string());
         let parts: Vec<_> = good.split('.').collect();
