@@ -1,7 +1,8 @@
 //! Filling an empty database with very many keys, for measurements. Not bound to a tenant: the keys are those of many.
 //!
-//! A key put in this way is like any other, but for the audit log, which knows nothing of it: that is why this is not part
-//! of a build unless asked for. Indexes and constraints are those of the real schema, and are there from the beginning.
+//! A key put in this way is like any other, but for the audit log, which knows nothing of it: that is why this is not
+//! part of a build unless asked for. Indexes and constraints are those of the real schema, and are there from the
+//! beginning.
 
 use std::{sync::mpsc::sync_channel, thread};
 

@@ -180,9 +180,9 @@ impl ConnectFailure {
         }
     }
 
-    /// Reads libpq's message. It has a line for each address that was tried, and more lines with hints. One address that
-    /// is known to fail for good means that waiting does not help, whatever the others say. A message that is not known
-    /// counts only where no other is.
+    /// Reads libpq's message. It has a line for each address that was tried, and more lines with hints. One address
+    /// that is known to fail for good means that waiting does not help, whatever the others say. A message that is not
+    /// known counts only where no other is.
     fn from_message(message: &str) -> Self {
         let attempts: Vec<&str> = message
             .lines()

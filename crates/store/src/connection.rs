@@ -117,8 +117,8 @@ pub(crate) enum Use {
     Migrate,
 }
 
-/// After so long the answer to a statement is late: the server's own limit has ended it before, and the way back takes no
-/// longer than connecting does.
+/// After so long the answer to a statement is late: the server's own limit has ended it before, and the way back takes
+/// no longer than connecting does.
 const STATEMENT: Duration = Duration::from_secs(8);
 /// After so long a sign of life is late.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
@@ -306,8 +306,8 @@ pub(crate) struct Manager {
     /// Raised when a connection is found broken: the others of that time are most likely broken too, and are
     /// looked at before they are used again.
     epoch: AtomicU64,
-    /// Connections of epochs before this one are not even looked at: one of them did not answer, and to ask one after the
-    /// other would take as long with each.
+    /// Connections of epochs before this one are not even looked at: one of them did not answer, and to ask one after
+    /// the other would take as long with each.
     silent_before: AtomicU64,
 }
 

@@ -1,7 +1,7 @@
 //! Keys as they are bound by what is not in their own rows: their ancestors, and the deletion of their application.
 //!
-//! Every way to read a key goes through [`keys`], so that a status is the effective one wherever it is shown, counted or
-//! authorized. For filters the same rules are conditions of SQL.
+//! Every way to read a key goes through [`keys`], so that a status is the effective one wherever it is shown, counted
+//! or authorized. For filters the same rules are conditions of SQL.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -18,8 +18,8 @@ use crate::{
 /// How many IDs one statement takes.
 const IDS: usize = 500;
 
-/// The keys of these rows, each with its last use, bound to its ancestors and to its application. Reads nothing of those for
-/// keys that have neither.
+/// The keys of these rows, each with its last use, bound to its ancestors and to its application. Reads nothing of
+/// those for keys that have neither.
 pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
     let mut keys: Vec<ApiKey> = rows
         .into_iter()
@@ -93,8 +93,8 @@ pub(crate) fn with_ancestors(
         .collect()
 }
 
-/// Sets when keys were last used. A server of the release before writes that into the rows of the keys: the newer of the
-/// two times counts.
+/// Sets when keys were last used. A server of the release before writes that into the rows of the keys: the newer of
+/// the two times counts.
 fn add_last_use(conn: &mut AnyConnection, keys: &mut [ApiKey]) -> Result<(), Error> {
     for keys in keys.chunks_mut(IDS) {
         let ids: Vec<&[u8]> = keys

@@ -49,8 +49,8 @@ const NO_LIMITS: [(&str, &str); 3] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
-/// Longer than the server takes to detect a deadlock, if that is possible within 2 s: a deadlock is retried, a lock that
-/// is held for too long is not. `deadlock_timeout` itself can be set by superusers only.
+/// Longer than the server takes to detect a deadlock, if that is possible within 2 s: a deadlock is retried, a lock
+/// that is held for too long is not. `deadlock_timeout` itself can be set by superusers only.
 const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, setting::integer + 500))::text \
                             FROM pg_settings WHERE name = 'deadlock_timeout'";
 /// What was reported as done must be done after a crash too: whatever the server's default is now, and whatever it
@@ -172,9 +172,9 @@ pub(crate) fn prepare(
 
 /// Whether two open connections share server sessions, as they do behind a pooler in transaction or statement mode.
 ///
-/// Each connection writes a mark of its own into its session and then reads it back in turn with the other. Without such
-/// a pooler both always find their own mark. The first one reads twice in a row, so that a pooler that takes its server
-/// sessions in turn is noticed too.
+/// Each connection writes a mark of its own into its session and then reads it back in turn with the other. Without
+/// such a pooler both always find their own mark. The first one reads twice in a row, so that a pooler that takes its
+/// server sessions in turn is noticed too.
 pub(crate) fn share_sessions(
     one: &mut PgConnection,
     other: &mut PgConnection,

@@ -110,8 +110,8 @@ impl Store {
     /// Whether the store can be used: it answers, its schema is this version's or a newer one, the role has its rights,
     /// and changes are accepted.
     ///
-    /// Returns within two seconds. Checks at most once a second, one at a time, however many callers there are; a SQLite
-    /// file that is gone or overwritten is noticed in every call. Leaves nothing in the database.
+    /// Returns within two seconds. Checks at most once a second, one at a time, however many callers there are; a
+    /// SQLite file that is gone or overwritten is noticed in every call. Leaves nothing in the database.
     ///
     /// # Errors
     /// [`NotReady`] says why not.

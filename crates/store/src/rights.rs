@@ -105,7 +105,8 @@ struct Elsewhere {
     is_usable: bool,
 }
 
-/// Why the tables are not found, if they exist in a schema that `search_path` does not name or that the role cannot use.
+/// Why the tables are not found, if they exist in a schema that `search_path` does not name or that the role cannot
+/// use.
 pub(crate) fn tables_elsewhere(
     conn: &mut PgConnection,
 ) -> Result<Option<SchemaError>, SchemaError> {

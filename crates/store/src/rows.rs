@@ -130,9 +130,9 @@ impl TryFrom<ApplicationRow> for Application {
 /// Reads select it, inserts write all of it, and [`AccountWriter::save_key`] updates the columns without `skip_update`:
 /// those that a use case changes. `last_used_at` is not among them, because verification writes it at the same time.
 ///
-/// With the digest the table has 26 columns, and diesel is built for tables of 32 (`32-column-tables`). So a column that few
-/// keys use, or that is written more often than the rest of the row, belongs into a table of its own, like `key_last_used`:
-/// keyed by `key_id` and joined where it is read.
+/// With the digest the table has 26 columns, and diesel is built for tables of 32 (`32-column-tables`). So a column
+/// that few keys use, or that is written more often than the rest of the row, belongs into a table of its own, like
+/// `key_last_used`: keyed by `key_id` and joined where it is read.
 ///
 /// [`AccountWriter::save_key`]: crate::AccountWriter::save_key
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]

@@ -3,17 +3,17 @@
 //! SQLite itself says "unable to open database file" whatever the reason; the operating system's error says more, so
 //! [`prepare`] looks at the file first.
 //!
-//! A server whose file is deleted or replaced would go on writing into a file that nothing can open any more, and another
-//! process on the new file would not wait for its leases. So every use of a connection compares device and inode of the
-//! path with those of the file that was opened. A store stays with one file for its whole life: when that file is
-//! restored, the store goes on; when another file has taken its place, the server has to be restarted.
+//! A server whose file is deleted or replaced would go on writing into a file that nothing can open any more, and
+//! another process on the new file would not wait for its leases. So every use of a connection compares device and
+//! inode of the path with those of the file that was opened. A store stays with one file for its whole life: when that
+//! file is restored, the store goes on; when another file has taken its place, the server has to be restarted.
 //!
-//! A copy over the file (`cp backup.db tollkey.db`) keeps the inode. So each change also compares the header in the file
-//! with the last one that was read: see [`Header`]. What SQLite has of the file in its caches and in the write-ahead log
-//! does not fit the copy, so nothing makes such a file good again but a restart.
+//! A copy over the file (`cp backup.db tollkey.db`) keeps the inode. So each change also compares the header in the
+//! file with the last one that was read: see [`Header`]. What SQLite has of the file in its caches and in the
+//! write-ahead log does not fit the copy, so nothing makes such a file good again but a restart.
 //!
-//! The connections to a lost file are never closed. When the last one is, SQLite writes the log into the database file and
-//! deletes the log: the copy would be damaged, and what another process has appended to the log would be lost.
+//! The connections to a lost file are never closed. When the last one is, SQLite writes the log into the database file
+//! and deletes the log: the copy would be damaged, and what another process has appended to the log would be lost.
 
 use std::{
     fs::{self, File},

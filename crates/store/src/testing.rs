@@ -259,7 +259,8 @@ pub struct PgBouncer {
     watchdog: Child,
 }
 
-/// Starts a PgBouncer that listens on a socket in a directory of its own, says where, and stops it when the pipe closes.
+/// Starts a PgBouncer that listens on a socket in a directory of its own, says where, and stops it when the pipe
+/// closes.
 const POOLER: &str = r#"
 trap '' INT TERM HUP
 directory=$(mktemp -d /tmp/tkpb.XXXXXX) || exit 1
@@ -526,8 +527,8 @@ impl Database {
         dump
     }
 
-    /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations. One
-    /// statement after the other, without commands of `psql` or `sqlite3`, so that [`Database::sql`] runs it.
+    /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations.
+    /// One statement after the other, without commands of `psql` or `sqlite3`, so that [`Database::sql`] runs it.
     ///
     /// # Panics
     /// When the database cannot be read, and on PostgreSQL when `pg_dump` is not installed beside its other programs.

@@ -335,7 +335,8 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// The path from the root on, so that an error says where a relative one led. As it is if the working directory is gone.
+/// The path from the root on, so that an error says where a relative one led. As it is if the working directory is
+/// gone.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

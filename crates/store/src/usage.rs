@@ -35,8 +35,8 @@ const COUNTS_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1, value ->> 
 const USES_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1) \
     WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = unhex(value ->> 0))";
 
-/// The statement that adds counts. A count that would not fit stays at the most: an error would hold up those of all other
-/// keys.
+/// The statement that adds counts. A count that would not fit stays at the most: an error would hold up those of all
+/// other keys.
 fn add_counts(rows: &str) -> String {
     format!(
         "INSERT INTO key_usage (key_id, day, outcome, count) {rows} \
@@ -89,8 +89,9 @@ impl Store {
     }
 }
 
-/// The rows of a batch. A map each, because no statement may write a row twice, and because their order is the same for all
-/// replicas, or two flushes could wait for each other's rows. A server of the release before has the same order of counts.
+/// The rows of a batch. A map each, because no statement may write a row twice, and because their order is the same for
+/// all replicas, or two flushes could wait for each other's rows. A server of the release before has the same order of
+/// counts.
 #[derive(Debug, Clone, Default)]
 struct UsageBatch {
     counts: BTreeMap<(KeyId, i32, &'static str), i64>,

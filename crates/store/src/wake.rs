@@ -167,8 +167,8 @@ fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(),
     }
 }
 
-/// Runs statements whose rows nobody wants. Without an answer in time the connection counts as lost. Breaks off when the
-/// listener is dropped.
+/// Runs statements whose rows nobody wants. Without an answer in time the connection counts as lost. Breaks off when
+/// the listener is dropped.
 fn execute(
     connection: &mut Connection,
     stopped: &PipeReader,

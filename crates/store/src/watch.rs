@@ -1,13 +1,14 @@
 //! Ends connections to PostgreSQL whose statement does not end.
 //!
 //! libpq waits for a response without a limit. A thread here checks how long each statement takes and shuts down the
-//! socket of a late one. libpq then sees the end of the stream, the call returns an error, and the pool drops the connection.
+//! socket of a late one. libpq then sees the end of the stream, the call returns an error, and the pool drops the
+//! connection.
 //!
 //! What this is worth: a frozen server process, or a proxy whose far side has died, keeps a thread of the pool waiting
 //! forever otherwise, and soon all of them. Simpler ways do not end that wait. The kernel of such a host goes on
 //! acknowledging, so neither keep-alives nor `tcp_user_timeout` notice; `statement_timeout` is a clock of the server; a
-//! cancel request needs the server to respond; and diesel has no call with a deadline. How the socket of a connection is
-//! found is the business of [`sockets`]: on Linux and over TCP only, so a proxy behind a Unix socket is not noticed.
+//! cancel request needs the server to respond; and diesel has no call with a deadline. How the socket of a connection
+//! is found is the business of [`sockets`]: on Linux and over TCP only, so a proxy behind a Unix socket is not noticed.
 
 use std::{
     collections::BTreeMap,
@@ -117,8 +118,8 @@ impl Connections {
 }
 
 impl Inner {
-    /// Shuts down the late connections. The lock is held, so that no statement ends meanwhile and no mark changes hands.
-    /// Returns the result for each that was not late before.
+    /// Shuts down the late connections. The lock is held, so that no statement ends meanwhile and no mark changes
+    /// hands. Returns the result for each that was not late before.
     fn shut_down_late(&mut self, now: Instant) -> Vec<io::Result<bool>> {
         let mut results = Vec::new();
         for (mark, entry) in &mut self.all {

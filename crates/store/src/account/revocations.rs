@@ -159,8 +159,8 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Notes that what verifiers have cached of the descendants of a key is outdated: they evict all keys of the account,
-    /// because a subscriber, and a server of the release before, does not know which keys those are.
+    /// Notes that what verifiers have cached of the descendants of a key is outdated: they evict all keys of the
+    /// account, because a subscriber, and a server of the release before, does not know which keys those are.
     pub fn descendants_changed(&mut self) {
         let account = self.account.clone();
         self.changed(Changed::Account(account));

@@ -1,10 +1,10 @@
 //! A connection that can be waited for. diesel keeps its socket to itself, so that one can only look again and again:
-//! every 10 ms that cost 0.3 % of a core, and each revocation 5.1 ms from the commit to the wake-up (median; 99 % within
-//! 10.0 ms). Waiting here costs nothing at rest, and the wake-up comes no later than the commit's own answer (99 %
-//! within 0.03 ms of it). `wake::measured` in the tests says how that was measured.
+//! every 10 ms that cost 0.3 % of a core, and each revocation 5.1 ms from the commit to the wake-up (median; 99 %
+//! within 10.0 ms). Waiting here costs nothing at rest, and the wake-up comes no later than the commit's own answer (99
+//! % within 0.03 ms of it). `wake::measured` in the tests says how that was measured.
 //!
-//! It calls the libpq that diesel brings along anyway, with the same parameters, so that TLS, time-outs and the refusal of
-//! standbys are the same.
+//! It calls the libpq that diesel brings along anyway, with the same parameters, so that TLS, time-outs and the refusal
+//! of standbys are the same.
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},

@@ -1,9 +1,9 @@
 //! Finding the socket of one connection among those of the process, to shut it down.
 //!
-//! diesel does not give out the socket of a `PgConnection`, and libpq takes none that was opened by the caller. But libpq
-//! sets `TCP_USER_TIMEOUT` to what the connection's parameters say, and that can be read back from a socket. So each
-//! connection gets a value that no other has, a few milliseconds above the configured one: its [`Mark`]. Nothing outside
-//! of this module depends on what a mark is. It works on Linux and over TCP only.
+//! diesel does not give out the socket of a `PgConnection`, and libpq takes none that was opened by the caller. But
+//! libpq sets `TCP_USER_TIMEOUT` to what the connection's parameters say, and that can be read back from a socket. So
+//! each connection gets a value that no other has, a few milliseconds above the configured one: its [`Mark`]. Nothing
+//! outside of this module depends on what a mark is. It works on Linux and over TCP only.
 
 use std::io;
 
