@@ -145,7 +145,7 @@ impl Store {
                 at: row.at,
             };
             let mut rows = rows.into_iter().filter_map(|(_, _, row)| row).peekable();
-            // Position 0 has no change of its own.
+            // Position 0 is before the first change.
             let joins = after == Position::default()
                 || rows.next().is_some_and(|row| position(&row) == after);
             if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {

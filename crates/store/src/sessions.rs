@@ -19,7 +19,7 @@ use crate::{
 
 /// One step of deleting ended sessions; the same SQL on both backends.
 const PRUNE: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions WHERE ends_at <= $1 LIMIT $2)";
-/// One step of deleting the sessions of an account, a subject, or both.
+/// One step of deleting the sessions of an account, of a subject, of both, or all.
 const END: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions \
                    WHERE (account_id = $1 OR $1 IS NULL) AND (subject = $2 OR $2 IS NULL) LIMIT $3)";
 /// Never moves the time back: a browser's requests run concurrently.
