@@ -17,7 +17,6 @@ use crate::{
     schema::{api_keys, applications},
 };
 
-/// How many rows one transaction writes.
 const OF_TRANSACTION: usize = 100_000;
 /// How many rows one statement writes: SQLite allows 32,766 parameters.
 const OF_STATEMENT: usize = 1_000;

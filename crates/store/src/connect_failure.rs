@@ -135,7 +135,6 @@ const SERVER_TRANSIENT: [&str; 5] = [
     "remaining connection slots",
 ];
 
-/// What to do about some messages of the server.
 const NEXT_STEPS: [(&str, &str); 4] = [
     (
         "authentication failed",

@@ -25,7 +25,7 @@ const PRUNE: &str = "DELETE FROM kept_answers WHERE id IN \
 /// An idempotency record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptAnswer {
-    /// A hash of the caller, the operation and the Idempotency-Key.
+    /// A hash of the account, caller, mode, method, path and Idempotency-Key.
     pub id: [u8; 32],
     /// A hash of the request's body.
     pub fingerprint: [u8; 32],

@@ -96,8 +96,7 @@ pub(crate) fn raise_counter(
 }
 
 /// PostgreSQL: one statement. The share lock waits for a revoking transaction between its UPDATE and its commit and
-/// then sees the new counter. Without it, a verifier without a row could register while that transaction commits
-/// unnoticed.
+/// then sees the new counter. Without it, a new verifier could register without noticing that transaction.
 ///
 /// `renewals` starts at a random number: a row that was deleted and inserted again must not look unchanged to a replica
 /// that is about to remove the verifier.
@@ -118,7 +117,8 @@ impl Store {
     pub async fn changes_after(&self, after: Position, limit: u32) -> Result<ChangeLog, Error> {
         self.lease_read(move |conn| {
             // One statement is one snapshot. The first row is the change at `after` itself, which tells whether the log
-            // still reaches back to it. Without any change from there on, the only row has no change.
+            // still reaches back to it. If there is no change from there on, the query returns one row without a
+            // change.
             let rows: Vec<(i64, i64, Option<ChangeRow>)> = change_counter::table
                 .left_join(changes::table.on(changes::seq.ge(after.seq.0)))
                 .order(changes::seq.asc())

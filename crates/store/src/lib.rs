@@ -1,9 +1,8 @@
 //! Tollkey's storage: diesel over SQLite and PostgreSQL.
 //!
-//! A [`Store`] is opened from a URL. [`Store::read`] passes a [`Reader`] on one snapshot to a closure,
-//! [`Store::write`] a [`Writer`] on one transaction; both run the closure on the blocking pool. Data of a tenant is
-//! only reachable through [`Reader::account`] and [`Writer::account`], which filter by account. These modules query
-//! across accounts:
+//! A [`Store`] is opened from a URL. [`Store::read`] passes a [`Reader`] on one snapshot to a closure, [`Store::write`]
+//! a [`Writer`] on one transaction; both run the closure on the blocking pool. Data of a tenant is only reachable
+//! through [`Reader::account`] and [`Writer::account`], which filter by account. These modules query across accounts:
 //!
 //! | module | reason |
 //! |---|---|

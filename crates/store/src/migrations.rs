@@ -314,7 +314,6 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     }
 }
 
-/// Returns the versions and names of the migrations of this build.
 fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
     type Named = Vec<(String, String)>;
     fn named<DB: diesel::backend::Backend>(

@@ -55,14 +55,12 @@ pub enum NotReady {
     Late,
 }
 
-/// The result of a check.
 #[derive(Debug)]
 struct Checked {
     at: Instant,
     result: Result<(), NotReady>,
 }
 
-/// The state of readiness checks.
 #[derive(Debug)]
 pub(crate) struct Readiness {
     /// The last check. Locked during a check, so that only one runs.

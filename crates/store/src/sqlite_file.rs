@@ -109,7 +109,6 @@ fn hint(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// The identity of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
     device: u64,
@@ -158,7 +157,6 @@ struct Header {
     change_counter: u32,
 }
 
-/// The content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Empty,
@@ -207,7 +205,6 @@ pub(crate) struct LogFiles {
     index: FileId,
 }
 
-/// The file that a store was opened with.
 #[derive(Debug)]
 pub(crate) struct SqliteFile {
     path: PathBuf,

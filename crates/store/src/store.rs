@@ -641,7 +641,6 @@ impl Store {
             .await
     }
 
-    /// Runs one read statement of a verification.
     pub(crate) async fn verification_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
@@ -650,7 +649,6 @@ impl Store {
             .await
     }
 
-    /// Runs one read statement about a dashboard session.
     pub(crate) async fn session_read<T: Send + 'static>(
         &self,
         owner: Owner,
@@ -668,7 +666,6 @@ impl Store {
         }
     }
 
-    /// Runs one write statement about leases.
     pub(crate) async fn lease_one<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
@@ -719,7 +716,6 @@ impl Store {
         renewed
     }
 
-    /// Runs a small transaction about leases.
     pub(crate) async fn lease_transaction(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
@@ -753,7 +749,6 @@ impl Store {
             .map_or(Ok(()), |RolledBack(result)| result)
     }
 
-    /// Runs a read statement about leases.
     pub(crate) async fn lease_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,

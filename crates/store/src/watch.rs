@@ -36,7 +36,6 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// The watched connections of this process.
 pub(crate) static CONNECTIONS: Connections = Connections::new();
 
-/// Connections and their deadlines.
 #[derive(Debug)]
 pub(crate) struct Connections {
     inner: Mutex<Inner>,

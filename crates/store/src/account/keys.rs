@@ -53,8 +53,8 @@ pub struct KeyFilter<'a> {
     pub status: Option<(Status, Timestamp)>,
     /// `false` for only the keys of disabled applications, `true` for all other keys.
     pub application_enabled: Option<bool>,
-    /// Only keys whose name contains this text (ignoring case; on SQLite only of ASCII letters), or whose last four
-    /// characters or ID it is.
+    /// Only keys with this text in their name (ignoring case; on SQLite only that of ASCII letters), or with these last
+    /// four characters or this ID.
     pub text: Option<&'a str>,
 }
 
