@@ -1,4 +1,4 @@
-//! `embed_migrations!` reads the migrations while compiling; without this cargo would not see them change.
+//! Makes cargo rebuild the crate when a migration changes: `embed_migrations!` reads them at compile time.
 
 fn main() {
     println!("cargo:rerun-if-changed=../../migrations");

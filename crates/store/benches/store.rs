@@ -1,8 +1,8 @@
-//! What verification costs the database: a look-up of a key that is not cached, and writing down usage for each key that
-//! was used since the flush before.
+//! Costs of verification in the database: looking up a key that is not cached, and writing usage for each key that was
+//! used since the previous flush.
 //!
-//! `cargo bench -p tollkey-store`. The database has 100,000 keys and statistics about them. PostgreSQL takes part where
-//! it is installed. Divide the time of a flush by the number of its keys: the quotient should not grow with it.
+//! Run `cargo bench -p tollkey-store`. The database has 100,000 keys and up-to-date statistics. PostgreSQL is included
+//! if it is installed. The time of a flush divided by the number of its keys should not grow with that number.
 
 use std::{cell::Cell, hint::black_box, time::Duration};
 
@@ -14,12 +14,12 @@ use tollkey_core::{
 use tollkey_store::{Store, testing::backends};
 
 const KEYS: u64 = 100_000;
-/// How many keys were used since the flush before.
+/// How many keys were used since the previous flush.
 const ACTIVE: [u64; 2] = [1_000, KEYS];
-/// How many counts one call takes: `tollkey_verifier::usage::BATCH`.
+/// How many counts one call writes: `tollkey_verifier::usage::BATCH`.
 const BATCH: usize = 500;
 
-/// Spread like random IDs, and the same in every run.
+/// Returns IDs that are spread like random ones but the same in every run.
 fn id(number: u64) -> KeyId {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(

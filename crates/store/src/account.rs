@@ -1,4 +1,4 @@
-//! What belongs to one account. Every query here is filtered by it, so that no caller can cross tenants.
+//! Access to the data of one account. Every query filters by the account.
 
 mod applications;
 mod audit;
@@ -46,17 +46,17 @@ impl DerefMut for AccountWriter<'_> {
     }
 }
 
-/// One page of a list, and how many things the whole list has.
+/// One page of a list with the total of all pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paged<T> {
-    /// The things of the page, newest first. Empty past the end.
+    /// The items of the page, newest first. Empty past the end.
     pub items: Vec<T>,
-    /// How many there are on all pages.
+    /// Number of items on all pages.
     pub total: u64,
 }
 
-/// Sets how long each statement of a search can take, until the end of the transaction. SQLite has no such limit, so
-/// searches also examine a bounded number of rows.
+/// Limits each further statement of the transaction to 2 s. SQLite has no such limit, so searches also examine a
+/// bounded number of rows.
 fn bound_search(conn: &mut AnyConnection) -> Result<(), Error> {
     if let AnyConnection::Postgres(conn) = conn {
         conn.batch_execute("SET LOCAL statement_timeout = '2s'")?;
@@ -64,13 +64,13 @@ fn bound_search(conn: &mut AnyConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// The number of rows before a page; pages count from 1.
+/// Returns the number of rows before a page; pages count from 1.
 fn offset(page: u32, limit: u32) -> i64 {
     i64::from(page.saturating_sub(1)) * i64::from(limit)
 }
 
 impl Reader<'_> {
-    /// What belongs to this account.
+    /// Returns a reader of this account's data.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountReader<'a> {
         AccountReader {
             conn: self.conn,
@@ -80,7 +80,7 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// What belongs to this account.
+    /// Returns a writer of this account's data.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountWriter<'a> {
         let (conn, changed) = self.parts();
         AccountWriter {
@@ -91,7 +91,7 @@ impl Writer<'_> {
 }
 
 impl AccountReader<'_> {
-    /// The account. One that nothing was set for has the default operating model.
+    /// Returns the account. Without a stored row it has the default operating model.
     ///
     /// # Errors
     /// [`Error`].
@@ -117,15 +117,15 @@ const SET_MODEL: &str = "INSERT INTO accounts (id, operating_model, updated_at) 
     ON CONFLICT (id) DO UPDATE SET operating_model = excluded.operating_model, updated_at = excluded.updated_at";
 
 impl AccountWriter<'_> {
-    /// Notes, once, that verifiers have to forget something.
+    /// Records that cached data has changed, once.
     fn changed(&mut self, what: Changed) {
         if !self.changed.contains(&what) {
             self.changed.push(what);
         }
     }
 
-    /// Sets how the account does business. Returns whether that is another model than before; verifiers forget its
-    /// keys then.
+    /// Sets the operating model. Returns whether it differs from the previous one; verifiers then evict the keys of the
+    /// account.
     ///
     /// # Errors
     /// [`Error`].
@@ -134,7 +134,7 @@ impl AccountWriter<'_> {
         model: OperatingModel,
         at: Timestamp,
     ) -> Result<bool, Error> {
-        self.lock()?; // or what was read could change before the write
+        self.lock()?; // so that the model cannot change between reading and writing
         if self.get()?.operating_model == model {
             return Ok(false);
         }

@@ -1,6 +1,6 @@
-//! The audit logs of all accounts, in order, for verification by the operator.
+//! Reads the audit logs of all accounts, for verification by the operator.
 //!
-//! Not bound to a tenant: `tollkey audit verify` checks every chain there is.
+//! Not bound to a tenant: `tollkey audit verify` checks the chains of all accounts.
 
 use std::ops::ControlFlow;
 
@@ -17,12 +17,12 @@ use crate::{
     schema::{audit_heads, audit_log},
 };
 
-/// How many entries are in memory at a time.
+/// How many entries are loaded at a time.
 const PAGE: i64 = 500;
 
 impl Reader<'_> {
-    /// Hands every entry, of one account or of all, to `each`, by account and then in the order of the chain, until
-    /// it breaks. An entry that cannot be read is a broken link of its chain.
+    /// Calls `each` for every entry of one account or of all, ordered by account and number, until it breaks. For an
+    /// entry that cannot be read it passes [`ChainError::Broken`].
     ///
     /// # Errors
     /// [`Error`].
@@ -67,7 +67,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Where the chains end, by account, after one of them.
+    /// Returns the ends of at most `limit` chains, ordered by account, after an account.
     ///
     /// # Errors
     /// [`Error`].

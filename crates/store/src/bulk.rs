@@ -1,7 +1,7 @@
-//! Filling an empty database with very many keys, for measurements. Not bound to a tenant: the keys are those of many.
+//! Fills an empty database with many keys, for benchmarks. Not bound to a tenant: the keys belong to many accounts.
 //!
-//! A key put in this way is like any other, but for the audit log, which knows nothing of it: that is why this is not part
-//! of a build unless asked for. Indexes and constraints are those of the real schema, and are there from the beginning.
+//! The tables, indexes and constraints are the real ones, but the audit log gets no entries; so this is behind the
+//! feature `bulk`.
 
 use std::{sync::mpsc::sync_channel, thread};
 
@@ -17,12 +17,10 @@ use crate::{
     schema::{api_keys, applications},
 };
 
-/// How many rows one transaction writes.
 const OF_TRANSACTION: usize = 100_000;
-/// How many rows one statement writes: SQLite takes 32,766 values.
+/// How many rows one statement writes: SQLite allows 32,766 parameters.
 const OF_STATEMENT: usize = 1_000;
 
-/// A key with its digest.
 #[derive(Insertable)]
 #[diesel(table_name = api_keys)]
 struct KeyAndDigest {
@@ -46,7 +44,7 @@ struct Number {
     number: i64,
 }
 
-/// Inserts rows in one transaction. A macro, because the connections and tables have no common type for batches.
+/// Inserts rows in one transaction. A macro, because connections and tables have no common type for batch inserts.
 macro_rules! insert {
     ($conn:expr, $table:expr, $rows:expr) => {
         $conn.transaction(|conn| {
@@ -59,7 +57,7 @@ macro_rules! insert {
 }
 
 impl Store {
-    /// A connection without limits of time. Not for a database in memory, which is its only connection.
+    /// Opens a connection without timeouts. Not for a database in memory, which exists only in its one connection.
     fn unlimited(&self) -> Result<AnyConnection, Error> {
         establish(self.target(), Use::Migrate).map_err(|error| {
             tracing::error!(%error, "cannot connect to the database");
@@ -72,7 +70,7 @@ impl Store {
         u64::try_from(row.number).map_err(|_| Error::corrupt("number"))
     }
 
-    /// Whether there are no keys. Blocks.
+    /// Returns whether the database has no keys. Blocks.
     ///
     /// # Errors
     /// [`Error`].
@@ -83,7 +81,7 @@ impl Store {
         )
     }
 
-    /// How many bytes the database takes. Blocks.
+    /// Returns the size of the database in bytes. Blocks.
     ///
     /// # Errors
     /// [`Error`].
@@ -94,11 +92,11 @@ impl Store {
         })
     }
 
-    /// Writes applications, then keys, and lets the database count what it has. `progress` is told how many keys are
-    /// written. Blocks, for minutes.
+    /// Inserts applications, then keys, and updates the database's statistics. Calls `progress` with the number of keys
+    /// written so far. Blocks for minutes.
     ///
     /// # Errors
-    /// [`Error`]; what was written before stays.
+    /// [`Error`]; rows written before it stay.
     pub fn fill(
         &self,
         applications: impl Iterator<Item = Application>,
@@ -113,8 +111,8 @@ impl Store {
                 AnyConnection::Sqlite(conn) => insert!(conn, applications::table, transaction),
             }?;
         }
-        // Rows are made while the database writes those before.
-        let (sender, made) = sync_channel(1);
+        // Builds rows while the database writes the previous ones.
+        let (sender, transactions) = sync_channel(1);
         thread::scope(|scope| {
             scope.spawn(move || {
                 for transaction in chunks(keys.map(KeyAndDigest::from), OF_TRANSACTION) {
@@ -124,7 +122,7 @@ impl Store {
                 }
             });
             let mut written = 0;
-            for transaction in made {
+            for transaction in transactions {
                 written += transaction.len() as u64;
                 match &mut conn {
                     AnyConnection::Postgres(conn) => insert!(conn, api_keys::table, transaction),
@@ -141,7 +139,7 @@ impl Store {
     }
 }
 
-/// The rows, `size` at a time.
+/// Splits rows into vectors of at most `size`.
 fn chunks<T>(rows: impl IntoIterator<Item = T>, size: usize) -> impl Iterator<Item = Vec<T>> {
     let mut rows = rows.into_iter();
     std::iter::from_fn(move || {

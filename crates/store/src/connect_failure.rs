@@ -1,20 +1,20 @@
-//! Why a connection could not be opened, without anything that libpq quotes of its input.
+//! Why a connection could not be opened.
 //!
-//! diesel passes libpq's message on as one text. The words of the PostgreSQL server are passed on from it; what libpq
-//! itself says is replaced by words of ours, because libpq quotes hosts, values and whole connection strings.
+//! diesel passes on libpq's message as one string. The part from the PostgreSQL server is shown; libpq's own messages
+//! are replaced, because they quote hosts, values and whole connection strings.
 
 use std::fmt;
 
 use diesel::ConnectionError;
 
-/// Why a connection could not be opened.
+/// The reason for which a connection could not be opened. Quotes nothing of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConnectFailure {
     reason: String,
-    /// Whether libpq's message is one that Tollkey knows.
+    /// Whether the tables below have libpq's message.
     is_known: bool,
-    /// Whether the next attempt may succeed without any change to settings or database: the server is starting, or
-    /// cannot be reached yet.
+    /// Whether a later attempt may succeed without a change to settings or database: the server is starting, or cannot
+    /// be reached yet.
     pub(crate) is_transient: bool,
 }
 
@@ -36,12 +36,12 @@ impl From<&ConnectionError> for ConnectFailure {
     }
 }
 
-/// How libpq begins what it says about one address of the server.
+/// The beginning of libpq's message about one address of the server.
 const ATTEMPT: &str = "connection to server ";
-/// What stands between that address and the reason.
+/// The text between that address and the reason.
 const FAILED: &str = " failed: ";
 
-/// What libpq says about servers that may answer later, and what to say instead.
+/// libpq's messages about servers that may become available, and their replacements.
 const TRANSIENT: [(&str, &str); 14] = [
     (
         "could not translate host name",
@@ -83,7 +83,7 @@ const TRANSIENT: [(&str, &str); 14] = [
     ("Broken pipe", "the connection was closed by the server"),
 ];
 
-/// What libpq says about mistakes, and what to say instead.
+/// libpq's messages about wrong settings, and their replacements.
 const PERMANENT: [(&str, &str); 11] = [
     (
         "does not support SSL",
@@ -125,8 +125,8 @@ const PERMANENT: [(&str, &str); 11] = [
     ("Permission denied", "permission denied on its socket"),
 ];
 
-/// What the server says while it starts, stops or is full (SQLSTATE 57P01 to 57P03 and 53300). diesel hands out no
-/// SQLSTATE, so only messages in English are recognized.
+/// Messages of a server that starts, stops or is full (SQLSTATE 57P01 to 57P03 and 53300). diesel does not expose
+/// the SQLSTATE, so only English messages are recognized.
 const SERVER_TRANSIENT: [&str; 5] = [
     "the database system is",
     "terminating connection",
@@ -135,7 +135,6 @@ const SERVER_TRANSIENT: [&str; 5] = [
     "remaining connection slots",
 ];
 
-/// What to do about what the server says.
 const NEXT_STEPS: [(&str, &str); 4] = [
     (
         "authentication failed",
@@ -161,7 +160,7 @@ impl ConnectFailure {
         }
     }
 
-    /// Instead of a message that is not known, because it may quote the URL.
+    /// Used for messages that the tables do not have, which may quote the URL.
     fn unknown() -> Self {
         Self {
             reason: "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; \
@@ -180,9 +179,8 @@ impl ConnectFailure {
         }
     }
 
-    /// Reads libpq's message. It has a line for each address that was tried, and more lines with hints. One address that
-    /// is known to fail for good means that waiting does not help, whatever the others say. A message that is not known
-    /// counts only where no other is.
+    /// Parses libpq's message. It has a line for each address that was tried, and more lines with hints. If one address
+    /// fails permanently, waiting does not help, whatever the others report. Unknown messages only count if all are.
     fn from_message(message: &str) -> Self {
         let attempts: Vec<&str> = message
             .lines()
@@ -203,7 +201,8 @@ impl ConnectFailure {
     }
 
     fn from_line(line: &str) -> Self {
-        // "FATAL:  …" is the server's, also where the severity is translated; libpq never writes two spaces there.
+        // "FATAL:  …" comes from the server, even with a translated severity; libpq itself never writes two spaces
+        // there.
         if let Some((severity, said)) = line.split_once(":  ")
             && !severity.contains(|c: char| c.is_whitespace() || c == '"')
         {
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_may_answer_later_are_transient() {
+    fn unavailable_servers_are_transient_failures() {
         for message in [
             "connection to server at \"canary\" (::1), port 1 failed: Connection refused\n\tIs the server running on \
              that host and accepting TCP/IP connections?\nconnection to server at \"canary\" (127.0.0.1), port 1 \
@@ -256,7 +255,7 @@ mod tests {
             "connection to server at \"canary\" (::1), port 1 failed: Address family not supported by protocol\n",
             "connection to server at \"canary\" (::1), port 1 failed: Network is unreachable\n",
             "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: Resource temporarily unavailable\n",
-            // A message that nobody knows does not outrank one that is known.
+            // An unknown message does not outrank a known one.
             "connection to server at \"canary\" (::1), port 1 failed: canary\nconnection to server at \"canary\" \
              (127.0.0.1), port 1 failed: Connection refused\n",
             "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: No such file or directory\n\tIs the \
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_not_transient_and_the_servers_words_are_passed_on() {
+    fn permanent_failures_show_the_servers_message() {
         for (message, words) in [
             (
                 "connection to server at \"canary\" (::1), port 5432 failed: Connection refused\n\tIs the server \
@@ -314,7 +313,7 @@ mod tests {
                 "connection to server at \"canary\", port 5432 failed: canary\n",
                 "may quote the URL",
             ),
-            // What the URL's own reader rejects first, if it does.
+            // The URL parser may reject these before libpq does.
             (
                 "invalid percent-encoded token: \"canary%zz\"\n",
                 "may quote the URL",

@@ -1,4 +1,4 @@
-//! What can go wrong with the store, and how the database's own errors become that.
+//! Errors of the store, and the classification of the database's errors.
 
 use std::cell::Cell;
 
@@ -7,44 +7,44 @@ use tollkey_core::{Problem, ProblemCode};
 
 use crate::postgres_session::Unsuitable;
 
-/// The store could not do it. Says nothing about tables, hosts or values; the log has the details.
+/// An operation of the store failed. The message contains no tables, hosts or values; the log has the details.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Something of that name, or with that digest, is there already.
-    #[error("there already")]
+    /// A unique value already exists.
+    #[error("already exists")]
     Unique(UniqueViolation),
-    /// What was to be changed is not there, or not in this account.
+    /// The row to change does not exist in this account.
     #[error("not found")]
     NotFound,
-    /// Too much is waiting, or somebody holds a lock for too long. Worth trying again.
+    /// Too many calls wait for a connection, or another transaction holds a lock for too long. Can be retried.
     #[error("the store is busy")]
     Busy,
-    /// The database cannot be reached or cannot write. Whether a commit that ended so has happened is not known.
+    /// The database cannot be reached or cannot write. If a commit fails with this, its outcome is unknown.
     #[error("the store is unavailable")]
     Unavailable,
-    /// What is stored is not what this version writes; the text names the thing.
+    /// Stored data does not have the format of this version. The text names the kind of data.
     #[error("the stored {0} cannot be read")]
     Corrupt(&'static str),
-    /// A mistake of ours.
+    /// A bug in Tollkey.
     #[error("the store failed")]
     Other,
 }
 
-/// What is there already.
+/// The value that already exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UniqueViolation {
-    /// An application of that name in the account.
+    /// The name of an application in the account.
     ApplicationName,
-    /// A key with that digest.
+    /// The hash of a key.
     KeyDigest,
-    /// A service key with that digest.
+    /// The hash of a service key.
     ServiceKeyDigest,
-    /// Something else, an id for instance.
+    /// Another value, for instance an ID.
     Other,
 }
 
 impl Error {
-    /// A stored thing that cannot be read. Logged here, without its value.
+    /// Logs that stored data cannot be read, without its value, and returns the error.
     pub(crate) fn corrupt(what: &'static str) -> Self {
         tracing::error!(what, "stored data cannot be read");
         Self::Corrupt(what)
@@ -52,27 +52,27 @@ impl Error {
 }
 
 thread_local! {
-    /// Whether the database has undone a statement on this thread because of a conflict with another transaction.
-    static CONFLICT: Cell<bool> = const { Cell::new(false) };
-    /// Whether SQLite has found the file damaged in a statement on this thread.
-    static DAMAGE: Cell<bool> = const { Cell::new(false) };
+/// Whether the database aborted a statement on this thread because of a conflict with another transaction.
+static CONFLICT: Cell<bool> = const { Cell::new(false) };
+/// Whether SQLite reported a damaged file on this thread.
+static DAMAGE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the database has undone a statement of this thread since the last call because of a conflict with another
-/// transaction: a deadlock or a serialization failure. The same transaction can then succeed when it is run again.
+/// Returns whether the database aborted a statement of this thread since the last call because of a conflict: a
+/// deadlock or a serialization failure. The transaction can then succeed when it is run again.
 ///
-/// Work on a connection stays on one thread, and what it returns may be an error of a caller's type, which no longer
-/// tells.
+/// A thread local, because the closure of a transaction may convert the error to a type that no longer tells. Work
+/// on a connection stays on one thread.
 pub(crate) fn take_conflict() -> bool {
     CONFLICT.replace(false)
 }
 
-/// Whether SQLite has found the file damaged in a statement of this thread since the last call.
+/// Returns whether SQLite reported a damaged file on this thread since the last call.
 pub(crate) fn take_damage() -> bool {
     DAMAGE.replace(false)
 }
 
-/// The one place where errors of the database are classified and logged.
+/// Classifies and logs the error.
 impl From<Diesel> for Error {
     fn from(error: Diesel) -> Self {
         let classified = classify(&error);
@@ -88,7 +88,7 @@ impl From<Diesel> for Error {
         }
         match &classified {
             Self::Unique(_) => {
-                tracing::debug!(error = %Redacted(&error), "refused by the database")
+                tracing::debug!(error = %Redacted(&error), "unique value already exists")
             }
             Self::Busy => tracing::warn!(error = %Redacted(&error), "the database is busy"),
             _ => tracing::error!(error = %Redacted(&error), "the database failed"),
@@ -99,7 +99,7 @@ impl From<Diesel> for Error {
 
 fn classify(error: &Diesel) -> Error {
     match error {
-        // What may be missing is asked for with `.optional()`: this is a row that has to be there.
+        // Queries for rows that may not exist use `.optional()`: this row must exist.
         Diesel::NotFound => Error::Corrupt("row"),
         Diesel::DatabaseError(kind, info) => match kind {
             DatabaseErrorKind::UniqueViolation => {
@@ -122,7 +122,7 @@ fn classify(error: &Diesel) -> Error {
     }
 }
 
-/// Codes 40001 and 40P01.
+/// Returns whether the error has SQLSTATE 40001 (serialization failure) or 40P01 (deadlock).
 fn is_conflict(error: &Diesel) -> bool {
     match error {
         Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
@@ -133,14 +133,14 @@ fn is_conflict(error: &Diesel) -> bool {
     }
 }
 
-/// What SQLite says about a file that is no database, or no longer a good one (`SQLITE_NOTADB`, `SQLITE_CORRUPT`).
+/// Messages of `SQLITE_NOTADB` and `SQLITE_CORRUPT`.
 const DAMAGE_MESSAGES: [&str; 3] = [
     "database disk image is malformed",
     "file is not a database",
     "malformed database schema",
 ];
 
-/// Whether SQLite has found the file damaged.
+/// Returns whether SQLite reported a damaged file.
 pub(crate) fn is_damage(error: &Diesel) -> bool {
     let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else {
         return false;
@@ -150,8 +150,8 @@ pub(crate) fn is_damage(error: &Diesel) -> bool {
         .any(|text| info.message().contains(text))
 }
 
-/// A prepared statement of this connection that the server does not have, or has from another connection, tells of a
-/// connection pooler that shares server sessions.
+/// Returns whether a prepared statement of this connection is missing on the server or comes from another connection:
+/// a connection pooler shares server sessions.
 fn is_pooled(error: &Diesel) -> bool {
     let Diesel::DatabaseError(_, info) = error else {
         return false;
@@ -174,9 +174,9 @@ fn violated(name: &str) -> UniqueViolation {
     }
 }
 
-/// diesel hands out no error code for these, only the text. PostgreSQL's are in the language of its `lc_messages`, which
-/// a connection sets to English where it may; in another they count as [`Error::Other`], which is as safe and only reads
-/// worse. A lost connection is not told by its text.
+/// Classifies by message, because diesel has no error code for these. PostgreSQL's messages are in the language of
+/// `lc_messages`, which a connection sets to English if its role may. In another language they become [`Error::Other`],
+/// which is safe but less precise. A lost connection is recognized without its message.
 fn by_message(message: &str) -> Error {
     const BUSY: [&str; 6] = [
         "is locked", // SQLite: database, database table, database schema
@@ -194,7 +194,7 @@ fn by_message(message: &str) -> Error {
         "unable to open database",
         "terminating connection",
         "the database system is",
-        // libpq's own, in English everywhere
+        // libpq's own messages, always in English
         "server closed the connection",
         "no connection to the server",
         "could not receive data from server",
@@ -212,7 +212,7 @@ fn by_message(message: &str) -> Error {
     }
 }
 
-/// An error as it may be logged: what the database says, without the `DETAIL` in which PostgreSQL repeats values.
+/// Formats an error for the log, without the `DETAIL` in which PostgreSQL repeats values.
 struct Redacted<'a>(&'a Diesel);
 
 impl std::fmt::Display for Redacted<'_> {
@@ -227,7 +227,6 @@ impl std::fmt::Display for Redacted<'_> {
     }
 }
 
-/// The problem that a caller gets when the store fails.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
@@ -302,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_names_no_table_host_or_value() {
+    fn errors_do_not_show_tables_hosts_or_values() {
         for error in [
             Error::Unique(UniqueViolation::KeyDigest),
             Error::NotFound,

@@ -1,7 +1,7 @@
-//! Kept answers: what was said to a request that may be sent again (Idempotency-Key).
+//! Idempotency records: the responses to requests with an Idempotency-Key, for replay.
 //!
-//! Their id is a hash that covers account and caller, so no caller finds another's. What is kept is sealed before it
-//! comes here.
+//! The ID of a record is a hash that covers account and caller, so a caller cannot find another caller's record.
+//! Responses are encrypted before they are stored.
 
 use diesel::{
     prelude::*,
@@ -18,20 +18,20 @@ use crate::{
     store::STEP,
 };
 
-/// A step of forgetting; the same text on both backends.
+/// One step of deleting old records; the same SQL on both backends.
 const PRUNE: &str = "DELETE FROM kept_answers WHERE id IN \
     (SELECT id FROM kept_answers WHERE created_at <= $1 LIMIT $2)";
 
-/// An answer that is kept.
+/// An idempotency record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptAnswer {
-    /// A hash of the caller, the request's place and its Idempotency-Key.
+    /// A hash of the account, caller, mode, method, path and Idempotency-Key.
     pub id: [u8; 32],
     /// A hash of the request's body.
     pub fingerprint: [u8; 32],
-    /// The answer, sealed.
+    /// The encrypted response.
     pub sealed: Vec<u8>,
-    /// When.
+    /// When the record was created.
     pub created_at: Timestamp,
 }
 
@@ -42,7 +42,7 @@ struct Locked {
 }
 
 impl Reader<'_> {
-    /// The answer with this id, if it was kept after `since`.
+    /// Returns the record with this ID if it was created after `since`.
     ///
     /// # Errors
     /// [`Error`].
@@ -76,8 +76,8 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Reserves an id until the end of the transaction, without waiting: false when another transaction has it.
-    /// SQLite has one transaction that writes at a time.
+    /// Reserves an ID until the end of the transaction, without waiting. Returns `false` if another transaction has
+    /// reserved it. SQLite has only one writer, so this always succeeds there.
     ///
     /// # Errors
     /// [`Error`].
@@ -86,7 +86,7 @@ impl Writer<'_> {
         let AnyConnection::Postgres(conn) = conn else {
             return Ok(true);
         };
-        // The first 64 bits: should two ids ever share them, one request is told to try again, no more.
+        // The first 64 bits: if two IDs share them, one request gets an error and can be retried.
         let [a, b, c, d, e, f, g, h, ..] = *id;
         let number = i64::from_be_bytes([a, b, c, d, e, f, g, h]);
         let row: Locked = sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked")
@@ -95,7 +95,7 @@ impl Writer<'_> {
         Ok(row.locked)
     }
 
-    /// Keeps an answer, instead of an older one with the same id. To be called by who has reserved the id.
+    /// Stores a record and replaces an older one with the same ID. The caller must have reserved the ID.
     ///
     /// # Errors
     /// [`Error`].
@@ -115,7 +115,7 @@ impl Writer<'_> {
 }
 
 impl Store {
-    /// Forgets the answers kept until `until`; returns how many those were.
+    /// Deletes the records created up to `until`; returns their number.
     ///
     /// # Errors
     /// [`Error`].

@@ -1,8 +1,8 @@
 //! The change counter, the log of changes and the leases of verifiers.
 //!
-//! Not bound to a tenant: a verifier remembers keys of all accounts. The rules are those of the project's design
-//! ("revocation without a window"); each statement here is one of them, and changing one needs a model that says it
-//! may be changed.
+//! Not bound to a tenant: a verifier caches keys of all accounts. The statements implement the protocol in
+//! `docs/leases.md` and are checked by `crates/model`. Do not change one without showing in the model that the change
+//! is safe.
 
 use std::time::Duration;
 
@@ -25,18 +25,18 @@ use crate::{
     wake,
 };
 
-/// How many changes are kept. A verifier further behind sees a gap and forgets everything.
+/// How many changes the log keeps. A verifier that lags further behind finds a gap and clears its cache.
 pub const KEPT_CHANGES: i64 = 10_000;
 
-/// How many changes are noted by one statement; PostgreSQL takes at most 65 535 parameters.
+/// How many changes one statement inserts; PostgreSQL allows at most 65,535 parameters.
 const CHANGES_PER_STATEMENT: usize = 1000;
 
 /// A verifier that has not applied a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
-    /// Who.
+    /// The ID of the verifier.
     pub verifier: VerifierId,
-    /// Another number after each renewal of its lease; whether this moves tells whether it lives.
+    /// Changes with each renewal of its lease, so that a crashed verifier can be told from a slow one.
     pub renewals: i64,
 }
 
@@ -49,8 +49,9 @@ struct ChangeRow {
     at: i64,
 }
 
-/// Raises the counter for these changes, made at `at`, and notes them. `None` when there are none. The counter's row
-/// lock, held until the commit, makes the counter the order of the commits, without gaps.
+/// Raises the counter by the number of changes, made at `at`, and inserts them into the log. Returns `None` if there
+/// are no changes. The lock of the counter's row is held until the commit, so the counter has the order of commits,
+/// without gaps.
 pub(crate) fn raise_counter(
     conn: &mut AnyConnection,
     changed: impl ExactSizeIterator<Item = Changed>,
@@ -94,29 +95,30 @@ pub(crate) fn raise_counter(
     Ok(Some(Seq(last)))
 }
 
-/// PostgreSQL: one statement. The share lock waits for a revoker between its UPDATE and its commit and then sees its
-/// counter; without it, a verifier whose row is not there yet could slip in beside that revoker.
+/// PostgreSQL: one statement. The share lock waits for a revoking transaction between its UPDATE and its commit and
+/// then sees the new counter. Without it, a new verifier could register without noticing that transaction.
 ///
-/// Renewals are counted from a random number: a row that was removed and made again must not look like the one that was
-/// silent to somebody else who is about to remove that.
+/// `renewals` starts at a random number: a row that was deleted and inserted again must not look unchanged to a replica
+/// that is about to remove the verifier.
 const RENEW_POSTGRES: &str = "WITH c AS (SELECT seq, at FROM change_counter FOR SHARE) \
     INSERT INTO verifiers (id, applied_seq, renewals) \
     SELECT $1, $2, (random() * 4611686018427387904)::bigint FROM c WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
-/// SQLite: the same under the one write lock. Its `$1` are named parameters, numbered as they first appear.
+/// SQLite: the same under the write lock. SQLite treats `$1` as a named parameter and numbers it by first occurrence.
 const RENEW_SQLITE: &str = "INSERT INTO verifiers (id, applied_seq, renewals) \
     SELECT $1, $2, random() & 4611686018427387903 FROM change_counter WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
 
 impl Store {
-    /// The changes after `after`, at most `limit` of them, and the counter, in one snapshot.
+    /// Returns the changes after `after`, at most `limit`, and the counter, from one snapshot.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn changes_after(&self, after: Position, limit: u32) -> Result<ChangeLog, Error> {
         self.lease_read(move |conn| {
-            // One statement is one snapshot. It begins with the change at `after` itself, to see whether the log goes
-            // on from there; where there is none, one row comes without a change.
+            // One statement is one snapshot. The first row is the change at `after` itself, which tells whether the log
+            // still reaches back to it. If there is no change from there on, the query returns one row without a
+            // change.
             let rows: Vec<(i64, i64, Option<ChangeRow>)> = change_counter::table
                 .left_join(changes::table.on(changes::seq.ge(after.seq.0)))
                 .order(changes::seq.asc())
@@ -143,7 +145,7 @@ impl Store {
                 at: row.at,
             };
             let mut rows = rows.into_iter().filter_map(|(_, _, row)| row).peekable();
-            // No change led to the very beginning.
+            // Position 0 is before the first change.
             let joins = after == Position::default()
                 || rows.next().is_some_and(|row| position(&row) == after);
             if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {
@@ -167,12 +169,13 @@ impl Store {
         .await
     }
 
-    /// Takes or renews a verifier's lease. `evicted` is the position up to which it has finished evicting, `reported`
-    /// what it answers for (with its subscribers, never more than `evicted`). False when the counter is not at
-    /// `evicted`: apply the missing changes and try again. A lease counts from before the call.
+    /// Acquires or renews a verifier's lease. `evicted` is the position up to which it has evicted changed keys,
+    /// `reported` the one up to which its subscribers have too, never more than `evicted`. Returns `false` if the
+    /// counter is not at `evicted`: the verifier has to apply the missing changes first. The lease begins before the
+    /// call.
     ///
     /// # Errors
-    /// [`Error`]; whether the lease was renewed is then unknown, so it was not.
+    /// [`Error`]; it is unknown whether the lease was renewed, so the verifier must assume that it was not.
     pub async fn renew(
         &self,
         verifier: VerifierId,
@@ -195,8 +198,8 @@ impl Store {
         .await
     }
 
-    /// Tells how far a verifier has applied changes, without extending its lease. Nothing happens when its row is
-    /// gone: its next renewal makes one.
+    /// Stores up to which change a verifier is up to date, without extending its lease. Does nothing if its row has
+    /// been removed: its next renewal inserts it again.
     ///
     /// # Errors
     /// [`Error`].
@@ -210,7 +213,7 @@ impl Store {
         .await
     }
 
-    /// Removes a verifier that has stopped answering from memory.
+    /// Removes a verifier that no longer uses its cache.
     ///
     /// # Errors
     /// [`Error`].
@@ -222,7 +225,7 @@ impl Store {
         .await
     }
 
-    /// The other verifiers that have not applied everything up to `seq`.
+    /// Returns the other verifiers that have not applied all changes up to `seq`.
     ///
     /// # Errors
     /// [`Error`].
@@ -247,9 +250,9 @@ impl Store {
         .await
     }
 
-    /// Removes the row of a verifier that has not renewed since it was seen with that number of renewals: it is gone or cut
-    /// off, and its lease has ended. One that has renewed keeps its row, or the next revoker would not wait for it.
-    /// Returns whether the row was removed.
+    /// Removes the row of a verifier that has not renewed its lease since `renewals` was read: it has crashed or is
+    /// partitioned, and its lease has ended. A verifier that has renewed keeps its row, or the next revocation would
+    /// not wait for it. Returns whether the row was removed.
     ///
     /// # Errors
     /// [`Error`].
@@ -270,10 +273,10 @@ impl Store {
         .await
     }
 
-    /// How long a lease lasts. Kept in the database so that replicas cannot disagree.
+    /// Returns the length of a lease. Stored in the database, so that all replicas use the same.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Corrupt`] unless it is 100 ms to a minute.
+    /// [`Error`]; [`Error::Corrupt`] unless it is between 100 ms and 60 s.
     pub async fn lease_length(&self) -> Result<Duration, Error> {
         self.lease_read(|conn| {
             let value: String = settings::table

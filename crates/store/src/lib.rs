@@ -1,20 +1,19 @@
-//! How Tollkey keeps things: diesel over SQLite and PostgreSQL.
+//! Tollkey's storage: diesel over SQLite and PostgreSQL.
 //!
-//! A [`Store`] is opened from a URL. [`Store::read`] gives a [`Reader`] on one snapshot, [`Store::write`] a
-//! [`Writer`] on one transaction; both hop to the blocking pool there and nowhere else. What belongs to a tenant is
-//! reached through [`Reader::account`] and [`Writer::account`] alone, which filter by account, so a query cannot
-//! cross tenants. The exceptions are modules of their own, each saying why:
+//! A [`Store`] is opened from a URL. [`Store::read`] passes a [`Reader`] on one snapshot to a closure, [`Store::write`]
+//! a [`Writer`] on one transaction; both run the closure on the blocking pool. Data of a tenant is only reachable
+//! through [`Reader::account`] and [`Writer::account`], which filter by account. These modules query across accounts:
 //!
-//! | module | asks across accounts because |
+//! | module | reason |
 //! |---|---|
-//! | [`verification`] | a presented key is all that is known |
+//! | [`verification`] | the account is not known before the key is found |
 //! | [`leases`] | verifiers follow the changes of all accounts |
-//! | [`usage`] | counts of all accounts are flushed in one batch |
-//! | [`service_keys`] | they belong to the operator, not to an account |
-//! | [`sessions`] | a browser's cookie is all that is known, and operators belong to no account |
-//! | [`pending_revocations`] | any replica finishes the revocations of all accounts |
+//! | [`usage`] | usage counts of all accounts are written in one batch |
+//! | [`service_keys`] | service keys belong to the operator |
+//! | [`sessions`] | the account is not known before the session is found, and operators have none |
+//! | [`pending_revocations`] | any replica can finish a revocation |
 //! | [`audit_export`] | the operator verifies all chains |
-//! | `bulk` | measurements need keys of many accounts |
+//! | `bulk` | benchmarks need keys of many accounts |
 #![deny(unsafe_code)]
 
 pub mod account;
@@ -62,7 +61,7 @@ pub use url::{BadUrl, DatabaseUrl};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;
 
-// Linked through diesel; naming them pins how they are built (see the workspace manifest). So does `wake` for libpq.
+// Dependencies of diesel, named here to set their build features (see the workspace manifest). `wake` uses libpq.
 use libsqlite3_sys as _;
 #[cfg(feature = "pg-tls")]
 use openssl_sys as _;

@@ -1,7 +1,7 @@
-//! Keys as they are bound by what is not in their own rows: their ancestors, and the deletion of their application.
+//! The effective state of keys: their own row, their ancestors, and the deletion of their application.
 //!
-//! Every way to read a key goes through [`keys`], so that a status is the effective one wherever it is shown, counted or
-//! authorized. For filters the same rules are conditions of SQL.
+//! Every query that returns keys goes through [`keys`], so that a status is the effective one wherever it is shown,
+//! counted or authorized. Filters use the same rules as SQL conditions.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,11 +15,11 @@ use crate::{
     schema::{api_keys, applications, key_ancestors, key_last_used},
 };
 
-/// How many IDs one statement takes.
+/// How many IDs one statement gets.
 const IDS: usize = 500;
 
-/// The keys of these rows, each with its last use, bound to its ancestors and to its application. Reads nothing of those for
-/// keys that have neither.
+/// Converts rows to keys and adds their last use and the effects of their ancestors and their application. Keys without
+/// ancestors or application cost no query for them.
 pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
     let mut keys: Vec<ApiKey> = rows
         .into_iter()
@@ -36,12 +36,12 @@ pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<Ap
     with_ancestors(conn, keys.collect())
 }
 
-/// The keys, each bound to its ancestors.
+/// Applies the effects of ancestors to keys.
 pub(crate) fn with_ancestors(
     conn: &mut AnyConnection,
     keys: Vec<ApiKey>,
 ) -> Result<Vec<ApiKey>, Error> {
-    // Nothing about its ancestors changes what a revoked key is.
+    // The state of a revoked key does not depend on its ancestors.
     let descendants = keys
         .iter()
         .filter(|key| key.created_by.is_some() && key.revoked_at.is_none());
@@ -50,7 +50,7 @@ pub(crate) fn with_ancestors(
         return Ok(keys);
     }
     let mut lineages: HashMap<KeyId, Vec<KeyId>> = HashMap::new();
-    let mut above = BTreeSet::new();
+    let mut ancestor_ids = BTreeSet::new();
     for ids in ids.chunks(IDS) {
         let pairs: Vec<(Vec<u8>, Vec<u8>)> = key_ancestors::table
             .filter(key_ancestors::key_id.eq_any(ids))
@@ -62,12 +62,12 @@ pub(crate) fn with_ancestors(
                 .entry(rows::id(&key)?)
                 .or_default()
                 .push(rows::id(&ancestor)?);
-            above.insert(ancestor);
+            ancestor_ids.insert(ancestor);
         }
     }
-    let above: Vec<Vec<u8>> = above.into_iter().collect();
+    let ancestor_ids: Vec<Vec<u8>> = ancestor_ids.into_iter().collect();
     let mut ancestors: HashMap<KeyId, ApiKey> = HashMap::new();
-    for ids in above.chunks(IDS) {
+    for ids in ancestor_ids.chunks(IDS) {
         let rows: Vec<KeyRow> = api_keys::table
             .filter(api_keys::id.eq_any(ids))
             .select(KeyRow::as_select())
@@ -80,7 +80,7 @@ pub(crate) fn with_ancestors(
     keys.into_iter()
         .map(|key| {
             let lineage = match lineages.get(&key.id) {
-                // Without its ancestors a key would be decided on as if it had none.
+                // Without its ancestors, the key would be authorized as a root key.
                 Some(lineage) if lineage.last() == key.created_by.as_ref() => lineage,
                 None if key.created_by.is_none() || key.revoked_at.is_some() => return Ok(key),
                 _ => return Err(Error::corrupt("lineage")),
@@ -93,8 +93,8 @@ pub(crate) fn with_ancestors(
         .collect()
 }
 
-/// Sets when keys were last used. A server of the release before writes that into the rows of the keys: the newer of the
-/// two times counts.
+/// Sets when keys were last used. Servers of the previous release write that time to the keys' rows, so the later of
+/// the two is used.
 fn add_last_use(conn: &mut AnyConnection, keys: &mut [ApiKey]) -> Result<(), Error> {
     for keys in keys.chunks_mut(IDS) {
         let ids: Vec<&[u8]> = keys
@@ -118,7 +118,7 @@ fn add_last_use(conn: &mut AnyConnection, keys: &mut [ApiKey]) -> Result<(), Err
     Ok(())
 }
 
-/// When those of the keys' applications were deleted that were.
+/// Returns the deletion times of the keys' applications that were deleted.
 fn deleted_applications(
     conn: &mut AnyConnection,
     keys: &[ApiKey],
@@ -144,7 +144,7 @@ fn deleted_applications(
     Ok(deleted)
 }
 
-/// Whether an ancestor of the row of `api_keys`, or its application, revokes it; see [`ApiKey::revocation`].
+/// SQL: whether an ancestor or the application of the row of `api_keys` revokes it; see [`ApiKey::revocation`].
 pub(crate) fn revoked_from_above() -> SqlLiteral<Bool> {
     sql(
         "(EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
@@ -155,7 +155,7 @@ pub(crate) fn revoked_from_above() -> SqlLiteral<Bool> {
     )
 }
 
-/// Whether an ancestor of the row of `api_keys` has expired at `now`; see [`ApiKey::expiration`].
+/// SQL: whether an ancestor of the row of `api_keys` has expired at `now`; see [`ApiKey::expiration`].
 pub(crate) fn expired_from_above(now: Timestamp) -> SqlLiteral<Bool> {
     let now = rows::micros(now);
     sql(&format!(
@@ -165,7 +165,7 @@ pub(crate) fn expired_from_above(now: Timestamp) -> SqlLiteral<Bool> {
     ))
 }
 
-/// Whether an ancestor of the row of `api_keys` is suspended; see [`ApiKey::suspension`].
+/// SQL: whether an ancestor of the row of `api_keys` is suspended; see [`ApiKey::suspension`].
 pub(crate) fn suspended_from_above() -> SqlLiteral<Bool> {
     sql(
         "EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
@@ -173,7 +173,7 @@ pub(crate) fn suspended_from_above() -> SqlLiteral<Bool> {
     )
 }
 
-/// Whether the application of the row of `api_keys` is disabled.
+/// SQL: whether the application of the row of `api_keys` is disabled.
 pub(crate) fn application_disabled() -> SqlLiteral<Bool> {
     sql(
         "EXISTS (SELECT 1 FROM applications WHERE applications.id = api_keys.application_id AND NOT applications.is_enabled)",

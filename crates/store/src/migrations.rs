@@ -1,4 +1,4 @@
-//! The schema: embedded migrations, run under a lock, and the question whether they have been run.
+//! Runs the embedded migrations under a lock, and checks the version of the schema.
 
 use std::{
     collections::hash_map::RandomState,
@@ -22,16 +22,16 @@ use crate::{Error, connection::AnyConnection, rights};
 const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
 
-/// The database's schema is not that of this version, or could not be made so.
+/// The database's schema is not that of this version, or could not be migrated to it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// The database has not seen all migrations.
+    /// Some migrations have not been applied.
     #[error(
         "the database schema is older than this version of Tollkey ({missing} missing); run `tollkey migrate`, or \
          `tollkey serve --migrate`"
     )]
     Older {
-        /// How many migrations it lacks.
+        /// Number of missing migrations.
         missing: usize,
     },
     /// A later version of Tollkey has migrated the database.
@@ -45,9 +45,9 @@ pub enum SchemaError {
          or put options=-csearch_path%3D{schema} into DATABASE_URL"
     )]
     NotInSearchPath {
-        /// Where the tables are.
+        /// The schema with the tables.
         schema: String,
-        /// Where the connection searches.
+        /// The `search_path` of the connection.
         search_path: String,
     },
     /// The role lacks rights.
@@ -57,10 +57,10 @@ pub enum SchemaError {
     Rights {
         /// The role that the connection uses.
         role: String,
-        /// What it lacks, with the tables.
+        /// The missing rights, with their tables.
         missing: String,
     },
-    /// Another process holds the lock that migrations run under.
+    /// Another process holds the migration lock.
     #[error(
         "the database is being migrated by another process, which did not finish within {waited:?}{holder}"
     )]
@@ -70,10 +70,10 @@ pub enum SchemaError {
         /// The process that held the lock last.
         holder: LockHolder,
     },
-    /// A migration failed. Nothing has been kept of it, and on PostgreSQL nothing of those before it in the same run.
+    /// A migration failed and was rolled back, on PostgreSQL together with those before it in the same run.
     #[error("the database could not be migrated: {0}")]
     Failed(String),
-    /// The schema could not be asked for.
+    /// The schema could not be read.
     #[error(transparent)]
     Store(Error),
 }
@@ -84,22 +84,22 @@ impl From<Error> for SchemaError {
     }
 }
 
-/// An arbitrary number of ours: "tollkey" as bytes.
+/// The key of the migration lock: "tollkey" in ASCII.
 const ADVISORY_LOCK: i64 = 0x0074_6f6c_6c6b_6579;
 
 diesel::table! {
-    /// Where diesel notes which migrations were run.
+    /// diesel's table of applied migrations.
     __diesel_schema_migrations (version) {
         version -> Text,
     }
 }
 
-/// How often a process that waits for the lock tries to get it.
+/// The interval between attempts to get the migration lock.
 const TRY_EVERY: Duration = Duration::from_millis(100);
-/// How often it logs what it waits for.
+/// The interval between log messages about waiting for it.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// The PostgreSQL session that holds the lock that migrations run under, as far as this role can see it.
+/// The PostgreSQL session that holds the migration lock, as far as this role can see it.
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
 pub struct LockHolder {
     /// The process ID of the session's backend.
@@ -124,8 +124,8 @@ impl fmt::Display for LockHolder {
     }
 }
 
-/// Runs what is missing, and returns the names of that. Several processes can do so at the same time: the second waits
-/// for the first, at most for `patience`, and finds nothing to do.
+/// Applies the missing migrations and returns their names. Several processes can call it at the same time: on
+/// PostgreSQL others wait for the first, at most for `patience`, and then find nothing to do.
 pub(crate) fn run(
     conn: &mut AnyConnection,
     patience: Duration,
@@ -187,8 +187,8 @@ pub(crate) fn run(
     names(conn, &applied)
 }
 
-/// Gives a SQLite database that has none a random `application_id`, so that a copy of another database over the file is
-/// noticed. No version of Tollkey reads it in another way.
+/// Sets a random `application_id` in a SQLite database that has none, so that another database copied over the file is
+/// detected. No version of Tollkey uses it for anything else.
 fn identify(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     #[derive(QueryableByName)]
     struct Row {
@@ -219,7 +219,7 @@ fn identify(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     .map_err(|error| SchemaError::Store(error.into()))
 }
 
-/// The names of these versions, in the order of the migrations.
+/// Returns the names of these versions, in the order of the migrations.
 fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, SchemaError> {
     let known = known(conn)?.into_iter();
     Ok(known
@@ -228,11 +228,11 @@ fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, Schema
         .collect())
 }
 
-/// Runs what is missing, all in one transaction, and returns their versions; `None` if another process holds
-/// the lock.
+/// Applies the missing migrations in one transaction and returns their versions; `None` if another process holds the
+/// migration lock.
 ///
-/// The lock belongs to the transaction and ends with it. A lock of the session would outlive this process where a
-/// connection pooler keeps the session.
+/// The lock belongs to the transaction. A session lock could outlive this process if a connection pooler keeps the
+/// session.
 fn run_locked(conn: &mut PgConnection) -> Result<Option<Vec<String>>, SchemaError> {
     conn.transaction(|conn| {
         let locked = diesel::select(diesel::dsl::sql::<Bool>(&format!(
@@ -241,8 +241,8 @@ fn run_locked(conn: &mut PgConnection) -> Result<Option<Vec<String>>, SchemaErro
         if !locked.get_result::<bool>(conn)? {
             return Ok(None);
         }
-        // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give up:
-        // nothing is lost, and it can be tried again when the dump is over that holds the table.
+        // While a migration waits for a table lock, later statements queue behind it, including lease renewals. So it
+        // gives up soon, and can be run again when, for instance, a dump no longer holds the table.
         conn.batch_execute("SET LOCAL lock_timeout = 2000")?;
         let applied = conn
             .run_pending_migrations(POSTGRES)
@@ -258,7 +258,7 @@ fn run_locked(conn: &mut PgConnection) -> Result<Option<Vec<String>>, SchemaErro
     })
 }
 
-/// The session that holds the lock. Roles without `pg_read_all_stats` do not see all of another role's session.
+/// Returns the session that holds the lock. Roles without `pg_read_all_stats` see only part of another role's session.
 fn lock_holder(conn: &mut PgConnection) -> Result<LockHolder, SchemaError> {
     let sql = format!(
         "SELECT pg_locks.pid, concat_ws(', ', 'role ' || coalesce(usename::text, '?'), \
@@ -279,7 +279,7 @@ fn lock_holder(conn: &mut PgConnection) -> Result<LockHolder, SchemaError> {
     }))
 }
 
-/// Lets a transaction roll back with a migration's error, whatever type that has.
+/// Rolls back a transaction with the error of a migration, which can have any type.
 struct Failed(String);
 
 impl From<diesel::result::Error> for Failed {
@@ -288,9 +288,8 @@ impl From<diesel::result::Error> for Failed {
     }
 }
 
-/// Compares the migrations that were run with those of this version, without changing anything.
-///
-/// On PostgreSQL this also compares the rights of the role with those that the server needs.
+/// Compares the applied migrations with those of this version and, on PostgreSQL, the rights of the role with those
+/// that the server needs. Changes nothing.
 pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     if let AnyConnection::Postgres(conn) = conn {
         rights::check(conn)?;
@@ -315,7 +314,6 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     }
 }
 
-/// The versions and names of the migrations of this build.
 fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
     type Named = Vec<(String, String)>;
     fn named<DB: diesel::backend::Backend>(
@@ -337,16 +335,16 @@ fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
 }
 
 fn applied(conn: &mut AnyConnection) -> diesel::QueryResult<Vec<String>> {
-    let there = match conn {
+    let exists = match conn {
         AnyConnection::Sqlite(_) => {
             "EXISTS (SELECT 1 FROM sqlite_master WHERE name = '__diesel_schema_migrations')"
         }
         AnyConnection::Postgres(_) => "to_regclass('__diesel_schema_migrations') IS NOT NULL",
     };
-    let there: Option<bool> = diesel::select(diesel::dsl::sql::<Bool>(there))
+    let exists: Option<bool> = diesel::select(diesel::dsl::sql::<Bool>(exists))
         .get_result(conn)
         .optional()?;
-    if there != Some(true) {
+    if exists != Some(true) {
         return Ok(Vec::new());
     }
     __diesel_schema_migrations::table

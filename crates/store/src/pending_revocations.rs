@@ -1,6 +1,6 @@
-//! Which accounts have a revocation that is not recorded on all of its keys yet.
+//! Finds accounts with pending revocations.
 //!
-//! Not bound to a tenant: any replica finishes the revocations of all accounts.
+//! Not bound to a tenant: any replica can finish the revocations of all accounts.
 
 use diesel::prelude::*;
 use tollkey_core::AccountId;
@@ -8,7 +8,7 @@ use tollkey_core::AccountId;
 use crate::{Error, Reader, rows, schema::pending_revocations};
 
 impl Reader<'_> {
-    /// At most `limit` accounts with a pending revocation, behind an account, in the order of their IDs.
+    /// Returns at most `limit` accounts with a pending revocation, after an account, ordered by ID.
     ///
     /// # Errors
     /// [`Error`].

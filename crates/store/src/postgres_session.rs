@@ -1,9 +1,9 @@
-//! What the server relies on in a PostgreSQL session: set on every connection, or checked there.
+//! Sets what the server relies on in a PostgreSQL session, and checks what cannot be set.
 //!
-//! Defaults of the database, of the role and of `postgresql.conf` would otherwise change how statements behave.
-//! [`prepare`] does both in one statement. Left to the operator: `search_path` (the schema check names tables that it
-//! hides), `default_transaction_read_only` (readiness notices it), and `timezone`, `datestyle`, `intervalstyle`, which
-//! nothing depends on, because times are stored as whole microseconds.
+//! Defaults of the database, the role and `postgresql.conf` would otherwise change how statements behave. [`prepare`]
+//! sets and checks in one statement. Left to the operator: `search_path` (the schema check reports hidden tables),
+//! `default_transaction_read_only` (readiness reports it), and `timezone`, `datestyle` and `intervalstyle`, which have
+//! no effect because times are stored as integers in microseconds.
 
 use std::{
     collections::hash_map::RandomState,
@@ -17,69 +17,69 @@ use diesel::{
 
 use crate::connection::Use;
 
-/// Settings of every connection. Names that a version of PostgreSQL does not have are skipped.
+/// Settings of every connection. Those that a version of PostgreSQL does not have are skipped.
 const SETTINGS: [(&str, &str); 8] = [
     // Migrations contain literals with backslashes.
     ("standard_conforming_strings", "on"),
     ("client_encoding", "UTF8"),
-    // A single statement that waited for a lock has to see what the lock's holder committed.
+    // A statement that waited for a lock must see what the lock's holder committed.
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_deferrable", "off"),
-    // A policy makes a statement fail; it does not hide a revoked key.
+    // With a row-level security policy a statement fails, instead of not seeing a revoked key.
     ("row_security", "off"),
     ("transform_null_equals", "off"),
-    // The pool and the listener keep connections that are idle.
+    // The pool and the listener keep idle connections.
     ("idle_session_timeout", "0"),
-    // Each statement has its limit, and migrations have none.
+    // Each statement has a timeout, and migrations need none.
     ("transaction_timeout", "0"),
 ];
 
-/// Limits of all connections but those of migrations, in milliseconds.
+/// Timeouts in milliseconds of all connections except those for migrations.
 ///
-/// Nothing may wait without a limit, and no transaction may hold the change counter's lock longer than a lease (3 s),
-/// because no verifier could renew meanwhile. Where leases are shorter, a process that is frozen while it changes
-/// something costs the others theirs until it is thrown out; they ask the database meanwhile.
+/// No statement may wait without a limit, and no transaction may hold the change counter's lock longer than a lease
+/// (3 s), because no verifier can renew meanwhile. If leases are shorter, a process that is paused during a change
+/// costs other verifiers their leases until the server ends its transaction; until then they query the database.
 const LIMITS: [(&str, &str); 2] = [
     ("statement_timeout", "5000"),
     ("idle_in_transaction_session_timeout", "2000"),
 ];
-/// No limit of ours fits a migration of a large table.
+/// Timeouts of migrations: none, because a migration of a large table can take any time.
 const NO_LIMITS: [(&str, &str); 3] = [
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
-/// Longer than the server takes to detect a deadlock, if that is possible within 2 s: a deadlock is retried, a lock that
-/// is held for too long is not. `deadlock_timeout` itself can be set by superusers only.
+/// Longer than `deadlock_timeout` if possible within 2 s: a deadlock is retried, but not a lock timeout.
+/// `deadlock_timeout` itself can only be set by superusers.
 const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, setting::integer + 500))::text \
                             FROM pg_settings WHERE name = 'deadlock_timeout'";
-/// What was reported as done must be done after a crash too: whatever the server's default is now, and whatever it
-/// becomes while the connection lasts, which a setting of the session outlives.
+/// A reported change must survive a crash, whatever the server's default is now or becomes while the connection is open
+/// (a setting of the session overrides a reloaded one).
 const DURABLE: &str = "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
 
-/// The first statement of each connection, because a default of a few milliseconds would end the others. It is short
-/// enough itself. As a startup parameter (`options`) it would be set earlier, but connection poolers reject that.
+/// The first statement of each connection, because a default of a few milliseconds would end the others; this one is
+/// short enough. The startup parameter `options` would set it earlier, but connection poolers reject that.
 pub(crate) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
 
-/// Errors are told apart by their text, because diesel does not pass on most codes. Only a superuser can set its
-/// language, or a role to which that was granted. The attempt of another role would be an error in the server's log, so
-/// it is made in a block that catches the error.
+/// Sets English messages: errors are classified by their messages, because diesel does not expose most codes. Only
+/// superusers, and roles with that right, can set the language. For other roles the error would be in the server's log,
+/// so the block catches it.
 pub(crate) const ENGLISH: &str =
     "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
 
-/// The oldest server whose SQL the migrations are written in (`CREATE TRIGGER … EXECUTE FUNCTION`).
+/// The oldest version that supports the SQL of the migrations (`CREATE TRIGGER … EXECUTE FUNCTION`).
 const OLDEST_VERSION: i32 = 110_000;
 
-/// How often each of two connections is asked whether it still has its own session.
+/// How many rounds of checks [`share_sessions`] does.
 const ROUNDS: usize = 3;
 
-/// The database server works, but not in a way that Tollkey can rely on.
+/// The database server works, but Tollkey cannot rely on it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsuitable {
     /// PostgreSQL is older than the oldest supported version.
     #[error("the server is PostgreSQL {0}; Tollkey needs PostgreSQL 11 or later")]
     Version(i32),
-    /// The database stores texts in another encoding than UTF-8.
+    /// The database does not store text as UTF-8.
     #[error(
         "the database has the encoding {0}, which cannot hold every name; Tollkey needs UTF8. Create one with `CREATE \
          DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0` and name it in DATABASE_URL"
@@ -133,7 +133,7 @@ impl ServerState {
     }
 }
 
-/// The statement that sets what can be set and returns one row of what has to be checked.
+/// Returns the statement that changes settings and returns one row for the checks.
 pub(crate) fn statement(purpose: Use) -> String {
     let limits: &[_] = if purpose == Use::Migrate {
         &NO_LIMITS
@@ -160,7 +160,7 @@ pub(crate) fn statement(purpose: Use) -> String {
     )
 }
 
-/// Sets and checks what the server relies on.
+/// Changes the settings of a session and checks it.
 pub(crate) fn prepare(
     conn: &mut PgConnection,
     purpose: Use,
@@ -170,25 +170,25 @@ pub(crate) fn prepare(
         .map(ServerState::check)
 }
 
-/// Whether two open connections share server sessions, as they do behind a pooler in transaction or statement mode.
+/// Returns whether two open connections share server sessions, as behind a pooler in transaction or statement mode.
 ///
-/// Each connection writes a mark of its own into its session and then reads it back in turn with the other. Without such
-/// a pooler both always find their own mark. The first one reads twice in a row, so that a pooler that takes its server
-/// sessions in turn is noticed too.
+/// Each connection sets a different mark in its session and then reads it back, in turn with the other. Without such a
+/// pooler both always find their own mark. Each reads twice in a row, to also detect poolers that rotate their server
+/// sessions.
 pub(crate) fn share_sessions(
-    one: &mut PgConnection,
-    other: &mut PgConnection,
+    first: &mut PgConnection,
+    second: &mut PgConnection,
 ) -> diesel::QueryResult<bool> {
     let marks = [(); 2].map(|()| format!("{:016x}", RandomState::new().build_hasher().finish()));
-    let [one_mark, other_mark] = &marks;
-    for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
+    let [first_mark, second_mark] = &marks;
+    for (conn, mark) in [(&mut *first, first_mark), (&mut *second, second_mark)] {
         text(
             conn,
             &format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value"),
         )?;
     }
     for _ in 0..ROUNDS {
-        for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
+        for (conn, mark) in [(&mut *first, first_mark), (&mut *second, second_mark)] {
             for _ in 0..2 {
                 if text(
                     conn,

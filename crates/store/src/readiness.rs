@@ -1,4 +1,4 @@
-//! Whether the store can be used: it answers, its schema fits, and it takes changes.
+//! Readiness: whether the database responds, has the right schema, and accepts changes.
 
 use std::{
     collections::hash_map::RandomState,
@@ -16,21 +16,21 @@ use crate::{
     rights,
 };
 
-/// For how long the result of a check is returned again.
+/// How long the result of a check is reused.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a check may take. Longer than a change that is in the way for a moment, shorter than probes wait.
+/// How long a check may take: longer than a change that holds a lock for a moment, shorter than the timeout of probes.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A change that is written and not kept. The row is never visible to others, and would be that of a verifier that has
-/// applied everything.
+/// A change that is undone in the same transaction. The row is never visible to others, and would be that of a verifier
+/// that is up to date.
 const INSERT: &str =
     "INSERT INTO verifiers (id, applied_seq, renewals) VALUES ($1, 9223372036854775807, 0)";
 const DELETE: &str = "DELETE FROM verifiers WHERE id = $1";
 
-/// A change of this size has to fit into a SQLite file: 64 KiB, more pages than a request changes. One page would fit
-/// into what a larger change that failed has left allocated behind the end of the write-ahead log.
+/// A change of 64 KiB, more than the pages that a request changes, for which a SQLite file must have space. One page
+/// could fit into the space that a larger failed change has left allocated at the end of the write-ahead log.
 const LARGE: &str = "INSERT INTO settings (name, value) VALUES ('readiness', hex(zeroblob(32768)))";
-/// With a cache of one page SQLite writes the pages of a transaction into the log before its end.
+/// With a cache of one page, SQLite writes pages to the log before the end of the transaction.
 const SMALL_CACHE: &str = "PRAGMA cache_size = 1";
 /// SQLite's default.
 const USUAL_CACHE: &str = "PRAGMA cache_size = -2000";
@@ -41,35 +41,33 @@ const LOCK_TIMEOUT: u32 = 1_000;
 /// Why the store cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
-    /// The SQLite file is no longer at its path, or has other content than the store has written.
+    /// The SQLite file is no longer at its path, or another process has changed its content.
     #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
-    /// The schema does not fit, or the role lacks rights.
+    /// The schema has another version, or the role lacks rights.
     #[error(transparent)]
     Schema(SchemaError),
-    /// The store does not answer, or it takes no changes.
+    /// The database does not respond, or accepts no changes.
     #[error("the database accepts no changes: {0}")]
     Changes(Error),
-    /// The check takes too long: the store does not answer, or something holds its write lock.
+    /// The check takes too long: the database does not respond, or another process holds a lock.
     #[error("the database did not accept a change within {LIMIT:?}")]
     Late,
 }
 
-/// A check that was made.
 #[derive(Debug)]
 struct Checked {
     at: Instant,
     result: Result<(), NotReady>,
 }
 
-/// The last check.
 #[derive(Debug)]
 pub(crate) struct Readiness {
-    /// Locked during a check, so that there is one at a time.
+    /// The last check. Locked during a check, so that only one runs.
     last: Arc<Mutex<Option<Checked>>>,
-    /// What was logged last, so that each change is logged once.
+    /// The state that was logged last, so that each change is logged once.
     logged: std::sync::Mutex<Option<NotReady>>,
-    /// The row that this store writes to see whether it can.
+    /// The ID of the row that the probe inserts and deletes.
     row: [u8; 16],
 }
 
@@ -88,7 +86,7 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Logs what is different from before.
+    /// Logs a result that differs from the previous one.
     fn log(&self, result: &Result<(), NotReady>) {
         let now = result.as_ref().err();
         let mut logged = self
@@ -107,14 +105,14 @@ impl Readiness {
 }
 
 impl Store {
-    /// Whether the store can be used: it answers, its schema is this version's or a newer one, the role has its rights,
-    /// and changes are accepted.
+    /// Checks that the database responds, that its schema is this version's or a newer one, that the role has its
+    /// rights, and that changes are accepted.
     ///
-    /// Returns within two seconds. Checks at most once a second, one at a time, however many callers there are; a SQLite
-    /// file that is gone or overwritten is noticed in every call. Leaves nothing in the database.
+    /// Returns within two seconds. However many callers there are, it runs at most one check at a time and one per
+    /// second; only a deleted or overwritten SQLite file is detected in every call. Leaves nothing in the database.
     ///
     /// # Errors
-    /// [`NotReady`] says why not.
+    /// [`NotReady`] with the reason.
     pub async fn ready(&self) -> Result<(), NotReady> {
         let result = timeout(LIMIT, self.checked())
             .await
@@ -133,7 +131,7 @@ impl Store {
         {
             return checked.result.clone();
         }
-        // On its own: a caller that goes away, or has waited long enough, leaves the check to the others.
+        // In a task, so that the check continues for other callers if this one times out or goes away.
         let store = self.clone();
         let check = tokio::spawn(async move {
             let result = store.check_ready().await;
@@ -157,8 +155,8 @@ impl Store {
         self.probe().await.map_err(NotReady::Changes)
     }
 
-    /// Tries what changes do. No change that was committed before proves as much: it wrote some of the tables, and a
-    /// renewal of a lease writes a single page.
+    /// Does what changes do. A committed change would not prove as much: it writes only some of the tables, and a lease
+    /// renewal writes a single page.
     async fn probe(&self) -> Result<(), Error> {
         match self.target() {
             Target::Memory => {}
@@ -178,7 +176,7 @@ impl Store {
     }
 }
 
-/// Writes a change that is rolled back, up to the file system.
+/// Writes a change to the file system, to be rolled back.
 fn probe_space(conn: &mut AnyConnection) -> Result<(), Error> {
     conn.batch_execute(SMALL_CACHE)?;
     let written = conn.batch_execute(LARGE);
@@ -186,15 +184,15 @@ fn probe_space(conn: &mut AnyConnection) -> Result<(), Error> {
     Ok(written?)
 }
 
-/// Takes every lock that changes take on PostgreSQL, and releases each one immediately.
+/// Takes every lock that changes take on PostgreSQL, and releases each immediately.
 ///
-/// Each lock is taken in a transaction of its own, so the probe holds none while it waits for another: it can be part
-/// of no deadlock. All are sent in one message, so a process that is paused meanwhile holds none either. A lock that
-/// waits here delays no read: it is compatible with those of reads.
+/// Each lock has a separate transaction, so the probe holds none while it waits for another and cannot be part of a
+/// deadlock. All transactions are sent in one message, so a process that is paused meanwhile holds no lock. The locks
+/// do not block reads.
 fn probe_locks(conn: &mut AnyConnection) -> Result<(), Error> {
     let tables =
         rights::written_tables().map(|table| format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE"));
-    // The mode of an UPDATE.
+    // The lock of an UPDATE.
     let counter = "SELECT FROM change_counter FOR NO KEY UPDATE".to_owned();
     let transaction =
         |lock| format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}; {lock}; ROLLBACK;");
@@ -203,7 +201,7 @@ fn probe_locks(conn: &mut AnyConnection) -> Result<(), Error> {
     if result.is_err()
         && let Err(error) = conn.batch_execute("ROLLBACK")
     {
-        tracing::warn!(%error, "a transaction could not be rolled back"); // the pool finds the connection broken
+        tracing::warn!(%error, "a transaction could not be rolled back"); // the pool will discard the connection
     }
     result.map_err(Error::from)
 }

@@ -1,6 +1,6 @@
-//! Whether a PostgreSQL role can use the tables: which it needs and how, and what is in its way.
+//! Checks whether a PostgreSQL role has the rights on the tables that the server needs.
 //!
-//! docs/deploying.md has the same list as `GRANT` lines, for a role that is not the owner of the tables.
+//! docs/deploying.md has the same list as `GRANT` statements, for a role that does not own the tables.
 
 use diesel::{
     OptionalExtension as _, PgConnection, QueryableByName, RunQueryDsl as _, sql_query,
@@ -9,7 +9,7 @@ use diesel::{
 
 use crate::migrations::SchemaError;
 
-/// What the server does with each table. `FOR UPDATE` and `FOR SHARE` need UPDATE.
+/// The rights that the server needs on each table. `FOR UPDATE` and `FOR SHARE` need UPDATE.
 const RIGHTS: [(&str, &str); 17] = [
     ("__diesel_schema_migrations", "SELECT"),
     ("accounts", "SELECT, INSERT, UPDATE"),
@@ -30,7 +30,7 @@ const RIGHTS: [(&str, &str); 17] = [
     ("verifiers", "SELECT, INSERT, UPDATE, DELETE"),
 ];
 
-/// The tables that changes write.
+/// Returns the tables that changes write.
 pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
     RIGHTS
         .into_iter()
@@ -38,11 +38,11 @@ pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
         .map(|(table, _)| table)
 }
 
-/// The table that tells where Tollkey's tables are.
+/// The table by which Tollkey's tables are found in other schemas.
 const LANDMARK: &str = "change_counter";
 
 #[derive(QueryableByName)]
-struct Lacking {
+struct MissingRights {
     #[diesel(sql_type = Text)]
     role: String,
     #[diesel(sql_type = Text)]
@@ -51,8 +51,8 @@ struct Lacking {
     relation: String,
 }
 
-/// Fails when the role lacks a right on a table, naming all that it lacks, and when a row-level security policy applies
-/// to it. Tables that do not exist are left to the comparison of the migrations.
+/// Fails if the role lacks rights, naming all of them, or if a row-level security policy applies to it. Ignores tables
+/// that do not exist; the comparison of the migrations reports them.
 pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
     let needed: Vec<String> = RIGHTS
         .iter()
@@ -72,16 +72,16 @@ pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
          GROUP BY relation ORDER BY relation",
         needed.join(", ")
     );
-    let lacking: Vec<Lacking> = sql_query(sql)
+    let lacking: Vec<MissingRights> = sql_query(sql)
         .load(conn)
         .map_err(|error| SchemaError::Store(error.into()))?;
-    let Some(Lacking { role, .. }) = lacking.first() else {
+    let Some(MissingRights { role, .. }) = lacking.first() else {
         return Ok(());
     };
     let missing: Vec<String> = lacking
         .iter()
         .map(
-            |Lacking {
+            |MissingRights {
                  rights, relation, ..
              }| format!("{rights} on {relation}"),
         )
@@ -92,9 +92,9 @@ pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
     })
 }
 
-/// Tables of Tollkey that the connection cannot see.
+/// Tables of Tollkey in a schema that the connection does not use.
 #[derive(QueryableByName)]
-struct Elsewhere {
+struct HiddenTables {
     #[diesel(sql_type = Text)]
     schema: String,
     #[diesel(sql_type = Text)]
@@ -105,7 +105,7 @@ struct Elsewhere {
     is_usable: bool,
 }
 
-/// Why the tables are not found, if they exist in a schema that `search_path` does not name or that the role cannot use.
+/// Returns an error if the tables exist in a schema that `search_path` does not name or that the role cannot use.
 pub(crate) fn tables_elsewhere(
     conn: &mut PgConnection,
 ) -> Result<Option<SchemaError>, SchemaError> {
@@ -116,12 +116,12 @@ pub(crate) fn tables_elsewhere(
          WHERE relname = '{LANDMARK}' AND relkind IN ('r', 'p') AND to_regclass('{LANDMARK}') IS NULL \
          ORDER BY nspname LIMIT 1"
     );
-    let found: Option<Elsewhere> = sql_query(sql)
+    let found: Option<HiddenTables> = sql_query(sql)
         .get_result(conn)
         .optional()
         .map_err(|error| SchemaError::Store(error.into()))?;
     Ok(found.map(
-        |Elsewhere {
+        |HiddenTables {
              schema,
              search_path,
              role,
@@ -146,9 +146,9 @@ mod tests {
     use super::*;
     use crate::testing::Database;
 
-    /// So that a new table is not forgotten: on SQLite, because the tables are the same on both.
+    /// Fails if a new table is missing in the list. On SQLite, because both backends have the same tables.
     #[test]
-    fn every_table_has_its_rights() {
+    fn every_table_is_in_the_list_of_rights() {
         let database = Database::sqlite();
         let _migrated = database.store();
         let columns = database.columns();

@@ -1,5 +1,5 @@
-//! Rows, and how they become the core's types and back. What cannot be read is [`Error::Corrupt`]: the log names the
-//! thing, never the value.
+//! Rows, and their conversion to and from the core's types. Values that cannot be converted are [`Error::Corrupt`]; the
+//! log names the kind of data, never the value.
 
 use diesel::prelude::*;
 use serde_json::Value;
@@ -70,12 +70,11 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
         .map_err(|_| Error::corrupt("hash"))
 }
 
-/// A number that is never negative.
+/// Converts a number that is never negative.
 pub(crate) fn unsigned(number: i64) -> Result<u64, Error> {
     number.try_into().map_err(|_| Error::corrupt("number"))
 }
 
-/// An application.
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = applications, treat_none_as_default_value = false)]
 pub(crate) struct ApplicationRow {
@@ -89,7 +88,7 @@ pub(crate) struct ApplicationRow {
 }
 
 impl ApplicationRow {
-    /// When the application was deleted, if it was.
+    /// Returns when the application was deleted, or `None`.
     pub(crate) fn deleted_at(&self) -> Result<Option<Timestamp>, Error> {
         optional_timestamp(self.deleted_at)
     }
@@ -118,21 +117,21 @@ impl TryFrom<ApplicationRow> for Application {
             account_id: account_id(&row.account_id)?,
             name: row.name,
             description: row.description,
-            // Only verification sees deleted ones; to it they are as good as disabled.
+            // Only verification reads deleted applications, and treats them as disabled.
             is_enabled: row.is_enabled && row.deleted_at.is_none(),
             created_at: timestamp(row.created_at)?,
         })
     }
 }
 
-/// A row of `api_keys`, without the digest: the one list of its columns besides `schema.rs`.
+/// A row of `api_keys` without the hash. The only list of its columns apart from `schema.rs`.
 ///
 /// Reads select it, inserts write all of it, and [`AccountWriter::save_key`] updates the columns without `skip_update`:
-/// those that a use case changes. `last_used_at` is not among them, because verification writes it at the same time.
+/// those that use cases change. `last_used_at` is not one of them, because verification writes it concurrently.
 ///
-/// With the digest the table has 26 columns, and diesel is built for tables of 32 (`32-column-tables`). So a column that few
-/// keys use, or that is written more often than the rest of the row, belongs into a table of its own, like `key_last_used`:
-/// keyed by `key_id` and joined where it is read.
+/// With the hash the table has 26 columns, and diesel is built for at most 32 (`32-column-tables`). So a column that
+/// few keys use, or that is written more often than the rest, belongs in a separate table keyed by `key_id`, like
+/// `key_last_used`.
 ///
 /// [`AccountWriter::save_key`]: crate::AccountWriter::save_key
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -178,7 +177,7 @@ pub(crate) struct KeyRow {
 impl From<&ApiKey> for KeyRow {
     fn from(key: &ApiKey) -> Self {
         let grants = &key.grants;
-        // Both numbers are far below i32::MAX: see RateLimit.
+        // Both numbers are far below i32::MAX; see RateLimit.
         let number = |number: std::num::NonZeroU32| i32::try_from(number.get()).unwrap_or(i32::MAX);
         let scopes: Vec<&str> = grants.scopes.iter().map(Scope::as_str).collect();
         Self {
@@ -266,7 +265,8 @@ impl TryFrom<KeyRow> for ApiKey {
             rate_limit,
             expires_at: optional_timestamp(row.expires_at)?,
         };
-        // A restriction that restricts to nothing is never written; read as one it would deny, as an absent one allow.
+        // An empty restriction is never written. Read as one it would deny everything, as none it would allow
+        // everything.
         if grants.merchants.as_ref().is_some_and(Vec::is_empty)
             || grants.features.as_ref().is_some_and(Vec::is_empty)
         {
@@ -317,7 +317,6 @@ fn strings(json: Option<String>, what: &'static str) -> Result<Option<Vec<String
     texts.collect::<Result<_, _>>().map(Some)
 }
 
-/// An entry of the audit log.
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = audit_log, treat_none_as_default_value = false)]
 pub(crate) struct EntryRow {
@@ -389,8 +388,8 @@ impl TryFrom<EntryRow> for Entry {
                 .transpose()?,
             changes: serde_json::from_str(&row.changes).map_err(|_| corrupt())?,
         };
-        // The hash is of the value; a text that reads as the same value but says something else to another reader
-        // (a member twice, white space) is not what was written.
+        // The chain's hash covers the parsed value. Other text with the same value, such as a repeated field or white
+        // space, was not written by Tollkey and could be read differently.
         let written = draft.changes.to_string();
         if written != row.changes {
             return Err(corrupt());
@@ -403,7 +402,6 @@ impl TryFrom<EntryRow> for Entry {
     }
 }
 
-/// A service key.
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = service_keys, treat_none_as_default_value = false)]
 pub(crate) struct ServiceKeyRow {

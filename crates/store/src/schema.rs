@@ -1,4 +1,4 @@
-//! The tables, as both migrations make them.
+//! The tables; the migrations of both backends create them.
 
 use diesel::table;
 

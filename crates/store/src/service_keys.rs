@@ -1,6 +1,6 @@
 //! Service keys: the credentials of resource servers and gateways.
 //!
-//! Not bound to a tenant: they belong to the operator and verify the keys of all accounts.
+//! Not bound to a tenant: service keys belong to the operator and verify the keys of all accounts.
 
 use diesel::prelude::*;
 use tollkey_core::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Reader<'_> {
-    /// The service key with this id, revoked or not.
+    /// Returns the service key with this ID, revoked or not, or `None` if it does not exist.
     ///
     /// # Errors
     /// [`Error`].
@@ -27,7 +27,7 @@ impl Reader<'_> {
         row.map(TryInto::try_into).transpose()
     }
 
-    /// The newest service keys, revoked ones included.
+    /// Returns the newest service keys, including revoked ones.
     ///
     /// # Errors
     /// [`Error`].
@@ -42,7 +42,7 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Adds a service key.
+    /// Inserts a service key.
     ///
     /// # Errors
     /// [`Error`].
@@ -56,7 +56,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Ends a service key for good. `None` when there is no such key.
+    /// Revokes a service key. Returns `None` if it does not exist.
     ///
     /// # Errors
     /// [`Error`].

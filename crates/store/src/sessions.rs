@@ -1,7 +1,7 @@
-//! Sessions of the dashboard.
+//! Dashboard sessions.
 //!
-//! Not bound to a tenant: what a browser's cookie holds is all that is known of it, and an operator's session belongs to
-//! no account.
+//! Not bound to a tenant: the account is not known before the session is found by the hash of its cookie, and an
+//! operator's session has none.
 
 use diesel::{
     prelude::*,
@@ -17,12 +17,12 @@ use crate::{
     store::STEP,
 };
 
-/// A step of forgetting; the same text on both backends.
+/// One step of deleting ended sessions; the same SQL on both backends.
 const PRUNE: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions WHERE ends_at <= $1 LIMIT $2)";
-/// As [`PRUNE`], for those of an account or of somebody.
+/// One step of deleting the sessions of an account, of a subject, of both, or all.
 const END: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions \
                    WHERE (account_id = $1 OR $1 IS NULL) AND (subject = $2 OR $2 IS NULL) LIMIT $3)";
-/// Never taken back: pages are asked for side by side.
+/// Never moves the time back: a browser's requests run concurrently.
 const SEEN: &str = "UPDATE sessions SET last_seen_at = $1 WHERE digest = $2 AND last_seen_at < $1";
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -72,7 +72,7 @@ impl TryFrom<SessionRow> for Session {
 }
 
 impl Writer<'_> {
-    /// Begins a session.
+    /// Inserts a session.
     ///
     /// # Errors
     /// [`Error`].
@@ -86,7 +86,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes down that somebody was seen.
+    /// Sets the time at which a session was last used.
     ///
     /// # Errors
     /// [`Error`].
@@ -98,7 +98,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Has an operator's session manage another account.
+    /// Sets the account that an operator's session manages.
     ///
     /// # Errors
     /// [`Error`].
@@ -128,8 +128,8 @@ impl Writer<'_> {
 }
 
 impl Store {
-    /// The session whose cookie has this digest; it may be over. `owner` is the client that presents the cookie:
-    /// whose session it is, is not known before.
+    /// Returns the session whose cookie has this hash; it may have ended. `owner` is the client that presents the
+    /// cookie, because the session's account is not known before.
     ///
     /// # Errors
     /// [`Error`].
@@ -145,7 +145,7 @@ impl Store {
         .await
     }
 
-    /// Ends sessions: those of an account, those of somebody, or all. Returns how many those were.
+    /// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns their number.
     ///
     /// # Errors
     /// [`Error`].
@@ -166,7 +166,7 @@ impl Store {
         .await
     }
 
-    /// Forgets the sessions whose time has come; returns how many those were.
+    /// Deletes the sessions that have ended; returns their number.
     ///
     /// # Errors
     /// [`Error`].

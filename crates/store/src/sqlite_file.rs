@@ -1,19 +1,13 @@
-//! The SQLite file: whether it can be opened, and whether it is still the file at its path.
+//! The SQLite file: checks that it can be opened, and that it is still the one at its path.
 //!
-//! SQLite itself says "unable to open database file" whatever the reason; the operating system's error says more, so
-//! [`prepare`] looks at the file first.
+//! SQLite only reports "unable to open database file", so [`prepare`] checks the file first and reports the operating
+//! system's error. Every use of a connection compares device and inode of the path with those of the opened file,
+//! because a server would otherwise keep writing to a deleted or replaced file. After a replacement the server has to
+//! be restarted, unless the original file is put back. A copy over the file keeps the inode, so each change also
+//! compares the [`Header`]. The caches and the write-ahead log do not match the copy, so only a restart helps.
 //!
-//! A server whose file is deleted or replaced would go on writing into a file that nothing can open any more, and another
-//! process on the new file would not wait for its leases. So every use of a connection compares device and inode of the
-//! path with those of the file that was opened. A store stays with one file for its whole life: when that file is
-//! restored, the store goes on; when another file has taken its place, the server has to be restarted.
-//!
-//! A copy over the file (`cp backup.db tollkey.db`) keeps the inode. So each change also compares the header in the file
-//! with the last one that was read: see [`Header`]. What SQLite has of the file in its caches and in the write-ahead log
-//! does not fit the copy, so nothing makes such a file good again but a restart.
-//!
-//! The connections to a lost file are never closed. When the last one is, SQLite writes the log into the database file and
-//! deletes the log: the copy would be damaged, and what another process has appended to the log would be lost.
+//! Connections to a lost file are never closed. Closing the last one would write the log into the database file and
+//! delete the log: it would damage the copy and lose what another process has appended to the log.
 
 use std::{
     fs::{self, File},
@@ -30,11 +24,11 @@ use rustix::fs::{Access, access};
 
 use crate::{Error, OpenError, url::absolute};
 
-/// How every SQLite file begins that is not empty.
+/// The beginning of every SQLite file that is not empty.
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
-/// Checks that the file can be opened, read and written. With `create`, creates it if it does not exist, for its owner
-/// alone: it holds the hashes of all keys. SQLite gives the files beside it the same mode.
+/// Checks that the file can be opened, read and written. With `create`, creates a missing file, readable by its owner
+/// only because it contains the hashes of all keys. SQLite gives the files next to it the same mode.
 pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
     let path = &absolute(path);
     let shown = || path.display().to_string();
@@ -69,18 +63,18 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
         return Err(fail(rustix::io::Errno::ISDIR.into()));
     }
     access(path, Access::READ_OK | Access::WRITE_OK).map_err(|errno| fail(errno.into()))?;
-    // For the files that SQLite keeps beside it.
+    // SQLite creates files next to it.
     if let Some(directory) = path.parent() {
         access(directory, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|errno| fail(errno.into()))?;
     }
-    match opened(path).and_then(Header::read).map_err(&fail)? {
+    match open_once(path).and_then(Header::read).map_err(&fail)? {
         Content::Database(_) => Ok(()),
-        // What a process that crashed between creating and migrating it leaves.
+        // A process may have crashed between creating and migrating it.
         Content::Empty if create => Ok(()),
         Content::Empty => Err(OpenError::NotADatabase {
             path: shown(),
-            what: "is empty, so it is no database of Tollkey; correct DATABASE_URL, or make it one with `tollkey migrate`",
+            what: "is empty; correct DATABASE_URL, or create the database in it with `tollkey migrate`",
         }),
         Content::Other => Err(OpenError::NotADatabase {
             path: shown(),
@@ -89,7 +83,7 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
     }
 }
 
-/// The error for a file that the operating system does not let be used.
+/// Returns the error for a file that the operating system does not allow to be used.
 pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
     OpenError::File {
         path: path.display().to_string(),
@@ -98,7 +92,7 @@ pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
     }
 }
 
-/// What the operating system's error does not say.
+/// Returns what to do about the operating system's error, if it is not obvious.
 fn hint(path: &Path, error: &io::Error) -> String {
     let directory = path.parent().unwrap_or(Path::new("/"));
     match error.kind() {
@@ -115,7 +109,6 @@ fn hint(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Which file a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
     device: u64,
@@ -131,12 +124,12 @@ impl FileId {
     }
 }
 
-/// Opens a file for reading, once in the life of the process.
+/// Opens a file for reading, once per process.
 ///
-/// Closing any descriptor of a file releases all locks that the process has on it, SQLite's among them. Another process
-/// would then take itself for the only one and delete the write-ahead log. So none is ever closed, and there is one for
-/// each file.
-fn opened(path: &Path) -> io::Result<&'static File> {
+/// Closing any descriptor of a file releases all POSIX locks of the process on it, including SQLite's. Another process
+/// would then assume that it is the only one and delete the write-ahead log. So descriptors are shared and never
+/// closed.
+fn open_once(path: &Path) -> io::Result<&'static File> {
     static OPENED: Mutex<Vec<(FileId, &'static File)>> = Mutex::new(Vec::new());
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     let id = FileId::of(path)?;
@@ -155,16 +148,15 @@ fn opened(path: &Path) -> io::Result<&'static File> {
     Ok(file)
 }
 
-/// What the header of a SQLite file says about which database it is, and how new its content is.
+/// The fields of a SQLite file's header that identify the database and the age of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
-    /// A random number that the migration gave the database; 0 before.
+    /// A random number that the migration sets; 0 before.
     application_id: u32,
-    /// Raised by changes, and never lowered. On a write-ahead log it lags behind: a checkpoint copies it into the file.
+    /// Only grows. With a write-ahead log it lags, because only checkpoints write it to the file.
     change_counter: u32,
 }
 
-/// What is in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Empty,
@@ -198,60 +190,58 @@ impl Header {
         })
     }
 
-    /// Whether a file with this header can have `later` after more changes.
+    /// Returns whether a file with this header can later have the header `later`.
     fn can_become(self, later: Self) -> bool {
         let is_same = self.application_id == 0 || self.application_id == later.application_id;
-        // It wraps around.
+        // The counter wraps around.
         is_same && later.change_counter.wrapping_sub(self.change_counter) <= u32::MAX / 2
     }
 }
 
-/// The files that SQLite keeps beside the database, as an open connection has them. `None` where the database is not
-/// in that mode.
+/// The files of an open connection next to the database: the write-ahead log and its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogFiles {
     log: FileId,
     index: FileId,
 }
 
-/// The file that a store was opened with.
 #[derive(Debug)]
 pub(crate) struct SqliteFile {
     path: PathBuf,
     id: FileId,
     file: &'static File,
-    /// The last header that was read; `None` until there is one.
+    /// The last header that was read; `None` before the first.
     header: Mutex<Option<Header>>,
-    /// Why the content can no longer be used. Stays until a restart.
-    spoiled: Mutex<Option<String>>,
-    /// Whether `spoiled` is set.
-    is_spoiled: AtomicBool,
-    /// The files beside it that the connection for changes has.
+    /// Why the content can no longer be used. Never cleared.
+    content_error: Mutex<Option<String>>,
+    /// Whether `content_error` is set.
+    has_content_error: AtomicBool,
+    /// The files of the write connection; `None` without a write-ahead log.
     log_files: Mutex<Option<LogFiles>>,
-    /// So that each loss is logged once.
+    /// Whether the loss of the database file has been logged.
     is_lost: AtomicBool,
-    /// The same for the files beside it, which only changes look at.
+    /// Whether the loss of the log or its index has been logged. Only changes check these.
     is_log_lost: AtomicBool,
 }
 
 impl SqliteFile {
-    /// The file that is at this path now.
+    /// Opens the file that is at this path now.
     pub(crate) fn at(path: &str) -> io::Result<Self> {
         let path = PathBuf::from(path);
         Ok(Self {
             id: FileId::of(&path)?,
-            file: opened(&path)?,
+            file: open_once(&path)?,
             path,
             header: Mutex::default(),
-            spoiled: Mutex::default(),
-            is_spoiled: AtomicBool::new(false),
+            content_error: Mutex::default(),
+            has_content_error: AtomicBool::new(false),
             log_files: Mutex::default(),
             is_lost: AtomicBool::new(false),
             is_log_lost: AtomicBool::new(false),
         })
     }
 
-    /// Notes the files that belong to the open connections, and returns them.
+    /// Stores the log files that are at their paths now, and returns them.
     pub(crate) fn note_log_files(&self) -> Option<LogFiles> {
         let id = |suffix| FileId::of(&self.beside(suffix)).ok();
         let found = id("-wal")
@@ -270,30 +260,32 @@ impl SqliteFile {
         path.into()
     }
 
-    /// Fails unless the path names this file.
+    /// Returns an error unless the path names this file.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        self.report(&self.is_lost, self.is_there())
+        self.report(&self.is_lost, self.check_path())
     }
 
-    /// Fails unless the path names this file, and the file still has the content that was written into it.
+    /// Returns an error unless the path names this file and its content was not changed by others.
     pub(crate) fn check_content(&self) -> Result<(), Error> {
-        self.report(&self.is_lost, self.is_there().and_then(|()| self.is_ours()))
-    }
-
-    /// [`SqliteFile::check_content`], also for the files of a connection.
-    ///
-    /// Without its index the log would be read through one that another process creates, and neither of the two would
-    /// see what the other writes.
-    pub(crate) fn check_with_log(&self, files: LogFiles) -> Result<(), Error> {
-        self.check_content()?;
-        let log = self.is(&self.beside("-wal"), files.log);
         self.report(
-            &self.is_log_lost,
-            log.and_then(|()| self.is(&self.beside("-shm"), files.index)),
+            &self.is_lost,
+            self.check_path().and_then(|()| self.check_header()),
         )
     }
 
-    /// Whether the connections must not be closed: the files at the paths are not theirs.
+    /// [`SqliteFile::check_content`], also for the log files of a connection.
+    ///
+    /// If the index is deleted, another process creates a new one, and neither process sees what the other writes.
+    pub(crate) fn check_with_log(&self, files: LogFiles) -> Result<(), Error> {
+        self.check_content()?;
+        let log = self.check_id(&self.beside("-wal"), files.log);
+        self.report(
+            &self.is_log_lost,
+            log.and_then(|()| self.check_id(&self.beside("-shm"), files.index)),
+        )
+    }
+
+    /// Returns whether the connections must not be closed because other files are at their paths.
     pub(crate) fn is_lost(&self) -> bool {
         let files = *self
             .log_files
@@ -305,26 +297,29 @@ impl SqliteFile {
         }
     }
 
-    /// Notes that SQLite has found the file damaged.
+    /// Records that SQLite reported a damaged file.
     pub(crate) fn note_damage(&self) {
-        let _ = self.spoil(format!(
+        let _ = self.set_content_error(format!(
             "{} is damaged; restore it from a backup while the server is stopped",
             self.path.display()
         ));
         let _ = self.check();
     }
 
-    fn is_there(&self) -> Result<(), String> {
-        if self.is_spoiled.load(Ordering::Relaxed) {
-            let spoiled = self.spoiled.lock().unwrap_or_else(PoisonError::into_inner);
-            return Err(spoiled.clone().unwrap_or_default());
+    fn check_path(&self) -> Result<(), String> {
+        if self.has_content_error.load(Ordering::Relaxed) {
+            let error = self
+                .content_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            return Err(error.clone().unwrap_or_default());
         }
-        self.is(&self.path, self.id)
+        self.check_id(&self.path, self.id)
     }
 
-    fn is_ours(&self) -> Result<(), String> {
+    fn check_header(&self) -> Result<(), String> {
         let mut last = self.header.lock().unwrap_or_else(PoisonError::into_inner);
-        // A checkpoint may be writing it: only what is found twice counts.
+        // A checkpoint may be writing the header, so an unexpected one only counts if it is read twice.
         let mut found = Header::read(self.file);
         for _ in 0..2 {
             match (*last, &found) {
@@ -340,7 +335,7 @@ impl SqliteFile {
         }
         match found {
             Err(error) => Err(format!("{} cannot be read: {error}", self.path.display())),
-            Ok(_) => self.spoil(format!(
+            Ok(_) => self.set_content_error(format!(
                 "{path} was overwritten while it was open; stop the server, delete {path}-wal and {path}-shm, and copy \
                  the file there again",
                 path = self.path.display()
@@ -348,15 +343,18 @@ impl SqliteFile {
         }
     }
 
-    /// The first reason stays.
-    fn spoil(&self, reason: String) -> Result<(), String> {
-        let mut spoiled = self.spoiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let reason = spoiled.get_or_insert(reason).clone();
-        self.is_spoiled.store(true, Ordering::Relaxed);
+    /// Stores the error, unless an earlier one is stored, and returns the stored one.
+    fn set_content_error(&self, reason: String) -> Result<(), String> {
+        let mut error = self
+            .content_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let reason = error.get_or_insert(reason).clone();
+        self.has_content_error.store(true, Ordering::Relaxed);
         Err(reason)
     }
 
-    fn is(&self, path: &Path, expected: FileId) -> Result<(), String> {
+    fn check_id(&self, path: &Path, expected: FileId) -> Result<(), String> {
         let name = path.display();
         match FileId::of(path) {
             Ok(found) if found == expected => Ok(()),

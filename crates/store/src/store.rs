@@ -1,4 +1,4 @@
-//! The store: its pools, the one hop to the blocking pool, and transactions.
+//! [`Store`]: its connection pools, transactions, and the move to the blocking pool.
 
 use std::{
     any::Any,
@@ -36,25 +36,24 @@ use crate::{
     url::{BadUrl, DatabaseUrl, absolute},
 };
 
-/// How to open a store.
+/// Options of [`Store::open`].
 #[derive(Clone)]
 pub struct OpenOptions {
-    /// `sqlite://path`, `sqlite://:memory:` or `postgres://…`. May hold a password.
+    /// `sqlite://path`, `sqlite://:memory:` or `postgres://…`. May contain a password.
     pub url: String,
-    /// How many connections serve management requests at the same time. Verification has half as many more, at least
-    /// one; sessions of the dashboard two; leases two; and SQLite the only one that writes.
+    /// Number of connections for management requests. Further connections are opened for verification (half as many,
+    /// at least one), dashboard sessions (two), leases (two) and, on SQLite, the only writer.
     pub pool_size: u32,
-    /// How long a call waits for a connection before it is [`Error::Busy`].
+    /// How long a call waits for a connection before it fails with [`Error::Busy`].
     pub acquire_timeout: Duration,
-    /// Whether a SQLite file that does not exist is created. Without it, such a file and an empty one are errors.
+    /// Whether to create a SQLite file that does not exist. If `false`, a missing or empty file is an error.
     pub create: bool,
     /// How long [`Store::migrate`] waits for another process that migrates the same PostgreSQL database.
     pub migration_timeout: Duration,
 }
 
 impl OpenOptions {
-    /// Eight connections, two seconds to get one, a SQLite file that is created if it does not exist, and a minute for
-    /// another process that migrates.
+    /// Returns the defaults: 8 connections, an acquire timeout of 2 s, `create` set, a migration timeout of 60 s.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -77,75 +76,74 @@ impl fmt::Debug for OpenOptions {
     }
 }
 
-/// One for the renewal, which on PostgreSQL may wait for the lock of a change, and one for the reads that follow the
-/// changes of other replicas.
+/// One for renewals, which on PostgreSQL may wait for the lock of a change, and one for reading the changes of other
+/// replicas.
 const LEASE_CONNECTIONS: u32 = 2;
 
-/// For looking up sessions of the dashboard.
 const SESSION_CONNECTIONS: u32 = 2;
 
-/// How many calls can wait for a connection of one role. When more come, the owner with the most waiting calls is told
-/// that the store is busy.
-const WAITING: usize = 1024;
+/// How many calls can wait for connections of one role. When the queue is full, a call of the owner with the most
+/// waiting calls fails with [`Error::Busy`].
+const MAX_WAITING: usize = 1024;
 
-/// How long the writer of a SQLite file is kept for the renewal that follows a rejected one.
-const KEPT_FOR_RENEWAL: Duration = Duration::from_millis(50);
+/// How long the writer of a SQLite file is reserved for the next renewal after a rejected one.
+const WRITER_RESERVATION: Duration = Duration::from_millis(50);
 
-/// How often a transaction is run when others are in its way.
+/// How often a transaction is tried when it conflicts with others.
 const ATTEMPTS: u32 = 3;
 
-/// How long a transaction waits before it runs again, times its attempts. Without a pause it takes its first lock again
-/// before the transaction that waits for that lock has woken up, and both are in a deadlock again.
+/// The pause before a transaction is tried again, multiplied by the number of attempts so far. Without a pause it takes
+/// its first lock again before the transaction that waits for that lock has woken up, and the two deadlock again.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 
-/// How many rows are deleted in one transaction, where many may have grown old.
+/// How many rows one transaction of [`Store::in_steps`] deletes at most.
 pub(crate) const STEP: u32 = 5_000;
 
-/// The store could not be opened. Names the database without user name and password, and what to do next. The text is
-/// complete: an error has no source whose text it contains.
+/// The store could not be opened. The message names the database without user name and password, and says what to do
+/// next. It is complete: `source` is always `None`.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL cannot be used.
     #[error("DATABASE_URL: {0}")]
     Url(BadUrl),
-    /// The SQLite file does not exist, and was not to be created.
+    /// The SQLite file does not exist and [`OpenOptions::create`] is `false`.
     #[error(
         "SQLite database {path} does not exist; run the command in the directory of the server, set DATABASE_URL or \
          --database-url, or create the database with `tollkey migrate`"
     )]
     Missing {
-        /// Its absolute path.
+        /// The absolute path of the file.
         path: String,
     },
-    /// The SQLite file exists and holds nothing, or something else.
+    /// The SQLite file is empty or is not a database of Tollkey.
     #[error("{path} {what}")]
     NotADatabase {
-        /// Its absolute path.
+        /// The absolute path of the file.
         path: String,
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The operating system does not let the SQLite file be used.
+    /// The operating system does not allow the SQLite file to be used.
     #[error("cannot open the SQLite database {path}: {error}{hint}")]
     File {
-        /// Its absolute path.
+        /// The absolute path of the file.
         path: String,
         /// The operating system's error.
         error: std::io::Error,
-        /// What to do about it, beginning with a semicolon; empty where the error says it.
+        /// What to do, beginning with a semicolon; empty if `error` already says it.
         hint: String,
     },
-    /// No connection could be made.
+    /// Connecting failed.
     #[error("cannot connect to the {target}: {reason}")]
     Connect {
-        /// The database, as of [`DatabaseUrl::target`].
+        /// The database, as in [`DatabaseUrl::target`].
         target: String,
-        /// Why, with what to do about it; nothing that a library quotes of the URL.
+        /// The cause and what to do. Does not quote the URL.
         reason: String,
         /// See [`OpenError::is_transient`].
         is_transient: bool,
     },
-    /// The database server, or what is between, is not what Tollkey can rely on. Waiting does not help.
+    /// The database server, or a pooler in front of it, is not supported. Waiting does not help.
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
 }
@@ -176,7 +174,7 @@ impl OpenError {
         }
     }
 
-    /// Whether the next attempt may succeed without any change to settings or database: the server is starting, or
+    /// Returns whether a later attempt may succeed without a change to settings or database: the server is starting, or
     /// cannot be reached or resolved yet.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -190,7 +188,7 @@ impl OpenError {
     }
 }
 
-/// The data of Tollkey. Cheap to clone; clones are the same store.
+/// The database of Tollkey. Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
@@ -200,33 +198,32 @@ pub(crate) struct Inner {
     target: Target,
     acquire_timeout: Duration,
     migration_timeout: Duration,
-    /// The file of a SQLite database that is not in memory.
+    /// `None` for PostgreSQL and `:memory:`.
     pub(crate) file: Option<Arc<SqliteFile>>,
     pub(crate) readiness: Readiness,
     clock: Arc<dyn Clock>,
     connections: Connections,
-    kept_for_renewal: Mutex<KeptForRenewal>,
+    reserved_writer: Mutex<ReservedWriter>,
 }
 
-/// What a connection is used for. Each role has connections that the others cannot take, except that on SQLite one
-/// connection does all writes, and that a database in memory is one connection.
+/// The purpose of a connection. Each role has connections that other roles cannot use, with two exceptions: a SQLite
+/// file has one connection for all writes, and a database in memory has one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionRole {
     /// Reads of management requests.
     Read,
     /// Changes.
     Write,
-    /// Writes about leases. On SQLite they go before changes that wait for the same connection.
+    /// Lease writes. On SQLite they go before changes that wait for the same connection.
     Lease,
-    /// Reads about leases.
+    /// Lease reads.
     LeaseRead,
-    /// Looking up keys for verification.
+    /// Key look-ups of verifications.
     Verification,
-    /// Looking up sessions of the dashboard.
+    /// Look-ups of dashboard sessions.
     Session,
 }
 
-/// The connections of each role.
 struct Connections {
     read: ConnectionGroup,
     write: ConnectionGroup,
@@ -236,29 +233,28 @@ struct Connections {
     session: ConnectionGroup,
 }
 
-/// Connections, and a semaphore that lets no more callers through than there are connections for them. Clones share
-/// both.
+/// A pool with a semaphore that limits its concurrent users to the number of its connections. Clones share both.
 #[derive(Clone)]
 struct ConnectionGroup {
     pool: Pool<Manager>,
     acquire_timeout: Duration,
     semaphore: FairSemaphore<Owner>,
     priority: Priority,
-    /// The SQLite file that every connection is to.
+    /// The SQLite file of the connections.
     file: Option<Arc<SqliteFile>>,
 }
 
-/// Whose work a connection is used for. Connections are shared fairly among owners: no owner holds more than half of
-/// those of a role, and owners that wait are served in turn.
+/// The party on whose behalf a connection is used. Connections are shared fairly among owners: an owner can use at most
+/// half of the connections of a role, and waiting owners are served in turn.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// An account: all management requests for it, also those of an operator.
+    /// An account: all management requests for it, including those of operators.
     Account(AccountId),
-    /// A client of the dashboard that is not known yet, by [`tollkey_core::network::client_network`].
+    /// An unauthenticated client of the dashboard, by [`tollkey_core::network::client_network`].
     Client(Option<IpAddr>),
-    /// What belongs to no account: service keys.
+    /// Requests without an account, for instance for service keys.
     Operator,
-    /// This process itself.
+    /// Work of this process itself.
     Background,
 }
 
@@ -268,10 +264,10 @@ impl From<&AccountId> for Owner {
     }
 }
 
-/// The permit for the writer, kept after a rejected renewal.
+/// The permit for the writer of a SQLite file, reserved after a rejected renewal.
 #[derive(Default)]
-struct KeptForRenewal {
-    /// Another number each time one is kept.
+struct ReservedWriter {
+    /// Changes with each reservation, so that the timeout of an earlier one does not end a later one.
     number: u64,
     permit: Option<Permit<Owner>>,
 }
@@ -279,39 +275,39 @@ struct KeptForRenewal {
 /// How a closure runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Statement by statement.
+    /// Each statement is its own transaction.
     Autocommit,
-    /// All reads see one moment.
+    /// A read transaction on one snapshot.
     Snapshot,
-    /// All or nothing. SQLite takes the write lock first: a transaction that upgrades later can only fail.
+    /// A write transaction. SQLite takes the write lock at the beginning: upgrading from a read lock can fail.
     Transaction,
 }
 
-/// What a transaction did, for whoever has to wait until every verifier knows.
+/// The position of a transaction among the changes that every verifier has to apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// The change counter after the transaction.
     pub seq: Seq,
-    /// The clock's `elapsed`, read while the transaction held the counter: no lease begun later lacks the change.
+    /// [`Clock::elapsed`] while the transaction held the counter's lock. A lease that begins later includes the change.
     pub at: Duration,
 }
 
-/// The result of a transaction that was committed.
+/// The result of a committed transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a change is answered only after every verifier knows of it"]
+#[must_use = "the response to a change must wait until every verifier has applied it"]
 pub struct Written<T> {
-    /// What the closure returned.
+    /// The value that the closure returned.
     pub value: T,
-    /// Set when something that verifiers may remember was changed.
+    /// Set if the transaction changed something that verifiers may have cached.
     pub change: Option<Change>,
 }
 
-/// Reads, on one snapshot.
+/// Reads on one snapshot.
 pub struct Reader<'c> {
     pub(crate) conn: &'c mut AnyConnection,
 }
 
-/// Reads and writes, in one transaction.
+/// Reads and writes in one transaction.
 pub struct Writer<'c> {
     reader: Reader<'c>,
     changed: Vec<Changed>,
@@ -335,9 +331,9 @@ impl Writer<'_> {
         (self.reader.conn, &mut self.changed)
     }
 
-    /// Notes that something verifiers may remember is different. The functions that change such a thing do this by
-    /// themselves; noting it twice is the same as once. The counter is raised at the end of the transaction, so that
-    /// its lock, which renewals of leases wait for, is held as shortly as can be.
+    /// Records that something that verifiers may have cached has changed. Functions that change such data call this
+    /// themselves; duplicates are ignored. The counter is raised at the end of the transaction, so that its lock, which
+    /// lease renewals wait for, is held only briefly.
     pub fn changed(&mut self, what: Changed) {
         if !self.changed.contains(&what) {
             self.changed.push(what);
@@ -346,9 +342,9 @@ impl Writer<'_> {
 }
 
 impl Store {
-    /// Opens a store and connects once. Creates a SQLite file that does not exist, readable by its owner alone, unless
-    /// the options forbid it.
-    /// Blocks; meant for the start of a process. Migrates nothing: see [`Store::migrate`].
+    /// Opens a store and its first connection. Creates a SQLite file that does not exist, readable by its owner only,
+    /// if [`OpenOptions::create`] is set. Does not migrate: see [`Store::migrate`]. Blocks; meant for the start of a
+    /// process.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -372,8 +368,8 @@ impl Store {
             options.acquire_timeout,
             file.as_ref(),
         );
-        // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
-        // A memory database is its connection: the pool keeps the one it makes.
+        // A pool retries until its timeout and hides the cause, so the first connection is made here for its error.
+        // A database in memory exists only in its connection, so its pool opens that one.
         if target != Target::Memory {
             let mut first = establish(&target, Use::Write)
                 .map_err(|error| OpenError::connecting(error, &url))?;
@@ -385,13 +381,13 @@ impl Store {
             {
                 tracing::warn!(
                     %locale,
-                    "the database's messages are not in English and this role may not set their language: a lock that \
-                     is not had in time is answered 500 instead of 503, and a deadlock is not retried. ALTER ROLE ... \
-                     SET lc_messages = 'C', as a superuser, mends it"
+                    "the database's messages are not in English and this role may not change their language: a lock \
+                     timeout is reported with 500 instead of 503, and a deadlock is not retried. To fix it, run \
+                     ALTER ROLE ... SET lc_messages = 'C' as a superuser"
                 );
             }
             if file.is_some() {
-                // From here on the pool keeps the file open, so that its inode stays its own.
+                // The pool keeps the file open from here on, so that its inode number cannot be reused.
                 connections
                     .write
                     .connection()
@@ -415,26 +411,25 @@ impl Store {
             readiness: Readiness::default(),
             clock,
             connections,
-            kept_for_renewal: Mutex::default(),
+            reserved_writer: Mutex::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
         })
     }
 
-    /// Which database this is.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.inner.target.backend()
     }
 
-    /// Whether the data ends with this process.
+    /// Returns whether the database is `:memory:` and is lost when the process exits.
     #[must_use]
     pub fn is_in_memory(&self) -> bool {
         self.inner.target == Target::Memory
     }
 
-    /// The SQLite file, if there is one.
+    /// Returns the path of the SQLite file, or `None` for `:memory:` and PostgreSQL.
     #[must_use]
     pub fn file(&self) -> Option<&std::path::Path> {
         match &self.inner.target {
@@ -447,16 +442,16 @@ impl Store {
         &self.inner.target
     }
 
-    /// Brings the schema up to this version. Safe to run from several processes at the same time. Blocks, on PostgreSQL at
-    /// most for [`OpenOptions::migration_timeout`] while another process migrates.
+    /// Migrates the schema to this version. Several processes can call it at the same time. Blocks; on PostgreSQL it
+    /// waits up to [`OpenOptions::migration_timeout`] for another process that migrates.
     ///
     /// # Errors
-    /// [`SchemaError`]; [`SchemaError::Locked`] after that time.
+    /// [`SchemaError`]; [`SchemaError::Locked`] after the timeout.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         self.apply_migrations().map(drop)
     }
 
-    /// As [`Store::migrate`]; returns the names of the migrations that this call has applied, in their order.
+    /// Like [`Store::migrate`]; returns the names of the migrations that it applied, in order.
     ///
     /// # Errors
     /// [`SchemaError`].
@@ -471,7 +466,7 @@ impl Store {
                     .map_err(SchemaError::Store)?;
                 migrations::run(&mut pooled.conn, self.inner.migration_timeout)
             }
-            // PostgreSQL's own limits of time are off on this connection.
+            // This connection has no statement or lock timeouts.
             target => {
                 let mut conn = establish(target, Use::Migrate)
                     .map_err(|error| SchemaError::Failed(error.to_string()))?;
@@ -480,12 +475,12 @@ impl Store {
         }
     }
 
-    /// Whether the schema is that of this version and, on PostgreSQL, the role has the rights that the server needs.
-    /// Changes nothing. Blocks.
+    /// Checks that the schema is that of this version and, on PostgreSQL, that the role has the rights the server
+    /// needs. Changes nothing. Blocks.
     ///
     /// # Errors
-    /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not, [`SchemaError::Rights`] for a missing right,
-    /// [`SchemaError::NotInSearchPath`] when the tables are in another schema.
+    /// [`SchemaError::Older`] or [`SchemaError::Newer`] for another version, [`SchemaError::Rights`] for a missing
+    /// right, [`SchemaError::NotInSearchPath`] if the tables are in another schema.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
         let mut pooled = self
             .inner
@@ -496,21 +491,21 @@ impl Store {
         migrations::check(&mut pooled.conn)
     }
 
-    /// [`Store::check_schema`] without blocking. Requests that wait for connections do not delay it.
+    /// Like [`Store::check_schema`], without blocking. Requests that wait for connections do not delay it.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Store::check_schema`].
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.hop(ConnectionRole::LeaseRead, Owner::Background, |_, conn| {
+        self.with_connection(ConnectionRole::LeaseRead, Owner::Background, |_, conn| {
             migrations::check(conn)
         })
         .await
     }
 
-    /// Whether the database answers and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
+    /// Checks that the database responds and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
     ///
     /// # Errors
-    /// [`Error`] when it does not answer, [`Error::Unavailable`] when it is read-only.
+    /// [`Error`] if it does not respond, [`Error::Unavailable`] if it is read-only.
     pub async fn ping(&self) -> Result<(), Error> {
         self.read_one(ConnectionRole::LeaseRead, Owner::Background, |conn| {
             let read_only = match conn {
@@ -525,11 +520,11 @@ impl Store {
         .await
     }
 
-    /// Reads on one snapshot, as [`Owner::Background`].
+    /// Runs the closure on one snapshot, as [`Owner::Background`].
     ///
     /// # Errors
-    /// What the closure returns, [`Error::Busy`] when no connection becomes free in time, [`Error::Unavailable`]
-    /// when the database cannot be reached.
+    /// The error of the closure, [`Error::Busy`] if no connection becomes free in time, [`Error::Unavailable`] if the
+    /// database cannot be reached.
     pub async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
@@ -537,25 +532,25 @@ impl Store {
         self.read_for(Owner::Background, work).await
     }
 
-    /// Reads on one snapshot.
+    /// [`Store::read`] for this owner.
     ///
     /// # Errors
-    /// As [`Store::read`]; [`Error::Busy`] also immediately, when too many calls wait and this owner has the most.
+    /// As for [`Store::read`]; [`Error::Busy`] also immediately if too many calls wait and this owner has the most.
     pub async fn read_for<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(ConnectionRole::Read, owner.into(), |inner, conn| {
+        self.with_connection(ConnectionRole::Read, owner.into(), |inner, conn| {
             inner.read(conn, work)
         })
         .await
     }
 
-    /// [`Store::read`] without a runtime, for the command line.
+    /// [`Store::read`] without an async runtime, for the command line.
     ///
     /// # Errors
-    /// As [`Store::read`].
+    /// As for [`Store::read`].
     pub fn read_blocking<T>(
         &self,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
@@ -566,14 +561,14 @@ impl Store {
             .with(|conn| self.inner.read(conn, work))
     }
 
-    /// Writes in one transaction, as [`Owner::Background`]: committed when the closure returns `Ok`, rolled back when
-    /// it returns `Err` or panics. Once begun it is finished even if the caller goes away.
+    /// Runs the closure in one transaction, as [`Owner::Background`]. Commits if it returns `Ok`, rolls back if it
+    /// returns `Err` or panics. A transaction that has begun is finished even if the caller drops the future.
     ///
-    /// When PostgreSQL ends the transaction because of a deadlock or a serialization failure, a clone of the closure runs
-    /// again in a new transaction, three times in all. A commit that was sent is never repeated.
+    /// If PostgreSQL aborts the transaction because of a deadlock or a serialization failure, a clone of the closure
+    /// runs in a new transaction, at most three times in all. A commit is never repeated.
     ///
     /// # Errors
-    /// What the closure returns; the store's own errors as in [`Store::read`], and those of the commit.
+    /// The error of the closure; the store's own errors as for [`Store::read`], and those of the commit.
     pub async fn write<T, E>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
@@ -588,7 +583,7 @@ impl Store {
     /// [`Store::write`] for this owner.
     ///
     /// # Errors
-    /// As [`Store::write`] and [`Store::read_for`].
+    /// As for [`Store::write`] and [`Store::read_for`].
     pub async fn write_for<T, E>(
         &self,
         owner: impl Into<Owner>,
@@ -598,16 +593,16 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.hop(ConnectionRole::Write, owner.into(), |inner, conn| {
+        self.with_connection(ConnectionRole::Write, owner.into(), |inner, conn| {
             inner.write(conn, work)
         })
         .await
     }
 
-    /// [`Store::write`] without a runtime, for the command line.
+    /// [`Store::write`] without an async runtime, for the command line.
     ///
     /// # Errors
-    /// As [`Store::write`].
+    /// As for [`Store::write`].
     pub fn write_blocking<T, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
@@ -618,16 +613,16 @@ impl Store {
             .with(|conn| self.inner.write(conn, work))
     }
 
-    /// Deletes in one small transaction after the other until one has nothing to delete: a day of ten
-    /// million keys would take longer than a statement may, and on SQLite longer than a lease lasts, which needs the
-    /// same lock. `delete` deletes at most [`STEP`] and says how many.
+    /// Calls `delete` in one transaction after the other until it returns 0, and returns the total. `delete` deletes at
+    /// most [`STEP`] rows and returns their number. In one transaction, a day of ten million keys would exceed the
+    /// statement timeout, and on SQLite the length of a lease, whose renewal needs the same lock.
     pub(crate) async fn in_steps(
         &self,
         delete: impl Fn(&mut Writer<'_>) -> Result<usize, Error> + Clone + Send + 'static,
     ) -> Result<usize, Error> {
         let mut all = 0;
         loop {
-            // Not until a step is not full: some of what it was about to delete may just have been deleted otherwise.
+            // A step with fewer rows than `STEP` is not the last: other processes may have deleted some of its rows.
             match self.write(delete.clone()).await?.value {
                 0 => return Ok(all),
                 deleted => all += deleted,
@@ -635,17 +630,17 @@ impl Store {
         }
     }
 
-    /// One read statement, which is a snapshot by itself, without the round trips of a transaction.
+    /// Runs one read statement, which is a snapshot by itself and saves the round trips of a transaction.
     async fn read_one<T: Send + 'static>(
         &self,
         role: ConnectionRole,
         owner: Owner,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(role, owner, |_, conn| work(conn)).await
+        self.with_connection(role, owner, |_, conn| work(conn))
+            .await
     }
 
-    /// One read statement of a verification.
     pub(crate) async fn verification_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
@@ -654,7 +649,6 @@ impl Store {
             .await
     }
 
-    /// One read statement about a session of the dashboard.
     pub(crate) async fn session_read<T: Send + 'static>(
         &self,
         owner: Owner,
@@ -663,8 +657,8 @@ impl Store {
         self.read_one(ConnectionRole::Session, owner, work).await
     }
 
-    /// How a write about leases runs. On PostgreSQL it must be committed by itself: a process frozen inside a
-    /// transaction would hold the counter's lock. SQLite takes its write lock first.
+    /// Returns the mode of a lease write. On PostgreSQL it must commit by itself: a process paused inside a transaction
+    /// would hold the counter's lock. SQLite takes its write lock first.
     fn lease_mode(&self) -> Mode {
         match self.backend() {
             Backend::Sqlite => Mode::Transaction,
@@ -672,13 +666,12 @@ impl Store {
         }
     }
 
-    /// One statement about leases.
     pub(crate) async fn lease_one<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Error> {
         let mode = self.lease_mode();
-        self.hop(
+        self.with_connection(
             ConnectionRole::Lease,
             Owner::Background,
             move |inner, conn| inner.transact_repeatedly(conn, mode, work),
@@ -686,17 +679,17 @@ impl Store {
         .await
     }
 
-    /// The statement that renews a lease. It is rejected, with `false`, when a change has been committed that the
-    /// verifier has not applied yet. On a SQLite file the writer is then kept for the next renewal: if this process
-    /// committed another change in between each time, it would lose its lease.
+    /// Runs the statement that renews a lease. It returns `false` if a change was committed that the verifier has not
+    /// applied. On a SQLite file the writer is then reserved for the next renewal: otherwise this process could commit
+    /// another change before each attempt, and would lose its lease.
     pub(crate) async fn renew_one(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Clone + Send + 'static,
     ) -> Result<bool, Error> {
         let mode = self.lease_mode();
         let group = self.inner.connections.of(ConnectionRole::Lease);
-        let kept = self.inner.kept_for_renewal().permit.take();
-        let permit = match kept {
+        let reserved = self.inner.reserved_writer().permit.take();
+        let permit = match reserved {
             Some(permit) => permit,
             None => self.acquire(group, Owner::Background).await?,
         };
@@ -706,35 +699,34 @@ impl Store {
         let (renewed, permit) = run.await;
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
-                let mut kept = self.inner.kept_for_renewal();
-                kept.number = kept.number.wrapping_add(1);
-                kept.permit = permit;
-                kept.number
+                let mut reserved = self.inner.reserved_writer();
+                reserved.number = reserved.number.wrapping_add(1);
+                reserved.permit = permit;
+                reserved.number
             };
             let inner = Arc::clone(&self.inner);
             tokio::spawn(async move {
-                tokio::time::sleep(KEPT_FOR_RENEWAL).await;
-                let mut kept = inner.kept_for_renewal();
-                if kept.number == number {
-                    kept.permit = None;
+                tokio::time::sleep(WRITER_RESERVATION).await;
+                let mut reserved = inner.reserved_writer();
+                if reserved.number == number {
+                    reserved.permit = None;
                 }
             });
         }
         renewed
     }
 
-    /// A small transaction about leases.
     pub(crate) async fn lease_transaction(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
     ) -> Result<(), Error> {
-        self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+        self.with_connection(ConnectionRole::Lease, Owner::Background, |inner, conn| {
             inner.transact_repeatedly(conn, Mode::Transaction, work)
         })
         .await
     }
 
-    /// A transaction in the place of one about leases that is rolled back, also when the work succeeds.
+    /// Runs a transaction with a lease connection and rolls it back, even if the work succeeds.
     pub(crate) async fn lease_rolled_back(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
@@ -745,18 +737,18 @@ impl Store {
                 Self(Err(error))
             }
         }
-        let rolled_back = self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
-            inner.transact_repeatedly(conn, Mode::Transaction, |conn| {
-                Err::<(), _>(RolledBack(work(conn)))
-            })
-        });
+        let rolled_back =
+            self.with_connection(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+                inner.transact_repeatedly(conn, Mode::Transaction, |conn| {
+                    Err::<(), _>(RolledBack(work(conn)))
+                })
+            });
         rolled_back
             .await
             .err()
             .map_or(Ok(()), |RolledBack(result)| result)
     }
 
-    /// A read statement about leases.
     pub(crate) async fn lease_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
@@ -765,8 +757,8 @@ impl Store {
             .await
     }
 
-    /// Waits, within bounds, for a connection of that role and runs on the blocking pool.
-    async fn hop<T, E>(
+    /// Waits for a connection of the role, at most for the acquire timeout, and runs the work on the blocking pool.
+    async fn with_connection<T, E>(
         &self,
         role: ConnectionRole,
         owner: Owner,
@@ -796,8 +788,8 @@ impl Store {
         }
     }
 
-    /// The one place that leaves the async world. Gives the permit back unless the work panicked or the runtime shuts
-    /// down.
+    /// Runs the work on the blocking pool; nothing else in this crate does. Returns the permit unless the work panicked
+    /// or the runtime shuts down.
     async fn run<T, E>(
         &self,
         group: &ConnectionGroup,
@@ -810,7 +802,7 @@ impl Store {
     {
         let (inner, group) = (Arc::clone(&self.inner), group.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let permit = permit; // released when the work ends, even if the caller is gone
+            let permit = permit; // released when the work ends, even if the caller drops the future
             (group.with(|conn| work(&inner, conn)), permit)
         });
         match done.await {
@@ -842,7 +834,10 @@ impl Connections {
         let group = |pool: &Pool<Manager>, connections: u32| ConnectionGroup {
             pool: pool.clone(),
             acquire_timeout,
-            semaphore: FairSemaphore::new(Limits::half_per_owner(connections as usize, WAITING)),
+            semaphore: FairSemaphore::new(Limits::half_per_owner(
+                connections as usize,
+                MAX_WAITING,
+            )),
             priority: Priority::Normal,
             file: file.cloned(),
         };
@@ -878,8 +873,7 @@ impl Connections {
                     session: readers(SESSION_CONNECTIONS),
                 }
             }
-            // One pool for all roles, so that a connection which is not needed by one serves another; the semaphores
-            // keep the shares apart.
+            // One shared pool, so that an idle connection can serve any role; the semaphores limit each role's share.
             Target::Postgres(_) => {
                 let all = size + LEASE_CONNECTIONS + verification + SESSION_CONNECTIONS;
                 let all = pool(Use::Write, all);
@@ -911,22 +905,22 @@ impl Connections {
 
 impl ConnectionGroup {
     fn connection(&self) -> Result<diesel::r2d2::PooledConnection<Manager>, Error> {
-        // The pool's handler has logged why no connection could be made.
+        // The pool's error handler has logged the cause.
         self.pool
             .get_timeout(self.acquire_timeout)
             .map_err(|_| Error::Unavailable)
     }
 
-    /// Works with a connection, and has it looked at afterwards if that failed.
+    /// Runs the work with a connection, which the pool checks afterwards if the work failed.
     ///
-    /// Fails when the SQLite file is no longer at its path, also when that is so only afterwards: what was written may be
-    /// in a file that nothing can open any more.
+    /// Fails if the SQLite file is not at its path before or after the work: what was written may be in a file that
+    /// nothing can open any more.
     fn with<T, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
     ) -> Result<T, E> {
         if let Some(file) = &self.file {
-            file.check()?; // first, because the pool waits for a connection that it cannot make
+            file.check()?; // before the pool waits for a connection that cannot be opened
         }
         let mut pooled = self.connection()?;
         let check_log = |log: Option<LogFiles>| match (&self.file, log) {
@@ -952,7 +946,7 @@ impl ConnectionGroup {
 }
 
 impl Drop for Inner {
-    /// Keeps the connections to a SQLite file that is lost: closing them would write into files that are not theirs.
+    /// Leaks the connections to a lost SQLite file: closing them would write to files that belong to another database.
     fn drop(&mut self) {
         if self.file.as_ref().is_some_and(|file| file.is_lost()) {
             let Connections {
@@ -971,8 +965,8 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    fn kept_for_renewal(&self) -> MutexGuard<'_, KeptForRenewal> {
-        self.kept_for_renewal
+    fn reserved_writer(&self) -> MutexGuard<'_, ReservedWriter> {
+        self.reserved_writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -1010,7 +1004,7 @@ impl Inner {
         })
     }
 
-    /// [`Inner::transact`], again in a new transaction when another one was in the way.
+    /// Runs [`Inner::transact`], again in a new transaction after a conflict.
     fn transact_repeatedly<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
@@ -1033,7 +1027,7 @@ impl Inner {
         self.transact(conn, mode, work).map_err(Failure::into_error)
     }
 
-    /// Runs the work in one transaction, once.
+    /// Runs the work in one transaction, without retries.
     fn transact<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
@@ -1054,20 +1048,20 @@ impl Inner {
             if mode == Mode::Transaction
                 && let AnyConnection::Postgres(conn) = conn
             {
-                // PostgreSQL answers the commit of a transaction in which a statement failed by rolling it back,
-                // without an error. If the closure ignored such a failure, this statement fails.
+                // PostgreSQL responds to the commit of a failed transaction with a rollback and no error. If the
+                // closure ignored a failed statement, this statement fails.
                 conn.batch_execute("SELECT 1").map_err(Error::from)?;
             }
             if mode == Mode::Transaction
                 && let Some(file) = &self.file
             {
-                file.check_content()?; // nothing is committed into a file that was deleted or overwritten meanwhile
+                file.check_content()?; // do not commit to a file that was deleted or overwritten meanwhile
             }
             Ok(value)
         }));
         match outcome {
             Ok(Ok(value)) => {
-                // Not repeated, whatever it says: it may have happened.
+                // Not retried on any error: the commit may have succeeded.
                 AnyConnection::commit_transaction(conn)
                     .map_err(|error| Failure::Other(Error::from(error).into()))?;
                 Ok(value)
@@ -1088,9 +1082,9 @@ impl Inner {
 
 /// Why a transaction was rolled back.
 enum Failure<E> {
-    /// Another transaction was in the way; this one can be run again.
+    /// The transaction conflicted with another one and can be retried.
     Conflict(E),
-    /// Anything else.
+    /// Any other error.
     Other(E),
 }
 
@@ -1102,7 +1096,7 @@ impl<E> Failure<E> {
     }
 }
 
-/// Fails when a connection pooler shares server sessions among clients.
+/// Returns an error if a connection pooler shares server sessions among clients.
 fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenError> {
     let shared = match establish(target, Use::Write) {
         Ok(AnyConnection::Postgres(mut second)) => {
@@ -1115,7 +1109,7 @@ fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenEr
         Ok(false) => Ok(()),
         Ok(true) => Err(Unsuitable::Pooler.into()),
         Err(error) => {
-            tracing::warn!(%error, "whether a connection pooler shares sessions is not known: no second connection");
+            tracing::warn!(%error, "could not check for a connection pooler: no second connection");
             Ok(())
         }
     }
@@ -1132,7 +1126,7 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
             AnsiTransactionManager::begin_transaction_sql::<SqliteConnection>(conn, sql)
         }
         AnyConnection::Postgres(conn) => {
-            // Whatever the default of the database is: a transaction that waited for a lock has to see what its holder did.
+            // Whatever the database's default: a transaction that waited for a lock must see what its holder wrote.
             let sql = match mode {
                 Mode::Transaction => "BEGIN ISOLATION LEVEL READ COMMITTED",
                 _ => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
@@ -1142,22 +1136,22 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
     }
 }
 
-/// A rollback that fails means the connection is gone, and with it the transaction; the pool finds it broken.
+/// Rolls back. If that fails, the connection is lost and with it the transaction; the pool will discard it.
 fn roll_back(conn: &mut AnyConnection) {
     if let Err(error) = AnyConnection::rollback_transaction(conn) {
         tracing::warn!(%error, "a transaction could not be rolled back");
     }
 }
 
-/// The longest pause between two attempts to connect, and so the longest that verification stays away once the
-/// database is back.
+/// The longest pause between two attempts to connect, and so the longest time for which verification keeps failing
+/// after the database is back.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 fn pool(target: &Target, purpose: Use, size: u32, file: Option<&Arc<SqliteFile>>) -> Pool<Manager> {
     let builder = Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        // Not how long a call waits, which is said with each: r2d2 pauses for up to half of this between attempts.
+        // Not how long a call waits (each call passes that): r2d2 pauses for up to half of this between attempts.
         .connection_timeout(LONGEST_PAUSE * 2)
         .test_on_check_out(true) // cheap: see Manager::is_valid
         .error_handler(Box::new(Log));

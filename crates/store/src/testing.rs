@@ -1,4 +1,4 @@
-//! Databases for tests: a fresh SQLite file, and a fresh database in a private PostgreSQL.
+//! Databases for tests: a new SQLite file, or a new database in a private PostgreSQL.
 //!
 //! ```no_run
 //! for database in tollkey_store::testing::backends() {
@@ -7,10 +7,10 @@
 //! }
 //! ```
 //!
-//! The PostgreSQL is one cluster per test binary, on a socket in a temporary directory, without TCP and without fsync.
-//! A shell watches over it: when this process ends, even by being killed, the pipe between them closes and the shell
-//! stops the cluster and removes its directory. Where no PostgreSQL is installed its half of the tests is left out,
-//! loudly; with `TOLLKEY_TEST_REQUIRE_POSTGRES=1` that is a panic.
+//! There is one PostgreSQL cluster per test binary, on a socket in a temporary directory, without TCP and fsync. A
+//! shell stops it and removes its directory when this process ends, even if it is killed, because the pipe between them
+//! closes. Without an installed PostgreSQL its tests are skipped with a warning; with `TOLLKEY_TEST_REQUIRE_POSTGRES=1`
+//! they panic.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -33,18 +33,18 @@ use crate::{
     connection::{AnyConnection, Target, Use, establish},
 };
 
-/// A private PostgreSQL.
+/// A private PostgreSQL cluster.
 #[derive(Debug)]
 pub struct Postgres {
     directory: String,
     bin: PathBuf,
     next: AtomicU32,
-    /// Its standard input is the pipe whose end stops the cluster.
+    /// The shell. It stops the cluster when its standard input, a pipe, closes.
     _watchdog: Child,
 }
 
-/// Starts the cluster, says where it is, and stops it when the pipe closes. ICU sorts unlike bytes do, so a missing
-/// COLLATE "C" is found; where the build lacks ICU, C has to do.
+/// Starts the cluster, prints its directory, and stops it when the pipe closes. Uses an ICU locale, which does not sort
+/// by bytes, so that a missing COLLATE "C" fails a test; a build without ICU gets the locale C.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 directory=$(mktemp -d /tmp/tkpg.XXXXXX) || exit 1
@@ -73,10 +73,10 @@ stop
 "#;
 
 impl Postgres {
-    /// The cluster of this process, started when first asked for. `None` where no PostgreSQL is installed.
+    /// Returns the cluster of this process, and starts it in the first call. `None` if PostgreSQL is not installed.
     ///
     /// # Panics
-    /// When it cannot be started, or is not installed and `TOLLKEY_TEST_REQUIRE_POSTGRES` is 1.
+    /// If it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_POSTGRES` is 1.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
         SHARED
@@ -84,7 +84,7 @@ impl Postgres {
                 let Some(bin) = find_binaries() else {
                     let required = std::env::var("TOLLKEY_TEST_REQUIRE_POSTGRES").is_ok_and(|value| value == "1");
                     assert!(!required, "no initdb found, but TOLLKEY_TEST_REQUIRE_POSTGRES=1");
-                    // Past the test harness, which would swallow it.
+                    // To stderr itself: the test harness captures `eprintln!`.
                     let _ = writeln!(
                         std::io::stderr(),
                         "\nWARNING: PostgreSQL is not installed (no initdb): its half of these tests does NOT run\n"
@@ -96,13 +96,13 @@ impl Postgres {
             .as_ref()
     }
 
-    /// A cluster for the caller alone, who may stop it, with these lines behind the usual ones in its
-    /// `postgresql.conf`. It lives as long as the process. `None` where [`Postgres::shared`] is `None`.
+    /// Starts a cluster that no other test uses, so that the caller may stop it. `settings` are added to its
+    /// `postgresql.conf`. It runs until the process ends. `None` if [`Postgres::shared`] is `None`.
     ///
     /// # Panics
-    /// As there.
+    /// As for [`Postgres::shared`].
     pub fn private(settings: &str) -> Option<&'static Self> {
-        let shared = Self::shared()?; // says so where there is none
+        let shared = Self::shared()?; // warns if PostgreSQL is not installed
         Some(Box::leak(Box::new(Self::start(
             shared.bin.clone(),
             settings,
@@ -116,12 +116,12 @@ impl Postgres {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("the shell that watches over PostgreSQL starts");
+            .expect("the watchdog of PostgreSQL to start");
         let mut line = String::new();
-        let out = watchdog.stdout.take().expect("it was piped");
+        let out = watchdog.stdout.take().expect("a piped stdout");
         BufReader::new(out)
             .read_line(&mut line)
-            .expect("the shell can be read");
+            .expect("readable output of the watchdog");
         assert!(
             line.starts_with('/'),
             "PostgreSQL did not start; its log is above"
@@ -134,13 +134,13 @@ impl Postgres {
         }
     }
 
-    /// Runs `pg_ctl` with these arguments, `-m fast restart` for instance, and waits until it is done.
+    /// Runs `pg_ctl` with these arguments, for instance `-m fast restart`, and waits until it has finished.
     ///
     /// # Panics
-    /// When that fails.
+    /// If it fails.
     pub fn control(&self, arguments: &str) {
         let Self { directory, bin, .. } = self;
-        // Not through pipes, which the server would inherit.
+        // Without pipes, which the server would inherit.
         let script = format!(
             "exec \"$TOLLKEY_TEST_PG_BIN/pg_ctl\" -D {directory}/data -l {directory}/log -w -t 120 {arguments} \
              </dev/null >/dev/null 2>&1"
@@ -152,25 +152,25 @@ impl Postgres {
         );
     }
 
-    /// Adds a line to its `postgresql.conf` and has that read again, which connections do before their next statement,
-    /// a moment later.
+    /// Adds a line to `postgresql.conf` and reloads it. Connections apply it a moment later, before their next
+    /// statement.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     pub fn configure(&self, line: &str) {
         let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
         let done = shell(&script, &self.bin).status();
         assert!(
             done.is_ok_and(|status| status.success()),
-            "{line} cannot be written"
+            "{line} could not be written"
         );
         self.control("reload");
     }
 
-    /// Makes it a standby: it can be read and not written, until `pg_ctl promote`.
+    /// Restarts the cluster as a standby, which is read-only until `pg_ctl promote`.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     pub fn demote(&self) {
         let done = shell(
             &format!("touch {}/data/standby.signal", self.directory),
@@ -179,25 +179,26 @@ impl Postgres {
         .status();
         assert!(
             done.is_ok_and(|status| status.success()),
-            "the file cannot be made"
+            "standby.signal could not be created"
         );
         self.control("-m fast restart");
     }
 
-    /// What `pg_dump` prints about a database, without what only `psql` or this version of PostgreSQL understands.
+    /// Returns the output of `pg_dump` for a database, without what only `psql` or this version of PostgreSQL
+    /// understands.
     fn script(&self, database: &str) -> String {
         let Self { directory, bin, .. } = self;
         let script = format!(
             "exec \"$TOLLKEY_TEST_PG_BIN/pg_dump\" --host={directory} --username=postgres --rows-per-insert=50 \
              --no-owner --no-privileges --no-comments {database}"
         );
-        let done = shell(&script, bin).output().expect("pg_dump runs");
+        let done = shell(&script, bin).output().expect("pg_dump to run");
         assert!(
             done.status.success(),
             "pg_dump failed: {}",
             String::from_utf8_lossy(&done.stderr)
         );
-        let printed = String::from_utf8(done.stdout).expect("pg_dump prints UTF-8");
+        let printed = String::from_utf8(done.stdout).expect("UTF-8 output of pg_dump");
         let is_kept = |line: &&str| {
             let is_session =
                 line.starts_with("SET ") || line.starts_with("SELECT pg_catalog.set_config");
@@ -210,7 +211,7 @@ impl Postgres {
             .collect()
     }
 
-    /// The Unix socket it listens on.
+    /// Returns the path of the Unix socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         Path::new(&self.directory).join(".s.PGSQL.5432")
@@ -229,25 +230,24 @@ impl Postgres {
             .expect(sql);
     }
 
-    /// A fresh, empty database, dropped with what is returned.
+    /// Creates an empty database, which is dropped with the returned value.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     pub fn database(&'static self) -> Database {
         self.database_with("")
     }
 
-    /// [`Postgres::database`] with these options of `CREATE DATABASE`, `ENCODING 'LATIN1' TEMPLATE template0` for
-    /// instance.
+    /// [`Postgres::database`] with options of `CREATE DATABASE`, for instance `ENCODING 'LATIN1' TEMPLATE template0`.
     ///
     /// # Panics
-    /// When it cannot be created.
+    /// If it cannot be created.
     pub fn database_with(&'static self, options: &str) -> Database {
         let name = format!("t{}", self.next.fetch_add(1, Ordering::Relaxed));
         self.run(&format!("CREATE DATABASE {name} {options}"));
         Database {
             url: self.url(&name),
-            place: Place::Postgres { server: self, name },
+            location: Location::Postgres { server: self, name },
         }
     }
 }
@@ -259,7 +259,7 @@ pub struct PgBouncer {
     watchdog: Child,
 }
 
-/// Starts a PgBouncer that listens on a socket in a directory of its own, says where, and stops it when the pipe closes.
+/// Starts a PgBouncer that listens on a socket in a new directory, prints that, and stops it when the pipe closes.
 const POOLER: &str = r#"
 trap '' INT TERM HUP
 directory=$(mktemp -d /tmp/tkpb.XXXXXX) || exit 1
@@ -284,15 +284,15 @@ rm -rf "$directory"
 "#;
 
 impl PgBouncer {
-    /// Starts one with these lines in the section `[pgbouncer]` of its configuration, `pool_mode = transaction` for
-    /// instance. `None` where PgBouncer is not installed.
+    /// Starts a PgBouncer with these lines in the section `[pgbouncer]` of its configuration, for instance
+    /// `pool_mode = transaction`. `None` if PgBouncer is not installed.
     ///
     /// # Panics
-    /// When it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1; and on SQLite.
+    /// On SQLite. If it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1.
     #[must_use]
     pub fn before(database: &Database, settings: &str) -> Option<Self> {
-        let Place::Postgres { server, name } = &database.place else {
-            panic!("a SQLite file has no server")
+        let Location::Postgres { server, name } = &database.location else {
+            panic!("SQLite has no server")
         };
         let Some(pooler) = on_path("pgbouncer")
             .or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
@@ -315,12 +315,12 @@ impl PgBouncer {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("the shell that watches over PgBouncer starts");
+            .expect("the watchdog of PgBouncer to start");
         let mut line = String::new();
-        let out = watchdog.stdout.take().expect("it was piped");
+        let out = watchdog.stdout.take().expect("a piped stdout");
         BufReader::new(out)
             .read_line(&mut line)
-            .expect("the shell can be read");
+            .expect("readable output of the watchdog");
         assert!(
             line.starts_with('/'),
             "PgBouncer did not start; its log is above"
@@ -332,7 +332,7 @@ impl PgBouncer {
         Some(Self { url, watchdog })
     }
 
-    /// The URL of the database behind it.
+    /// Returns the URL of the database through PgBouncer.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -346,15 +346,15 @@ impl Drop for PgBouncer {
     }
 }
 
-/// A fresh, empty database for one test.
+/// A new, empty database for one test.
 #[derive(Debug)]
 pub struct Database {
     url: String,
-    place: Place,
+    location: Location,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Location {
     Sqlite {
         directory: tempfile::TempDir,
     },
@@ -365,108 +365,103 @@ enum Place {
 }
 
 impl Database {
-    /// A fresh SQLite file.
+    /// Creates a database in a SQLite file.
     ///
     /// # Panics
-    /// When there is no place for it.
+    /// If no temporary directory can be created.
     #[must_use]
     pub fn sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let url = format!("sqlite://{}/tollkey.db", directory.path().display());
         Self {
             url,
-            place: Place::Sqlite { directory },
+            location: Location::Sqlite { directory },
         }
     }
 
-    /// Its URL.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its URL when its PostgreSQL is reached at that address, for instance through a proxy.
+    /// Returns the URL with another address of the PostgreSQL server, for instance that of a proxy.
     ///
     /// # Panics
     /// On SQLite.
     #[must_use]
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
-        let Place::Postgres { name, .. } = &self.place else {
-            panic!("a SQLite file has no server")
+        let Location::Postgres { name, .. } = &self.location else {
+            panic!("SQLite has no server")
         };
         format!("postgres://postgres@{address}/{name}")
     }
 
-    /// Its URL for this role, which need not have a password.
+    /// Returns the URL for this role, without a password.
     ///
     /// # Panics
     /// On SQLite.
     #[must_use]
     pub fn url_as(&self, role: &str) -> String {
-        assert_eq!(
-            self.backend(),
-            Backend::Postgres,
-            "a SQLite file has no roles"
-        );
+        assert_eq!(self.backend(), Backend::Postgres, "SQLite has no roles");
         self.url.replace("user=postgres", &format!("user={role}"))
     }
 
-    /// Which database it is.
+    /// Returns the database system.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        match self.place {
-            Place::Sqlite { .. } => Backend::Sqlite,
-            Place::Postgres { .. } => Backend::Postgres,
+        match self.location {
+            Location::Sqlite { .. } => Backend::Sqlite,
+            Location::Postgres { .. } => Backend::Postgres,
         }
     }
 
-    /// The directory of a SQLite file.
+    /// Returns the directory of a SQLite file, or `None` on PostgreSQL.
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Sqlite { directory } => Some(directory.path()),
-            Place::Postgres { .. } => None,
+        match &self.location {
+            Location::Sqlite { directory } => Some(directory.path()),
+            Location::Postgres { .. } => None,
         }
     }
 
-    /// Opens and migrates it, on the real clock.
+    /// Opens and migrates the database with the real clock.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     #[must_use]
     pub fn store(&self) -> Store {
         self.store_with(Arc::new(RealClock::default()))
     }
 
-    /// Opens and migrates it, on that clock.
+    /// Opens and migrates the database with this clock.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     #[must_use]
     pub fn store_with(&self, clock: Arc<dyn Clock>) -> Store {
         let options = OpenOptions {
             acquire_timeout: Duration::from_secs(20),
             ..OpenOptions::new(&self.url)
         };
-        let store = Store::open(options, clock).expect("the store opens");
-        store.migrate().expect("the store is migrated");
+        let store = Store::open(options, clock).expect("an open store");
+        store.migrate().expect("a migrated store");
         store
     }
 
-    /// Runs SQL past the store, on a connection of its own: what an operator, an accident or an attacker does.
+    /// Runs SQL on a separate connection, without the store, as an operator or an attacker could.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     pub fn sql(&self, sql: &str) {
         connect(&self.url).batch_execute(sql).expect(sql);
     }
 }
 
 impl Database {
-    /// Every table and column of it, sorted, as `table.column`.
+    /// Returns all columns of all tables as `table.column`, sorted.
     ///
     /// # Panics
-    /// When it cannot be asked.
+    /// If the database cannot be read.
     #[must_use]
     pub fn columns(&self) -> Vec<String> {
         #[derive(diesel::QueryableByName)]
@@ -492,11 +487,11 @@ impl Database {
         names
     }
 
-    /// Every value of every column, one a line as `table.column: value`, bytes as hexadecimal digits: what somebody has
-    /// who gets hold of a dump.
+    /// Returns every value in the database, one per line, as `table.column: value` with bytes in hexadecimal: what a
+    /// leaked dump contains.
     ///
     /// # Panics
-    /// When it cannot be asked.
+    /// If the database cannot be read.
     #[must_use]
     pub fn dump(&self) -> String {
         #[derive(diesel::QueryableByName)]
@@ -526,26 +521,26 @@ impl Database {
         dump
     }
 
-    /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations. One
-    /// statement after the other, without commands of `psql` or `sqlite3`, so that [`Database::sql`] runs it.
+    /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations.
+    /// Contains no commands of `psql` or `sqlite3`, so [`Database::sql`] can run it.
     ///
     /// # Panics
-    /// When the database cannot be read, and on PostgreSQL when `pg_dump` is not installed beside its other programs.
+    /// If the database cannot be read, or if `pg_dump` is not installed next to the other programs of PostgreSQL.
     #[must_use]
     pub fn script(&self) -> String {
-        match &self.place {
-            Place::Sqlite { .. } => sqlite_script(&mut connect(&self.url)),
-            Place::Postgres { server, name } => server.script(name),
+        match &self.location {
+            Location::Sqlite { .. } => sqlite_script(&mut connect(&self.url)),
+            Location::Postgres { server, name } => server.script(name),
         }
     }
 
-    /// On PostgreSQL: ends all connections to it and refuses new ones, or lets them in again.
+    /// On PostgreSQL: ends all connections to the database and rejects new ones, or allows them again.
     ///
     /// # Panics
-    /// When that fails, and on SQLite.
+    /// If that fails, and on SQLite.
     pub fn refuse_connections(&self, refuse: bool) {
-        let Place::Postgres { server, name } = &self.place else {
-            panic!("a SQLite file has no server")
+        let Location::Postgres { server, name } = &self.location else {
+            panic!("SQLite has no server")
         };
         server.run(&format!(
             "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}",
@@ -559,7 +554,7 @@ impl Database {
     }
 }
 
-/// One column of text of every row that a query returns.
+/// Returns the column `value` of all rows of a query.
 fn texts(conn: &mut AnyConnection, sql: &str) -> Vec<String> {
     #[derive(diesel::QueryableByName)]
     struct Row {
@@ -601,7 +596,7 @@ fn sqlite_script(conn: &mut AnyConnection) -> String {
             ));
         }
     }
-    // Last, with the triggers: the rows were written under them once.
+    // Indexes and triggers last, so that the triggers do not run for these inserts.
     for sql in texts(conn, &of_kind("type <> 'table'", "sql")) {
         script.push_str(&format!("{sql};\n"));
     }
@@ -609,14 +604,14 @@ fn sqlite_script(conn: &mut AnyConnection) -> String {
 }
 
 fn connect(url: &str) -> AnyConnection {
-    let target = Target::parse(url, false, |_| None).expect("the URL is good");
+    let target = Target::parse(url, false, |_| None).expect("a valid URL");
     establish(&target, Use::Migrate).expect("a connection")
 }
 
-/// Runs SQL in a transaction of its own and holds that open while `during` runs: another process, slow to commit.
+/// Runs SQL in a transaction that stays open while `during` runs, like another process that commits slowly.
 ///
 /// # Panics
-/// When that fails.
+/// If that fails.
 pub fn hold(url: &str, sql: &str, during: impl FnOnce()) {
     let mut conn = connect(url);
     conn.batch_execute(&format!("BEGIN; {sql};")).expect(sql);
@@ -626,7 +621,7 @@ pub fn hold(url: &str, sql: &str, during: impl FnOnce()) {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        if let Place::Postgres { server, name } = &self.place
+        if let Location::Postgres { server, name } = &self.location
             && !std::thread::panicking()
         {
             server.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
@@ -634,7 +629,7 @@ impl Drop for Database {
     }
 }
 
-/// A fresh database of each backend that is there; SQLite always is.
+/// Creates a database of each installed backend. SQLite is always installed.
 #[must_use]
 pub fn backends() -> Vec<Database> {
     let postgres = Postgres::shared().map(Postgres::database);
@@ -664,7 +659,7 @@ impl Clock for RealClock {
     }
 }
 
-/// A shell for PostgreSQL's programs, which refuse to run as root.
+/// Returns a command that runs a script with PostgreSQL's programs, as another user if this is root, which they reject.
 fn shell(script: &str, bin: &Path) -> Command {
     let mut command = if is_root() {
         let program = if on_path("runuser").is_some() {
@@ -688,8 +683,8 @@ fn shell(script: &str, bin: &Path) -> Command {
 }
 
 fn find_binaries() -> Option<PathBuf> {
-    let beside = |initdb: PathBuf| Some(initdb.canonicalize().ok()?.parent()?.to_owned());
-    if let Some(found) = on_path("initdb").and_then(beside) {
+    let next_to = |initdb: PathBuf| Some(initdb.canonicalize().ok()?.parent()?.to_owned());
+    if let Some(found) = on_path("initdb").and_then(next_to) {
         return Some(found);
     }
     let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();

@@ -1,8 +1,8 @@
-//! The database URL, read by Tollkey itself.
+//! Parsing of the database URL.
 //!
-//! libpq quotes its input in its error messages, and so would print passwords. It also reads some malformed URLs in a
-//! way that their author did not mean. So [`DatabaseUrl`] reads the URL, rejects what is ambiguous, and passes libpq
-//! keywords and quoted values, which cannot be misread. [`BadUrl`] names the rule and never repeats the URL.
+//! libpq quotes its input in error messages, which would print passwords, and accepts some malformed URLs in a way that
+//! their author did not mean. So [`DatabaseUrl`] parses the URL, rejects ambiguous ones, and passes keywords and quoted
+//! values to libpq. [`BadUrl`] names the rule and never quotes the URL.
 
 use std::{
     collections::BTreeMap,
@@ -13,38 +13,38 @@ use std::{
 
 use crate::connection::{Backend, CONNECT_TIMEOUT, Target};
 
-/// The database URL cannot be used. Never repeats the URL, which may hold a password.
+/// The database URL cannot be used. Never quotes the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// Another scheme, or none.
+    /// The scheme is missing or is not supported.
     #[error(
         "must begin with sqlite:// or postgres://; write sqlite://tollkey.db or \
          postgres://USER:PASSWORD@HOST:PORT/DATABASE"
     )]
     Scheme,
-    /// `host=… password=…`, which libpq reads too.
+    /// A connection string with keywords, such as `host=… password=…`.
     #[error(
         "must be a URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE instead of keywords such as host= and password="
     )]
     Keywords,
-    /// `sqlite://` without a file, or with options.
+    /// `sqlite://` without a file or with options.
     #[error(
-        "must name a file, without options behind it; write sqlite://tollkey.db, sqlite:///absolute/path/tollkey.db or \
+        "must name a file, without options after it; write sqlite://tollkey.db, sqlite:///absolute/path/tollkey.db or \
          sqlite://:memory:"
     )]
     NoFile,
-    /// A percent sign that is no escape.
-    #[error("has a % without two hexadecimal digits behind it; write the character % as %25")]
+    /// A percent sign that is not part of an escape.
+    #[error("has a % without two hexadecimal digits after it; write the character % as %25")]
     Escape,
-    /// Percent-encoded bytes that are no text.
+    /// Percent-encoded bytes that are not UTF-8.
     #[error(
         "has percent-encoded bytes that are not UTF-8; percent-encode the UTF-8 bytes of each character"
     )]
     NotUtf8,
-    /// White space, or a control character.
+    /// White space or a control character.
     #[error("has white space or a control character; write a space as %20, and remove line breaks")]
     WhiteSpace,
-    /// More than one `@` in front of the path.
+    /// More than one `@` before the path.
     #[error(
         "has more than one @ before the database name; write an @ in the user name or the password as %40"
     )]
@@ -54,13 +54,13 @@ pub enum BadUrl {
         "has a ? before an @; in the user name and the password write ? as %3F, and in a parameter write @ as %40"
     )]
     QuestionMark,
-    /// Something behind the host that is no database name.
+    /// More than a database name after the host.
     #[error(
-        "has a second /, an @ or a # behind the host; in the user name, the password and the database name write / as \
+        "has a second /, an @ or a # after the host; in the user name, the password and the database name write / as \
          %2F, @ as %40 and # as %23"
     )]
     Path,
-    /// A database name that looks like parameters, which would be shown with it.
+    /// A database name that looks like parameters, which could contain a password.
     #[error(
         "has white space or one of & ; = ? in the database name; parameters begin with a single ?, as in \
          postgres://HOST/DATABASE?NAME=VALUE&NAME=VALUE"
@@ -71,13 +71,13 @@ pub enum BadUrl {
         "has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
     )]
     NoUser,
-    /// A host that cannot be one.
+    /// A host with characters that hosts do not have.
     #[error(
         "has a host with a character that hosts do not have; in the user name and the password write @ as %40, / as \
          %2F, : as %3A, ? as %3F and # as %23; write an IPv6 address in brackets"
     )]
     Host,
-    /// A port that cannot be one.
+    /// A port that is not a number from 1 to 65535.
     #[error(
         "has a port that is not a number from 1 to 65535; if a password stands there, write \
          postgres://USER:PASSWORD@HOST:PORT/DATABASE with @ as %40, / as %2F, ? as %3F and # as %23 in the password; \
@@ -86,24 +86,24 @@ pub enum BadUrl {
     Port,
     /// A parameter without a value.
     #[error(
-        "has a parameter without = (number {0} behind the ?); if the ? belongs to the password, write it as %3F"
+        "has a parameter without = (number {0} after the ?); if the ? belongs to the password, write it as %3F"
     )]
     NoValue(usize),
-    /// A parameter that libpq does not have.
+    /// A parameter that is unknown.
     #[error(
-        "has an unknown parameter (number {0} behind the ?); the parameters are those of libpq, such as sslmode and \
+        "has an unknown parameter (number {0} after the ?); the parameters are those of libpq, such as sslmode and \
          host; if the ? belongs to the password, write it as %3F"
     )]
     UnknownParameter(usize),
-    /// A parameter that is set more than once.
+    /// A repeated parameter.
     #[error("must not set {0} more than once; remove one of the two")]
     Repeated(&'static str),
-    /// A parameter with a value that it cannot have.
+    /// A parameter with an invalid value.
     #[error("has an unknown value of {name}; it must be {rule}")]
     Value {
-        /// The parameter.
+        /// The name of the parameter.
         name: &'static str,
-        /// The values that it can have.
+        /// The valid values.
         rule: &'static str,
     },
     /// The server is on another machine, and this build has no TLS.
@@ -112,18 +112,18 @@ pub enum BadUrl {
          `--features pg-tls`, or add sslmode=disable to the URL if the network in between is trusted"
     )]
     NeedsTls,
-    /// `sslmode=require` and the like, and this build has no TLS.
+    /// `sslmode` requires TLS, and this build has no TLS.
     #[error(
         "requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`"
     )]
     TlsDemanded,
-    /// A standby may lag behind: it could accept a revoked key.
-    #[error("must not ask for a standby; leave target_session_attrs out, or make it read-write")]
+    /// `target_session_attrs` selects a standby. A standby may lag and accept a revoked key.
+    #[error("must not select a standby; remove target_session_attrs, or set it to read-write")]
     Standby,
 }
 
-/// A database URL that has been read. [`Display`](fmt::Display) and [`DatabaseUrl::target`] name the database without
-/// user name and password; `Debug` shows the same.
+/// A parsed database URL. [`Display`](fmt::Display), `Debug` and [`DatabaseUrl::target`] name the database without user
+/// name and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseUrl {
     text: String,
@@ -134,11 +134,11 @@ pub struct DatabaseUrl {
 enum Location {
     Memory,
     File(String),
-    /// libpq's keywords and their values, decoded.
+    /// Keywords of libpq with decoded values.
     Postgres(BTreeMap<&'static str, String>),
 }
 
-/// The connection parameters of libpq 18 that a URL can have. `replication` would be another protocol.
+/// The connection parameters of libpq 18 that a URL can have. Not `replication`, which is another protocol.
 const PARAMETERS: [&str; 50] = [
     "application_name",
     "channel_binding",
@@ -189,11 +189,11 @@ const PARAMETERS: [&str; 50] = [
     "target_session_attrs",
     "tcp_user_timeout",
     "user",
-    // JDBC's, which libpq reads as sslmode=require.
+    // From JDBC; libpq reads `ssl=true` as `sslmode=require`.
     "ssl",
 ];
 
-/// The parameters that hold a secret.
+/// The parameters that contain a secret.
 const SECRETS: [&str; 5] = [
     "password",
     "sslpassword",
@@ -202,7 +202,7 @@ const SECRETS: [&str; 5] = [
     "scram_server_key",
 ];
 
-/// The parameters that are whole numbers.
+/// The parameters that are integers.
 const NUMBERS: [&str; 6] = [
     "connect_timeout",
     "keepalives",
@@ -213,11 +213,11 @@ const NUMBERS: [&str; 6] = [
 ];
 
 impl DatabaseUrl {
-    /// Reads a URL: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS`
-    /// as of libpq.
+    /// Parses `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS` with the
+    /// parameters of libpq.
     ///
     /// # Errors
-    /// [`BadUrl`], without anything of the URL.
+    /// [`BadUrl`], which quotes nothing of the URL.
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let location = match text.strip_prefix("sqlite://") {
             Some(path) => sqlite(path)?,
@@ -238,13 +238,13 @@ impl DatabaseUrl {
         })
     }
 
-    /// Returns the URL as it was written. It may hold a password.
+    /// Returns the URL as it was written. It may contain a password.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.text
     }
 
-    /// Returns which database it is.
+    /// Returns the database system.
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self.location {
@@ -253,7 +253,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// Returns the path of the SQLite file as it was written, or `None` if there is no file.
+    /// Returns the path of the SQLite file as it was written, or `None` for `:memory:` and PostgreSQL.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match &self.location {
@@ -262,7 +262,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// Whether it holds a password, or another secret of libpq's.
+    /// Returns whether the URL contains a password or another secret of libpq.
     #[must_use]
     pub fn has_password(&self) -> bool {
         match &self.location {
@@ -273,8 +273,8 @@ impl DatabaseUrl {
         }
     }
 
-    /// Names the database for logs and errors: kind, host and database, or kind and absolute path. What the URL leaves
-    /// open is taken from libpq's variables (`PGHOST`, `PGPORT`, `PGDATABASE`).
+    /// Names the database for logs and errors: kind, host and database, or kind and absolute path. Missing parts are
+    /// taken from the environment like in libpq (`PGHOST`, `PGPORT`, `PGDATABASE`).
     #[must_use]
     pub fn target(&self) -> String {
         match &self.location {
@@ -289,7 +289,7 @@ impl DatabaseUrl {
                     of("service", "PGSERVICE").map(|service| format!("service {service}"));
                 let name = of("dbname", "PGDATABASE").or_else(|| of("user", "PGUSER"));
                 let hosts = of("host", "PGHOST").or_else(|| of("hostaddr", "PGHOSTADDR"));
-                let place = match (hosts, service) {
+                let address = match (hosts, service) {
                     (Some(hosts), _) => {
                         with_ports(&hosts, &of("port", "PGPORT").unwrap_or_default())
                     }
@@ -297,14 +297,14 @@ impl DatabaseUrl {
                     (None, None) => "the default socket".to_owned(),
                 };
                 match name {
-                    Some(name) => format!("PostgreSQL database {name} at {place}"),
-                    None => format!("PostgreSQL default database at {place}"),
+                    Some(name) => format!("PostgreSQL database {name} at {address}"),
+                    None => format!("PostgreSQL default database at {address}"),
                 }
             }
         }
     }
 
-    /// What a connection is made to. `env` returns the variables that libpq reads by itself.
+    /// Returns the parameters for connecting. `env` returns the environment variables that libpq reads by itself.
     pub(crate) fn resolve(
         &self,
         tls: bool,
@@ -312,7 +312,7 @@ impl DatabaseUrl {
     ) -> Result<Target, BadUrl> {
         match &self.location {
             Location::Memory => Ok(Target::Memory),
-            // A path that begins with `file:` would be a URI for SQLite.
+            // SQLite would read a path that begins with `file:` as a URI.
             Location::File(path) if path.starts_with('/') => Ok(Target::File(path.clone())),
             Location::File(path) => Ok(Target::File(format!("./{path}"))),
             Location::Postgres(parameters) => {
@@ -335,12 +335,13 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// The path from the root on, so that an error says where a relative one led. As it is if the working directory is gone.
+/// Returns the absolute path, so that errors show where a relative path points. Returns the path unchanged if the
+/// working directory was deleted.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Hosts with their ports, as `one:5432,two:5433`.
+/// Formats hosts with their ports, for instance `one:5432,two:5433`.
 fn with_ports(hosts: &str, ports: &str) -> String {
     let ports: Vec<&str> = ports.split(',').collect();
     let named = hosts.split(',').enumerate().map(|(at, host)| {
@@ -369,14 +370,14 @@ fn sqlite(path: &str) -> Result<Location, BadUrl> {
     }
 }
 
-/// Reads what stands behind the scheme. Where libpq and RFC 3986 divide a URL differently, it is an error.
+/// Parses the part after the scheme. Rejects URLs that libpq and RFC 3986 split differently.
 fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(BadUrl::WhiteSpace);
     }
     let mut parameters = BTreeMap::new();
     let before_path = rest.split('/').next().unwrap_or_default();
-    let (user_info, behind) = match before_path.split_once('@') {
+    let (user_info, after_user) = match before_path.split_once('@') {
         Some((_, more))
             if more.contains('@')
                 && !more
@@ -405,8 +406,10 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
             parameters.insert("password", decode(password)?);
         }
     }
-    let (place, query) = behind.split_once('?').unwrap_or((behind, ""));
-    let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+    let (hosts_and_path, query) = after_user.split_once('?').unwrap_or((after_user, ""));
+    let (hosts, path) = hosts_and_path
+        .split_once('/')
+        .unwrap_or((hosts_and_path, ""));
     authority(hosts, &mut parameters)?;
     if path.contains(['/', '@', '#']) {
         return Err(BadUrl::Path);
@@ -416,7 +419,7 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     }
     let in_query = query_parameters(query)?;
     for (name, value) in in_query {
-        // Of host and port libpq takes those of the query, which is how a URL for other libraries names a socket.
+        // libpq prefers host and port of the query. URLs for other libraries name a socket there.
         if parameters.insert(name, value).is_some() && !matches!(name, "host" | "port") {
             return Err(BadUrl::Repeated(name));
         }
@@ -425,7 +428,7 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     Ok(parameters)
 }
 
-/// `HOST:PORT`, or several with commas in between.
+/// Parses `HOST:PORT`, or several separated by commas.
 fn authority(hosts: &str, parameters: &mut BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
     if hosts.is_empty() {
         return Ok(());
@@ -434,12 +437,12 @@ fn authority(hosts: &str, parameters: &mut BTreeMap<&'static str, String>) -> Re
     for entry in hosts.split(',') {
         let (host, port) = match entry.strip_prefix('[') {
             Some(bracketed) => {
-                let (address, behind) = bracketed.split_once(']').ok_or(BadUrl::Host)?;
+                let (address, after) = bracketed.split_once(']').ok_or(BadUrl::Host)?;
                 let without_zone = address.split('%').next().unwrap_or_default();
                 without_zone.parse::<Ipv6Addr>().map_err(|_| BadUrl::Host)?;
-                match behind.strip_prefix(':') {
+                match after.strip_prefix(':') {
                     Some(port) => (decode(address)?, port),
-                    None if behind.is_empty() => (decode(address)?, ""),
+                    None if after.is_empty() => (decode(address)?, ""),
                     None => return Err(BadUrl::Host),
                 }
             }
@@ -484,7 +487,7 @@ fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUr
             ("ssl", _) => {
                 return Err(BadUrl::Value {
                     name: "ssl",
-                    rule: "true, or left out for sslmode",
+                    rule: "true; for other modes, use sslmode",
                 });
             }
             _ => (known, value),
@@ -493,7 +496,7 @@ fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUr
             return Err(BadUrl::Repeated(known));
         }
     }
-    // An empty value means for libpq that it is not set.
+    // libpq treats an empty value as not set.
     parameters.retain(|_, value| !value.is_empty());
     Ok(parameters)
 }
@@ -501,7 +504,7 @@ fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUr
 fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
     let get = |name: &str| parameters.get(name).map(String::as_str);
     for host in get("host").into_iter().flat_map(|hosts| hosts.split(',')) {
-        // An address in a parameter is without brackets; with a zone it has a percent sign.
+        // Addresses in parameters have no brackets; those with a zone have a percent sign.
         let is_name =
             |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
         if (!is_socket(host) && !host.chars().all(is_name)) || host.contains(char::is_control) {
@@ -553,7 +556,7 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
     if get("client_encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("utf8")) {
         return Err(BadUrl::Value {
             name: "client_encoding",
-            rule: "UTF8, or left out",
+            rule: "UTF8, or omitted",
         });
     }
     match get("target_session_attrs") {
@@ -562,17 +565,17 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
         Some(_) => {
             return Err(BadUrl::Value {
                 name: "target_session_attrs",
-                rule: "read-write, or left out",
+                rule: "read-write, or omitted",
             });
         }
     }
-    // They are named in errors.
+    // Error messages name these.
     for name in ["user", "dbname", "service"] {
         if get(name).is_some_and(|value| value.contains(char::is_control)) {
             return Err(BadUrl::WhiteSpace);
         }
     }
-    // libpq takes the rest of the path for the name, and a password would be in every error.
+    // If parameters were written into the path, libpq would take them for the name, and errors would show a password.
     let is_separator = |c: char| c.is_whitespace() || matches!(c, '&' | ';' | '=' | '?');
     if get("dbname").is_some_and(|value| value.contains(is_separator)) {
         return Err(BadUrl::DatabaseName);
@@ -580,7 +583,7 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
     Ok(())
 }
 
-/// A user or a database, decoded.
+/// Decodes the name of a user or a database.
 fn name(text: &str) -> Result<String, BadUrl> {
     let decoded = decode(text)?;
     if decoded.contains(char::is_control) {
@@ -590,7 +593,7 @@ fn name(text: &str) -> Result<String, BadUrl> {
     }
 }
 
-/// Resolves percent escapes. A zero byte would end libpq's input.
+/// Decodes percent escapes. Rejects zero bytes, which would end libpq's input.
 fn decode(text: &str) -> Result<String, BadUrl> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -614,8 +617,9 @@ fn decode(text: &str) -> Result<String, BadUrl> {
     String::from_utf8(bytes).map_err(|_| BadUrl::NotUtf8)
 }
 
-/// Whether everything that libpq could connect to is this machine, where a connection needs no TLS: `hostaddr` is used
-/// instead of the host, and variables and a service file fill what is left open.
+/// Returns an error unless TLS is built in, is turned off, or everything libpq could connect to is on this machine.
+/// Also checks `hostaddr`, which replaces the host, and the environment variables and service file that replace missing
+/// parts.
 fn check_tls(
     parameters: &BTreeMap<&'static str, String>,
     tls: bool,
@@ -625,8 +629,8 @@ fn check_tls(
         return Ok(());
     }
     let get = |name: &str, variable: &str| parameters.get(name).cloned().or_else(|| env(variable));
-    let places = [get("host", "PGHOST"), get("hostaddr", "PGHOSTADDR")];
-    let is_local = places
+    let addresses = [get("host", "PGHOST"), get("hostaddr", "PGHOSTADDR")];
+    let is_local = addresses
         .iter()
         .flatten()
         .flat_map(|list| list.split(','))
@@ -640,7 +644,7 @@ fn check_tls(
     }
 }
 
-/// A directory with a socket, or an abstract socket.
+/// Returns whether the host is the directory of a socket, or an abstract socket.
 fn is_socket(host: &str) -> bool {
     host.starts_with('/') || host.starts_with('@')
 }
@@ -654,8 +658,7 @@ fn is_local(host: &str) -> bool {
             .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// The parameters in libpq's keyword form. A connection must not hang without end, and a server that was made a standby
-/// must not be connected to.
+/// Returns libpq's connection string. The defaults bound the time of a lost connection, and require a primary.
 fn conninfo(parameters: &BTreeMap<&'static str, String>) -> String {
     let defaults = [
         ("connect_timeout", CONNECT_TIMEOUT.as_secs().to_string()),

@@ -1,6 +1,6 @@
-//! Writing down what verification counted.
+//! Stores the counts of verifications and the times of last use.
 //!
-//! Not bound to a tenant: verifiers flush the counts of all accounts in one batch. Reading them is, see
+//! Not bound to a tenant: verifiers write the counts of all accounts in one batch. Reading them is bound to one: see
 //! [`crate::AccountReader::usage`].
 
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ use crate::{
     store::{STEP, Writer},
 };
 
-/// The rows of a batch as arrays of columns, for PostgreSQL. Keys that do not exist, after a restore for instance, are
-/// skipped. The order is that of the arrays: two replicas lock rows in the same order, and do not wait for each other.
+/// The rows of a batch as one array for each column, for PostgreSQL. Skips keys that do not exist, for instance after a
+/// restore. Keeps the order of the arrays, so that two replicas lock rows in the same order and do not deadlock.
 const COUNTS_OF_ARRAYS: &str = "SELECT key_id, day, outcome, count \
     FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS batch (key_id, day, outcome, count, place) \
     WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = batch.key_id) ORDER BY place";
@@ -29,14 +29,14 @@ const USES_OF_ARRAYS: &str = "SELECT key_id, last_used_at \
     FROM unnest($1, $2) WITH ORDINALITY AS batch (key_id, last_used_at, place) \
     WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = batch.key_id) ORDER BY place";
 
-/// The rows of a batch as one JSON array of arrays, for SQLite. IDs are hexadecimal digits.
+/// The rows of a batch as one JSON array of arrays, for SQLite. IDs are in hexadecimal.
 const COUNTS_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3 FROM json_each($1) \
     WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = unhex(value ->> 0))";
 const USES_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1) \
     WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = unhex(value ->> 0))";
 
-/// The statement that adds counts. A count that would not fit stays at the most: an error would hold up those of all other
-/// keys.
+/// Returns the statement that adds counts. A sum that would overflow stays at the maximum: an error would block the
+/// counts of all other keys.
 fn add_counts(rows: &str) -> String {
     format!(
         "INSERT INTO key_usage (key_id, day, outcome, count) {rows} \
@@ -46,7 +46,7 @@ fn add_counts(rows: &str) -> String {
     )
 }
 
-/// The statement that moves times of last use forward, and never back: replicas flush in any order.
+/// Returns the statement that sets times of last use. It never moves one back: replicas write in any order.
 fn add_uses(rows: &str) -> String {
     format!(
         "INSERT INTO key_last_used (key_id, last_used_at) {rows} \
@@ -55,12 +55,12 @@ fn add_uses(rows: &str) -> String {
     )
 }
 
-/// A step of forgetting; the same text on both backends.
+/// One step of deleting old counts; the same SQL on both backends.
 const PRUNE: &str = "DELETE FROM key_usage WHERE (key_id, day, outcome) IN \
     (SELECT key_id, day, outcome FROM key_usage WHERE day < $1 LIMIT $2)";
 
 impl Store {
-    /// Adds a batch of counts, all or nothing, so that one that failed can be tried again.
+    /// Adds a batch of counts in one transaction, so that a failed batch can be retried.
     ///
     /// # Errors
     /// [`Error`].
@@ -69,15 +69,15 @@ impl Store {
             return Ok(());
         }
         let batch = UsageBatch::from(batch);
-        // Nothing here is remembered by verifiers, so there is no change to wait for.
+        // Verifiers cache nothing of this, so there is no change to propagate.
         let _ = self.write(move |tx| tx.add_usage(&batch)).await?;
         Ok(())
     }
 
-    /// Forgets the counts of days before `day`; returns how many rows that were.
+    /// Deletes the counts of days before `day`; returns the number of rows.
     ///
     /// # Errors
-    /// [`Error`]; what was forgotten before it stays forgotten.
+    /// [`Error`]; rows deleted before it stay deleted.
     pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
         self.in_steps(move |tx| {
             Ok(sql_query(PRUNE)
@@ -89,8 +89,8 @@ impl Store {
     }
 }
 
-/// The rows of a batch. A map each, because no statement may write a row twice, and because their order is the same for all
-/// replicas, or two flushes could wait for each other's rows. A server of the release before has the same order of counts.
+/// The rows of a batch. Maps, because no statement may write a row twice, and because all replicas, including those of
+/// the previous release, must lock rows in the same order to avoid deadlocks.
 #[derive(Debug, Clone, Default)]
 struct UsageBatch {
     counts: BTreeMap<(KeyId, i32, &'static str), i64>,

@@ -1,7 +1,7 @@
-//! Finding a presented key by its digest.
+//! Look-ups of presented keys by their hash.
 //!
-//! Not bound to a tenant: whose key it is, is what verification finds out. Who may learn of it is judged afterwards,
-//! by [`tollkey_core::decide`].
+//! Not bound to a tenant: the look-up is what finds the account. [`tollkey_core::decide`] then decides what the caller
+//! may learn of the key.
 
 use diesel::prelude::*;
 use tollkey_core::{ApiKey, Application, Digest, OperatingModel, ServiceKey, change::Seq};
@@ -12,28 +12,28 @@ use crate::{
     schema::{accounts, api_keys, applications, change_counter, service_keys},
 };
 
-/// What was found, and the change counter in the same snapshot.
+/// The result of a look-up with the change counter of the same snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot<T> {
-    /// The counter: every change up to it is in what was found, none after it.
+    /// The change counter. `found` includes every change up to it and none after it.
     pub seq: Seq,
-    /// What was found.
+    /// The result, or `None` if nothing has that hash.
     pub found: Option<T>,
 }
 
-/// A key and all it depends on.
+/// A key with what its verification depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundKey {
-    /// The key, whatever its status. Its `last_used_at` can be out of date: no verification depends on it.
+    /// The key, whatever its status. Its `last_used_at` can be outdated: no verification depends on it.
     pub key: ApiKey,
-    /// Its application; one that was deleted reads as disabled.
+    /// Its application. A deleted one is returned as disabled.
     pub application: Option<Application>,
-    /// How its account does business.
+    /// The operating model of its account.
     pub operating_model: OperatingModel,
 }
 
 impl Store {
-    /// The key with this digest, and the change counter, read no later than anything of the key.
+    /// Looks up the key with this hash. The change counter is read before or together with everything else.
     ///
     /// # Errors
     /// [`Error`].
@@ -74,7 +74,7 @@ impl Store {
                 key = key.with_deleted_application(deleted_at);
             }
             let found = FoundKey {
-                // A second statement, for descendants alone: what it reads is as new as the counter, or newer.
+                // A second statement, only for descendants. It reads data that is as new as the counter or newer.
                 key: lineage::with_ancestors(conn, vec![key])?
                     .pop()
                     .ok_or(Error::Other)?,
@@ -93,7 +93,7 @@ impl Store {
         .await
     }
 
-    /// The service key with this digest, unless it was revoked.
+    /// Looks up the service key with this hash, unless it is revoked.
     ///
     /// # Errors
     /// [`Error`].

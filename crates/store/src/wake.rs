@@ -1,7 +1,7 @@
-//! Waking other replicas: PostgreSQL tells everyone who listens that the change counter has moved.
+//! Notifies other replicas of changes with PostgreSQL's `NOTIFY`.
 //!
-//! This only makes revocations quick. A notification that gets lost costs time, never correctness: verifiers also look
-//! at every renewal of their lease.
+//! Only for speed: a lost notification costs time, never correctness, because verifiers also read the changes at every
+//! lease renewal.
 
 use std::{
     convert::Infallible,
@@ -28,30 +28,30 @@ use crate::{
 
 #[expect(
     unsafe_code,
-    reason = "libpq can be waited for only past diesel; what that is worth is measured there"
+    reason = "diesel cannot wait for notifications; libpq.rs has measurements of polling instead"
 )]
 mod libpq;
 
-/// The channel of the notifications. They say nothing but that there is something.
+/// The channel of the notifications, which have no payload.
 pub(crate) const CHANNEL: &str = "tollkey_changes";
 
-/// After so long a silence the server is asked for a sign of life. What stands between, a proxy for instance, may have
-/// lost the connection without telling, and then the kernel's own keep-alives notice nothing.
-const SILENCE: Duration = Duration::from_secs(30);
-/// How long a sign of life may take to come.
-const SIGN: Duration = Duration::from_secs(5);
-/// How long after a lost connection a new one is tried.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long dropping a listener waits for its thread, which may be in the middle of connecting.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// After this time without notifications the connection is checked. A proxy in between may have lost it silently, and
+/// then the kernel's keep-alives do not detect that.
+const CHECK_AFTER: Duration = Duration::from_secs(30);
+/// How long the server may take to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before reconnecting.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// How long dropping a listener waits for its thread, which may be connecting.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Listens until it is dropped.
+/// A thread that waits for notifications, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the listening"]
 pub struct Listener {
-    /// Closing it is what ends the thread. Gone while dropping.
+    /// Closed to stop the thread; `None` only while dropping.
     stop: Option<PipeWriter>,
-    /// Says that the thread has ended, by ending itself.
+    /// Disconnected when the thread has ended.
     ended: Receiver<Infallible>,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,7 +59,7 @@ pub struct Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stop = None;
-        if self.ended.recv_timeout(GOODBYE) == Err(RecvTimeoutError::Disconnected)
+        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Disconnected)
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -69,11 +69,11 @@ impl Drop for Listener {
 }
 
 impl Store {
-    /// Calls `wake` whenever another process may have changed something, on a thread of its own. `None` on SQLite,
-    /// which cannot tell.
+    /// Starts a thread that calls `wake` whenever another process may have changed something. `None` on SQLite, which
+    /// has no notifications.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// The error of creating the pipe or the thread.
     pub fn listen(&self, wake: impl Fn() + Send + 'static) -> io::Result<Option<Listener>> {
         let Target::Postgres(url) = self.target().clone() else {
             return Ok(None);
@@ -94,18 +94,18 @@ impl Store {
     }
 }
 
-/// Why waiting has ended.
+/// Why a wait has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Woken {
+enum Wakeup {
     /// The listener was dropped.
     Stopped,
-    /// The connection has something to read.
+    /// The connection can be read.
     Readable,
-    /// Nothing happened for that long.
-    Silence,
+    /// The timeout has passed.
+    TimedOut,
 }
 
-/// Listens on one connection after the other.
+/// Listens on one connection after the other, until the listener is dropped.
 fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
     let mut connected = true;
     loop {
@@ -124,10 +124,10 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
                 "the connection that listens for changes is lost; without it revocations take longer"
             );
         }
-        match wait(None, stopped, AGAIN) {
-            Ok(Woken::Stopped) => return,
+        match wait(None, stopped, RECONNECT_PAUSE) {
+            Ok(Wakeup::Stopped) => return,
             Ok(_) => {}
-            Err(Lost) => std::thread::sleep(AGAIN), // no memory to wait with
+            Err(Lost) => std::thread::sleep(RECONNECT_PAUSE), // `poll` failed, for instance without memory
         }
     }
 }
@@ -149,16 +149,16 @@ fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(),
             return Ok(());
         }
     }
-    wake(); // for what happened while nobody listened
+    wake(); // for changes before LISTEN
     loop {
-        // Before waiting: what came along with an answer makes no socket readable.
+        // Before waiting: notifications that arrived with a response do not make the socket readable.
         if connection.take()? {
             wake();
         }
-        match wait(Some(&connection), stopped, SILENCE)? {
-            Woken::Stopped => return Ok(()),
-            Woken::Readable => {}
-            Woken::Silence => {
+        match wait(Some(&connection), stopped, CHECK_AFTER)? {
+            Wakeup::Stopped => return Ok(()),
+            Wakeup::Readable => {}
+            Wakeup::TimedOut => {
                 if execute(&mut connection, stopped, c"SELECT 1")?.is_break() {
                     return Ok(());
                 }
@@ -167,14 +167,14 @@ fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(),
     }
 }
 
-/// Runs statements whose rows nobody wants. Without an answer in time the connection counts as lost. Breaks off when the
-/// listener is dropped.
+/// Runs statements and discards their rows. The connection counts as lost if the response takes longer than
+/// [`RESPONSE_TIMEOUT`]. Breaks if the listener is dropped.
 fn execute(
     connection: &mut Connection,
     stopped: &PipeReader,
     sql: &CStr,
 ) -> Result<ControlFlow<()>, Lost> {
-    let late_at = Instant::now() + SIGN;
+    let late_at = Instant::now() + RESPONSE_TIMEOUT;
     connection.send(sql)?;
     while !connection.answered()? {
         match wait(
@@ -182,20 +182,20 @@ fn execute(
             stopped,
             late_at.saturating_duration_since(Instant::now()),
         )? {
-            Woken::Stopped => return Ok(ControlFlow::Break(())),
-            Woken::Readable => {}
-            Woken::Silence => return Err(Lost),
+            Wakeup::Stopped => return Ok(ControlFlow::Break(())),
+            Wakeup::Readable => {}
+            Wakeup::TimedOut => return Err(Lost),
         }
     }
     Ok(ControlFlow::Continue(()))
 }
 
-/// Waits until the connection can be read, if there is one, or the listener is dropped; at most for that long.
+/// Waits until the connection, if there is one, is readable, the listener is dropped, or the time limit has passed.
 fn wait(
     connection: Option<&Connection>,
     stopped: &PipeReader,
     limit: Duration,
-) -> Result<Woken, Lost> {
+) -> Result<Wakeup, Lost> {
     let limit = Timespec::try_from(limit).map_err(|_| Lost)?;
     let mut watched = vec![PollFd::new(stopped, PollFlags::IN)];
     if let Some(connection) = connection {
@@ -205,11 +205,11 @@ fn wait(
         ));
     }
     match poll(&mut watched, Some(&limit)) {
-        Ok(0) => Ok(Woken::Silence),
-        // Errors and the end of a stream count, too: reading then tells.
-        Ok(_) if watched[0].revents().is_empty() => Ok(Woken::Readable),
-        Ok(_) => Ok(Woken::Stopped),
-        Err(Errno::INTR) => Ok(Woken::Readable), // reading waits for nothing
+        Ok(0) => Ok(Wakeup::TimedOut),
+        // Includes errors and the end of the stream, which the next read returns.
+        Ok(_) if watched[0].revents().is_empty() => Ok(Wakeup::Readable),
+        Ok(_) => Ok(Wakeup::Stopped),
+        Err(Errno::INTR) => Ok(Wakeup::Readable), // reading does not block
         Err(_) => Err(Lost),
     }
 }

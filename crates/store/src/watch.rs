@@ -1,13 +1,13 @@
-//! Ends connections to PostgreSQL whose statement does not end.
+//! Closes connections to PostgreSQL whose statement does not end.
 //!
-//! libpq waits for a response without a limit. A thread here checks how long each statement takes and shuts down the
-//! socket of a late one. libpq then sees the end of the stream, the call returns an error, and the pool drops the connection.
+//! libpq waits for a response without a limit. With a paused server process or a dead proxy, one thread of the pool
+//! after the other would wait forever. So a thread here checks how long each statement takes and shuts down the socket
+//! of a late one: libpq sees the end of the stream, the call fails, and the pool drops the connection.
 //!
-//! What this is worth: a frozen server process, or a proxy whose far side has died, keeps a thread of the pool waiting
-//! forever otherwise, and soon all of them. Simpler ways do not end that wait. The kernel of such a host goes on
-//! acknowledging, so neither keep-alives nor `tcp_user_timeout` notice; `statement_timeout` is a clock of the server; a
-//! cancel request needs the server to respond; and diesel has no call with a deadline. How the socket of a connection is
-//! found is the business of [`sockets`]: on Linux and over TCP only, so a proxy behind a Unix socket is not noticed.
+//! Simpler ways do not end that wait: the kernel of such a host still acknowledges, so keep-alives and
+//! `tcp_user_timeout` do not fire; `statement_timeout` runs in the server; a cancel request needs the server; diesel
+//! has no deadlines. [`sockets`] finds the socket, on Linux and over TCP only, so a proxy behind a Unix socket is not
+//! detected.
 
 use std::{
     collections::BTreeMap,
@@ -23,17 +23,19 @@ use self::sockets::Mark;
 
 #[cfg_attr(
     target_os = "linux",
-    expect(unsafe_code, reason = "a socket is known by its number alone")
+    expect(
+        unsafe_code,
+        reason = "descriptors of other connections are known by number only"
+    )
 )]
 mod sockets;
 
 /// How often the thread checks.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// The connections of this process.
+/// The watched connections of this process.
 pub(crate) static CONNECTIONS: Connections = Connections::new();
 
-/// Connections with their deadlines.
 #[derive(Debug)]
 pub(crate) struct Connections {
     inner: Mutex<Inner>,
@@ -42,15 +44,15 @@ pub(crate) struct Connections {
 #[derive(Debug)]
 struct Inner {
     all: BTreeMap<Mark, Entry>,
-    /// Whether the thread runs. It ends when there are no connections.
+    /// Whether the thread runs. It ends when no connection is left.
     is_watched: bool,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// How long a statement may take.
+    /// How long a statement may take; `None` for no limit.
     limit: Option<Duration>,
-    /// When the current statement is late.
+    /// The deadline of the current statement.
     late_at: Option<Instant>,
     is_shut: bool,
 }
@@ -65,8 +67,7 @@ impl Connections {
         }
     }
 
-    /// Watches a connection that is about to be established with these completed keywords, followed by
-    /// [`Watch::parameters`].
+    /// Watches a connection that is about to be opened with this connection string, followed by [`Watch::parameters`].
     pub(crate) fn watch(&'static self, keywords: &str) -> io::Result<Watch> {
         let mut inner = self.lock();
         let mark = Mark::unused(keywords, |mark| inner.all.contains_key(&mark))
@@ -84,7 +85,7 @@ impl Connections {
         })))
     }
 
-    /// Checks all connections at intervals, until there are none.
+    /// Checks all connections at intervals, until none is left.
     fn poll(&self) {
         loop {
             thread::sleep(INTERVAL);
@@ -94,17 +95,19 @@ impl Connections {
                 return;
             }
             let results = inner.shut_down_late(Instant::now());
-            drop(inner); // no statement waits for the log
+            drop(inner); // so that no statement waits for the log
             for result in results {
                 match result {
                     Ok(true) => {
-                        tracing::warn!("the database does not answer; the connection is given up")
+                        tracing::warn!(
+                            "the database did not respond in time; its connection was shut down"
+                        )
                     }
                     Ok(false) => tracing::warn!(
-                        "the database does not answer, and the connection cannot be given up"
+                        "the database did not respond in time, and its connection could not be shut down"
                     ),
                     Err(error) => {
-                        tracing::warn!(%error, "the database does not answer, and the connection cannot be given up");
+                        tracing::warn!(%error, "the database did not respond in time, and its connection could not be shut down");
                     }
                 }
             }
@@ -117,15 +120,15 @@ impl Connections {
 }
 
 impl Inner {
-    /// Shuts down the late connections. The lock is held, so that no statement ends meanwhile and no mark changes hands.
-    /// Returns the result for each that was not late before.
+    /// Shuts down the late connections. The lock is held, so that no statement ends and no mark is reused meanwhile.
+    /// Returns one result for each connection that was not late before.
     fn shut_down_late(&mut self, now: Instant) -> Vec<io::Result<bool>> {
         let mut results = Vec::new();
         for (mark, entry) in &mut self.all {
             if entry.late_at.is_none_or(|late_at| now < late_at) {
                 continue;
             }
-            // Repeated while it is late: during connecting, libpq goes on to the server's next address.
+            // Repeated while it is late: while connecting, libpq then tries the server's next address.
             let result = mark.shut_down();
             if !std::mem::replace(&mut entry.is_shut, true) {
                 results.push(result);
@@ -135,7 +138,7 @@ impl Inner {
     }
 }
 
-/// The watch over one connection, until its last clone is dropped.
+/// The watch over one connection, which ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch(Arc<Watched>);
 
@@ -152,22 +155,22 @@ impl Drop for Watched {
 }
 
 impl Watch {
-    /// The last parameters of the connection, by which its socket is found.
+    /// Returns the parameters by which the socket is found. They must be the last ones of the connection string.
     pub(crate) fn parameters(&self) -> String {
         self.0.mark.parameters()
     }
 
-    /// Sets how long a statement may take from now on.
+    /// Sets how long each further statement may take.
     pub(crate) fn limit(&self, limit: Option<Duration>) {
         self.entry(|entry| entry.limit = limit);
     }
 
-    /// Begins something that may take that long.
+    /// Sets a deadline for the current operation.
     pub(crate) fn begin(&self, limit: Duration) {
         self.entry(|entry| entry.late_at = Instant::now().checked_add(limit));
     }
 
-    /// Ends what began. Returns whether the connection was shut down.
+    /// Clears the deadline. Returns whether the connection was shut down.
     pub(crate) fn end(&self) -> bool {
         self.entry(|entry| {
             entry.late_at = None;
@@ -175,7 +178,7 @@ impl Watch {
         })
     }
 
-    /// The instrumentation of the connection, which reports when statements begin and end.
+    /// Returns the instrumentation that sets and clears the deadline of each statement.
     pub(crate) fn statements(&self) -> impl Instrumentation {
         Statements(self.clone())
     }
@@ -192,8 +195,8 @@ impl Watch {
     }
 }
 
-/// Notes each statement. diesel does not report the end of a statement that returns rows; the beginning of the next one
-/// ends it, or the return to the pool.
+/// Sets and clears deadlines. diesel does not report the end of a statement that returns rows; its deadline is cleared
+/// by the next statement or the return to the pool.
 struct Statements(Watch);
 
 impl Instrumentation for Statements {
@@ -229,7 +232,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(8);
 
-    /// Apart from those of the other tests, whose sockets belong to this process as well.
+    /// A separate set, because the sockets of other tests belong to this process too.
     fn connections() -> &'static Connections {
         Box::leak(Box::new(Connections::new()))
     }
@@ -239,7 +242,7 @@ mod tests {
         connections.watch(&keywords).unwrap()
     }
 
-    /// Both ends of a connection. The own end has the mark of the watch, if there is one.
+    /// Returns both ends of a connection. The own end has the mark of the watch, if there is one.
     fn connected(watch: Option<&Watch>) -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_shut_and_nothing_else() {
+    fn only_late_connections_are_shut_down() {
         let connections = connections();
         let (late, in_time, resting) = (
             watch(connections, 500_000),
@@ -303,21 +306,24 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_ends_with_the_last_connection_and_comes_with_the_next() {
+    fn watch_thread_runs_only_while_connections_exist() {
         let connections = connections();
         for _ in 0..2 {
             drop(watch(connections, 530_000));
             assert!(connections.lock().is_watched);
             let since = Instant::now();
             while connections.lock().is_watched {
-                assert!(since.elapsed() < Duration::from_secs(20), "it does not end");
+                assert!(
+                    since.elapsed() < Duration::from_secs(20),
+                    "the thread did not end"
+                );
                 thread::sleep(Duration::from_millis(10));
             }
         }
     }
 
     #[test]
-    fn statements_are_told_of() {
+    fn statements_set_and_clear_the_deadline() {
         let Some(postgres) = Postgres::shared() else {
             return;
         };
@@ -338,7 +344,7 @@ mod tests {
                 if let Some(late_at) = late_at() {
                     break late_at - LIMIT;
                 }
-                assert!(!slow.is_finished(), "nobody is told that it has begun");
+                assert!(!slow.is_finished(), "no deadline was set");
             };
             assert!(begun >= before && begun <= Instant::now());
         });
@@ -347,7 +353,7 @@ mod tests {
         assert_eq!(late_at(), None);
     }
 
-    /// A TCP address behind which the PostgreSQL is.
+    /// Returns a TCP address that forwards to the PostgreSQL server.
     fn over_tcp(postgres: &Postgres) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -368,22 +374,22 @@ mod tests {
     fn establish(url: &str, purpose: Use) -> (AnyConnection, Watch) {
         let target = Target::parse(url, false, |_| None).unwrap();
         let (conn, watch) = establish_watched(&target, purpose).unwrap();
-        (conn, watch.expect("it is a server"))
+        (conn, watch.expect("a watch on a server connection"))
     }
 
     #[test]
-    fn each_connection_has_its_socket() {
+    fn only_the_late_connections_socket_is_shut_down() {
         let Some(postgres) = Postgres::shared() else {
             return;
         };
         let database = postgres.database();
         let url = database.url_at(over_tcp(postgres));
-        for asked_for in ["", "?tcp_user_timeout=2000", "?tcp_user_timeout=0"] {
-            let url = format!("{url}{asked_for}");
+        for parameter in ["", "?tcp_user_timeout=2000", "?tcp_user_timeout=0"] {
+            let url = format!("{url}{parameter}");
             let [mut one, mut two, mut three] = [(); 3].map(|()| establish(&url, Use::Write));
             two.1.begin(Duration::ZERO);
             CONNECTIONS.lock().shut_down_late(Instant::now());
-            assert!(two.0.batch_execute("SELECT 1").is_err(), "{asked_for}");
+            assert!(two.0.batch_execute("SELECT 1").is_err(), "{parameter}");
             assert!(two.1.end());
             for (conn, watch) in [&mut one, &mut three] {
                 conn.batch_execute("SELECT 1").unwrap();
@@ -393,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_does_not_come_is_not_waited_for() {
+    fn statement_without_a_response_fails_after_the_limit() {
         let Some(postgres) = Postgres::shared() else {
             return;
         };
@@ -412,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_and_a_local_connection_take_their_time() {
+    fn migrations_and_local_connections_have_no_deadline() {
         let Some(postgres) = Postgres::shared() else {
             return;
         };

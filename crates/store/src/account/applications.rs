@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl AccountReader<'_> {
-    /// The application with this id, unless it was deleted.
+    /// Returns the application with this ID, or `None` if it does not exist or was deleted.
     ///
     /// # Errors
     /// [`Error`].
@@ -29,7 +29,7 @@ impl AccountReader<'_> {
         row.map(TryInto::try_into).transpose()
     }
 
-    /// Those of these applications that there are, in no order.
+    /// Returns the applications with these IDs, unordered. Leaves out unknown and deleted ones.
     ///
     /// # Errors
     /// [`Error`].
@@ -47,7 +47,7 @@ impl AccountReader<'_> {
         rows.into_iter().map(TryInto::try_into).collect()
     }
 
-    /// A page of the account's applications, newest first. Pages count from 1.
+    /// Returns a page of the account's applications, newest first. Pages count from 1.
     ///
     /// # Errors
     /// [`Error`].
@@ -77,8 +77,8 @@ impl AccountReader<'_> {
 }
 
 impl AccountWriter<'_> {
-    /// The application, held until the end of the transaction: who counts its keys and then adds one, or changes it
-    /// by what it is, does so alone.
+    /// Returns the application and locks it until the end of the transaction, for a caller that changes it, or counts
+    /// its keys before adding one.
     ///
     /// # Errors
     /// [`Error`].
@@ -95,10 +95,10 @@ impl AccountWriter<'_> {
         self.application(id)
     }
 
-    /// Adds an application.
+    /// Inserts an application.
     ///
     /// # Errors
-    /// [`Error::Unique`] when its name is taken; [`Error::NotFound`] when it says it is another account's.
+    /// [`Error::Unique`] if its name is taken; [`Error::NotFound`] if it belongs to another account.
     pub fn insert_application(&mut self, application: &Application) -> Result<(), Error> {
         if application.account_id != *self.account {
             return Err(Error::NotFound);
@@ -109,10 +109,10 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Writes an application's name, description and whether it is enabled.
+    /// Updates the name, description and `is_enabled` of an application.
     ///
     /// # Errors
-    /// [`Error::Unique`] when its name is taken; [`Error::NotFound`] when it is not there.
+    /// [`Error::Unique`] if its name is taken; [`Error::NotFound`] if it does not exist in the account.
     pub fn update_application(&mut self, application: &Application) -> Result<(), Error> {
         let written = diesel::update(
             applications::table
@@ -133,11 +133,11 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Deletes an application: it is found no more, its name is free again. Its keys are to be revoked in the same
-    /// transaction; until then they count as keys of a disabled application.
+    /// Marks an application as deleted and frees its name. The caller has to revoke its keys in the same transaction;
+    /// until then they count as keys of a disabled application.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is not there.
+    /// [`Error::NotFound`] if it does not exist in the account.
     pub fn delete_application(&mut self, id: &ApplicationId, at: Timestamp) -> Result<(), Error> {
         let written = diesel::update(
             applications::table

@@ -19,40 +19,40 @@ use crate::{
     schema::{audit_heads, audit_log},
 };
 
-/// Which entries. Each `None` is no filter.
+/// Conditions on the entries in a page. `None` is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditFilter {
-    /// With this action.
+    /// Only entries with this action.
     pub action: Option<Action>,
-    /// About the thing with this id, hyphenated.
+    /// Only entries whose target has this ID (hyphenated).
     pub target_id: Option<String>,
-    /// Done by the caller with this id.
+    /// Only entries whose actor has this ID.
     pub actor_id: Option<String>,
-    /// Not before.
+    /// Only entries at or after this time.
     pub since: Option<Timestamp>,
-    /// Before.
+    /// Only entries before this time.
     pub until: Option<Timestamp>,
-    /// About keys of this mode.
+    /// Only entries about keys of this mode.
     pub mode: Option<Mode>,
 }
 
 /// A page of an audit log.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AuditPage {
-    /// The entries, newest first. There may be fewer than asked for, or none, although the log goes on.
+    /// The entries, newest first. Can be fewer than the limit, or none, even if the log continues.
     pub entries: Vec<Entry>,
-    /// What to pass as `before` for the next page; `None` at the end.
+    /// The argument `before` for the next page; `None` at the end.
     pub next: Option<u64>,
 }
 
-/// How many rows of entries one page examines at most, for the reason of [`super::EXAMINED_KEYS`].
+/// Maximum number of rows that one page examines, for the reason given at [`super::EXAMINED_KEYS`].
 pub const EXAMINED_ENTRIES: u32 = 5_000;
 
 type EntryQuery<'a> = audit_log::BoxedQuery<'a, MultiBackend>;
 
-/// The condition of a filter that an index serves, in the order of the log.
+/// An index that a page reads, newest entry first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Walk {
+enum IndexScan {
     Target,
     Actor,
     Action,
@@ -60,9 +60,9 @@ enum Walk {
     Account,
 }
 
-impl Walk {
-    /// The index that most likely has the fewest entries.
-    fn of(filter: &AuditFilter) -> Self {
+impl IndexScan {
+    /// Returns the index that most likely has the fewest entries for a filter.
+    fn for_filter(filter: &AuditFilter) -> Self {
         match filter {
             AuditFilter {
                 target_id: Some(_), ..
@@ -78,7 +78,7 @@ impl Walk {
         }
     }
 
-    /// The filter without the condition of this index.
+    /// Returns the filter without the condition that this index serves.
     fn residual(self, filter: &AuditFilter) -> AuditFilter {
         let mut filter = filter.clone();
         match self {
@@ -91,7 +91,7 @@ impl Walk {
         filter
     }
 
-    /// The condition of this index alone.
+    /// Returns only the condition that this index serves.
     fn served(self, filter: &AuditFilter) -> AuditFilter {
         let mut served = AuditFilter::default();
         match self {
@@ -105,7 +105,6 @@ impl Walk {
     }
 }
 
-/// Only the entries that a filter selects.
 fn filtered<'a>(mut query: EntryQuery<'a>, filter: &AuditFilter) -> EntryQuery<'a> {
     if let Some(action) = filter.action {
         query = query.filter(audit_log::action.eq(action.as_str()));
@@ -128,8 +127,8 @@ fn filtered<'a>(mut query: EntryQuery<'a>, filter: &AuditFilter) -> EntryQuery<'
     query
 }
 
-/// Takes the account's place in its chain and keeps others from it until the end of the transaction, in one
-/// statement: the update that changes nothing locks the row on PostgreSQL.
+/// Returns the end of the account's chain and locks it until the end of the transaction, in one statement: on
+/// PostgreSQL the update, which changes nothing, locks the row.
 const LOCK_HEAD: &str = "INSERT INTO audit_heads (account_id, seq, hash) VALUES ($1, 0, $2) \
     ON CONFLICT (account_id) DO UPDATE SET account_id = excluded.account_id RETURNING seq, hash";
 
@@ -142,23 +141,24 @@ struct HeadRow {
 }
 
 impl AccountReader<'_> {
-    /// A page of the account's entries, newest first, with numbers below `before`: `limit` entries, or those among
-    /// [`EXAMINED_ENTRIES`] rows where no index serves the filter. Following [`AuditPage::next`] finds each entry once.
+    /// Returns a page of the account's entries, newest first, with numbers below `before`: `limit` entries or, if no
+    /// index serves the filter, the matches among [`EXAMINED_ENTRIES`] rows. Following [`AuditPage::next`] visits each
+    /// entry once.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
+    /// [`Error`]; [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
     pub fn audit_log(
         &mut self,
         filter: &AuditFilter,
         before: Option<u64>,
         limit: u32,
     ) -> Result<AuditPage, Error> {
-        let walk = Walk::of(filter);
+        let scan = IndexScan::for_filter(filter);
         let mut query = filtered(self.entries_before(before), filter);
         let mut end = None;
-        if walk.residual(filter) != AuditFilter::default() {
+        if scan.residual(filter) != AuditFilter::default() {
             bound_search(self.conn)?;
-            end = filtered(self.entries_before(before), &walk.served(filter))
+            end = filtered(self.entries_before(before), &scan.served(filter))
                 .order(audit_log::seq.desc())
                 .offset(i64::from(EXAMINED_ENTRIES) - 1)
                 .limit(1)
@@ -186,7 +186,7 @@ impl AccountReader<'_> {
         Ok(AuditPage { entries, next })
     }
 
-    /// The account's entries with numbers below `before`, in no order.
+    /// Returns a query of the account's entries with numbers below `before`, unordered.
     fn entries_before<'q>(&self, before: Option<u64>) -> EntryQuery<'q> {
         let query = audit_log::table
             .filter(audit_log::account_id.eq(self.account.as_str().to_owned()))
@@ -199,7 +199,7 @@ impl AccountReader<'_> {
         }
     }
 
-    /// Where the account's chain ends.
+    /// Returns the end of the account's chain.
     ///
     /// # Errors
     /// [`Error`].
@@ -219,8 +219,8 @@ impl AccountReader<'_> {
 }
 
 impl AccountWriter<'_> {
-    /// Holds the whole account until the end of the transaction, for who counts its keys and then adds one. It is the
-    /// end of the account's audit chain that is held, which every change of the account needs anyway.
+    /// Locks the account until the end of the transaction, for a caller that counts its keys before adding one. Locks
+    /// the end of the audit chain, which every change of the account needs anyway.
     ///
     /// # Errors
     /// [`Error`].
@@ -239,16 +239,16 @@ impl AccountWriter<'_> {
         })
     }
 
-    /// Adds an entry to the account's chain. Best called last: until the end of the transaction no other change of
-    /// the account can go past this.
+    /// Appends an entry to the account's chain. Call it last: it blocks all other changes of the account until the end
+    /// of the transaction.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::NotFound`] when the entry says it is another account's.
+    /// [`Error`]; [`Error::NotFound`] if the entry belongs to another account.
     pub fn append(&mut self, draft: Draft) -> Result<Entry, Error> {
         if draft.account_id != *self.account {
             return Err(Error::NotFound);
         }
-        // Returned as it will be read.
+        // Microseconds, as a later read will return it.
         let draft = Draft {
             occurred_at: to_micros(draft.occurred_at),
             ..draft

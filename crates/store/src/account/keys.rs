@@ -1,4 +1,4 @@
-//! The keys of an account, and how they were used.
+//! The keys of an account and their usage.
 
 use diesel::{
     define_sql_function,
@@ -22,12 +22,12 @@ use crate::{
     schema::{api_keys, key_ancestors, key_usage},
 };
 
-/// Where a list of keys goes on: behind this key.
+/// The position of a key in a list. The next page begins after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyCursor {
-    /// When the last key seen was made.
+    /// When the key was created.
     pub created_at: Timestamp,
-    /// Its id.
+    /// The ID of the key.
     pub id: KeyId,
 }
 
@@ -40,54 +40,55 @@ impl From<&ApiKey> for KeyCursor {
     }
 }
 
-/// Which keys of an account a list is about.
+/// Conditions on the keys in a list.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFilter<'a> {
-    /// Of these families.
+    /// Only keys of these families.
     pub families: &'a [Family],
-    /// Of this mode.
+    /// Only keys of this mode.
     pub mode: Option<Mode>,
-    /// Of this application.
+    /// Only keys of this application.
     pub application: Option<ApplicationId>,
-    /// In this status at that time, as [`ApiKey::status`] has it.
+    /// Only keys that have this status at this time, as defined by [`ApiKey::status`].
     pub status: Option<(Status, Timestamp)>,
-    /// `false` for the keys of disabled applications, `true` for all other keys.
+    /// `false` for only the keys of disabled applications, `true` for all other keys.
     pub application_enabled: Option<bool>,
-    /// With this in their name, whatever its case (in SQLite that of ASCII letters), or as their last four characters or their id.
+    /// Only keys with this text in their name (ignoring case; on SQLite only that of ASCII letters), or with these last
+    /// four characters or this ID.
     pub text: Option<&'a str>,
 }
 
 /// A page of a list of keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyPage {
-    /// The keys, newest first. There may be fewer than asked for, or none, although the list goes on: see
+    /// The keys, newest first. Can be fewer than the limit, or none, even if the list continues: see
     /// [`AccountReader::keys`].
     pub keys: Vec<ApiKey>,
-    /// Where the list goes on; `None` at its end.
+    /// Where the next page begins; `None` at the end of the list.
     pub next: Option<KeyCursor>,
 }
 
-/// How many rows of keys one page examines at most, so that no filter reads all keys of a large account: SQLite cannot
-/// interrupt a query, and meanwhile its connection serves nothing else.
+/// Maximum number of rows that one page examines, so that no filter reads all keys of a large account: SQLite cannot
+/// interrupt a query, and its connection serves nothing else meanwhile.
 pub const EXAMINED_KEYS: u32 = 5_000;
 
-/// How often a key was verified with one outcome on one day.
+/// How many verifications of a key had one outcome on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DayUsage {
     /// The day, in days since 1970-01-01 (UTC).
     pub day: i32,
-    /// Why it was denied; `None` when it was valid.
+    /// Why the key was denied; `None` if it was valid.
     pub outcome: Option<Denial>,
-    /// How often.
+    /// Number of verifications.
     pub count: u64,
 }
 
 define_sql_function! {
-    /// The text in lower case. SQLite knows only ASCII letters.
+    /// Converts to lower case. SQLite converts only ASCII letters.
     fn lower(text: Text) -> Text;
 }
 
-/// A text that `LIKE` takes for itself.
+/// Escapes the wildcards of `LIKE`.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('%', "\\%")
@@ -96,53 +97,53 @@ fn escaped(text: &str) -> String {
 
 type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
 
-/// What the keys of an account can have from above that is not in their own rows. Where an account has none of it, its
-/// lists stay on the indexes of the rows' own states.
+/// Which inherited states keys of an account can have that are not in their own rows. Without any, lists use the
+/// indexes on the rows' own states.
 #[derive(Debug, Clone, Copy, Default)]
-struct FromAbove {
-    /// A revocation that is not recorded on all of its keys yet.
+struct InheritedStates {
+    /// The account has a revocation that is not recorded on all descendants yet.
     revoked: bool,
-    /// A suspended key that has descendants.
+    /// The account has a suspended key with descendants.
     suspended: bool,
 }
 
-/// Only keys in a status, by the rule of [`ApiKey::status`].
+/// Restricts a query to keys in a status, as defined by [`ApiKey::status`].
 fn of_status(
     query: KeyQuery<'_>,
     status: Status,
     now: Timestamp,
-    above: FromAbove,
+    inherited: InheritedStates,
 ) -> KeyQuery<'_> {
     use api_keys::{created_by, expires_at, revoked_at, rotated_at, suspended_at};
     if status == Status::Revoked {
         let own = revoked_at.is_not_null();
-        return if above.revoked {
+        return if inherited.revoked {
             query.filter(own.or(revoked_from_above()))
         } else {
             query.filter(own)
         };
     }
     let mut query = query.filter(revoked_at.is_null());
-    if above.revoked {
+    if inherited.revoked {
         query = query.filter(not(revoked_from_above()));
     }
-    let expired_above = created_by.is_not_null().and(expired_from_above(now));
+    let expired_by_ancestor = created_by.is_not_null().and(expired_from_above(now));
     let now = rows::micros(now);
     if status == Status::Expired {
         return query.filter(
             expires_at
                 .le(now)
                 .or(expires_at.le(rotated_at))
-                .or(expired_above),
+                .or(expired_by_ancestor),
         );
     }
-    let lasts = expires_at
+    let unexpired = expires_at
         .gt(now)
         .and(rotated_at.is_null().or(expires_at.gt(rotated_at)));
     let query = query
-        .filter(expires_at.is_null().or(lasts))
-        .filter(not(expired_above));
-    match (status == Status::Suspended, above.suspended) {
+        .filter(expires_at.is_null().or(unexpired))
+        .filter(not(expired_by_ancestor));
+    match (status == Status::Suspended, inherited.suspended) {
         (true, false) => query.filter(suspended_at.is_not_null()),
         (true, true) => query.filter(suspended_at.is_not_null().or(suspended_from_above())),
         (false, false) => query.filter(suspended_at.is_null()),
@@ -152,9 +153,9 @@ fn of_status(
     }
 }
 
-/// An index that a list goes along, newest first.
+/// An index that a list reads, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Walk {
+enum IndexScan {
     /// The keys of an application.
     Application(ApplicationId),
     /// Revoked keys.
@@ -167,16 +168,16 @@ enum Walk {
     Account,
 }
 
-impl Walk {
-    /// The walks that a list consists of: one, or one for each of several families.
-    fn of(filter: &KeyFilter<'_>, above: FromAbove) -> Vec<Self> {
+impl IndexScan {
+    /// Returns the scans for a filter: one, or one for each of several families.
+    fn for_filter(filter: &KeyFilter<'_>, inherited: InheritedStates) -> Vec<Self> {
         if let Some(application) = filter.application {
             return vec![Self::Application(application)];
         }
         match filter.status {
-            // These indexes have only what the rows themselves say.
-            Some((Status::Revoked, _)) if !above.revoked => vec![Self::Revoked],
-            Some((Status::Suspended, _)) if !above.suspended => vec![Self::Suspended],
+            // These indexes contain only the rows' own states.
+            Some((Status::Revoked, _)) if !inherited.revoked => vec![Self::Revoked],
+            Some((Status::Suspended, _)) if !inherited.suspended => vec![Self::Suspended],
             _ if filter.families.len() < Family::ALL.len() => {
                 filter.families.iter().copied().map(Self::Family).collect()
             }
@@ -184,8 +185,8 @@ impl Walk {
         }
     }
 
-    /// Only the keys of this index.
-    fn enter(self, query: KeyQuery<'_>) -> KeyQuery<'_> {
+    /// Restricts a query to the keys of this index.
+    fn restrict(self, query: KeyQuery<'_>) -> KeyQuery<'_> {
         match self {
             Self::Application(application) => {
                 query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()))
@@ -197,9 +198,9 @@ impl Walk {
         }
     }
 
-    /// Whether the filter rejects keys of this index.
+    /// Returns whether the filter excludes keys of this index.
     fn has_residual(self, filter: &KeyFilter<'_>) -> bool {
-        // The keys of an application are of one family, the keys of a family too.
+        // All keys of an application have the same family.
         let families = !matches!(self, Self::Application(_) | Self::Family(_))
             && filter.families.len() < Family::ALL.len();
         let status = filter.status.is_some() && self != Self::Revoked;
@@ -212,7 +213,7 @@ impl Walk {
 }
 
 fn in_families<'a>(query: KeyQuery<'a>, families: &[Family]) -> KeyQuery<'a> {
-    // All families need no condition, and are served by the better index then.
+    // Without this condition, listing all families can use a better index.
     if families.len() < Family::ALL.len() {
         query.filter(api_keys::family.eq_any(names(families)))
     } else {
@@ -220,14 +221,14 @@ fn in_families<'a>(query: KeyQuery<'a>, families: &[Family]) -> KeyQuery<'a> {
     }
 }
 
-/// Only the keys that a filter selects, as far as a walk does not select them already.
+/// Applies the conditions of a filter that the scan does not already guarantee.
 fn filtered<'a>(
     mut query: KeyQuery<'a>,
     filter: &KeyFilter<'_>,
-    walk: Option<Walk>,
-    above: FromAbove,
+    scan: Option<IndexScan>,
+    inherited: InheritedStates,
 ) -> KeyQuery<'a> {
-    if !matches!(walk, Some(Walk::Family(_))) {
+    if !matches!(scan, Some(IndexScan::Family(_))) {
         query = in_families(query, filter.families);
     }
     if let Some(mode) = filter.mode {
@@ -237,7 +238,7 @@ fn filtered<'a>(
         query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
     }
     if let Some((status, now)) = filter.status {
-        query = of_status(query, status, now, above);
+        query = of_status(query, status, now, inherited);
     }
     query = match filter.application_enabled {
         None => query,
@@ -252,8 +253,8 @@ fn filtered<'a>(
     query
 }
 
-/// The order of a list; the newest key has the greatest place.
-fn place(cursor: &KeyCursor) -> (i64, [u8; 16]) {
+/// Returns the sort key of lists; newer keys have greater ones.
+fn sort_key(cursor: &KeyCursor) -> (i64, [u8; 16]) {
     (rows::micros(cursor.created_at), *cursor.id.as_bytes())
 }
 
@@ -262,7 +263,7 @@ fn names(families: &[Family]) -> Vec<&'static str> {
 }
 
 impl AccountReader<'_> {
-    /// The key with this id, if it is of one of these families: a surface does not see those of the others.
+    /// Returns the key with this ID, or `None` if it does not exist or has none of these families.
     ///
     /// # Errors
     /// [`Error`].
@@ -277,36 +278,34 @@ impl AccountReader<'_> {
         Ok(lineage::keys(self.conn, row.into_iter().collect())?.pop())
     }
 
-    /// Whether the account has a revocation that is not recorded on all of its keys yet, or a suspended key with
-    /// descendants.
-    fn states_from_above(&mut self) -> Result<FromAbove, Error> {
+    fn inherited_states(&mut self) -> Result<InheritedStates, Error> {
         let suspended = api_keys::table
             .inner_join(key_ancestors::table.on(key_ancestors::ancestor_id.eq(api_keys::id)))
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::suspended_at.is_not_null())
             .filter(api_keys::family.eq(Family::Secret.as_str())); // no other family creates keys
-        Ok(FromAbove {
+        Ok(InheritedStates {
             revoked: self.has_pending_revocations()?,
             suspended: diesel::select(exists(suspended)).get_result(self.conn)?,
         })
     }
 
-    /// A page of the keys that a filter selects, newest first, after a cursor: `limit` keys, or those among
-    /// [`EXAMINED_KEYS`] rows where no index serves the filter. Following [`KeyPage::next`] finds each key once. A text
-    /// that is the ID of one of these keys selects that key alone, without examining others.
+    /// Returns a page of the keys that match a filter, newest first, after a cursor: `limit` keys or, if no index
+    /// serves the filter, the matches among [`EXAMINED_KEYS`] rows. Following [`KeyPage::next`] visits each key once.
+    /// If the filter's text is the ID of a matching key, the page has only that key.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
+    /// [`Error`]; [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
     pub fn keys(
         &mut self,
         filter: &KeyFilter<'_>,
         after: Option<KeyCursor>,
         limit: u32,
     ) -> Result<KeyPage, Error> {
-        let above = if filter.status.is_some() {
-            self.states_from_above()?
+        let inherited = if filter.status.is_some() {
+            self.inherited_states()?
         } else {
-            FromAbove::default()
+            InheritedStates::default()
         };
         if let Some(id) = filter.text.and_then(|text| text.parse::<KeyId>().ok()) {
             let query = filtered(
@@ -316,7 +315,7 @@ impl AccountReader<'_> {
                     ..filter.clone()
                 },
                 None,
-                above,
+                inherited,
             )
             .filter(api_keys::id.eq(id.as_bytes().to_vec()));
             let rows = query.select(KeyRow::as_select()).load(self.conn)?;
@@ -326,21 +325,21 @@ impl AccountReader<'_> {
                 return Ok(KeyPage { keys, next: None });
             }
         }
-        let walks = Walk::of(filter, above);
-        let examined = EXAMINED_KEYS / u32::try_from(walks.len().max(1)).unwrap_or(1);
+        let scans = IndexScan::for_filter(filter, inherited);
+        let examined = EXAMINED_KEYS / u32::try_from(scans.len().max(1)).unwrap_or(1);
         let mut keys: Vec<ApiKey> = Vec::new();
         let mut end: Option<KeyCursor> = None;
-        for walk in walks {
+        for scan in scans {
             let mut query = filtered(
-                walk.enter(self.keys_after(after)),
+                scan.restrict(self.keys_after(after)),
                 filter,
-                Some(walk),
-                above,
+                Some(scan),
+                inherited,
             );
-            if walk.has_residual(filter) {
+            if scan.has_residual(filter) {
                 bound_search(self.conn)?;
-                let last: Option<(i64, Vec<u8>)> = walk
-                    .enter(self.keys_after(after))
+                let last: Option<(i64, Vec<u8>)> = scan
+                    .restrict(self.keys_after(after))
                     .order((api_keys::created_at.desc(), api_keys::id.desc()))
                     .offset(i64::from(examined) - 1)
                     .limit(1)
@@ -355,7 +354,7 @@ impl AccountReader<'_> {
                     query = query
                         .filter(api_keys::created_at.ge(created_at))
                         .filter(api_keys::created_at.gt(created_at).or(api_keys::id.ge(id)));
-                    if end.is_none_or(|end| place(&last) > place(&end)) {
+                    if end.is_none_or(|end| sort_key(&last) > sort_key(&end)) {
                         end = Some(last);
                     }
                 }
@@ -367,10 +366,10 @@ impl AccountReader<'_> {
             let rows = query.load(self.conn)?;
             keys.append(&mut lineage::keys(self.conn, rows)?);
         }
-        keys.sort_by_key(|key| std::cmp::Reverse(place(&KeyCursor::from(key))));
-        // Beyond the newest end of the walks, some keys of the other walks have not been read.
+        keys.sort_by_key(|key| std::cmp::Reverse(sort_key(&KeyCursor::from(key))));
+        // Older than the newest end of the scans, the list would lack keys of the scans that ended there.
         if let Some(end) = end {
-            keys.retain(|key| place(&KeyCursor::from(key)) >= place(&end));
+            keys.retain(|key| sort_key(&KeyCursor::from(key)) >= sort_key(&end));
         }
         let limit = limit as usize;
         let next = match keys.len() > limit {
@@ -383,7 +382,7 @@ impl AccountReader<'_> {
         Ok(KeyPage { keys, next })
     }
 
-    /// The account's keys after a cursor, in no order.
+    /// Returns a query of the account's keys after a cursor, unordered.
     fn keys_after<'q>(&self, after: Option<KeyCursor>) -> KeyQuery<'q> {
         let query = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str().to_owned()))
@@ -392,8 +391,8 @@ impl AccountReader<'_> {
             return query;
         };
         let at = rows::micros(created_at);
-        // Written in this way the index is entered where the page before ended. With `created_at < at OR ...` each page
-        // reads all pages before it again.
+        // Written like this, the index is entered at the cursor. With `created_at < at OR ...` each page would read all
+        // pages before it again.
         query.filter(api_keys::created_at.le(at)).filter(
             api_keys::created_at
                 .lt(at)
@@ -401,7 +400,7 @@ impl AccountReader<'_> {
         )
     }
 
-    /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.
+    /// Returns a page of the keys of an application, newest first, including revoked ones. Pages count from 1.
     ///
     /// # Errors
     /// [`Error`].
@@ -430,7 +429,8 @@ impl AccountReader<'_> {
         })
     }
 
-    /// The newest keys of each of these applications, at most `most_each` of each, in the order of the applications.
+    /// Returns the newest keys of each application, at most `most_each` per application, in the order of the
+    /// applications.
     ///
     /// # Errors
     /// [`Error`].
@@ -440,7 +440,8 @@ impl AccountReader<'_> {
         most_each: u32,
     ) -> Result<Vec<ApiKey>, Error> {
         let mut all = Vec::new();
-        // A query each, along the index: one for all of them would read every revoked key there ever was.
+        // One query for each application, along the index: a single one would read every revoked key of the
+        // applications.
         for application in applications {
             let rows: Vec<KeyRow> = api_keys::table
                 .filter(api_keys::account_id.eq(self.account.as_str()))
@@ -454,8 +455,8 @@ impl AccountReader<'_> {
         lineage::keys(self.conn, all)
     }
 
-    /// How many keys of an application are neither revoked nor expired. Exact for who holds the application by
-    /// [`AccountWriter::lock_application`].
+    /// Returns how many keys of an application are neither revoked nor expired. Exact only if the transaction has
+    /// called [`AccountWriter::lock_application`].
     ///
     /// # Errors
     /// [`Error`].
@@ -478,20 +479,20 @@ impl AccountReader<'_> {
         rows::unsigned(count)
     }
 
-    /// How many keys of these families are neither revoked nor expired. Exact for who holds the account by
-    /// [`AccountWriter::lock`].
+    /// Returns how many keys of these families are neither revoked nor expired, inherited states included. Exact only
+    /// if the transaction has called [`AccountWriter::lock`].
     ///
     /// # Errors
     /// [`Error`].
     pub fn count_usable_of(&mut self, families: &[Family], now: Timestamp) -> Result<u64, Error> {
-        let ended_above = api_keys::created_by
+        let ended_by_ancestor = api_keys::created_by
             .is_not_null()
             .and(revoked_from_above().or(expired_from_above(now)));
         let count: i64 = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::family.eq_any(names(families)))
             .filter(api_keys::revoked_at.is_null())
-            .filter(not(ended_above))
+            .filter(not(ended_by_ancestor))
             .filter(
                 api_keys::expires_at
                     .is_null()
@@ -502,7 +503,7 @@ impl AccountReader<'_> {
         rows::unsigned(count)
     }
 
-    /// How a key was used since a day, by day and outcome, the newest day first.
+    /// Returns the daily counts of a key's verifications by outcome since a day, newest day first.
     ///
     /// # Errors
     /// [`Error`].
@@ -528,7 +529,7 @@ impl AccountReader<'_> {
 }
 
 impl AccountWriter<'_> {
-    /// The key, held until the end of the transaction, for who changes it by what it is.
+    /// Returns the key and locks it until the end of the transaction, for a caller that changes it.
     ///
     /// # Errors
     /// [`Error`].
@@ -545,11 +546,11 @@ impl AccountWriter<'_> {
         self.key(families, id)
     }
 
-    /// Adds a key. Nothing is to be forgotten for it: verifiers do not remember what they do not know.
+    /// Inserts a key. Verifiers need no eviction: they do not cache unknown keys.
     ///
     /// # Errors
-    /// [`Error::Unique`]; [`Error::NotFound`] when it says it is another account's, [`Error::Other`] when its
-    /// application is.
+    /// [`Error::Unique`]; [`Error::NotFound`] if the key belongs to another account, [`Error::Other`] if its
+    /// application does.
     pub fn insert_key(&mut self, key: &ApiKey, digest: &Digest) -> Result<(), Error> {
         if key.account_id != *self.account {
             return Err(Error::NotFound);
@@ -563,12 +564,12 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Writes what use-cases change of a key: its name, grants, metadata, suspension, revocation and successor. Does not
-    /// write `last_used_at`, which usage may have moved meanwhile, and what never changes. Verifiers evict the key, and its
-    /// descendants with it.
+    /// Updates the fields of a key that use cases change: its name, grants, metadata, suspension, revocation and
+    /// successor. Does not write `last_used_at`, which usage may have updated meanwhile, nor fields that never change.
+    /// Verifiers evict the key and its descendants.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is not there.
+    /// [`Error::NotFound`] if the key does not exist in the account.
     pub fn save_key(&mut self, key: &ApiKey) -> Result<(), Error> {
         let written = diesel::update(
             api_keys::table
@@ -588,9 +589,9 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// The key with the number of its ancestors, all of them and it itself held until the end of the transaction, for a
-    /// caller that creates a key beneath it: the revocation of any of them comes before or after, never between.
-    /// `within` decides by the number of ancestors whether they are locked at all.
+    /// Returns the key after locking it and its ancestors until the end of the transaction, for a caller that creates a
+    /// child key: no revocation of them can happen in between. `within` gets the number of ancestors before they are
+    /// locked and can return an error to stop.
     ///
     /// # Errors
     /// [`Error`], and those of `within`.
@@ -612,7 +613,7 @@ impl AccountWriter<'_> {
             api_keys::table
                 .filter(api_keys::account_id.eq(self.reader.account.as_str()))
                 .filter(api_keys::id.eq_any(ids))
-                .order(api_keys::id) // one order for every transaction that locks several
+                .order(api_keys::id) // the same order in every transaction, to avoid deadlocks
                 .select(api_keys::created_at)
                 .for_update()
                 .load::<i64>(conn)

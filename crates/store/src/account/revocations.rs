@@ -1,4 +1,4 @@
-//! Revocations that apply to many keys: written as one row, recorded on the keys in batches.
+//! Revocations of many keys: stored as one row, and recorded on the keys in batches.
 
 use diesel::{dsl::exists, prelude::*};
 use tollkey_core::{
@@ -99,14 +99,14 @@ fn parts(root: &Root) -> (&'static str, &[u8; 16]) {
 pub struct Batch {
     /// The revocation.
     pub pending: PendingRevocation,
-    /// Those of the batch that have no revocation of their own yet, locked until the end of the transaction.
+    /// The keys of the batch that are not recorded as revoked, locked until the end of the transaction.
     pub keys: Vec<ApiKey>,
-    /// The last key of the batch; `None` when it is the last batch.
+    /// The last key of the batch; `None` for the last batch.
     through: Option<KeyId>,
 }
 
 impl AccountReader<'_> {
-    /// Whether a revocation is not recorded on all of its keys yet.
+    /// Returns whether the account has a revocation that is not recorded on all keys yet.
     ///
     /// # Errors
     /// [`Error`].
@@ -116,7 +116,7 @@ impl AccountReader<'_> {
         Ok(diesel::select(exists(pending)).get_result(self.conn)?)
     }
 
-    /// Whether a key has descendants: keys that it created, or that one of those did.
+    /// Returns whether a key has descendants.
     ///
     /// # Errors
     /// [`Error`].
@@ -126,7 +126,7 @@ impl AccountReader<'_> {
         Ok(diesel::select(exists(below)).get_result(self.conn)?)
     }
 
-    /// Whether a descendant of a key has no revocation of its own.
+    /// Returns whether a descendant of a key is not recorded as revoked.
     ///
     /// # Errors
     /// [`Error`].
@@ -141,10 +141,10 @@ impl AccountReader<'_> {
 }
 
 impl AccountWriter<'_> {
-    /// Notes that a revocation has to be recorded on many keys. Noting one that is pending already changes nothing.
+    /// Inserts a revocation that has to be recorded on many keys. Does nothing if one with the same root is pending.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::NotFound`] when it says it is another account's.
+    /// [`Error`]; [`Error::NotFound`] if it belongs to another account.
     pub fn add_pending_revocation(&mut self, pending: &PendingRevocation) -> Result<(), Error> {
         if pending.account_id != *self.account {
             return Err(Error::NotFound);
@@ -159,15 +159,15 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Notes that what verifiers have cached of the descendants of a key is outdated: they evict all keys of the account,
-    /// because a subscriber, and a server of the release before, does not know which keys those are.
+    /// Records that cached descendants of a key are outdated. Verifiers evict all keys of the account, because
+    /// subscribers and servers of the previous release do not know which keys are descendants.
     pub fn descendants_changed(&mut self) {
         let account = self.account.clone();
         self.changed(Changed::Account(account));
     }
 
-    /// The next batch of the account's oldest pending revocation: at most `limit` keys are looked at, recorded ones
-    /// included. `None` when nothing is pending, or another replica is working on it.
+    /// Returns the next batch of the account's oldest pending revocation: at most `limit` keys, including those that
+    /// are already recorded as revoked. `None` if nothing is pending or another replica is working on it.
     ///
     /// # Errors
     /// [`Error`].
@@ -188,8 +188,8 @@ impl AccountWriter<'_> {
         }))
     }
 
-    /// One revocation of an account is worked on at a time, the oldest first: where two apply to a key, the earlier one
-    /// is recorded.
+    /// Locks the account's oldest pending revocation. Only the oldest is worked on, so that a key to which two apply
+    /// gets the earlier one.
     fn lock_oldest_pending(&mut self) -> Result<Option<(PendingRevocation, Option<KeyId>)>, Error> {
         use pending_revocations::{account_id, revoked_at, root_id};
         let oldest = pending_revocations::table
@@ -216,14 +216,14 @@ impl AccountWriter<'_> {
         row.map(TryInto::try_into).transpose()
     }
 
-    /// The IDs of at most `limit` keys below a root, behind a key, in the order of their IDs.
+    /// Returns the IDs of at most `limit` keys below a root, after a key, ordered by ID.
     fn keys_below(
         &mut self,
         root: &Root,
         after: Option<KeyId>,
         limit: u32,
     ) -> Result<Vec<Vec<u8>>, Error> {
-        // No key has this ID.
+        // An empty ID sorts before every key.
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         Ok(match root {
             Root::Key(id) => key_ancestors::table
@@ -245,14 +245,14 @@ impl AccountWriter<'_> {
         })
     }
 
-    /// Those of the keys that have no revocation of their own, held until the end of the transaction.
+    /// Returns the keys that are not recorded as revoked and locks them until the end of the transaction.
     fn lock_unrevoked(&mut self, ids: Vec<Vec<u8>>) -> Result<Vec<ApiKey>, Error> {
         let unrevoked = || {
             api_keys::table
                 .filter(api_keys::account_id.eq(self.reader.account.as_str()))
                 .filter(api_keys::id.eq_any(ids.clone()))
                 .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id) // one order for every transaction that locks several
+                .order(api_keys::id) // the same order in every transaction, to avoid deadlocks
         };
         if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
             unrevoked()
@@ -266,7 +266,7 @@ impl AccountWriter<'_> {
         lineage::keys(self.reader.conn, rows)
     }
 
-    /// Records on the key the revocation that it inherits. Verifiers know of it already and evict nothing.
+    /// Records the revocation that a key inherits. Verifiers already apply it and evict nothing.
     ///
     /// # Errors
     /// [`Error`].
@@ -284,7 +284,7 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Notes how far a revocation is recorded. Returns whether it is recorded on all of its keys now.
+    /// Stores the progress of a revocation. Returns whether it is now recorded on all keys.
     ///
     /// # Errors
     /// [`Error`].
@@ -293,7 +293,7 @@ impl AccountWriter<'_> {
         let row = pending_revocations::table.find(root.as_slice());
         let Some(through) = batch.through else {
             diesel::delete(row).execute(self.conn)?;
-            // A server of the release before decides by the keys' own rows: it may have cached them again meanwhile.
+            // A server of the previous release decides by the keys' own rows and may have cached them again meanwhile.
             if let Root::Key(_) = batch.pending.root {
                 self.descendants_changed();
             }

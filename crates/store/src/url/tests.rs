@@ -1,4 +1,4 @@
-//! Which URLs are read, what libpq gets of them, and that no error repeats one.
+//! Which URLs are accepted, what libpq gets, and that no error quotes a URL.
 
 use super::*;
 
@@ -10,11 +10,10 @@ fn resolve(url: &str) -> Result<Target, BadUrl> {
     parse(url)?.resolve(false, |_| None)
 }
 
-/// The parameters that a PostgreSQL URL sets.
 fn parameters(url: &str) -> Vec<(&'static str, String)> {
     match parse(url).unwrap().location {
         Location::Postgres(parameters) => parameters.into_iter().collect(),
-        Location::Memory | Location::File(_) => panic!("{url} is not PostgreSQL's"),
+        Location::Memory | Location::File(_) => panic!("{url} is not a PostgreSQL URL"),
     }
 }
 
@@ -59,7 +58,7 @@ fn sqlite_urls_name_a_file_or_memory() {
 }
 
 #[test]
-fn postgres_urls_are_read_as_libpq_reads_them() {
+fn postgres_urls_are_parsed_like_in_libpq() {
     let cases: [(&str, &[(&str, &str)]); 18] = [
         ("postgres://", &[]),
         ("postgresql:///keys", &[("dbname", "keys")]),
@@ -156,7 +155,7 @@ fn postgres_urls_are_read_as_libpq_reads_them() {
 }
 
 #[test]
-fn a_malformed_url_is_rejected_without_being_repeated() {
+fn malformed_urls_are_rejected_without_quoting_them() {
     for (url, rule) in [
         ("postgres://me:canary%zz@db/keys", BadUrl::Escape),
         ("postgres://me:canary%@db/keys", BadUrl::Escape),
@@ -286,7 +285,7 @@ fn a_malformed_url_is_rejected_without_being_repeated() {
 }
 
 #[test]
-fn passwords_are_found_in_every_form() {
+fn passwords_are_detected_in_every_form() {
     for url in [
         "postgres://me:p@db/k",
         "postgres://me@db/k?password=p",
@@ -309,7 +308,7 @@ fn passwords_are_found_in_every_form() {
 }
 
 #[test]
-fn without_tls_only_this_machine_is_connected_to() {
+fn without_tls_only_local_servers_are_allowed() {
     for url in [
         "postgres:///tollkey",
         "postgres://localhost/tollkey",
@@ -355,11 +354,11 @@ fn without_tls_only_this_machine_is_connected_to() {
 }
 
 #[test]
-fn libpq_gets_quoted_values_and_never_asks_for_a_standby() {
+fn conninfo_quotes_values_and_requires_the_primary() {
     let Ok(Target::Postgres(conninfo)) =
         resolve("postgres://me:it's%5C@localhost/t?connect_timeout=9")
     else {
-        panic!("it is PostgreSQL")
+        panic!("a PostgreSQL target")
     };
     assert!(conninfo.contains(r"password='it\'s\\'"), "{conninfo}");
     assert!(
@@ -377,7 +376,7 @@ fn libpq_gets_quoted_values_and_never_asks_for_a_standby() {
 }
 
 #[test]
-fn the_target_names_the_database_without_user_and_password() {
+fn target_names_the_database_without_credentials() {
     for (url, target) in [
         (
             "postgres://me:canary@db.example/keys",

@@ -1,43 +1,43 @@
-//! Finding the socket of one connection among those of the process, to shut it down.
+//! Finds the socket of a connection among those of the process, to shut it down.
 //!
-//! diesel does not give out the socket of a `PgConnection`, and libpq takes none that was opened by the caller. But libpq
-//! sets `TCP_USER_TIMEOUT` to what the connection's parameters say, and that can be read back from a socket. So each
-//! connection gets a value that no other has, a few milliseconds above the configured one: its [`Mark`]. Nothing outside
-//! of this module depends on what a mark is. It works on Linux and over TCP only.
+//! diesel does not expose the socket of a `PgConnection`, and libpq cannot use one that the caller has opened. But
+//! libpq sets `TCP_USER_TIMEOUT` from the connection's parameters, and it can be read back from a socket. So each
+//! connection gets a unique value a few milliseconds above the configured one: its [`Mark`]. Works on Linux and over
+//! TCP only.
 
 use std::io;
 
 /// The `tcp_user_timeout` that the HTTP client sets on its sockets, in milliseconds.
-const OF_HTTP_CLIENT: u32 = 30_000;
+const HTTP_CLIENT_TIMEOUT: u32 = 30_000;
 
-/// What the kernel does without a `tcp_user_timeout`, in milliseconds: it gives up after a quarter of an hour.
-const OF_KERNEL: u32 = 15 * 60 * 1000;
+/// The kernel's timeout without a `tcp_user_timeout`, about 15 minutes, in milliseconds.
+const KERNEL_TIMEOUT: u32 = 15 * 60 * 1000;
 
 /// The `TCP_USER_TIMEOUT` of one connection's socket, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mark(u32);
 
 impl Mark {
-    /// The lowest mark above the `tcp_user_timeout` of these completed keywords that is not used.
+    /// Returns the lowest unused mark above the `tcp_user_timeout` of this connection string.
     pub(super) fn unused(keywords: &str, is_used: impl Fn(Self) -> bool) -> Option<Self> {
         let configured = keywords
             .rsplit_once("tcp_user_timeout='")
             .and_then(|(_, rest)| rest.split('\'').next()?.parse().ok())
             .filter(|millis| *millis != 0)
-            .unwrap_or(OF_KERNEL);
+            .unwrap_or(KERNEL_TIMEOUT);
         (configured.saturating_add(1)..)
-            .filter(|millis| *millis != OF_HTTP_CLIENT)
+            .filter(|millis| *millis != HTTP_CLIENT_TIMEOUT)
             .map(Self)
             .find(|mark| !is_used(*mark))
     }
 
-    /// The parameters that give a connection this mark. They have to be the last ones. libpq ignores the timeout of a
-    /// connection without keep-alives.
+    /// Returns the parameters that give a connection this mark. They must be the last ones. libpq ignores the timeout
+    /// if keep-alives are off.
     pub(super) fn parameters(self) -> String {
         format!("keepalives=1 tcp_user_timeout={}", self.0)
     }
 
-    /// Shuts down the sockets with this mark. Returns whether there was one.
+    /// Shuts down the sockets with this mark. Returns whether there were any.
     #[cfg(target_os = "linux")]
     pub(super) fn shut_down(self) -> io::Result<bool> {
         use std::{
@@ -57,7 +57,7 @@ impl Mark {
                 continue;
             };
             // SAFETY: a number from that list is not -1. The descriptor may have been closed since, and the number may
-            // belong to something else. It is only asked for a socket option and copied, which changes nothing.
+            // belong to another file. Reading a socket option and duplicating the descriptor change nothing.
             let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
             if tcp_user_timeout(descriptor) != Ok(self.0) {
                 continue;
@@ -65,7 +65,7 @@ impl Mark {
             let Ok(copy) = descriptor.try_clone_to_owned() else {
                 continue;
             };
-            // The copy stays what it is, even if libpq closes its socket now. So this check is the one that counts.
+            // The copy refers to the same socket even if libpq closes its own now, so this check decides.
             if tcp_user_timeout(&copy) == Ok(self.0) {
                 any |= shutdown(&copy, Shutdown::Both).is_ok();
             }
@@ -73,7 +73,7 @@ impl Mark {
         Ok(any)
     }
 
-    /// Elsewhere sockets cannot be told apart.
+    /// Does nothing: on other systems sockets cannot be told apart.
     #[cfg(not(target_os = "linux"))]
     pub(super) fn shut_down(self) -> io::Result<bool> {
         Ok(false)
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     impl Mark {
-        /// Gives a socket this mark, as libpq does.
+        /// Sets this mark on a socket, as libpq does.
         pub(in super::super) fn set(self, socket: &TcpStream) {
             set_tcp_user_timeout(socket, self.0).unwrap();
         }

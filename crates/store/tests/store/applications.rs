@@ -4,25 +4,25 @@ use tollkey_store::{Error, UniqueViolation};
 use crate::{Actions as _, acme, application, at, changes, each, id, other, position};
 
 #[test]
-fn an_application_is_found_changed_and_deleted() {
+fn application_can_be_read_updated_and_deleted() {
     each(async |database| {
         let store = database.store();
-        let made = Application {
+        let created = Application {
             description: Some("Über-shop".into()),
             ..application(1, &acme())
         };
-        store.add_application(&made).await.unwrap();
+        store.add_application(&created).await.unwrap();
         let found = store
             .read(|db| db.account(&acme()).application(&id(1)))
             .await
             .unwrap();
-        assert_eq!(found, Some(made.clone()));
+        assert_eq!(found, Some(created.clone()));
 
         let changed = Application {
             name: "new name".into(),
             description: None,
             is_enabled: false,
-            ..made
+            ..created
         };
         let update = changed.clone();
         let written = store
@@ -65,7 +65,7 @@ fn an_application_is_found_changed_and_deleted() {
 }
 
 #[test]
-fn a_name_is_unique_in_the_account_among_those_not_deleted() {
+fn application_names_are_unique_within_an_account() {
     each(async |database| {
         let store = database.store();
         let named = |number, name: &str, account: &AccountId| Application {
@@ -102,7 +102,7 @@ fn a_name_is_unique_in_the_account_among_those_not_deleted() {
             .add_application(&named(5, "shop", &acme()))
             .await
             .unwrap();
-        // An id that is there is no name that is taken.
+        // A repeated ID is not reported as a taken name.
         let twice = store
             .add_application(&named(5, "yet another", &acme()))
             .await;
@@ -120,7 +120,7 @@ fn pages_are_newest_first_and_empty_past_the_end() {
                 .await
                 .unwrap();
         }
-        // Made in the same instant: the id decides.
+        // The same creation time: the ID decides.
         store
             .add_application(&Application {
                 created_at: at(5),
@@ -158,11 +158,11 @@ fn pages_are_newest_first_and_empty_past_the_end() {
 }
 
 #[test]
-fn another_account_sees_nothing_and_changes_nothing() {
+fn applications_of_another_account_cannot_be_read_or_changed() {
     each(async |database| {
         let store = database.store();
-        let made = application(1, &acme());
-        store.add_application(&made).await.unwrap();
+        let created = application(1, &acme());
+        store.add_application(&created).await.unwrap();
         let found = store.read(|db| {
             let account = other();
             let mut theirs = db.account(&account);
@@ -176,7 +176,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
         let theirs = Application {
             name: "stolen".into(),
             account_id: other(),
-            ..made.clone()
+            ..created.clone()
         };
         let update = theirs.clone();
         let updated = store
@@ -192,7 +192,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
             .await
             .unwrap();
         assert_eq!((locked.value, locked.change), (None, None));
-        // Not even by saying that it is another's.
+        // Nor by passing an application of another account.
         let inserted = store
             .write(move |tx| tx.account(&acme()).insert_application(&theirs))
             .await;
@@ -202,7 +202,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
             .read(|db| db.account(&acme()).application(&id(1)))
             .await
             .unwrap();
-        assert_eq!(found, Some(made));
+        assert_eq!(found, Some(created));
         assert_eq!(position(&store).await, Position::default());
     });
 }

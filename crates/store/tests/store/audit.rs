@@ -16,7 +16,7 @@ async fn append(store: &Store, draft: Draft) -> Result<Entry, Error> {
     Ok(written.value)
 }
 
-/// Verifies every chain and returns where they end.
+/// Verifies every chain and returns the ends of the chains.
 fn verify(
     db: &mut Reader<'_>,
     only: Option<&AccountId>,
@@ -44,7 +44,7 @@ fn verify(
 }
 
 #[test]
-fn an_entry_is_read_as_it_was_sealed() {
+fn entries_are_read_back_unchanged() {
     each(async |database| {
         let store = database.store();
         let sealed = append(&store, draft(1, &acme())).await.unwrap();
@@ -184,7 +184,7 @@ fn entries_are_filtered_and_paged_within_the_account() {
 }
 
 #[test]
-fn a_chain_has_no_gap_under_concurrent_writers() {
+fn chains_have_no_gaps_with_concurrent_writers() {
     each(async |database| {
         let store = Arc::new(database.store());
         let tasks: Vec<_> = (0..24)
@@ -220,10 +220,10 @@ fn a_chain_has_no_gap_under_concurrent_writers() {
 }
 
 #[test]
-fn more_than_a_page_is_exported_in_the_order_of_bytes() {
+fn export_pages_through_accounts_in_byte_order() {
     each(async |database| {
         let store = database.store();
-        // Languages sort "_" and capitals differently than bytes do; paging must not skip over that.
+        // Locales sort "_" and capitals differently than by bytes; paging must not skip accounts because of that.
         let accounts = ["B", "_", "a", "a-b", "aB"];
         for (i, name) in (0u64..).zip(accounts) {
             let _ = store
@@ -254,13 +254,13 @@ fn more_than_a_page_is_exported_in_the_order_of_bytes() {
 }
 
 #[test]
-fn an_edit_and_a_deletion_are_found() {
+fn verification_detects_edited_and_deleted_entries() {
     each(async |database| {
         let store = database.store();
         for number in 1..=3 {
             append(&store, draft(number, &acme())).await.unwrap();
         }
-        database.sql("UPDATE audit_log SET actor_id = 'somebody else' WHERE seq = 2");
+        database.sql("UPDATE audit_log SET actor_id = 'another user' WHERE seq = 2");
         let broken = store
             .read(|db| verify(db, None))
             .await
@@ -291,7 +291,7 @@ fn an_edit_and_a_deletion_are_found() {
 }
 
 #[test]
-fn an_entry_goes_into_no_other_account() {
+fn entry_cannot_be_appended_to_another_account() {
     each(async |database| {
         let store = database.store();
         let appended = store

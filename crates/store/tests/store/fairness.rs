@@ -1,4 +1,4 @@
-//! What one account or one client does takes no connection that others need.
+//! One account or client cannot take the connections that others need.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ use crate::{Actions as _, acme, at, digest, each, id, key, other, position};
 
 const FLOOD: usize = 60;
 
-/// A store with a pool of that size on a migrated database.
+/// Opens a store with a pool of that size on a migrated database.
 fn store_with(database: &Database, pool_size: u32) -> Store {
     let _migrated = database.store();
     let options = OpenOptions {
@@ -31,12 +31,12 @@ fn store_with(database: &Database, pool_size: u32) -> Store {
     Store::open(options, Arc::new(RealClock::default())).unwrap()
 }
 
-/// Keeps closures that run on connections from ending.
+/// Blocks closures that run on connections until they are released.
 #[derive(Clone, Default)]
 struct Held(Arc<(Mutex<(usize, bool)>, Condvar)>);
 
 impl Held {
-    /// Blocks until it is released; for less time than PostgreSQL gives an idle transaction.
+    /// Blocks until released; for less time than PostgreSQL's timeout for idle transactions.
     fn wait(&self) {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
@@ -49,7 +49,7 @@ impl Held {
             .unwrap();
     }
 
-    /// Waits until that many closures run.
+    /// Waits until that many closures are running.
     async fn until(&self, running: usize) {
         let held = self.clone();
         let reached = tokio::task::spawn_blocking(move || {
@@ -72,7 +72,7 @@ impl Held {
 }
 
 #[test]
-fn reads_of_one_account_leave_connections_to_all_others() {
+fn reads_of_one_account_leave_connections_for_others() {
     each(async |database| {
         let store = store_with(database, 4);
         store.add_key(&key(1, &other())).await.unwrap();
@@ -90,7 +90,7 @@ fn reads_of_one_account_leave_connections_to_all_others() {
                 })
             })
             .collect();
-        held.until(2).await; // its share of four connections
+        held.until(2).await; // the share of one account in four connections
         let began = Instant::now();
         assert!(
             store
@@ -130,7 +130,7 @@ fn reads_of_one_account_leave_connections_to_all_others() {
         );
         assert!(
             began.elapsed() < Duration::from_millis(1_500),
-            "they wait for the flood: {:?}",
+            "others wait for the flood: {:?}",
             began.elapsed()
         );
         held.release();
@@ -141,7 +141,7 @@ fn reads_of_one_account_leave_connections_to_all_others() {
 }
 
 #[test]
-fn changes_of_one_account_do_not_delay_others_and_leases() {
+fn changes_of_one_account_do_not_delay_others_or_leases() {
     each(async |database| {
         let store = store_with(database, 2);
         let (held, done) = (Held::default(), Arc::new(AtomicUsize::new(0)));
@@ -178,7 +178,7 @@ fn changes_of_one_account_do_not_delay_others_and_leases() {
                 done.load(Ordering::SeqCst)
             }
         });
-        tokio::time::sleep(Duration::from_millis(50)).await; // both wait, on SQLite
+        tokio::time::sleep(Duration::from_millis(50)).await; // on SQLite both wait now
         held.release();
         let (change, renewal) = (change.await.unwrap().unwrap(), renewal.await.unwrap());
         assert!(
@@ -195,12 +195,12 @@ fn changes_of_one_account_do_not_delay_others_and_leases() {
     });
 }
 
-/// On SQLite: each renewal needs the writer, and the change counter as it was when the verifier last looked.
+/// On SQLite: each renewal needs the writer, and a change counter that has not changed since the verifier read it.
 #[test]
-fn leases_are_renewed_beside_steady_changes() {
+fn leases_are_renewed_during_constant_changes() {
     each(async |database| {
         if database.backend() == Backend::Postgres {
-            return; // where a renewal does not wait for changes of its own process alone
+            return; // which does not reserve the writer for renewals
         }
         let store = store_with(database, 4);
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -208,16 +208,16 @@ fn leases_are_renewed_beside_steady_changes() {
             .map(|number| {
                 let (store, stop) = (store.clone(), Arc::clone(&stop));
                 tokio::spawn(async move {
-                    let mut made = 0;
+                    let mut count = 0;
                     while !stop.load(Ordering::SeqCst) {
                         let written = store.write_for(Owner::from(&acme()), move |tx| {
                             tx.changed(Changed::Key(id(number)));
                             Ok::<_, Error>(())
                         });
                         let _ = written.await.unwrap();
-                        made += 1;
+                        count += 1;
                     }
-                    made
+                    count
                 })
             })
             .collect();
@@ -234,15 +234,15 @@ fn leases_are_renewed_beside_steady_changes() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         stop.store(true, Ordering::SeqCst);
-        for made in changes {
-            assert!(made.await.unwrap() > 0, "changes go on");
+        for count in changes {
+            assert!(count.await.unwrap() > 0, "no changes were made");
         }
         assert!(most <= 5, "a renewal took {most} attempts");
     });
 }
 
 #[test]
-fn a_full_queue_rejects_the_account_that_fills_it() {
+fn full_queue_rejects_the_account_that_fills_it() {
     each(async |database| {
         let store = store_with(database, 2);
         let held = Held::default();
@@ -260,9 +260,9 @@ fn a_full_queue_rejects_the_account_that_fills_it() {
             })
             .collect();
         held.until(1).await;
-        let rejected = async || flood.iter().filter(|read| read.is_finished()).count();
+        let finished = async || flood.iter().filter(|read| read.is_finished()).count();
         let began = Instant::now();
-        while rejected().await < 1_200 - 1 - 1_024 {
+        while finished().await < 1_200 - 1 - 1_024 {
             assert!(began.elapsed() < Duration::from_secs(20));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -276,7 +276,7 @@ fn a_full_queue_rejects_the_account_that_fills_it() {
     });
 }
 
-/// All pages of a list.
+/// Returns all pages of a list.
 async fn pages(store: &Store, limit: u32, filter: fn() -> KeyFilter<'static>) -> Vec<KeyPage> {
     let mut pages: Vec<KeyPage> = Vec::new();
     loop {
@@ -304,7 +304,7 @@ fn found(pages: &[KeyPage]) -> Vec<KeyId> {
 }
 
 #[test]
-fn a_search_examines_a_bounded_number_of_keys() {
+fn search_examines_a_bounded_number_of_keys() {
     const KEYS: u64 = 12_000;
     each(async |database| {
         let store = database.store();
@@ -324,7 +324,7 @@ fn a_search_examines_a_bounded_number_of_keys() {
             } else {
                 format!("key {number}")
             };
-            // Several keys a second: the ID decides between them.
+            // Several keys per second: the ID decides between them.
             let created_at = at(i64::try_from(number / 7).unwrap());
             (
                 ApiKey {
@@ -362,7 +362,7 @@ fn a_search_examines_a_bounded_number_of_keys() {
         };
         let needles = pages(&store, 50, by_name).await;
         assert_eq!(found(&needles), every(1_999, 0, &|_| true));
-        // The first page ends where it has examined as many keys as one may, though it is not full.
+        // The first page is not full; it ends after the maximum number of examined keys.
         let expected = KeyCursor::from(&key(KEYS - u64::from(EXAMINED_KEYS) + 1, &acme())).id;
         assert_eq!(needles[0].next.map(|next| next.id), Some(expected));
         assert_eq!(needles.len(), 3);
@@ -373,7 +373,7 @@ fn a_search_examines_a_bounded_number_of_keys() {
             one_each[0].next,
             one_each[0].keys.last().map(KeyCursor::from)
         );
-        // None at all is found in a bounded number of pages too.
+        // A search without matches has a bounded number of pages too.
         let none = || KeyFilter {
             families: &Family::ALL,
             text: Some("haystack"),
@@ -399,7 +399,7 @@ fn a_search_examines_a_bounded_number_of_keys() {
         let secret = pages(&store, 1_000, secret).await;
         assert_eq!(found(&secret), every(3, 0, &|_| true));
         assert!(secret[..3].iter().all(|page| page.keys.len() == 1_000));
-        // Two families are merged in their order.
+        // The keys of two families are merged in order.
         let both = || KeyFilter {
             families: &[Family::Secret, Family::Commerce],
             ..KeyFilter::default()
@@ -414,7 +414,7 @@ fn a_search_examines_a_bounded_number_of_keys() {
 }
 
 #[test]
-fn an_id_is_found_without_examining_other_keys() {
+fn search_by_id_examines_no_other_keys() {
     each(async |database| {
         let store = database.store();
         let keys = (1..=11_000).map(|number| (key(number, &acme()), digest(number)));
@@ -447,7 +447,7 @@ fn an_id_is_found_without_examining_other_keys() {
 }
 
 #[test]
-fn an_audit_search_examines_a_bounded_number_of_entries() {
+fn audit_search_examines_a_bounded_number_of_entries() {
     const ENTRIES: u64 = 12_000;
     each(async |database| {
         let store = database.store();
@@ -498,7 +498,7 @@ fn an_audit_search_examines_a_bounded_number_of_entries() {
             old.len() as u64,
             ENTRIES.div_ceil(u64::from(EXAMINED_ENTRIES))
         );
-        // One condition is served by an index, the other is not.
+        // An index serves only one of the two conditions.
         let rare = AuditFilter {
             action: Some(tollkey_core::audit::Action::ApiKeyCreated),
             actor_id: Some("rare".to_owned()),

@@ -3,7 +3,7 @@ use tollkey_store::{Backend, Error, KeptAnswer, Store, testing::hold};
 
 use crate::{at, each};
 
-fn answer(id: u8, created_at: Timestamp) -> KeptAnswer {
+fn record(id: u8, created_at: Timestamp) -> KeptAnswer {
     KeptAnswer {
         id: [id; 32],
         fingerprint: [id + 1; 32],
@@ -12,12 +12,12 @@ fn answer(id: u8, created_at: Timestamp) -> KeptAnswer {
     }
 }
 
-async fn keep(store: &Store, answer: KeptAnswer) {
+async fn insert(store: &Store, record: KeptAnswer) {
     let written = store
-        .write(move |tx| tx.keep_answer(&answer))
+        .write(move |tx| tx.keep_answer(&record))
         .await
         .unwrap();
-    assert_eq!(written.change, None, "nothing to forget");
+    assert_eq!(written.change, None, "no verifier has to be notified");
 }
 
 async fn found(store: &Store, id: u8, since: Timestamp) -> Option<KeptAnswer> {
@@ -28,20 +28,20 @@ async fn found(store: &Store, id: u8, since: Timestamp) -> Option<KeptAnswer> {
 }
 
 #[test]
-fn an_answer_is_kept_found_while_it_counts_replaced_and_forgotten() {
+fn idempotency_record_is_stored_replaced_and_deleted() {
     each(async |database| {
         let store = database.store();
-        keep(&store, answer(1, at(10))).await;
-        keep(&store, answer(2, at(20))).await;
-        assert_eq!(found(&store, 1, at(9)).await, Some(answer(1, at(10))));
-        assert_eq!(found(&store, 1, at(10)).await, None, "no longer");
+        insert(&store, record(1, at(10))).await;
+        insert(&store, record(2, at(20))).await;
+        assert_eq!(found(&store, 1, at(9)).await, Some(record(1, at(10))));
+        assert_eq!(found(&store, 1, at(10)).await, None, "created too early");
         assert_eq!(found(&store, 3, at(0)).await, None);
 
         let newer = KeptAnswer {
             sealed: vec![7; 100_000],
-            ..answer(1, at(30))
+            ..record(1, at(30))
         };
-        keep(&store, newer.clone()).await;
+        insert(&store, newer.clone()).await;
         assert_eq!(found(&store, 1, at(10)).await, Some(newer.clone()));
 
         assert_eq!(store.prune_kept_answers(at(20)).await, Ok(1));
@@ -51,11 +51,11 @@ fn an_answer_is_kept_found_while_it_counts_replaced_and_forgotten() {
 }
 
 #[test]
-fn an_answer_is_gone_with_the_transaction_that_kept_it() {
+fn idempotency_record_is_rolled_back_with_its_transaction() {
     each(async |database| {
         let store = database.store();
         let failed = store.write(|tx| {
-            tx.keep_answer(&answer(1, at(1)))?;
+            tx.keep_answer(&record(1, at(1)))?;
             Err::<(), _>(Error::NotFound)
         });
         assert_eq!(failed.await, Err(Error::NotFound));
@@ -64,7 +64,7 @@ fn an_answer_is_gone_with_the_transaction_that_kept_it() {
 }
 
 #[test]
-fn an_id_is_reserved_by_one_transaction_at_a_time_and_nobody_waits() {
+fn id_is_reserved_by_one_transaction_without_waiting() {
     each(async |database| {
         let store = database.store();
         assert!(
@@ -74,7 +74,7 @@ fn an_id_is_reserved_by_one_transaction_at_a_time_and_nobody_waits() {
                 .unwrap()
                 .value
         );
-        // SQLite has one writer: whoever is in a transaction is alone.
+        // SQLite has only one writer.
         if database.backend() == Backend::Postgres {
             let number = i64::from_be_bytes([1; 8]);
             let (url, other) = (database.url().to_owned(), store.clone());

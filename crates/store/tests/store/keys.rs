@@ -41,7 +41,7 @@ fn everything(number: u64) -> ApiKey {
 }
 
 #[test]
-fn a_key_is_read_as_it_was_written() {
+fn keys_are_read_back_unchanged() {
     each(async |database| {
         let store = database.store();
         let plain = ApiKey {
@@ -49,21 +49,21 @@ fn a_key_is_read_as_it_was_written() {
             family: Family::Secret,
             ..key(2, &acme())
         };
-        for made in [everything(1), plain] {
-            store.add_key(&made).await.unwrap();
-            assert_eq!(store.key(&acme(), made.id).await, Some(made));
+        for created in [everything(1), plain] {
+            store.add_key(&created).await.unwrap();
+            assert_eq!(store.key(&acme(), created.id).await, Some(created));
         }
     });
 }
 
 #[test]
-fn saving_writes_what_use_cases_change_and_nothing_else() {
+fn save_key_writes_only_fields_that_use_cases_change() {
     each(async |database| {
         let store = database.store();
-        let made = key(1, &acme());
-        store.add_key(&made).await.unwrap();
+        let created = key(1, &acme());
+        store.add_key(&created).await.unwrap();
         store.add_key(&key(2, &acme())).await.unwrap();
-        // Verified while somebody holds an older copy of it.
+        // A verification while a caller holds an older copy of the key.
         let used = Usage {
             key_id: id(1),
             day: 1,
@@ -84,7 +84,7 @@ fn saving_writes_what_use_cases_change_and_nothing_else() {
             [(written.change.unwrap().seq, Changed::Key(id(1)))]
         );
         let expected = ApiKey {
-            created_at: made.created_at,
+            created_at: created.created_at,
             created_by: None,
             rotated_from: None,
             last_used_at: Some(at(50)),
@@ -92,23 +92,23 @@ fn saving_writes_what_use_cases_change_and_nothing_else() {
         };
         assert_eq!(store.key(&acme(), id(1)).await, Some(expected.clone()));
 
-        // And back to nothing: every restriction can be lifted again.
+        // Back to defaults: every restriction can be removed.
         let lifted = ApiKey {
             last_used_at: Some(at(50)),
-            ..made
+            ..created
         };
         let _ = store.save_key(&lifted).await.unwrap();
         assert_eq!(store.key(&acme(), id(1)).await, Some(lifted));
         assert_eq!(
             store.key(&acme(), id(2)).await,
             Some(key(2, &acme())),
-            "an unrelated key is as it was"
+            "another key was changed"
         );
     });
 }
 
 #[test]
-fn a_digest_and_an_id_are_unique_across_accounts() {
+fn hashes_and_ids_are_unique_across_accounts() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -131,7 +131,7 @@ fn a_digest_and_an_id_are_unique_across_accounts() {
 }
 
 #[test]
-fn a_list_can_be_of_a_status_an_application_or_a_text() {
+fn keys_are_filtered_by_status_application_and_text() {
     each(async |database| {
         let store = database.store();
         store
@@ -139,7 +139,7 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
             .await
             .unwrap();
         let mut all = Vec::new();
-        // Every way in which these times can stand to each other and to now.
+        // Every order of these times and now.
         for revoked_at in [None, Some(at(5))] {
             for expires_at in [None, Some(at(9)), Some(at(10)), Some(at(11))] {
                 for rotated_at in [None, Some(at(8)), Some(at(11)), Some(at(12))] {
@@ -149,7 +149,7 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
                             expires_at,
                             ..Grants::default()
                         };
-                        let made = key(number, &acme());
+                        let created = key(number, &acme());
                         let name = format!("Till {number}%_\\ ÄÖ");
                         all.push(ApiKey {
                             name,
@@ -157,18 +157,18 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
                             revoked_at,
                             rotated_at,
                             suspended_at,
-                            ..made
+                            ..created
                         });
                     }
                 }
             }
         }
         all.push(ApiKey {
-            name: "its own".to_owned(),
+            name: "of an application".to_owned(),
             ..application_key(1, &acme(), id(1))
         });
-        for made in &all {
-            store.add_key(made).await.unwrap();
+        for created in &all {
+            store.add_key(created).await.unwrap();
         }
         store
             .add_key(&ApiKey {
@@ -182,12 +182,12 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
 
         let list = async |filter: fn(&mut KeyFilter<'_>)| {
             let read = store.read(move |db| {
-                let mut wanted = KeyFilter {
+                let mut conditions = KeyFilter {
                     families: &Family::ALL,
                     ..KeyFilter::default()
                 };
-                filter(&mut wanted);
-                Ok(db.account(&acme()).keys(&wanted, None, 1000)?.keys)
+                filter(&mut conditions);
+                Ok(db.account(&acme()).keys(&conditions, None, 1000)?.keys)
             });
             read.await.unwrap()
         };
@@ -197,58 +197,58 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        let status = |wanted| of(&move |key| key.status(at(10)) == wanted);
+        let status = |expected| of(&move |key| key.status(at(10)) == expected);
         assert_eq!(list(|_| ()).await, all);
         assert_eq!(
-            list(|wanted| wanted.status = Some((Status::Revoked, at(10)))).await,
+            list(|conditions| conditions.status = Some((Status::Revoked, at(10)))).await,
             status(Status::Revoked)
         );
         assert_eq!(
-            list(|wanted| wanted.status = Some((Status::Expired, at(10)))).await,
+            list(|conditions| conditions.status = Some((Status::Expired, at(10)))).await,
             status(Status::Expired)
         );
         assert_eq!(
-            list(|wanted| wanted.status = Some((Status::Suspended, at(10)))).await,
+            list(|conditions| conditions.status = Some((Status::Suspended, at(10)))).await,
             status(Status::Suspended)
         );
         assert_eq!(
-            list(|wanted| wanted.status = Some((Status::Active, at(10)))).await,
+            list(|conditions| conditions.status = Some((Status::Active, at(10)))).await,
             status(Status::Active)
         );
         assert_eq!(
-            list(|wanted| wanted.application = Some(id(1))).await,
+            list(|conditions| conditions.application = Some(id(1))).await,
             of(&|key| key.application_id.is_some())
         );
         assert_eq!(
-            list(|wanted| wanted.text = Some("tILL 1")).await,
+            list(|conditions| conditions.text = Some("tILL 1")).await,
             of(&|key| key.name.starts_with("Till 1"))
         );
         assert_eq!(
-            list(|wanted| wanted.text = Some("12%_\\")).await,
+            list(|conditions| conditions.text = Some("12%_\\")).await,
             of(&|key| key.id == id(12))
         );
         assert_eq!(
-            list(|wanted| wanted.text = Some("1%2")).await,
+            list(|conditions| conditions.text = Some("1%2")).await,
             [],
-            "what LIKE reads as a sign is none"
+            "wildcards are escaped"
         );
-        assert_eq!(list(|wanted| wanted.text = Some("1_%")).await, []);
+        assert_eq!(list(|conditions| conditions.text = Some("1_%")).await, []);
         assert_eq!(
-            list(|wanted| wanted.text = Some("ÄÖ")).await,
+            list(|conditions| conditions.text = Some("ÄÖ")).await,
             of(&|key| key.name.ends_with("ÄÖ"))
         );
         let by_id = store.read(move |db| {
             let (twelve, account): (KeyId, _) = (id(12), acme());
-            let (whole, crockford) = (twelve.to_string(), twelve.crockford());
+            let (hyphenated, crockford) = (twelve.to_string(), twelve.crockford());
             let mut account = db.account(&account);
             let mut found = Vec::new();
-            for text in [whole.as_str(), &crockford] {
-                let wanted = KeyFilter {
+            for text in [hyphenated.as_str(), &crockford] {
+                let conditions = KeyFilter {
                     families: &Family::ALL,
                     text: Some(text),
                     ..KeyFilter::default()
                 };
-                found.push(account.keys(&wanted, None, 10)?.keys);
+                found.push(account.keys(&conditions, None, 10)?.keys);
             }
             Ok(found)
         });
@@ -338,7 +338,7 @@ fn keys_are_filtered_by_whether_their_application_is_enabled() {
 }
 
 #[test]
-fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
+fn keys_are_listed_newest_first_and_paged_by_cursor() {
     each(async |database| {
         let store = database.store();
         for number in 1..=6 {
@@ -347,7 +347,7 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
             } else {
                 Mode::Live
             };
-            // Two keys per instant: the id decides between them.
+            // Two keys per second: the ID decides between them.
             let created_at = at(i64::try_from(number / 2).unwrap());
             store
                 .add_key(&ApiKey {
@@ -416,7 +416,7 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
 }
 
 #[test]
-fn keys_of_applications_are_paged_listed_counted_and_held() {
+fn keys_of_applications_are_paged_listed_and_counted() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
@@ -477,7 +477,7 @@ fn keys_of_applications_are_paged_listed_counted_and_held() {
 }
 
 #[test]
-fn an_application_family_key_needs_an_application_of_its_own_account() {
+fn application_key_needs_an_application_of_its_account() {
     each(async |database| {
         let store = database.store();
         store
@@ -500,15 +500,15 @@ fn an_application_family_key_needs_an_application_of_its_own_account() {
 }
 
 #[test]
-fn another_account_sees_nothing_and_changes_nothing() {
+fn keys_of_another_account_cannot_be_read_or_changed() {
     each(async |database| {
         let store = database.store();
         store
             .add_application(&application(1, &acme()))
             .await
             .unwrap();
-        let made = application_key(11, &acme(), id(1));
-        store.add_key(&made).await.unwrap();
+        let created = application_key(11, &acme(), id(1));
+        store.add_key(&created).await.unwrap();
         store.add_key(&key(12, &acme())).await.unwrap();
         let used = Usage {
             key_id: id(11),
@@ -551,7 +551,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
         });
         assert_eq!(locked.await.unwrap().value, (None, None));
 
-        let mut theirs = made.clone();
+        let mut theirs = created.clone();
         assert_eq!(theirs.revoke(at(99), None), Transition::Changed);
         let saved = theirs.clone();
         assert_eq!(
@@ -574,7 +574,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
             .unwrap();
         assert!(written.change.is_some());
 
-        assert_eq!(store.key(&acme(), id(11)).await, Some(made));
+        assert_eq!(store.key(&acme(), id(11)).await, Some(created));
         assert_eq!(store.key(&acme(), id(12)).await, Some(key(12, &acme())));
         let model = store
             .read(|db| db.account(&acme()).get())
@@ -586,7 +586,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
 }
 
 #[test]
-fn a_key_of_another_family_is_not_found() {
+fn key_of_another_family_is_not_found() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -604,7 +604,7 @@ fn a_key_of_another_family_is_not_found() {
 }
 
 #[test]
-fn an_account_has_the_default_model_until_one_is_set() {
+fn account_has_the_default_operating_model_until_one_is_set() {
     each(async |database| {
         let store = database.store();
         let model = async || {
@@ -625,7 +625,7 @@ fn an_account_has_the_default_model_until_one_is_set() {
         assert_eq!(
             set(OperatingModel::PrimaryMerchant).await,
             None,
-            "the default is no change"
+            "setting the default is no change"
         );
         let change = set(OperatingModel::Ecosystem).await.unwrap();
         assert_eq!(
@@ -636,7 +636,7 @@ fn an_account_has_the_default_model_until_one_is_set() {
         assert_eq!(
             set(OperatingModel::Ecosystem).await,
             None,
-            "the same again is no change"
+            "setting the same model is no change"
         );
         assert!(set(OperatingModel::PrimaryMerchant).await.is_some());
         assert_eq!(model().await, OperatingModel::PrimaryMerchant);
@@ -644,7 +644,7 @@ fn an_account_has_the_default_model_until_one_is_set() {
 }
 
 #[test]
-fn a_limit_holds_under_parallel_creation() {
+fn application_key_limit_holds_with_concurrent_creation() {
     each(async |database| {
         let store = Arc::new(database.store());
         store
@@ -655,7 +655,7 @@ fn a_limit_holds_under_parallel_creation() {
             .map(|number| {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    let made = store.write(move |tx| {
+                    let created = store.write(move |tx| {
                         let account = acme();
                         let mut mine = tx.account(&account);
                         mine.lock_application(&id(1))?.ok_or(Error::NotFound)?;
@@ -667,15 +667,15 @@ fn a_limit_holds_under_parallel_creation() {
                             &digest(100 + number),
                         )
                     });
-                    made.await.is_ok()
+                    created.await.is_ok()
                 })
             })
             .collect();
-        let mut made = 0;
+        let mut created = 0;
         for task in tasks {
-            made += u32::from(task.await.unwrap());
+            created += u32::from(task.await.unwrap());
         }
-        assert_eq!(made, 5);
+        assert_eq!(created, 5);
         assert_eq!(
             store
                 .read(|db| db.account(&acme()).count_usable(&id(1), at(0)))
@@ -687,14 +687,14 @@ fn a_limit_holds_under_parallel_creation() {
 }
 
 #[test]
-fn the_whole_account_can_be_held() {
+fn account_key_limit_holds_with_concurrent_creation() {
     each(async |database| {
         let store = Arc::new(database.store());
         let tasks: Vec<_> = (0..12)
             .map(|number| {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    let made = store.write(move |tx| {
+                    let created = store.write(move |tx| {
                         let account = acme();
                         let mut mine = tx.account(&account);
                         mine.lock()?;
@@ -703,20 +703,20 @@ fn the_whole_account_can_be_held() {
                         }
                         mine.insert_key(&key(100 + number, &account), &digest(100 + number))
                     });
-                    made.await.is_ok()
+                    created.await.is_ok()
                 })
             })
             .collect();
-        let mut made = 0;
+        let mut created = 0;
         for task in tasks {
-            made += u32::from(task.await.unwrap());
+            created += u32::from(task.await.unwrap());
         }
-        assert_eq!(made, 3);
+        assert_eq!(created, 3);
     });
 }
 
 #[test]
-fn a_key_with_the_first_or_the_last_time_there_is_is_read_as_it_was_written() {
+fn minimum_and_maximum_times_are_read_back_unchanged() {
     each(async |database| {
         let store = database.store();
         for (number, time) in [(1, Timestamp::MAX), (2, Timestamp::MIN)] {
@@ -748,7 +748,7 @@ fn a_key_with_the_first_or_the_last_time_there_is_is_read_as_it_was_written() {
 }
 
 #[test]
-fn what_makes_no_sense_in_the_database_is_refused_not_guessed() {
+fn invalid_stored_values_are_reported_as_corrupt() {
     each(async |database| {
         let store = database.store();
         store.add_key(&everything(1)).await.unwrap();

@@ -21,7 +21,7 @@ async fn change(store: &Store, what: Changed) -> Seq {
 }
 
 #[test]
-fn the_counter_numbers_changes_without_gaps() {
+fn change_counter_numbers_changes_without_gaps() {
     each(async |database| {
         let store = database.store();
         assert_eq!(
@@ -36,7 +36,7 @@ fn the_counter_numbers_changes_without_gaps() {
         ];
         let several = all.clone();
         let written = store.write(move |tx| {
-            // Twice is once.
+            // Duplicates are recorded once.
             several
                 .iter()
                 .chain(&several)
@@ -74,7 +74,7 @@ fn the_counter_numbers_changes_without_gaps() {
 }
 
 #[test]
-fn concurrent_changes_get_different_numbers_in_the_order_of_their_commits() {
+fn concurrent_changes_get_distinct_consecutive_numbers() {
     each(async |database| {
         let store = Arc::new(database.store());
         let tasks: Vec<_> = (0..16)
@@ -101,7 +101,7 @@ fn concurrent_changes_get_different_numbers_in_the_order_of_their_commits() {
 }
 
 #[test]
-fn a_log_does_not_go_on_from_a_position_of_another_history() {
+fn position_of_another_history_is_not_in_the_log() {
     each(async |database| {
         let store = database.store();
         for number in 1..=3 {
@@ -116,21 +116,21 @@ fn a_log_does_not_go_on_from_a_position_of_another_history() {
                     seq: Seq(50),
                     ..current
                 },
-                "the counter went back",
+                "the counter is lower",
             ),
             (
                 Position {
                     at: current.at - 1,
                     ..current
                 },
-                "it went back and came as far again",
+                "the counter was reset and has the same value again",
             ),
             (
                 Position {
                     at: second.at - 1,
                     ..second
                 },
-                "it went back and was overtaken",
+                "the counter was reset and has a higher value",
             ),
         ] {
             assert_eq!(
@@ -151,7 +151,7 @@ fn a_log_does_not_go_on_from_a_position_of_another_history() {
 }
 
 #[test]
-fn old_changes_are_forgotten_and_the_log_says_so() {
+fn log_reports_a_gap_after_deleting_old_changes() {
     each(async |database| {
         let store = database.store();
         change(&store, Changed::Key(id(1))).await;
@@ -163,7 +163,7 @@ fn old_changes_are_forgotten_and_the_log_says_so() {
 }
 
 #[test]
-fn a_lease_is_only_for_who_has_evicted_everything() {
+fn only_up_to_date_verifiers_can_renew_leases() {
     each(async |database| {
         let store = database.store();
         assert_eq!(store.lease_length().await, Ok(Duration::from_secs(3)));
@@ -173,16 +173,16 @@ fn a_lease_is_only_for_who_has_evicted_everything() {
         let now = position(&store).await;
         assert!(
             !store.renew(verifier(1), Seq(0), before).await.unwrap(),
-            "behind"
+            "lagging"
         );
         assert!(
             !store.renew(verifier(2), Seq(0), before).await.unwrap(),
-            "behind, and new"
+            "lagging and new"
         );
         let ahead = Position { seq: Seq(2), ..now };
         assert!(
             !store.renew(verifier(2), Seq(2), ahead).await.unwrap(),
-            "ahead, of a restored database"
+            "ahead of a restored database"
         );
         let [
             Behind {
@@ -194,7 +194,7 @@ fn a_lease_is_only_for_who_has_evicted_everything() {
         };
         assert!(
             !store.renew(verifier(1), Seq(0), before).await.unwrap(),
-            "behind"
+            "lagging"
         );
         let behind = |more| {
             vec![Behind {
@@ -205,29 +205,29 @@ fn a_lease_is_only_for_who_has_evicted_everything() {
         assert_eq!(
             store.behind(Seq(1), verifier(9)).await.unwrap(),
             behind(0),
-            "a refused renewal does not count"
+            "a rejected renewal does not count"
         );
 
-        // It renews by what it has evicted, and reports less for a slow subscriber.
+        // Renews with the position up to which it has evicted, and reports less for a slow subscriber.
         assert!(store.renew(verifier(1), Seq(0), now).await.unwrap());
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(1));
         assert_eq!(
             store.behind(Seq(1), verifier(1)).await.unwrap(),
             [],
-            "nobody waits for himself"
+            "a verifier does not wait for itself"
         );
         store.report(verifier(1), Seq(1)).await.unwrap();
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
         assert_eq!(
             store.behind(Seq(2), verifier(9)).await.unwrap(),
             behind(1),
-            "reporting is no renewal"
+            "a report is not a renewal"
         );
     });
 }
 
 #[test]
-fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
+fn verifiers_are_removed_by_unregistering_or_without_renewal() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2, 3] {
@@ -255,14 +255,14 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
                 .remove_if_not_renewed(verifier(2), second.renewals)
                 .await
                 .unwrap(),
-            "alive"
+            "it has renewed"
         );
         assert!(
             store
                 .remove_if_not_renewed(verifier(3), third.renewals)
                 .await
                 .unwrap(),
-            "gone"
+            "it has not renewed"
         );
         let left = store.behind(Seq(1), verifier(9)).await.unwrap();
         assert_eq!(
@@ -273,7 +273,7 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
             }]
         );
 
-        // One that was thought gone: reporting finds no row, renewing makes one.
+        // A removed verifier that still runs: a report finds no row, a renewal inserts one.
         store.report(verifier(3), Seq(1)).await.unwrap();
         assert!(
             store
@@ -289,10 +289,10 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
     });
 }
 
-/// Two callers find the same verifier silent. One removes its row, it comes back, and only then the other gets to
-/// removing: the row of a verifier that holds a lease, for which the next change would not wait.
+/// Two replicas find the same verifier without a renewal. The first removes its row, and the verifier registers again.
+/// The second must not remove that row: the next change would not wait for the verifier's lease.
 #[test]
-fn a_row_made_again_is_not_the_silent_one() {
+fn re_registered_verifier_is_not_removed_by_an_old_check() {
     each(async |database| {
         let store = database.store();
         assert!(
@@ -322,7 +322,7 @@ fn a_row_made_again_is_not_the_silent_one() {
                 .remove_if_not_renewed(verifier(1), renewals)
                 .await
                 .unwrap(),
-            "alive"
+            "it has registered again"
         );
         assert_eq!(
             store.behind(Seq(2), verifier(9)).await.unwrap().len(),
@@ -332,15 +332,15 @@ fn a_row_made_again_is_not_the_silent_one() {
     });
 }
 
-/// The share lock: a verifier whose row is not there must not slip in between a revoker's UPDATE and its commit.
+/// The share lock: a verifier without a row must not register between a revoking transaction's UPDATE and its commit.
 #[test]
-fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
+fn first_renewal_waits_for_a_change_being_committed() {
     each(async |database| {
         let store = database.store();
         let url = database.url().to_owned();
         let (raised, is_raised) = std::sync::mpsc::channel();
         let revoker = std::thread::spawn(move || {
-            // As another process: a transaction that has raised the counter and takes its time to commit.
+            // Like another process: a transaction that has raised the counter and commits late.
             hold(&url, "UPDATE change_counter SET seq = seq + 1", || {
                 raised.send(()).unwrap();
                 std::thread::sleep(Duration::from_millis(400));
@@ -352,30 +352,33 @@ fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
             .renew(verifier(1), Seq(0), Position::default())
             .await
             .unwrap();
-        assert!(begun.elapsed() > Duration::from_millis(200), "it waited");
-        assert!(!renewed, "and saw the change");
+        assert!(
+            begun.elapsed() > Duration::from_millis(200),
+            "the renewal did not wait"
+        );
+        assert!(!renewed, "the renewal did not see the change");
         assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
         revoker.join().unwrap();
     });
 }
 
-/// However short a lease is: renewals end in bounded time, and what verification asks for meanwhile does not wait.
+/// With a short lease: renewals end in bounded time, and the reads of verifications do not wait.
 #[test]
-fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
+fn process_paused_in_a_change_delays_only_renewals() {
     each(async |database| {
         if database.backend() == Backend::Sqlite {
-            return; // the one writer holds up all others, for 5 s
+            return; // there is only one writer, for which others wait up to 5 s
         }
         let store = database.store();
         database.sql("UPDATE settings SET value = '100' WHERE name = 'lease_ms'");
         store.add_key(&key(1, &acme())).await.unwrap();
         let url = database.url().to_owned();
         let (raised, is_raised) = std::sync::mpsc::channel();
-        let (thaw, thaws) = std::sync::mpsc::channel::<()>();
-        let frozen = std::thread::spawn(move || {
+        let (resume, resumed) = std::sync::mpsc::channel::<()>();
+        let paused = std::thread::spawn(move || {
             hold(&url, "UPDATE change_counter SET seq = seq + 1", || {
                 raised.send(()).unwrap();
-                let _ = thaws.recv_timeout(Duration::from_secs(20));
+                let _ = resumed.recv_timeout(Duration::from_secs(20));
             });
         });
         is_raised.recv().unwrap();
@@ -390,17 +393,13 @@ fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
             assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
         }
         assert!(!renewal.is_finished());
-        assert_eq!(
-            renewal.await.unwrap(),
-            Err(Error::Busy),
-            "the limit of waits for locks"
-        );
-        thaw.send(()).unwrap();
-        frozen.join().unwrap();
+        assert_eq!(renewal.await.unwrap(), Err(Error::Busy), "the lock timeout");
+        resume.send(()).unwrap();
+        paused.join().unwrap();
         assert_eq!(
             store.renew(verifier(1), Seq(0), Position::default()).await,
             Ok(false),
-            "behind"
+            "lagging"
         );
         assert_eq!(
             store
@@ -412,7 +411,7 @@ fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
 }
 
 #[test]
-fn a_lease_length_that_makes_no_sense_is_refused() {
+fn invalid_lease_lengths_are_reported_as_corrupt() {
     each(async |database| {
         let store = database.store();
         for value in ["", "0", "99", "60001", "3s", "-1"] {

@@ -1,4 +1,4 @@
-//! Keys that keys created: what they inherit, and how a revocation is recorded on them.
+//! Keys created by keys: what they inherit, and how revocations are recorded on them.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use tollkey_store::{Error, KeyFilter, Store};
 
 use crate::{Actions as _, acme, application, application_key, at, digest, each, id, key, other};
 
-/// A secret key, created by another one.
+/// Returns a secret key, created by another one if there is a parent.
 fn secret(number: u64, parent: Option<u64>) -> ApiKey {
     ApiKey {
         family: Family::Secret,
@@ -22,7 +22,7 @@ fn secret(number: u64, parent: Option<u64>) -> ApiKey {
     }
 }
 
-/// The keys 1 → 2 → 3 → 4 and 1 → 5, and 9 on its own.
+/// Inserts the keys 1 → 2 → 3 → 4, 1 → 5, and 9 without a parent.
 async fn tree(store: &Store) {
     for (number, parent) in [
         (1, None),
@@ -60,7 +60,7 @@ fn pending(root: Root) -> PendingRevocation {
     }
 }
 
-/// The numbers of the keys in a status.
+/// Returns the numbers of the keys in a status.
 async fn in_status(store: &Store, status: Status) -> BTreeSet<u64> {
     let found = store.read(move |db| {
         let filter = KeyFilter {
@@ -83,7 +83,7 @@ fn number(id: &KeyId) -> u64 {
 }
 
 #[test]
-fn every_read_returns_the_status_of_the_ancestors() {
+fn every_read_returns_the_inherited_status() {
     each(async |database| {
         let store = database.store();
         tree(&store).await;
@@ -108,18 +108,18 @@ fn every_read_returns_the_status_of_the_ancestors() {
         for (change, status, inherits) in rows {
             edit(&store, 2, change).await;
             if status == Status::Revoked {
-                let noted = store.write(|tx| {
+                let added = store.write(|tx| {
                     tx.account(&acme())
                         .add_pending_revocation(&pending(Root::Key(id(2))))
                 });
-                let _ = noted.await.unwrap();
+                let _ = added.await.unwrap();
             }
-            for below in [3, 4] {
-                let key = store.key(&acme(), id(below)).await.unwrap();
+            for descendant in [3, 4] {
+                let key = store.key(&acme(), id(descendant)).await.unwrap();
                 assert_eq!((key.status(at(60)), key.revoked_at), (status, None));
                 assert!(inherits(key.inherited.as_ref().unwrap()), "{key:?}");
                 let found = store
-                    .find_by_digest(digest(below))
+                    .find_by_digest(digest(descendant))
                     .await
                     .unwrap()
                     .found
@@ -174,7 +174,7 @@ fn rate_limits_of_all_ancestors_are_read_with_the_root_first() {
 }
 
 #[test]
-fn change_of_a_key_with_descendants_is_one_change_of_its_account() {
+fn change_of_a_parent_key_is_one_change_of_its_account() {
     each(async |database| {
         let store = database.store();
         tree(&store).await;
@@ -205,7 +205,7 @@ fn change_of_a_key_with_descendants_is_one_change_of_its_account() {
 }
 
 #[test]
-fn lineage_is_locked_only_within_the_depth_allowed() {
+fn lineage_is_locked_only_within_the_allowed_depth() {
     each(async |database| {
         let store = database.store();
         tree(&store).await;
@@ -226,11 +226,11 @@ fn lineage_is_locked_only_within_the_depth_allowed() {
                 Some(secret_as_read(&store, number).await)
             );
         }
-        let refused = store.write(|tx| {
+        let rejected = store.write(|tx| {
             tx.account(&acme())
                 .lock_lineage(&[Family::Secret], &id(4), |_| Err::<(), _>(Error::Other))
         });
-        assert_eq!(refused.await, Err(Error::Other));
+        assert_eq!(rejected.await, Err(Error::Other));
     });
 }
 
@@ -238,7 +238,8 @@ async fn secret_as_read(store: &Store, number: u64) -> ApiKey {
     store.key(&acme(), id(number)).await.unwrap()
 }
 
-/// Records a batch; the keys it was recorded on, and whether it was the last.
+/// Records a batch. Returns the keys on which it was recorded and whether it was the last batch; `None` without a
+/// batch.
 async fn batch(store: &Store, limit: u32) -> Option<(Vec<u64>, bool)> {
     let written = store.write(move |tx| {
         let account = acme();
@@ -260,7 +261,7 @@ async fn batch(store: &Store, limit: u32) -> Option<(Vec<u64>, bool)> {
     let of_key = done && written.change.is_some();
     assert!(
         written.change.is_none() || of_key,
-        "recording is no change but for the last batch"
+        "only the last batch is a change"
     );
     written.value
 }
@@ -273,7 +274,7 @@ fn revocation_is_recorded_in_batches_that_resume() {
         for number in 10..15 {
             store.add_key(&secret(number, Some(5))).await.unwrap();
         }
-        // Revoked by itself before: it keeps its own time.
+        // Revoked earlier, so it keeps that time.
         edit(&store, 11, |key| {
             assert_eq!(key.revoke(at(20), None), Transition::Changed)
         })
@@ -288,7 +289,7 @@ fn revocation_is_recorded_in_batches_that_resume() {
             );
             account.save_key(&root)?;
             account.add_pending_revocation(&pending(Root::Key(id(1))))?;
-            account.add_pending_revocation(&pending(Root::Key(id(1)))) // noted once
+            account.add_pending_revocation(&pending(Root::Key(id(1)))) // stored once
         });
         let _ = revoked.await.unwrap();
         assert_eq!(
@@ -312,7 +313,7 @@ fn revocation_is_recorded_in_batches_that_resume() {
             assert_eq!(
                 in_status(&store, Status::Revoked).await,
                 all,
-                "from the first moment on"
+                "all keys count as revoked from the beginning"
             );
             let Some((recorded, done)) = batch(&store, 4).await else {
                 break;

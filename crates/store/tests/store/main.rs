@@ -1,4 +1,4 @@
-//! The store over both backends: every test runs on a fresh SQLite file and, where PostgreSQL is installed, on a fresh
+//! Tests of the store on both backends. Each test runs on a new SQLite file and, if PostgreSQL is installed, on a new
 //! database of a private cluster.
 
 mod applications;
@@ -31,7 +31,7 @@ use tollkey_store::{
     testing::{Database, backends},
 };
 
-/// Runs a test on every backend that is there.
+/// Runs a test on every installed backend.
 fn each(test: impl AsyncFn(&Database)) {
     for database in backends() {
         eprintln!("on {}", database.backend().as_str());
@@ -48,7 +48,7 @@ fn on(database: &Database, test: impl AsyncFn(&Database)) {
     runtime.block_on(test(database));
 }
 
-/// Where the change counter stands.
+/// Returns the position of the change counter.
 async fn position(store: &Store) -> Position {
     store
         .changes_after(Position::default(), 1)
@@ -57,7 +57,7 @@ async fn position(store: &Store) -> Position {
         .current
 }
 
-/// All changes, without their times.
+/// Returns all changes without their times.
 async fn changes(store: &Store) -> Vec<(Seq, Changed)> {
     let log = store
         .changes_after(Position::default(), 1000)
@@ -65,7 +65,7 @@ async fn changes(store: &Store) -> Vec<(Seq, Changed)> {
         .unwrap();
     let changes: Vec<_> = log
         .changes
-        .expect("a whole log")
+        .expect("a log without a gap")
         .into_iter()
         .map(|(at, what)| (at.seq, what))
         .collect();
@@ -88,12 +88,12 @@ fn other() -> AccountId {
     account("other")
 }
 
-/// Seconds after some moment, as a time.
+/// Returns a time that many seconds after a fixed one.
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-/// An id that sorts by its number.
+/// Returns an ID that sorts by its number.
 fn id<Of>(number: u64) -> Id<Of> {
     let mut bytes = [0; 16];
     bytes[8..].copy_from_slice(&number.to_be_bytes());
@@ -155,7 +155,7 @@ fn draft(number: u64, account: &AccountId) -> Draft {
     }
 }
 
-/// What a test does to the store, in words.
+/// Operations that many tests need.
 trait Actions {
     async fn add_application(&self, application: &Application) -> Result<(), Error>;
     async fn add_key(&self, key: &ApiKey) -> Result<(), Error>;
@@ -174,12 +174,12 @@ impl Actions for Store {
             .await?;
         assert_eq!(
             written.change, None,
-            "a new application is nothing to forget"
+            "a new application is not cached anywhere"
         );
         Ok(())
     }
 
-    /// The digest is that of the id's number.
+    /// The hash is that of the ID's number.
     async fn add_key(&self, key: &ApiKey) -> Result<(), Error> {
         let key = key.clone();
         let number = u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap());
@@ -189,7 +189,7 @@ impl Actions for Store {
                     .insert_key(&key, &digest(number))
             })
             .await?;
-        assert_eq!(written.change, None, "a new key is nothing to forget");
+        assert_eq!(written.change, None, "a new key is not cached anywhere");
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use tollkey_store::{
 
 use crate::{Actions as _, acme, changes, each, id, key, on, position};
 
-/// Longer than a server takes to come back on a busy machine.
+/// Longer than a server takes to restart on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn open(url: &str) -> Result<Store, OpenError> {
@@ -26,7 +26,7 @@ fn open(url: &str) -> Result<Store, OpenError> {
 }
 
 #[test]
-fn a_reopened_database_has_everything() {
+fn reopened_database_has_its_data() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -39,8 +39,8 @@ fn a_reopened_database_has_everything() {
     });
 }
 
-/// `.cargo/config.toml` sets the option. Without it SQLite compiles a statement again at each execution whose parameters
-/// could change its plan.
+/// `.cargo/config.toml` sets the option. Without it SQLite compiles a statement again at each execution whose
+/// parameters could change its plan.
 #[test]
 fn sqlite_is_built_with_stable_query_plans() {
     let mut conn = diesel::SqliteConnection::establish(":memory:").unwrap();
@@ -52,7 +52,7 @@ fn sqlite_is_built_with_stable_query_plans() {
 }
 
 #[test]
-fn two_stores_on_one_database_see_each_other() {
+fn two_stores_see_each_others_changes() {
     each(async |database| {
         let (one, two) = (database.store(), database.store());
         let tasks = (0..40).map(|number| {
@@ -62,10 +62,10 @@ fn two_stores_on_one_database_see_each_other() {
                 two.clone()
             };
             tokio::spawn(async move {
-                let mut made = key(number, &acme());
-                store.add_key(&made).await?;
-                let _ = made.revoke(crate::at(99), None);
-                store.save_key(&made).await.map(drop)
+                let mut created = key(number, &acme());
+                store.add_key(&created).await?;
+                let _ = created.revoke(crate::at(99), None);
+                store.save_key(&created).await.map(drop)
             })
         });
         for task in tasks.collect::<Vec<_>>() {
@@ -78,14 +78,14 @@ fn two_stores_on_one_database_see_each_other() {
 }
 
 #[test]
-fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
+fn older_and_newer_schemas_are_detected() {
     for database in backends() {
         let store = open(database.url()).unwrap();
         assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 8 }));
         assert_eq!(
             store.check_schema(),
             Err(SchemaError::Older { missing: 8 }),
-            "asking changes nothing"
+            "the check changed the schema"
         );
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -101,24 +101,24 @@ fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
     }
 }
 
-/// A process that dies while it migrates leaves neither the lock nor half a schema. One that keeps the lock, as releases
-/// before this one did for as long as their connection lasted, is named after a while.
+/// A process that crashes while it migrates leaves no lock and no part of the schema. A process that keeps the lock,
+/// like earlier releases did while their connection was open, is named after the timeout.
 #[test]
-fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
+fn migration_names_the_lock_holder_and_continues_after_it() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
     let database = postgres.database();
     let url = database.url().to_owned();
     let (begun, has_begun) = mpsc::channel();
-    let (over, is_over) = mpsc::channel::<()>();
-    // "tollkey" as bytes: the lock that migrations are run under.
+    let (release, is_released) = mpsc::channel::<()>();
+    // "tollkey" in ASCII: the migration lock.
     let half =
         "SELECT pg_advisory_lock(x'746f6c6c6b6579'::bigint); CREATE TABLE accounts (half INTEGER)";
-    let dying = thread::spawn(move || {
+    let crashing = thread::spawn(move || {
         hold(&url, half, || {
             begun.send(()).unwrap();
-            let _ = is_over.recv_timeout(Duration::from_secs(20));
+            let _ = is_released.recv_timeout(Duration::from_secs(20));
         });
     });
     has_begun.recv().unwrap();
@@ -128,15 +128,15 @@ fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
         migration_timeout: patience,
         ..OpenOptions::new(database.url())
     };
-    let impatient = Store::open(options, Arc::new(RealClock::default())).unwrap();
-    let error = impatient.migrate().unwrap_err();
+    let blocked = Store::open(options, Arc::new(RealClock::default())).unwrap();
+    let error = blocked.migrate().unwrap_err();
     let SchemaError::Locked { waited, holder } = &error else {
         panic!("{error}")
     };
     assert_eq!(*waited, patience);
     let end = format!(
         "SELECT pg_terminate_backend({})",
-        holder.pid.expect("the lock is held")
+        holder.pid.expect("the process ID of the lock's holder")
     );
     for part in [
         end.as_str(),
@@ -155,13 +155,16 @@ fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
     database.sql(
         "DO $$ BEGIN FOR i IN 1..2000 LOOP IF EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
          AND datname = current_database() AND (query = 'COMMIT' OR query LIKE '%pg_try_advisory_xact_lock%')) \
-         THEN RETURN; END IF; PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END LOOP; RAISE 'nobody waits'; END $$",
+         THEN RETURN; END IF; PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END LOOP; RAISE 'no process waits'; END $$",
     );
     assert!(!waiting.is_finished());
     database.sql(&end);
     assert_eq!(waiting.join().unwrap(), Ok(()));
-    over.send(()).unwrap();
-    assert!(dying.join().is_err(), "its connection was cut");
+    release.send(()).unwrap();
+    assert!(
+        crashing.join().is_err(),
+        "its connection was not terminated"
+    );
     let store = open(database.url()).unwrap();
     assert_eq!(store.check_schema(), Ok(()));
     on(&database, async |_| {
@@ -185,7 +188,7 @@ fn both_backends_have_the_same_tables_and_columns() {
 }
 
 #[test]
-fn a_sqlite_file_is_for_its_owner_alone() {
+fn sqlite_files_are_accessible_only_to_their_owner() {
     let database = Database::sqlite();
     let store = database.store();
     on(&database, async |_| {
@@ -202,7 +205,7 @@ fn a_sqlite_file_is_for_its_owner_alone() {
         );
         files += 1;
     }
-    assert_eq!(files, 3, "the file, its log and the log's index");
+    assert_eq!(files, 3, "the database, the log and the index of the log");
     assert_eq!(
         store.file(),
         Some(database.directory().unwrap().join("tollkey.db").as_path())
@@ -210,8 +213,8 @@ fn a_sqlite_file_is_for_its_owner_alone() {
 }
 
 #[test]
-fn a_memory_database_lives_as_long_as_its_store() {
-    let database = Database::sqlite(); // only for its runtime
+fn memory_database_lives_as_long_as_its_store() {
+    let database = Database::sqlite(); // only needed by `on`
     on(&database, async |_| {
         let store = open("sqlite://:memory:").unwrap();
         assert!(store.is_in_memory());
@@ -222,7 +225,7 @@ fn a_memory_database_lives_as_long_as_its_store() {
         let panicking = store.clone();
         let panicked = tokio::spawn(async move {
             let _ = panicking
-                .write(|_| -> Result<(), Error> { panic!("on purpose") })
+                .write(|_| -> Result<(), Error> { panic!("expected by this test") })
                 .await;
         });
         assert!(panicked.await.is_err());
@@ -252,12 +255,12 @@ fn a_memory_database_lives_as_long_as_its_store() {
 fn failure(url: &str) -> String {
     open(url)
         .err()
-        .unwrap_or_else(|| panic!("it opens"))
+        .unwrap_or_else(|| panic!("{url} was opened"))
         .to_string()
 }
 
 #[test]
-fn urls_that_cannot_be_used_are_named_by_their_rule() {
+fn unusable_urls_are_reported_without_their_password() {
     assert!(matches!(
         open("mysql://x"),
         Err(OpenError::Url(BadUrl::Scheme))
@@ -288,7 +291,7 @@ fn urls_that_cannot_be_used_are_named_by_their_rule() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_named_and_may_come_later() {
+fn unreachable_server_is_a_transient_error() {
     let directory = tempfile::tempdir().unwrap();
     let socket = format!(
         "postgres:///tollkey?host={}&user=u&password=s3cret",
@@ -322,7 +325,7 @@ fn a_server_that_cannot_be_reached_is_named_and_may_come_later() {
 }
 
 #[test]
-fn what_the_server_says_is_passed_on_and_is_final() {
+fn errors_from_the_server_are_shown_and_permanent() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -338,7 +341,7 @@ fn what_the_server_says_is_passed_on_and_is_final() {
             format!("{base}?{query}").replace("user=postgres", "user=nobody"),
             "role \"nobody\" does not exist",
         ),
-        // What libpq itself says about a value is not passed on.
+        // libpq's own messages about a value are not shown.
         (
             format!("{}&password=s3cret&channel_binding=s3cret", database.url()),
             "may quote the URL",
@@ -350,7 +353,7 @@ fn what_the_server_says_is_passed_on_and_is_final() {
     ] {
         let error = open(&url)
             .err()
-            .unwrap_or_else(|| panic!("{words}: it opens"));
+            .unwrap_or_else(|| panic!("{words}: the store was opened"));
         assert!(!error.is_transient(), "{error}");
         let error = error.to_string();
         assert!(
@@ -361,12 +364,12 @@ fn what_the_server_says_is_passed_on_and_is_final() {
 }
 
 #[test]
-fn a_server_that_is_shutting_down_may_come_later() {
+fn server_that_is_shutting_down_is_a_transient_error() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
     let database = postgres.database();
-    // A connection that stays keeps a server from ending that waits for its clients.
+    // A smart shutdown waits until this connection is closed.
     let url = database.url().to_owned();
     hold(&url, "SELECT 1", || {
         postgres.control("-m smart -W stop");
@@ -374,7 +377,7 @@ fn a_server_that_is_shutting_down_may_come_later() {
         let error = loop {
             match open(&url) {
                 Err(error) => break error,
-                Ok(_) => assert!(since.elapsed() < PATIENCE, "it does not stop"),
+                Ok(_) => assert!(since.elapsed() < PATIENCE, "the server did not stop"),
             }
         };
         assert!(
@@ -424,12 +427,12 @@ fn sqlite_errors_name_the_absolute_path_and_the_reason() {
 }
 
 #[test]
-fn file_of_another_application_is_rejected_and_left_as_it_is() {
+fn file_of_another_application_is_rejected_and_not_changed() {
     let ours = Database::sqlite();
     for foreign in [
         "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('x')",
         "CREATE VIEW one AS SELECT 1",
-        // Also an application of diesel's.
+        // Another application that uses diesel.
         "CREATE TABLE __diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY NOT NULL)",
     ] {
         let directory = tempfile::tempdir().unwrap();
@@ -459,7 +462,7 @@ fn file_of_another_application_is_rejected_and_left_as_it_is() {
         assert_eq!(
             std::fs::read_dir(directory.path()).unwrap().count(),
             1,
-            "{foreign}: files were left beside it"
+            "{foreign}: files were left next to it"
         );
     }
     drop(ours.store());
@@ -467,7 +470,7 @@ fn file_of_another_application_is_rejected_and_left_as_it_is() {
 }
 
 #[test]
-fn file_that_is_locked_before_it_has_a_log_is_waited_for() {
+fn opening_waits_for_a_lock_on_a_new_file() {
     for lock in ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"] {
         let database = Database::sqlite();
         let path = database.directory().unwrap().join("tollkey.db");
@@ -495,7 +498,7 @@ fn file_that_is_locked_before_it_has_a_log_is_waited_for() {
 }
 
 #[test]
-fn link_to_a_missing_file_is_named() {
+fn link_to_a_missing_file_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tollkey.db");
     std::os::unix::fs::symlink(directory.path().join("elsewhere.db"), &path).unwrap();
@@ -511,7 +514,7 @@ fn link_to_a_missing_file_is_named() {
 }
 
 #[test]
-fn a_sqlite_file_is_not_created_when_that_is_forbidden() {
+fn sqlite_file_is_not_created_without_the_create_option() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tollkey.db");
     let url = format!("sqlite://{}", path.display());
@@ -536,7 +539,7 @@ fn a_sqlite_file_is_not_created_when_that_is_forbidden() {
     assert_eq!(
         std::fs::metadata(&path).unwrap().len(),
         0,
-        "it is left as it is"
+        "the file was changed"
     );
     std::fs::remove_file(&path).unwrap();
     assert!(existing().is_err() && !path.exists());
@@ -545,7 +548,7 @@ fn a_sqlite_file_is_not_created_when_that_is_forbidden() {
 }
 
 #[test]
-fn migrating_returns_the_names_of_what_was_applied() {
+fn migrating_returns_the_names_of_applied_migrations() {
     for database in backends() {
         let store = open(database.url()).unwrap();
         let applied = store.apply_migrations().unwrap();
@@ -561,7 +564,7 @@ fn migrating_returns_the_names_of_what_was_applied() {
 }
 
 #[test]
-fn a_lost_connection_is_replaced() {
+fn lost_connections_are_replaced() {
     for database in backends()
         .into_iter()
         .filter(|database| database.backend() == Backend::Postgres)
@@ -571,7 +574,7 @@ fn a_lost_connection_is_replaced() {
             store.add_key(&key(1, &acme())).await.unwrap();
             let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                           WHERE datname = current_database() AND pid <> pg_backend_pid()";
-            // Several connections, all lost at once: at most the first use notices.
+            // Several connections, all lost at the same time: at most one use fails.
             let reads: Vec<_> = (0..8)
                 .map(|_| {
                     tokio::spawn({
@@ -608,7 +611,7 @@ fn a_lost_connection_is_replaced() {
                 failed
             };
             assert!(failures(20).await <= 1);
-            // After a rest nobody notices at all.
+            // Connections that were idle are checked first, so no use fails.
             database.sql(others);
             tokio::time::sleep(Duration::from_millis(1_100)).await;
             assert_eq!(failures(20).await, 0);
@@ -617,9 +620,9 @@ fn a_lost_connection_is_replaced() {
     }
 }
 
-/// The server says something before it closes its connections, and libpq then takes them for good ones.
+/// The server sends a message before it closes its connections, and libpq then reports them as open.
 #[test]
-fn a_restarted_server_costs_one_failure() {
+fn server_restart_costs_at_most_one_failure() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -634,10 +637,10 @@ fn a_restarted_server_costs_one_failure() {
     });
 }
 
-/// Requests that come while the server restarts may fail, with an error that says so; nothing else happens, what was
-/// answered is there, and afterwards the connections cost a failure once.
+/// Requests during a restart of the server may fail with [`Error::Unavailable`] or [`Error::Busy`]. Acknowledged
+/// changes are kept, and each connection costs at most one failure afterwards.
 #[test]
-fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothing() {
+fn server_restart_under_load_loses_no_committed_changes() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -653,7 +656,7 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
             .map(|caller| {
                 let (store, stop) = (store.clone(), stop.clone());
                 tokio::spawn(async move {
-                    let (mut made, mut failed) = (Vec::new(), 0);
+                    let (mut created, mut failed) = (Vec::new(), 0);
                     for number in caller * 1_000_000.. {
                         if stop.load(Ordering::Relaxed) {
                             break;
@@ -671,10 +674,10 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
                             }
                         }
                         if written.is_ok() {
-                            made.push(number);
+                            created.push(number);
                         }
                     }
-                    (made, failed)
+                    (created, failed)
                 })
             })
             .collect();
@@ -698,37 +701,37 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
             tokio::task::spawn_blocking(move || postgres.control(&mode))
                 .await
                 .unwrap();
-            // Everybody goes on: as many in a row as there are connections, without one that fails.
-            let mut in_a_row = 0;
+            // Recovered: as many successes in a row as there are connections.
+            let mut successes = 0;
             let since = Instant::now();
-            while in_a_row < 20 {
-                assert!(since.elapsed() < PATIENCE, "it does not come back");
-                in_a_row = if store.ping().await.is_ok() {
-                    in_a_row + 1
+            while successes < 20 {
+                assert!(since.elapsed() < PATIENCE, "the server did not come back");
+                successes = if store.ping().await.is_ok() {
+                    successes + 1
                 } else {
                     0
                 };
             }
         }
         stop.store(true, Ordering::Relaxed);
-        let (mut all_made, mut all_failed) = (0, 0);
+        let (mut all_created, mut all_failed) = (0, 0);
         for caller in callers {
-            let (made, failed) = caller.await.unwrap();
-            for &number in &made {
+            let (created, failed) = caller.await.unwrap();
+            for &number in &created {
                 assert!(
                     store.key(&acme(), id(number)).await.is_some(),
-                    "key {number} was answered and is not there"
+                    "key {number} was acknowledged and does not exist"
                 );
             }
-            (all_made, all_failed) = (all_made + made.len(), all_failed + failed);
+            (all_created, all_failed) = (all_created + created.len(), all_failed + failed);
         }
-        eprintln!("{all_made} keys made, {all_failed} requests failed");
-        assert!(all_made > 0);
+        eprintln!("{all_created} keys created, {all_failed} requests failed");
+        assert!(all_created > 0);
     });
 }
 
 #[test]
-fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
+fn read_only_database_is_not_ready_and_rejected_when_opening() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -739,7 +742,7 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
             Arc::new(RealClock::default()),
         )
         .unwrap();
-        let until = async |ready: bool| {
+        let wait_until = async |ready: bool| {
             let since = Instant::now();
             while store.ping().await
                 != if ready {
@@ -748,41 +751,41 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
                     Err(Error::Unavailable)
                 }
             {
-                assert!(since.elapsed() < PATIENCE, "it does not become {ready}");
+                assert!(since.elapsed() < PATIENCE, "it did not become {ready}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         let add = async |number| store.add_key(&key(number, &acme())).await;
-        until(true).await;
+        wait_until(true).await;
 
-        // Connections that are there notice, new ones are not made.
+        // Open connections detect it, and new ones are rejected.
         postgres.configure("default_transaction_read_only = on");
-        until(false).await;
+        wait_until(false).await;
         assert_eq!(add(1).await, Err(Error::Unavailable));
         assert!(matches!(
             open(database.url()),
             Err(OpenError::Connect { .. })
         ));
         postgres.configure("default_transaction_read_only = off");
-        until(true).await;
+        wait_until(true).await;
         add(1).await.unwrap();
 
         postgres.demote();
-        until(false).await;
+        wait_until(false).await;
         assert_eq!(add(2).await, Err(Error::Unavailable));
         assert!(
             matches!(open(database.url()), Err(OpenError::Connect { .. })),
             "a standby"
         );
         postgres.control("promote");
-        until(true).await;
+        wait_until(true).await;
         assert!(store.key(&acme(), id(1)).await.is_some());
         add(2).await.unwrap();
     });
 }
 
 #[test]
-fn a_server_that_goes_away_is_unavailable() {
+fn disconnected_server_is_unavailable() {
     for database in backends()
         .into_iter()
         .filter(|database| database.backend() == Backend::Postgres)
@@ -796,7 +799,7 @@ fn a_server_that_goes_away_is_unavailable() {
             let store = Store::open(options, Arc::new(RealClock::default())).unwrap();
             store.ping().await.unwrap();
             database.refuse_connections(true);
-            // The connection in the pool notices, and no new one can be made.
+            // The pooled connection is found broken, and no new one can be opened.
             for _ in 0..2 {
                 assert_eq!(store.ping().await, Err(Error::Unavailable));
             }

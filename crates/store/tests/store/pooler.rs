@@ -21,7 +21,7 @@ fn open(url: &str) -> Result<Store, OpenError> {
     Store::open(options, Arc::new(RealClock::default()))
 }
 
-/// The advisory locks that somebody holds in this database.
+/// Fails if a session holds an advisory lock in this database.
 fn assert_no_lock(database: &Database) {
     database.sql(
         "DO $$ BEGIN IF EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = \
@@ -30,7 +30,7 @@ fn assert_no_lock(database: &Database) {
 }
 
 #[test]
-fn pooler_that_shares_sessions_is_refused_and_leaves_no_lock() {
+fn pooler_that_shares_sessions_is_rejected_and_leaves_no_lock() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -54,14 +54,14 @@ fn pooler_that_shares_sessions_is_refused_and_leaves_no_lock() {
             }
         }
         assert_no_lock(&database);
-        // Without the pooler nothing is in the way.
+        // Without the pooler the database can be used.
         open(database.url()).unwrap().migrate().unwrap();
     }
 }
 
-/// Other clients are in the middle of transactions, so that the pooler uses several server sessions in turn.
+/// Other clients are inside transactions, so the pooler uses several server sessions in turn.
 #[test]
-fn busy_pooler_that_shares_sessions_is_refused() {
+fn busy_pooler_that_shares_sessions_is_rejected() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -71,19 +71,19 @@ fn busy_pooler_that_shares_sessions_is_refused() {
     else {
         return;
     };
-    let (begun, over) = (Barrier::new(4), Barrier::new(4));
+    let (begun, end) = (Barrier::new(4), Barrier::new(4));
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 hold(pooler.url(), "SELECT 1", || {
                     begun.wait();
-                    over.wait();
+                    end.wait();
                 });
             });
         }
         begun.wait();
         let opened = [(); 3].map(|()| open(pooler.url()));
-        over.wait();
+        end.wait();
         for opened in opened {
             assert!(
                 matches!(opened, Err(OpenError::Unsuitable(Unsuitable::Pooler))),
@@ -94,7 +94,7 @@ fn busy_pooler_that_shares_sessions_is_refused() {
 }
 
 #[test]
-fn pooler_in_session_mode_is_no_obstacle() {
+fn pooler_in_session_mode_works() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -119,7 +119,7 @@ fn pooler_in_session_mode_is_no_obstacle() {
 }
 
 #[test]
-fn direct_connections_are_never_taken_for_a_pooler() {
+fn direct_connections_are_not_mistaken_for_a_pooler() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };

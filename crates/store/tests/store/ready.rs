@@ -1,4 +1,4 @@
-//! Readiness, and a SQLite file that is deleted or replaced under its store.
+//! Readiness, and SQLite files that are deleted or replaced while they are open.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use tollkey_store::{
 
 use crate::{Actions as _, acme, each, id, key, on};
 
-/// Longer than anything takes on a busy machine.
+/// Longer than any operation takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn becomes(store: &Store, ready: bool) -> Result<(), NotReady> {
@@ -26,19 +26,19 @@ async fn becomes(store: &Store, ready: bool) -> Result<(), NotReady> {
         if result.is_ok() == ready {
             return result;
         }
-        assert!(since.elapsed() < PATIENCE, "it stays {result:?}");
+        assert!(since.elapsed() < PATIENCE, "the result is still {result:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[test]
-fn readiness_writes_and_leaves_nothing() {
+fn readiness_check_writes_but_leaves_no_data() {
     each(async |database| {
         let store = database.store();
         let before = database.dump();
         store.ready().await.unwrap();
         assert_eq!(database.dump(), before);
-        // Nothing was written before, so it must have tried: a trigger that allows no write is noticed.
+        // The check must have tried to write: it detects a trigger that forbids that.
         let other = open(database.url());
         let forbid = match database.backend() {
             Backend::Sqlite => {
@@ -60,8 +60,8 @@ fn readiness_writes_and_leaves_nothing() {
     });
 }
 
-/// A change of several pages needs more room than one page. What a probe has written stays allocated, so the next one
-/// overwrites it.
+/// A change of several pages needs more space than one page. The space that a probe has used stays allocated, and the
+/// next probe uses it again.
 #[test]
 fn probe_writes_more_than_a_page_into_the_file_system() {
     let database = Database::sqlite();
@@ -89,7 +89,7 @@ fn open(url: &str) -> Store {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default())).unwrap()
 }
 
-/// A transaction of another process that has run these statements, until it is released.
+/// A transaction of another process that has run these statements and stays open until it is released.
 struct Held {
     release: mpsc::Sender<()>,
     holder: std::thread::JoinHandle<()>,
@@ -116,7 +116,7 @@ impl Held {
     }
 }
 
-/// Each lock that makes some change fail, while a verifier renews its lease.
+/// Each lock that makes some change fail, although a verifier can renew its lease.
 #[test]
 fn lock_on_any_written_table_ends_readiness() {
     let Some(postgres) = Postgres::shared() else {
@@ -161,16 +161,16 @@ fn lock_on_any_written_table_ends_readiness() {
     });
 }
 
-/// A probe that waits for a lock delays neither look-ups nor changes that do not need that lock.
+/// A probe that waits for a lock must not delay look-ups, or changes that do not need that lock.
 #[test]
-fn waiting_probe_holds_no_lock() {
+fn waiting_probe_holds_no_other_lock() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
     on(&postgres.database(), async |database| {
         let store = database.store();
         let held = Held::by(database, "LOCK TABLE verifiers IN EXCLUSIVE MODE");
-        let asking = tokio::spawn({
+        let checking = tokio::spawn({
             let store = store.clone();
             async move { store.ready().await }
         });
@@ -184,13 +184,13 @@ fn waiting_probe_holds_no_lock() {
              END IF; PERFORM pg_sleep(0.001); END LOOP; RAISE 'nothing waits'; END $$",
         );
         held.release();
-        asking.await.unwrap().unwrap();
+        checking.await.unwrap().unwrap();
         database.sql("BEGIN; LOCK TABLE verifiers IN ACCESS EXCLUSIVE MODE NOWAIT; ROLLBACK");
     });
 }
 
 #[test]
-fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
+fn lock_of_another_process_ends_readiness_until_released() {
     each(async |database| {
         let store = database.store();
         store.ready().await.unwrap();
@@ -202,9 +202,9 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
             },
         );
         becomes(&store, false).await.unwrap_err();
-        // However many ask, each has its answer in bounded time, and one check runs at a time.
+        // However many callers there are, each gets a result in bounded time, and only one check runs at a time.
         let begun = Instant::now();
-        let asked: Vec<_> = (0..50)
+        let results: Vec<_> = (0..50)
             .map(|_| {
                 let store = store.clone();
                 tokio::spawn(async move { store.ready().await })
@@ -218,7 +218,7 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
                  THEN RAISE 'more than one probe'; END IF; END $$",
             );
         }
-        for result in asked {
+        for result in results {
             assert!(result.await.unwrap().is_err());
         }
         assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
@@ -246,7 +246,7 @@ fn short_writes_of_other_processes_do_not_end_readiness() {
 }
 
 #[test]
-fn older_schema_is_not_ready_and_a_newer_one_is() {
+fn older_schema_is_not_ready_but_a_newer_one_is() {
     each(async |database| {
         let store = open(database.url());
         assert_eq!(
@@ -262,7 +262,7 @@ fn older_schema_is_not_ready_and_a_newer_one_is() {
 }
 
 #[test]
-fn read_only_database_ends_readiness_until_it_is_over() {
+fn database_is_not_ready_while_it_is_read_only() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -280,13 +280,13 @@ fn read_only_database_ends_readiness_until_it_is_over() {
     });
 }
 
-/// The path of the file, and one beside it.
+/// Returns the path of the database file, and one next to it.
 fn paths(database: &Database) -> (PathBuf, PathBuf) {
     let directory = database.directory().unwrap();
     (directory.join("tollkey.db"), directory.join("aside.db"))
 }
 
-/// Everything that the store is asked for fails, immediately.
+/// Checks that every operation of the store fails immediately.
 async fn assert_unavailable(store: &Store) {
     let begun = Instant::now();
     assert_eq!(
@@ -317,7 +317,7 @@ async fn assert_unavailable(store: &Store) {
 }
 
 #[test]
-fn deleted_file_fails_everything_until_it_is_restored() {
+fn all_operations_fail_while_the_file_is_deleted() {
     let database = Database::sqlite();
     on(&database, async |database| {
         let store = database.store();
@@ -327,13 +327,13 @@ fn deleted_file_fails_everything_until_it_is_restored() {
         for _ in 0..2 {
             fs::rename(&path, &aside).unwrap();
             assert_unavailable(&store).await;
-            assert!(!path.exists(), "no empty file is created in its place");
+            assert!(!path.exists(), "an empty file was created");
             fs::rename(&aside, &path).unwrap();
             store.ready().await.unwrap();
             assert_eq!(
                 store.key(&acme(), id(2)).await,
                 None,
-                "nothing was written meanwhile"
+                "a key was written meanwhile"
             );
         }
         store.add_key(&key(2, &acme())).await.unwrap();
@@ -344,9 +344,9 @@ fn deleted_file_fails_everything_until_it_is_restored() {
     });
 }
 
-/// It stays with the file that it has opened: leases and caches belong to that one. A restart takes the other file.
+/// The store stays with the file that it has opened, because leases and caches belong to that database.
 #[test]
-fn replaced_file_fails_everything_until_a_restart() {
+fn all_operations_fail_after_the_file_was_replaced() {
     let database = Database::sqlite();
     let other = Database::sqlite();
     on(&database, async |database| {
@@ -371,9 +371,9 @@ fn replaced_file_fails_everything_until_a_restart() {
     });
 }
 
-/// Without it the changes that are not in the database file yet would be lost with the process.
+/// Without the log, changes that are not in the database file yet would be lost when the process ends.
 #[test]
-fn deleted_write_ahead_log_fails_changes() {
+fn changes_fail_while_the_write_ahead_log_is_deleted() {
     let database = Database::sqlite();
     on(&database, async |database| {
         let store = database.store();
@@ -395,9 +395,9 @@ fn deleted_write_ahead_log_fails_changes() {
     });
 }
 
-/// Another process would create a new index, and neither of the two would see what the other writes.
+/// Another process would create a new index, and neither process would see what the other writes.
 #[test]
-fn deleted_index_of_the_log_fails_changes() {
+fn changes_fail_while_the_index_of_the_log_is_deleted() {
     let database = Database::sqlite();
     on(&database, async |database| {
         let store = database.store();
@@ -412,7 +412,7 @@ fn deleted_index_of_the_log_fails_changes() {
             Err(Error::Unavailable)
         );
         becomes(&store, false).await.unwrap_err();
-        // With an index of another process it is the same.
+        // The same with an index that another process has created.
         fs::write(&index, "").unwrap();
         assert_eq!(
             store.add_key(&key(2, &acme())).await,
@@ -424,9 +424,9 @@ fn deleted_index_of_the_log_fails_changes() {
     });
 }
 
-/// `cp` writes into the file that is open.
+/// `cp` writes to the open file.
 #[test]
-fn file_that_is_copied_over_fails_everything_until_a_restart() {
+fn all_operations_fail_after_a_copy_over_the_file() {
     // A backup of the same database, and another database with more changes.
     for is_backup in [true, false] {
         let (database, other) = (Database::sqlite(), Database::sqlite());
@@ -437,12 +437,12 @@ fn file_that_is_copied_over_fails_everything_until_a_restart() {
                     store.add_key(&key(number, &acme())).await.unwrap();
                 }
             };
-            add(&database.store(), 10..20).await; // in the file when the last connection is closed
+            add(&database.store(), 10..20).await; // written to the file when the last connection is closed
             if is_backup {
                 fs::copy(&path, &backup).unwrap();
             } else {
                 add(&other.store(), 10..20).await;
-                // Each statement raises the change counter in the header.
+                // Each statement raises the change counter in the file's header.
                 let changes: String = (0..1000)
                     .map(|number| format!("PRAGMA user_version = {number};"))
                     .collect();
@@ -459,13 +459,13 @@ fn file_that_is_copied_over_fails_everything_until_a_restart() {
             drop(store);
             assert!(
                 fs::read(&path).unwrap() == fs::read(&backup).unwrap(),
-                "stopping has changed the copy"
+                "closing the store changed the copy"
             );
             assert!(
                 path.with_file_name("tollkey.db-wal").exists(),
-                "stopping has deleted the log"
+                "closing the store deleted the log"
             );
-            // SQLite shares what it knows of a file within a process, so another process is one on another file.
+            // SQLite shares the state of a file within a process, so another file stands for a restarted process.
             let elsewhere = path.with_file_name("restarted.db");
             fs::copy(&path, &elsewhere).unwrap();
             let restarted = open(&format!("sqlite://{}", elsewhere.display()));
@@ -477,7 +477,7 @@ fn file_that_is_copied_over_fails_everything_until_a_restart() {
 }
 
 #[test]
-fn truncated_file_fails_everything() {
+fn all_operations_fail_after_truncating_the_file() {
     let database = Database::sqlite();
     on(&database, async |database| {
         let store = database.store();
@@ -488,13 +488,13 @@ fn truncated_file_fails_everything() {
 }
 
 #[test]
-fn damaged_file_fails_everything_until_a_restart() {
+fn all_operations_fail_after_damage_until_a_restart() {
     let database = Database::sqlite();
     on(&database, async |database| {
         drop(database.store());
         let path = paths(database).0;
         let store = open(database.url());
-        // All pages but the first.
+        // All pages except the first.
         let (intact, mut damaged) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
         damaged[4096..].fill(0xff);
         let write = |bytes: &[u8]| {
@@ -519,7 +519,7 @@ fn damaged_file_fails_everything_until_a_restart() {
     });
 }
 
-/// A backup or a cleanup by another process is no other content.
+/// A backup or cleanup by another process is not a change of the content.
 #[test]
 fn maintenance_by_other_processes_does_not_end_readiness() {
     let database = Database::sqlite();
@@ -550,7 +550,7 @@ fn maintenance_by_other_processes_does_not_end_readiness() {
 }
 
 #[test]
-fn file_that_is_deleted_during_a_change_keeps_nothing_of_it() {
+fn change_is_rolled_back_if_the_file_is_deleted_meanwhile() {
     let database = Database::sqlite();
     on(&database, async |database| {
         let store = database.store();

@@ -1,4 +1,4 @@
-//! Transactions that PostgreSQL ends because of others.
+//! Transactions that PostgreSQL aborts because of other transactions.
 
 use std::sync::{
     Arc, Barrier, Mutex,
@@ -28,22 +28,22 @@ async fn store_with_applications(database: &Database) -> Store {
     store
 }
 
-/// Locks two applications in that order. Both transactions have the first lock before either asks for the second, in
-/// their first attempts.
+/// Locks two applications in that order. In the first attempts, both transactions have their first lock before either
+/// requests the second.
 async fn lock_both(
     store: Store,
     order: [u64; 2],
     both: Arc<Barrier>,
     attempts: Arc<AtomicU32>,
 ) -> Result<(), Problem> {
-    let met = Arc::new(AtomicU32::new(0));
+    let attempt = Arc::new(AtomicU32::new(0));
     let written: Result<Written<()>, Problem> = store
         .write(move |tx| {
             attempts.fetch_add(1, Ordering::SeqCst);
             let account = acme();
             let mut mine = tx.account(&account);
             mine.lock_application(&id(order[0]))?;
-            if met.fetch_add(1, Ordering::SeqCst) == 0 {
+            if attempt.fetch_add(1, Ordering::SeqCst) == 0 {
                 both.wait();
             }
             let mut locked = mine
@@ -58,7 +58,7 @@ async fn lock_both(
 }
 
 #[test]
-fn deadlock_is_retried_and_both_changes_happen() {
+fn deadlock_is_retried_and_both_changes_succeed() {
     let Some(database) = postgres() else { return };
     on(&database, async |database| {
         let store = store_with_applications(database).await;
@@ -72,21 +72,24 @@ fn deadlock_is_retried_and_both_changes_happen() {
                 attempts.clone(),
             ))
         };
-        let (one, other) = (lock([1, 2]), lock([2, 1]));
-        assert_eq!((one.await.unwrap(), other.await.unwrap()), (Ok(()), Ok(())));
+        let (first, second) = (lock([1, 2]), lock([2, 1]));
+        assert_eq!(
+            (first.await.unwrap(), second.await.unwrap()),
+            (Ok(()), Ok(()))
+        );
         assert!(
             attempts.load(Ordering::SeqCst) > 2,
-            "one of the two ran again"
+            "no transaction was run again"
         );
         assert_eq!(
             position(&store).await.seq.0,
             before + 2,
-            "each change happened once"
+            "each change must be committed once"
         );
     });
 }
 
-/// A trigger that raises an error of a certain code, as often as there are rows in `pending_errors`.
+/// Creates a trigger that raises an error with a code for the first `times` inserts.
 fn raise_errors(database: &Database, when: &str, code: &str, times: u32) {
     database.sql(&format!(
         "DROP TABLE IF EXISTS counted; CREATE SEQUENCE IF NOT EXISTS errors; SELECT setval('errors', 1, false); \
@@ -118,7 +121,7 @@ fn conflicts_are_retried_twice_and_other_errors_never() {
     let Some(database) = postgres() else { return };
     on(&database, async |database| {
         let store = database.store();
-        let now = "INITIALLY IMMEDIATE";
+        let immediate = "INITIALLY IMMEDIATE";
         for (number, (code, times, expected)) in [
             ("40001", 1, (Ok(()), 2)),
             ("40001", 2, (Ok(()), 3)),
@@ -130,7 +133,7 @@ fn conflicts_are_retried_twice_and_other_errors_never() {
         .into_iter()
         .enumerate()
         {
-            raise_errors(database, now, code, times);
+            raise_errors(database, immediate, code, times);
             assert_eq!(
                 insert(&store, number as u64).await,
                 expected,
@@ -140,7 +143,7 @@ fn conflicts_are_retried_twice_and_other_errors_never() {
     });
 }
 
-/// Whether it happened is not known to a client that does not get the response, so it is not repeated.
+/// The outcome is unknown to a client that gets no response, so a commit must not be repeated.
 #[test]
 fn conflict_during_the_commit_is_not_retried() {
     let Some(database) = postgres() else { return };
@@ -156,7 +159,7 @@ fn conflict_during_the_commit_is_not_retried() {
             assert_eq!(
                 insert(&store, number).await,
                 (Ok(()), 1),
-                "nothing was kept"
+                "the failed commit left data"
             );
         }
     });

@@ -1,4 +1,4 @@
-//! A PostgreSQL role that is not the owner of the tables, and tables that a connection does not find.
+//! A PostgreSQL role that does not own the tables, and tables that a connection cannot find.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tollkey_store::{
 
 use crate::{Actions as _, acme, draft, id, key, on, position};
 
-/// Returns the GRANT lines of the documentation, which are for a role named `tollkey_server`.
+/// Returns the GRANT statements in the documentation, which are for a role named `tollkey_server`.
 fn grants() -> Vec<&'static str> {
     let page = include_str!("../../../../docs/deploying.md");
     let lines: Vec<_> = page
@@ -21,8 +21,8 @@ fn grants() -> Vec<&'static str> {
     lines
 }
 
-/// A migrated database in which the role has those rights and no others, not even those that everybody has. Roles belong
-/// to the whole server, so each test has its own.
+/// Creates a migrated database in which the role has only the documented rights, without those that PUBLIC has by
+/// default. Roles belong to the whole server, so each test uses a different one.
 fn database(role: &str) -> Option<Database> {
     let database = Postgres::shared()?.database();
     database.sql(&format!("CREATE ROLE {role} LOGIN"));
@@ -44,10 +44,10 @@ fn role_with_the_documented_rights_can_serve() {
     on(&database, async |database| {
         let store = open(&database.url_as("tollkey_serves"));
         assert_eq!(store.check_schema(), Ok(()));
-        assert_eq!(store.migrate(), Ok(()), "there is nothing to do");
+        assert_eq!(store.migrate(), Ok(()), "nothing to migrate");
         store.ready().await.unwrap();
-        let mut made = key(1, &acme());
-        store.add_key(&made).await.unwrap();
+        let mut created = key(1, &acme());
+        store.add_key(&created).await.unwrap();
         store
             .add_key(&tollkey_core::ApiKey {
                 created_by: Some(id(1)),
@@ -55,13 +55,13 @@ fn role_with_the_documented_rights_can_serve() {
             })
             .await
             .unwrap();
-        let _ = made.revoke(crate::at(9), None);
+        let _ = created.revoke(crate::at(9), None);
         store
-            .save_key(&made)
+            .save_key(&created)
             .await
             .unwrap()
             .change
-            .expect("verifiers have to know");
+            .expect("a change for verifiers");
         let audited = store
             .write(|tx| tx.account(&acme()).append(draft(1, &acme())).map(drop))
             .await;
@@ -74,7 +74,7 @@ fn role_with_the_documented_rights_can_serve() {
                 .unwrap()
         );
         store.unregister(verifier).await.unwrap();
-        assert_eq!(store.key(&acme(), id(1)).await, Some(made));
+        assert_eq!(store.key(&acme(), id(1)).await, Some(created));
         assert!(
             store
                 .read(|db| db.account(&acme()).key(&Family::ALL, &id(2)))
@@ -104,12 +104,12 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
             .flat_map(|right| tables.split(", ").map(move |table| (right, table)))
         {
             database.sql(&format!("REVOKE {right} ON {table} FROM tollkey_lacks"));
-            let lacking = store.check_schema().unwrap_err();
+            let missing = store.check_schema().unwrap_err();
             let expected = format!("the database role tollkey_lacks lacks {right} on {table};");
-            assert!(lacking.to_string().starts_with(&expected), "{lacking}");
+            assert!(missing.to_string().starts_with(&expected), "{missing}");
             assert!(
-                lacking.to_string().contains("docs/deploying.md"),
-                "{lacking}"
+                missing.to_string().contains("docs/deploying.md"),
+                "{missing}"
             );
             database.sql(&format!("GRANT {right} ON {table} TO tollkey_lacks"));
             named += 1;
@@ -139,7 +139,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
 }
 
 #[test]
-fn row_level_security_that_would_hide_keys_is_named() {
+fn row_level_security_that_would_hide_keys_is_reported() {
     let Some(database) = database("tollkey_filtered") else {
         return;
     };
@@ -154,13 +154,13 @@ fn row_level_security_that_would_hide_keys_is_named() {
                 .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
                 .await
                 .is_err(),
-            "no row is hidden"
+            "a query must fail instead of hiding rows"
         );
     });
 }
 
 #[test]
-fn migration_without_the_right_to_create_says_so() {
+fn migration_without_the_create_right_is_reported() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -180,7 +180,7 @@ fn migration_without_the_right_to_create_says_so() {
 }
 
 #[test]
-fn tables_outside_the_search_path_are_named() {
+fn tables_outside_the_search_path_are_reported() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };

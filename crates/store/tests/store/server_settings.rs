@@ -1,4 +1,4 @@
-//! Defaults of the PostgreSQL server, of the database and of the role, of the kinds that change how statements behave.
+//! Defaults of the PostgreSQL server, the database and the role that change how statements behave.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ fn open(database: &Database) -> Result<Store, OpenError> {
     )
 }
 
-/// Changes a default of that database.
+/// Sets a default of that database.
 fn set(database: &Database, setting: &str) {
     database.sql(&format!(
         "DO $do$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $set${setting}$set$; END $do$"
@@ -24,7 +24,7 @@ fn set(database: &Database, setting: &str) {
 }
 
 #[test]
-fn hostile_defaults_change_nothing() {
+fn server_defaults_do_not_change_behavior() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -65,7 +65,7 @@ fn hostile_defaults_change_nothing() {
             };
             store.add_application(&named).await.unwrap();
             store.add_key(&key(1, &acme())).await.unwrap();
-            // Longer than the limits above.
+            // Longer than the timeouts above.
             let written = store.write(|tx| {
                 let locked = tx.account(&acme()).lock_application(&id(1))?;
                 std::thread::sleep(std::time::Duration::from_millis(600));
@@ -78,7 +78,7 @@ fn hostile_defaults_change_nothing() {
 }
 
 #[test]
-fn database_that_is_not_utf8_is_refused() {
+fn database_that_is_not_utf8_is_rejected() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -100,9 +100,9 @@ fn database_that_is_not_utf8_is_refused() {
     }
 }
 
-/// The trigger that records ancestors would not run.
+/// Without triggers the ancestors of keys would not be recorded.
 #[test]
-fn database_without_triggers_is_refused() {
+fn database_without_triggers_is_rejected() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };

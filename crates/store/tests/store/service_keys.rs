@@ -14,7 +14,7 @@ fn service_key(number: u64) -> ServiceKey {
 }
 
 #[test]
-fn a_service_key_is_made_found_listed_and_revoked() {
+fn service_key_can_be_created_found_listed_and_revoked() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
@@ -57,15 +57,15 @@ fn a_service_key_is_made_found_listed_and_revoked() {
         assert_eq!(
             (found.seq, found.found),
             (Seq(1), None),
-            "a revoked one verifies nothing"
+            "a revoked service key is not found"
         );
-        let kept = store
+        let revoked = store
             .read(|db| db.service_key(&id(1)))
             .await
             .unwrap()
             .unwrap();
         assert_eq!(
-            kept,
+            revoked,
             ServiceKey {
                 revoked_at: Some(at(9)),
                 ..service_key(1)
@@ -78,7 +78,7 @@ fn a_service_key_is_made_found_listed_and_revoked() {
                 .unwrap()
                 .found
                 .is_some(),
-            "the other is as it was"
+            "the other service key is unchanged"
         );
     });
 }

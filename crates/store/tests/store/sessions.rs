@@ -18,7 +18,7 @@ fn session(ends_at: Timestamp) -> Session {
 }
 
 #[test]
-fn a_session_is_begun_found_seen_and_ended() {
+fn session_can_be_created_found_updated_and_deleted() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
@@ -49,12 +49,12 @@ fn a_session_is_begun_found_seen_and_ended() {
                 last_seen_at: at(5),
                 ..session(at(9))
             }),
-            "never taken back"
+            "the time never moves back"
         );
         assert_eq!(
             find(2).await,
             Some(session(at(9))),
-            "the other is as it was"
+            "the other session is unchanged"
         );
 
         let _ = store
@@ -67,7 +67,7 @@ fn a_session_is_begun_found_seen_and_ended() {
 }
 
 #[test]
-fn only_an_operator_chooses_an_account() {
+fn only_operator_sessions_can_change_their_account() {
     each(async |database| {
         let store = database.store();
         let operator = Session {
@@ -75,12 +75,12 @@ fn only_an_operator_chooses_an_account() {
             is_operator: true,
             ..session(at(9))
         };
-        let (theirs, merchant) = (operator.clone(), session(at(9)));
-        let begun = store.write(move |tx| {
-            tx.insert_session(&digest(1), &theirs)?;
-            tx.insert_session(&digest(2), &merchant)
+        let (of_operator, of_merchant) = (operator.clone(), session(at(9)));
+        let inserted = store.write(move |tx| {
+            tx.insert_session(&digest(1), &of_operator)?;
+            tx.insert_session(&digest(2), &of_merchant)
         });
-        let _ = begun.await.unwrap();
+        let _ = inserted.await.unwrap();
         for number in [1, 2] {
             let _ = store
                 .write(move |tx| tx.set_session_account(&digest(number), Some(&other())))
@@ -106,7 +106,7 @@ fn only_an_operator_chooses_an_account() {
 }
 
 #[test]
-fn sessions_whose_time_has_come_are_forgotten() {
+fn ended_sessions_are_deleted() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2, 3] {
@@ -132,7 +132,7 @@ fn sessions_whose_time_has_come_are_forgotten() {
 }
 
 #[test]
-fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
+fn sessions_are_ended_by_account_or_subject_or_all() {
     each(async |database| {
         let store = database.store();
         let of = |account, subject: &str| Session {
@@ -150,7 +150,7 @@ fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
             for (number, session) in sessions.iter().enumerate() {
                 tx.insert_session(&numbered(number), session)?;
             }
-            // More than are ended in a step.
+            // More than one step deletes.
             (4..5010).try_for_each(|number| tx.insert_session(&numbered(number), &sessions[3]))
         };
         let _ = store.write(begin).await.unwrap();
@@ -176,7 +176,7 @@ fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
 }
 
 #[test]
-fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
+fn sessions_of_the_previous_release_have_a_zero_settings_hash() {
     each(async |database| {
         let store = database.store();
         let blob = |hex: String| {

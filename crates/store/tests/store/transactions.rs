@@ -14,12 +14,12 @@ use crate::{
 };
 
 #[test]
-fn what_fails_leaves_nothing() {
+fn failed_transaction_is_rolled_back() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let refused = Problem::field("/name", "is not to our taste");
-        let problem = refused.clone();
+        let rejection = Problem::field("/name", "is not allowed");
+        let problem = rejection.clone();
         let failed = store.write(move |tx| {
             let account = acme();
             let mut mine = tx.account(&account);
@@ -31,13 +31,13 @@ fn what_fails_leaves_nothing() {
             mine.append(draft(1, &account))?;
             Err::<(), Problem>(problem)
         });
-        assert_eq!(failed.await, Err(refused));
+        assert_eq!(failed.await, Err(rejection));
         nothing_happened(&store).await;
     });
 }
 
 #[test]
-fn what_panics_leaves_nothing_and_the_store_goes_on() {
+fn panicking_transaction_is_rolled_back() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -48,7 +48,7 @@ fn what_panics_leaves_nothing_and_the_store_goes_on() {
                     .write(|tx| -> Result<(), Error> {
                         tx.account(&acme())
                             .insert_key(&key(2, &acme()), &digest(2))?;
-                        panic!("on purpose");
+                        panic!("expected by this test");
                     })
                     .await;
             });
@@ -76,9 +76,9 @@ async fn nothing_happened(store: &Store) {
     );
 }
 
-/// PostgreSQL would answer the commit by a silent rollback.
+/// PostgreSQL would respond to the commit with a silent rollback.
 #[test]
-fn a_failure_that_was_ignored_is_no_success() {
+fn ignored_failure_does_not_turn_into_a_silent_rollback() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -89,16 +89,16 @@ fn a_failure_that_was_ignored_is_no_success() {
             assert!(ignored.is_err());
             Ok::<_, Error>(())
         });
-        // SQLite has undone that one statement only and can commit the rest.
-        let there = written.await.is_ok();
-        assert_eq!(there, database.backend() == Backend::Sqlite);
-        assert_eq!(store.key(&acme(), id(2)).await.is_some(), there);
+        // SQLite has only undone the failed statement and can commit the rest.
+        let is_committed = written.await.is_ok();
+        assert_eq!(is_committed, database.backend() == Backend::Sqlite);
+        assert_eq!(store.key(&acme(), id(2)).await.is_some(), is_committed);
         store.ping().await.unwrap();
     });
 }
 
 #[test]
-fn a_reader_sees_one_moment() {
+fn reader_sees_one_snapshot() {
     each(async |database| {
         let store = database.store();
         store
@@ -134,7 +134,7 @@ fn a_reader_sees_one_moment() {
 }
 
 #[test]
-fn a_transaction_reads_what_it_wrote() {
+fn transaction_reads_its_own_writes() {
     each(async |database| {
         let store = database.store();
         let written = store.write(|tx| {
@@ -153,7 +153,7 @@ fn a_transaction_reads_what_it_wrote() {
     });
 }
 
-/// Every reading is a different one, so that the test knows which was taken.
+/// Each reading differs, so that the test can tell when it was taken.
 #[derive(Default)]
 struct CountingClock(AtomicU64);
 
@@ -168,7 +168,7 @@ impl Clock for CountingClock {
 }
 
 #[test]
-fn the_clock_of_a_change_is_read_within_its_transaction() {
+fn clock_is_read_within_the_transaction_of_a_change() {
     each(async |database| {
         let clock = Arc::new(CountingClock::default());
         let store = database.store_with(clock.clone());
@@ -186,7 +186,7 @@ fn the_clock_of_a_change_is_read_within_its_transaction() {
 }
 
 #[test]
-fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
+fn waiting_too_long_for_a_connection_returns_busy() {
     each(async |database| {
         let _migrated = database.store();
         let options = OpenOptions {
@@ -212,7 +212,7 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
         let begun = Instant::now();
         assert_eq!(store.write(|_| Ok::<_, Error>(())).await, Err(Error::Busy));
         assert!(begun.elapsed() < Duration::from_secs(1));
-        // A full pool does not cost a lease on PostgreSQL; on SQLite nobody else may write meanwhile.
+        // A full pool does not prevent renewals on PostgreSQL. SQLite has only one writer.
         let renewed = store
             .renew(
                 tollkey_core::VerifierId::from_bytes([1; 16]),
@@ -227,7 +227,7 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
 }
 
 #[test]
-fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
+fn waiting_too_long_for_a_lock_returns_busy() {
     each(async |database| {
         let store = database.store();
         store
@@ -249,7 +249,7 @@ fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
             .write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop))
             .await;
         assert_eq!(locked, Err(Error::Busy));
-        // SQLite waits its busy timeout of 5 s, PostgreSQL its lock timeout of 1 s, below a lease.
+        // SQLite waits for its busy timeout of 5 s, PostgreSQL for its lock timeout, which is shorter than a lease.
         let most = if database.backend() == Backend::Postgres {
             3
         } else {
@@ -265,7 +265,7 @@ fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
                 .read(|db| db.account(&acme()).application(&id(1)))
                 .await
                 .is_ok(),
-            "readers do not wait"
+            "readers must not wait"
         );
         enough.send(()).unwrap();
         holder.join().unwrap();
@@ -278,12 +278,12 @@ fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
     });
 }
 
-/// Because it may hold the change counter, without which nobody renews a lease.
+/// It may hold the lock of the change counter, without which no verifier can renew its lease.
 #[test]
-fn a_transaction_that_rests_for_too_long_is_thrown_out() {
+fn idle_transaction_is_ended_by_the_server() {
     each(async |database| {
         if database.backend() == Backend::Sqlite {
-            return; // which cannot tell
+            return; // SQLite has no such timeout
         }
         let store = database.store();
         let rested = store.write(|tx| {

@@ -28,7 +28,7 @@ fn counts_add_up_by_key_day_and_outcome() {
             usage(2, 20_000, None, 7),
             Usage {
                 last_used_at: Some(at(1)),
-                ..usage(99, 20_000, None, 1) // no such key: skipped
+                ..usage(99, 20_000, None, 1) // skipped because the key does not exist
             },
         ];
         store.add_usage(batch.clone()).await.unwrap();
@@ -63,8 +63,8 @@ fn counts_add_up_by_key_day_and_outcome() {
             .await
             .unwrap();
         assert_eq!(since.len(), 1);
-        let stranger = format!("key_id: {:032x}", 99);
-        assert!(!database.dump().contains(&stranger));
+        let unknown = format!("key_id: {:032x}", 99);
+        assert!(!database.dump().contains(&unknown));
         assert_eq!(
             store
                 .read(|db| db.account(&acme()).usage(&id(99), 0))
@@ -84,7 +84,7 @@ fn counts_add_up_by_key_day_and_outcome() {
 }
 
 #[test]
-fn what_is_old_is_forgotten_in_steps() {
+fn old_counts_are_deleted_in_steps() {
     each(async |database| {
         let store = database.store();
         let ids = match database.backend() {
@@ -103,7 +103,7 @@ fn what_is_old_is_forgotten_in_steps() {
 }
 
 #[test]
-fn a_count_that_would_not_fit_holds_up_no_other() {
+fn overflowing_count_does_not_block_other_counts() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
@@ -142,11 +142,11 @@ fn a_count_that_would_not_fit_holds_up_no_other() {
 }
 
 #[test]
-fn every_outcome_is_kept() {
+fn every_outcome_is_stored() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        // No key is unknown.
+        // An unknown key has no row.
         let denials = Denial::ALL
             .into_iter()
             .filter(|denial| *denial != Denial::UnknownKey);
@@ -195,7 +195,7 @@ fn batch_can_have_several_rows_of_one_key() {
 }
 
 #[test]
-fn batch_that_fails_is_not_written_in_part() {
+fn failed_batch_is_not_written_partially() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -217,7 +217,7 @@ fn batch_that_fails_is_not_written_in_part() {
 }
 
 #[test]
-fn replicas_that_write_the_same_keys_lose_no_count() {
+fn concurrent_replicas_lose_no_counts() {
     each(async |database| {
         let (one, two) = (database.store(), database.store());
         for number in 0..50 {
@@ -226,7 +226,7 @@ fn replicas_that_write_the_same_keys_lose_no_count() {
         let writing = [one.clone(), two].map(|store| {
             tokio::spawn(async move {
                 for round in 0..20 {
-                    // In another order each time.
+                    // In a different order each time.
                     let numbers = (0..50).map(|i| (i * 7 + round) % 50);
                     let batch = numbers.map(|number| Usage {
                         last_used_at: Some(at(round as i64)),
@@ -249,11 +249,11 @@ fn replicas_that_write_the_same_keys_lose_no_count() {
 }
 
 #[test]
-fn last_use_that_the_release_before_wrote_is_shown() {
+fn last_use_written_by_the_previous_release_is_returned() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let write_as_before = |second| {
+        let write_as_previous_release = |second| {
             let micros = at(second).as_microsecond();
             database.sql(&format!("UPDATE api_keys SET last_used_at = {micros}"));
         };
@@ -279,21 +279,21 @@ fn last_use_that_the_release_before_wrote_is_shown() {
             );
             found.last_used_at
         };
-        write_as_before(10);
+        write_as_previous_release(10);
         assert_eq!(shown().await, Some(at(10)));
         write(5).await;
         assert_eq!(shown().await, Some(at(10)));
         write(20).await;
         assert_eq!(shown().await, Some(at(20)));
-        write_as_before(15);
+        write_as_previous_release(15);
         assert_eq!(shown().await, Some(at(20)));
-        write_as_before(30);
+        write_as_previous_release(30);
         assert_eq!(shown().await, Some(at(30)));
     });
 }
 
 #[test]
-fn last_used_only_moves_forward_and_is_nothing_to_forget() {
+fn last_used_only_moves_forward_and_evicts_nothing() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
@@ -312,7 +312,7 @@ fn last_used_only_moves_forward_and_is_nothing_to_forget() {
         assert_eq!(
             store.key(&acme(), id(1)).await,
             Some(expected),
-            "nothing else of it has changed"
+            "another field was changed"
         );
     });
 }

@@ -9,7 +9,7 @@ use tollkey_store::FoundKey;
 use crate::{Actions as _, acme, application, application_key, at, digest, each, id, key};
 
 #[test]
-fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
+fn key_is_found_by_its_hash_with_its_dependencies() {
     each(async |database| {
         let store = database.store();
         let nothing = store.find_by_digest(digest(1)).await.unwrap();
@@ -28,8 +28,8 @@ fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
             .add_application(&application(2, &acme()))
             .await
             .unwrap();
-        let made = application_key(3, &acme(), id(2));
-        store.add_key(&made).await.unwrap();
+        let created = application_key(3, &acme(), id(2));
+        store.add_key(&created).await.unwrap();
         let _ = store
             .write(|tx| {
                 tx.account(&acme())
@@ -39,7 +39,7 @@ fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
             .unwrap();
         let found = store.find_by_digest(digest(3)).await.unwrap();
         let expected = FoundKey {
-            key: made.clone(),
+            key: created.clone(),
             application: Some(application(2, &acme())),
             operating_model: OperatingModel::Ecosystem,
         };
@@ -62,15 +62,15 @@ fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
         assert_eq!(
             found.application,
             Some(disabled),
-            "deleted is as good as disabled"
+            "a deleted application is returned as disabled"
         );
     });
 }
 
-/// A counter value that covers a change comes with a row that has it: while one task changes a key's name to the
-/// number of the change, others read both.
+/// A snapshot must not have the counter of a change without its row, or the reverse. One task renames a key to the
+/// number of each change while others read both.
 #[test]
-fn the_counter_and_the_key_are_of_one_moment() {
+fn counter_and_key_are_from_the_same_snapshot() {
     each(async |database| {
         let store = Arc::new(database.store());
         let mut changing = key(1, &acme());

@@ -1,4 +1,4 @@
-//! Waking by `NOTIFY`. Nothing here is timed but the ignored measurement; waits have a generous end.
+//! Wake-ups by `NOTIFY`. Only the ignored measurement measures times; the other tests have generous timeouts.
 
 use std::{
     fs,
@@ -28,12 +28,12 @@ async fn change(store: &Store) {
     let _ = written.await.unwrap();
 }
 
-/// Listens, and has been woken once, for what happened before. Each further wake-up is a message; the channel closes
-/// when the thread has ended. `None` on SQLite.
+/// Starts a listener and waits for its first wake-up. Each further wake-up sends a message; the channel closes when the
+/// thread has ended. `None` on SQLite.
 fn listen(database: &Database, store: &Store) -> Option<(Listener, Receiver<Instant>)> {
     let (sender, wakes) = mpsc::channel();
     let wake = move || {
-        let _ = sender.send(Instant::now()); // nobody listens to who listens any more
+        let _ = sender.send(Instant::now()); // fails after the test has dropped the receiver
     };
     let listener = store.listen(wake).unwrap();
     assert_eq!(listener.is_some(), database.backend() == Backend::Postgres);
@@ -43,23 +43,23 @@ fn listen(database: &Database, store: &Store) -> Option<(Listener, Receiver<Inst
 }
 
 fn woken(wakes: &Receiver<Instant>) {
-    wakes.recv_timeout(PATIENCE).expect("nobody was woken");
+    wakes.recv_timeout(PATIENCE).expect("a wake-up");
 }
 
 fn ended(wakes: &Receiver<Instant>) {
     assert_eq!(
         wakes.recv_timeout(PATIENCE),
         Err(RecvTimeoutError::Disconnected),
-        "the thread goes on"
+        "the thread did not end"
     );
 }
 
-/// Ends the connection that listens, and no other.
+/// Terminates only the connection of the listener.
 const CUT: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                    WHERE datname = current_database() AND query LIKE 'LISTEN%'";
 
 #[test]
-fn a_change_wakes_who_listens_once_until_he_is_dropped() {
+fn each_change_wakes_the_listener_once_until_it_is_dropped() {
     each(async |database| {
         let store = database.store();
         let Some((listener, wakes)) = listen(database, &store) else {
@@ -72,7 +72,7 @@ fn a_change_wakes_who_listens_once_until_he_is_dropped() {
         assert_eq!(
             wakes.try_recv(),
             Err(TryRecvError::Empty),
-            "once for each change"
+            "more than one wake-up for a change"
         );
         drop(listener);
         ended(&wakes);
@@ -81,7 +81,7 @@ fn a_change_wakes_who_listens_once_until_he_is_dropped() {
 }
 
 #[test]
-fn other_channels_and_other_databases_do_not_matter() {
+fn other_channels_and_databases_do_not_wake_the_listener() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -89,7 +89,7 @@ fn other_channels_and_other_databases_do_not_matter() {
     let (store, elsewhere) = (one.store(), two.store());
     on(&one, async |one| {
         let Some((_listener, wakes)) = listen(one, &store) else {
-            panic!("it is PostgreSQL")
+            panic!("a listener on PostgreSQL")
         };
         change(&elsewhere).await;
         one.sql("NOTIFY other_changes");
@@ -100,7 +100,7 @@ fn other_channels_and_other_databases_do_not_matter() {
 }
 
 #[test]
-fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
+fn lost_connection_is_replaced_and_wakes_for_missed_changes() {
     each(async |database| {
         let store = database.store();
         let Some((listener, wakes)) = listen(database, &store) else {
@@ -108,10 +108,14 @@ fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
         };
         database.sql(CUT);
         woken(&wakes);
-        assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty), "once");
+        assert_eq!(
+            wakes.try_recv(),
+            Err(TryRecvError::Empty),
+            "more than one wake-up"
+        );
         change(&store).await;
         woken(&wakes);
-        // Dropped while it has no connection: the thread ends as well.
+        // The thread also ends if it has no connection.
         database.refuse_connections(true);
         drop(listener);
         ended(&wakes);
@@ -120,20 +124,20 @@ fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
 }
 
 #[test]
-fn a_server_that_comes_back_is_listened_to_again() {
+fn listener_reconnects_after_a_server_restart() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
     on(&postgres.database(), async |database| {
         let _migrated = database.store();
-        // Which waits two seconds for a connection, not twenty.
+        // With the default acquire timeout of 2 s instead of 20 s.
         let store = Store::open(
             OpenOptions::new(database.url()),
             Arc::new(RealClock::default()),
         )
         .unwrap();
         let Some((_listener, wakes)) = listen(database, &store) else {
-            panic!("it is PostgreSQL")
+            panic!("a listener on PostgreSQL")
         };
         for mode in ["fast", "immediate"] {
             postgres.control(&format!("-m {mode} stop"));
@@ -147,8 +151,8 @@ fn a_server_that_comes_back_is_listened_to_again() {
 }
 
 #[test]
-#[ignore = "a measurement: cargo test -p tollkey-store --test store wake::measured -- --ignored --nocapture"]
-fn measured() {
+#[ignore = "a measurement: cargo test -p tollkey-store --test store wake::wake_up_latency_is_measured -- --ignored --nocapture"]
+fn wake_up_latency_is_measured() {
     each(async |database| {
         let store = database.store();
         let Some((listener, wakes)) = listen(database, &store) else {
@@ -160,25 +164,25 @@ fn measured() {
             let committed = Instant::now();
             let woken = wakes.recv_timeout(PATIENCE).unwrap();
             micros.push(woken.saturating_duration_since(committed).as_micros());
-            // Not in step with anything that ticks.
+            // Not synchronized with any timer.
             tokio::time::sleep(Duration::from_micros(5_000 + round * 37 % 10_000)).await;
         }
         micros.sort_unstable();
         let rest = Duration::from_secs(10);
-        let before = computed();
+        let before = cpu_time();
         tokio::time::sleep(rest).await;
-        let busy = (computed() - before).as_secs_f64() / rest.as_secs_f64();
+        let busy = (cpu_time() - before).as_secs_f64() / rest.as_secs_f64();
         let (median, p99) = (micros[micros.len() / 2], micros[micros.len() * 99 / 100]);
         eprintln!(
-            "from commit to wake-up: median {median} µs, p99 {p99} µs; at rest {:.3} % of a core",
+            "from commit to wake-up: median {median} µs, p99 {p99} µs; idle {:.3} % of a core",
             busy * 100.0
         );
         drop(listener);
     });
 }
 
-/// How long the listening thread has computed so far.
-fn computed() -> Duration {
+/// Returns the CPU time that the listening thread has used.
+fn cpu_time() -> Duration {
     let threads = fs::read_dir("/proc/self/task")
         .unwrap()
         .map(|thread| thread.unwrap().path());
