@@ -1602,7 +1602,7 @@ async fn key_page_counts_usage_that_is_not_written_yet() {
             } else {
                 let _ = service.verifier.collect_usage();
             }
-            let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+            let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
             assert!(
                 page.contains(&format!("{uses} accepted, 0 refused")),
                 "{page}"

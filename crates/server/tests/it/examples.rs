@@ -89,7 +89,7 @@ impl Example {
         let reply = creation.bearer(&merchant("acme")).await;
         assert_eq!(reply.status, 201, "{reply}");
         match self {
-            Self::StorefrontActix => storlaunch::creation(&reply),
+            Self::StorefrontActix => storlaunch::made(&reply),
             _ => Key {
                 id: member(&reply, "key_id"),
                 text: member(&reply, "api_key"),
