@@ -676,7 +676,7 @@ async fn there_are_as_many_verdicts_as_questions() {
             (ErrorKind::Unreadable, 1),
             "{count}"
         );
-        let why = "200: there are not as many answers as questions";
+        let why = "200: the number of results is not the number of questions";
         assert_eq!(
             error.to_string(),
             format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})")

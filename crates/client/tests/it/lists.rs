@@ -271,7 +271,7 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
         (error.kind(), error.status()),
         (ErrorKind::Unreadable, Some(200))
     );
-    let why = "200: the list does not go on: its next cursor is the one that was asked for";
+    let why = "200: the next cursor is the cursor of this page";
     assert_eq!(error.to_string(), format!("GET /api/v1/api-keys: {why}"));
     assert!(items.next().await.is_none());
     assert_eq!(server.asked().await.len(), 2);

@@ -413,7 +413,7 @@ async fn nobody_logs_a_secret_of_a_call_that_fails() {
     drop(guard);
 
     let (logs, shown) = (logs.text(), shown.0);
-    assert!(logs.contains("a call is sent again"), "{logs}");
+    assert!(logs.contains("sending a call again"), "{logs}");
     assert_unseen(&logs, CANARY);
     assert_unseen(&shown, CANARY);
 }
@@ -588,7 +588,7 @@ async fn each_attempt_is_a_span_with_what_it_was() {
     }
     assert!(
         logs.contains(
-            "a call is sent again attempt=1 error=503 unavailable: temporarily unavailable"
+            "sending a call again attempt=1 error=503 unavailable: temporarily unavailable"
         ),
         "{logs}"
     );

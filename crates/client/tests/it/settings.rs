@@ -140,7 +140,7 @@ async fn a_name_of_one_s_own_stands_behind_ours() {
     );
     for name in ["check\nout", "check\0out"] {
         let text = refused_settings(server.builder().user_agent(name));
-        assert_eq!(text, "user_agent has characters that no header takes");
+        assert_eq!(text, "user_agent has characters that a header value must not contain");
     }
 }
 
@@ -196,13 +196,13 @@ fn headers_that_are_the_client_s_own_business_are_refused() {
     }
     for name in ["", "with blank", "naïve", "a:b", "a\nb"] {
         let text = refused_settings(builder("http://localhost").header(name, "hunter2"));
-        assert_eq!(text, format!("header {name:?} is no header name"));
+        assert_eq!(text, format!("header {name:?} is not a valid header name"));
     }
     for value in ["hunter2\nx: y", "hunter2\r\n", "hunter2\0"] {
         let error = refused(builder("http://localhost").header("x-team", value).build());
         assert_eq!(
             error.to_string(),
-            "header \"x-team\" has a value with characters that no header takes"
+            "header \"x-team\" has characters that a header value must not contain"
         );
         assert!(!format!("{error:?}").contains("hunter2"));
     }
