@@ -407,7 +407,7 @@ mod tests {
         let unreadable = || Kind::Unreadable {
             status: 201,
             request_id: None,
-            why: "in a sentence".to_owned(),
+            why: "a reason".to_owned(),
         };
         for (repeat, max, attempts) in [
             (Repeat::AlsoUnreadable, 2, 2),
@@ -543,7 +543,7 @@ mod tests {
 
     #[test]
     fn only_temporary_failures_are_repeated() {
-        let text = || "in a sentence".to_owned();
+        let text = || "a reason".to_owned();
         let rows = [
             (Kind::Connect(ConnectFailure::Refused), true),
             (Kind::Connect(ConnectFailure::TimedOut), true),
