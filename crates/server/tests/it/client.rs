@@ -434,46 +434,47 @@ async fn the_tour_says_what_it_does() {
     tour::walk(&client, &mut said).await.expect("the tour");
     let said = String::from_utf8(said).expect("text");
     // These two lines name what is another each time.
-    let (made, same): (Vec<_>, Vec<_>) =
-        said.lines().partition(|line| line.starts_with("made the "));
+    let (made, same): (Vec<_>, Vec<_>) = said
+        .lines()
+        .partition(|line| line.starts_with("created the "));
     assert_eq!(made.len(), 2, "{said}");
     assert!(made[1].ends_with(" Secret(redacted)"), "{said}");
     assert_snapshot!(same.join("\n"), @r#"
     == A key of an application
 
-    == What a resource server asks
+    == A resource server verifies it
     reading links: valid, a test key of acme
     writing links: insufficient_scope
-    with real money: wrong_mode
-    a made-up key: unknown_key
+    in live mode: wrong_mode
+    an unknown key: unknown_key
     introspected: active true, scope "links:read"
 
-    == What the key says of itself
+    == The key describes itself
     application test active
 
-    == Its application is disabled, enabled, and then the key revoked
+    == Its application is disabled and enabled, then the key is revoked
     disabled: application_disabled
     enabled: valid
     revoked: revoked
 
     == A commerce key is rotated
-    the old key: valid
-    the new key: valid
-    API key revoked successfully; the old key: revoked
+    predecessor: valid
+    successor: valid
+    API key revoked successfully; predecessor: revoked
 
-    == An account key makes another
-    test secret made test publishable
+    == An account key creates another
+    test secret created test publishable
 
-    == What goes wrong, and how it is told
+    == Errors
     409 application_name_taken
     /name must have 1 to 255 characters
     /scopes unknown scope `links:destroy`
 
-    == What was written down of it
+    == The audit log of the key
     api_key.revoked by merchant developer
     api_key.created by merchant developer
 
-    Deleted the application; nothing of the tour works any more.
+    Deleted the application; all keys of the tour are revoked.
     "#);
     server.stop().await;
 }

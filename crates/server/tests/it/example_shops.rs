@@ -974,12 +974,12 @@ async fn a_receiver_that_misbehaves_costs_the_vault_little() {
             (
                 receiver("/large", FORWARDING),
                 502,
-                json!("The receiver's answer is too large."),
+                json!("The receiver's response is too large."),
             ),
             (
                 receiver("/silent", Duration::from_millis(200)),
                 504,
-                json!("The receiver did not answer in time."),
+                json!("The receiver did not respond in time."),
             ),
             (nobody, 502, json!("The receiver cannot be reached.")),
         ] {
