@@ -326,7 +326,7 @@ impl Client {
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
     /// let me = "0f1e2d3c4b5a69788796a5b4c3d2e1f0".parse().expect("random hexadecimal digits");
-    /// let answer = tollkey.subscription().poll(me).await?;
+    /// let response = tollkey.subscription().poll(me).await?;
     /// # Ok(())
     /// # }
     /// ```

@@ -20,7 +20,7 @@ use crate::{
     request::{Call, sends},
 };
 
-/// Verification with a service key, a token with the role `service`, or a secret key for the keys of its own account.
+/// Verification with a service key, a token with the role `service`, or a secret key for the keys of the same account.
 impl Client {
     /// `POST /verify`: checks whether a key allows a request. Pass method, path, merchant and client IP whenever they are known:
     /// a key with a restriction is denied if the value for it is missing.

@@ -525,8 +525,8 @@ impl Protocol {
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
-                // Of two identical callers, the first always goes first: the order makes no difference. Callers that mark are not
-                // identical, because one of them runs in the revoking process.
+                // Of two identical callers, the first always goes first: the order makes no difference. Callers that mark
+                // are not identical, because one of them runs in the revoking process.
                 let twin = (0..at)
                     .rfind(|other| {
                         self.bounds.callers[usize::from(*other)]

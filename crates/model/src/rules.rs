@@ -73,7 +73,7 @@ rules! {
     ClockAfterUpdate,
     /// A change waits until every verifier has reported it, or until a lease and a margin have passed.
     ChangesWait,
-    /// A change applies itself to the verifier of its own process, whose row it does not check.
+    /// A change applies itself to the verifier of the same process, whose row it does not check.
     OwnVerifierToo,
     /// A revocation of a key that is already revoked waits, too.
     RepeatsWait,
@@ -89,7 +89,7 @@ rules! {
     // Subscribers.
     /// A verifier reports the minimum of what it and its subscribers have applied.
     ReportsLeast,
-    /// A change waits for the subscribers of its own verifier, whose row it does not check.
+    /// A change waits for the subscribers of the verifier of the same process, whose row it does not check.
     OwnSubscribersToo,
     /// A subscriber is registered in the step that computes the reply to it.
     RegisteredWithReply,

@@ -45,7 +45,7 @@ pub struct Data {
 }
 
 impl Store {
-    /// Reads the data of the key's account and mode, which is empty if there is none. Stores nothing.
+    /// Reads the data of the key's account and mode, or empty data if the account has none. Stores nothing.
     pub fn read<A>(&self, key: &VerifiedKey, read: impl FnOnce(&Data) -> A) -> A {
         match self.all().get(&owner(key)) {
             Some(data) => read(data),
@@ -85,7 +85,7 @@ fn owner(key: &VerifiedKey) -> (String, Mode) {
 }
 
 impl Data {
-    /// Records an event. Beyond [`MAX_EACH`] events, the oldest one is removed.
+    /// Records an event. Beyond 100 events, the oldest one is removed.
     pub fn record(&mut self, event: Event) {
         if self.events.len() == MAX_EACH {
             self.events.pop_first();

@@ -65,7 +65,7 @@ pub struct Price {
 }
 
 impl Shops {
-    /// Reads the shop of a key, which is empty if there is none.
+    /// Reads the shop of a key, or an empty shop if the account has none.
     pub fn read<A>(&self, key: &VerifiedKey, read: impl FnOnce(&Shop) -> A) -> A {
         match self.all().get(&owner(key)) {
             Some(shop) => read(shop),

@@ -77,7 +77,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let read = Json::from_request(request, state).await;
         let Json(body) = read.map_err(|rejection| Failure {
-            // One status for every invalid body.
+            // Every invalid body gets the same status.
             status: match rejection.status() {
                 StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
                 other => other,

@@ -155,7 +155,7 @@ fn bit_string(bytes: &[u8]) -> Vec<u8> {
     der(0x03, &[&[0], bytes].concat())
 }
 
-/// An HTTP/2 server with TLS that answers every request with [`said::whoami`].
+/// An HTTP/2 server with TLS that responds to every request with [`said::whoami`].
 pub struct Http2Server {
     pub address: SocketAddr,
     requests: Arc<AtomicUsize>,
