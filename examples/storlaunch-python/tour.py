@@ -1,7 +1,7 @@
-"""The Python package `storlaunch` against a Tollkey server, unchanged but for how it says who it is.
+"""Drives the Python package `storlaunch` against a Tollkey server.
 
-The package signs each request in a way of its own. Tollkey takes secret keys as Bearer credentials, so the HTTP client
-that is handed to the package replaces its Authorization header; everything else is the package's.
+The package signs each request. Tollkey accepts secret keys as Bearer credentials, so the HTTP client that is passed to
+the package replaces its Authorization header. Nothing else of the package is changed.
 """
 
 import os
@@ -15,7 +15,7 @@ BASE_URL = os.environ.get("TOLLKEY_URL", "http://127.0.0.1:8080")
 
 
 class Bearer(httpx.Auth):
-    """Puts a credential where the package has put its signature."""
+    """Replaces the package's signature by a credential."""
 
     def __init__(self, credential: str) -> None:
         self._credential = credential
@@ -27,7 +27,7 @@ class Bearer(httpx.Auth):
 
 def client(credential: str) -> StorlaunchClient:
     http = httpx.Client(auth=Bearer(credential), timeout=30)
-    # The id and the secret sign what is then replaced.
+    # The key ID and secret produce the signature, which is replaced.
     return StorlaunchClient(key_id="unused", secret="unused", base_url=BASE_URL, http=http)
 
 
@@ -37,56 +37,56 @@ def expect(condition: bool, what: str) -> None:
     print(f"ok: {what}")
 
 
-def refused(call, status: int, code: str, what: str) -> None:
+def rejects(call, status: int, code: str, what: str) -> None:
     try:
         call()
     except StorlaunchError as error:
         expect((error.status, error.code) == (status, code) and bool(error.request_id), what)
     else:
-        sys.exit(f"FAILED: {what}: it was not refused")
+        sys.exit(f"FAILED: {what}: the call was not rejected")
 
 
 def main() -> None:
     token = os.environ.get("TOLLKEY_TOKEN")
     if not token:
-        sys.exit("Set TOLLKEY_TOKEN to a management token; `tollkey token --account acme` makes one.")
+        sys.exit("Set TOLLKEY_TOKEN to a management token; `tollkey token --account acme` creates one.")
 
-    # A management token makes the first secret key of an account.
+    # A management token creates the first secret key of an account.
     first = client(token).account.api_keys.create({"name": "First key", "environment": "live", "access": "secret"})
     expect(first["value"].startswith("sk_live_") and first["id"].startswith("key_"), "the first secret key")
 
     keys = client(first["value"]).account.api_keys
-    made = keys.create({"name": "Mobile app", "environment": "test", "access": "publishable"})
+    created = keys.create({"name": "Mobile app", "environment": "test", "access": "publishable"})
     expect(
-        list(made) == ["id", "name", "environment", "access", "value", "createdAt"] and made["value"].startswith("pk_test_"),
-        "a secret key makes another key",
+        list(created) == ["id", "name", "environment", "access", "value", "createdAt"] and created["value"].startswith("pk_test_"),
+        "a secret key creates another key",
     )
     rows = {row["id"]: row for row in keys.list()}
-    row = rows[made["id"]]
+    row = rows[created["id"]]
     expect(
         list(row)
         == ["id", "name", "prefix", "last4", "environment", "access", "createdAt", "lastUsedAt", "revokedAt"],
-        "the list has the documented members",
+        "the list has the documented fields",
     )
-    expect(made["value"].endswith(row["last4"]) and "value" not in row, "and not the value")
-    refused(lambda: keys.create(), 400, "VALIDATION_ERROR", "a key without a name is refused")
-    refused(lambda: client(made["value"]).account.api_keys.list(), 403, "FORBIDDEN", "a publishable key manages nothing")
+    expect(created["value"].endswith(row["last4"]) and "value" not in row, "the list does not contain the full key")
+    rejects(lambda: keys.create(), 400, "VALIDATION_ERROR", "a key without a name is rejected")
+    rejects(lambda: client(created["value"]).account.api_keys.list(), 403, "FORBIDDEN", "a publishable key cannot list keys")
 
-    revoked = keys.revoke(made["id"])
+    revoked = keys.revoke(created["id"])
     expect(revoked["revokedAt"] is not None, "a key is revoked")
-    refused(
-        lambda: client(made["value"]).account.api_keys.list(), 401, "INVALID_API_KEY", "and dead from that moment on"
+    rejects(
+        lambda: client(created["value"]).account.api_keys.list(), 401, "INVALID_API_KEY", "the revoked key is rejected"
     )
 
     entries = client(first["value"]).account.audit_log.list({"limit": 2})
     expect(
         [(entry["action"], entry["target"]["id"]) for entry in entries]
-        == [("api_key.revoked", made["id"]), ("api_key.created", made["id"])],
-        "the audit log has both",
+        == [("api_key.revoked", created["id"]), ("api_key.created", created["id"])],
+        "the audit log contains both changes",
     )
 
     keys.revoke(first["id"])
-    refused(lambda: keys.list(), 401, "INVALID_API_KEY", "a key can end itself")
+    rejects(lambda: keys.list(), 401, "INVALID_API_KEY", "a key can revoke itself")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A receiver for the vault to forward to: answers with what it was sent."""
+"""A receiver for the vault to forward to: responds with the body of the request."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 

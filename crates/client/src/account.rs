@@ -1,5 +1,5 @@
-//! The account surface, as [`Client::account`] uses it: secret and publishable keys (`sk_…`, `pk_…`) and its audit log.
-//! Called with a secret key, or with a management token.
+//! The account surface ([`Client::account`]): secret and publishable keys (`sk_…`, `pk_…`) and an audit log.
+//! Its callers present a secret key or a management token.
 
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -18,7 +18,7 @@ use crate::{
     url_text::UrlText,
 };
 
-/// What the account surface has: keys and an audit log.
+/// The account surface: [`Client::account`].
 #[derive(Debug, Clone)]
 pub struct Account(Client);
 
@@ -61,8 +61,8 @@ impl ApiKeys {
         Call::new(&self.0, method, route, segments).in_account()
     }
 
-    /// `POST /account/api-keys`: makes a key. Its name has 1 to 100 characters. The answer is the only one that ever holds
-    /// the key's text. A secret key makes none beyond itself.
+    /// `POST /account/api-keys`: creates a key. Its name has 1 to 100 characters. Only this response contains the full key.
+    /// A secret key cannot create a key that has more access than itself.
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client, Mode, account::Access};
@@ -90,7 +90,7 @@ impl ApiKeys {
         }
     }
 
-    /// `GET /account/api-keys`: the keys, newest first, revoked ones included; at most 1000 at a time.
+    /// `GET /account/api-keys`: the keys, newest first, including revoked ones; at most 1000 per page.
     ///
     /// ```no_run
     /// # async fn example(key: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -109,8 +109,8 @@ impl ApiKeys {
         }
     }
 
-    /// `POST /account/api-keys/{id}/revoke`: revokes a key for good. Once this returns, the key is refused everywhere. Can
-    /// be repeated.
+    /// `POST /account/api-keys/{id}/revoke`: revokes a key permanently. When this returns, the key is rejected everywhere.
+    /// Can be repeated.
     ///
     /// ```no_run
     /// # async fn example(key: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
@@ -148,7 +148,7 @@ impl ApiKeys {
     }
 }
 
-/// Makes a secret or publishable key: [`ApiKeys::create`].
+/// Creates a secret or publishable key: [`ApiKeys::create`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
@@ -179,13 +179,13 @@ pub struct ListKeys {
 }
 
 impl ListKeys {
-    /// How many, 1 to 1000; 1000 when not set.
+    /// The page size, 1 to 1000; 1000 when not set.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
+    /// The [`next_cursor`](Page::next_cursor) of the previous page.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(UrlText::new(cursor));
         self
@@ -207,7 +207,7 @@ by_cursor!(ListKeys: Key);
 pub struct AuditLog(Client);
 
 impl AuditLog {
-    /// `GET /account/audit-log`: the entries, newest first; at most 100 at a time.
+    /// `GET /account/audit-log`: the entries, newest first; at most 100 per page.
     ///
     /// ```no_run
     /// # async fn example(key: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -241,19 +241,19 @@ pub struct ListAuditLog {
 }
 
 impl ListAuditLog {
-    /// How many, 1 to 100; 100 when not set.
+    /// The page size, 1 to 100; 100 when not set.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
+    /// The [`next_cursor`](Page::next_cursor) of the previous page.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(UrlText::new(cursor));
         self
     }
 
-    /// Only entries of this action, such as `api_key.revoked`.
+    /// Only entries with this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
         self.action = Some(UrlText::new(action));
         self

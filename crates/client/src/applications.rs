@@ -1,4 +1,4 @@
-//! Applications and their keys (`ks_…`), as [`Client::applications`] manages them.
+//! Applications and their keys (`ks_…`): [`Client::applications`].
 
 use reqwest::Method;
 use tollkey_api::{
@@ -31,12 +31,12 @@ impl Applications {
         Call::new(&self.0, method, route, segments).in_account()
     }
 
-    /// `POST /applications`: makes an application. Its name has 1 to 100 characters and is unique in the account
+    /// `POST /applications`: creates an application. Its name has 1 to 100 characters and is unique in the account
     /// (409 `application_name_taken`).
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let app = merchant.applications().create("Production Web Store").description("Primary e-commerce backend").await?;
+    /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let app = management.applications().create("Production Web Store").description("Primary e-commerce backend").await?;
     /// println!("{}", app.id);
     /// # Ok(())
     /// # }
@@ -53,15 +53,15 @@ impl Applications {
         }
     }
 
-    /// `GET /applications`: the applications, newest first. Its pages are numbered: what is made or deleted while they are read
-    /// shifts them, so that an item may come twice or be missed. Read all of it before changing any of it.
+    /// `GET /applications`: the applications, newest first. The pages are numbered: an application that is created or deleted
+    /// while they are read shifts the others, so that one is returned twice or missed. Read the whole list before you change it.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let page = merchant.applications().list().limit(20).await?;
+    /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let page = management.applications().list().limit(20).await?;
     /// println!("{} of {}", page.items.len(), page.total_items);
     ///
-    /// let mut all = merchant.applications().list().include_api_keys().items();
+    /// let mut all = management.applications().list().include_api_keys().items();
     /// while let Some(app) = all.next().await.transpose()? {
     ///     println!("{}: {} keys", app.name, app.api_keys.map_or(0, |keys| keys.len()));
     /// }
@@ -82,8 +82,8 @@ impl Applications {
     /// `GET /applications/{id}`: one application.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let app = merchant.applications().get(id).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = management.applications().get(id).await?;
     /// println!("{} works: {}", app.name, app.is_enabled);
     /// # Ok(())
     /// # }
@@ -94,11 +94,11 @@ impl Applications {
             .reading()
     }
 
-    /// `PATCH /applications/{id}`: changes what is set here and leaves the rest.
+    /// `PATCH /applications/{id}`: changes the fields that are set and keeps the others.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let app = merchant.applications().update(id).name("Web Store EU").clear_description().await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = management.applications().update(id).name("Web Store EU").clear_description().await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -111,11 +111,11 @@ impl Applications {
         }
     }
 
-    /// `PATCH /applications/{id}/status`: lets the application's keys work again.
+    /// `PATCH /applications/{id}/status`: enables the application, so that its keys are accepted again.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// assert!(merchant.applications().enable(id).await?.is_enabled);
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// assert!(management.applications().enable(id).await?.is_enabled);
     /// # Ok(())
     /// # }
     /// ```
@@ -124,12 +124,12 @@ impl Applications {
         self.set_enabled(id.as_ref(), true)
     }
 
-    /// `PATCH /applications/{id}/status`: stops all keys of the application, until [`enable`](Self::enable).
+    /// `PATCH /applications/{id}/status`: disables the application and with it its keys, until [`enable`](Self::enable).
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let app = merchant.applications().disable(id).await?;
-    /// // From here on its keys are refused everywhere.
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = management.applications().disable(id).await?;
+    /// // From here on its keys are rejected everywhere.
     /// # Ok(())
     /// # }
     /// ```
@@ -150,14 +150,14 @@ impl Applications {
             .reading()
     }
 
-    /// `DELETE /applications/{id}`: deletes the application and revokes its keys for good.
+    /// `DELETE /applications/{id}`: deletes the application and revokes its keys permanently.
     ///
-    /// When an answer is lost and the call sent again, the repeat finds nothing: 404 with
+    /// If a response is lost and the call is sent again, the second attempt gets 404 with
     /// [`attempts`](crate::Error::attempts) above 1.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// merchant.applications().delete(id).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// management.applications().delete(id).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -177,7 +177,7 @@ impl Applications {
     }
 }
 
-/// Makes an application: [`Applications::create`].
+/// Creates an application: [`Applications::create`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateApplication {
@@ -187,7 +187,7 @@ pub struct CreateApplication {
 }
 
 impl CreateApplication {
-    /// What it is for: at most 500 characters.
+    /// The description: at most 500 characters.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.body.description = Some(description.into());
         self
@@ -214,19 +214,19 @@ pub struct ListApplications {
 }
 
 impl ListApplications {
-    /// Which page, from 1.
+    /// The page number, from 1.
     pub fn page(mut self, page: u32) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// How many on a page, 1 to 100; 10 when not set, 100 for `items` and `pages`.
+    /// The page size, 1 to 100; 10 when not set, 100 for `items` and `pages`.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Adds each application's keys, the newest 100 of each.
+    /// Adds the newest 100 keys of each application.
     pub fn include_api_keys(mut self) -> Self {
         self.include = Some(Include::ApiKeys);
         self
@@ -266,7 +266,7 @@ impl UpdateApplication {
         self
     }
 
-    /// Takes the description away.
+    /// Removes the description.
     pub fn clear_description(mut self) -> Self {
         self.body.description = Patch::Null;
         self
@@ -286,13 +286,13 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
-    /// `POST /applications/{id}/api-keys`: makes a key. Its description has 1 to 255 characters. The answer is the only
-    /// one that ever holds the key's text.
+    /// `POST /applications/{id}/api-keys`: creates a key. Its description has 1 to 255 characters. Only this response contains
+    /// the full key.
     ///
     /// ```no_run
     /// # use tollkey_client::{Mode, Scope};
-    /// # async fn example(merchant: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
-    /// let keys = merchant.applications().api_keys(app_id);
+    /// # async fn example(management: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let keys = management.applications().api_keys(app_id);
     /// let created = keys.create("Primary checkout key").mode(Mode::Test).scopes([Scope::SESSIONS_WRITE]).await?;
     /// println!("{}", created.full_key.expose());
     /// # Ok(())
@@ -317,13 +317,13 @@ impl ApiKeys {
         }
     }
 
-    /// `GET /applications/{id}/api-keys`: the keys, newest first, revoked ones included. Its pages are numbered: a key made while
-    /// they are read shifts them, so that another may come twice.
+    /// `GET /applications/{id}/api-keys`: the keys, newest first, including revoked ones. The pages are numbered: a key that is
+    /// created while they are read shifts the others, so that one is returned twice.
     ///
     /// ```no_run
     /// # use tollkey_client::Status;
-    /// # async fn example(merchant: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
-    /// let mut keys = merchant.applications().api_keys(app_id).list().items();
+    /// # async fn example(management: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let mut keys = management.applications().api_keys(app_id).list().items();
     /// while let Some(key) = keys.next().await.transpose()? {
     ///     if key.status == Status::Active {
     ///         println!("{} {}", key.key_prefix, key.description);
@@ -349,12 +349,12 @@ impl ApiKeys {
         }
     }
 
-    /// `DELETE /applications/{id}/api-keys/{keyId}`: revokes a key for good. Once this returns, the key is refused
-    /// everywhere. A key that was revoked before is 400 `key_already_revoked`.
+    /// `DELETE /applications/{id}/api-keys/{keyId}`: revokes a key permanently. When this returns, the key is rejected
+    /// everywhere. A key that is already revoked gives 400 `key_already_revoked`.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, app_id: &str, key_id: &str) -> Result<(), tollkey_client::Error> {
-    /// merchant.applications().api_keys(app_id).revoke(key_id).await?;
+    /// # async fn example(management: tollkey_client::Client, app_id: &str, key_id: &str) -> Result<(), tollkey_client::Error> {
+    /// management.applications().api_keys(app_id).revoke(key_id).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -373,7 +373,7 @@ impl ApiKeys {
     }
 }
 
-/// Makes a key of an application: [`ApiKeys::create`].
+/// Creates a key of an application: [`ApiKeys::create`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
@@ -389,7 +389,7 @@ impl CreateKey {
         self
     }
 
-    /// Exactly these scopes; `commerce` when not set. An empty list is refused.
+    /// The scopes; `commerce` when not set. An empty list is rejected.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         self.body.scopes = Some(texts(scopes.into_iter().map(Into::into)));
         self
@@ -416,13 +416,13 @@ pub struct ListKeys {
 }
 
 impl ListKeys {
-    /// Which page, from 1.
+    /// The page number, from 1.
     pub fn page(mut self, page: u32) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// How many on a page, 1 to 100; 10 when not set, 100 for `items` and `pages`.
+    /// The page size, 1 to 100; 10 when not set, 100 for `items` and `pages`.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self

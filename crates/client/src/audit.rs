@@ -1,4 +1,4 @@
-//! The audit log of an account, as [`Client::audit_log`] reads it.
+//! The audit log of an account: [`Client::audit_log`].
 
 use reqwest::Method;
 use tollkey_core::Timestamp;
@@ -21,11 +21,11 @@ impl AuditLog {
         Self(client.clone())
     }
 
-    /// `GET /audit-log`: the entries, newest first; at most 100 at a time.
+    /// `GET /audit-log`: the entries, newest first; at most 100 per page.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, key_id: &str) -> Result<(), tollkey_client::Error> {
-    /// let mut log = merchant.audit_log().list().target_id(key_id).items();
+    /// # async fn example(management: tollkey_client::Client, key_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let mut log = management.audit_log().list().target_id(key_id).items();
     /// while let Some(entry) = log.next().await.transpose()? {
     ///     println!("{} {} by {}", entry.occurred_at, entry.action, entry.actor.id);
     /// }
@@ -62,31 +62,31 @@ pub struct ListAuditLog {
 }
 
 impl ListAuditLog {
-    /// How many, 1 to 100; 100 when not set.
+    /// The page size, 1 to 100; 100 when not set.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
+    /// The [`next_cursor`](Page::next_cursor) of the previous page.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(UrlText::new(cursor));
         self
     }
 
-    /// Only entries of this action, such as `api_key.revoked`.
+    /// Only entries with this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
         self.action = Some(UrlText::new(action));
         self
     }
 
-    /// Only entries about the thing with this id.
+    /// Only entries whose target has this ID.
     pub fn target_id(mut self, id: impl Into<String>) -> Self {
         self.target_id = Some(UrlText::new(id));
         self
     }
 
-    /// Only what this caller did: the `sub` of a token, or the id of a key.
+    /// Only entries of this actor: the `sub` of a token, or the ID of a key.
     pub fn actor_id(mut self, id: impl Into<String>) -> Self {
         self.actor_id = Some(UrlText::new(id));
         self

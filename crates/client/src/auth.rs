@@ -9,12 +9,12 @@ use zeroize::Zeroizing;
 
 use crate::{Error, error::Kind};
 
-/// What a failing source of tokens can say.
+/// An error of a function that returns tokens: [`Auth::from_fn`].
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// A credential, presented as `Authorization: Bearer` with every call (RFC 6750).
 ///
-/// Hidden by `Debug`, wiped on drop, sent as a header that no log shows.
+/// `Debug` redacts it, dropping it wipes it, and its header is marked as sensitive.
 ///
 /// A credential must be printable ASCII, without white space or quotation marks at its ends. Any other is never sent:
 /// [`ClientBuilder::build`](crate::ClientBuilder::build) and [`Client::from_env`](crate::Client::from_env) report it as
@@ -25,12 +25,12 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// ```
 /// use tollkey_client::Auth;
 ///
-/// let merchant = Auth::bearer("a management token");
-/// assert_eq!(format!("{merchant:?}"), "Auth(redacted)");
+/// let management = Auth::bearer("a management token");
+/// assert_eq!(format!("{management:?}"), "Auth(redacted)");
 /// ```
 #[derive(Clone)]
 pub struct Auth {
-    /// What it is, for errors.
+    /// The name of the credential in errors.
     name: &'static str,
     source: Source,
 }
@@ -42,7 +42,7 @@ enum Source {
 }
 
 impl Auth {
-    /// A management token: a JWT of a merchant, an operator or a service.
+    /// A management token: a JWT of an account, an operator or a service.
     ///
     /// ```
     /// let auth = tollkey_client::Auth::bearer("a management token");
@@ -51,7 +51,7 @@ impl Auth {
         Self::fixed("the token", token)
     }
 
-    /// A service key (`tks_…`), with which resource servers and gateways verify the keys of others.
+    /// A service key (`tks_…`), with which resource servers and gateways verify keys.
     ///
     /// ```
     /// let auth = tollkey_client::Auth::service("tks_YOUR_SERVICE_KEY_HERE");
@@ -60,7 +60,7 @@ impl Auth {
         Self::fixed("the service key", service_key)
     }
 
-    /// An API key: a secret key (`sk_…`) for the account surface, or any key to ask what it is.
+    /// An API key: a secret key (`sk_…`) for the account surface, or any key for [`whoami`](crate::Client::whoami).
     ///
     /// ```
     /// let auth = tollkey_client::Auth::key("sk_test_YOUR_KEY_HERE");
@@ -76,14 +76,15 @@ impl Auth {
         }
     }
 
-    /// A token that is asked for before every attempt, for tokens that end. Whoever gives it keeps it as long as it
-    /// lasts, and has as long as one attempt; an error of its is [`ErrorKind::Auth`](crate::ErrorKind::Auth) and is not tried again.
+    /// A token from a function that is called before every attempt, for tokens that expire. The function should cache its
+    /// token, and has as long as one attempt may take. An error is reported as [`ErrorKind::Auth`](crate::ErrorKind::Auth)
+    /// and not retried.
     ///
     /// ```
     /// use tollkey_client::{Auth, Secret};
     ///
     /// async fn token() -> Result<Secret, std::io::Error> {
-    ///     Ok(Secret::new("from your identity provider, kept until it ends"))
+    ///     Ok(Secret::new("from your identity provider, cached until it expires"))
     /// }
     /// let auth = Auth::from_fn(token);
     /// ```
@@ -103,7 +104,7 @@ impl Auth {
         }
     }
 
-    /// What is wrong with the credential, as far as it is known before a call.
+    /// Returns why a fixed credential cannot be presented, or `None`. That of a function is unknown before the call.
     pub(crate) fn fault(&self) -> Option<String> {
         match &self.source {
             Source::Fixed(secret) => {
@@ -113,7 +114,7 @@ impl Auth {
         }
     }
 
-    /// The header, marked as sensitive.
+    /// Returns the header, marked as sensitive.
     pub(crate) async fn header(&self) -> Result<HeaderValue, Error> {
         match &self.source {
             Source::Fixed(secret) => self.bearer_header(secret),
@@ -138,7 +139,7 @@ impl Auth {
     }
 }
 
-/// Why a credential cannot be presented: what follows its name in an error. None of it is repeated.
+/// Returns why a credential cannot be presented, to follow its name in an error. Never repeats any part of it.
 pub(crate) fn fault(credential: &str) -> Option<&'static str> {
     let is_break = |character: char| matches!(character, '\r' | '\n');
     let is_quote = |character: char| matches!(character, '"' | '\'' | '`');

@@ -6,25 +6,23 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{Error, Listing, client::Shared, connections::Connections, error::Kind, list::Paged};
 
-/// What blocking calls of a client run on. A connection lives on the runtime that opened it, so they share none with the
-/// async calls: those would stand still while their runtime waits for a blocking call.
+/// The runtime and connections of a client's blocking calls. A connection belongs to the runtime that opened it, so blocking
+/// calls share none with async calls: these would stall while their runtime waits for a blocking call.
 pub(crate) struct Blocking {
-    /// There until it is dropped.
+    /// `Some` until drop.
     runtime: Option<Runtime>,
     pub(crate) connections: Arc<Connections>,
 }
 
 impl Blocking {
     pub(crate) fn runtime(&self) -> &Runtime {
-        self.runtime
-            .as_ref()
-            .expect("it is there until it is dropped")
+        self.runtime.as_ref().expect("a runtime until drop")
     }
 }
 
 impl Drop for Blocking {
     fn drop(&mut self) {
-        // Dropped where it stands, a runtime panics inside of another.
+        // Dropping a runtime inside another runtime panics; `shutdown_background` does not.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -32,7 +30,7 @@ impl Drop for Blocking {
 }
 
 impl Shared {
-    /// What blocking calls run on, made with the first of them.
+    /// Returns the runtime and connections of blocking calls, which the first of them creates.
     pub(crate) fn blocking(&self) -> Result<&Blocking, Error> {
         if let Some(blocking) = self.blocking.get() {
             return Ok(blocking);
@@ -44,11 +42,11 @@ impl Shared {
             .build();
         let runtime = runtime.map_err(|error| {
             Error::with_source(
-                Kind::Settings("there is no thread for blocking calls".to_owned()),
+                Kind::Settings("the runtime of blocking calls cannot be started".to_owned()),
                 error,
             )
         })?;
-        // An HTTP client of the caller's own cannot be built a second time.
+        // The caller's own HTTP client cannot be built a second time.
         let connections = match self.connections.separate() {
             Some(connections) => Arc::new(connections?),
             None => self.connections.clone(),
@@ -60,15 +58,15 @@ impl Shared {
     }
 }
 
-/// The items of a list, or its pages, fetched as they are asked for.
+/// Iterates over the items or the pages of a list, and fetches each page when it is needed.
 pub(crate) fn iterate<L: Paged, T: Send + 'static>(
     mut list: L,
-    listed: fn(L) -> Listing<T>,
+    into_listing: fn(L) -> Listing<T>,
 ) -> impl Iterator<Item = Result<T, Error>> + Send {
     let shared = list.call_mut().shared();
     let mut listing = shared.blocking().map(|blocking| {
         list.call_mut().send_with(blocking.connections.clone());
-        listed(list)
+        into_listing(list)
     });
     iter::from_fn(move || match (&mut listing, shared.blocking()) {
         (Ok(listing), Ok(blocking)) => blocking.runtime().block_on(listing.next()),

@@ -14,11 +14,11 @@ use crate::{
     retry::Retries,
 };
 
-/// The name of this release in `User-Agent`.
+/// The client's name and version in `User-Agent`.
 const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
 /// How long one attempt may take, from before it connects until the whole response is received.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may take.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Headers that the client sets itself.
@@ -105,8 +105,8 @@ impl ClientBuilder {
             None => Ok(None),
         };
         let service = credential("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
-        // Alone, the service key is presented with every call: a server that rejects it says why, and one that gets no credential
-        // cannot.
+        // Without a token, the service key is presented with every call: the server then says why it rejects it, which it
+        // cannot do without a credential.
         let auth = credential("TOLLKEY_TOKEN")?
             .map(Auth::bearer)
             .or_else(|| service.clone());
@@ -117,20 +117,20 @@ impl ClientBuilder {
         })
     }
 
-    /// The URL of the server: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Required.
+    /// The URL of the server, such as `https://keys.example.com`, with the path that a proxy adds, if any. Required.
     pub fn base_url(mut self, url: impl Into<String>) -> Self {
         self.base_url = Some(url.into());
         self
     }
 
-    /// The credential that calls present; none when not set. [`Client::with_auth`] returns a client with another.
+    /// The credential that calls present; none when not set. [`Client::with_auth`] replaces it.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = Some(auth);
         self
     }
 
-    /// The credential that calls which verify the keys of others present instead (`verify`, `verify_batch`, `introspect`,
-    /// `subscription`): for a process that manages keys with a management token and verifies keys with a service key.
+    /// The credential that `verify`, `verify_batch`, `introspect` and `subscription` present instead: for a process that
+    /// manages keys with a management token and verifies keys with a service key.
     pub fn service_auth(mut self, auth: Auth) -> Self {
         self.service = Some(auth);
         self
@@ -142,14 +142,14 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a whole call may take, repeats and pauses included; as long as they take when not set, which can be minutes
-    /// where a server asks to wait. It ends as one that timed out.
+    /// How long a whole call may take, including repeats and pauses; unlimited when not set, which can be minutes if a server
+    /// sends `Retry-After`. After it the call fails with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout).
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// How long connecting may take; 3 s when not set. Not with a client of one's own.
+    /// How long connecting may take; 3 s when not set. Has no effect with [`http_client`](Self::http_client).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -158,47 +158,47 @@ impl ClientBuilder {
     /// How often a call is sent again; 2 when not set, 0 for never.
     ///
     /// It is sent again when there was no connection, the connection ended, no response came in time, or the response is 408,
-    /// 429, 5xx or 409 `idempotency_in_progress` (that one five times at least, unless never). A creation without an
-    /// `idempotency_key` of the caller's is also sent again, once, when its response cannot be read: the server sends its first
-    /// response again. A server's `Retry-After` is obeyed up to [`max_retry_after`](Self::max_retry_after). What brings access
-    /// back (`resume`, `enable`, `update`, `set_operating_model`) is not sent again where no response came: another caller may
-    /// have stopped it since.
+    /// 429, 5xx or 409 `idempotency_in_progress` (at least five times for that one, unless this is 0). A creation without an
+    /// `idempotency_key` of the caller is also sent again, once, when its response cannot be read: the server sends its first
+    /// response again. The client waits for a server's `Retry-After` up to [`max_retry_after`](Self::max_retry_after). A call that
+    /// restores access (`resume`, `enable`, `update`, `set_operating_model`) is not sent again after an attempt without a
+    /// response, because another caller may have ended that access since.
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.retries.max = retries;
         self
     }
 
-    /// The pause before the first repeat, which doubles with each, and the longest; 0.5 s and 8 s when not set. Up to
-    /// half of each is taken off by chance.
+    /// The pause before the first repeat, which doubles with each repeat, and the longest pause; 0.5 s and 8 s when not set. Up
+    /// to half of each pause is random.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         (self.retries.first_pause, self.retries.longest_pause) = (first, longest);
         self
     }
 
-    /// The longest that a server's `Retry-After` is waited for, each time; 120 s when not set. What asks for more fails at once.
+    /// The longest `Retry-After` that the client waits for; 120 s when not set. If the server sends more, the call fails immediately.
     pub fn max_retry_after(mut self, most: Duration) -> Self {
         self.retries.max_retry_after = most;
         self
     }
 
-    /// What the caller is, behind our own name in `User-Agent`: `checkout/1.4`.
+    /// The caller's product in `User-Agent`, after the name of this crate: `checkout/1.4`.
     pub fn user_agent(mut self, product: impl Into<String>) -> Self {
         self.user_agent = Some(product.into());
         self
     }
 
-    /// A header that goes with every call, for a proxy in front of the server for instance. Not for credentials of
-    /// Tollkey: those are an [`Auth`]. Its value is kept out of logs.
+    /// A header of every call, for a proxy in front of the server for instance. Credentials of Tollkey belong in an [`Auth`].
+    /// The value is kept out of logs.
     pub fn header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
         self.headers = self.headers.and_then(|mut headers| {
             let name = name.as_ref();
             let parsed = HeaderName::try_from(name)
-                .map_err(|_| format!("header {name:?} is no header name"))?;
+                .map_err(|_| format!("header {name:?} is not a valid header name"))?;
             if RESERVED.contains(&parsed.as_str()) {
                 return Err(format!("header {name:?} is set by the client itself"));
             }
             let mut value = HeaderValue::from_str(value.as_ref()).map_err(|_| {
-                format!("header {name:?} has a value with characters that no header takes")
+                format!("header {name:?} has characters that a header value must not contain")
             })?;
             value.set_sensitive(true);
             headers.append(parsed, value);
@@ -210,11 +210,11 @@ impl ClientBuilder {
     /// Uses the caller's own HTTP client, for its proxies, certificates or connection pool.
     ///
     /// - It should follow no redirects, which would send keys to another server. A response from another URL is never used.
-    /// - Its settings are its own: enable HTTP/2 keep-alive
+    /// - Its own settings apply. Enable HTTP/2 keep-alive
     ///   ([`http2_keep_alive_interval`](reqwest::ClientBuilder::http2_keep_alive_interval), also
-    ///   [`while idle`](reqwest::ClientBuilder::http2_keep_alive_while_idle)), without which a connection that has gone silent fails
-    ///   call after call. Its connections cannot be replaced either ([`Client::with_new_connections`]).
-    /// - Blocking calls use it too, while otherwise they have connections of their own: use it on one runtime only.
+    ///   [`while idle`](reqwest::ClientBuilder::http2_keep_alive_while_idle)): without it, a connection whose peer has disappeared
+    ///   fails call after call, and [`Client::with_new_connections`] cannot replace it.
+    /// - Blocking calls use it too, instead of separate connections: use it on one runtime only.
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);
         self
@@ -225,8 +225,8 @@ impl ClientBuilder {
     /// # Errors
     /// [`ErrorKind::Settings`](crate::ErrorKind::Settings):
     /// - a setting is missing or invalid;
-    /// - a credential cannot be presented, because it ends with a line break for instance ([`Auth`] has the rules);
-    /// - `base_url` is `https://` and this machine has no CA certificates. Where it is `http://`, none are needed.
+    /// - a credential cannot be presented, for instance because it ends with a line break ([`Auth`] has the rules);
+    /// - `base_url` is `https://` and this machine has no CA certificates. An `http://` URL needs none.
     pub fn build(self) -> Result<Client, Error> {
         let base_url = self
             .base_url
@@ -255,8 +255,9 @@ impl ClientBuilder {
         let user_agent = self
             .user_agent
             .map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
-        let user_agent = HeaderValue::from_str(&user_agent)
-            .map_err(|_| Error::settings("user_agent has characters that no header takes"))?;
+        let user_agent = HeaderValue::from_str(&user_agent).map_err(|_| {
+            Error::settings("user_agent has characters that a header value must not contain")
+        })?;
         headers.insert(USER_AGENT, user_agent);
         let connections = match self.http_client {
             Some(client) => Connections::of(client),
@@ -291,7 +292,7 @@ impl fmt::Debug for ClientBuilder {
     }
 }
 
-/// The base URL, without a slash at its end. None of it is repeated in an error: it may hold a password.
+/// Returns the base URL without a trailing slash. Errors never repeat it, because it may contain a password.
 fn parse_base_url(text: &str) -> Option<Url> {
     let url = Url::parse(text.trim_end_matches('/')).ok()?;
     let whole = matches!(url.scheme(), "http" | "https")
@@ -314,8 +315,8 @@ mod tests {
 
     use super::*;
 
-    /// Settings by these variables.
-    fn by(variables: &[(&str, &str)]) -> Result<ClientBuilder, Error> {
+    /// Settings from these variables.
+    fn from_variables(variables: &[(&str, &str)]) -> Result<ClientBuilder, Error> {
         let variables: HashMap<_, _> = variables
             .iter()
             .map(|(name, value)| (*name, OsString::from(value)))
@@ -323,7 +324,7 @@ mod tests {
         ClientBuilder::from_env(|name| variables.get(name).cloned())
     }
 
-    /// What is presented by calls, and by those that verify keys of others.
+    /// Returns what calls present, and what verifications present.
     async fn presented(builder: ClientBuilder) -> (Option<String>, Option<String>) {
         async fn header(auth: Option<&Auth>) -> Option<String> {
             let header = auth?.header().await.unwrap();
@@ -342,19 +343,25 @@ mod tests {
     const SERVICE_KEY: (&str, &str) = ("TOLLKEY_SERVICE_KEY", "tks_EXAMPLE1");
 
     #[tokio::test]
-    async fn the_environment_names_the_server_and_what_is_presented_where() {
+    async fn environment_sets_the_url_and_the_credentials() {
         let (token, key) = (
             || Some("Bearer a token".to_owned()),
             || Some("Bearer tks_EXAMPLE1".to_owned()),
         );
-        assert_eq!(presented(by(&[URL]).unwrap()).await, (None, None));
-        assert_eq!(presented(by(&[URL, TOKEN]).unwrap()).await, (token(), None));
         assert_eq!(
-            presented(by(&[URL, SERVICE_KEY]).unwrap()).await,
+            presented(from_variables(&[URL]).unwrap()).await,
+            (None, None)
+        );
+        assert_eq!(
+            presented(from_variables(&[URL, TOKEN]).unwrap()).await,
+            (token(), None)
+        );
+        assert_eq!(
+            presented(from_variables(&[URL, SERVICE_KEY]).unwrap()).await,
             (key(), key())
         );
         assert_eq!(
-            presented(by(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await,
+            presented(from_variables(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await,
             (token(), key())
         );
         let both = ClientBuilder::new()
@@ -364,8 +371,8 @@ mod tests {
             presented(both.auth(Auth::bearer("a token"))).await,
             (token(), key())
         );
-        // Another credential takes the place of both.
-        let client = by(&[URL, TOKEN, SERVICE_KEY])
+        // `with_auth` replaces both credentials.
+        let client = from_variables(&[URL, TOKEN, SERVICE_KEY])
             .unwrap()
             .build()
             .unwrap()
@@ -378,19 +385,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_service_key_is_presented_where_keys_of_others_are_verified() {
+    async fn verifications_present_the_service_key() {
         let answers = wiremock::ResponseTemplate::new(503);
         let server = wiremock::MockServer::start().await;
         wiremock::Mock::given(wiremock::matchers::any())
             .respond_with(answers)
             .mount(&server)
             .await;
-        let client = by(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY])
+        let client = from_variables(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY])
             .unwrap()
             .max_retries(0)
             .build()
             .unwrap();
-        // What they answer does not matter here.
+        // The responses do not matter here.
         let verifier = tollkey_core::VerifierId::from_bytes([7; 16]);
         drop(client.verify("ck_test_EXAMPLE1").await);
         drop(
@@ -413,19 +420,19 @@ mod tests {
         drop(client.audit_log().list().await);
         drop(client.accounts().get("acme").await);
         drop(client.service_keys().list().await);
-        let asked = server.received_requests().await.unwrap();
-        let shown: Vec<_> = asked
+        let requests = server.received_requests().await.unwrap();
+        let presented: Vec<_> = requests
             .iter()
             .map(|request| request.headers["authorization"].to_str().unwrap())
             .collect();
         assert_eq!(
-            shown,
+            presented,
             [&["Bearer tks_EXAMPLE1"; 5][..], &["Bearer a token"; 7]].concat()
         );
     }
 
     #[test]
-    fn an_environment_that_is_wrong_is_refused_by_name_and_not_by_value() {
+    fn missing_or_empty_variable_is_named_in_the_error() {
         let rows: [(&[(&str, &str)], &str); 5] = [
             (&[], "TOLLKEY_URL is not set"),
             (&[TOKEN, SERVICE_KEY], "TOLLKEY_URL is not set"),
@@ -437,12 +444,12 @@ mod tests {
             ),
         ];
         for (variables, expected) in rows {
-            assert_eq!(by(variables).unwrap_err().to_string(), expected);
+            assert_eq!(from_variables(variables).unwrap_err().to_string(), expected);
         }
     }
 
     #[test]
-    fn faulty_credential_in_the_environment_is_named() {
+    fn invalid_credential_in_a_variable_is_rejected_by_name() {
         for (value, fault) in [
             (
                 "hunter2\n",
@@ -453,7 +460,7 @@ mod tests {
             ("hunter2\u{7}!", "holds a control character"),
         ] {
             for name in ["TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
-                let error = by(&[URL, (name, value)]).unwrap_err();
+                let error = from_variables(&[URL, (name, value)]).unwrap_err();
                 assert_eq!(
                     (error.kind(), error.to_string()),
                     (crate::ErrorKind::Settings, format!("{name} {fault}"))
@@ -461,9 +468,9 @@ mod tests {
                 assert!(!format!("{error:?}").contains("hunter2"));
             }
         }
-        // A URL may be written carelessly: it is trimmed.
+        // White space around a URL is trimmed.
         assert!(
-            by(&[("TOLLKEY_URL", "https://keys.example.com\n"), TOKEN])
+            from_variables(&[("TOLLKEY_URL", "https://keys.example.com\n"), TOKEN])
                 .unwrap()
                 .build()
                 .is_ok()
@@ -472,7 +479,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn an_environment_that_is_not_utf_8_is_refused() {
+    fn variable_that_is_not_utf_8_is_rejected() {
         use std::os::unix::ffi::OsStringExt as _;
 
         for wrong in ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
@@ -490,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn base_urls_end_without_a_slash() {
+    fn trailing_slash_of_the_base_url_is_removed() {
         let rows = [
             ("https://keys.example.com", "https://keys.example.com/"),
             ("https://keys.example.com/", "https://keys.example.com/"),

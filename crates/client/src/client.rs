@@ -1,4 +1,4 @@
-//! The client, and the way from it to each noun.
+//! The client, and the methods that return its nouns.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,15 +18,15 @@ use crate::{
     url_text::UrlText,
 };
 
-/// A client of one server. Cheap to clone: clones share connections.
+/// A client of one server. Clones are cheap and share connections.
 ///
 /// ```no_run
 /// use tollkey_client::{Auth, Client, Mode, Scope};
 ///
 /// # async fn example(jwt: String) -> Result<(), tollkey_client::Error> {
 /// let tollkey = Client::new("https://keys.example.com")?;
-/// let merchant = tollkey.with_auth(Auth::bearer(jwt));
-/// let created = merchant
+/// let management = tollkey.with_auth(Auth::bearer(jwt));
+/// let created = management
 ///     .commerce()
 ///     .api_keys()
 ///     .create("Commerce Server Key")
@@ -41,7 +41,7 @@ use crate::{
 pub struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) auth: Option<Auth>,
-    /// Presented instead of `auth` where keys of others are verified.
+    /// Presented instead of `auth` by calls that verify keys.
     pub(crate) service: Option<Auth>,
     pub(crate) account: Option<Arc<UrlText>>,
     pub(crate) timeout: Duration,
@@ -71,7 +71,7 @@ impl Shared {
 }
 
 impl Client {
-    /// A client of the server at this address, with the usual settings and without a credential: see
+    /// Returns a client of the server at this URL with the default settings and no credential: see
     /// [`with_auth`](Self::with_auth).
     ///
     /// ```
@@ -87,7 +87,7 @@ impl Client {
         Self::builder().base_url(base_url).build()
     }
 
-    /// A client with settings of one's own.
+    /// Returns a builder for a client with other settings.
     ///
     /// ```
     /// # fn main() -> Result<(), tollkey_client::Error> {
@@ -99,9 +99,9 @@ impl Client {
         ClientBuilder::new()
     }
 
-    /// A client by the environment: the server at `TOLLKEY_URL`, the management token `TOLLKEY_TOKEN`, the service key
-    /// `TOLLKEY_SERVICE_KEY`. With both credentials the service key is presented where keys of others are verified
-    /// (`verify`, `introspect`, `subscription`) and the token everywhere else; one alone is presented everywhere.
+    /// Returns a client configured by environment variables: the server's URL `TOLLKEY_URL`, the management token
+    /// `TOLLKEY_TOKEN` and the service key `TOLLKEY_SERVICE_KEY`. With both credentials, `verify`, `verify_batch`, `introspect` and
+    /// `subscription` present the service key and all other calls the token. With one of them, all calls present that one.
     ///
     /// # Errors
     /// [`ErrorKind::Settings`](crate::ErrorKind::Settings), which names the variable and never repeats its value: `TOLLKEY_URL` is not
@@ -121,12 +121,12 @@ impl Client {
         ClientBuilder::from_env(builder::environment)?.build()
     }
 
-    /// The same client with that credential and no other. Shares connections with this one.
+    /// Returns this client with only this credential. Both share connections.
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let merchant = tollkey.with_auth(tollkey_client::Auth::bearer("a management token"));
-    /// let own = merchant.commerce().api_keys().list().await?;
+    /// let management = tollkey.with_auth(tollkey_client::Auth::bearer("a management token"));
+    /// let own = management.commerce().api_keys().list().await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -139,8 +139,8 @@ impl Client {
         }
     }
 
-    /// The same client for that account (`?account=`): how an operator manages the account of somebody else. It bears on applications,
-    /// commerce keys, account keys and audit logs; the other calls know no account.
+    /// Returns this client for that account (`?account=`), so that an operator can manage it. It affects applications, commerce
+    /// keys, account keys and audit logs; other calls ignore it.
     ///
     /// ```no_run
     /// # use tollkey_client::Client;
@@ -157,7 +157,7 @@ impl Client {
         }
     }
 
-    /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].
+    /// Returns this client with another time limit for each attempt; see [`ClientBuilder::timeout`].
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -173,7 +173,7 @@ impl Client {
         }
     }
 
-    /// The same client with a limit of time for a whole call; see [`ClientBuilder::deadline`].
+    /// Returns this client with a time limit for a whole call; see [`ClientBuilder::deadline`].
     ///
     /// ```no_run
     /// # async fn example(service: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    /// The same client with another number of repeats; see [`ClientBuilder::max_retries`].
+    /// Returns this client with another number of repeats; see [`ClientBuilder::max_retries`].
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
@@ -209,13 +209,11 @@ impl Client {
         }
     }
 
-    /// Returns a client with the same settings and a connection pool of its own, which has no connections yet: blocking calls of
-    /// the new client have a pool of their own too. For a caller that has reason to believe that the connections of this client
-    /// are dead, or that needs connections on another runtime.
+    /// Returns a client with the same settings and a separate, empty connection pool, also for blocking calls. For a caller that
+    /// suspects that the connections of this client are dead, or that needs connections on another runtime.
     ///
-    /// Calls do not need it to recover: a client leaves silent connections behind by itself. The pool of an HTTP
-    /// client of the caller's own ([`ClientBuilder::http_client`]) cannot be replaced: there it returns a clone, which shares
-    /// all connections with this client.
+    /// Calls recover without it: a client replaces silent connections itself. The pool of the caller's own HTTP client
+    /// ([`ClientBuilder::http_client`]) cannot be replaced: then this returns a clone, which shares all connections.
     ///
     /// ```
     /// # fn main() -> Result<(), tollkey_client::Error> {
@@ -226,7 +224,7 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when no HTTP client can be built, as in [`ClientBuilder::build`]: the
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when the HTTP client cannot be built, as in [`ClientBuilder::build`]: the
     /// system's CA certificates are read again.
     pub fn with_new_connections(&self) -> Result<Self, Error> {
         let Some(connections) = self.shared.connections.separate() else {
@@ -243,11 +241,11 @@ impl Client {
         })
     }
 
-    /// Applications and their keys (`ks_…`).
+    /// The applications and their keys (`ks_…`).
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let applications = tollkey.applications(); // owns what it needs: keep it, move it
+    /// let applications = tollkey.applications(); // owned: keep it or move it into a task
     /// let shop = applications.create("Production Web Store").await?;
     /// # Ok(())
     /// # }
@@ -323,12 +321,12 @@ impl Client {
         ServiceKeys::new(self)
     }
 
-    /// The subscription of processes that verify from their own memory.
+    /// The subscription of processes that cache keys and verify them locally.
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
     /// let me = "0f1e2d3c4b5a69788796a5b4c3d2e1f0".parse().expect("random hexadecimal digits");
-    /// let answer = tollkey.subscription().poll(me).await?;
+    /// let response = tollkey.subscription().poll(me).await?;
     /// # Ok(())
     /// # }
     /// ```

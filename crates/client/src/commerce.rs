@@ -1,4 +1,4 @@
-//! Commerce keys (`ck_…`), as [`Client::commerce`] manages them.
+//! Commerce keys (`ck_…`): [`Client::commerce`].
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     url_text::UrlText,
 };
 
-/// What the commerce surface has: keys.
+/// The commerce surface: [`Client::commerce`].
 #[derive(Debug, Clone)]
 pub struct Commerce(Client);
 
@@ -46,14 +46,13 @@ impl ApiKeys {
         Call::new(&self.0, method, route, segments).in_account()
     }
 
-    /// `POST /api-keys`: makes a key. Its name has 1 to 255 characters. The answer is the only one that ever holds the
-    /// key's text.
+    /// `POST /api-keys`: creates a key. Its name has 1 to 255 characters. Only this response contains the full key.
     ///
     /// ```no_run
     /// # use std::time::Duration;
     /// # use tollkey_client::{Mode, Scope};
-    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let created = merchant
+    /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let created = management
     ///     .commerce()
     ///     .api_keys()
     ///     .create("Commerce Server Key")
@@ -79,11 +78,11 @@ impl ApiKeys {
         }
     }
 
-    /// `GET /api-keys`: the keys, newest first, revoked ones included; at most 1000 at a time.
+    /// `GET /api-keys`: the keys, newest first, including revoked ones; at most 1000 per page.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// for key in merchant.commerce().api_keys().list().await? {
+    /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// for key in management.commerce().api_keys().list().await? {
     ///     println!("{}… {} {}", key.prefix, key.name, key.status);
     /// }
     /// # Ok(())
@@ -104,8 +103,8 @@ impl ApiKeys {
     /// `GET /api-keys/{id}`: one key.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let key = merchant.commerce().api_keys().get(id).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let key = management.commerce().api_keys().get(id).await?;
     /// println!("last used: {:?}", key.last_used_at);
     /// # Ok(())
     /// # }
@@ -116,13 +115,13 @@ impl ApiKeys {
             .reading()
     }
 
-    /// `PATCH /api-keys/{id}`: changes what is set here and leaves the rest. 409 for a key that is revoked or has expired.
-    /// Once this returns, the change holds everywhere.
+    /// `PATCH /api-keys/{id}`: changes the fields that are set and keeps the others. 409 for a revoked or expired key.
+    /// When this returns, the change is in effect everywhere.
     ///
     /// ```no_run
     /// # use tollkey_client::Scope;
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let key = merchant.commerce().api_keys().update(id).scopes([Scope::LINKS_READ]).clear_rate_limit().await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let key = management.commerce().api_keys().update(id).scopes([Scope::LINKS_READ]).clear_rate_limit().await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -137,12 +136,12 @@ impl ApiKeys {
         }
     }
 
-    /// `POST /api-keys/{id}/revoke`: revokes a key for good. Once this returns, the key is refused everywhere. Can be
+    /// `POST /api-keys/{id}/revoke`: revokes a key permanently. When this returns, the key is rejected everywhere. Can be
     /// repeated.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// merchant.commerce().api_keys().revoke(id).reason("rotated").await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// management.commerce().api_keys().revoke(id).reason("rotated").await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -159,11 +158,11 @@ impl ApiKeys {
         }
     }
 
-    /// `POST /api-keys/{id}/suspend`: stops a key until [`resume`](Self::resume). Can be repeated; 409 on a revoked key.
+    /// `POST /api-keys/{id}/suspend`: suspends a key until [`resume`](Self::resume). Can be repeated; 409 for a revoked key.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let key = merchant.commerce().api_keys().suspend(id).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let key = management.commerce().api_keys().suspend(id).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -178,11 +177,11 @@ impl ApiKeys {
         .reading()
     }
 
-    /// `POST /api-keys/{id}/resume`: brings a suspended key back. Can be repeated; 409 on a revoked key.
+    /// `POST /api-keys/{id}/resume`: resumes a suspended key. Can be repeated; 409 for a revoked key.
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let key = merchant.commerce().api_keys().resume(id).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let key = management.commerce().api_keys().resume(id).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -198,13 +197,13 @@ impl ApiKeys {
             .reading()
     }
 
-    /// `POST /api-keys/{id}/rotate`: makes a successor with the same grants and the same end. The old key ends at once, or
-    /// after an overlap. 409 unless the key is active and was not rotated before.
+    /// `POST /api-keys/{id}/rotate`: creates a successor with the same restrictions and expiration. The predecessor expires
+    /// immediately, or after an overlap. 409 unless the key is active and was not rotated before.
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
-    /// let successor = merchant.commerce().api_keys().rotate(id).overlap(Duration::from_secs(86_400)).await?;
+    /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let successor = management.commerce().api_keys().rotate(id).overlap(Duration::from_secs(86_400)).await?;
     /// println!("{}", successor.api_key.expose());
     /// # Ok(())
     /// # }
@@ -224,7 +223,7 @@ impl ApiKeys {
     }
 }
 
-/// Makes a commerce key: [`ApiKeys::create`].
+/// Creates a commerce key: [`ApiKeys::create`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
@@ -240,20 +239,20 @@ impl CreateKey {
         self
     }
 
-    /// Exactly these scopes; `commerce` when not set. An empty list is refused.
+    /// The scopes; `commerce` when not set. An empty list is rejected.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         self.body.scopes = Some(texts(scopes.into_iter().map(Into::into)));
         self
     }
 
-    /// Makes it a scoped key of these merchants. 403 `scoped_keys_unavailable` where the account's operating model has
-    /// none.
+    /// Restricts the key to these merchants (a scoped key). 403 `scoped_keys_unavailable` if the account's operating model
+    /// has no scoped keys.
     pub fn merchants(mut self, merchants: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.body.merchants = Some(merchants.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Makes it a scoped key of these features; with merchants alone it has all of the account's operating model.
+    /// Restricts the key to these features (a scoped key). With merchants alone, it has all features of the operating model.
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.body.features = Some(texts(features));
         self
@@ -280,13 +279,13 @@ pub struct ListKeys {
 }
 
 impl ListKeys {
-    /// How many, 1 to 1000; 1000 when not set.
+    /// The page size, 1 to 1000; 1000 when not set.
     pub fn limit(mut self, limit: u32) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
+    /// The [`next_cursor`](Page::next_cursor) of the previous page.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(UrlText::new(cursor));
         self
@@ -303,7 +302,7 @@ sends!(ListKeys => Page<Key>);
 lists!(ListKeys: Key, Page<Key>);
 by_cursor!(ListKeys: Key);
 
-/// Changes a commerce key: [`ApiKeys::update`]. A JSON merge patch (RFC 7396): what is not set stays.
+/// Changes a commerce key: [`ApiKeys::update`]. A JSON merge patch (RFC 7396): fields that are not set stay.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct UpdateKey {
@@ -318,55 +317,55 @@ impl UpdateKey {
         self
     }
 
-    /// Exactly these scopes.
+    /// The scopes, instead of the present ones.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         self.body.scopes = Patch::Value(texts(scopes.into_iter().map(Into::into)));
         self
     }
 
-    /// The default scopes: `commerce`.
+    /// Resets the scopes to the default: `commerce`.
     pub fn clear_scopes(mut self) -> Self {
         self.body.scopes = Patch::Null;
         self
     }
 
-    /// When it ends, in the future.
+    /// When the key expires, in the future.
     pub fn expires_at(mut self, at: impl Into<Moment>) -> Self {
         self.body.expires_at = Patch::Value(at.into());
         self
     }
 
-    /// It never ends.
+    /// Removes the expiration.
     pub fn clear_expires_at(mut self) -> Self {
         self.body.expires_at = Patch::Null;
         self
     }
 
-    /// The merchants of a scoped key. Once set they cannot be cleared.
+    /// The merchants of a scoped key. Once set, they cannot be cleared.
     pub fn merchants(mut self, merchants: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.body.merchants = Patch::Value(merchants.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The features of a scoped key. Once set they cannot be cleared.
+    /// The features of a scoped key. Once set, they cannot be cleared.
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.body.features = Patch::Value(texts(features));
         self
     }
 
-    /// The networks it may be used from, in CIDR form with host bits zero.
+    /// The IP allowlist: CIDR ranges with host bits zero.
     pub fn allowed_ips(mut self, networks: impl IntoIterator<Item = impl ToString>) -> Self {
         self.body.allowed_ips = Patch::Value(texts(networks));
         self
     }
 
-    /// It may be used from anywhere.
+    /// Removes the IP allowlist.
     pub fn clear_allowed_ips(mut self) -> Self {
         self.body.allowed_ips = Patch::Null;
         self
     }
 
-    /// At most so many uses (1 to 1 000 000) in that time (1 s to a day; a part of a second counts as a whole one).
+    /// The rate limit: at most `limit` uses (1 to 1,000,000) per `window` (1 s to a day, rounded up to whole seconds).
     pub fn rate_limit(mut self, limit: u32, window: Duration) -> Self {
         let window_seconds = Patch::Value(seconds(window));
         self.body.rate_limit = Patch::Value(UpdateRateLimit {
@@ -376,13 +375,13 @@ impl UpdateKey {
         self
     }
 
-    /// It may be used without limit.
+    /// Removes the rate limit.
     pub fn clear_rate_limit(mut self) -> Self {
         self.body.rate_limit = Patch::Null;
         self
     }
 
-    /// What to attach, merged with what there is, member by member; a null takes a member away.
+    /// Fields to merge into the metadata; null removes a field.
     pub fn metadata(
         mut self,
         pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>,
@@ -391,7 +390,7 @@ impl UpdateKey {
         self
     }
 
-    /// Takes all that is attached away.
+    /// Removes all metadata.
     pub fn clear_metadata(mut self) -> Self {
         self.body.metadata = Patch::Null;
         self
@@ -412,7 +411,7 @@ pub struct RevokeKey {
 }
 
 impl RevokeKey {
-    /// Why: at most 255 characters.
+    /// The reason: at most 255 characters.
     pub fn reason(mut self, reason: impl Into<String>) -> Self {
         self.body.reason = Some(reason.into());
         self
@@ -434,8 +433,7 @@ pub struct RotateKey {
 }
 
 impl RotateKey {
-    /// For how long the old key goes on working: up to a week, in whole seconds, a part of one counts as a whole. When
-    /// not set, it ends at once.
+    /// How long the predecessor stays valid: up to a week, rounded up to whole seconds. When not set, it expires immediately.
     pub fn overlap(mut self, overlap: Duration) -> Self {
         self.body.overlap_seconds = Some(seconds(overlap));
         self

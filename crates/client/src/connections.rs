@@ -1,7 +1,7 @@
-//! The connections under a [`Client`](crate::Client): how they are opened, kept alive, and left behind when they go silent.
+//! The connections of a [`Client`](crate::Client): how they are opened, kept alive and replaced when they go silent.
 //!
-//! A connection whose other end disappears without closing it (a failed host, a firewall that lost its state) looks like one whose
-//! server is slow. Three things keep calls from using such a connection again and again:
+//! A connection whose peer disappears without closing it (a failed host, a firewall that lost its state) looks like one whose
+//! server is slow. Three things keep calls from using such a connection repeatedly:
 //! - HTTP/2 connections send a PING every two seconds, also while idle, and end when it is not acknowledged.
 //! - TCP ends a connection whose packets are not acknowledged.
 //! - An attempt that ends without a response makes later attempts open new connections ([`Connections::replace`]). HTTP/1.1
@@ -17,35 +17,35 @@ use reqwest::redirect::Policy;
 
 use crate::{Error, error::Kind};
 
-/// For how long an idle connection is kept: shorter than the server does, so that none is used that the server is closing.
+/// How long an idle connection is kept: shorter than on the server, so that none is used while the server closes it.
 const IDLE: Duration = Duration::from_secs(30);
 /// How often an HTTP/2 connection on which nothing arrives sends a PING.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the acknowledgment of a PING may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// When TCP probes an idle connection, and then how often.
+/// The idle time before TCP's first probe, and the interval between probes.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(2);
 /// After how many unacknowledged probes an idle connection ends.
 const TCP_KEEPALIVE_PROBES: u32 = 3;
 /// How long sent data may be unacknowledged. On Linux it bounds the probes too.
 #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
-/// How often connections are replaced at most: a server that is only slow must not cost a handshake for each slow response.
+/// The minimum time between replacements: otherwise each response of a slow server would cost a handshake.
 const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
-/// An attempt that its caller drops sooner says nothing about its connection.
+/// An attempt that its caller drops before this time is no sign of a silent connection.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// What a client of ours is built with.
+/// The settings of an HTTP client that this crate builds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpSettings {
     pub(crate) connect_timeout: Duration,
-    /// Whether the server is at an `https://` URL, which takes CA certificates.
+    /// Whether the server's URL is `https://`, which needs CA certificates.
     pub(crate) needs_tls: bool,
 }
 
 /// The HTTP client that attempts use, and the means to replace it.
 pub(crate) struct Connections {
-    /// `None` for an HTTP client of the caller's, which cannot be built again.
+    /// `None` for the caller's own HTTP client, which cannot be built again.
     settings: Option<HttpSettings>,
     state: Mutex<State>,
 }
@@ -55,7 +55,7 @@ struct State {
     replaced_at: Option<Instant>,
 }
 
-/// An HTTP client with its connection pool, and how many came before it.
+/// An HTTP client with its connection pool, and the number of pools before it.
 #[derive(Clone)]
 pub(crate) struct Pool {
     pub(crate) client: reqwest::Client,
@@ -63,12 +63,12 @@ pub(crate) struct Pool {
 }
 
 impl Connections {
-    /// No connection yet, with these settings.
+    /// Creates an empty pool with these settings.
     pub(crate) fn open(settings: HttpSettings) -> Result<Self, Error> {
         Ok(Self::new(Some(settings), http_client(settings)?))
     }
 
-    /// The pool of the caller's own HTTP client.
+    /// Wraps the caller's own HTTP client.
     pub(crate) fn of(client: reqwest::Client) -> Self {
         Self::new(None, client)
     }
@@ -86,18 +86,18 @@ impl Connections {
         }
     }
 
-    /// A pool of its own with the same settings. `None` for an HTTP client of the caller's.
+    /// Returns a separate pool with the same settings, or `None` for the caller's own HTTP client.
     pub(crate) fn separate(&self) -> Option<Result<Self, Error>> {
         self.settings.map(Self::open)
     }
 
-    /// What the next attempt uses.
+    /// Returns the pool for the next attempt.
     pub(crate) fn pool(&self) -> Pool {
         self.state().pool.clone()
     }
 
-    /// Makes later attempts open new connections instead of those of `silent`, unless these were replaced already or others
-    /// were a moment ago. Attempts under way go on.
+    /// Makes later attempts open new connections instead of those of `silent`, unless these were replaced already or the last
+    /// replacement was less than [`REPLACEMENT_INTERVAL`] ago. Running attempts continue.
     fn replace(&self, silent: &Pool, now: Instant) {
         let Some(settings) = self.settings else {
             return;
@@ -112,7 +112,7 @@ impl Connections {
             }
             state.replaced_at = Some(now);
         }
-        // Outside the lock: it reads the system's certificates.
+        // Not under the lock, because this reads the system's certificates.
         match http_client(settings) {
             Ok(client) => {
                 let generation = silent.generation + 1;
@@ -131,7 +131,7 @@ impl Connections {
     }
 }
 
-/// An attempt under way. Dropped before [`finish`](Self::finish), it replaces the connections: its time ran out.
+/// A running attempt. Dropping it before [`finish`](Self::finish) replaces the connections if it waited long enough.
 pub(crate) struct Pending {
     connections: Option<Arc<Connections>>,
     pool: Pool,
@@ -140,7 +140,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// An attempt on this pool that begins now. Without a response for `limit`, its connection counts as silent.
+    /// Begins an attempt on this pool. Without a response for `limit`, its connection counts as silent.
     pub(crate) fn new(connections: &Arc<Connections>, pool: Pool, limit: Duration) -> Self {
         let patience = limit.min(SILENCE);
         Self {
@@ -151,7 +151,7 @@ impl Pending {
         }
     }
 
-    /// There is a response, or an error that ended the connection.
+    /// Ends the attempt: a response arrived, or an error ended the connection.
     pub(crate) fn finish(mut self) {
         self.connections = None;
     }
@@ -168,7 +168,7 @@ impl Drop for Pending {
     }
 }
 
-/// An HTTP client with the settings that every client of ours has.
+/// Builds an HTTP client with the settings of this crate.
 ///
 /// On a machine without CA certificates it trusts none, which is enough for `http://`.
 fn http_client(settings: HttpSettings) -> Result<reqwest::Client, Error> {
@@ -206,9 +206,9 @@ fn builder(settings: HttpSettings) -> reqwest::ClientBuilder {
     builder
 }
 
-/// Says which certificates are missing, and what to do. The values of the variables are not repeated.
+/// Returns an error message about missing CA certificates and the remedy, without the values of the variables.
 fn no_ca_certificates(is_set: impl Fn(&str) -> bool) -> String {
-    let (place, remedy) = match (is_set("SSL_CERT_FILE"), is_set("SSL_CERT_DIR")) {
+    let (location, remedy) = match (is_set("SSL_CERT_FILE"), is_set("SSL_CERT_DIR")) {
         (false, false) => {
             let remedy = "install the package ca-certificates, set SSL_CERT_FILE or SSL_CERT_DIR";
             ("in the certificate store of this machine", remedy)
@@ -227,8 +227,8 @@ fn no_ca_certificates(is_set: impl Fn(&str) -> bool) -> String {
         ),
     };
     format!(
-        "base_url is https://, and no CA certificates to check the server's certificate with were found {place}: {remedy}, \
-         or give an HTTP client with certificates of its own (ClientBuilder::http_client)"
+        "base_url is https://, and no CA certificates to check the server's certificate with were found {location}: {remedy}, \
+         or pass an HTTP client with its own certificates (ClientBuilder::http_client)"
     )
 }
 
@@ -245,14 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_replaced_once_for_attempts_at_once() {
+    fn concurrent_silent_attempts_replace_connections_once() {
         let connections = connections();
         let (silent, now) = (connections.pool(), Instant::now());
         for _ in 0..10 {
             connections.replace(&silent, now);
         }
         assert_eq!(connections.pool().generation, 1);
-        // Not even later: others have taken their place.
+        // Not later either: the pool is already another one.
         connections.replace(&silent, now + 10 * REPLACEMENT_INTERVAL);
         assert_eq!(connections.pool().generation, 1);
     }
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn client_of_the_caller_is_never_replaced() {
+    fn http_client_of_the_caller_is_never_replaced() {
         let connections = Connections::of(reqwest::Client::new());
         connections.replace(&connections.pool(), Instant::now());
         assert_eq!(connections.pool().generation, 0);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_attempt_that_waited_replaces_connections() {
+    fn connections_are_replaced_only_after_a_wait() {
         let connections = Arc::new(connections());
         let generation = || connections.pool().generation;
         drop(Pending::new(
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_ca_certificates_are_named_with_the_remedy() {
+    fn error_for_missing_ca_certificates_names_the_remedy() {
         let rows: [(&[&str], &str); 4] = [
             (
                 &[],
@@ -324,7 +324,7 @@ mod tests {
         for (set, expected) in rows {
             let text = no_ca_certificates(|name| set.contains(&name));
             assert!(
-                text.contains(&format!(" were found {expected}, or give an HTTP client")),
+                text.contains(&format!(" were found {expected}, or pass an HTTP client")),
                 "{text}"
             );
         }

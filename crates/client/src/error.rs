@@ -6,16 +6,16 @@ use tollkey_api::problem::FieldError;
 
 use crate::{auth::BoxError, retry::Progress, transport::ConnectFailure};
 
-/// A call that failed.
+/// A failed call.
 ///
-/// Holds no credential and no body. [`Display`](fmt::Display) names the call, the status, code and detail of the response or the
-/// cause where there is none (the host name cannot be resolved, the certificate is not trusted, connection refused, timed out, …),
-/// and the request ID, which the server's logs have too.
+/// Contains no credential and no body. [`Display`](fmt::Display) names the call, then the status, code and detail of the response
+/// or, without a response, the cause (the host name cannot be resolved, the certificate is not trusted, timed out, …), and the
+/// request ID, which the server's logs also contain.
 ///
 /// ```no_run
 /// # use tollkey_client::{Client, Mode};
-/// # async fn example(merchant: Client) -> Result<(), tollkey_client::Error> {
-/// match merchant.applications().create("Production Web Store").await {
+/// # async fn example(management: Client) -> Result<(), tollkey_client::Error> {
+/// match management.applications().create("Production Web Store").await {
 ///     Ok(application) => println!("{}", application.id),
 ///     Err(error) if error.code() == Some("application_name_taken") => println!("it already exists"),
 ///     Err(error) if error.is_unauthorized() => println!("the token has expired"),
@@ -28,15 +28,15 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     kind: Kind,
-    call: Option<Called>,
+    call: Option<Operation>,
     attempts: u32,
     uncertain: bool,
     source: Option<BoxError>,
 }
 
-/// What was called, for people to read.
+/// The called operation, for `Display` and `Debug`.
 #[derive(Debug, Clone, Copy)]
-struct Called {
+struct Operation {
     method: &'static str,
     route: &'static str,
 }
@@ -52,7 +52,7 @@ pub(crate) enum Kind {
     Connect(ConnectFailure),
     Interrupted,
     Timeout,
-    /// Without a status when the HTTP client, one of the caller's own, says so.
+    /// Without a status if the caller's own HTTP client reports the redirect.
     Redirect {
         status: Option<u16>,
     },
@@ -85,18 +85,17 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What sort of failure an [`Error`] is. It describes the last attempt; whether an earlier one may have taken effect is
-/// [`Error::may_have_been_done`].
+/// The kind of an [`Error`]. It describes the last attempt; [`Error::may_have_been_done`] also covers earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The client cannot be built with these settings.
     Settings,
-    /// An argument that is not sent, such as an empty ID, a key given for an ID, or a credential that ends with a line break.
+    /// An argument that is not sent, such as an empty ID, a key in place of an ID, or a credential that ends with a line break.
     Argument,
     /// The function of an [`Auth::from_fn`](crate::Auth::from_fn) returned no token, or not in time.
     Auth,
-    /// No connection could be opened: `Display` says why.
+    /// No connection could be opened; `Display` names the cause.
     Connect,
     /// The connection ended before the whole response was received.
     Interrupted,
@@ -104,7 +103,7 @@ pub enum ErrorKind {
     Timeout,
     /// A redirect. The client never follows one: it would send its credential to another server.
     Redirect,
-    /// A response that is not one of Tollkey's: not JSON, too long, or without a required field.
+    /// A response that does not come from Tollkey: not JSON, too long, or without a required field.
     Unreadable,
     /// The server rejected the request: see [`Error::status`] and [`Error::code`].
     Refused,
@@ -139,7 +138,7 @@ impl Error {
         })
     }
 
-    /// A failure of the HTTP client. The URL is taken out of the source: its path and query are the caller's.
+    /// Wraps an error of the HTTP client, without its URL, whose path and query are the caller's.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
         let kind = if error.is_connect() {
             Kind::Connect(ConnectFailure::of(&error))
@@ -158,25 +157,25 @@ impl Error {
         Self::with_source(kind, error.without_url())
     }
 
-    /// Of this call, which had come so far.
+    /// Adds the operation and the progress of its call.
     pub(crate) fn of(
         mut self,
         method: &'static str,
         route: &'static str,
         progress: &Progress,
     ) -> Self {
-        self.0.call = Some(Called { method, route });
+        self.0.call = Some(Operation { method, route });
         self.0.attempts = progress.attempts();
         self.0.uncertain |= progress.is_uncertain();
         self
     }
 
-    /// Whether this failure leaves open what the server has done.
+    /// Returns whether the call may have taken effect.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.0.uncertain
     }
 
-    /// What sort of failure this is.
+    /// The kind of the failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self.0.kind {
@@ -210,20 +209,20 @@ impl Error {
         }
     }
 
-    /// The stable snake_case code of the problem, such as `validation_failed`: the `code` of a problem (RFC 9457). On the
-    /// account surface, whose own codes are in capitals and coarser, the same values.
+    /// The stable code of the problem (RFC 9457), such as `validation_failed`. On the account surface, whose own codes are
+    /// in capitals and less specific, the values are the same.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         self.refusal()?.code.as_deref()
     }
 
-    /// The detail of the problem, in a sentence.
+    /// The detail of the problem.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         self.refusal()?.detail.as_deref()
     }
 
-    /// The request ID (`X-Request-Id`), which the server's logs and audit log have too.
+    /// The request ID (`X-Request-Id`), which the server's logs and audit log also contain.
     #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         match &self.0.kind {
@@ -232,25 +231,25 @@ impl Error {
         }
     }
 
-    /// How long the server asks to wait before trying again.
+    /// How long the server wants the client to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal()?.retry_after
     }
 
-    /// Each field that breaks a rule, and the rule.
+    /// The invalid fields, each with the rule that it breaks.
     #[must_use]
     pub fn errors(&self) -> &[FieldError] {
         self.refusal().map_or(&[], |refusal| &refusal.errors)
     }
 
-    /// Whether the call may have taken effect all the same: an attempt, not necessarily the last, had no response that says
-    /// otherwise (none at all, one that cannot be read, or 5xx). Then check before doing it anew, or repeat the call: with
-    /// the same [`idempotency_key`](crate::commerce::CreateKey::idempotency_key) where it creates something.
+    /// Returns whether the call may have taken effect: an attempt, not necessarily the last, had no response, an unreadable one
+    /// or 5xx. Check the state before you start over, or repeat the call: if it creates something, with the same
+    /// [`idempotency_key`](crate::commerce::CreateKey::idempotency_key).
     ///
     /// ```no_run
-    /// # async fn example(merchant: tollkey_client::Client) {
-    /// let keys = merchant.commerce().api_keys();
+    /// # async fn example(management: tollkey_client::Client) {
+    /// let keys = management.commerce().api_keys();
     /// match keys.create("Web").idempotency_key("order 4711, web key").await {
     ///     Err(error) if error.may_have_been_done() => { /* later: the same call with the same key */ }
     ///     other => drop(other),
@@ -262,14 +261,14 @@ impl Error {
         self.0.uncertain
     }
 
-    /// How often the request was sent; 0 when it was not. After more than one attempt the response may be due to an earlier one: a
-    /// deleted application is then not found.
+    /// How often the request was sent; 0 if it was not sent. After more than one attempt the response may be due to an earlier one:
+    /// 404 can mean that an earlier attempt deleted the application.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// 400 because fields, parameters or headers break a rule; [`errors`](Self::errors) names them.
+    /// 400: fields, parameters or headers break a rule; [`errors`](Self::errors) names them.
     #[must_use]
     pub fn is_validation(&self) -> bool {
         self.code() == Some("validation_failed")
@@ -281,19 +280,19 @@ impl Error {
         self.status() == Some(401)
     }
 
-    /// 403: a valid credential that does not allow this.
+    /// 403: the credential is valid but does not allow this.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
         self.status() == Some(403)
     }
 
-    /// 404: it does not exist, or belongs to another account.
+    /// 404: the resource does not exist, or belongs to another account.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
     }
 
-    /// 409: its state does not allow this change.
+    /// 409: the state of the resource does not allow this change.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.status() == Some(409)
@@ -314,7 +313,7 @@ impl Error {
         )
     }
 
-    /// No connection could be opened at the last attempt.
+    /// The last attempt could not open a connection.
     #[must_use]
     pub fn is_connect(&self) -> bool {
         matches!(self.0.kind, Kind::Connect(_))

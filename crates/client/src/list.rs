@@ -1,4 +1,4 @@
-//! Lists: a page at a time, or item by item.
+//! Lists: page by page, or item by item.
 
 use std::{
     collections::VecDeque,
@@ -23,16 +23,16 @@ use crate::{
     url_text::UrlText,
 };
 
-/// A part of a list, and how it goes on.
+/// A page of a list, and the cursor of the next.
 ///
 /// ```no_run
-/// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-/// let page = merchant.commerce().api_keys().list().limit(50).await?;
+/// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+/// let page = management.commerce().api_keys().list().limit(50).await?;
 /// for key in &page {
 ///     println!("{}", key.name);
 /// }
 /// if let Some(cursor) = page.next_cursor {
-///     let next = merchant.commerce().api_keys().list().limit(50).cursor(cursor).await?;
+///     let next = management.commerce().api_keys().list().limit(50).cursor(cursor).await?;
 /// }
 /// # Ok(())
 /// # }
@@ -42,7 +42,7 @@ use crate::{
 pub struct Page<T> {
     /// The items, newest first.
     pub items: Vec<T>,
-    /// What to give as `cursor` for what comes next; `None` at the end.
+    /// The `cursor` of the next page; `None` on the last.
     pub next_cursor: Option<String>,
 }
 
@@ -53,7 +53,7 @@ impl<T> Page<T> {
 }
 
 impl<T: DeserializeOwned> Page<T> {
-    /// A bare array with a `Link` header (RFC 8288) that leads on.
+    /// Reads an array with a `Link` header (RFC 8288) to the next page.
     pub(crate) fn read(reply: Reply) -> Result<Self, Error> {
         let next = reply
             .headers
@@ -63,7 +63,7 @@ impl<T: DeserializeOwned> Page<T> {
             .find_map(next_link);
         let cursor = match next {
             None => None,
-            // Only its cursor is taken: wherever it leads, the next call goes where this one went.
+            // Only the cursor of the link is used, so that the next call has the same URL as this one.
             Some(link) => Some(
                 cursor(link)
                     .ok_or_else(|| reply.unreadable("the list's next link has no cursor"))?,
@@ -73,16 +73,16 @@ impl<T: DeserializeOwned> Page<T> {
     }
 }
 
-/// The target of the link whose relation is `next`.
+/// Returns the target of the link whose relation is `next`.
 fn next_link(header: &str) -> Option<&str> {
-    // No target of ours has a comma or a semicolon: both are escaped in a query.
+    // The server escapes commas and semicolons in a link's query.
     header.split(',').find_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
         parameters.split(';').any(is_next).then_some(target)
     })
 }
 
-/// Whether a parameter of a link is its relation, and that is `next`, perhaps among others: `rel="next last"`.
+/// Returns whether a link parameter is a relation that includes `next`, such as `rel="next last"`.
 fn is_next(parameter: &str) -> bool {
     let Some((name, value)) = parameter.split_once('=') else {
         return false;
@@ -118,11 +118,11 @@ impl<'a, T> IntoIterator for &'a Page<T> {
     }
 }
 
-/// A list that is fetched as it is read: its items, or its pages. A [`Stream`] that ends at its first error.
+/// A list that is fetched while it is read: its items, or its pages. A [`Stream`] that ends after its first error.
 ///
 /// ```no_run
-/// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-/// let mut keys = merchant.commerce().api_keys().list().items();
+/// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+/// let mut keys = management.commerce().api_keys().list().items();
 /// while let Some(key) = keys.next().await.transpose()? {
 ///     println!("{}", key.name);
 /// }
@@ -141,15 +141,15 @@ impl<T> Listing<T> {
         Self(stream::empty().boxed())
     }
 
-    /// The next one; `None` at the end, and after an error.
+    /// Returns the next item or page; `None` at the end and after an error.
     pub async fn next(&mut self) -> Option<Result<T, Error>> {
         self.0.next().await
     }
 
-    /// All of them, up to `most`.
+    /// Returns up to `most` items or pages.
     ///
     /// # Errors
-    /// The first one; what was fetched before it is lost.
+    /// The first error; everything fetched before it is lost.
     pub async fn collect_up_to(self, most: usize) -> Result<Vec<T>, Error> {
         self.0.take(most).try_collect().await
     }
@@ -180,13 +180,13 @@ pub(crate) trait Paged: Clone + Send + Sized + 'static {
 
     fn fetch(self) -> impl Future<Output = Result<Self::Page, Error>> + Send;
 
-    /// The call for the page after this one, if there is one.
+    /// Returns the call for the next page, if any.
     fn after(self, page: &Self::Page) -> Result<Option<Self>, Error>;
 
     fn items_of(page: Self::Page) -> Vec<Self::Item>;
 }
 
-/// Page by page.
+/// Fetches page by page.
 pub(crate) fn pages<L: Paged>(list: L) -> Listing<L::Page> {
     let pages = stream::try_unfold(Some(list), |list: Option<L>| async move {
         let Some(list) = list else { return Ok(None) };
@@ -197,7 +197,7 @@ pub(crate) fn pages<L: Paged>(list: L) -> Listing<L::Page> {
     Listing(pages.boxed())
 }
 
-/// Item by item.
+/// Fetches item by item.
 pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
     let pages = pages(list);
     let items = stream::try_unfold(
@@ -217,21 +217,20 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
     Listing(items.boxed())
 }
 
-/// Where a list with cursors goes on. One that stays where it is would never end.
+/// Returns the cursor of the next page. Rejects the cursor of this page, with which the list would never end.
 pub(crate) fn follow<T>(
     call: &Call,
-    asked: Option<&UrlText>,
+    requested: Option<&UrlText>,
     page: &Page<T>,
 ) -> Result<Option<String>, Error> {
     let next = page.next_cursor.as_deref();
-    if next.is_some() && next == asked.map(UrlText::as_str) {
-        return Err(call
-            .unreadable("the list does not go on: its next cursor is the one that was asked for"));
+    if next.is_some() && next == requested.map(UrlText::as_str) {
+        return Err(call.unreadable("the next cursor is the cursor of this page"));
     }
     Ok(next.map(str::to_owned))
 }
 
-/// `items`, `pages` and their blocking sisters, for a builder that is [`Paged`].
+/// Adds `items`, `pages` and their blocking variants to a builder that is [`Paged`].
 macro_rules! lists {
     ($builder:ty: $item:ty, $page:ty) => {
         impl $builder {
@@ -248,7 +247,7 @@ macro_rules! lists {
             /// Every item of the list, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Panics
-            /// When it is read inside an async runtime, whose worker it would hold up.
+            /// If it is read inside an async runtime, because it would block a worker.
             #[cfg(feature = "blocking")]
             pub fn items_blocking(
                 self,
@@ -259,7 +258,7 @@ macro_rules! lists {
             /// Every page of the list, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Panics
-            /// When it is read inside an async runtime, whose worker it would hold up.
+            /// If it is read inside an async runtime, because it would block a worker.
             #[cfg(feature = "blocking")]
             pub fn pages_blocking(
                 self,
@@ -271,26 +270,24 @@ macro_rules! lists {
 }
 pub(crate) use lists;
 
-/// The most items a numbered page has.
+/// The maximum size of a numbered page.
 pub(crate) const MOST: u32 = 100;
 
-/// The page after this one. An empty one ends the list, whatever it says; one that was not asked for would come again and
-/// again.
+/// Returns the number of the next page. An empty page is the last, whatever `has_next_page` says. Rejects another page than
+/// the requested one, with which the list would never end.
 pub(crate) fn next_page<T>(
     call: &Call,
-    asked: Option<u32>,
+    requested: Option<u32>,
     page: &numbered::Page<T>,
 ) -> Result<Option<u32>, Error> {
-    let asked = asked.unwrap_or(1);
-    if page.page != asked {
-        return Err(
-            call.unreadable("the list does not go on: its page is not the one that was asked for")
-        );
+    let requested = requested.unwrap_or(1);
+    if page.page != requested {
+        return Err(call.unreadable("the response is not the requested page"));
     }
-    Ok((page.has_next_page && !page.items.is_empty()).then(|| asked.saturating_add(1)))
+    Ok((page.has_next_page && !page.items.is_empty()).then(|| requested.saturating_add(1)))
 }
 
-/// [`Paged`] for a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
+/// Implements [`Paged`] for a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
 macro_rules! by_page {
     ($builder:ty: $item:ty) => {
         impl $crate::list::Paged for $builder {
@@ -323,7 +320,7 @@ macro_rules! by_page {
 }
 pub(crate) use by_page;
 
-/// [`Paged`] for a builder with the fields `call` and `cursor`, whose page is a [`Page`].
+/// Implements [`Paged`] for a builder with the fields `call` and `cursor`, whose page is a [`Page`].
 macro_rules! by_cursor {
     ($builder:ty: $item:ty) => {
         impl $crate::list::Paged for $builder {

@@ -1,15 +1,15 @@
-//! Arguments that several calls share, so that they read the same everywhere.
+//! Setters that several calls share.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-/// Texts as a list of the body.
+/// Converts values to a JSON array of strings.
 pub(crate) fn texts(items: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
     items.into_iter().map(|item| item.to_string()).collect()
 }
 
-/// Pairs as an object of the body.
+/// Converts pairs to a JSON object.
 pub(crate) fn object(
     pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>,
 ) -> Map<String, Value> {
@@ -19,7 +19,7 @@ pub(crate) fn object(
         .collect()
 }
 
-/// A window in whole seconds, rounded up: never more uses than meant.
+/// Returns a window in whole seconds, rounded up, so that the limit is never higher than intended.
 pub(crate) fn seconds(window: Duration) -> i64 {
     let seconds = window
         .as_secs()
@@ -27,12 +27,12 @@ pub(crate) fn seconds(window: Duration) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-/// The setter of creating calls.
+/// Adds `idempotency_key` to a builder.
 macro_rules! idempotent {
     ($builder:ty) => {
         impl $builder {
-            /// Makes it the same creation as another call with this key, within 24 hours: 16 to 255 printable ASCII
-            /// characters. When not set, each call is one of its own, however often it is sent.
+            /// Makes this call and others with the same key, within 24 hours, one creation: 16 to 255 printable ASCII characters.
+            /// When not set, each call creates something.
             pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
                 self.idempotency_key = Some($crate::Secret::new(key));
                 self
@@ -42,18 +42,17 @@ macro_rules! idempotent {
 }
 pub(crate) use idempotent;
 
-/// The setters of a new key that all surfaces have. `RateLimit` is that of the surface.
+/// Adds the restrictions of a new key to a builder. `RateLimit` is the type of the surface.
 macro_rules! restrictions {
     ($builder:ty) => {
         impl $builder {
-            /// When it ends, in the future. When not set: never, or with the key that makes it.
+            /// When the key expires, in the future. When not set: never, or with its parent key.
             pub fn expires_at(mut self, at: impl Into<$crate::Moment>) -> Self {
                 self.body.expires_at = Some(at.into());
                 self
             }
 
-            /// The networks it may be used from, in CIDR form with host bits zero. When not set: any, or those of the
-            /// key that makes it.
+            /// The IP allowlist: CIDR ranges with host bits zero. When not set: none, or that of the parent key.
             pub fn allowed_ips(
                 mut self,
                 networks: impl IntoIterator<Item = impl ToString>,
@@ -62,8 +61,8 @@ macro_rules! restrictions {
                 self
             }
 
-            /// At most so many uses (1 to 1 000 000) in that time (1 s to a day; a part of a second counts as a whole
-            /// one), counted by each verifier for itself. When not set: unlimited, or as the key that makes it.
+            /// The rate limit: at most `limit` uses (1 to 1,000,000) per `window` (1 s to a day, rounded up to whole seconds). Each
+            /// verifier counts separately. When not set: unlimited, or as the parent key.
             pub fn rate_limit(mut self, limit: u32, window: std::time::Duration) -> Self {
                 self.body.rate_limit = Some(RateLimit::new(
                     limit.into(),
@@ -72,11 +71,11 @@ macro_rules! restrictions {
                 self
             }
 
-            /// What to attach: at most 4 KiB of JSON, given back with the key.
+            /// Metadata: at most 4 KiB of JSON, returned with the key.
             ///
             /// ```no_run
-            /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-            /// let created = merchant.commerce().api_keys().create("Web").metadata([("team", "checkout")]).await?;
+            /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+            /// let created = management.commerce().api_keys().create("Web").metadata([("team", "checkout")]).await?;
             /// # Ok(())
             /// # }
             /// ```

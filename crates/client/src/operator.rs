@@ -1,4 +1,4 @@
-//! What operators manage: accounts ([`Client::accounts`]) and service keys ([`Client::service_keys`]).
+//! Accounts ([`Client::accounts`]) and service keys ([`Client::service_keys`]), for operators.
 
 use reqwest::Method;
 use tollkey_api::operator as api;
@@ -13,7 +13,7 @@ use crate::{
     retry::Repeat,
 };
 
-/// Accounts: [`Client::accounts`]. They need no creation.
+/// Accounts: [`Client::accounts`]. They exist without being created.
 #[derive(Debug, Clone)]
 pub struct Accounts(Client);
 
@@ -41,7 +41,7 @@ impl Accounts {
         .reading()
     }
 
-    /// `PUT /accounts/{id}`: says how an account does business, which bounds what its scoped keys can do, those it has
+    /// `PUT /accounts/{id}`: sets the operating model of an account, which limits what its scoped keys can do, existing keys
     /// included.
     ///
     /// ```no_run
@@ -78,8 +78,7 @@ impl ServiceKeys {
         Self(client.clone())
     }
 
-    /// `POST /service-keys`: makes a service key. Its name has 1 to 100 characters. The answer is the only one that ever
-    /// holds its text.
+    /// `POST /service-keys`: creates a service key. Its name has 1 to 100 characters. Only this response contains the full key.
     ///
     /// ```no_run
     /// # async fn example(operator: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -98,7 +97,7 @@ impl ServiceKeys {
         }
     }
 
-    /// `GET /service-keys`: all of them, revoked ones included.
+    /// `GET /service-keys`: all service keys, including revoked ones.
     ///
     /// ```no_run
     /// # async fn example(operator: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -113,7 +112,7 @@ impl ServiceKeys {
         Call::new(&self.0, Method::GET, "/api/v1/service-keys", &[]).reading()
     }
 
-    /// `DELETE /service-keys/{id}`: revokes a service key for good. Can be repeated.
+    /// `DELETE /service-keys/{id}`: revokes a service key permanently. Can be repeated.
     ///
     /// ```no_run
     /// # async fn example(operator: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
@@ -133,7 +132,7 @@ impl ServiceKeys {
     }
 }
 
-/// Makes a service key: [`ServiceKeys::create`].
+/// Creates a service key: [`ServiceKeys::create`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateServiceKey {

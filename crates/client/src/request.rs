@@ -1,4 +1,4 @@
-//! A call: how it is put together and sent, and how its response is read.
+//! A call: how it is built and sent, and how its response is read.
 
 use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
 
@@ -22,9 +22,9 @@ use crate::{
     url_text::{query_value, segment},
 };
 
-/// The longest response that is read. The longest list, a thousand keys with all they can hold, is shorter.
+/// The maximum length of a response. The longest list, 1000 keys with fields of maximum length, is shorter.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
-/// What a body rarely needs more than, so that growing leaves no copies behind.
+/// The initial capacity of a request body. Most bodies fit, so that growing leaves no copies of secrets in memory.
 const USUAL_BODY: usize = 4096;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -34,19 +34,19 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone)]
 pub(crate) struct Call {
     client: Client,
-    /// What it is sent on: the client's, or those of blocking calls.
+    /// Those of the client, or those of its blocking calls.
     connections: Arc<Connections>,
     method: Method,
-    /// As in the OpenAPI document.
+    /// The path template of the OpenAPI document.
     route: &'static str,
     segments: Vec<String>,
     query: Vec<(&'static str, String)>,
-    /// Shared by all attempts, and wiped after the last: it can hold a presented key.
+    /// Shared by all attempts and wiped after the last one, because it can contain a presented key.
     body: Option<(&'static str, Bytes)>,
     as_service: bool,
-    /// A secret: it is part of what opens the idempotency record of the server.
+    /// A secret, because it is needed to read the server's idempotency record.
     idempotency_key: Option<Secret>,
-    /// The code by which a repeat says that it is done.
+    /// The error code that a repeat gets if an earlier attempt took effect.
     done_before: Option<&'static str>,
     repeat: Repeat,
     /// Whether the response is 204 and has no body.
@@ -54,7 +54,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A call of this route. The segments fill its braces, in order.
+    /// Creates a call of this route. The segments replace its placeholders, in order.
     pub(crate) fn new(
         client: &Client,
         method: Method,
@@ -77,7 +77,7 @@ impl Call {
         }
     }
 
-    /// In the account that [`Client::for_account`] names.
+    /// Adds the account of [`Client::for_account`].
     pub(crate) fn in_account(mut self) -> Self {
         if let Some(account) = self.client.account.as_deref() {
             self.query.push(("account", account.as_str().to_owned()));
@@ -85,15 +85,15 @@ impl Call {
         self
     }
 
-    /// Verifies keys of others: the service key is presented, where there is one.
+    /// Makes the call present the service key, if the client has one.
     pub(crate) fn for_service(mut self) -> Self {
         self.as_service = true;
         self
     }
 
-    /// Creates something: every attempt carries the same Idempotency-Key, the caller's or a random one.
+    /// Makes the call a creation: every attempt has the same Idempotency-Key, the caller's or a random one.
     ///
-    /// With a random one, a response that cannot be read is asked for once more. With the caller's, that is left to the caller.
+    /// With a random one, the client repeats the call once after an unreadable response. With its own, the caller can.
     pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
         if key.is_none() {
             self.repeat = Repeat::AlsoUnreadable;
@@ -103,20 +103,19 @@ impl Call {
         self
     }
 
-    /// Ends something that cannot be ended twice: after an attempt that may have taken effect, a rejection with this code means
-    /// that it did.
+    /// Makes the call succeed if it is rejected with this code after an attempt that may have taken effect.
     pub(crate) fn done_before(mut self, code: &'static str) -> Self {
         self.done_before = Some(code);
         self
     }
 
-    /// Is repeated after these failures only.
+    /// Sets the failures after which the call is repeated.
     pub(crate) fn repeated(mut self, repeat: Repeat) -> Self {
         self.repeat = repeat;
         self
     }
 
-    /// May take so much longer.
+    /// Extends the timeout of each attempt.
     pub(crate) fn waiting(mut self, longer: std::time::Duration) -> Self {
         self.client.timeout = self.client.timeout.saturating_add(longer);
         self
@@ -130,14 +129,13 @@ impl Call {
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         let mut bytes = Zeroizing::new(Vec::with_capacity(USUAL_BODY));
-        serde_json::to_writer(&mut *bytes, body)
-            .expect("bodies are made of texts, numbers and JSON");
+        serde_json::to_writer(&mut *bytes, body).expect("a body that serializes to JSON");
         self.body = Some(("application/json", Bytes::from_owner(bytes)));
         self
     }
 
     pub(crate) fn form(mut self, body: &impl Serialize) -> Self {
-        let text = serde_urlencoded::to_string(body).expect("forms are made of texts");
+        let text = serde_urlencoded::to_string(body).expect("a form of strings");
         self.body = Some((
             "application/x-www-form-urlencoded",
             Bytes::from_owner(Zeroizing::new(text.into_bytes())),
@@ -166,7 +164,7 @@ impl Call {
         }
     }
 
-    /// Sends it, again where that makes sense.
+    /// Sends the call, and repeats it as its rules allow.
     async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
         let name = method_name(&self.method);
         let progress = Progress::default();
@@ -256,7 +254,7 @@ impl Call {
         Ok(headers)
     }
 
-    /// The error of a call whose response could be read and makes no sense.
+    /// Returns the error of a call whose response is valid JSON but contradicts the request.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let kind = Kind::Unreadable {
             status: 200,
@@ -268,13 +266,13 @@ impl Call {
         Error::new(kind).of(method_name(&self.method), self.route, &progress)
     }
 
-    /// What blocking calls run on comes from there.
+    /// Returns the shared state with the runtime of blocking calls.
     #[cfg(feature = "blocking")]
     pub(crate) fn shared(&self) -> std::sync::Arc<crate::client::Shared> {
         self.client.shared.clone()
     }
 
-    /// Is sent on those connections.
+    /// Makes the call use these connections.
     #[cfg(feature = "blocking")]
     pub(crate) fn send_with(&mut self, connections: Arc<Connections>) {
         self.connections = connections;
@@ -309,7 +307,7 @@ impl Call {
     }
 }
 
-/// The rule of the server (contract, section 7), said before anything is sent.
+/// Checks an Idempotency-Key by the server's rule (contract, section 7) before anything is sent.
 fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     let well_formed = (16..=255).contains(&key.len())
         && key
@@ -328,7 +326,7 @@ fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-/// The methods of this API, as they live: those of the library do not.
+/// Returns a method of this API as a `'static` string, which `Method::as_str` does not.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -339,19 +337,19 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// A response, read as far as its body.
+/// A received response.
 pub(crate) struct Reply {
     status: u16,
     request_id: Option<String>,
     pub(crate) headers: HeaderMap,
-    /// Whether the response states its length.
+    /// Whether the response has a known length.
     is_measured: bool,
-    /// Wiped, because it can hold a new key.
+    /// Wiped, because it can contain a new key.
     body: Zeroizing<Vec<u8>>,
 }
 
 impl Reply {
-    /// The response to an earlier attempt, which was lost.
+    /// Stands for the lost response of an earlier attempt.
     fn nothing() -> Self {
         Self {
             status: 204,
@@ -362,8 +360,8 @@ impl Reply {
         }
     }
 
-    /// Receives a response.
-    async fn receive(mut response: Response, asked: &Url, silent: bool) -> Result<Self, Error> {
+    /// Receives a response to a request of this URL.
+    async fn receive(mut response: Response, requested: &Url, silent: bool) -> Result<Self, Error> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let text = |name: &HeaderName| {
@@ -376,39 +374,39 @@ impl Reply {
         let span = Span::current();
         span.record("status", status.as_u16());
         span.record("request_id", request_id.as_deref());
-        if status.is_redirection() || response.url() != asked {
+        if status.is_redirection() || response.url() != requested {
             return Err(Error::new(Kind::Redirect {
                 status: Some(status.as_u16()),
             }));
         }
         let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
-        let announced = response.content_length();
+        let content_length = response.content_length();
         let (status, body) = (status.as_u16(), Zeroizing::default());
         let mut reply = Self {
             status,
             request_id,
             headers,
-            is_measured: announced.is_some(),
+            is_measured: content_length.is_some(),
             body,
         };
         if status != 204 && is_json {
-            reply.body = read_body(&mut response, &reply, announced.unwrap_or(0)).await?;
+            reply.body = read_body(&mut response, &reply, content_length.unwrap_or(0)).await?;
         }
         match status {
             204 if silent => Ok(reply),
             200 | 201 if !silent && is_json => Ok(reply),
             200 | 201 if !silent => Err(reply
                 .unreadable("the response is not JSON: is base_url the URL of a Tollkey server?")),
-            200..=299 => Err(reply.unreadable("this call has no response with this status")),
+            200..=299 => Err(reply.unreadable("the status is unexpected for this call")),
             _ => Err(Error::new(Kind::Refused(Box::new(reply.refusal())))),
         }
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        // The message of the parser could quote the response, which may hold a key: position and sort are enough.
+        // The parser's message could quote the response, which may contain a key: only position and category are reported.
         serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_eof() && !self.is_measured {
-                return Error::new(Kind::Interrupted); // the end of the connection was the end of the response
+                return Err(Error::new(Kind::Interrupted)); // the connection ended in the middle of the response
             }
             let (line, column) = (error.line(), error.column());
             self.unreadable(&format!(
@@ -418,7 +416,7 @@ impl Reply {
         })
     }
 
-    /// The error of a response that is not what it should be.
+    /// Returns the error of an unreadable response.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let request_id = self.request_id.clone();
         Error::new(Kind::Unreadable {
@@ -428,13 +426,13 @@ impl Reply {
         })
     }
 
-    /// The response as a rejection: a problem (RFC 9457), the envelope of the account surface, or what a proxy sends. Each field
-    /// is optional.
+    /// Parses an error response: a problem (RFC 9457), the envelope of the account surface, or the response of a proxy. All
+    /// fields are optional.
     fn refusal(self) -> Refusal {
-        let said: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        let text = |at: &str| said.pointer(at).and_then(Value::as_str).map(str::to_owned);
+        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let text = |at: &str| body.pointer(at).and_then(Value::as_str).map(str::to_owned);
         let fields = |at: &str| -> Vec<FieldError> {
-            let items = said
+            let items = body
                 .pointer(at)
                 .and_then(Value::as_array)
                 .into_iter()
@@ -449,7 +447,7 @@ impl Reply {
             retry_after: retry_after(&self.headers, SystemTime::now()),
             ..Refusal::default()
         };
-        if said.get("error").is_some_and(Value::is_object) {
+        if body.get("error").is_some_and(Value::is_object) {
             return Refusal {
                 code: text("/error/details/code")
                     .or(text("/error/code").map(|code| code.to_ascii_lowercase())),
@@ -469,18 +467,18 @@ impl Reply {
     }
 }
 
-/// Reads the body, as far as it is not too long.
+/// Reads a body of at most [`MAX_RESPONSE`] bytes.
 async fn read_body(
     response: &mut Response,
     reply: &Reply,
-    announced: u64,
+    content_length: u64,
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
     let too_long = || reply.unreadable("the response is too long");
-    if announced > MAX_RESPONSE as u64 {
+    if content_length > MAX_RESPONSE as u64 {
         return Err(too_long());
     }
-    // At once, so that growing leaves no copies behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(announced as usize));
+    // Allocated once, so that growing leaves no copies of secrets in memory.
+    let mut body = Zeroizing::new(Vec::with_capacity(content_length as usize));
     while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
         if body.len() + chunk.len() > MAX_RESPONSE {
             return Err(too_long());
@@ -490,7 +488,7 @@ async fn read_body(
     Ok(body)
 }
 
-/// Whether a content type is JSON, plain or as a problem.
+/// Returns whether a content type is JSON, including `application/problem+json`.
 fn is_json(content_type: &str) -> bool {
     let media_type = content_type
         .split(';')
@@ -502,7 +500,7 @@ fn is_json(content_type: &str) -> bool {
         || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
-/// How a response is read.
+/// Reads a response.
 type Read<T> = Arc<dyn Fn(Reply) -> Result<T, Error> + Send + Sync>;
 
 /// A call that is not sent yet: `.await` sends it.
@@ -521,7 +519,7 @@ pub struct Request<T> {
 }
 
 impl<T: Send + 'static> Request<T> {
-    /// Sends it. `.await` on the call itself does the same.
+    /// Sends the call, as `.await` does.
     ///
     /// # Errors
     /// [`Error`].
@@ -529,13 +527,13 @@ impl<T: Send + 'static> Request<T> {
         self.call.send(self.read).await
     }
 
-    /// Sends it and waits for the response, without an async runtime. Needs the feature `blocking`.
+    /// Sends the call and waits for the response, without an async runtime. Needs the feature `blocking`.
     ///
     /// # Errors
     /// [`Error`].
     ///
     /// # Panics
-    /// Inside an async runtime, whose worker it would hold up.
+    /// Inside an async runtime, because it would block a worker.
     #[cfg(feature = "blocking")]
     pub fn send_blocking(mut self) -> Result<T, Error> {
         let shared = self.call.shared();
@@ -554,11 +552,11 @@ impl<T: Send + 'static> IntoFuture for Request<T> {
     }
 }
 
-/// How a builder is sent: by what its method `request` makes of it.
+/// Adds `send`, `send_blocking` and `.await` to a builder that has a method `request`.
 macro_rules! sends {
     ($builder:ty => $output:ty) => {
         impl $builder {
-            /// Sends it. `.await` on the call itself does the same.
+            /// Sends the call, as `.await` does.
             ///
             /// # Errors
             /// [`Error`](crate::Error).
@@ -566,13 +564,13 @@ macro_rules! sends {
                 self.request().send().await
             }
 
-            /// Sends it and waits for the response, without an async runtime. Needs the feature `blocking`.
+            /// Sends the call and waits for the response, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Errors
             /// [`Error`](crate::Error).
             ///
             /// # Panics
-            /// Inside an async runtime, whose worker it would hold up.
+            /// Inside an async runtime, because it would block a worker.
             #[cfg(feature = "blocking")]
             pub fn send_blocking(self) -> Result<$output, $crate::Error> {
                 self.request().send_blocking()

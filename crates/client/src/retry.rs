@@ -1,4 +1,4 @@
-//! When a call is sent again, and after how long.
+//! When a call is sent again, and after what pause.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -9,19 +9,19 @@ use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use crate::{Error, ErrorKind};
 
-/// How often, at least, a creation that is still under way is asked for again: as long as one attempt may take by default.
+/// The minimum number of repeats while a creation is in progress: enough to wait about as long as one attempt may take.
 const IN_PROGRESS: u32 = 5;
 
 /// How often and after how long a call is sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Retries {
-    /// Besides the first attempt.
+    /// The number of repeats, without the first attempt.
     pub(crate) max: u32,
-    /// The pause before the first repeat; it doubles with each,
+    /// The pause before the first repeat; it doubles with each repeat,
     pub(crate) first_pause: Duration,
     /// up to this.
     pub(crate) longest_pause: Duration,
-    /// A call is not held up longer than this for a server that asks to wait; the error tells how long it would be.
+    /// The longest `Retry-After` to wait for. After a longer one the call fails, with it in the error.
     pub(crate) max_retry_after: Duration,
 }
 
@@ -36,22 +36,22 @@ impl Default for Retries {
     }
 }
 
-/// Which failures a call may be repeated after.
+/// The failures after which a call is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeat {
-    /// All that may pass: a repeat does what the first attempt would have done, once.
+    /// All temporary failures: repeats have no further effect.
     Always,
-    /// Those, and once a response that cannot be read: the call has an Idempotency-Key of its own, so that the server sends the
-    /// response of the first attempt again, which may have been damaged on its way.
+    /// Those, and once an unreadable response: the call has a random Idempotency-Key, so that the server sends the response
+    /// of the first attempt again, which may have been damaged in transit.
     AlsoUnreadable,
-    /// Not where no response came: the first attempt may have been done and undone by another caller since, and a repeat would
-    /// do it again.
+    /// Temporary failures with a response, or without a connection: another caller may have reversed the effect of an attempt
+    /// without a response, and a repeat would restore it.
     WhenAnswered,
-    /// None.
+    /// No failure.
     Never,
 }
 
-/// How far a call has come, whatever becomes of it.
+/// The progress of a call. It outlives an attempt that is dropped at the deadline.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     attempts: AtomicU32,
@@ -59,7 +59,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Another attempt begins.
+    /// Counts an attempt that begins.
     pub(crate) fn begin(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
     }
@@ -68,14 +68,14 @@ impl Progress {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether an attempt may have been done without an answer that says so.
+    /// Returns whether an attempt may have taken effect without a response that confirms it.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.uncertain.load(Ordering::Relaxed)
     }
 }
 
 impl Retries {
-    /// Sends until there is an answer, an error that stays one, or enough of it.
+    /// Sends until there is a response, a permanent error, or the maximum number of attempts.
     pub(crate) async fn run<T, Sent>(
         &self,
         repeat: Repeat,
@@ -89,7 +89,7 @@ impl Retries {
         let mut may_repeat_unreadable = repeat == Repeat::AlsoUnreadable;
         loop {
             let error = match send(attempt).await {
-                Ok(answer) => return Ok(answer),
+                Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
             progress
@@ -109,13 +109,13 @@ impl Retries {
             let Some(pause) = pause else {
                 return Err(error);
             };
-            tracing::debug!(attempt, %error, pause_ms = pause.as_millis() as u64, "a call is sent again");
+            tracing::debug!(attempt, %error, pause_ms = pause.as_millis() as u64, "sending a call again");
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
     }
 
-    /// How long to wait after this attempt, if another follows. `jitter` is 0 to 1.
+    /// Returns the pause after this attempt, or `None` if it was the last. `jitter` is 0 to 1.
     fn pause_after(
         &self,
         error: &Error,
@@ -135,22 +135,22 @@ impl Retries {
             .first_pause
             .saturating_mul(2_u32.saturating_pow(attempt - 1))
             .min(self.longest_pause);
-        // Half of it is left to chance, so that those who failed together do not come back together.
+        // Half of it is random, so that clients that failed at the same time do not come back at the same time.
         let half = doubled / 2;
-        let chance = half.saturating_sub(half.mul_f64(jitter));
+        let random = half.saturating_sub(half.mul_f64(jitter));
         match error.retry_after() {
-            Some(asked) if asked > self.max_retry_after => None,
-            asked => Some(
-                asked
+            Some(requested) if requested > self.max_retry_after => None,
+            requested => Some(
+                requested
                     .unwrap_or_default()
                     .max(doubled - half)
-                    .saturating_add(chance),
+                    .saturating_add(random),
             ),
         }
     }
 }
 
-/// Whether the next attempt may go better.
+/// Returns whether the failure is temporary.
 fn is_passing(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
@@ -161,13 +161,13 @@ fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// Whether the first request with this Idempotency-Key is still running.
+/// Returns whether the first request with this Idempotency-Key is still in progress.
 fn is_in_progress(error: &Error) -> bool {
     error.code() == Some("idempotency_in_progress")
 }
 
-/// `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which is taken against the answer's own `Date` where
-/// there is one, so that a wrong clock here does not matter.
+/// Parses `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which is compared with the response's own `Date` if
+/// present, so that a wrong clock of the client does not matter.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -200,7 +200,7 @@ mod tests {
         })))
     }
 
-    /// The pauses between attempts that all fail with that error.
+    /// Returns the pauses between attempts that all fail with this error.
     async fn pauses(retries: Retries, error: impl Fn() -> Error) -> Vec<Duration> {
         let mut sent = Vec::new();
         let progress = Progress::default();
@@ -213,11 +213,11 @@ mod tests {
         sent.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
-    /// A timer wakes on whole milliseconds.
+    /// Timers have a resolution of a millisecond.
     const TICK: Duration = Duration::from_millis(1);
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_double_up_to_eight_seconds_and_half_of_each_is_left_to_chance() {
+    async fn pauses_double_up_to_eight_seconds_with_random_half() {
         let retries = Retries {
             max: 7,
             ..Retries::default()
@@ -235,7 +235,7 @@ mod tests {
                 shares.push(pause.as_secs_f64() / doubled.as_secs_f64());
             }
         }
-        // By chance none of seven hundred is in a fifth of the range: once in 10^67.
+        // The probability that a fifth of the range has none of 700 samples is about 10^-67.
         for fifth in 0..5 {
             let from = 0.5 + f64::from(fifth) * 0.1;
             assert!(
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_is_sent_three_times_in_all_when_nothing_else_is_said() {
+    async fn call_is_sent_three_times_by_default() {
         assert_eq!(
             pauses(Retries::default(), || refusal(503, None))
                 .await
@@ -269,29 +269,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_longer_time_that_was_asked_for_is_waited_and_a_little_is_left_to_chance() {
+    async fn longer_retry_after_is_waited_for_with_jitter() {
         for seconds in [1, 3, 60, 120] {
-            let asked = Duration::from_secs(seconds);
+            let requested = Duration::from_secs(seconds);
             let pauses = pauses(
                 Retries {
                     max: 1,
                     ..Retries::default()
                 },
-                || refusal(429, Some(asked)),
+                || refusal(429, Some(requested)),
             )
             .await;
             assert_eq!(pauses.len(), 1);
             assert!(
-                (asked..=asked + Duration::from_millis(250) + TICK).contains(&pauses[0]),
+                (requested..=requested + Duration::from_millis(250) + TICK).contains(&pauses[0]),
                 "{pauses:?}"
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shorter_time_that_was_asked_for_shortens_no_pause() {
-        for asked in [0, 1, 100] {
-            let error = || refusal(503, Some(Duration::from_millis(asked)));
+    async fn shorter_retry_after_does_not_shorten_the_pause() {
+        for requested in [0, 1, 100] {
+            let error = || refusal(503, Some(Duration::from_millis(requested)));
             for pause in pauses(Retries::default(), error).await {
                 assert!(pause >= Duration::from_millis(250), "{pause:?}");
             }
@@ -299,15 +299,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn more_than_two_minutes_are_not_waited() {
-        for asked in [
+    async fn retry_after_beyond_two_minutes_fails_immediately() {
+        for requested in [
             Duration::from_millis(120_001),
             Duration::from_secs(121),
             Duration::MAX,
         ] {
             let started = Instant::now();
             assert!(
-                pauses(Retries::default(), || refusal(503, Some(asked)))
+                pauses(Retries::default(), || refusal(503, Some(requested)))
                     .await
                     .is_empty()
             );
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_with_the_first_answer() {
+    async fn retries_stop_at_the_first_success() {
         let started = Instant::now();
         let retries = Retries::default();
         let progress = Progress::default();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_with_the_first_error_that_stays() {
+    async fn retries_stop_at_the_first_permanent_error() {
         let retries = Retries::default();
         let (progress, mut sent) = (Progress::default(), 0);
         let failed = retries.run(Repeat::Always, &progress, |attempt| {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_creation_that_is_under_way_is_asked_for_as_long_as_an_attempt_may_take() {
+    async fn creation_in_progress_is_repeated_for_several_seconds() {
         let in_progress = || {
             let code = Some("idempotency_in_progress".to_owned());
             Error::new(Kind::Refused(Box::new(Refusal {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_somebody_may_have_undone_is_not_repeated_without_an_answer() {
+    async fn call_that_restores_access_needs_a_response_to_be_repeated() {
         for (kind, status, repeats) in [
             (Some(Kind::Timeout), 0, 0),
             (Some(Kind::Interrupted), 0, 0),
@@ -407,7 +407,7 @@ mod tests {
         let unreadable = || Kind::Unreadable {
             status: 201,
             request_id: None,
-            why: "in a sentence".to_owned(),
+            why: "a reason".to_owned(),
         };
         for (repeat, max, attempts) in [
             (Repeat::AlsoUnreadable, 2, 2),
@@ -430,7 +430,7 @@ mod tests {
             assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Unreadable);
             assert_eq!(sent, attempts, "{repeat:?} {max}");
         }
-        // Other failures keep their own count.
+        // Other failures are counted separately.
         let (progress, mut sent) = (Progress::default(), 0);
         let retries = Retries {
             max: 3,
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_takes_between_nothing_and_half() {
+    fn jitter_shortens_a_pause_by_up_to_half() {
         let retries = Retries {
             max: u32::MAX,
             ..Retries::default()
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_of_one_s_own_are_kept_to() {
+    fn configured_pauses_are_used() {
         let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
         let retries = Retries {
             max: 3,
@@ -500,7 +500,7 @@ mod tests {
                 None
             ]
         );
-        // No pause is fine, and one that is longer than the longest is the longest.
+        // A pause of zero is allowed, and the first pause is at most the longest.
         let none = Retries {
             max: 1,
             first_pause: Duration::ZERO,
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_pause_there_is_does_not_overflow() {
+    fn maximum_pause_does_not_overflow() {
         let retries = Retries {
             max: 1,
             first_pause: Duration::MAX,
@@ -542,8 +542,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
-        let text = || "in a sentence".to_owned();
+    fn only_temporary_failures_are_repeated() {
+        let text = || "a reason".to_owned();
         let rows = [
             (Kind::Connect(ConnectFailure::Refused), true),
             (Kind::Connect(ConnectFailure::TimedOut), true),
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_taken_against_the_answer_s_own_or_else_the_clock() {
+    fn retry_after_date_is_relative_to_the_response_date() {
         let at = |text: &str| httpdate::parse_http_date(text).unwrap();
         let now = at("Mon, 23 Feb 2026 12:00:00 GMT");
         let until = ("retry-after", "Mon, 23 Feb 2026 12:00:07 GMT");

@@ -1,5 +1,5 @@
-//! The subscription of processes that verify from their own memory: [`Client::subscription`]. `tollkey-verifier` builds on
-//! it what most want; its rules are in the OpenAPI document.
+//! The subscription of processes that cache keys and verify them locally: [`Client::subscription`]. `tollkey-verifier` is built
+//! on it; the OpenAPI document has its rules.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::{
     retry::Repeat,
 };
 
-/// The subscription: [`Client::subscription`]. Its calls are sent once: when and whether again is for the subscriber to say, who
-/// has a lease to mind.
+/// The subscription: [`Client::subscription`]. Its calls are sent once, because only the subscriber knows its lease and
+/// can decide when to repeat them.
 #[derive(Debug, Clone)]
 pub struct Subscription(Client);
 
@@ -25,15 +25,15 @@ impl Subscription {
         Self(client.clone())
     }
 
-    /// `POST /sync`: says up to where this process has forgotten what was changed, waits for news, and brings a lease,
-    /// which counts from before this was sent.
+    /// `POST /sync`: reports the changes that this process has applied, waits for new ones, and renews the lease, which counts
+    /// from before the request was sent.
     ///
     /// ```no_run
     /// # use std::time::Duration;
     /// # use tollkey_client::VerifierId;
     /// # async fn example(service: tollkey_client::Client, me: VerifierId) -> Result<(), tollkey_client::Error> {
     /// let first = service.subscription().poll(me).await?;
-    /// // Forget what `first.changes` names, then:
+    /// // Evict the keys that `first.changes` names, then:
     /// let next = service.subscription().poll(me).cursor(first.cursor).wait(Duration::from_secs(1)).await?;
     /// # Ok(())
     /// # }
@@ -54,7 +54,7 @@ impl Subscription {
         }
     }
 
-    /// `POST /sync/lookup`: the key with this digest of its text, and everything a verification judges it by.
+    /// `POST /sync/lookup`: returns the key with this SHA-256 and everything that a verification needs.
     ///
     /// ```no_run
     /// # use tollkey_client::Digest;
@@ -86,9 +86,9 @@ pub struct Poll {
 }
 
 impl Poll {
-    /// The ID of this poll, 16 random hexadecimal digits, and those of the polls before it that had a response within the last
-    /// two leases, and at least of the last 16, the newest first, at most 512. A poll without a response is repeated with the same ID and the same [`usage`](Self::usage), which the server
-    /// then counts once.
+    /// The ID of this poll, 16 random hexadecimal digits, and the IDs of previous polls that had a response: those of the last two
+    /// leases and at least the last 16, newest first, at most 512. Repeat a poll without a response with the same ID and the same
+    /// [`usage`](Self::usage), which the server then counts once.
     pub fn ids(
         mut self,
         id: impl Into<String>,
@@ -99,15 +99,14 @@ impl Poll {
         self
     }
 
-    /// The cursor of the last answer, once everything that came with it has been applied. Left out in the first poll of all and in no
-    /// other.
+    /// The cursor of the last response, once all its changes have been applied. Omitted in the very first poll only.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.body.cursor = Some(cursor.into());
         self
     }
 
-    /// For how long the answer may wait for news, in whole milliseconds; not at all when not set. The call may take so much
-    /// longer.
+    /// How long the server may wait for changes, in whole milliseconds; not at all when not set. The timeout of the call is
+    /// extended by it.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
@@ -119,7 +118,7 @@ impl Poll {
         self
     }
 
-    /// The last poll of all: nothing is answered from memory any more.
+    /// Makes this the last poll: this process no longer verifies from its cache.
     pub fn leave(mut self) -> Self {
         self.body.leave = true;
         self

@@ -1,17 +1,17 @@
-//! What went wrong beneath HTTP, in words for the operator.
+//! Causes of failed connections, described for the operator.
 
 use std::{error::Error as StdError, fmt, io, iter};
 
 use rustls::CertificateError;
 
-/// Why there is no connection.
+/// Why no connection could be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectFailure {
     TimedOut,
     UnknownHost,
     Refused,
     Unreachable,
-    /// The connection ended while it was opened.
+    /// The connection ended during the handshake.
     Ended,
     UnknownIssuer,
     WrongHost,
@@ -19,9 +19,9 @@ pub(crate) enum ConnectFailure {
     NotValidYet,
     Revoked,
     InvalidCertificate,
-    /// The server sent an alert.
+    /// The server sent a TLS alert.
     TlsRejected,
-    /// What the server sent is not TLS.
+    /// The server sent data that is not TLS.
     NotTls,
     Tls,
     Other,
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_that_no_test_can_provoke_are_named() {
+    fn rare_causes_are_classified() {
         use io::ErrorKind::{
             BrokenPipe, ConnectionReset, HostUnreachable, NetworkUnreachable, Other,
         };

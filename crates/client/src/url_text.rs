@@ -1,6 +1,6 @@
-//! Texts of the caller that go into a URL: IDs, accounts, cursors and filters.
+//! Texts of the caller that become part of a URL: IDs, accounts, cursors and filters.
 //!
-//! A URL is logged by proxies and servers. A credential that is given by mistake for an ID is rejected before anything is sent, and
+//! Proxies and servers log URLs. A credential that is passed by mistake for an ID is rejected before anything is sent, and
 //! neither an error nor `Debug` repeats it.
 
 use std::fmt;
@@ -11,12 +11,12 @@ use crate::Error;
 
 /// The longest ID that is sent.
 const MAX_SEGMENT: usize = 256;
-/// How many characters behind its prefix make a text a key: half of what a key has. A masked key (`ck_live_a1B2c3`) has less.
+/// With so many characters after its prefix a text counts as a key: half of a key's. A masked key (`ck_live_a1B2c3`) has fewer.
 const KEY_CHARACTERS: usize = 16;
-/// How long the header of a JWT is at least: `{"alg":"RS1"}` in base64url.
+/// The minimum length of a JWT's header: `{"alg":"RS1"}` in base64url.
 const JWT_HEADER: usize = 18;
 
-/// A text for a URL. `Debug` hides it where it looks like a credential.
+/// A text for a URL. `Debug` redacts it if it looks like a credential.
 #[derive(Clone)]
 pub(crate) struct UrlText(String);
 
@@ -45,7 +45,7 @@ impl fmt::Debug for UrlText {
     }
 }
 
-/// An ID as a segment of a path.
+/// Checks an ID as a path segment.
 pub(crate) fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, Error> {
     query_value(name, text)?;
     let rule = if text.is_empty() {
@@ -60,7 +60,7 @@ pub(crate) fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, 
     Err(Error::argument(name, rule))
 }
 
-/// Rejects a credential as the value of a query parameter.
+/// Rejects a value of a query parameter that contains a credential.
 pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
     let Some(credential) = credential_in(text) else {
         return Ok(());
@@ -71,7 +71,7 @@ pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
     ))
 }
 
-/// What sort of credential the text is or holds, by its shape.
+/// Returns the kind of credential that the text contains, by its shape.
 fn credential_in(text: &str) -> Option<&'static str> {
     let words =
         || text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
@@ -92,7 +92,7 @@ fn credential_in(text: &str) -> Option<&'static str> {
     tokens.any(is_jwt).then_some("a token (JWT)")
 }
 
-/// Whether there is a key with this prefix at the start of the word or behind an underscore.
+/// Returns whether the word contains a key with this prefix at its start or after an underscore.
 fn holds_key(word: &str, prefix: &str) -> bool {
     word.match_indices(prefix).any(|(at, _)| {
         let before = word[..at].chars().next_back();
@@ -102,9 +102,9 @@ fn holds_key(word: &str, prefix: &str) -> bool {
     })
 }
 
-/// Whether this is a JWS or JWE in compact form (RFC 7515, RFC 7516): at least three parts, of which the first is a JSON object.
+/// Returns whether this is a JWS or JWE in compact form (RFC 7515, RFC 7516): at least three parts, the first a JSON object.
 fn is_jwt(token: &str) -> bool {
-    // `{"`, `{ `, and `{` with a tab or a line break behind it, in base64url.
+    // `{"`, `{ `, and `{` followed by a tab or a line break, in base64url.
     const OBJECTS: [&str; 5] = ["eyJ", "eyA", "ewk", "ewo", "ew0"];
     let mut parts = token.trim_start_matches('.').split('.');
     let header = parts.next().unwrap_or_default();
@@ -118,13 +118,13 @@ fn is_jwt(token: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// A text of a key, which is none of a real one.
+    /// Returns a fake key with this prefix.
     fn key(prefix: &str) -> String {
         format!("{prefix}{}", "EXAMPLE1".repeat(4))
     }
 
     #[test]
-    fn credential_is_found_by_its_shape() {
+    fn credential_is_detected_by_its_shape() {
         let jwt = ["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJFWEFNUExFIn0", "EXAMPLE"].join(".");
         let jwe = [
             "eyJhbGciOiJSU0EtT0FFUCJ9",
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_no_credentials() {
+    fn id_is_not_detected_as_a_credential() {
         let texts = [
             "",
             "0198c0de-0000-7000-8000-000000000001",

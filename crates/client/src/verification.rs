@@ -1,4 +1,4 @@
-//! Verification: [`Client::verify`], [`Client::verify_batch`], [`Client::introspect`], and the key that calls,
+//! Verification: [`Client::verify`], [`Client::verify_batch`] and [`Client::introspect`]; and the calling key,
 //! [`Client::whoami`].
 
 use std::net::IpAddr;
@@ -20,13 +20,13 @@ use crate::{
     request::{Call, sends},
 };
 
-/// Verification, with a service key, a token with the role `service`, or a secret key for the keys of its own account.
+/// Verification with a service key, a token with the role `service`, or a secret key for the keys of the same account.
 impl Client {
-    /// `POST /verify`: may this key do that, now? What a restriction of the key needs and the question lacks, denies: give
-    /// method, path, merchant and address whenever they are known.
+    /// `POST /verify`: checks whether a key allows a request. Pass method, path, merchant and client IP whenever they are known:
+    /// a key with a restriction is denied if the value for it is missing.
     ///
-    /// It is a use of the key: a call that is sent again because its answer was lost takes from the key's rate limit twice. And a request
-    /// is waiting for it: in front of users, bound the whole call by [`with_deadline`](Self::with_deadline).
+    /// A verification counts against the key's rate limit, and counts twice if it is sent again because its response was lost. A
+    /// user may be waiting: limit the whole call with [`with_deadline`](Self::with_deadline).
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client, Scope};
@@ -48,7 +48,7 @@ impl Client {
         }
     }
 
-    /// `POST /verify/batch`: 1 to 100 verifications at once, each judged for itself. The answers come in the order of the
+    /// `POST /verify/batch`: 1 to 100 independent verifications in one request. The results have the order of the
     /// questions.
     ///
     /// ```no_run
@@ -70,8 +70,8 @@ impl Client {
         }
     }
 
-    /// `POST /introspect` (RFC 7662): is this key active, and what does it stand for? A key that may not do what the
-    /// question is about is inactive.
+    /// `POST /introspect` (RFC 7662): returns whether a key is active, and its claims. A key that does not allow the described
+    /// request is inactive.
     ///
     /// ```no_run
     /// # async fn example(service: tollkey_client::Client, presented: String) -> Result<(), tollkey_client::Error> {
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// `GET /whoami`: the key that calls. A publishable one learns only its id, family, mode and status.
+    /// `GET /whoami`: the calling key. A publishable key gets only its ID, family, mode and status.
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client};
@@ -102,11 +102,11 @@ impl Client {
         Call::new(self, Method::GET, "/api/v1/whoami", &[]).reading()
     }
 
-    /// `DELETE /whoami`: revokes the key that calls, for good. Publishable keys may not. Once this returns, the key is
-    /// refused everywhere.
+    /// `DELETE /whoami`: revokes the calling key permanently. Publishable keys cannot. When this returns, the key is rejected
+    /// everywhere.
     ///
-    /// When an answer is lost and the call sent again, the repeat is refused with 401, which
-    /// [`may_have_been_done`](crate::Error::may_have_been_done) says too: a key that is refused was revoked, or never was one.
+    /// If a response is lost and the call is sent again, the second attempt gets 401, and
+    /// [`may_have_been_done`](crate::Error::may_have_been_done) is `true`: the key was revoked, or never existed.
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client};
@@ -121,13 +121,13 @@ impl Client {
     }
 }
 
-/// A presented key, and what the request it came with needs: what is asked of [`Client::verify_batch`].
+/// A presented key and the request that it came with, for [`Client::verify_batch`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Question(VerifyRequest);
 
 impl Question {
-    /// Is this key one that may do anything at all?
+    /// Asks only whether the key is valid.
     pub fn new(key: impl Into<Secret>) -> Self {
         Self(VerifyRequest {
             key: key.into(),
@@ -140,7 +140,7 @@ impl Question {
         })
     }
 
-    /// All of these scopes are needed.
+    /// The request needs all of these scopes.
     pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         self.0.scopes = Some(texts(scopes.into_iter().map(Into::into)));
         self
@@ -158,30 +158,30 @@ impl Question {
         self
     }
 
-    /// This mode is needed.
+    /// The request needs this mode.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.0.mode = Some(mode);
         self
     }
 
-    /// The merchant the request is about.
+    /// The merchant that the request concerns.
     pub fn merchant(mut self, merchant: impl Into<String>) -> Self {
         self.0.merchant = Some(merchant.into());
         self
     }
 
-    /// The address the request came from, as this resource server saw it.
+    /// The IP address of the request's client, as this resource server sees it.
     pub fn client_ip(mut self, address: impl Into<IpAddr>) -> Self {
         self.0.client_ip = Some(address.into().to_string());
         self
     }
 }
 
-/// The setters of a [`Question`] for a call that asks one.
-macro_rules! asks {
+/// Adds the setters of [`Question`] to a call with one question.
+macro_rules! question_setters {
     ($builder:ty) => {
         impl $builder {
-            /// All of these scopes are needed.
+            /// The request needs all of these scopes.
             pub fn scopes(self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
                 Self {
                     question: self.question.scopes(scopes),
@@ -205,7 +205,7 @@ macro_rules! asks {
                 }
             }
 
-            /// This mode is needed.
+            /// The request needs this mode.
             pub fn mode(self, mode: Mode) -> Self {
                 Self {
                     question: self.question.mode(mode),
@@ -213,7 +213,7 @@ macro_rules! asks {
                 }
             }
 
-            /// The merchant the request is about.
+            /// The merchant that the request concerns.
             pub fn merchant(self, merchant: impl Into<String>) -> Self {
                 Self {
                     question: self.question.merchant(merchant),
@@ -221,7 +221,7 @@ macro_rules! asks {
                 }
             }
 
-            /// The address the request came from, as this resource server saw it.
+            /// The IP address of the request's client, as this resource server sees it.
             pub fn client_ip(self, address: impl Into<IpAddr>) -> Self {
                 Self {
                     question: self.question.client_ip(address),
@@ -245,7 +245,7 @@ impl Verify {
         self.call.json(&self.question.0).reading()
     }
 }
-asks!(Verify);
+question_setters!(Verify);
 sends!(Verify => VerifyResponse);
 
 /// Verifies several keys: [`Client::verify_batch`].
@@ -263,15 +263,16 @@ impl VerifyBatch {
             .into_iter()
             .map(|question| question.0)
             .collect();
-        let asked = requests.len();
+        let expected = requests.len();
         self.call
             .json(&VerifyBatchRequest { requests })
             .reading_with(move |reply| {
                 let VerifyBatchResponse { results, .. } = reply.json()?;
-                // Fewer or more answers than questions cannot be told apart: nobody is let in by another's answer.
-                let each = results.len() == asked;
-                each.then_some(results)
-                    .ok_or_else(|| reply.unreadable("there are not as many answers as questions"))
+                // With another number of results, one could be taken for that of another key.
+                let is_complete = results.len() == expected;
+                is_complete.then_some(results).ok_or_else(|| {
+                    reply.unreadable("the number of results is not the number of questions")
+                })
             })
     }
 }
@@ -310,5 +311,5 @@ impl Introspect {
         self.call.form(&form).reading()
     }
 }
-asks!(Introspect);
+question_setters!(Introspect);
 sends!(Introspect => IntrospectResponse);

@@ -1,4 +1,4 @@
-//! The steps: which there are, when each may be taken, what each does.
+//! The steps of the protocol: when each is possible, and what it does.
 
 use std::fmt;
 
@@ -11,94 +11,94 @@ use crate::{
     },
 };
 
-/// The property that must hold.
+/// The safety property.
 pub const SAFE: &str =
-    "no verification that began after the answer to the revocation is answered yes";
+    "no verification that began after the response to the revocation accepts the key";
 
-/// A second property: the creation of a key never outruns the marking.
+/// A second property: no creation escapes the marking.
 pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
 
 /// A third property: no crash leaves a marking that no replica can finish.
 pub const FINISHABLE: &str =
     "the marking after a revocation can still be finished, whichever process has crashed";
 
-/// How much a clock may be off over a lease, and the margin for that, in ticks.
+/// The drift of a clock during a lease, and the margin for it, in ticks.
 const MARGIN: u8 = 1;
 
-/// What a caller wants.
+/// What a caller does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
-    /// To revoke our key.
+    /// Revokes the key.
     Revoke,
-    /// To change something else.
+    /// Changes something else.
     Change,
-    /// To revoke our key, which is revoked already.
+    /// Revokes the key, which is already revoked.
     Repeat,
-    /// To mark the descendants of our key, which is revoked. A background task of a replica wants this; the first one
-    /// runs in the process that revokes the key.
+    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs in the process
+    /// that revokes the key.
     Mark,
 }
 
-/// Who subscribes.
+/// The subscriber of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Following {
-    /// Nobody.
+    /// None.
     Nobody,
-    /// Somebody who polls verifier 0, but verifies nothing.
+    /// Polls verifier 0, and verifies nothing.
     Quiet,
-    /// Somebody who polls verifier 0, and verifies.
+    /// Polls verifier 0, and verifies.
     One,
-    /// Somebody who polls any verifier, and verifies.
+    /// Polls any verifier, and verifies.
     Any,
 }
 
-/// How much there is.
+/// The size of a world.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// How long leases are, in ticks.
+    /// The length of leases, in ticks.
     pub lease: u8,
-    /// How many verifiers there are.
+    /// The number of verifiers.
     pub verifiers: u8,
-    /// What callers want, each with the number of the verifier in the process that serves it; `None` for a process
-    /// whose verifier does nothing.
+    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose verifier does
+    /// nothing.
     pub callers: &'static [(Wish, Option<u8>)],
-    /// Who subscribes.
+    /// The subscriber.
     pub subscriber: Following,
-    /// Whether applying takes three steps, not one, and reports may arrive late.
+    /// Whether applying takes three steps instead of one, and reports may arrive late.
     pub fine: bool,
-    /// Whether verifiers stop in good order.
+    /// Whether verifiers stop gracefully.
     pub stops: bool,
-    /// How often each verifier may ask for a lease, so that there is an end to the numbers in rows. Only if this is given are silent
-    /// rows removed.
+    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed only if this is
+    /// set.
     pub asks: Option<u8>,
     /// The keys that are verified, one in each run.
     pub keys: &'static [Key],
-    /// Whether the verifiers are servers of the previous release, which read the own row of a key only. They must reject
-    /// a descendant of the revoked key once the end of the marking has propagated.
+    /// Whether the verifiers are servers of the previous release, which read only a key's own row. They must reject a
+    /// descendant of the revoked key once the end of the marking has propagated.
     pub previous_release: bool,
 }
 
-/// The protocol, or what would be left of it without one of its rules.
+/// The protocol, with all rules or without one.
 #[derive(Debug, Clone, Copy)]
 pub struct Protocol {
-    /// Which rules are kept.
+    /// The rules that are kept.
     pub rules: Rules,
-    /// How much there is.
+    /// The size of the world.
     pub bounds: Bounds,
 }
 
-/// Whose memory.
+/// The owner of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// That of a verifier.
+    /// A verifier.
     Verifier(u8),
-    /// That of the subscriber.
+    /// The subscriber.
     Subscriber,
 }
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "`Display` says what each is")]
+#[allow(missing_docs, reason = "`Display` describes each step")]
 pub enum Action {
     Tick,
     TickAsleep,
@@ -151,7 +151,7 @@ impl Protocol {
         self.rules.keep(rule)
     }
 
-    /// For how long, at worst, the holder of a lease of `length` believes to have it.
+    /// Returns for how many ticks, at most, the holder of a lease of `length` considers it valid.
     fn held(&self, length: u8) -> u8 {
         let drifting = length + MARGIN;
         if self.keep(Rule::HoldersSubtract) {
@@ -161,7 +161,7 @@ impl Protocol {
         }
     }
 
-    /// For how long, at worst, the end of a lease of `length` is waited for.
+    /// Returns for how many ticks, at least, a caller waits for the end of a lease of `length`.
     fn awaited(&self, length: u8) -> u8 {
         let margin = if self.keep(Rule::WaitersAdd) {
             MARGIN
@@ -171,7 +171,7 @@ impl Protocol {
         (length + margin).saturating_sub(MARGIN)
     }
 
-    /// The row of a verifier.
+    /// Returns the row of a verifier.
     fn row(&self, verifier: u8) -> usize {
         if self.keep(Rule::FreshIds) {
             verifier.into()
@@ -180,7 +180,7 @@ impl Protocol {
         }
     }
 
-    /// What a verifier reports.
+    /// Returns what a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
         let own = state.verifiers[usize::from(verifier)].memory.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
@@ -191,8 +191,12 @@ impl Protocol {
         }
     }
 
-    /// The rows that are behind the change of a caller, but for that of the verifier in its own process.
-    fn behind(&self, state: &State, caller: u8) -> impl Iterator<Item = (usize, Row)> + use<> {
+    /// Returns the rows that lag behind the change of a caller, without that of the verifier in its own process.
+    fn lagging_rows(
+        &self,
+        state: &State,
+        caller: u8,
+    ) -> impl Iterator<Item = (usize, Row)> + use<> {
         let own = self.bounds.callers[usize::from(caller)]
             .1
             .map(|verifier| self.row(verifier));
@@ -203,17 +207,17 @@ impl Protocol {
             .filter(move |(at, row)| Some(*at) != own && row.applied < seq)
     }
 
-    /// Whether the verified key exists in the database.
+    /// Returns whether the verified key exists in the database.
     fn exists(state: &State) -> bool {
         !state.verified.is_created() || state.creation == Creation::Committed
     }
 
-    /// Whether a descendant of the revoked key exists whose own row is not marked.
+    /// Returns whether a descendant of the revoked key exists whose own row is not marked.
     fn is_unmarked(state: &State) -> bool {
         state.verified != Key::Parent && Self::exists(state) && !state.marked
     }
 
-    /// Whether the revoked key has descendants.
+    /// Returns whether the revoked key has descendants.
     fn has_descendants(state: &State) -> bool {
         match state.verified {
             Key::Parent => false, // no run that verifies the revoked key depends on its descendants
@@ -222,12 +226,12 @@ impl Protocol {
         }
     }
 
-    /// Whether the status of the ancestors lets the verified key be valid.
+    /// Returns whether the status of the ancestors allows the verified key to be valid.
     fn ancestors_are_active(&self, state: &State) -> bool {
         !state.revoked || self.bounds.previous_release || !self.keep(Rule::AncestorsDecide)
     }
 
-    /// Whether the own row of the verified key lets it be valid.
+    /// Returns whether the own row of the verified key allows it to be valid.
     fn own_row_is_active(state: &State) -> bool {
         let revoked = if state.verified == Key::Parent {
             state.revoked
@@ -237,7 +241,7 @@ impl Protocol {
         Self::exists(state) && !revoked
     }
 
-    /// Whether a verification that begins now must be rejected.
+    /// Returns whether a verification that begins now must reject the key.
     fn must_reject(&self, state: &State) -> bool {
         if self.bounds.previous_release && state.verified != Key::Parent {
             state.marking == Marking::Propagated
@@ -246,7 +250,7 @@ impl Protocol {
         }
     }
 
-    /// The callers that mark descendants.
+    /// Returns the callers that mark descendants.
     fn markers(&self) -> impl Iterator<Item = u8> {
         (0..)
             .zip(self.bounds.callers)
@@ -254,7 +258,7 @@ impl Protocol {
             .map(|(at, _)| at)
     }
 
-    /// Whether that caller marks descendants now.
+    /// Returns whether that caller marks descendants now.
     fn marks(&self, state: &State, caller: u8) -> bool {
         let in_revoking_process = self.markers().next() == Some(caller);
         let runs = if in_revoking_process {
@@ -265,12 +269,12 @@ impl Protocol {
         self.wish(caller) == Wish::Mark && runs && state.marking == Marking::Pending
     }
 
-    /// Whether that caller can delete the pending row now.
+    /// Returns whether that caller can delete the pending row now.
     fn can_end_marking(&self, state: &State, caller: u8) -> bool {
         self.marks(state, caller) && !Self::is_unmarked(state)
     }
 
-    /// Whether an unfinished marking can still be finished.
+    /// Returns whether an unfinished marking can still be finished.
     fn can_be_finished(&self, state: &State) -> bool {
         if !state.revoked || !Self::has_descendants(state) {
             return true;
@@ -303,7 +307,7 @@ impl Protocol {
         false
     }
 
-    /// Takes a step, if it may be taken now and changes something.
+    /// Takes a step. Returns `None` if it is not possible now.
     fn take(&self, state: &mut State, action: Action) -> Option<()> {
         let allowed = |condition: bool| condition.then_some(());
         match action {
@@ -446,7 +450,7 @@ impl Protocol {
                 }
             }
             Action::Fetch(who) => {
-                // A cached record that says "revoked" does no harm, so it is not fetched.
+                // A record of a revoked key does no harm in a cache, so it is not fetched.
                 allowed(self.ancestors_are_active(state))?;
                 let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent
                 {
@@ -476,7 +480,7 @@ impl Protocol {
                 if let Who::Verifier(at) = who {
                     allowed(!state.verifiers[usize::from(at)].stopped)?;
                 }
-                self.learn(memory(state, who))?;
+                self.insert_fetched(memory(state, who))?;
             }
             Action::SeeLease(who) => {
                 let must_reject = self.must_reject(state);
@@ -514,15 +518,15 @@ impl Protocol {
                 allowed(state.locked_by.is_none() || !self.keep(Rule::NumberedAsCommitted))?;
                 match self.wish(at) {
                     Wish::Change => {}
-                    // It waits for a creation that holds the lock on the key's row.
+                    // A revocation waits for a creation that holds the lock on the key's row.
                     Wish::Revoke => allowed(!self.creation_holds_locks(state))?,
                     Wish::Repeat => return None,
                     Wish::Mark => allowed(
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
-                // If two callers are the same, the result does not depend on which one is first. Callers that mark are not:
-                // one of them runs in the revoking process.
+                // Of two identical callers, the first always goes first: the order makes no difference. Callers that mark
+                // are not identical, because one of them runs in the revoking process.
                 let twin = (0..at)
                     .rfind(|other| {
                         self.bounds.callers[usize::from(*other)]
@@ -583,7 +587,7 @@ impl Protocol {
                         state.marking = Marking::Finished;
                         state.changes |= 1 << seq;
                         if !self.bounds.previous_release {
-                            caller.finish(); // no property depends on when this change has propagated
+                            caller.finish(); // no property depends on the propagation of this change
                         }
                     }
                 }
@@ -660,7 +664,7 @@ impl Protocol {
                 state.creation = Creation::Committed;
             }
             Action::Look(at) => {
-                let rows: Vec<_> = self.behind(state, at).collect();
+                let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && !caller.clear)?;
                 if rows.is_empty() && self.wish(at) == Wish::Change {
@@ -681,7 +685,7 @@ impl Protocol {
                 }
             }
             Action::LookForSilent(at) => {
-                let rows: Vec<_> = self.behind(state, at).collect();
+                let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.looked && caller.silence == 0)?;
                 for (row, Row { renewals, .. }) in rows {
@@ -717,19 +721,19 @@ impl Protocol {
                 }
             }
             Action::Answer(at) => {
-                let (wish, home) = self.bounds.callers[usize::from(at)];
+                let (wish, own_verifier) = self.bounds.callers[usize::from(at)];
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && wish != Wish::Change)?;
-                let over = caller.wait == 0;
-                allowed(caller.clear || over || !self.keep(Rule::ChangesWait))?;
+                let has_expired = caller.wait == 0;
+                allowed(caller.clear || has_expired || !self.keep(Rule::ChangesWait))?;
                 let waits = wish != Wish::Repeat || self.keep(Rule::RepeatsWait);
-                if let Some(home) = home
+                if let Some(own_verifier) = own_verifier
                     && waits
-                    && !over
+                    && !has_expired
                 {
-                    let evicted = state.verifiers[usize::from(home)].memory.evicted;
+                    let evicted = state.verifiers[usize::from(own_verifier)].memory.evicted;
                     allowed(evicted >= caller.seq || !self.keep(Rule::OwnVerifierToo))?;
-                    let known = state.subscriber.known[usize::from(home)];
+                    let known = state.subscriber.known[usize::from(own_verifier)];
                     let applied = known.lives == 0 || known.acknowledged >= caller.seq;
                     allowed(applied || !self.keep(Rule::OwnSubscribersToo))?;
                 }
@@ -844,19 +848,19 @@ impl Protocol {
             }
             Action::LosePoll => {
                 let subscriber = &mut state.subscriber;
-                let over = match subscriber.poll {
+                let is_done = match subscriber.poll {
                     Poll::None | Poll::Begun { .. } => false,
                     Poll::Applying { .. } => subscriber.memory.log == Log::None,
                     Poll::Sent { .. } | Poll::Replied { .. } => true,
                 };
-                allowed(over)?;
+                allowed(is_done)?;
                 subscriber.poll = Poll::None;
             }
         }
         Some(())
     }
 
-    /// Lets a tick of time pass. Whether that changes anything.
+    /// Passes a tick of time. Returns whether that changed anything.
     fn tick(&self, state: &mut State, awake: bool) -> bool {
         let before = *state;
         // An age beyond this leaves nothing of any lease.
@@ -908,7 +912,7 @@ impl Protocol {
         verifier.report = None;
     }
 
-    /// One of the three steps of applying changes.
+    /// Executes one of the three steps of applying changes.
     fn apply(&self, state: &mut State, who: Who) -> Option<()> {
         enum Step {
             Begin,
@@ -944,8 +948,8 @@ impl Protocol {
         Some(())
     }
 
-    /// What becomes of a record that was fetched, as valid.
-    fn learn(&self, memory: &mut Memory) -> Option<()> {
+    /// Executes a step of caching a record that was fetched as valid.
+    fn insert_fetched(&self, memory: &mut Memory) -> Option<()> {
         memory.fetch = match memory.fetch {
             Fetch::Read(counter) => {
                 let fresh = counter >= memory.applying;
@@ -979,8 +983,8 @@ impl Protocol {
     fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        // One that holds no lease from here can answer nothing before it has applied the reply. One that does may still
-        // answer from before; what it once acknowledged stays so.
+        // A subscriber without a lease of this replica accepts no key before it has applied the reply. One with a lease may
+        // still accept keys from its cache, so only what it has acknowledged counts.
         let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
         known.acknowledged = if lives {
             known.acknowledged.max(acknowledges)
@@ -994,15 +998,15 @@ impl Protocol {
         };
     }
 
-    /// Whether a creation holds the locks on the rows of its ancestors.
+    /// Returns whether a creation holds the locks on the rows of its ancestors.
     fn creation_holds_locks(&self, state: &State) -> bool {
         let locks =
             self.keep(Rule::CreationChecksAncestors) && self.keep(Rule::CreationLocksAncestors);
         state.creation == Creation::Checked && locks
     }
 
-    /// Whether a caller removes silent rows. What it removes matters to those who come after it: after a revocation only to
-    /// those who repeat it.
+    /// Returns whether a caller removes silent rows. That matters to later callers only: after a revocation, to those that
+    /// repeat it.
     fn removes(&self, caller: u8) -> bool {
         let repeated = self
             .bounds
@@ -1017,7 +1021,7 @@ impl Protocol {
     }
 }
 
-/// Whether one of these changes, one bit each, is later than `after` and no later than `upto`.
+/// Returns whether one of these changes, one bit each, is later than `after` and no later than `upto`.
 fn are_among(changes: u8, after: u8, upto: u8) -> bool {
     (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
@@ -1066,12 +1070,12 @@ impl Model for Protocol {
                 Action::Unregister(at),
             ]);
         }
-        let follows = match self.bounds.subscriber {
+        let polled = match self.bounds.subscriber {
             Following::Nobody => 0,
             Following::Quiet | Following::One => 1,
             Following::Any => self.bounds.verifiers,
         };
-        if follows > 0 {
+        if polled > 0 {
             actions.extend([
                 Action::Poll,
                 Action::Complete,
@@ -1079,7 +1083,7 @@ impl Model for Protocol {
                 Action::TakeLease,
                 Action::LosePoll,
             ]);
-            actions.extend((0..follows).map(Action::Compute));
+            actions.extend((0..polled).map(Action::Compute));
             actions.push(Action::Apply(Who::Subscriber));
         }
         if matches!(self.bounds.subscriber, Following::One | Following::Any) {
@@ -1129,39 +1133,39 @@ impl Model for Protocol {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::always(SAFE, |_, state: &State| !state.accepted),
-            Property::sometimes("a key is answered from memory", |_, state: &State| {
-                !state.revoked && answers(&state.verifiers[0].memory)
+            Property::sometimes("a key is accepted from a cache", |_, state: &State| {
+                !state.revoked && would_accept(&state.verifiers[0].memory)
             }),
         ];
-        if self.others(&State::default()).next().is_some() {
+        if self.other_caches(&State::default()).next().is_some() {
             properties.push(Property::sometimes(
-                "the revocation is answered, and another verifier holds a lease",
+                "the revocation has a response, and another verifier holds a lease",
                 |model: &Self, state: &State| {
-                    state.answered && model.others(state).any(|memory| memory.lease > 0)
+                    state.answered && model.other_caches(state).any(|memory| memory.lease > 0)
                 },
             ));
             properties.push(Property::sometimes(
-                "the revocation is answered, and another verifier knows nothing of it",
+                "the revocation has a response, and another verifier still caches the key",
                 |model: &Self, state: &State| {
-                    state.answered && model.others(state).any(|memory| memory.remembered)
+                    state.answered && model.other_caches(state).any(|memory| memory.remembered)
                 },
             ));
         }
         if matches!(self.bounds.subscriber, Following::One | Following::Any) {
             properties.push(Property::sometimes(
-                "a subscriber answers from memory",
-                |_, state: &State| !state.revoked && answers(&state.subscriber.memory),
+                "a subscriber accepts a key from its cache",
+                |_, state: &State| !state.revoked && would_accept(&state.subscriber.memory),
             ));
             properties.push(Property::sometimes(
-                "the revocation is answered, and a subscriber holds a lease",
+                "the revocation has a response, and a subscriber holds a lease",
                 |_, state: &State| state.answered && state.subscriber.memory.lease > 0,
             ));
         }
         if self.bounds.keys.iter().any(|key| key.is_created()) {
             properties.push(Property::sometimes(
-                "a key that a key has created is cached",
+                "a key that was created by a key is cached",
                 |_, state: &State| {
-                    state.verified.is_created() && answers(&state.verifiers[0].memory)
+                    state.verified.is_created() && would_accept(&state.verifiers[0].memory)
                 },
             ));
         }
@@ -1170,7 +1174,7 @@ impl Model for Protocol {
                 state.marking < Marking::Finished || !Self::is_unmarked(state)
             }));
             properties.push(Property::sometimes(
-                "the revocation is answered before a descendant is marked",
+                "the revocation has a response before a descendant is marked",
                 |_, state: &State| state.answered && Self::is_unmarked(state),
             ));
         }
@@ -1180,7 +1184,7 @@ impl Model for Protocol {
                 |model: &Self, state: &State| model.can_be_finished(state),
             ));
             properties.push(Property::sometimes(
-                "another replica finishes a marking that a crash has interrupted",
+                "another replica finishes a marking after a crash",
                 |_, state: &State| state.crashed && state.marking >= Marking::Finished,
             ));
         }
@@ -1188,22 +1192,22 @@ impl Model for Protocol {
     }
 }
 
-/// Whether a memory would answer yes.
-fn answers(memory: &Memory) -> bool {
+/// Returns whether a verification from this cache would accept the key.
+fn would_accept(memory: &Memory) -> bool {
     memory.lease > 0 && memory.remembered
 }
 
 impl Protocol {
-    /// The memories of verifiers in other processes than that of the revoking caller.
-    fn others<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Memory> {
-        let home = self
+    /// Returns the caches of verifiers outside the process of the revoking caller.
+    fn other_caches<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Memory> {
+        let own_verifier = self
             .bounds
             .callers
             .iter()
             .find(|(wish, _)| *wish == Wish::Revoke)
-            .and_then(|(_, home)| *home);
+            .and_then(|(_, own_verifier)| *own_verifier);
         (0..self.bounds.verifiers)
-            .filter(move |at| Some(*at) != home)
+            .filter(move |at| Some(*at) != own_verifier)
             .map(|at| &state.verifiers[usize::from(at)].memory)
     }
 }
@@ -1224,29 +1228,29 @@ impl fmt::Display for Action {
             Self::TickAsleep => {
                 f.write_str("            a tick passes, while the verifiers' machines sleep")
             }
-            Self::Ask(at) => write!(f, "verifier {at}: reads its clock and asks for a lease"),
+            Self::Ask(at) => write!(f, "verifier {at}: reads its clock and sends a renewal"),
             Self::Compare(at) => write!(f, "verifier {at}: its renewal compares the counter"),
             Self::Renew(at) => write!(f, "verifier {at}: its renewal is executed"),
-            Self::Grant(at) => write!(f, "verifier {at}: hears that it was renewed"),
-            Self::Lose(at) => write!(f, "verifier {at}: never hears of its renewal"),
-            Self::ReadChanges(at) => write!(f, "verifier {at}: reads what has changed"),
+            Self::Grant(at) => write!(f, "verifier {at}: receives its renewed lease"),
+            Self::Lose(at) => write!(f, "verifier {at}: never receives its renewed lease"),
+            Self::ReadChanges(at) => write!(f, "verifier {at}: reads the changes"),
             Self::SendReport(at) => {
                 write!(f, "verifier {at}: sends a report of what it has applied")
             }
             Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
-            Self::Stop(at) => write!(f, "verifier {at}: stops answering from memory"),
+            Self::Stop(at) => write!(f, "verifier {at}: stops accepting keys from its cache"),
             Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
-            Self::Apply(who) => write!(f, "{who}: applies what has changed, or a third of it"),
-            Self::Fetch(who) => write!(f, "{who}: reads the key, which is valid"),
-            Self::FetchCounter(who) => write!(f, "{who}: reads the counter for it"),
-            Self::Learn(who) => write!(f, "{who}: takes in the key it has read"),
-            Self::SeeLease(who) => write!(f, "{who}: a verification looks at the lease"),
-            Self::FindEntry(who) => write!(f, "{who}: a verification looks the key up"),
+            Self::Apply(who) => write!(f, "{who}: applies the changes, or a third of that"),
+            Self::Fetch(who) => write!(f, "{who}: fetches the key, which is valid"),
+            Self::FetchCounter(who) => write!(f, "{who}: reads the counter for the fetched key"),
+            Self::Learn(who) => write!(f, "{who}: caches the fetched key, or a step of that"),
+            Self::SeeLease(who) => write!(f, "{who}: a verification checks the lease"),
+            Self::FindEntry(who) => write!(f, "{who}: a verification looks up the key"),
             Self::ReadClock(at) => write!(f, "caller {at}: reads the clock"),
             Self::Update(at) => write!(f, "caller {at}: raises the counter and reads the clock"),
             Self::Commit(at) => write!(f, "caller {at}: commits"),
             Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
-            Self::FindItSo(at) => write!(f, "caller {at}: finds the key revoked already"),
+            Self::FindItSo(at) => write!(f, "caller {at}: finds the key already revoked"),
             Self::ReadDescendants(at) => {
                 write!(f, "caller {at}: reads whether the key has descendants")
             }
@@ -1256,19 +1260,19 @@ impl fmt::Display for Action {
             Self::Crash => f.write_str("            the process that revoked the key crashes"),
             Self::CheckAncestors => f.write_str("   creation: checks the ancestors"),
             Self::InsertKey => f.write_str("   creation: commits"),
-            Self::Look(at) => write!(f, "caller {at}: looks who is behind"),
-            Self::LookForSilent(at) => write!(f, "caller {at}: looks who has been silent"),
+            Self::Look(at) => write!(f, "caller {at}: checks for lagging rows"),
+            Self::LookForSilent(at) => write!(f, "caller {at}: checks for silent rows"),
             Self::Remove(at, row) => write!(
                 f,
                 "caller {at}: removes the row of verifier {row}, if not renewed"
             ),
-            Self::Answer(at) => write!(f, "caller {at}: is answered"),
+            Self::Answer(at) => write!(f, "caller {at}: gets the response"),
             Self::Poll => f.write_str("subscriber: reads its clock and polls"),
             Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),
-            Self::Complete => f.write_str("          : and the rest of it"),
+            Self::Complete => f.write_str("          : completes the reply"),
             Self::TakeReply => f.write_str("subscriber: receives the reply"),
-            Self::TakeLease => f.write_str("subscriber: takes the lease that came with it"),
-            Self::LosePoll => f.write_str("subscriber: is done with this poll"),
+            Self::TakeLease => f.write_str("subscriber: takes the lease of the reply"),
+            Self::LosePoll => f.write_str("subscriber: ends this poll"),
         }
     }
 }

@@ -29,83 +29,83 @@ rules! {
     // The change and its counter.
     /// A change and the rise of the counter become visible together.
     ChangeWithCounter,
-    /// The numbers of changes are the order of their commits.
+    /// Changes are numbered in the order of their commits.
     NumberedAsCommitted,
-    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes in one.
+    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes in one step.
     ShareLock,
-    /// A renewal is refused unless the counter is exactly what its verifier has finished evicting.
+    /// A renewal is rejected unless its verifier has evicted everything up to exactly the counter.
     OnlyAtTheNewest,
 
     // Leases and clocks.
-    /// A lease counts from before it was asked for.
+    /// A lease counts from before its renewal was sent.
     CountedFromAsking,
-    /// Who holds a lease subtracts the margin.
+    /// The holder of a lease subtracts the margin.
     HoldersSubtract,
-    /// Who waits for the end of a lease adds the margin.
+    /// A caller that waits for the end of a lease adds the margin.
     WaitersAdd,
-    /// The clock goes on while the machine sleeps.
+    /// The clock continues while the machine sleeps.
     ClocksCountSleep,
-    /// A verifier that has been stopped takes no lease that was still under way.
+    /// A stopped verifier ignores the result of a renewal that was in flight.
     StoppedStaysStopped,
-    /// A report of what has been applied extends no lease.
+    /// A report of applied changes does not extend the lease.
     ReportsExtendNothing,
-    /// A process that starts again is another verifier.
+    /// A restarted process is another verifier.
     FreshIds,
 
-    // Memory.
-    /// The lease is looked at before the entry.
+    // Cache.
+    /// A verification checks the lease before it looks up the entry.
     LeaseBeforeEntry,
     /// `applying` is raised before anything is evicted.
     ApplyingFirst,
-    /// `evicted` is set only once everything has been evicted.
+    /// `evicted` is raised only after everything has been evicted.
     EvictedLast,
     /// A record comes with a counter value read no later than itself.
     OneSnapshot,
-    /// A record is remembered only if nothing beyond its counter value has begun to be applied.
+    /// A record is cached only if no change after its counter value has begun to be applied.
     FillsLook,
-    /// That look and the insertion are one step to those who evict.
+    /// That check and the insertion are atomic with respect to evictions.
     FillsLookUnderTheLock,
-    /// That look comes before the entry is visible, not after.
+    /// That check comes before the entry is visible, not after.
     FillsLookBeforeVisible,
 
     // Waiting.
-    /// Who makes a change reads the clock after the UPDATE.
+    /// A change reads the clock after its UPDATE.
     ClockAfterUpdate,
-    /// Who makes a change waits until everybody has reported it or a lease and a margin are over.
+    /// A change waits until every verifier has reported it, or until a lease and a margin have passed.
     ChangesWait,
-    /// Who makes a change applies it to the verifier of its own process, whose row it does not look at.
+    /// A change applies itself to the verifier of the same process, whose row it does not check.
     OwnVerifierToo,
-    /// "It is so already" waits, too.
+    /// A revocation of a key that is already revoked waits, too.
     RepeatsWait,
-    /// A row is removed only if it has not been renewed since it was looked at.
+    /// A row is removed only if it has not been renewed since it was checked.
     OnlySilentRemoved,
-    /// Silence counts from that look.
+    /// Silence counts from that check.
     SilenceFromLook,
-    /// No two renewals of a verifier leave the same number in its row, not even if the row was removed in between.
+    /// No two renewals of a verifier write the same number to its row, even if the row was removed in between.
     RenewalsNeverRepeat,
-    /// A verifier stops answering before it deletes its row.
+    /// A verifier stops accepting keys before it deletes its row.
     StopBeforeUnregistering,
 
     // Subscribers.
-    /// A verifier reports the least of what it and its subscribers have applied.
+    /// A verifier reports the minimum of what it and its subscribers have applied.
     ReportsLeast,
-    /// Who makes a change waits for the subscribers of its own verifier, whose row it does not look at.
+    /// A change waits for the subscribers of the verifier of the same process, whose row it does not check.
     OwnSubscribersToo,
     /// A subscriber is registered in the step that computes the reply to it.
     RegisteredWithReply,
-    /// For a subscriber that holds a lease from here, only what it has acknowledged itself counts, not what it was told.
+    /// For a subscriber with a lease of this replica, only what it has acknowledged counts, not what it was sent.
     AnswersAcknowledgeNothing,
-    /// The changes in a reply and the lease that comes with them are of one moment.
+    /// The changes in a reply and the lease with them are of the same moment.
     ReplyOfOneMoment,
-    /// A subscriber's lease is no longer than what is left of its replica's.
+    /// A subscriber's lease is no longer than the remaining lease of its replica.
     LeasesNest,
     /// A subscriber counts its lease from before it sent the poll.
     CountedFromPolling,
     /// A subscriber takes a lease only after applying the changes that came with it.
     AppliedBeforeTaken,
-    /// A subscriber counts as alive until the end of the largest lease it was ever given.
+    /// A subscriber counts as alive until the end of the longest lease that it was granted.
     LargestLease,
-    /// A replica does not delete its row while a subscriber's lease may live.
+    /// A replica does not delete its row while a subscriber may hold a lease.
     SubscribersOutlived,
 
     // Keys that create keys.
@@ -123,30 +123,30 @@ rules! {
     CreationLocksAncestors,
     /// The pending row of a marking is written in the transaction of the revocation.
     PendingWithRevocation,
-    /// Any replica resumes a marking that was interrupted.
+    /// Any replica resumes an interrupted marking.
     MarkingResumed,
     /// The end of a marking is a change that evicts the descendants, for servers of the previous release.
     MarkingAnnounced,
 }
 
-/// Which rules are kept.
+/// The rules that are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules(Option<Rule>);
 
 impl Rules {
-    /// All of them: the protocol.
+    /// Returns all rules: the protocol.
     #[must_use]
     pub fn all() -> Self {
         Self(None)
     }
 
-    /// All but one.
+    /// Returns all rules but one.
     #[must_use]
     pub fn without(rule: Rule) -> Self {
         Self(Some(rule))
     }
 
-    /// Whether a rule is kept.
+    /// Returns whether a rule is kept.
     #[must_use]
     pub fn keep(self, rule: Rule) -> bool {
         self.0 != Some(rule)

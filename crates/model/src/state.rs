@@ -1,53 +1,52 @@
-//! What the model remembers: everything that a database, some verifiers, those who make changes and a subscriber know
-//! at one moment. Times are what is left of them, in ticks, so that the same situation is the same state whenever it
-//! happens.
+//! The state of the model: the database, the verifiers, the callers and a subscriber at one moment. A time is stored as
+//! the number of ticks that remain, so that equal situations are equal states at any time.
 
-/// At most so many verifiers,
+/// The maximum number of verifiers.
 pub const VERIFIERS: usize = 3;
-/// and so many callers who change something.
+/// The maximum number of callers that change something.
 pub const CALLERS: usize = 4;
 
-/// The whole state at one moment. One key is verified, see [`Key`].
+/// The whole state at one moment. A run verifies one key, see [`Key`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct State {
-    /// The change counter, as committed.
+    /// The committed change counter.
     pub counter: u8,
-    /// The number that was given to a change last, committed or not.
+    /// The number of the latest change, committed or not.
     pub numbered: u8,
     /// The key that is verified.
     pub verified: Key,
     /// The committed changes that evict the verified key from a cache, one bit each.
     pub changes: u8,
-    /// Whether the row of the key that callers revoke ([`Key::Parent`]) says that it is revoked.
+    /// Whether the row of the key that callers revoke ([`Key::Parent`]) is revoked.
     pub revoked: bool,
-    /// Whether the verified key's own row says that it is revoked, if it is a descendant of the revoked key.
+    /// Whether the verified key's own row is revoked, if it is a descendant of the revoked key.
     pub marked: bool,
-    /// How far the creation of the verified key is, if it is created during the run.
+    /// The progress of the verified key's creation, if it is created during the run.
     pub creation: Creation,
-    /// How far the marking of descendants is.
+    /// The progress of the marking of descendants.
     pub marking: Marking,
     /// Whether the process that revoked the key has crashed.
     pub crashed: bool,
-    /// Who is between the UPDATE of the counter and the commit.
+    /// The caller between its UPDATE of the counter and its commit.
     pub locked_by: Option<u8>,
-    /// Whether a caller has been told that our key is revoked.
+    /// Whether a caller has got the response to the revocation.
     pub answered: bool,
-    /// Whether a verification that began after that was answered yes. Never!
+    /// Whether a verification that began after that response accepted the key. Must never be true.
     pub accepted: bool,
     /// The rows of verifiers.
     pub rows: [Option<Row>; VERIFIERS],
-    /// Servers, each with its verifier.
+    /// The servers, each with its verifier.
     pub verifiers: [Verifier; VERIFIERS],
-    /// Requests that change something.
+    /// The requests that change something.
     pub callers: [Caller; CALLERS],
-    /// A resource server that follows verifiers.
+    /// A resource server that subscribes to verifiers.
     pub subscriber: Subscriber,
 }
 
 /// The key that is verified in a run.
 ///
 /// What a verifier caches of one key has no effect on another key. So a run verifies one key only, and a world with
-/// several keys begins once with each.
+/// several keys has one initial state for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Key {
     /// The key that callers revoke.
@@ -62,14 +61,14 @@ pub enum Key {
 }
 
 impl Key {
-    /// Whether this key is created during the run.
+    /// Returns whether this key is created during the run.
     #[must_use]
     pub fn is_created(self) -> bool {
         matches!(self, Self::Grandchild | Self::OnlyChild)
     }
 }
 
-/// How far the creation of a key by a key is.
+/// The progress of the creation of a key by a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Creation {
     /// Not begun.
@@ -81,7 +80,7 @@ pub enum Creation {
     Committed,
 }
 
-/// How far the marking of the descendants' own rows is, which follows a revocation.
+/// The progress of the marking of the descendants' own rows, which follows a revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub enum Marking {
     /// Not necessary, or not yet.
@@ -95,35 +94,35 @@ pub enum Marking {
     Propagated,
 }
 
-/// What the database knows of a verifier.
+/// The row of a verifier in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// What it has reported as applied.
+    /// The last change that it has reported as applied.
     pub applied: u8,
-    /// Which of its renewals was the last one. Kept only if rows are removed.
+    /// The number of its last renewal. Kept only if rows are removed.
     pub renewals: u8,
 }
 
-/// What may answer: the memory of a verifier or of a subscriber.
+/// The cache of a verifier or of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
-    /// For how many ticks it may be answered from here.
+    /// How many ticks the lease still lasts.
     pub lease: u8,
-    /// Up to which change everything has begun to be applied.
+    /// The last change that is being or has been applied.
     pub applying: u8,
-    /// Up to which change everything has been evicted.
+    /// The last change for which everything has been evicted.
     pub evicted: u8,
-    /// Whether our key is remembered, as valid.
+    /// Whether the verified key is cached as valid.
     pub remembered: bool,
-    /// Changes on their way into this memory.
+    /// Changes that are being applied to this cache.
     pub log: Log,
-    /// A record on its way into this memory.
+    /// A record that is being fetched for this cache.
     pub fetch: Fetch,
-    /// A verification that began after the revocation was answered.
+    /// A verification that began after the response to the revocation.
     pub request: Request,
 }
 
-/// Changes on their way into a memory.
+/// Changes that are being applied to a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Log {
     /// None.
@@ -131,40 +130,40 @@ pub enum Log {
     None,
     /// All up to `upto` have been read, and `steps` of the three steps of applying them are done.
     Read {
-        /// Up to which change.
+        /// The last change among them.
         upto: u8,
-        /// Whether the one that concerns our key is among them.
+        /// Whether a change that evicts the verified key is among them.
         ours: bool,
-        /// How far.
+        /// The number of completed steps.
         steps: u8,
     },
 }
 
-/// A record on its way into a memory.
+/// A record that is being fetched for a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Fetch {
     /// None.
     #[default]
     None,
-    /// Read, but not yet the counter.
+    /// The record is read, but not yet the counter.
     WithoutCounter,
     /// The ancestors are read, but neither the key's own row nor the counter.
     AncestorsRead,
-    /// Read, with this value of the counter.
+    /// The record is read, with this value of the counter.
     Read(u8),
-    /// Found fit to be remembered, but not yet inserted.
+    /// Checked, but not yet inserted.
     Fit,
-    /// Inserted, to be looked at again.
+    /// Inserted, but not yet checked.
     Inserted(u8),
 }
 
-/// A verification that began after the revocation was answered.
+/// A verification that began after the response to the revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Request {
     /// None.
     #[default]
     None,
-    /// It has seen that the lease lasts.
+    /// It has seen a valid lease.
     LeaseSeen,
     /// It has found the key.
     EntrySeen,
@@ -173,21 +172,21 @@ pub enum Request {
 /// A verifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Verifier {
-    /// What it answers from.
+    /// Its cache.
     pub memory: Memory,
-    /// The renewal under way.
+    /// The renewal in flight.
     pub renewal: Renewal,
-    /// The report under way.
+    /// The report in flight.
     pub report: Option<u8>,
-    /// How often it has asked for a lease. Counted only if rows are removed.
+    /// How many renewals it has sent. Counted only if rows are removed.
     pub asked: u8,
-    /// Whether it has stopped answering.
+    /// Whether it has stopped accepting keys.
     pub stopped: bool,
     /// Whether it has deleted its row.
     pub unregistered: bool,
 }
 
-/// A renewal under way. `age` is how long ago the clock was read.
+/// A renewal in flight. `age` is the number of ticks since the clock was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[allow(missing_docs, reason = "named as in the statement")]
 pub enum Renewal {
@@ -196,39 +195,39 @@ pub enum Renewal {
     None,
     /// Sent.
     Asked { age: u8, evicted: u8, reported: u8 },
-    /// The counter was compared, the row is not yet written. There is no such moment in the protocol.
+    /// The counter is compared, but the row is not yet written. The protocol has no such moment.
     Compared { age: u8, reported: u8 },
     /// The row is written.
     Written { age: u8 },
 }
 
-/// A request that changes something, and waits until it holds.
+/// A request that changes something and waits for propagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Caller {
-    /// How far it is.
+    /// Its progress.
     pub stage: Stage,
-    /// The change it waits for.
+    /// The change that it waits for.
     pub seq: u8,
-    /// For how many ticks a lease that does not cover it can live.
+    /// How many ticks a lease without this change can still last.
     pub wait: u8,
     /// Whether the revoked key has descendants, if the caller has read that before it locked the key's row.
     pub descendants: Option<bool>,
-    /// Whether a look found nobody behind.
+    /// Whether a check found no lagging row.
     pub clear: bool,
-    /// Whether rows behind have been looked at, to remove them should they stay silent.
+    /// Whether lagging rows have been recorded, to remove them if they stay silent.
     pub looked: bool,
-    /// The renewals seen at that look, 0 for a row that was not behind.
+    /// The renewals recorded by that check, 0 for a row that was up to date.
     pub seen: [u8; VERIFIERS],
-    /// For how many ticks those may still hold a lease.
+    /// How many ticks the holders of these rows may still hold a lease.
     pub silence: u8,
-    /// Whether rows that stayed silent have been looked for.
+    /// Whether the search for rows that stayed silent is done.
     pub searched: bool,
-    /// Those that were found, one bit each.
+    /// The silent rows, one bit each.
     pub silent: u8,
 }
 
 impl Caller {
-    /// Nothing that it still does matters.
+    /// Resets everything that no longer matters.
     pub(crate) fn finish(&mut self) {
         *self = Self {
             stage: Stage::Answered,
@@ -237,54 +236,54 @@ impl Caller {
     }
 }
 
-/// How far a request is.
+/// The progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Stage {
     /// Not begun.
     #[default]
     Idle,
-    /// It has read the clock. In the protocol it has done the UPDATE then.
+    /// It has read the clock. In the protocol the UPDATE comes before this.
     ClockRead,
     /// It has done the UPDATE and read the clock.
     Updated,
-    /// Its counter is committed, but not its change. There is no such moment in the protocol.
+    /// Its counter is committed, but not its change. The protocol has no such moment.
     CounterCommitted,
     /// Committed; it waits.
     Waiting,
-    /// Its caller has been told.
+    /// Its client has got the response.
     Answered,
 }
 
-/// A resource server that follows verifiers, its replicas; at any time any of them, as behind a load balancer.
+/// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a load balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
-    /// What it answers from.
+    /// Its cache.
     pub memory: Memory,
-    /// The poll under way.
+    /// The poll in flight.
     pub poll: Poll,
-    /// What each replica knows of it.
+    /// What each replica knows about it.
     pub known: [Known; VERIFIERS],
 }
 
-/// What a replica knows of a subscriber.
+/// What a replica knows about a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Known {
-    /// What it has acknowledged.
+    /// The last change that it has acknowledged.
     pub acknowledged: u8,
-    /// For how many ticks it may hold a lease of this replica.
+    /// How many ticks it may still hold a lease of this replica.
     pub lives: u8,
 }
 
-/// A poll under way. `age` is how long ago the subscriber read its clock.
+/// A poll in flight. `age` is the number of ticks since the subscriber read its clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[allow(missing_docs, reason = "named as in the message")]
 pub enum Poll {
     /// None.
     #[default]
     None,
-    /// On its way to a replica.
+    /// Sent to a replica.
     Sent { age: u8, acknowledges: u8 },
-    /// Part of the reply is computed. There is no such moment in the protocol.
+    /// Part of the reply is computed. The protocol has no such moment.
     Begun {
         at: u8,
         age: u8,
@@ -293,7 +292,7 @@ pub enum Poll {
         ours: bool,
         left: u8,
     },
-    /// On its way back.
+    /// The reply is sent.
     Replied {
         age: u8,
         upto: u8,

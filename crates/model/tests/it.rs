@@ -1,8 +1,8 @@
-//! Everything that may happen, with all rules kept; and what happens when one of them is left out.
+//! Explores all steps with all rules, and without each rule.
 //!
-//! `cargo test -p tollkey-model -- --nocapture` prints how large each exploration was, and for each rule the run in
-//! which it is missed. `cargo test -p tollkey-model -- --ignored --nocapture` goes through larger worlds, for some
-//! minutes and with some gigabytes of memory.
+//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample without each
+//! rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger worlds in some minutes, with some
+//! gigabytes of memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -24,19 +24,19 @@ const ONE: Bounds = Bounds {
     previous_release: false,
 };
 
-/// Something else changes, too.
-const TWICE: Bounds = Bounds {
+/// Another change as well.
+const TWO_CHANGES: Bounds = Bounds {
     callers: &[(Wish::Change, None), (Wish::Revoke, None)],
     ..ONE
 };
 
-/// The caller gives up, or does not, and another finds the key revoked already.
+/// A second caller repeats the revocation.
 const REPEATED: Bounds = Bounds {
     callers: &[(Wish::Revoke, None), (Wish::Repeat, None)],
     ..ONE
 };
 
-/// The verifier may stop in good order.
+/// The verifier may stop gracefully.
 const STOPPED: Bounds = Bounds { stops: true, ..ONE };
 
 /// Two verifiers, neither in the process of the caller.
@@ -47,12 +47,12 @@ const TWO: Bounds = Bounds {
 };
 
 /// Two verifiers, one of them in the process of the caller.
-const AT_HOME: Bounds = Bounds {
+const OWN_VERIFIER: Bounds = Bounds {
     callers: &[(Wish::Revoke, Some(0))],
     ..TWO
 };
 
-/// A change removes the row of a silent verifier, and then comes the revocation.
+/// A change removes the row of a silent verifier before the revocation.
 const REMOVED: Bounds = Bounds {
     lease: 1,
     fine: false,
@@ -61,7 +61,7 @@ const REMOVED: Bounds = Bounds {
     ..ONE
 };
 
-/// Two do, at the same time.
+/// Two changes remove rows at the same time.
 const REMOVED_TWICE: Bounds = Bounds {
     callers: &[
         (Wish::Change, None),
@@ -72,37 +72,37 @@ const REMOVED_TWICE: Bounds = Bounds {
 };
 
 /// A subscriber.
-const FOLLOWED: Bounds = Bounds {
+const SUBSCRIBED: Bounds = Bounds {
     subscriber: Following::One,
     fine: false,
     ..ONE
 };
 
 /// A subscriber of the verifier in the caller's process.
-const FOLLOWED_AT_HOME: Bounds = Bounds {
+const SUBSCRIBED_TO_OWN_VERIFIER: Bounds = Bounds {
     callers: &[(Wish::Revoke, Some(0))],
-    ..FOLLOWED
+    ..SUBSCRIBED
 };
 
 /// A subscriber of a verifier that may stop.
-const FOLLOWED_AND_STOPPED: Bounds = Bounds {
+const SUBSCRIBED_AND_STOPPED: Bounds = Bounds {
     stops: true,
-    ..FOLLOWED
+    ..SUBSCRIBED
 };
 
-/// A subscriber that keeps its replica from reporting, and a change that removes silent rows.
-const FOLLOWED_AND_REMOVED: Bounds = Bounds {
+/// A subscriber that delays its replica's reports, and a change that removes silent rows.
+const SUBSCRIBED_AND_REMOVED: Bounds = Bounds {
     subscriber: Following::Quiet,
     ..REMOVED
 };
 
-/// The same with a lease that is long enough to be renewed while the subscriber holds one.
-const FOLLOWED_FOR_LONGER_AND_REMOVED: Bounds = Bounds {
+/// The same with a lease that can be renewed while the subscriber holds one.
+const SUBSCRIBED_LONGER_AND_REMOVED: Bounds = Bounds {
     lease: 2,
-    ..FOLLOWED_AND_REMOVED
+    ..SUBSCRIBED_AND_REMOVED
 };
 
-/// One verifier, and every key that the revocation of the parent must reject. A creation runs beside the revocation.
+/// One verifier, and every key that the revocation of the parent must reject. A creation runs at the same time.
 const DESCENDANTS: Bounds = Bounds {
     keys: &[Key::Parent, Key::Child, Key::Grandchild, Key::OnlyChild],
     callers: &[(Wish::Revoke, None), (Wish::Mark, None)],
@@ -124,20 +124,20 @@ const PREVIOUS_RELEASE: Bounds = Bounds {
     ..DESCENDANTS
 };
 
-/// Two verifiers, one of them in the process of the caller, and keys that are created beside the revocation. A run in
-/// which the creation comes first is one with a key that exists from the beginning.
-const DESCENDANTS_AT_HOME: Bounds = Bounds {
+/// Two verifiers, one of them in the process of the caller, and keys that are created during the revocation. A key that
+/// is created before it is like one that exists from the beginning.
+const DESCENDANTS_AND_OWN_VERIFIER: Bounds = Bounds {
     keys: &[Key::Grandchild, Key::OnlyChild],
-    ..AT_HOME
+    ..OWN_VERIFIER
 };
 
-/// A subscriber, and a key that is created beside the revocation.
-const DESCENDANTS_FOLLOWED: Bounds = Bounds {
+/// A subscriber, and a key that is created during the revocation.
+const DESCENDANTS_AND_SUBSCRIBER: Bounds = Bounds {
     keys: &[Key::Grandchild],
-    ..FOLLOWED
+    ..SUBSCRIBED
 };
 
-/// A world in which a rule is missed when it is not kept.
+/// Returns a world in which a property fails without this rule.
 fn world(rule: Rule) -> Bounds {
     match rule {
         Rule::ChangeWithCounter
@@ -156,11 +156,11 @@ fn world(rule: Rule) -> Bounds {
         | Rule::FillsLookBeforeVisible
         | Rule::ClockAfterUpdate
         | Rule::ChangesWait => ONE,
-        Rule::NumberedAsCommitted | Rule::ReportsExtendNothing => TWICE,
+        Rule::NumberedAsCommitted | Rule::ReportsExtendNothing => TWO_CHANGES,
         Rule::RepeatsWait => REPEATED,
         Rule::StoppedStaysStopped | Rule::StopBeforeUnregistering => STOPPED,
         Rule::FreshIds => TWO,
-        Rule::OwnVerifierToo => AT_HOME,
+        Rule::OwnVerifierToo => OWN_VERIFIER,
         Rule::OnlySilentRemoved => REMOVED,
         Rule::RenewalsNeverRepeat => REMOVED_TWICE,
         Rule::ReportsLeast
@@ -169,10 +169,10 @@ fn world(rule: Rule) -> Bounds {
         | Rule::ReplyOfOneMoment
         | Rule::LeasesNest
         | Rule::CountedFromPolling
-        | Rule::AppliedBeforeTaken => FOLLOWED,
-        Rule::OwnSubscribersToo => FOLLOWED_AT_HOME,
-        Rule::LargestLease | Rule::SubscribersOutlived => FOLLOWED_AND_STOPPED,
-        Rule::SilenceFromLook => FOLLOWED_FOR_LONGER_AND_REMOVED,
+        | Rule::AppliedBeforeTaken => SUBSCRIBED,
+        Rule::OwnSubscribersToo => SUBSCRIBED_TO_OWN_VERIFIER,
+        Rule::LargestLease | Rule::SubscribersOutlived => SUBSCRIBED_AND_STOPPED,
+        Rule::SilenceFromLook => SUBSCRIBED_LONGER_AND_REMOVED,
         Rule::AncestorsDecide
         | Rule::AncestorsInSnapshot
         | Rule::DescendantsEvicted
@@ -184,7 +184,7 @@ fn world(rule: Rule) -> Bounds {
     }
 }
 
-/// The property that does not hold without a rule.
+/// Returns the property that fails without this rule.
 fn property(rule: Rule) -> &'static str {
     match rule {
         Rule::PendingWithRevocation | Rule::MarkingResumed => FINISHABLE,
@@ -192,7 +192,7 @@ fn property(rule: Rule) -> &'static str {
     }
 }
 
-/// Goes through everything that may happen in that world with all rules kept.
+/// Explores a world with all rules, and asserts that its properties hold.
 fn explore(name: &str, bounds: Bounds) {
     let began = Instant::now();
     let checker = Protocol {
@@ -209,59 +209,62 @@ fn explore(name: &str, bounds: Bounds) {
         began.elapsed().as_secs_f32()
     );
     for property in [SAFE, COMPLETE, FINISHABLE] {
-        // A world without marking does not have the last two properties.
+        // A world without marking has the first property only.
         if checker
             .model()
             .properties()
             .iter()
-            .any(|of_world| of_world.name == property)
+            .any(|expected| expected.name == property)
             && let Some(path) = checker.discovery(property)
         {
             path.into_actions()
                 .iter()
                 .for_each(|action| eprintln!("    {action}"));
-            panic!("{name}: it does not hold that {property}");
+            panic!("{name}: violated: {property}");
         }
     }
-    // That nothing was found is worth something only if what should be possible is.
+    // Also asserts that what should be possible occurs: otherwise the exploration would prove nothing.
     checker.assert_properties();
 }
 
 #[test]
-fn with_all_rules_verifiers_never_accept_what_was_revoked() {
+fn verifiers_never_accept_a_revoked_key() {
     explore("one verifier", ONE);
-    explore("another change", TWICE);
+    explore("another change", TWO_CHANGES);
     explore("a repeat", REPEATED);
     explore("a stop", STOPPED);
     explore("two verifiers", TWO);
-    explore("two verifiers, one at home", AT_HOME);
+    explore("two verifiers, one of the caller", OWN_VERIFIER);
     explore("removal", REMOVED);
     explore("removal by two", REMOVED_TWICE);
 }
 
 #[test]
-fn with_all_rules_subscribers_never_accept_what_was_revoked() {
-    explore("a subscriber", FOLLOWED);
-    explore("a subscriber at home", FOLLOWED_AT_HOME);
-    explore("a subscriber and a stop", FOLLOWED_AND_STOPPED);
-    explore("a subscriber and removal", FOLLOWED_AND_REMOVED);
+fn subscribers_never_accept_a_revoked_key() {
+    explore("a subscriber", SUBSCRIBED);
+    explore(
+        "a subscriber of the own verifier",
+        SUBSCRIBED_TO_OWN_VERIFIER,
+    );
+    explore("a subscriber and a stop", SUBSCRIBED_AND_STOPPED);
+    explore("a subscriber and removal", SUBSCRIBED_AND_REMOVED);
 }
 
 #[test]
 fn descendants_of_a_revoked_key_are_never_accepted() {
     explore("descendants", DESCENDANTS);
     explore(
-        "descendants and two verifiers, one at home",
-        DESCENDANTS_AT_HOME,
+        "descendants and two verifiers, one of the caller",
+        DESCENDANTS_AND_OWN_VERIFIER,
     );
-    explore("descendants and a subscriber", DESCENDANTS_FOLLOWED);
+    explore("descendants and a subscriber", DESCENDANTS_AND_SUBSCRIBER);
     explore("marking by two replicas, and a crash", MARKED_BY_TWO);
     explore("a verifier of the previous release", PREVIOUS_RELEASE);
 }
 
 #[test]
-fn without_any_one_rule_a_property_fails() {
-    let mut needless = Vec::new();
+fn property_fails_without_any_single_rule() {
+    let mut superfluous = Vec::new();
     for &rule in Rule::ALL {
         let protocol = Protocol {
             rules: Rules::without(rule),
@@ -279,18 +282,18 @@ fn without_any_one_rule_a_property_fails() {
                 .into_actions()
                 .iter()
                 .for_each(|action| eprintln!("    {action}")),
-            None => needless.push(rule),
+            None => superfluous.push(rule),
         }
     }
     assert!(
-        needless.is_empty(),
-        "nothing goes wrong without {needless:?}"
+        superfluous.is_empty(),
+        "no property fails without {superfluous:?}"
     );
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_longer_leases() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_longer_leases() {
     explore(
         "longer leases, another change, a repeat, a stop",
         Bounds {
@@ -307,10 +310,10 @@ fn with_longer_leases() {
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_two_verifiers_and_two_changes() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_two_verifiers_and_two_changes() {
     explore(
-        "two verifiers, one at home, another change",
+        "two verifiers, one of the caller, another change",
         Bounds {
             lease: 1,
             callers: &[(Wish::Revoke, Some(0)), (Wish::Change, None)],
@@ -320,8 +323,8 @@ fn with_two_verifiers_and_two_changes() {
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_removal_by_three() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_removal_by_three_changes() {
     explore(
         "removal by three, with a repeat",
         Bounds {
@@ -337,10 +340,10 @@ fn with_removal_by_three() {
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_a_subscriber_and_removal() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_a_subscriber_and_removal() {
     explore(
-        "a subscriber who verifies, and removal",
+        "a subscriber that verifies, and removal",
         Bounds {
             subscriber: Following::One,
             ..REMOVED
@@ -349,10 +352,10 @@ fn with_a_subscriber_and_removal() {
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_descendants_a_repeat_and_two_verifiers() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_descendants_and_a_repeat() {
     explore(
-        "descendants, two verifiers, one at home, a repeat, marking",
+        "descendants, two verifiers, one of the caller, a repeat, marking",
         Bounds {
             lease: 1,
             callers: &[
@@ -360,16 +363,16 @@ fn with_descendants_a_repeat_and_two_verifiers() {
                 (Wish::Repeat, None),
                 (Wish::Mark, None),
             ],
-            ..DESCENDANTS_AT_HOME
+            ..DESCENDANTS_AND_OWN_VERIFIER
         },
     );
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_descendants_a_subscriber_and_marking() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_with_descendants_and_a_subscriber() {
     explore(
-        "descendants, a subscriber at home, marking by two replicas",
+        "descendants, a subscriber of the own verifier, marking by two replicas",
         Bounds {
             lease: 1,
             callers: &[
@@ -378,14 +381,14 @@ fn with_descendants_a_subscriber_and_marking() {
                 (Wish::Mark, None),
             ],
             keys: &[Key::Child, Key::Grandchild, Key::OnlyChild],
-            ..FOLLOWED
+            ..SUBSCRIBED
         },
     );
 }
 
 #[test]
-#[ignore = "minutes, and gigabytes of memory"]
-fn with_a_subscriber_behind_a_load_balancer() {
+#[ignore = "takes minutes and gigabytes of memory"]
+fn properties_hold_behind_a_load_balancer() {
     explore(
         "a subscriber behind a load balancer",
         Bounds {

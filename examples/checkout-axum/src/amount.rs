@@ -13,10 +13,10 @@ pub struct Amount {
 }
 
 impl Amount {
-    /// Whether it can be asked for.
+    /// Checks the amount.
     ///
     /// # Errors
-    /// The rule that it does not keep.
+    /// [`Failure::Invalid`] with the rule that it breaks.
     pub fn check(&self) -> Result<(), Failure> {
         let (whole, cents) = self.value.split_once('.').unwrap_or((&self.value, "00"));
         let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -26,7 +26,7 @@ pub struct Customer {
     created_at: Timestamp,
 }
 
-/// What a new one is made of.
+/// The body of `POST /customers`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewCustomer {
@@ -34,7 +34,7 @@ pub struct NewCustomer {
     name: Option<String>,
 }
 
-/// What is to be different; what is left out stays.
+/// The body of `PATCH /customers/{id}`; absent fields do not change.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CustomerUpdate {
@@ -46,7 +46,7 @@ fn check_email(email: &str) -> Result<(), Failure> {
     if email.contains('@') {
         Ok(())
     } else {
-        Err(Failure::Invalid("email must be an address"))
+        Err(Failure::Invalid("email must be an email address"))
     }
 }
 

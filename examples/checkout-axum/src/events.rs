@@ -1,4 +1,4 @@
-//! Events: what happened to the account's things. `events:read` lists and retrieves them, and streams them as they happen.
+//! Events: changes of the account's objects. `events:read` lists and retrieves them, and streams them as they happen.
 
 use axum::{
     Error, Json,
@@ -16,11 +16,11 @@ use crate::{
     store::{Store, new_id},
 };
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Its id.
+    /// The ID.
     pub id: String,
     r#type: &'static str,
     object_id: String,
@@ -28,7 +28,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// That this happened just now: `link.created`, `customer.updated`, …
+    /// Creates an event of the current time: `link.created`, `customer.updated`, …
     #[must_use]
     pub fn new(r#type: &'static str, object_id: &str) -> Self {
         Self {
@@ -62,9 +62,9 @@ pub async fn retrieve(
 
 /// `GET /events/stream`: the events from now on, as server-sent events.
 ///
-/// The stream ends when its key can no longer be used: it is revoked, for example. Its last event is then `end`, and the data of
-/// that is the problem that the next request with the key gets. A stream that ends without it is to be opened again: the
-/// server is stopping, or the client has read too slowly and finds what it missed at `GET /events`.
+/// The stream ends when its key becomes invalid, for example because it is revoked. Its last event is then `end`, with the
+/// problem that the next request with the key gets. If a stream ends without it, the client opens it again: the server is
+/// stopping, or the client has read too slowly and finds the missed events at `GET /events`.
 pub async fn stream(
     State(store): State<Store>,
     key: VerifiedKey,
@@ -73,17 +73,17 @@ pub async fn stream(
     Ok(Sse::new(until_unusable(key, events)).keep_alive(KeepAlive::default()))
 }
 
-/// The events, until the key can no longer be used.
+/// Streams the events until the key becomes invalid.
 fn until_unusable(
     key: VerifiedKey,
     events: broadcast::Receiver<Event>,
 ) -> impl Stream<Item = Result<sse::Event, Error>> {
-    // One future for the whole stream. The layer authorized the request when it began, and nothing else notices a revocation.
+    // One future for the whole stream. The layer authorizes a request only when it begins and does not notice a revocation.
     let unusable = Box::pin(async move { key.reject(key.revoked().await) });
     stream::unfold(Some((events, unusable)), |open| async move {
         let (mut events, mut unusable) = open?;
         tokio::select! {
-            // In this order, so that a stream with many events ends as well.
+            // In this order, so that a stream with many events ends too.
             biased;
             rejection = &mut unusable => Some((Ok(sse::Event::default().event("end").data(rejection.response().body)), None)),
             event = events.recv() => {

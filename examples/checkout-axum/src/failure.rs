@@ -1,4 +1,4 @@
-//! What is answered when a handler cannot do what it should, in the form in which Tollkey's layer refuses keys (RFC 9457).
+//! The errors of handlers, in the form of the rejections of Tollkey's layer (RFC 9457).
 
 use axum::{
     http::{StatusCode, header},
@@ -6,16 +6,16 @@ use axum::{
 };
 use serde_json::json;
 
-/// Why it cannot.
+/// The error of a handler.
 #[derive(Debug, Clone, Copy)]
 pub enum Failure {
-    /// The account has no such thing in this mode. That somebody else has it, nobody is told.
+    /// The object does not exist in this mode, or belongs to another account.
     NotFound,
-    /// The body does not keep this rule.
+    /// The body breaks this rule.
     Invalid(&'static str),
-    /// There is no room.
+    /// The maximum number of objects is reached.
     Full,
-    /// The account has as many open event streams as it can have.
+    /// The account has the maximum number of open event streams.
     TooManyStreams,
 }
 
@@ -24,12 +24,12 @@ impl IntoResponse for Failure {
         let (status, detail) = match self {
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
-                "There is no such thing in this account and mode.",
+                "The object does not exist in this account and mode.",
             ),
             Self::Invalid(rule) => (StatusCode::UNPROCESSABLE_ENTITY, rule),
             Self::Full => (
                 StatusCode::INSUFFICIENT_STORAGE,
-                "There are too many of these.",
+                "The maximum number of objects is reached.",
             ),
             Self::TooManyStreams => (
                 StatusCode::TOO_MANY_REQUESTS,

@@ -1,7 +1,7 @@
 //! A payment API behind Tollkey, as crypto-checkout documents it: links, sessions, webhooks, events and customers.
 //!
-//! [`app`] says of each route which scope it needs. The handlers know nothing of scopes; from the key they learn whose data they work
-//! on ([`store`]).
+//! [`app`] declares the scope of each route. The handlers do not check scopes; the key determines whose data they use
+//! ([`store`]).
 #![forbid(unsafe_code)]
 
 pub mod amount;
@@ -21,17 +21,17 @@ use tollkey_axum::{Guard, GuardBuilder, Scope, TollkeyLayer, require};
 
 use crate::{failure::Failure, store::Store};
 
-/// The largest body that is read.
+/// The maximum size of a body, in bytes.
 const MAX_BODY: usize = 4096;
 
-/// How requests are read: the key stands in `Authorization: Bearer`, and nowhere else.
+/// Returns a guard that accepts keys in `Authorization: Bearer` only.
 pub fn guard() -> GuardBuilder {
     Guard::builder()
         .credential_headers(["authorization"])
         .realm("checkout")
 }
 
-/// The API over this data, and what each route of it needs of a key.
+/// Returns the API with the requirements of each route.
 pub fn app(guard: Guard, store: Store) -> Router {
     Router::new()
         .route(
@@ -88,7 +88,7 @@ pub fn app(guard: Guard, store: Store) -> Router {
         )
         .fallback(async || Failure::NotFound)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        // The outermost layer, so that nothing is read and nothing told without a key.
+        // The outermost layer, so that nothing is read or revealed without a key.
         .layer(TollkeyLayer::new(guard))
         .with_state(store)
 }
@@ -102,7 +102,7 @@ pub async fn serve(
     guard: Guard,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // With the address of the other end: a key may be bound to some.
+    // With the client's IP address, for keys with an IP allowlist.
     let store = Store::default();
     let app = app(guard, store.clone()).into_make_service_with_connect_info::<SocketAddr>();
     let stopped = async move {

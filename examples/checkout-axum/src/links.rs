@@ -28,7 +28,7 @@ pub struct Link {
     created_at: Timestamp,
 }
 
-/// What a new one is made of.
+/// The body of `POST /links`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewLink {
@@ -36,7 +36,7 @@ pub struct NewLink {
     description: Option<String>,
 }
 
-/// What is to be different; what is left out stays.
+/// The body of `PATCH /links/{id}`; absent fields do not change.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkUpdate {

@@ -1,4 +1,4 @@
-//! The payment API as a program: README.md beside this says how to start it.
+//! The payment API as a program. README.md describes how to start it.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
-/// How long requests may go on once the program was told to stop.
+/// How long requests in flight may take after the program is told to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// Public for the test that runs it as a process.
@@ -47,7 +47,7 @@ pub async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
+/// Writes the middleware's logs to stderr; `RUST_LOG` sets the filter.
 fn init_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
@@ -59,7 +59,7 @@ fn init_log() -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
-/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+/// Waits for SIGTERM or SIGINT. Returns immediately if signals cannot be received.
 async fn stopped() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),

@@ -17,7 +17,7 @@ use crate::{
     store::{Store, add, new_id},
 };
 
-/// A checkout session. It stays open: nobody pays here.
+/// A checkout session. It stays open, because this example takes no payments.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
@@ -30,7 +30,7 @@ pub struct Session {
     created_at: Timestamp,
 }
 
-/// What a new one is made of.
+/// The body of `POST /sessions`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct NewSession {

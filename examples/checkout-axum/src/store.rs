@@ -1,4 +1,4 @@
-//! Where data is kept: in memory, each account's live and test data apart. A handler sees the data of its key and no other.
+//! The data, in memory, separated by account and mode. A handler sees the data of its key only.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,20 +14,20 @@ use crate::{
     webhooks::Webhook,
 };
 
-/// The most accounts, counted once for each mode,
+/// The maximum number of accounts, counted once for each mode.
 const MAX_ACCOUNTS: usize = 500;
-/// and the most that one of them has of each kind.
+/// The maximum number of objects of each kind in one account and mode.
 const MAX_EACH: usize = 100;
-/// The most event streams that an account has open in one mode,
+/// The maximum number of open event streams of an account in one mode.
 const MAX_STREAMS: usize = 10;
-/// and the most events that wait until a client has read them. The stream of a client that is slower ends.
+/// The maximum number of events that wait for a slow client. Beyond it, the client's stream ends.
 const MAX_WAITING: usize = 64;
 
-/// All data. Clones are the same data.
+/// All data. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Store(Arc<Mutex<HashMap<(String, Mode), Data>>>);
 
-/// What an account has in one mode, by id. A later id is a greater one.
+/// The data of an account in one mode, by ID. Newer IDs are greater.
 #[derive(Debug, Default)]
 pub struct Data {
     /// Payment links.
@@ -38,35 +38,35 @@ pub struct Data {
     pub webhooks: BTreeMap<String, Webhook>,
     /// Customers.
     pub customers: BTreeMap<String, Customer>,
-    /// What happened to all of these.
+    /// Changes of the other objects.
     pub events: BTreeMap<String, Event>,
     /// The open event streams; `None` until the first one is opened.
     streams: Option<broadcast::Sender<Event>>,
 }
 
 impl Store {
-    /// Looks at the data of the account of a key, in the mode of the key. Who has none sees none, and nothing is kept of it.
-    pub fn read<A>(&self, key: &VerifiedKey, look: impl FnOnce(&Data) -> A) -> A {
+    /// Reads the data of the key's account and mode, or empty data if the account has none. Stores nothing.
+    pub fn read<A>(&self, key: &VerifiedKey, read: impl FnOnce(&Data) -> A) -> A {
         match self.all().get(&owner(key)) {
-            Some(data) => look(data),
-            None => look(&Data::default()),
+            Some(data) => read(data),
+            None => read(&Data::default()),
         }
     }
 
-    /// Works on the data of the account of a key, in the mode of the key.
+    /// Changes the data of the key's account and mode.
     ///
     /// # Errors
-    /// Those of the work, and a failure when there are too many accounts for another one.
+    /// Those of `change`, and [`Failure::Full`] if the maximum number of accounts is reached.
     pub fn of<A>(
         &self,
         key: &VerifiedKey,
-        work: impl FnOnce(&mut Data) -> Result<A, Failure>,
+        change: impl FnOnce(&mut Data) -> Result<A, Failure>,
     ) -> Result<A, Failure> {
         let (mut all, owner) = (self.all(), owner(key));
         if all.len() == MAX_ACCOUNTS && !all.contains_key(&owner) {
             return Err(Failure::Full);
         }
-        work(all.entry(owner).or_default())
+        change(all.entry(owner).or_default())
     }
 
     /// Ends all event streams.
@@ -79,25 +79,25 @@ impl Store {
     }
 }
 
-/// Whose data a key opens.
+/// Returns the account and mode of a key.
 fn owner(key: &VerifiedKey) -> (String, Mode) {
     (key.account_id().to_owned(), key.mode())
 }
 
 impl Data {
-    /// Adds an event; where there is no room, the oldest one goes.
+    /// Records an event. Beyond 100 events, the oldest one is removed.
     pub fn record(&mut self, event: Event) {
         if self.events.len() == MAX_EACH {
             self.events.pop_first();
         }
         if let Some(streams) = &self.streams {
-            // An error says that no stream is open.
+            // An error means that no stream is open.
             let _ = streams.send(event.clone());
         }
         self.events.insert(event.id.clone(), event);
     }
 
-    /// Opens a stream of the events that are recorded from here on.
+    /// Opens a stream of the events that are recorded from now on.
     ///
     /// # Errors
     /// [`Failure::TooManyStreams`].
@@ -112,19 +112,19 @@ impl Data {
     }
 }
 
-/// Adds one, if there is room.
+/// Adds an object.
 ///
 /// # Errors
-/// A failure when there is none.
-pub fn add<T>(all: &mut BTreeMap<String, T>, id: &str, one: T) -> Result<(), Failure> {
+/// [`Failure::Full`] if the maximum number of objects is reached.
+pub fn add<T>(all: &mut BTreeMap<String, T>, id: &str, object: T) -> Result<(), Failure> {
     if all.len() == MAX_EACH {
         return Err(Failure::Full);
     }
-    all.insert(id.to_owned(), one);
+    all.insert(id.to_owned(), object);
     Ok(())
 }
 
-/// An id for something new.
+/// Returns a new ID.
 #[must_use]
 pub fn new_id(kind: &str) -> String {
     format!("{kind}_{}", Uuid::now_v7().simple())

@@ -15,7 +15,7 @@ use crate::{
     store::{Store, add, new_id},
 };
 
-/// A webhook endpoint. It is kept and shown; nothing is sent to it.
+/// A webhook endpoint. It is stored and listed, but never called.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
@@ -25,7 +25,7 @@ pub struct Webhook {
     created_at: Timestamp,
 }
 
-/// What a new one is made of.
+/// The body of `POST /webhooks`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewWebhook {

@@ -1,39 +1,38 @@
--- The action lua.tollkey: asks Tollkey whether a request may pass. Its argument is the way to Tollkey, as an address of
--- HAProxy's.
+-- The action lua.tollkey authorizes a request with Tollkey. Its argument is the address of the proxy to Tollkey.
 --
--- Reads txn.tollkey_required, which the configuration sets: what a key needs on this route, as a query. When Tollkey
--- allows, the action sets txn.tollkey_allowed and who it is (txn.tollkey_key_id and so on), and the request goes on.
--- When it denies, its answer is the client's. Whatever else happens ends in 503. HAProxy goes on with the next rule when
--- Lua fails, so the configuration has to deny what is not allowed.
+-- Reads the requirements of the route from txn.tollkey_required, a query that the configuration sets. If Tollkey allows
+-- the request, the action sets txn.tollkey_allowed and the caller (txn.tollkey_key_id and so on). If Tollkey denies it,
+-- the client gets that response. Any other response is 503. If Lua fails, HAProxy continues with the next rule, so the
+-- configuration must deny requests without txn.tollkey_allowed.
 
--- Its host says nothing: the way is the argument.
+-- The host is not used: the connection goes to the argument.
 local URL = "http://127.0.0.1/api/v1/authz/forward-auth?"
--- Longer than the timeouts of the way there, so that those end first.
+-- Longer than the timeouts of the proxy, so that those apply first.
 local TIMEOUT_MS = 10000
 
--- What Tollkey judges by; all else stays here. Every value is passed on: a second credential or merchant has to be seen.
-local ASKED = { "authorization", "x-api-key", "x-commerce-api-key", "x-merchant-id", "x-request-id" }
--- Who it is, as the answer says it.
+-- The headers that Tollkey evaluates, with all values: Tollkey must see a second credential or merchant.
+local REQUEST_HEADERS = { "authorization", "x-api-key", "x-commerce-api-key", "x-merchant-id", "x-request-id" }
+-- The caller, as Tollkey's response names it.
 local IDENTITY = { "key_id", "account_id", "application_id", "mode", "scopes", "merchant_id" }
--- What Tollkey denies with.
+-- The statuses of Tollkey's denials.
 local DENIALS = { [400] = true, [401] = true, [403] = true, [429] = true, [503] = true }
--- What of a denial is the client's.
-local SAID = { "content-type", "www-authenticate", "retry-after", "x-request-id" }
+-- The headers of a denial that the client gets.
+local RESPONSE_HEADERS = { "content-type", "www-authenticate", "retry-after", "x-request-id" }
 
--- The first of the values that a table of HAProxy's begins to count at 0.
+-- Returns the first value of a header. HAProxy's tables begin at 0.
 local function first(values)
     return values and values[0]
 end
 
--- The answer to a question about this request, or nil.
-local function ask(txn, way, required)
+-- Returns Tollkey's response for this request, or nil.
+local function authorize(txn, proxy, required)
     local presented = txn.http:req_get_headers()
     local headers = {
         ["x-forwarded-method"] = { txn.f:method() },
         ["x-forwarded-uri"] = { txn.f:pathq() },
         ["x-forwarded-for"] = { txn.f:src() },
     }
-    for _, name in ipairs(ASKED) do
+    for _, name in ipairs(REQUEST_HEADERS) do
         local values = presented[name]
         if values then
             headers[name] = {}
@@ -42,22 +41,22 @@ local function ask(txn, way, required)
             end
         end
     end
-    return core.httpclient():get { url = URL .. required, headers = headers, dst = way, timeout = TIMEOUT_MS }
+    return core.httpclient():get { url = URL .. required, headers = headers, dst = proxy, timeout = TIMEOUT_MS }
 end
 
-local function deny(txn, answer)
+local function deny(txn, response)
     local reply = txn:reply { status = 503 }
-    local is_denial = answer and DENIALS[answer.status]
-    -- Tollkey's own words are problems; a 503 from the way there is not.
-    if is_denial and first(answer.headers["content-type"]) == "application/problem+json" then
-        reply:set_status(answer.status)
-        for _, name in ipairs(SAID) do
-            local value = first(answer.headers[name])
+    local is_denial = response and DENIALS[response.status]
+    -- Tollkey's denials are problems; a 503 of the proxy is not.
+    if is_denial and first(response.headers["content-type"]) == "application/problem+json" then
+        reply:set_status(response.status)
+        for _, name in ipairs(RESPONSE_HEADERS) do
+            local value = first(response.headers[name])
             if value then
                 reply:add_header(name, value)
             end
         end
-        reply:set_body(answer.body)
+        reply:set_body(response.body)
     else
         reply:add_header("content-type", "application/problem+json")
         reply:set_body('{"type":"about:blank","title":"Service Unavailable","status":503}')
@@ -65,16 +64,16 @@ local function deny(txn, answer)
     txn:done(reply)
 end
 
-core.register_action("tollkey", { "http-req" }, function(txn, way)
+core.register_action("tollkey", { "http-req" }, function(txn, proxy)
     local required = txn:get_var("txn.tollkey_required")
-    local answer = required and ask(txn, way, required)
-    if not answer or answer.status ~= 200 then
-        return deny(txn, answer)
+    local response = required and authorize(txn, proxy, required)
+    if not response or response.status ~= 200 then
+        return deny(txn, response)
     end
     for _, name in ipairs(IDENTITY) do
-        local value = first(answer.headers["x-auth-" .. name:gsub("_", "-")])
+        local value = first(response.headers["x-auth-" .. name:gsub("_", "-")])
         if not value then
-            return deny(txn) -- not Tollkey's answer
+            return deny(txn) -- not a response of Tollkey
         end
         txn:set_var("txn.tollkey_" .. name, value)
     end

@@ -1,4 +1,4 @@
-//! A walk through the Rust client against a running Tollkey: README.md beside this says how to start it.
+//! A tour of the Rust client against a running Tollkey. README.md describes how to start it.
 #![forbid(unsafe_code)]
 
 mod tour;
@@ -14,7 +14,7 @@ async fn main() -> anyhow::Result<()> {
     tour::walk(&Client::from_env()?, &mut io::stdout()).await
 }
 
-/// Writes what the client logs to stderr; `RUST_LOG` chooses what else.
+/// Writes the client's logs to stderr; `RUST_LOG` sets the filter.
 fn init_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())

@@ -1,4 +1,4 @@
-//! The walk: what a merchant, a resource server and a key do, and what goes wrong.
+//! The tour: calls of an account, a resource server and a key, and errors.
 
 use std::{io::Write, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
 use tollkey_client::{Auth, Client, Mode, Scope, account::Access, verification::Question};
 
-/// Walks, and says each step. The client has a management token, and a service key to verify with.
+/// Runs the tour and prints each step. The client needs a management token, and a service key for verifications.
 pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Result<()> {
     writeln!(out, "== A key of an application")?;
     let applications = tollkey.applications();
@@ -16,27 +16,31 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
     );
     let app = applications
         .create(&name)
-        .description("made by the tour")
+        .description("created by the tour")
         .await?;
-    writeln!(out, "made the application {}", app.id)?;
+    writeln!(out, "created the application {}", app.id)?;
     let keys = applications.api_keys(&app.id);
     let key = keys
         .create("Checkout")
         .mode(Mode::Test)
         .scopes([Scope::LINKS_READ])
         .await?;
-    // The only time that the text of a key is seen.
+    // Only this response contains the full key.
     let presented = key.full_key.expose();
-    writeln!(out, "made the key {}… {:?}", key.key_prefix, key.full_key)?;
+    writeln!(
+        out,
+        "created the key {}… {:?}",
+        key.key_prefix, key.full_key
+    )?;
 
-    writeln!(out, "\n== What a resource server asks")?;
+    writeln!(out, "\n== A resource server verifies it")?;
     let verdict = tollkey
         .verify(presented)
         .scopes([Scope::LINKS_READ])
         .method("GET")
         .path("/api/v1/links")
         .await?;
-    let verified = verdict.key().context("the key is good")?;
+    let verified = verdict.key().context("a valid key")?;
     writeln!(
         out,
         "reading links: {}, a {} key of {}",
@@ -49,12 +53,12 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         Question::new(presented).mode(Mode::Live),
         Question::new("ck_live_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"),
     ];
-    let words = ["writing links", "with real money", "a made-up key"];
-    for (word, verdict) in words
+    let names = ["writing links", "in live mode", "an unknown key"];
+    for (name, verdict) in names
         .into_iter()
         .zip(tollkey.verify_batch(questions).await?)
     {
-        writeln!(out, "{word}: {}", verdict.code())?;
+        writeln!(out, "{name}: {}", verdict.code())?;
     }
     let token = tollkey.introspect(presented).await?;
     writeln!(
@@ -64,13 +68,13 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         token.scope.unwrap_or_default()
     )?;
 
-    writeln!(out, "\n== What the key says of itself")?;
+    writeln!(out, "\n== The key describes itself")?;
     let me = tollkey.with_auth(Auth::key(presented)).whoami().await?;
     writeln!(out, "{} {} {}", me.family, me.mode, me.status)?;
 
     writeln!(
         out,
-        "\n== Its application is disabled, enabled, and then the key revoked"
+        "\n== Its application is disabled and enabled, then the key is revoked"
     )?;
     applications.disable(&app.id).await?;
     writeln!(out, "disabled: {}", tollkey.verify(presented).await?.code())?;
@@ -81,37 +85,37 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
 
     writeln!(out, "\n== A commerce key is rotated")?;
     let commerce = tollkey.commerce().api_keys();
-    let old = commerce
+    let predecessor = commerce
         .create("Commerce Server Key")
         .rate_limit(100, Duration::from_secs(60))
         .await?;
-    let new = commerce
-        .rotate(&old.key_id)
+    let successor = commerce
+        .rotate(&predecessor.key_id)
         .overlap(Duration::from_secs(3600))
         .await?;
-    for (word, key) in [("the old key", &old), ("the new key", &new)] {
+    for (name, key) in [("predecessor", &predecessor), ("successor", &successor)] {
         writeln!(
             out,
-            "{word}: {}",
+            "{name}: {}",
             tollkey.verify(&key.api_key).await?.code()
         )?;
     }
     let message = commerce
-        .revoke(&old.key_id)
+        .revoke(&predecessor.key_id)
         .reason("rotated")
         .await?
         .message;
     writeln!(
         out,
-        "{message}; the old key: {}",
-        tollkey.verify(&old.api_key).await?.code()
+        "{message}; predecessor: {}",
+        tollkey.verify(&predecessor.api_key).await?.code()
     )?;
     commerce
-        .revoke(&new.key_id)
-        .reason("the tour is over")
+        .revoke(&successor.key_id)
+        .reason("the tour has ended")
         .await?;
 
-    writeln!(out, "\n== An account key makes another")?;
+    writeln!(out, "\n== An account key creates another")?;
     let secret = tollkey
         .account()
         .api_keys()
@@ -126,19 +130,19 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         .await?;
     writeln!(
         out,
-        "{} {} made {} {}",
+        "{} {} created {} {}",
         secret.environment, secret.access, shop.environment, shop.access
     )?;
     for id in [shop.id, secret.id] {
         tollkey.account().api_keys().revoke(id).await?;
     }
 
-    writeln!(out, "\n== What goes wrong, and how it is told")?;
+    writeln!(out, "\n== Errors")?;
     let error = applications
         .create(&name)
         .await
         .err()
-        .context("the name is taken")?;
+        .context("an error because the name is taken")?;
     writeln!(
         out,
         "{} {}",
@@ -150,17 +154,17 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         .scopes([Scope::named("links:destroy")])
         .await
         .err()
-        .context("two members are wrong")?;
-    for member in error.errors() {
+        .context("an error because two fields are invalid")?;
+    for field in error.errors() {
         writeln!(
             out,
             "{} {}",
-            member.pointer,
-            member.detail.split(';').next().unwrap_or_default()
+            field.pointer,
+            field.detail.split(';').next().unwrap_or_default()
         )?;
     }
 
-    writeln!(out, "\n== What was written down of it")?;
+    writeln!(out, "\n== The audit log of the key")?;
     let log: Vec<_> = tollkey
         .audit_log()
         .list()
@@ -179,7 +183,7 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
     applications.delete(&app.id).await?;
     writeln!(
         out,
-        "\nDeleted the application; nothing of the tour works any more."
+        "\nDeleted the application; all keys of the tour are revoked."
     )?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The envelope that every answer comes in: `{"data": …, "error": …, "meta": {"requestId": …, "timestamp": …}}`.
+//! The envelope of every response: `{"data": …, "error": …, "meta": {"requestId": …, "timestamp": …}}`.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// The time, in whole seconds.
+/// Returns the current time, in whole seconds.
 #[must_use]
 pub fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second())
@@ -30,14 +30,14 @@ fn meta() -> Value {
     json!({"requestId": format!("req_{}", Uuid::now_v7().simple()), "timestamp": now()})
 }
 
-/// A success.
+/// Returns a successful response.
 #[must_use]
 pub fn data(status: StatusCode, data: impl Serialize) -> HttpResponse {
     HttpResponse::build(status).json(json!({"data": data, "error": null, "meta": meta()}))
 }
 
-/// The body of a failure; its code follows from the status.
-fn fault(status: StatusCode, message: &str) -> String {
+/// Returns the body of an error response; the status determines its code.
+fn error_body(status: StatusCode, message: &str) -> String {
     let code = match status.as_u16() {
         401 => "INVALID_API_KEY",
         403 => "FORBIDDEN",
@@ -53,7 +53,7 @@ fn fault(status: StatusCode, message: &str) -> String {
     json!({"data": null, "error": {"code": code, "message": message}, "meta": meta()}).to_string()
 }
 
-/// Something is wrong.
+/// An error response.
 #[derive(Debug, Clone)]
 pub struct Failure {
     status: StatusCode,
@@ -68,39 +68,39 @@ impl Failure {
         }
     }
 
-    /// The key may not do this.
+    /// 403: the key does not allow this.
     #[must_use]
     pub fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
-    /// There is no such thing; somebody else's is none.
+    /// 404: the object does not exist, or belongs to another account.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            "There is no such thing in this account and environment.",
+            "The object does not exist in this account and environment.",
         )
     }
 
-    /// No room.
+    /// 503: the maximum number of objects is reached.
     #[must_use]
     pub fn full(message: &str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    /// A body that does not say what it should.
+    /// The error for a body that cannot be parsed.
     #[must_use]
     pub fn unreadable(error: &JsonPayloadError) -> Self {
         Self::new(error.status_code(), &error.to_string())
     }
 
-    /// Holds a body to a rule.
+    /// Returns an error with this rule unless it is kept.
     ///
     /// # Errors
-    /// The failure, where it does not keep it.
-    pub fn unless(kept: bool, rule: &str) -> Result<(), Self> {
-        if kept {
+    /// 400 if `is_kept` is `false`.
+    pub fn unless(is_kept: bool, rule: &str) -> Result<(), Self> {
+        if is_kept {
             Ok(())
         } else {
             Err(Self::new(StatusCode::BAD_REQUEST, rule))
@@ -122,12 +122,12 @@ impl ResponseError for Failure {
     fn error_response(&self) -> HttpResponse {
         HttpResponse::build(self.status)
             .content_type("application/json")
-            .body(fault(self.status, &self.message))
+            .body(error_body(self.status, &self.message))
     }
 }
 
-/// A layer that puts into the envelope what others have said outside of it: Tollkey's layer, when it refuses a key
-/// (RFC 9457; its headers stay), and actix, when there is no such route.
+/// Middleware that puts errors of others into the envelope: rejections of Tollkey's layer (RFC 9457; the headers stay),
+/// and actix's error for an unknown route.
 ///
 /// # Errors
 /// Those of the service.
@@ -148,12 +148,12 @@ pub async fn in_the_envelope(
     Ok(response.map_body(|head, body| {
         head.headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let said = detail(body).or_else(|| status.canonical_reason().map(str::to_owned));
-        BoxBody::new(fault(status, &said.unwrap_or_default()))
+        let message = detail(body).or_else(|| status.canonical_reason().map(str::to_owned));
+        BoxBody::new(error_body(status, &message.unwrap_or_default()))
     }))
 }
 
-/// What an RFC 9457 problem says in words.
+/// Returns the detail of a problem (RFC 9457).
 fn detail(body: impl MessageBody) -> Option<String> {
     let bytes = body.try_into_bytes().ok()?;
     let problem: Value = serde_json::from_slice(&bytes).ok()?;

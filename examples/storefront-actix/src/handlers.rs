@@ -1,4 +1,4 @@
-//! What is done on the routes. Whose shop it is done in, says the key alone.
+//! The handlers. The key determines the shop that they use.
 
 use actix_web::{
     HttpResponse,
@@ -15,7 +15,7 @@ use crate::{
     shops::{Listed, Price, Product, Shops},
 };
 
-/// What a handler answers.
+/// The result of a handler.
 type Answer = Result<HttpResponse, Failure>;
 
 /// `GET /v1/storefront/public/store`.
@@ -25,14 +25,14 @@ pub async fn store(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
     })
 }
 
-/// `GET /v1/storefront/products`: those that are published.
+/// `GET /v1/storefront/products`: the published products.
 pub async fn products(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
     shops.read(&key, |shop| {
         data(StatusCode::OK, shop.listed().collect::<Vec<_>>())
     })
 }
 
-/// `GET /v1/storefront/products/{id}`, where it is published.
+/// `GET /v1/storefront/products/{id}`, if it is published.
 pub async fn product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> Answer {
     shops.read(&key, |shop| {
         let found = shop.listed().find(|product| product.id == *id);
@@ -42,7 +42,7 @@ pub async fn product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> 
     })
 }
 
-/// `GET /v1/account/products`: all of them.
+/// `GET /v1/account/products`: all products.
 pub async fn own_products(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
     shops.read(&key, |shop| data(StatusCode::OK, &shop.products))
 }

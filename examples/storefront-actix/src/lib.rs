@@ -1,12 +1,12 @@
-//! A storefront behind Tollkey, as storlaunch documents it: a catalogue that browsers read with publishable keys (`pk_…`), and the
-//! account's own routes, which take secret keys (`sk_…`) alone.
+//! A storefront behind Tollkey, as storlaunch documents it: a catalog that browsers read with publishable keys (`pk_…`), and
+//! routes of the account that accept secret keys (`sk_…`) only.
 //!
-//! | module | says |
+//! | module | contents |
 //! |---|---|
-//! | here | the routes, and what each needs of a key |
-//! | [`handlers`] | what is done on them |
-//! | [`shops`] | what is kept, every account's live and test data apart |
-//! | [`answer`] | the envelope that every answer comes in |
+//! | this one | the routes, and what each requires of a key |
+//! | [`handlers`] | the handlers |
+//! | [`shops`] | the data, separated by account and mode |
+//! | [`answer`] | the envelope of every response |
 #![forbid(unsafe_code)]
 
 pub mod answer;
@@ -28,22 +28,22 @@ use tollkey_actix::{Family, Guard, GuardBuilder, Tollkey, VerifiedKey};
 
 use crate::{answer::Failure, shops::Shops};
 
-/// The largest body that is read.
+/// The maximum size of a body, in bytes.
 const MAX_BODY: usize = 4096;
-/// How many seconds requests may go on once the server was told to stop.
+/// How many seconds requests in flight may take after the server is told to stop.
 const LAST_REQUESTS: u64 = 10;
-/// How many seconds a browser may remember what it was told about the catalogue.
+/// How many seconds a browser may cache a preflight response.
 const PREFLIGHT: usize = 3600;
 
-/// How requests are read: a key may stand in any of the headers that Tollkey knows.
+/// Returns a guard that accepts keys in all headers that Tollkey supports.
 pub fn guard() -> GuardBuilder {
     Guard::builder().realm("storefront")
 }
 
-/// The API.
+/// Adds the routes of the API.
 pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
-    // Publishable keys can call these and nothing else: Tollkey has that list, so it is not written here again.
-    // CORS is outside of the guard, because the question whether a page may ask comes without a key.
+    // Tollkey has the list of routes that publishable keys can call, so it is not repeated here. CORS is outside the guard,
+    // because a preflight request presents no key.
     let catalogue = web::scope("/v1/storefront")
         .route("/public/store", web::get().to(handlers::store))
         .route("/products", web::get().to(handlers::products))
@@ -61,7 +61,7 @@ pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
         .route("/products/{id}", web::delete().to(handlers::delete_product))
         .wrap(from_fn(secret_keys));
 
-    // The guard is around all that is left, so that somebody without a key does not learn which routes there are.
+    // The guard is around all other routes, so that a request without a key does not reveal which exist.
     let rest = web::scope("/v1")
         .service(account)
         .wrap(Tollkey::new(guard.clone()));
@@ -76,7 +76,7 @@ pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
         .service(rest);
 }
 
-/// Which pages may read the catalogue: any, because that is what a publishable key is for.
+/// Allows any page to read the catalog, which is what a publishable key is for.
 fn for_browsers() -> Cors {
     Cors::default()
         .allow_any_origin()
@@ -90,19 +90,19 @@ fn for_browsers() -> Cors {
         .max_age(PREFLIGHT)
 }
 
-/// Lets secret keys in alone. Publishable ones do not come this far; those of other families of the account would.
+/// Allows secret keys only. Tollkey already rejects publishable keys here, but not those of other families.
 async fn secret_keys(
     key: VerifiedKey,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     if key.family() != Family::Secret {
-        return Err(Failure::forbidden("This needs a secret key (sk_…).").into());
+        return Err(Failure::forbidden("A secret key (sk_…) is required.").into());
     }
     next.call(request).await
 }
 
-/// Serves the API until `stopped`, and then what was begun.
+/// Serves the API until `stopped`, and then the requests in flight.
 ///
 /// # Errors
 /// Those of the listener.

@@ -1,4 +1,4 @@
-//! The storefront as a program: README.md beside this says how to start it.
+//! The storefront as a program. README.md describes how to start it.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -37,7 +37,7 @@ pub async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
+/// Writes the middleware's logs to stderr; `RUST_LOG` sets the filter.
 fn init_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
@@ -49,7 +49,7 @@ fn init_log() -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
-/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+/// Waits for SIGTERM or SIGINT. Returns immediately if signals cannot be received.
 async fn stopped() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),

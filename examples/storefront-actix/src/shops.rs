@@ -1,4 +1,4 @@
-//! What is kept, in memory: one shop for each account and mode. A handler gets the shop of its key and no other.
+//! The data, in memory: one shop for each account and mode. A handler gets the shop of its key only.
 
 use std::{
     collections::HashMap,
@@ -10,21 +10,21 @@ use tollkey_actix::{Mode, VerifiedKey};
 
 use crate::answer::Failure;
 
-/// The most shops,
+/// The maximum number of shops.
 const MAX_SHOPS: usize = 500;
-/// and the most products in one of them.
+/// The maximum number of products in a shop.
 const MAX_PRODUCTS: usize = 100;
 
-/// All shops. Clones are the same shops.
+/// All shops. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Shops(Arc<Mutex<HashMap<(String, Mode), Shop>>>);
 
-/// What one account has in one mode.
+/// The shop of an account in one mode.
 #[derive(Debug, Default)]
 pub struct Shop {
-    /// What it is called.
+    /// The name.
     pub name: Option<String>,
-    /// What it sells, oldest first.
+    /// The products, oldest first.
     pub products: Vec<Product>,
 }
 
@@ -32,25 +32,25 @@ pub struct Shop {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Product {
-    /// What the catalogue shows of it.
+    /// The part that the catalog shows.
     #[serde(flatten)]
     pub listed: Listed,
-    /// Whether the catalogue has it.
+    /// Whether the catalog shows it.
     pub published: bool,
-    /// How many there are.
+    /// The number of items in stock.
     pub stock: u32,
-    /// When it was made.
+    /// When it was created.
     pub created_at: String,
 }
 
-/// A product, as the catalogue shows it.
+/// A product, as the catalog shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
-    /// Its id.
+    /// The ID.
     pub id: String,
-    /// What it is called.
+    /// The name.
     pub name: String,
-    /// What it costs.
+    /// The price.
     pub price: Price,
 }
 
@@ -65,18 +65,18 @@ pub struct Price {
 }
 
 impl Shops {
-    /// Looks into the shop of a key.
-    pub fn read<A>(&self, key: &VerifiedKey, look: impl FnOnce(&Shop) -> A) -> A {
+    /// Reads the shop of a key, or an empty shop if the account has none.
+    pub fn read<A>(&self, key: &VerifiedKey, read: impl FnOnce(&Shop) -> A) -> A {
         match self.all().get(&owner(key)) {
-            Some(shop) => look(shop),
-            None => look(&Shop::default()),
+            Some(shop) => read(shop),
+            None => read(&Shop::default()),
         }
     }
 
     /// Changes the shop of a key.
     ///
     /// # Errors
-    /// Those of the change, and a failure when there are too many shops for another one.
+    /// Those of `change`, and 503 if the maximum number of shops is reached.
     pub fn change<A>(
         &self,
         key: &VerifiedKey,
@@ -84,7 +84,7 @@ impl Shops {
     ) -> Result<A, Failure> {
         let (mut all, owner) = (self.all(), owner(key));
         if all.len() == MAX_SHOPS && !all.contains_key(&owner) {
-            return Err(Failure::full("There is no room for another shop."));
+            return Err(Failure::full("The maximum number of shops is reached."));
         }
         change(all.entry(owner).or_default())
     }
@@ -94,13 +94,13 @@ impl Shops {
     }
 }
 
-/// Whose shop a key opens.
+/// Returns the account and mode of a key.
 fn owner(key: &VerifiedKey) -> (String, Mode) {
     (key.account_id().to_owned(), key.mode())
 }
 
 impl Shop {
-    /// What the catalogue shows.
+    /// Returns the published products, as the catalog shows them.
     pub fn listed(&self) -> impl Iterator<Item = &Listed> {
         self.products
             .iter()
@@ -111,7 +111,7 @@ impl Shop {
     /// Adds a product.
     ///
     /// # Errors
-    /// A failure when there is no room.
+    /// 503 if the maximum number of products is reached.
     pub fn add(&mut self, product: Product) -> Result<(), Failure> {
         if self.products.len() == MAX_PRODUCTS {
             return Err(Failure::full("The shop has too many products."));
@@ -120,10 +120,10 @@ impl Shop {
         Ok(())
     }
 
-    /// Takes a product out.
+    /// Removes a product.
     ///
     /// # Errors
-    /// A failure when there is no such product.
+    /// 404 if it does not exist.
     pub fn remove(&mut self, id: &str) -> Result<Product, Failure> {
         let at = self
             .products

@@ -1,4 +1,4 @@
-//! What is answered when something is wrong, in the form in which Tollkey's layer refuses keys (RFC 9457).
+//! Errors, in the form of the rejections of Tollkey's layer (RFC 9457).
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-/// Something is wrong.
+/// An error response.
 #[derive(Debug, Clone)]
 pub struct Failure {
     status: StatusCode,
@@ -17,16 +17,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// There is no such thing; what the key may not see is none.
+    /// 404: the object does not exist, or the key does not allow to see it.
     #[must_use]
     pub fn not_found() -> Self {
         Self {
             status: StatusCode::NOT_FOUND,
-            detail: "There is no such thing.",
+            detail: "The object does not exist.",
         }
     }
 
-    /// No room.
+    /// 507: the maximum number of objects is reached.
     #[must_use]
     pub fn full(detail: &'static str) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Failure {
         }
     }
 
-    /// Where data is forwarded to does not answer as it should.
+    /// 502: the receiver cannot be reached, or its response cannot be used.
     #[must_use]
     pub fn upstream(detail: &'static str) -> Self {
         Self {
@@ -44,12 +44,12 @@ impl Failure {
         }
     }
 
-    /// Where data is forwarded to does not answer in time.
+    /// 504: the receiver does not respond in time.
     #[must_use]
     pub fn too_slow() -> Self {
         Self {
             status: StatusCode::GATEWAY_TIMEOUT,
-            detail: "The receiver did not answer in time.",
+            detail: "The receiver did not respond in time.",
         }
     }
 }
@@ -77,13 +77,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let read = Json::from_request(request, state).await;
         let Json(body) = read.map_err(|rejection| Failure {
-            // One status for every body that does not say what it should.
+            // Every invalid body gets the same status.
             status: match rejection.status() {
                 StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
                 other => other,
             },
-            // Not the text of the rejection: it quotes what it does not understand, and that may be a card number.
-            detail: "The body is not what this route takes.",
+            // Not the text of the rejection, which quotes the body and could contain a card number.
+            detail: "The body is invalid for this route.",
         })?;
         Ok(Self(body))
     }

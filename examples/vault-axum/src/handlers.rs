@@ -1,4 +1,4 @@
-//! What is done on the routes. What of the vault there is to do it with, says the key.
+//! The handlers. The key determines which tokens they can use.
 
 use axum::{
     Json,
@@ -16,7 +16,7 @@ use crate::{
     vault::{Last4, PaymentData, Token},
 };
 
-/// What a handler answers.
+/// The result of a handler.
 type Answer<T> = Result<Json<T>, Failure>;
 
 /// The body of `POST /merchants/{merchant}/tokens`.
@@ -34,7 +34,7 @@ pub async fn create(
     key: VerifiedKey,
     Body(new): Body<NewToken>,
 ) -> Result<(StatusCode, Json<Token>), Failure> {
-    // What Tollkey has judged, and not the path once more.
+    // The merchant that Tollkey has authorized, not parsed from the path again.
     let merchant = key.merchant().ok_or_else(Failure::not_found)?;
     let token = Token::new(merchant, new.holder, new.number, new.expiry);
     api.vaults.keep(&key, token.clone())?;
@@ -69,11 +69,11 @@ pub async fn payment_data(
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// What the receiver is told besides.
+    /// A message for the receiver.
     message: Value,
 }
 
-/// What the receiver is sent.
+/// The request to the receiver.
 #[derive(Serialize)]
 struct Forwarded<'a, T> {
     merchant: &'a str,
@@ -101,13 +101,13 @@ pub async fn forward_payment_data(
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// Whose data.
+    /// The ID of the token.
     token: String,
-    /// What the receiver is told besides.
+    /// A message for the receiver.
     message: Value,
 }
 
-/// Who has a card.
+/// The data of a cardholder.
 #[derive(Serialize)]
 struct Cardholder<'a> {
     token: &'a str,

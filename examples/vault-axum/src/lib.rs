@@ -1,13 +1,13 @@
-//! A vault of payment tokens behind Tollkey, as hellgate documents it: keys in `x-api-key`, some of them bound to merchants and to
-//! features of the vault.
+//! A vault of payment tokens behind Tollkey, as hellgate documents it: keys in `x-api-key`, some of them bound to merchants
+//! and features.
 //!
-//! | module | says |
+//! | module | contents |
 //! |---|---|
-//! | here | the routes, and what each needs of a key |
-//! | [`handlers`] | what is done on them |
-//! | [`vault`] | what is kept, and which of it a key sees |
-//! | [`upstream`] | where data is forwarded to |
-//! | [`failure`] | what is answered when something is wrong |
+//! | this one | the routes, and what each requires of a key |
+//! | [`handlers`] | the handlers |
+//! | [`vault`] | the data, and what a key sees of it |
+//! | [`upstream`] | the receiver of forwarded data |
+//! | [`failure`] | errors |
 #![forbid(unsafe_code)]
 
 pub mod failure;
@@ -27,17 +27,17 @@ use tollkey_axum::{Guard, GuardBuilder, Merchant, Requirement, Scope, TollkeyLay
 
 use crate::{failure::Failure, upstream::Upstream, vault::Vaults};
 
-/// The largest body that is read.
+/// The maximum size of a body, in bytes.
 const MAX_BODY: usize = 4096;
 
-/// What handlers use.
+/// The state of the handlers.
 #[derive(Clone, Debug)]
 pub struct Api {
     vaults: Vaults,
     upstream: Upstream,
 }
 
-/// How requests are read: the key stands in `x-api-key` and nowhere else, the merchant in `x-merchant-id`.
+/// Returns a guard that accepts keys in `x-api-key` only, and reads the merchant from `x-merchant-id`.
 pub fn guard() -> GuardBuilder {
     Guard::builder()
         .credential_headers(["x-api-key"])
@@ -45,10 +45,9 @@ pub fn guard() -> GuardBuilder {
         .realm("vault")
 }
 
-/// The API.
+/// Returns the API with the requirements of each route.
 pub fn app(guard: Guard, upstream: Upstream) -> Router {
-    // The five features. Which of them a scoped key has, and in which operating model, is for Tollkey to say, and so it is with
-    // its merchants: nothing of that is written here.
+    // The five features. Tollkey checks features, operating models and merchants, so none of that is here.
     let features = Router::new()
         .route("/tokens", get(handlers::list))
         .route("/tokens/{id}", get(handlers::retrieve))
@@ -61,7 +60,7 @@ pub fn app(guard: Guard, upstream: Upstream) -> Router {
         .fallback(async || Failure::not_found())
         .layer(TollkeyLayer::new(guard.clone()).require(Scope::COMMERCE));
 
-    // No feature, so no scoped key can call it. Here the merchant stands in the path.
+    // This route has no feature, so scoped keys cannot call it. The merchant is in its path.
     let of_merchant =
         Requirement::from(Scope::COMMERCE).merchant(Merchant::path("/merchants/{merchant}/tokens"));
     let storing = Router::new()
@@ -78,7 +77,7 @@ pub fn app(guard: Guard, upstream: Upstream) -> Router {
         .with_state(api)
 }
 
-/// Serves the API until `stopped`, and then what was begun.
+/// Serves the API until `stopped`, and then the requests in flight.
 ///
 /// # Errors
 /// Those of the listener.
@@ -88,7 +87,7 @@ pub async fn serve(
     upstream: Upstream,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // With the address of the other end: a key may be bound to some.
+    // With the client's IP address, for keys with an IP allowlist.
     let app = app(guard, upstream).into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, app)
         .with_graceful_shutdown(stopped)

@@ -1,4 +1,4 @@
-//! The vault as a program: README.md beside this says how to start it.
+//! The vault as a program. README.md describes how to start it.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -15,9 +15,9 @@ use tokio::{
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use vault_axum::upstream::Upstream;
 
-/// How long the receiver of what is forwarded has to answer.
+/// How long the receiver may take to respond.
 const FORWARDING: Duration = Duration::from_secs(5);
-/// How long requests may go on once the program was told to stop.
+/// How long requests in flight may take after the program is told to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// Public for the test that runs it as a process.
@@ -53,7 +53,7 @@ pub async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
+/// Writes the middleware's logs to stderr; `RUST_LOG` sets the filter.
 fn init_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
@@ -65,7 +65,7 @@ fn init_log() -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
-/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+/// Waits for SIGTERM or SIGINT. Returns immediately if signals cannot be received.
 async fn stopped() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),

@@ -1,4 +1,4 @@
-//! Where data is forwarded to: one URL, given at start. Nothing of a caller's request but its message goes there, no key least of all.
+//! The receiver of forwarded data: one URL, set at start. It gets the message of a caller's request, and never the key.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// The largest answer that is read.
+/// The maximum size of the receiver's response, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// The receiver.
@@ -19,7 +19,7 @@ pub struct Upstream {
     url: Url,
 }
 
-/// What it answered.
+/// The receiver's response.
 #[derive(Debug, Serialize)]
 pub struct Answered {
     status: u16,
@@ -27,17 +27,17 @@ pub struct Answered {
 }
 
 impl Upstream {
-    /// The receiver at that URL, which has so long to answer.
+    /// Creates a receiver at this URL, which must respond within `timeout`.
     ///
     /// # Errors
-    /// When it is no URL of HTTP, or no client can be had.
+    /// If the URL is not an HTTP URL, or the HTTP client cannot be built.
     pub fn new(url: &str, timeout: Duration) -> anyhow::Result<Self> {
-        let url = Url::parse(url).context("what to forward to is no URL")?;
+        let url = Url::parse(url).context("FORWARD_TO is not a URL")?;
         ensure!(
             matches!(url.scheme(), "http" | "https"),
-            "what to forward to is no URL of HTTP"
+            "FORWARD_TO is not an HTTP URL"
         );
-        // To that URL and to no other, whatever it answers and whatever the environment says of proxies.
+        // No redirects and no proxies: data goes to this URL only.
         let client = Client::builder()
             .redirect(Policy::none())
             .no_proxy()
@@ -46,22 +46,22 @@ impl Upstream {
         Ok(Self { client, url })
     }
 
-    /// Forwards this.
+    /// Forwards data.
     ///
     /// # Errors
-    /// A failure when there is no answer in time, or one that is too large.
-    pub async fn forward(&self, what: &impl Serialize) -> Result<Answered, Failure> {
+    /// 504 if the response does not arrive in time, 502 if it is too large or the receiver cannot be reached.
+    pub async fn forward(&self, data: &impl Serialize) -> Result<Answered, Failure> {
         let mut response = self
             .client
             .post(self.url.clone())
-            .json(what)
+            .json(data)
             .send()
             .await
-            .map_err(failed)?;
+            .map_err(failure)?;
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        while let Some(chunk) = response.chunk().await.map_err(failure)? {
             if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(Failure::upstream("The receiver's answer is too large."));
+                return Err(Failure::upstream("The receiver's response is too large."));
             }
             body.extend_from_slice(&chunk);
         }
@@ -74,7 +74,7 @@ impl Upstream {
     }
 }
 
-fn failed(error: reqwest::Error) -> Failure {
+fn failure(error: reqwest::Error) -> Failure {
     if error.is_timeout() {
         Failure::too_slow()
     } else {

@@ -1,4 +1,4 @@
-//! What is kept, in memory: the tokens of each account and mode. Of a card number only the last four digits.
+//! The data, in memory: the tokens of each account and mode. Of a card number, only the last four digits are stored.
 
 use std::{
     collections::HashMap,
@@ -11,48 +11,48 @@ use uuid::Uuid;
 
 use crate::failure::Failure;
 
-/// The most vaults,
+/// The maximum number of vaults.
 const MAX_VAULTS: usize = 500;
-/// and the most tokens in one of them.
+/// The maximum number of tokens in a vault.
 const MAX_TOKENS: usize = 1000;
 
-/// Whose a vault is: an account, in one mode.
+/// The account and mode of a vault.
 type Owner = (String, Mode);
 
-/// All vaults. Clones are the same vaults.
+/// All vaults. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Vaults(Arc<Mutex<HashMap<Owner, Vec<Token>>>>);
 
-/// What stands for a card.
+/// A token, which represents a card.
 #[derive(Debug, Clone, Serialize)]
 pub struct Token {
-    /// Its id, which says nothing of the card.
+    /// The ID. It is random and reveals nothing about the card.
     pub id: String,
-    /// The merchant it was made for.
+    /// The merchant that it was created for.
     pub merchant: String,
-    /// Whose card it is.
+    /// The cardholder.
     pub holder: String,
-    /// The end of the card's number.
+    /// The last four digits of the card number.
     pub last4: Last4,
-    /// What it can be charged with.
+    /// The data to charge the card with.
     #[serde(skip)]
     pub payment_data: PaymentData,
 }
 
-/// What a receiver needs to charge a card.
+/// The data that a receiver needs to charge a card.
 #[derive(Debug, Clone, Serialize)]
 pub struct PaymentData {
-    /// Its id.
+    /// The ID.
     pub id: String,
-    /// The token it belongs to.
+    /// The token that it belongs to.
     pub token: String,
-    /// The end of the card's number.
+    /// The last four digits of the card number.
     pub last4: Last4,
     /// When the card expires, `MM/YY`.
     pub expiry: String,
 }
 
-/// The last four digits of a card's number. The others are checked and dropped where they are read.
+/// The last four digits of a card number. The others are checked and dropped when the body is parsed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Last4(String);
@@ -62,13 +62,13 @@ impl TryFrom<String> for Last4 {
 
     fn try_from(number: String) -> Result<Self, Self::Error> {
         if !is_card_number(&number) {
-            return Err("not the number of a card");
+            return Err("not a card number");
         }
         Ok(Self(number[number.len() - 4..].to_owned()))
     }
 }
 
-/// Whether these are 12 to 19 digits whose last one fits the others (Luhn).
+/// Returns whether these are 12 to 19 digits with a valid check digit (Luhn).
 fn is_card_number(number: &str) -> bool {
     let weigh = |(at, digit): (usize, char)| {
         let digit = digit.to_digit(10)?;
@@ -83,7 +83,7 @@ fn is_card_number(number: &str) -> bool {
 }
 
 impl Token {
-    /// A new one.
+    /// Creates a token.
     #[must_use]
     pub fn new(merchant: &str, holder: String, last4: Last4, expiry: String) -> Self {
         let [id, data] = ["tok", "pd"].map(|name| format!("{name}_{}", Uuid::new_v4().simple()));
@@ -104,8 +104,8 @@ impl Token {
 }
 
 impl Vaults {
-    /// What a key sees: the tokens of its account and mode, and when the request names a merchant, of that one. A key that is
-    /// bound to merchants does not come here without naming one of them.
+    /// Returns the tokens of the key's account and mode, and of the request's merchant, if it names one. Requests with a key
+    /// that is bound to merchants always name one of them.
     #[must_use]
     pub fn seen_by(&self, key: &VerifiedKey) -> Vec<Token> {
         let all = self.all();
@@ -119,29 +119,29 @@ impl Vaults {
             .collect()
     }
 
-    /// The one among them.
+    /// Returns a token that the key sees.
     ///
     /// # Errors
-    /// A failure when there is none.
+    /// 404 if no token matches.
     pub fn find(
         &self,
         key: &VerifiedKey,
-        is_it: impl Fn(&Token) -> bool,
+        matches: impl Fn(&Token) -> bool,
     ) -> Result<Token, Failure> {
         self.seen_by(key)
             .into_iter()
-            .find(is_it)
+            .find(matches)
             .ok_or_else(Failure::not_found)
     }
 
-    /// Keeps a token.
+    /// Stores a token.
     ///
     /// # Errors
-    /// A failure when there is no room.
+    /// 507 if the maximum number of vaults or tokens is reached.
     pub fn keep(&self, key: &VerifiedKey, token: Token) -> Result<(), Failure> {
         let (mut all, owner) = (self.all(), owner(key));
         if all.len() == MAX_VAULTS && !all.contains_key(&owner) {
-            return Err(Failure::full("There is no room for another vault."));
+            return Err(Failure::full("The maximum number of vaults is reached."));
         }
         let tokens = all.entry(owner).or_default();
         if tokens.len() == MAX_TOKENS {
@@ -156,7 +156,7 @@ impl Vaults {
     }
 }
 
-/// Whose vault a key opens.
+/// Returns the account and mode of a key.
 fn owner(key: &VerifiedKey) -> Owner {
     (key.account_id().to_owned(), key.mode())
 }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_a_card_is_digits_whose_last_one_fits() {
+    fn card_number_needs_a_valid_check_digit() {
         let read = |number: &str| Last4::try_from(number.to_owned()).map(|Last4(last4)| last4);
         assert_eq!(read("4242424242424242").as_deref(), Ok("4242"));
         assert_eq!(read("378282246310005").as_deref(), Ok("0005"));

@@ -1,4 +1,4 @@
-//! Answers that are not what they should be, and those of a newer server.
+//! Unexpected responses, and those of a newer server.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn an_answer_that_is_no_json_is_not_read() {
+async fn response_that_is_not_json_is_rejected() {
     let page = "<html>Welcome to nginx!</html>";
     let me = said::whoami().to_string();
     let unnamed = ResponseTemplate::new(200)
@@ -49,13 +49,13 @@ async fn an_answer_that_is_no_json_is_not_read() {
             error.to_string(),
             format!("GET /api/v1/whoami: 200: {why} ({REQUEST_ID})")
         );
-        // Another attempt would go no better.
+        // The call is not repeated.
         assert_eq!(server.asked().await.len(), 1);
     }
 }
 
 #[tokio::test]
-async fn no_call_takes_a_web_page_for_an_answer() {
+async fn web_page_is_rejected_by_every_call() {
     let server =
         Server::responding(answer(200, "text/html", "<html>Welcome to nginx!</html>")).await;
     let client = server.client();
@@ -72,7 +72,7 @@ async fn no_call_takes_a_web_page_for_an_answer() {
 }
 
 #[tokio::test]
-async fn json_that_is_something_else_is_not_read() {
+async fn json_of_another_shape_is_rejected() {
     for row in rows() {
         let (status, Some(right)) = &row.answer else {
             continue;
@@ -97,7 +97,7 @@ async fn json_that_is_something_else_is_not_read() {
                 .map(|body| answer(*status, "application/json", *body)),
         )
         .await;
-        // A creation would be repeated.
+        // Without retries: a creation would be repeated.
         let client = server.client();
         for (sent, body) in wrong.iter().enumerate() {
             let error = refused((row.call)(client.clone()).await);
@@ -130,13 +130,13 @@ async fn json_that_is_something_else_is_not_read() {
 }
 
 #[tokio::test]
-async fn each_member_that_has_to_be_there_is_missed() {
+async fn response_without_a_required_field_is_rejected() {
     for row in rows() {
         let (status, Some(right)) = &row.answer else {
             continue;
         };
         let mut without = Vec::new();
-        leave_out_each(right, &mut |name, body| {
+        without_each_required_field(right, &mut |name, body| {
             without.push((name.to_owned(), body))
         });
         let answers: Vec<_> = without
@@ -147,30 +147,29 @@ async fn each_member_that_has_to_be_there_is_missed() {
         let client = server.client();
         for (name, body) in without {
             let outcome = (row.call)(client.clone()).await;
-            let missed = outcome.is_err_and(|error| error.kind() == ErrorKind::Unreadable);
-            assert!(missed, "{}: without {name}: {body}", row.operation);
+            let rejected = outcome.is_err_and(|error| error.kind() == ErrorKind::Unreadable);
+            assert!(rejected, "{}: without {name}: {body}", row.operation);
         }
     }
 }
 
-/// The answer without each of the members that are in every answer of its sort: `id`, `key_id`, `valid`, `active` and
-/// the like.
-fn leave_out_each(right: &Value, with: &mut impl FnMut(&str, Value)) {
-    const NEEDED: [&str; 13] = [
+/// Calls `with` for each required field (`id`, `key_id`, `valid`, `active` and the like) and the response without it.
+fn without_each_required_field(right: &Value, with: &mut impl FnMut(&str, Value)) {
+    const REQUIRED: [&str; 13] = [
         "id", "key_id", "valid", "active", "items", "results", "data", "seq", "cursor", "fullKey",
         "api_key", "value", "hash",
     ];
-    let pointers = |value: &Value| -> Vec<String> {
+    let required_fields = |value: &Value| -> Vec<String> {
         let names = value
             .as_object()
             .into_iter()
             .flat_map(|object| object.keys().cloned());
         names
-            .filter(|name| NEEDED.contains(&name.as_str()))
+            .filter(|name| REQUIRED.contains(&name.as_str()))
             .collect()
     };
-    // At the top, in the first item of a list, and in the envelope.
-    for place in [
+    // In the body, the first item of a list and the envelope.
+    for pointer in [
         "",
         "/0",
         "/items/0",
@@ -180,23 +179,23 @@ fn leave_out_each(right: &Value, with: &mut impl FnMut(&str, Value)) {
         "/results/0/key",
         "/key",
     ] {
-        let Some(object) = right.pointer(place) else {
+        let Some(object) = right.pointer(pointer) else {
             continue;
         };
-        for name in pointers(object) {
+        for name in required_fields(object) {
             let mut body = right.clone();
             let object = body
-                .pointer_mut(place)
+                .pointer_mut(pointer)
                 .and_then(Value::as_object_mut)
-                .expect("it was there");
+                .expect("an object at this pointer");
             object.remove(&name);
-            with(&format!("{place}/{name}"), body);
+            with(&format!("{pointer}/{name}"), body);
         }
     }
 }
 
 #[tokio::test]
-async fn calls_that_expect_nothing_take_nothing_else() {
+async fn call_without_a_response_body_accepts_only_204() {
     let calls = |client: Client| async move {
         let applications = client.applications();
         [
@@ -206,16 +205,19 @@ async fn calls_that_expect_nothing_take_nothing_else() {
             client.revoke_self().await,
         ]
     };
-    for (answer, done) in [
+    for (answer, ok) in [
         (nothing(), true),
         (ResponseTemplate::new(204), true),
-        (json_answer(200, &json!({"error": "not really"})), false),
+        (
+            json_answer(200, &json!({"error": "unexpected body"})),
+            false,
+        ),
         (json_answer(202, &json!({})), false),
         (ResponseTemplate::new(200), false),
     ] {
         let server = Server::responding(answer).await;
         for outcome in calls(server.client()).await {
-            assert_eq!(outcome.is_ok(), done, "{outcome:?}");
+            assert_eq!(outcome.is_ok(), ok, "{outcome:?}");
             let Err(error) = outcome else { continue };
             assert_eq!(error.kind(), ErrorKind::Unreadable);
             assert!(error.may_have_been_done());
@@ -225,7 +227,7 @@ async fn calls_that_expect_nothing_take_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_call_that_expects_something_does_not_take_nothing() {
+async fn call_with_a_response_body_rejects_204() {
     let server = Server::responding(nothing()).await;
     let client = server.client();
     for row in rows() {
@@ -242,13 +244,13 @@ async fn a_call_that_expects_something_does_not_take_nothing() {
     }
 }
 
-/// The longest answer that is read.
-const LONGEST: usize = 64 * 1024 * 1024;
+/// The maximum length of a response.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 
 #[tokio::test]
-async fn an_answer_that_is_announced_as_too_long_is_not_read() {
+async fn too_large_content_length_is_rejected() {
     for status in ["200 OK", "404 Not Found"] {
-        let length = LONGEST + 1;
+        let length = MAX_RESPONSE + 1;
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{{"
         );
@@ -274,8 +276,8 @@ async fn an_answer_that_is_announced_as_too_long_is_not_read() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_end_is_not_read_for_ever() {
-    let wire = Wire::that([Does::Pours(LONGEST), Does::Pours(LONGEST - 2)]).await;
+async fn endless_response_is_rejected_at_the_limit() {
+    let wire = Wire::that([Does::Pours(MAX_RESPONSE), Does::Pours(MAX_RESPONSE - 2)]).await;
     let client = wire
         .builder()
         .timeout(Duration::from_secs(60))
@@ -287,7 +289,7 @@ async fn an_answer_that_does_not_end_is_not_read_for_ever() {
         error.to_string().ends_with(": the response is too long"),
         "{error}"
     );
-    // To the byte: this one is read, and is no answer for another reason.
+    // Exactly the limit: the response is read and fails as invalid JSON.
     let error = refused(client.whoami().await);
     assert!(error.to_string().contains("cannot be read"), "{error}");
 }
@@ -325,7 +327,7 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn no_call_follows_a_redirect() {
+async fn redirect_is_rejected_by_every_call() {
     let elsewhere = Server::responding(nothing()).await;
     let to = elsewhere.url();
     let server =
@@ -338,7 +340,7 @@ async fn no_call_follows_a_redirect() {
 }
 
 #[tokio::test]
-async fn whatever_an_http_client_of_one_s_own_follows_no_answer_from_elsewhere_is_taken() {
+async fn redirected_response_of_own_http_client_is_not_used() {
     let elsewhere = Server::responding(json_answer(200, &said::valid())).await;
     for status in [301, 302, 303, 307, 308] {
         let to = format!("{}/api/v1/verify", elsewhere.url());
@@ -346,13 +348,13 @@ async fn whatever_an_http_client_of_one_s_own_follows_no_answer_from_elsewhere_i
             ResponseTemplate::new(status).insert_header("location", to.as_str()),
         )
         .await;
-        let follows = reqwest::Client::builder()
+        let following = reqwest::Client::builder()
             .redirect(Policy::limited(5))
             .build()
             .unwrap();
         let client = server
             .builder()
-            .http_client(follows)
+            .http_client(following)
             .max_retries(2)
             .build()
             .unwrap();
@@ -363,25 +365,25 @@ async fn whatever_an_http_client_of_one_s_own_follows_no_answer_from_elsewhere_i
             "{status}: {error}"
         );
     }
-    // It did ask there: that is not for us to prevent. What was said is not believed.
+    // The caller's HTTP client following the redirect, but its response is not used.
     assert_eq!(elsewhere.asked().await.len(), 5);
 }
 
 #[tokio::test]
-async fn redirects_in_a_circle_are_no_lost_connection() {
+async fn redirect_loop_is_not_repeated() {
     let server =
         Server::responding(ResponseTemplate::new(302).insert_header("location", "/api/v1/whoami"))
             .await;
-    let follows = reqwest::Client::builder()
+    let following = reqwest::Client::builder()
         .redirect(Policy::limited(3))
         .build()
         .unwrap();
-    let refuses = Policy::custom(|attempt| attempt.error("no redirects here"));
-    let refuses = reqwest::Client::builder()
-        .redirect(refuses)
+    let failing = Policy::custom(|attempt| attempt.error("no redirects here"));
+    let failing = reqwest::Client::builder()
+        .redirect(failing)
         .build()
         .unwrap();
-    for (http, asked) in [(follows, 4), (refuses, 5)] {
+    for (http, expected) in [(following, 4), (failing, 5)] {
         let client = server
             .builder()
             .http_client(http)
@@ -394,21 +396,21 @@ async fn redirects_in_a_circle_are_no_lost_connection() {
             (ErrorKind::Redirect, 1),
             "{error:?}"
         );
-        assert_eq!(server.asked().await.len(), asked);
+        assert_eq!(server.asked().await.len(), expected);
     }
 }
 
 #[tokio::test]
-async fn members_of_a_newer_server_are_skipped() {
+async fn unknown_fields_are_ignored_except_by_lookup() {
     let mut changed = 0;
     for row in rows() {
         let (status, Some(body)) = &row.answer else {
             continue;
         };
         let mut newer = body.clone();
-        add_members(&mut newer);
+        add_fields(&mut newer);
         if row.operation == "syncLookup" {
-            // Who verifies from memory must not guess: a limit with another member is no limit that is known.
+            // A verifier must not ignore unknown fields: a rate limit with one is rejected.
             let server = Server::answering([json_answer(*status, &newer)]).await;
             assert_eq!(
                 refused((row.call)(server.client()).await).kind(),
@@ -421,49 +423,50 @@ async fn members_of_a_newer_server_are_skipped() {
         let outcome = (row.call)(server.client()).await;
         outcome.unwrap_or_else(|error| panic!("{}: {error}: {newer}", row.operation));
     }
-    // All but the empty lists.
+    // Empty lists and responses without a body have no object to extend.
     assert!(changed >= 40, "{changed}");
 }
 
-/// To every object, but those that are the caller's own.
-fn add_members(value: &mut Value) {
+/// Adds unknown fields to every object except `metadata` and `changes`.
+fn add_fields(value: &mut Value) {
     match value {
-        Value::Array(items) => items.iter_mut().for_each(add_members),
-        Value::Object(members) => {
-            for (name, value) in members.iter_mut() {
+        Value::Array(items) => items.iter_mut().for_each(add_fields),
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
                 if name != "metadata" && name != "changes" {
-                    add_members(value);
+                    add_fields(value);
                 }
             }
-            members.insert(
+            fields.insert(
                 "of_a_newer_server".to_owned(),
                 json!({"a": [1, null, "text"]}),
             );
-            members.insert("ofANewerServer".to_owned(), Value::Null);
+            fields.insert("ofANewerServer".to_owned(), Value::Null);
         }
         _ => {}
     }
 }
 
-/// An answer with another word at each of these places.
-fn with_new_words(mut body: Value, places: &[&str]) -> Value {
-    for place in places {
-        let word = body
-            .pointer_mut(place)
-            .unwrap_or_else(|| panic!("there is no {place}"));
-        *word = json!("brand_new");
+/// Replaces the values at these pointers by an unknown one.
+fn with_unknown_values(mut body: Value, pointers: &[&str]) -> Value {
+    for pointer in pointers {
+        let value = body
+            .pointer_mut(pointer)
+            .unwrap_or_else(|| panic!("no value at {pointer}"));
+        *value = json!("brand_new");
     }
     body
 }
 
 #[tokio::test]
-async fn words_of_a_newer_server_are_kept() {
-    fn is_new<T: AsRef<str>>(word: &Open<T>) -> bool {
-        matches!(word, Open::Unknown(text) if text == "brand_new") && word.as_str() == "brand_new"
+async fn unknown_values_are_kept_except_by_lookup() {
+    fn is_new<T: AsRef<str>>(value: &Open<T>) -> bool {
+        matches!(value, Open::Unknown(text) if text == "brand_new") && value.as_str() == "brand_new"
     }
-    /// A client of a server that gives this answer.
-    async fn newer(body: Value, places: &[&str]) -> (Client, Server) {
-        let server = Server::responding(json_answer(200, &with_new_words(body, places))).await;
+    /// A client of a server with this response.
+    async fn newer(body: Value, pointers: &[&str]) -> (Client, Server) {
+        let server =
+            Server::responding(json_answer(200, &with_unknown_values(body, pointers))).await;
         (server.client(), server)
     }
 
@@ -471,18 +474,18 @@ async fn words_of_a_newer_server_are_kept() {
     let page = client.applications().list().await.unwrap();
     assert!(is_new(&page.items[0].api_keys.as_ref().unwrap()[0].status));
 
-    let places = ["/items/0/status", "/items/0/mode", "/items/0/scopes/0"];
+    let pointers = ["/items/0/status", "/items/0/mode", "/items/0/scopes/0"];
     let (client, _server) = newer(
         said::numbered_page(&json!([said::application_key()])),
-        &places,
+        &pointers,
     )
     .await;
     let page = client.applications().api_keys("app").list().await.unwrap();
     assert!(is_new(&page.items[0].status) && is_new(&page.items[0].mode));
     assert_eq!(page.items[0].scopes[0].as_str(), "brand_new");
 
-    let places = ["/scope", "/status", "/mode", "/scopes/0", "/features/0"];
-    let (client, _server) = newer(said::commerce_key(), &places).await;
+    let pointers = ["/scope", "/status", "/mode", "/scopes/0", "/features/0"];
+    let (client, _server) = newer(said::commerce_key(), &pointers).await;
     let key = client.commerce().api_keys().get("key").await.unwrap();
     assert!(is_new(&key.scope) && is_new(&key.status) && is_new(&key.mode));
     assert!(is_new(&key.features.unwrap()[0]));
@@ -499,19 +502,19 @@ async fn words_of_a_newer_server_are_kept() {
         is_new(&created.scope) && is_new(&created.mode) && is_new(&created.features.unwrap()[0])
     );
 
-    let places = ["/data/environment", "/data/access"];
-    let (client, _server) = newer(said::envelope(&said::account_key()), &places).await;
+    let pointers = ["/data/environment", "/data/access"];
+    let (client, _server) = newer(said::envelope(&said::account_key()), &pointers).await;
     let key = client.account().api_keys().revoke("key").await.unwrap();
     assert!(is_new(&key.environment) && is_new(&key.access));
 
-    let places = [
+    let pointers = [
         "/data/0/action",
         "/data/0/actor/type",
         "/data/0/target/type",
     ];
     let (client, _server) = newer(
         said::list_envelope(&json!([said::account_audit_entry()]), None),
-        &places,
+        &pointers,
     )
     .await;
     let page = client.account().audit_log().list().await.unwrap();
@@ -531,13 +534,13 @@ async fn words_of_a_newer_server_are_kept() {
         &client.accounts().get("acme").await.unwrap().operating_model
     ));
 
-    let places = [
+    let pointers = [
         "/key/family",
         "/key/mode",
         "/key/scopes/0",
         "/key/features/0",
     ];
-    let (client, _server) = newer(said::valid(), &places).await;
+    let (client, _server) = newer(said::valid(), &pointers).await;
     let key = client
         .verify("ck_test_EXAMPLE1")
         .await
@@ -565,23 +568,23 @@ async fn words_of_a_newer_server_are_kept() {
             .unwrap()
     ));
 
-    // Who verifies from memory must not guess what a word means: there it is refused.
-    for place in [
+    // A verifier must not guess what an unknown value means.
+    for pointer in [
         "/key/family",
         "/key/mode",
         "/key/features/0",
         "/key/operating_model",
     ] {
-        let (client, _server) = newer(said::found(), &[place]).await;
+        let (client, _server) = newer(said::found(), &[pointer]).await;
         let error = refused(
             client
                 .subscription()
                 .lookup(tollkey_client::Digest::of("ck_test_EXAMPLE1"))
                 .await,
         );
-        assert_eq!(error.kind(), ErrorKind::Unreadable, "{place}");
+        assert_eq!(error.kind(), ErrorKind::Unreadable, "{pointer}");
     }
-    // A change of a new sort is told as it is.
+    // A change of an unknown type is kept as it is.
     let (client, _server) = newer(said::news(), &["/changes/0/type"]).await;
     let news = client
         .subscription()
@@ -592,7 +595,7 @@ async fn words_of_a_newer_server_are_kept() {
 }
 
 #[tokio::test]
-async fn a_denial_that_is_not_known_denies() {
+async fn unknown_denial_code_denies() {
     let server = Server::responding(json_answer(200, &said::invalid("brand_new"))).await;
     let verdict = server.client().verify("ck_test_EXAMPLE1").await.unwrap();
     assert!(!verdict.is_valid());
@@ -604,7 +607,7 @@ async fn a_denial_that_is_not_known_denies() {
 }
 
 #[tokio::test]
-async fn who_says_no_and_shows_the_key_says_no() {
+async fn denial_that_contains_the_key_denies() {
     let mut body = said::valid();
     body["valid"] = json!(false);
     body["code"] = json!("revoked");
@@ -625,7 +628,7 @@ async fn who_says_no_and_shows_the_key_says_no() {
 }
 
 #[tokio::test]
-async fn a_yes_that_is_not_plain_is_no_answer() {
+async fn ambiguous_verification_result_is_rejected() {
     let rows = [
         json!({"valid": true, "code": "valid"}),
         json!({"valid": true, "code": "valid", "key": null, "rate_limit": null}),
@@ -650,7 +653,7 @@ async fn a_yes_that_is_not_plain_is_no_answer() {
             .await;
         assert_eq!(refused(several).kind(), ErrorKind::Unreadable, "{body}");
     }
-    // `valid` twice: no parser may choose.
+    // `valid` twice: rejected, because parsers differ in which one they take.
     let twice = r#"{"valid": false, "code": "revoked", "valid": true}"#;
     let server = Server::responding(answer(200, "application/json", twice)).await;
     assert_eq!(
@@ -660,7 +663,7 @@ async fn a_yes_that_is_not_plain_is_no_answer() {
 }
 
 #[tokio::test]
-async fn there_are_as_many_verdicts_as_questions() {
+async fn batch_with_another_number_of_results_is_rejected() {
     let questions = || {
         [
             Question::new("ck_test_EXAMPLE1"),
@@ -676,7 +679,7 @@ async fn there_are_as_many_verdicts_as_questions() {
             (ErrorKind::Unreadable, 1),
             "{count}"
         );
-        let why = "200: there are not as many answers as questions";
+        let why = "200: the number of results is not the number of questions";
         assert_eq!(
             error.to_string(),
             format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})")
@@ -695,13 +698,13 @@ async fn there_are_as_many_verdicts_as_questions() {
 }
 
 #[tokio::test]
-async fn a_publishable_key_learns_little_and_others_all() {
-    let little =
+async fn whoami_of_a_publishable_key_has_no_rest() {
+    let restricted =
         json!({"id": said::KEY, "family": "publishable", "mode": "live", "status": "active"});
-    let server = Server::responding(json_answer(200, &little)).await;
+    let server = Server::responding(json_answer(200, &restricted)).await;
     let me = server.client().whoami().await.unwrap();
     assert_eq!(me.rest, None);
-    // A rest that cannot be read is not left out.
+    // Unreadable fields are an error, not an absent rest.
     let mut broken = said::whoami();
     broken["scopes"] = json!("sessions:write");
     let server = Server::responding(json_answer(200, &broken)).await;
@@ -712,7 +715,7 @@ async fn a_publishable_key_learns_little_and_others_all() {
 }
 
 #[tokio::test]
-async fn another_credential_is_shown_to_the_same_server_alone() {
+async fn with_auth_replaces_the_credential() {
     let server = Server::responding(json_answer(200, &said::whoami())).await;
     let client = server.client();
     client.whoami().await.unwrap();
@@ -721,14 +724,14 @@ async fn another_credential_is_shown_to_the_same_server_alone() {
         .whoami()
         .await
         .unwrap();
-    let shown: Vec<_> = server
+    let presented: Vec<_> = server
         .asked()
         .await
         .iter()
         .map(|request| only_header(request, "authorization"))
         .collect();
     assert_eq!(
-        shown,
+        presented,
         [
             format!("Bearer {TOKEN}"),
             "Bearer ck_test_EXAMPLE1".to_owned()

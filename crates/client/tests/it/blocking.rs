@@ -16,9 +16,11 @@ use crate::{
     support::{Server, TOKEN, json_answer, only_header, problem, refused, target},
 };
 
-/// A server with these answers. What it runs on is none of the client's business.
-fn answering(answers: impl IntoIterator<Item = ResponseTemplate>) -> Server {
-    Runtime::new().unwrap().block_on(Server::answering(answers))
+/// A server with these responses, on a separate runtime.
+fn answering(responses: impl IntoIterator<Item = ResponseTemplate>) -> Server {
+    Runtime::new()
+        .unwrap()
+        .block_on(Server::answering(responses))
 }
 
 fn responding(respond: impl wiremock::Respond + 'static) -> Server {
@@ -27,7 +29,7 @@ fn responding(respond: impl wiremock::Respond + 'static) -> Server {
         .block_on(Server::responding(respond))
 }
 
-fn asked(server: &Server) -> Vec<Request> {
+fn requests(server: &Server) -> Vec<Request> {
     Runtime::new().unwrap().block_on(server.asked())
 }
 
@@ -36,7 +38,7 @@ fn me() -> ResponseTemplate {
 }
 
 #[test]
-fn a_call_is_sent_without_a_runtime() {
+fn call_is_sent_without_a_runtime() {
     let server = answering([json_answer(201, &said::created_commerce_key()), me()]);
     let client = server.client();
     let created = client
@@ -48,21 +50,21 @@ fn a_call_is_sent_without_a_runtime() {
         .unwrap();
     assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
     assert_eq!(client.whoami().send_blocking().unwrap().id, said::KEY);
-    let asked = asked(&server);
-    assert_eq!(target(&asked[0]), "/api/v1/api-keys");
-    let body: Value = asked[0].body_json().unwrap();
+    let requests = requests(&server);
+    assert_eq!(target(&requests[0]), "/api/v1/api-keys");
+    let body: Value = requests[0].body_json().unwrap();
     assert_eq!(
         body,
         json!({"name": "Key", "scope": "commerce", "scopes": ["links:read"]})
     );
     assert_eq!(
-        only_header(&asked[1], "authorization"),
+        only_header(&requests[1], "authorization"),
         format!("Bearer {TOKEN}")
     );
 }
 
 #[test]
-fn it_is_sent_again_with_the_same_idempotency_key() {
+fn blocking_creation_is_repeated_with_its_idempotency_key() {
     let unavailable = || problem(503, "unavailable", "temporarily unavailable");
     let server = answering([
         unavailable(),
@@ -75,7 +77,7 @@ fn it_is_sent_again_with_the_same_idempotency_key() {
         .create("Shop")
         .send_blocking()
         .unwrap();
-    let keys: Vec<_> = asked(&server)
+    let keys: Vec<_> = requests(&server)
         .iter()
         .map(|request| only_header(request, "idempotency-key"))
         .collect();
@@ -84,13 +86,13 @@ fn it_is_sent_again_with_the_same_idempotency_key() {
 }
 
 #[test]
-fn it_fails_as_other_calls_do() {
-    let server = answering([problem(404, "not_found", "there is no such thing")]);
+fn blocking_call_fails_like_an_async_one() {
+    let server = answering([problem(404, "not_found", "the resource does not exist")]);
     let error = refused(server.client().applications().delete("app").send_blocking());
     assert!(error.is_not_found());
     assert_eq!(
         error.to_string().split(" (").next().unwrap(),
-        "DELETE /api/v1/applications/{id}: 404 not_found: there is no such thing"
+        "DELETE /api/v1/applications/{id}: 404 not_found: the resource does not exist"
     );
     let error = refused(server.client().applications().delete("").send_blocking());
     assert_eq!(error.kind(), ErrorKind::Argument);
@@ -104,12 +106,12 @@ fn it_fails_as_other_calls_do() {
 }
 
 #[test]
-fn a_token_can_be_asked_for() {
+fn blocking_call_uses_a_token_function() {
     let server = answering([me()]);
     let auth = Auth::from_fn(|| async {
         // Needs the runtime's clock.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        Ok::<_, std::io::Error>(Secret::new("asked for"))
+        Ok::<_, std::io::Error>(Secret::new("from a function"))
     });
     server
         .client()
@@ -118,13 +120,13 @@ fn a_token_can_be_asked_for() {
         .send_blocking()
         .unwrap();
     assert_eq!(
-        only_header(&asked(&server)[0], "authorization"),
-        "Bearer asked for"
+        only_header(&requests(&server)[0], "authorization"),
+        "Bearer from a function"
     );
 }
 
 #[test]
-fn items_are_fetched_as_they_are_asked_for() {
+fn blocking_items_are_fetched_when_needed() {
     let page = |next| {
         json_answer(
             200,
@@ -139,12 +141,12 @@ fn items_are_fetched_as_they_are_asked_for() {
         .list()
         .limit(2)
         .items_blocking();
-    assert!(asked(&server).is_empty());
+    assert!(requests(&server).is_empty());
     assert!(items.next().unwrap().is_ok() && items.next().unwrap().is_ok());
-    assert_eq!(asked(&server).len(), 1);
+    assert_eq!(requests(&server).len(), 1);
     assert_eq!(items.by_ref().map(Result::unwrap).count(), 2);
     assert!(items.next().is_none());
-    let targets: Vec<_> = asked(&server).iter().map(target).collect();
+    let targets: Vec<_> = requests(&server).iter().map(target).collect();
     assert_eq!(
         targets,
         [
@@ -155,12 +157,15 @@ fn items_are_fetched_as_they_are_asked_for() {
 }
 
 #[test]
-fn items_end_with_the_first_error() {
+fn blocking_items_end_after_the_first_error() {
     let first = json_answer(
         200,
         &said::list_envelope(&json!([said::account_key()]), Some("c1")),
     );
-    let server = answering([first, problem(401, "invalid_token", "the token has ended")]);
+    let server = answering([
+        first,
+        problem(401, "invalid_token", "the token has expired"),
+    ]);
     let mut items = server.client().account().api_keys().list().items_blocking();
     assert!(items.next().unwrap().is_ok());
     assert!(refused(items.next().unwrap()).is_unauthorized());
@@ -168,7 +173,7 @@ fn items_end_with_the_first_error() {
 }
 
 #[test]
-fn every_list_has_them() {
+fn every_list_has_blocking_items() {
     let server = responding(json_answer(200, &json!([])));
     let client = server.client();
     assert_eq!(
@@ -212,10 +217,10 @@ fn every_list_has_them() {
 }
 
 #[test]
-fn threads_share_a_client() {
+fn client_is_shared_by_threads() {
     let server = responding(json_answer(200, &said::invalid("expired")));
     let client = server.client();
-    // The first of them makes what calls run on, and it is not known which one that is.
+    // The first thread creates the shared runtime; any thread may be first.
     thread::scope(|scope| {
         for thread in 0..8 {
             let client = client.clone();
@@ -230,11 +235,11 @@ fn threads_share_a_client() {
             });
         }
     });
-    assert_eq!(asked(&server).len(), 40);
+    assert_eq!(requests(&server).len(), 40);
 }
 
 #[test]
-fn an_iterator_moves_to_another_thread_and_outlives_its_client() {
+fn blocking_iterator_outlives_its_client() {
     let server = answering([json_answer(
         200,
         &json!([said::commerce_key(), said::commerce_key()]),
@@ -248,10 +253,10 @@ fn an_iterator_moves_to_another_thread_and_outlives_its_client() {
 }
 
 #[test]
-fn an_http_client_of_one_s_own_is_used_here_too() {
+fn blocking_call_uses_the_callers_http_client() {
     let server = answering([me()]);
     let mut headers = reqwest::header::HeaderMap::new();
-    headers.insert("x-of-one-s-own", "yes".parse().unwrap());
+    headers.insert("x-custom", "yes".parse().unwrap());
     let own = reqwest::Client::builder()
         .default_headers(headers)
         .build()
@@ -264,28 +269,28 @@ fn an_http_client_of_one_s_own_is_used_here_too() {
         .whoami()
         .send_blocking()
         .unwrap();
-    assert_eq!(only_header(&asked(&server)[0], "x-of-one-s-own"), "yes");
+    assert_eq!(only_header(&requests(&server)[0], "x-custom"), "yes");
 }
 
 #[tokio::test]
-async fn a_blocking_thread_of_a_runtime_may() {
+async fn blocking_call_works_in_spawn_blocking() {
     let server = Server::responding(me()).await;
     let client = server.client();
-    // One and the same client in both ways.
+    // The same client is used for both kinds of calls.
     client.whoami().await.unwrap();
-    let kept = client.clone();
-    let id = tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap().id)
+    let shared = client.clone();
+    let id = tokio::task::spawn_blocking(move || shared.whoami().send_blocking().unwrap().id)
         .await
         .unwrap();
     assert_eq!(id, said::KEY);
     client.whoami().await.unwrap();
     assert_eq!(server.asked().await.len(), 3);
-    // The last of it goes inside a runtime, where a runtime cannot simply be dropped.
+    // The last clone is dropped inside a runtime, where dropping a runtime would panic.
     drop(client);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_of_a_runtime_that_gives_its_work_away_may() {
+async fn blocking_call_works_in_block_in_place() {
     let server = Server::responding(me()).await;
     let client = server.client();
     let id = tokio::task::block_in_place(|| client.whoami().send_blocking().unwrap().id);
@@ -293,17 +298,17 @@ async fn a_worker_of_a_runtime_that_gives_its_work_away_may() {
 }
 
 #[tokio::test]
-async fn a_worker_of_a_runtime_may_not() {
+async fn blocking_call_panics_on_a_runtime_worker() {
     let server = Server::responding(me()).await;
     let client = server.client();
     assert!(catch_unwind(AssertUnwindSafe(|| client.whoami().send_blocking())).is_err());
     let items = client.commerce().api_keys().list().items_blocking();
     assert!(catch_unwind(AssertUnwindSafe(move || items.count())).is_err());
     assert!(server.asked().await.is_empty());
-    // And no harm was done.
+    // The client still works.
     client.whoami().await.unwrap();
-    let kept: Client = client.clone();
-    tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap())
+    let shared: Client = client.clone();
+    tokio::task::spawn_blocking(move || shared.whoami().send_blocking().unwrap())
         .await
         .unwrap();
 }

@@ -1,4 +1,4 @@
-//! Connections: shared, kept alive, and left behind when they go silent.
+//! Connections: shared, kept alive, and replaced when they go silent.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::{
     tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
 
-/// No test waits longer than this for a silent connection to end: shorter than an idle connection is kept anyway (30 s).
+/// The time limit for a silent connection to end: shorter than an idle connection is kept (30 s).
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long an attempt takes on a silent connection, where the test does not depend on it.
+/// The duration of an attempt on a silent connection, where the test does not depend on it.
 const ATTEMPT: Duration = Duration::from_millis(400);
-/// How many connections are idle when they go silent.
+/// The number of connections that are idle when they go silent.
 const IDLE: usize = 4;
 
 fn me() -> Does {
@@ -25,7 +25,7 @@ fn me() -> Does {
 }
 
 #[tokio::test]
-async fn new_connections_are_separate_from_the_old_ones() {
+async fn new_connections_are_separate() {
     let wire = Wire::that([me()]).await;
     let client = wire
         .builder()
@@ -42,22 +42,22 @@ async fn new_connections_are_separate_from_the_old_ones() {
         client.commerce().api_keys().list().await.unwrap_err();
     }
     assert_eq!(wire.connections(), 2);
-    // Everything else stays.
-    let heard = wire.heard();
-    assert_eq!(heard.len(), 5);
+    // The other settings stay.
+    let requests = wire.heard();
+    assert_eq!(requests.len(), 5);
     assert!(
-        heard.iter().all(|request| *request == heard[0]),
-        "{heard:?}"
+        requests.iter().all(|request| *request == requests[0]),
+        "{requests:?}"
     );
     assert!(
-        heard[0].contains("account=acme") && heard[0].contains("x-team: checkout"),
+        requests[0].contains("account=acme") && requests[0].contains("x-team: checkout"),
         "{}",
-        heard[0]
+        requests[0]
     );
 }
 
 #[tokio::test]
-async fn pool_of_a_given_http_client_is_shared() {
+async fn pool_of_the_callers_http_client_is_shared() {
     let wire = Wire::that([me()]).await;
     let client: Client = wire
         .builder()
@@ -93,7 +93,7 @@ async fn blocking_calls_get_new_connections_too() {
     assert_eq!(opened.await.unwrap(), 1);
 }
 
-/// A server of HTTP/1.1 behind a proxy. Its responses take a moment, so that calls at the same time need a connection each.
+/// An HTTP/1.1 server behind a proxy. Its responses are delayed, so that concurrent calls need a connection each.
 async fn http1() -> (Server, Proxy) {
     let server =
         Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50)))
@@ -102,8 +102,8 @@ async fn http1() -> (Server, Proxy) {
     (server, proxy)
 }
 
-/// Opens as many connections as there are calls.
-async fn call_at_once(client: &Client) -> Vec<Result<(), ErrorKind>> {
+/// Makes [`IDLE`] concurrent calls, which open as many connections on HTTP/1.1.
+async fn call_concurrently(client: &Client) -> Vec<Result<(), ErrorKind>> {
     let calls = (0..IDLE).map(|_| async {
         client
             .whoami()
@@ -121,7 +121,7 @@ async fn silent_http1_connections_fail_one_attempt() {
         .timeout(ATTEMPT)
         .build()
         .unwrap();
-    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
     assert_eq!(proxy.opened(), IDLE);
     proxy.silence();
     assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
@@ -134,17 +134,20 @@ async fn silent_http1_connections_fail_one_attempt() {
 }
 
 #[tokio::test]
-async fn calls_at_once_on_silent_connections_fail_together() {
+async fn concurrent_calls_on_silent_connections_fail_once() {
     let (_server, proxy) = http1().await;
     let client = builder(&format!("http://{}", proxy.address))
         .timeout(ATTEMPT)
         .build()
         .unwrap();
-    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
     proxy.silence();
-    assert_eq!(call_at_once(&client).await, [Err(ErrorKind::Timeout); IDLE]);
-    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
-    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(
+        call_concurrently(&client).await,
+        [Err(ErrorKind::Timeout); IDLE]
+    );
+    assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
+    assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
     assert_eq!(proxy.opened(), 2 * IDLE);
 }
 
@@ -156,7 +159,7 @@ async fn repeat_after_silence_uses_a_new_connection() {
         .max_retries(1)
         .build()
         .unwrap();
-    call_at_once(&client).await;
+    call_concurrently(&client).await;
     proxy.silence();
     client.whoami().await.unwrap();
 }
@@ -169,20 +172,20 @@ async fn deadline_on_a_silent_connection_opens_a_new_one() {
         .deadline(ATTEMPT)
         .build()
         .unwrap();
-    call_at_once(&client).await;
+    call_concurrently(&client).await;
     proxy.silence();
     assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
     client.whoami().await.unwrap();
 }
 
 #[tokio::test]
-async fn call_that_its_caller_drops_opens_a_new_connection() {
+async fn dropped_call_makes_the_next_open_a_connection() {
     let (_server, proxy) = http1().await;
     let client = builder(&format!("http://{}", proxy.address))
         .timeout(LIMIT)
         .build()
         .unwrap();
-    call_at_once(&client).await;
+    call_concurrently(&client).await;
     proxy.silence();
     timeout(Duration::from_millis(1200), client.whoami().send())
         .await
@@ -216,7 +219,7 @@ async fn blocking_calls_leave_silent_connections_too() {
 }
 
 #[tokio::test]
-async fn new_connections_work_while_the_old_ones_are_silent() {
+async fn new_connections_work_while_others_are_silent() {
     let (_server, proxy) = http1().await;
     let client = builder(&format!("http://{}", proxy.address))
         .timeout(ATTEMPT)
@@ -233,7 +236,7 @@ async fn new_connections_work_while_the_old_ones_are_silent() {
 }
 
 #[tokio::test]
-async fn damaged_response_to_a_creation_is_read_again() {
+async fn creation_is_repeated_after_a_damaged_response() {
     let server = Server::responding(json_answer(201, &said::created_commerce_key())).await;
     let proxy = Proxy::to(&[server.address()]).await;
     let client = builder(&format!("http://{}", proxy.address))
@@ -246,7 +249,7 @@ async fn damaged_response_to_a_creation_is_read_again() {
     assert_eq!(server.asked().await.len(), 2);
 }
 
-/// A server of HTTP/2 with TLS behind a proxy, and a client that trusts it: its process was started with its certificate.
+/// An HTTP/2 server with TLS behind a proxy, and a client that trusts it: `with_certificate` passes its certificate.
 async fn http2() -> (Http2Server, Proxy, tollkey_client::ClientBuilder) {
     let server = Http2Server::start(&Certificate::read()).await;
     let proxy = Proxy::to(&[server.address]).await;
@@ -274,8 +277,8 @@ async fn http2_while_idle() {
     let (server, proxy, client) = http2().await;
     let client = client.build().unwrap();
     client.whoami().await.unwrap();
-    // It is HTTP/2: calls at the same time share one connection.
-    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    // Concurrent calls share one connection, so this is HTTP/2.
+    assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
     assert_eq!((proxy.opened(), server.requests()), (1, IDLE + 1));
     proxy.silence();
     timeout(LIMIT, proxy.closed(1))
@@ -297,7 +300,7 @@ async fn http2_during_a_call() {
     let client = client.build().unwrap();
     client.whoami().await.unwrap();
     proxy.silence();
-    // Far sooner than the attempt may take.
+    // Much sooner than the attempt's timeout.
     let error = timeout(LIMIT, client.whoami().send())
         .await
         .expect("no PING is acknowledged")
@@ -307,7 +310,7 @@ async fn http2_during_a_call() {
         "{error:?}"
     );
     client.whoami().await.unwrap();
-    // And with a repeat, no call fails.
+    // With a repeat, no call fails.
     let client = client.with_max_retries(1);
     proxy.silence();
     timeout(LIMIT, client.whoami().send())
@@ -334,7 +337,7 @@ async fn http2_with_short_attempts() {
 }
 
 #[test]
-fn living_http2_connection_is_kept() {
+fn http2_connection_with_acknowledged_pings_is_kept() {
     with_certificate("connections::http2_with_acknowledged_pings");
 }
 

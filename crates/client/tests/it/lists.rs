@@ -10,24 +10,24 @@ use crate::{
     support::{REQUEST_ID, Server, json_answer, nothing, problem, refused, target},
 };
 
-/// A commerce key of this id.
+/// A commerce key with this ID.
 fn key(id: impl Into<String>) -> Value {
     let mut key = said::commerce_key();
     key["key_id"] = json!(id.into());
     key
 }
 
-/// A page of commerce keys, with this header for what comes next.
-fn linked(ids: &[&str], link: &str) -> ResponseTemplate {
+/// A page of commerce keys with this `Link` header.
+fn page_with_link(ids: &[&str], link: &str) -> ResponseTemplate {
     let keys: Vec<_> = ids.iter().copied().map(key).collect();
     json_answer(200, &json!(keys)).insert_header("link", link)
 }
 
-fn last(ids: &[&str]) -> ResponseTemplate {
+fn last_page(ids: &[&str]) -> ResponseTemplate {
     json_answer(200, &ids.iter().copied().map(key).collect())
 }
 
-fn next(cursor: &str) -> String {
+fn next_link(cursor: &str) -> String {
     format!("</api/v1/api-keys?scope=commerce&limit=2&cursor={cursor}>; rel=\"next\"")
 }
 
@@ -40,17 +40,17 @@ async fn ids(mut listing: Listing<commerce::Key>) -> Vec<String> {
     while let Some(key) = listing.next().await {
         ids.push(key.unwrap().key_id);
     }
-    assert!(listing.next().await.is_none(), "it has ended");
+    assert!(listing.next().await.is_none(), "the list has ended");
     ids
 }
 
 #[tokio::test]
-async fn items_come_from_page_after_page_with_what_was_set() {
-    let answers = || {
+async fn items_span_pages_with_the_same_parameters() {
+    let responses = || {
         [
-            linked(&["a", "b"], &next("c%2B1")),
-            linked(&["c", "d"], &next("c2")),
-            last(&["e"]),
+            page_with_link(&["a", "b"], &next_link("c%2B1")),
+            page_with_link(&["c", "d"], &next_link("c2")),
+            last_page(&["e"]),
         ]
     };
     let expected = [
@@ -58,7 +58,7 @@ async fn items_come_from_page_after_page_with_what_was_set() {
         "/api/v1/api-keys?account=acme&scope=commerce&limit=2&cursor=c%2B1",
         "/api/v1/api-keys?account=acme&scope=commerce&limit=2&cursor=c2",
     ];
-    let server = Server::answering(answers()).await;
+    let server = Server::answering(responses()).await;
     let client = server.client().for_account("acme");
     assert_eq!(
         ids(client.commerce().api_keys().list().limit(2).items()).await,
@@ -66,7 +66,7 @@ async fn items_come_from_page_after_page_with_what_was_set() {
     );
     assert_eq!(targets(&server).await, expected);
 
-    let server = Server::answering(answers()).await;
+    let server = Server::answering(responses()).await;
     let client = server.client().for_account("acme");
     let pages: Vec<_> = client
         .commerce()
@@ -90,8 +90,9 @@ async fn items_come_from_page_after_page_with_what_was_set() {
 }
 
 #[tokio::test]
-async fn a_list_may_begin_in_the_middle() {
-    let server = Server::answering([linked(&["c"], &next("c3")), last(&["d"])]).await;
+async fn list_starts_at_a_cursor() {
+    let server =
+        Server::answering([page_with_link(&["c"], &next_link("c3")), last_page(&["d"])]).await;
     let listed = ids(server
         .client()
         .commerce()
@@ -109,8 +110,12 @@ async fn a_list_may_begin_in_the_middle() {
 }
 
 #[tokio::test]
-async fn a_page_by_itself_says_how_it_goes_on() {
-    let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&[])]).await;
+async fn page_contains_the_next_cursor() {
+    let server = Server::answering([
+        page_with_link(&["a", "b"], &next_link("c1")),
+        last_page(&[]),
+    ])
+    .await;
     let list = server.client().commerce().api_keys().list();
     let page = list.clone().await.unwrap();
     assert_eq!(
@@ -120,15 +125,19 @@ async fn a_page_by_itself_says_how_it_goes_on() {
             .collect::<Vec<_>>(),
         ["a", "b"]
     );
-    let cursor = page.next_cursor.clone().expect("it goes on");
+    let cursor = page.next_cursor.clone().expect("a next page");
     assert_eq!(page.into_iter().count(), 2);
     let page = list.cursor(cursor).await.unwrap();
     assert!(page.items.is_empty() && page.next_cursor.is_none());
 }
 
 #[tokio::test]
-async fn nothing_is_fetched_before_it_is_read_nor_more_than_is_read() {
-    let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&["c", "d"])]).await;
+async fn pages_are_fetched_only_when_read() {
+    let server = Server::answering([
+        page_with_link(&["a", "b"], &next_link("c1")),
+        last_page(&["c", "d"]),
+    ])
+    .await;
     let mut items = server.client().commerce().api_keys().list().items();
     assert!(server.asked().await.is_empty());
     items.next().await.unwrap().unwrap();
@@ -139,7 +148,7 @@ async fn nothing_is_fetched_before_it_is_read_nor_more_than_is_read() {
 }
 
 #[tokio::test]
-async fn as_many_are_collected_as_were_asked_for() {
+async fn collect_up_to_stops_at_the_limit() {
     let rows: [(usize, &[&str], usize); 5] = [
         (0, &[], 0),
         (1, &["a"], 1),
@@ -147,8 +156,12 @@ async fn as_many_are_collected_as_were_asked_for() {
         (3, &["a", "b", "c"], 2),
         (99, &["a", "b", "c", "d"], 2),
     ];
-    for (most, expected, asked) in rows {
-        let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&["c", "d"])]).await;
+    for (most, expected, requests) in rows {
+        let server = Server::answering([
+            page_with_link(&["a", "b"], &next_link("c1")),
+            last_page(&["c", "d"]),
+        ])
+        .await;
         let keys = server
             .client()
             .commerce()
@@ -164,13 +177,17 @@ async fn as_many_are_collected_as_were_asked_for() {
                 .collect::<Vec<_>>(),
             expected
         );
-        assert_eq!(server.asked().await.len(), asked, "{most}");
+        assert_eq!(server.asked().await.len(), requests, "{most}");
     }
 }
 
 #[tokio::test]
-async fn a_listing_is_a_stream() {
-    let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&["c"])]).await;
+async fn listing_is_a_stream() {
+    let server = Server::answering([
+        page_with_link(&["a", "b"], &next_link("c1")),
+        last_page(&["c"]),
+    ])
+    .await;
     let items = server.client().commerce().api_keys().list().items();
     let ids: Vec<_> = items
         .map_ok(|key| key.key_id)
@@ -182,24 +199,24 @@ async fn a_listing_is_a_stream() {
 }
 
 #[tokio::test]
-async fn an_empty_page_in_the_middle_ends_nothing() {
+async fn empty_page_with_a_cursor_does_not_end_the_list() {
     let server = Server::answering([
-        linked(&[], &next("c1")),
-        linked(&[], &next("c2")),
-        last(&["a"]),
+        page_with_link(&[], &next_link("c1")),
+        page_with_link(&[], &next_link("c2")),
+        last_page(&["a"]),
     ])
     .await;
     assert_eq!(
         ids(server.client().commerce().api_keys().list().items()).await,
         ["a"]
     );
-    let server = Server::answering([last(&[])]).await;
+    let server = Server::answering([last_page(&[])]).await;
     assert!(
         ids(server.client().commerce().api_keys().list().items())
             .await
             .is_empty()
     );
-    let server = Server::answering([last(&[])]).await;
+    let server = Server::answering([last_page(&[])]).await;
     let pages = server
         .client()
         .commerce()
@@ -213,10 +230,10 @@ async fn an_empty_page_in_the_middle_ends_nothing() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_middle_ends_the_list() {
+async fn error_ends_the_list() {
     let server = Server::answering([
-        linked(&["a"], &next("c1")),
-        problem(401, "invalid_token", "the token has ended"),
+        page_with_link(&["a"], &next_link("c1")),
+        problem(401, "invalid_token", "the token has expired"),
     ])
     .await;
     let mut items = server.client().commerce().api_keys().list().items();
@@ -227,8 +244,8 @@ async fn an_error_in_the_middle_ends_the_list() {
     assert_eq!(server.asked().await.len(), 2);
 
     let server = Server::answering([
-        linked(&["a"], &next("c1")),
-        problem(401, "invalid_token", "the token has ended"),
+        page_with_link(&["a"], &next_link("c1")),
+        problem(401, "invalid_token", "the token has expired"),
     ])
     .await;
     let collected = server
@@ -243,17 +260,17 @@ async fn an_error_in_the_middle_ends_the_list() {
 }
 
 #[tokio::test]
-async fn each_page_is_sent_again_by_itself() {
+async fn retries_are_counted_per_page() {
     let unavailable = || problem(503, "unavailable", "temporarily unavailable");
-    let answers = [
+    let responses = [
         unavailable(),
         unavailable(),
-        linked(&["a"], &next("c1")),
+        page_with_link(&["a"], &next_link("c1")),
         unavailable(),
         unavailable(),
-        last(&["b"]),
+        last_page(&["b"]),
     ];
-    let server = Server::answering(answers).await;
+    let server = Server::answering(responses).await;
     assert_eq!(
         ids(server.persistent().commerce().api_keys().list().items()).await,
         ["a", "b"]
@@ -261,9 +278,9 @@ async fn each_page_is_sent_again_by_itself() {
 }
 
 #[tokio::test]
-async fn a_list_that_stays_where_it_is_ends_with_an_error() {
-    // At the second page, which says that it comes after itself.
-    let server = Server::responding(linked(&["a"], &next("c1"))).await;
+async fn repeated_cursor_is_an_error() {
+    // The second page names itself as the next.
+    let server = Server::responding(page_with_link(&["a"], &next_link("c1"))).await;
     let mut items = server.client().commerce().api_keys().list().items();
     assert_eq!(items.next().await.unwrap().unwrap().key_id, "a");
     let error = refused(items.next().await.unwrap());
@@ -271,7 +288,7 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
         (error.kind(), error.status()),
         (ErrorKind::Unreadable, Some(200))
     );
-    let why = "200: the list does not go on: its next cursor is the one that was asked for";
+    let why = "200: the next cursor is the cursor of this page";
     assert_eq!(error.to_string(), format!("GET /api/v1/api-keys: {why}"));
     assert!(items.next().await.is_none());
     assert_eq!(server.asked().await.len(), 2);
@@ -293,7 +310,7 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn the_next_page_is_asked_for_where_the_first_one_was() {
+async fn next_page_uses_the_same_server_and_parameters() {
     let elsewhere = Server::responding(nothing()).await;
     for host in [
         elsewhere.url(),
@@ -301,7 +318,7 @@ async fn the_next_page_is_asked_for_where_the_first_one_was() {
     ] {
         let link =
             format!("<{host}/api/v1/api-keys?account=other&limit=9&cursor=c1>; rel=\"next\"");
-        let server = Server::answering([linked(&["a"], &link), last(&["b"])]).await;
+        let server = Server::answering([page_with_link(&["a"], &link), last_page(&["b"])]).await;
         assert_eq!(
             ids(server.client().commerce().api_keys().list().items()).await,
             ["a", "b"]
@@ -316,8 +333,9 @@ async fn the_next_page_is_asked_for_where_the_first_one_was() {
 }
 
 #[tokio::test]
-async fn pages_are_found_beneath_a_path() {
-    let server = Server::answering([linked(&["a"], &next("c1")), last(&["b"])]).await;
+async fn base_url_may_have_a_path() {
+    let server =
+        Server::answering([page_with_link(&["a"], &next_link("c1")), last_page(&["b"])]).await;
     let client = tollkey_client::Client::new(format!("{}/keys/of/eu/", server.url())).unwrap();
     assert_eq!(
         ids(client.commerce().api_keys().list().items()).await,
@@ -330,9 +348,9 @@ async fn pages_are_found_beneath_a_path() {
     assert_eq!(targets(&server).await, expected);
 }
 
-/// What `Link` headers lead to, by RFC 8288.
+/// The cursors of `Link` headers (RFC 8288).
 #[tokio::test]
-async fn the_link_to_the_next_page_is_found_among_others() {
+async fn next_link_is_parsed() {
     let rows: [(&[&str], Option<&str>); 14] = [
         (&["</api/v1/api-keys?cursor=c1>; rel=\"next\""], Some("c1")),
         (&["</api/v1/api-keys?cursor=c1>;rel=next"], Some("c1")),
@@ -365,19 +383,19 @@ async fn the_link_to_the_next_page_is_found_among_others() {
         (&["nonsense"], None),
     ];
     for (links, cursor) in rows {
-        let answer = links
+        let response = links
             .iter()
-            .fold(json_answer(200, &json!([])), |answer, link| {
-                answer.append_header("link", *link)
+            .fold(json_answer(200, &json!([])), |response, link| {
+                response.append_header("link", *link)
             });
-        let server = Server::responding(answer).await;
+        let server = Server::responding(response).await;
         let page = server.client().audit_log().list().await.unwrap();
         assert_eq!(page.next_cursor.as_deref(), cursor, "{links:?}");
     }
 }
 
 #[tokio::test]
-async fn a_next_page_without_a_cursor_is_an_error_and_not_the_end() {
+async fn next_link_without_a_cursor_is_an_error() {
     for link in [
         "</api/v1/audit-log?limit=2>; rel=\"next\"",
         "</api/v1/audit-log>; rel=\"next\"",
@@ -395,7 +413,7 @@ async fn a_next_page_without_a_cursor_is_an_error_and_not_the_end() {
 }
 
 #[tokio::test]
-async fn the_audit_log_keeps_its_filters_from_page_to_page() {
+async fn audit_log_filters_apply_to_every_page() {
     let link = "</api/v1/audit-log?cursor=c1>; rel=\"next\"";
     let first = json_answer(200, &json!([said::audit_entry()])).insert_header("link", link);
     let server = Server::answering([first, json_answer(200, &json!([said::audit_entry()]))]).await;
@@ -426,14 +444,14 @@ async fn the_audit_log_keeps_its_filters_from_page_to_page() {
 }
 
 #[tokio::test]
-async fn the_account_surface_s_lists_go_on_by_their_envelope() {
+async fn account_surface_takes_cursors_from_the_envelope() {
     let page = |cursor| {
         json_answer(
             200,
             &said::list_envelope(&json!([said::account_key()]), cursor),
         )
     };
-    // A `Link` is not this surface's way.
+    // The account surface does not use `Link`.
     let first = page(Some("c1"))
         .insert_header("link", "</api/v1/account/api-keys?cursor=no>; rel=\"next\"");
     let server = Server::answering([first, page(Some("c2")), page(None)]).await;
@@ -477,7 +495,7 @@ async fn the_account_surface_s_lists_go_on_by_their_envelope() {
     assert_eq!(targets(&server).await, expected);
 }
 
-/// Applications or their keys: `pages` of two items each.
+/// Responds with numbered pages of two items each.
 fn numbered(item: Value, pages: u64) -> impl Fn(&Request) -> ResponseTemplate + Send + Sync {
     move |request: &Request| {
         let page = request.url.query_pairs().find(|(name, _)| name == "page");
@@ -496,7 +514,7 @@ fn numbered(item: Value, pages: u64) -> impl Fn(&Request) -> ResponseTemplate + 
 }
 
 #[tokio::test]
-async fn numbered_pages_are_read_to_the_end_in_as_few_calls_as_can_be() {
+async fn numbered_pages_are_read_with_the_maximum_page_size() {
     let server = Server::responding(numbered(said::application(), 3)).await;
     let all = server
         .client()
@@ -535,7 +553,7 @@ async fn numbered_pages_are_read_to_the_end_in_as_few_calls_as_can_be() {
 }
 
 #[tokio::test]
-async fn numbered_pages_may_begin_in_the_middle() {
+async fn numbered_list_starts_at_a_page() {
     let server = Server::responding(numbered(said::application(), 3)).await;
     let pages = server
         .client()
@@ -559,7 +577,7 @@ async fn numbered_pages_may_begin_in_the_middle() {
 }
 
 #[tokio::test]
-async fn an_empty_numbered_page_ends_the_list_whatever_it_says() {
+async fn empty_numbered_page_ends_the_list() {
     let server = Server::responding(|request: &Request| {
         let items = if target(request).contains("page=2") {
             json!([])
@@ -592,8 +610,8 @@ async fn an_empty_numbered_page_ends_the_list_whatever_it_says() {
 }
 
 #[tokio::test]
-async fn a_numbered_page_that_is_not_the_one_asked_for_is_an_error() {
-    // A cache that leaves the query out: each page is the first one.
+async fn another_numbered_page_than_requested_is_an_error() {
+    // A cache that ignores the query: each page is the first one.
     let mut page = said::numbered_page(&json!([said::application()]));
     (page["page"], page["hasNextPage"]) = (json!(1), json!(true));
     let server = Server::responding(json_answer(200, &page)).await;
@@ -627,8 +645,9 @@ async fn a_numbered_page_that_is_not_the_one_asked_for_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_listing_moves_into_a_task() {
-    let server = Server::answering([linked(&["a"], &next("c1")), last(&["b"])]).await;
+async fn listing_moves_into_a_task() {
+    let server =
+        Server::answering([page_with_link(&["a"], &next_link("c1")), last_page(&["b"])]).await;
     let items = {
         let client = server.client();
         client.commerce().api_keys().list().items()

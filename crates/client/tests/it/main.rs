@@ -1,4 +1,4 @@
-//! The client against servers that answer as they are told.
+//! The client against servers with prepared responses.
 
 mod answers;
 mod blocking;

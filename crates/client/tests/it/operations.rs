@@ -1,4 +1,4 @@
-//! Every operation of the OpenAPI document: the call, the request that it sends, and what it makes of the answer.
+//! Every operation of the OpenAPI document: the call, its request, and the parsed response.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,32 +20,31 @@ use crate::{
     support::{REQUEST_ID, Server, TOKEN, header, json_answer, nothing, only_header, target},
 };
 
-/// The document of the server.
+/// The OpenAPI document of the server.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../../openapi/tollkey.json"))
-        .expect("the document is JSON")
+    serde_json::from_str(include_str!("../../../../openapi/tollkey.json")).expect("a JSON document")
 });
 
-/// An Idempotency-Key of the caller's own.
+/// The caller's Idempotency-Key.
 const OWN_KEY: &str = "order 4711, first try";
-/// A subscriber.
+/// The ID of a subscriber.
 const SUBSCRIBER: &str = "000102030405060708090a0b0c0d0e0f";
 /// The SHA-256 of `ck_test_EXAMPLE1`.
 const DIGEST: &str = "e5c0bf22f8bffac840ab1f163b24ebab98a6a7a60951e51802de34aabde89925";
 
-/// What a call of the client does with its answer.
+/// A call and the assertions about its response.
 type Outcome = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 /// A call of the client.
 pub struct Row {
-    /// The operation's id in the document.
+    /// The operation ID in the document.
     pub operation: &'static str,
     /// Method, path and query.
     sends: &'static str,
     body: Body,
-    idempotency_key: Option<Given>,
+    idempotency_key: Option<KeySource>,
     pub answer: (u16, Option<Value>),
-    /// Sends it and looks at what comes back.
+    /// Sends the call and checks the response.
     pub call: Box<dyn Fn(Client) -> Outcome + Send + Sync>,
 }
 
@@ -55,10 +54,10 @@ enum Body {
     Form(&'static str),
 }
 
-/// Where an Idempotency-Key comes from.
-enum Given {
-    ByChance,
-    ByCaller,
+/// The source of an Idempotency-Key.
+enum KeySource {
+    Random,
+    Caller,
 }
 
 impl Row {
@@ -86,17 +85,17 @@ impl Row {
 
     /// With a random Idempotency-Key.
     fn creates(mut self) -> Self {
-        self.idempotency_key = Some(Given::ByChance);
+        self.idempotency_key = Some(KeySource::Random);
         self
     }
 
     /// With [`OWN_KEY`].
-    fn creates_by_own_key(mut self) -> Self {
-        self.idempotency_key = Some(Given::ByCaller);
+    fn creates_with_own_key(mut self) -> Self {
+        self.idempotency_key = Some(KeySource::Caller);
         self
     }
 
-    fn answered(mut self, status: u16, body: Value) -> Self {
+    fn returns(mut self, status: u16, body: Value) -> Self {
         self.answer = (status, Some(body));
         self
     }
@@ -122,7 +121,7 @@ impl Row {
         (method, path)
     }
 
-    /// Whether the answers of this operation come in the envelope of the account surface.
+    /// Returns whether the operation belongs to the account surface, which wraps responses in an envelope.
     pub fn is_in_envelope(&self) -> bool {
         self.route().1.starts_with("/api/v1/account/")
     }
@@ -141,7 +140,7 @@ fn metadata() -> Option<Map<String, Value>> {
     Some(Map::from_iter([("team".to_owned(), json!("checkout"))]))
 }
 
-/// The calls: each operation with all that can be set, and with nothing that can be left out.
+/// Calls of each operation, with all optional arguments and with none.
 pub fn rows() -> Vec<Row> {
     let mut rows = applications();
     rows.extend(application_keys());
@@ -158,8 +157,8 @@ fn applications() -> Vec<Row> {
     vec![
         Row::new("createApplication", "POST /api/v1/applications")
             .json(json!({"name": "Production Web Store", "description": "Primary e-commerce backend"}))
-            .creates_by_own_key()
-            .answered(201, said::application())
+            .creates_with_own_key()
+            .returns(201, said::application())
             .by(|client| async move {
                 let call = client.applications().create("Production Web Store");
                 let application = call.description("Primary e-commerce backend").idempotency_key(OWN_KEY).await?;
@@ -174,35 +173,35 @@ fn applications() -> Vec<Row> {
         Row::new("createApplication", "POST /api/v1/applications")
             .json(json!({"name": "Production Web Store"}))
             .creates()
-            .answered(201, said::application())
+            .returns(201, said::application())
             .by(|client| async move { client.applications().create("Production Web Store").await.map(drop) }),
         Row::new("listApplications", "GET /api/v1/applications?include=apiKeys&page=2&limit=20")
-            .answered(200, said::applications())
+            .returns(200, said::applications())
             .by(|client| async move {
                 let page = client.applications().list().include_api_keys().page(2).limit(20).await?;
                 assert_eq!((page.page, page.limit, page.total_items, page.total_pages), (2, 20, 21, 2));
                 assert!(page.has_previous_page && !page.has_next_page);
-                let keys = page.items[0].api_keys.as_ref().expect("they were asked for");
+                let keys = page.items[0].api_keys.as_ref().expect("included keys");
                 assert_eq!((keys[0].id.as_str(), keys[0].key_prefix.as_str()), (said::KEY, "ks_live_a1b2"));
                 assert_eq!(keys[0].description, "Primary checkout key");
                 assert_eq!(keys[0].status, Status::Active);
                 Ok(())
             }),
-        Row::new("listApplications", "GET /api/v1/applications").answered(200, said::numbered_page(&json!([]))).by(
+        Row::new("listApplications", "GET /api/v1/applications").returns(200, said::numbered_page(&json!([]))).by(
             |client| async move {
                 assert!(client.applications().list().await?.items.is_empty());
                 Ok(())
             },
         ),
         Row::new("getApplication", "GET /api/v1/applications/0198c0de-0000-7000-8000-000000000001")
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move {
                 assert_eq!(client.applications().get(said::APPLICATION).await?.id, said::APPLICATION);
                 Ok(())
             }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({"name": "Web Store EU", "description": "Second backend"}))
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move {
                 let call = client.applications().update("app").name("Web Store EU").description("Second backend");
                 assert_eq!(call.await?.id, said::APPLICATION);
@@ -210,22 +209,22 @@ fn applications() -> Vec<Row> {
             }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({"description": null}))
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move { client.applications().update("app").clear_description().await.map(drop) }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({}))
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move { client.applications().update("app").await.map(drop) }),
         Row::new("setApplicationStatus", "PATCH /api/v1/applications/app/status")
             .json(json!({"isEnabled": true}))
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move {
                 assert!(client.applications().enable("app").await?.is_enabled);
                 Ok(())
             }),
         Row::new("setApplicationStatus", "PATCH /api/v1/applications/app/status")
             .json(json!({"isEnabled": false}))
-            .answered(200, said::application())
+            .returns(200, said::application())
             .by(|client| async move { client.applications().disable("app").await.map(drop) }),
         Row::new("deleteApplication", "DELETE /api/v1/applications/app")
             .by(|client| async move { client.applications().delete("app").await }),
@@ -247,8 +246,8 @@ fn application_keys() -> Vec<Row> {
             "rateLimit": {"limit": 100, "windowSeconds": 60},
             "metadata": {"team": "checkout"},
         }))
-        .creates_by_own_key()
-        .answered(201, said::created_application_key())
+        .creates_with_own_key()
+        .returns(201, said::created_application_key())
         .by(|client| async move {
             let created = client
                 .applications()
@@ -278,7 +277,7 @@ fn application_keys() -> Vec<Row> {
         )
         .json(json!({"description": "Primary checkout key"}))
         .creates()
-        .answered(201, said::created_application_key())
+        .returns(201, said::created_application_key())
         .by(|client| async move {
             client
                 .applications()
@@ -291,7 +290,7 @@ fn application_keys() -> Vec<Row> {
             "listApplicationKeys",
             "GET /api/v1/applications/app/api-keys?page=2&limit=20",
         )
-        .answered(200, said::numbered_page(&json!([said::application_key()])))
+        .returns(200, said::numbered_page(&json!([said::application_key()])))
         .by(|client| async move {
             let page = client
                 .applications()
@@ -320,7 +319,7 @@ fn application_keys() -> Vec<Row> {
                 key.allowed_ips.as_deref(),
                 Some(&["203.0.113.0/24".to_owned()][..])
             );
-            let limit = key.rate_limit.expect("it has one");
+            let limit = key.rate_limit.expect("a rate limit");
             assert_eq!((limit.limit, limit.window_seconds), (100, 60));
             assert_eq!(key.metadata, metadata());
             assert_eq!(key.expires_at, Some(Rfc3339::from(end())));
@@ -333,7 +332,7 @@ fn application_keys() -> Vec<Row> {
             "listApplicationKeys",
             "GET /api/v1/applications/app/api-keys",
         )
-        .answered(200, said::numbered_page(&json!([])))
+        .returns(200, said::numbered_page(&json!([])))
         .by(|client| async move { client.applications().api_keys("app").list().await.map(drop) }),
         Row::new(
             "revokeApplicationKey",
@@ -358,8 +357,8 @@ fn commerce() -> Vec<Row> {
                 "rate_limit": {"limit": 100, "window_seconds": 60},
                 "metadata": {"team": "checkout", "seats": 3},
             }))
-            .creates_by_own_key()
-            .answered(201, said::created_commerce_key())
+            .creates_with_own_key()
+            .returns(201, said::created_commerce_key())
             .by(|client| async move {
                 let created = client
                     .commerce()
@@ -371,7 +370,7 @@ fn commerce() -> Vec<Row> {
                     .merchants(["merchant_42"])
                     .features([Feature::TokensList, Feature::PaymentDataForward])
                     .allowed_ips(["203.0.113.0/24"])
-                    // A part of a second counts as a whole one: never more uses than meant.
+                    // Rounded up, so that the limit is never higher than intended.
                     .rate_limit(100, Duration::from_millis(59_001))
                     .metadata([("team", json!("checkout")), ("seats", json!(3))])
                     .idempotency_key(OWN_KEY)
@@ -391,10 +390,10 @@ fn commerce() -> Vec<Row> {
         Row::new("createCommerceKey", "POST /api/v1/api-keys")
             .json(json!({"name": "Commerce Server Key", "scope": "commerce"}))
             .creates()
-            .answered(201, said::created_commerce_key())
+            .returns(201, said::created_commerce_key())
             .by(|client| async move { client.commerce().api_keys().create("Commerce Server Key").await.map(drop) }),
         Row::new("listCommerceKeys", "GET /api/v1/api-keys?scope=commerce&limit=50&cursor=a%2Bb%2F%3D")
-            .answered(200, json!([said::commerce_key()]))
+            .returns(200, json!([said::commerce_key()]))
             .by(|client| async move {
                 let page = client.commerce().api_keys().list().limit(50).cursor("a+b/=").await?;
                 assert_eq!(page.next_cursor, None);
@@ -412,16 +411,16 @@ fn commerce() -> Vec<Row> {
                 assert_eq!(key.merchants.as_deref(), Some(&["merchant_42".to_owned()][..]));
                 assert_eq!(key.features, Some(vec![Feature::TokensList.into()]));
                 assert_eq!(key.allowed_ips.as_deref(), Some(&["203.0.113.0/24".to_owned()][..]));
-                let limit = key.rate_limit.expect("it has one");
+                let limit = key.rate_limit.expect("a rate limit");
                 assert_eq!((limit.limit, limit.window_seconds), (100, 60));
                 assert_eq!(key.metadata, metadata());
                 assert_eq!((key.rotated_from.as_deref(), key.rotated_to.as_deref()), (Some(said::OTHER_KEY), None));
                 Ok(())
             }),
         Row::new("listCommerceKeys", "GET /api/v1/api-keys?scope=commerce")
-            .answered(200, json!([]))
+            .returns(200, json!([]))
             .by(|client| async move { client.commerce().api_keys().list().await.map(drop) }),
-        Row::new("getCommerceKey", "GET /api/v1/api-keys/key").answered(200, said::commerce_key()).by(
+        Row::new("getCommerceKey", "GET /api/v1/api-keys/key").returns(200, said::commerce_key()).by(
             |client| async move {
                 assert_eq!(client.commerce().api_keys().get("key").await?.key_id, said::KEY);
                 Ok(())
@@ -438,7 +437,7 @@ fn commerce() -> Vec<Row> {
                 "rate_limit": {"limit": 100, "window_seconds": 60},
                 "metadata": {"team": "checkout", "seats": null},
             }))
-            .answered(200, said::commerce_key())
+            .returns(200, said::commerce_key())
             .by(|client| async move {
                 let key = client
                     .commerce()
@@ -460,18 +459,18 @@ fn commerce() -> Vec<Row> {
             .json(
                 json!({"scopes": null, "expires_at": null, "allowed_ips": null, "rate_limit": null, "metadata": null}),
             )
-            .answered(200, said::commerce_key())
+            .returns(200, said::commerce_key())
             .by(|client| async move {
                 let update = client.commerce().api_keys().update("key").clear_scopes().clear_expires_at();
                 update.clear_allowed_ips().clear_rate_limit().clear_metadata().await.map(drop)
             }),
         Row::new("updateCommerceKey", "PATCH /api/v1/api-keys/key")
             .json(json!({}))
-            .answered(200, said::commerce_key())
+            .returns(200, said::commerce_key())
             .by(|client| async move { client.commerce().api_keys().update("key").await.map(drop) }),
         Row::new("revokeCommerceKey", "POST /api/v1/api-keys/key/revoke")
             .json(json!({"reason": "rotated"}))
-            .answered(200, said::message())
+            .returns(200, said::message())
             .by(|client| async move {
                 let revoked = client.commerce().api_keys().revoke("key").reason("rotated").await?;
                 assert_eq!(revoked.message, "API key revoked successfully");
@@ -479,26 +478,26 @@ fn commerce() -> Vec<Row> {
             }),
         Row::new("revokeCommerceKey", "POST /api/v1/api-keys/key/revoke")
             .json(json!({}))
-            .answered(200, said::message())
+            .returns(200, said::message())
             .by(|client| async move { client.commerce().api_keys().revoke("key").await.map(drop) }),
         Row::new("suspendCommerceKey", "POST /api/v1/api-keys/key/suspend")
             .json(json!({}))
-            .answered(200, said::commerce_key())
+            .returns(200, said::commerce_key())
             .by(|client| async move {
                 assert_eq!(client.commerce().api_keys().suspend("key").await?.key_id, said::KEY);
                 Ok(())
             }),
         Row::new("resumeCommerceKey", "POST /api/v1/api-keys/key/resume")
             .json(json!({}))
-            .answered(200, said::commerce_key())
+            .returns(200, said::commerce_key())
             .by(|client| async move {
                 assert_eq!(client.commerce().api_keys().resume("key").await?.key_id, said::KEY);
                 Ok(())
             }),
         Row::new("rotateCommerceKey", "POST /api/v1/api-keys/key/rotate")
             .json(json!({"overlap_seconds": 86_400}))
-            .creates_by_own_key()
-            .answered(201, said::created_commerce_key())
+            .creates_with_own_key()
+            .returns(201, said::created_commerce_key())
             .by(|client| async move {
                 let rotate = client.commerce().api_keys().rotate("key").overlap(Duration::from_secs(86_400));
                 assert_eq!(rotate.idempotency_key(OWN_KEY).await?.api_key.expose(), "ck_test_EXAMPLE1");
@@ -507,7 +506,7 @@ fn commerce() -> Vec<Row> {
         Row::new("rotateCommerceKey", "POST /api/v1/api-keys/key/rotate")
             .json(json!({}))
             .creates()
-            .answered(201, said::created_commerce_key())
+            .returns(201, said::created_commerce_key())
             .by(|client| async move { client.commerce().api_keys().rotate("key").await.map(drop) }),
     ]
 }
@@ -524,8 +523,8 @@ fn account() -> Vec<Row> {
                 "rateLimit": {"limit": 100, "windowSeconds": 60},
                 "metadata": {"team": "checkout"},
             }))
-            .creates_by_own_key()
-            .answered(201, said::envelope(&said::created_account_key()))
+            .creates_with_own_key()
+            .returns(201, said::envelope(&said::created_account_key()))
             .by(|client| async move {
                 let created = client
                     .account()
@@ -552,7 +551,7 @@ fn account() -> Vec<Row> {
         Row::new("createAccountKey", "POST /api/v1/account/api-keys")
             .json(json!({"name": "Web shop", "environment": "live", "access": "publishable"}))
             .creates()
-            .answered(201, said::envelope(&said::created_account_key()))
+            .returns(201, said::envelope(&said::created_account_key()))
             .by(|client| async move {
                 client
                     .account()
@@ -565,7 +564,7 @@ fn account() -> Vec<Row> {
             "listAccountKeys",
             "GET /api/v1/account/api-keys?limit=50&cursor=c1",
         )
-        .answered(
+        .returns(
             200,
             said::list_envelope(&json!([said::account_key()]), Some("c2")),
         )
@@ -598,12 +597,12 @@ fn account() -> Vec<Row> {
                 key.extras.allowed_ips.as_deref(),
                 Some(&["203.0.113.0/24".to_owned()][..])
             );
-            let limit = key.extras.rate_limit.expect("it has one");
+            let limit = key.extras.rate_limit.expect("a rate limit");
             assert_eq!((limit.limit, limit.window_seconds), (100, 60));
             Ok(())
         }),
         Row::new("listAccountKeys", "GET /api/v1/account/api-keys")
-            .answered(200, said::list_envelope(&json!([]), None))
+            .returns(200, said::list_envelope(&json!([]), None))
             .by(|client| async move {
                 assert_eq!(client.account().api_keys().list().await?.next_cursor, None);
                 Ok(())
@@ -612,14 +611,14 @@ fn account() -> Vec<Row> {
             "revokeAccountKey",
             "POST /api/v1/account/api-keys/key/revoke",
         )
-        .answered(200, said::envelope(&said::account_key()))
+        .returns(200, said::envelope(&said::account_key()))
         .by(|client| async move {
             let key = client.account().api_keys().revoke("key").await?;
             assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
             Ok(())
         }),
         Row::new("deleteAccountKey", "DELETE /api/v1/account/api-keys/key")
-            .answered(200, said::envelope(&said::account_key()))
+            .returns(200, said::envelope(&said::account_key()))
             .by(|client| async move {
                 let key = client.account().api_keys().delete("key").await?;
                 assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
@@ -629,7 +628,7 @@ fn account() -> Vec<Row> {
             "listAccountAuditLog",
             "GET /api/v1/account/audit-log?limit=50&cursor=c1&action=api_key.revoked",
         )
-        .answered(
+        .returns(
             200,
             said::list_envelope(&json!([said::account_audit_entry()]), Some("c2")),
         )
@@ -661,7 +660,7 @@ fn account() -> Vec<Row> {
             Ok(())
         }),
         Row::new("listAccountAuditLog", "GET /api/v1/account/audit-log")
-            .answered(200, said::list_envelope(&json!([]), None))
+            .returns(200, said::list_envelope(&json!([]), None))
             .by(|client| async move { client.account().audit_log().list().await.map(drop) }),
     ]
 }
@@ -678,7 +677,7 @@ fn verification() -> Vec<Row> {
                 "merchant": "merchant_42",
                 "client_ip": "203.0.113.7",
             }))
-            .answered(200, said::valid())
+            .returns(200, said::valid())
             .by(|client| async move {
                 let verify = client
                     .verify("ks_test_EXAMPLE1")
@@ -688,7 +687,7 @@ fn verification() -> Vec<Row> {
                     .mode(Mode::Test)
                     .merchant("merchant_42")
                     .client_ip([203, 0, 113, 7]);
-                let valid = verify.await?.into_result().expect("it says so");
+                let valid = verify.await?.into_result().expect("a valid key");
                 assert!(valid.valid);
                 assert_eq!((valid.code.as_str(), valid.key.id.as_str()), ("valid", said::KEY));
                 assert_eq!(valid.key.account_id, "acme");
@@ -701,13 +700,13 @@ fn verification() -> Vec<Row> {
                 assert_eq!(valid.key.features, Some(vec![Feature::TokensList.into()]));
                 assert_eq!(valid.key.expires_at, Some(UnixSeconds::from(end())));
                 assert_eq!(valid.key.metadata, metadata());
-                let left = valid.rate_limit.expect("it is limited");
+                let left = valid.rate_limit.expect("a rate limit");
                 assert_eq!((left.limit, left.remaining, left.reset_seconds), (100, 42, 17));
                 Ok(())
             }),
         Row::new("verify", "POST /api/v1/verify")
             .json(json!({"key": "ks_test_EXAMPLE1"}))
-            .answered(200, said::invalid("revoked"))
+            .returns(200, said::invalid("revoked"))
             .by(|client| async move {
                 let verdict = client.verify("ks_test_EXAMPLE1").await?;
                 assert!(!verdict.is_valid() && verdict.key().is_none());
@@ -727,7 +726,7 @@ fn verification() -> Vec<Row> {
                     "client_ip": "2001:db8::1",
                 },
             ]}))
-            .answered(200, json!({"results": [said::valid(), said::invalid("wrong_mode")]}))
+            .returns(200, json!({"results": [said::valid(), said::invalid("wrong_mode")]}))
             .by(|client| async move {
                 let second = Question::new("ck_test_EXAMPLE1")
                     .method("GET")
@@ -746,7 +745,7 @@ fn verification() -> Vec<Row> {
                 "token=ks_test_EXAMPLE1&method=POST&path=%2Fsessions%3Fa%3D1%262&scopes=sessions%3Aread+sessions%3Awrite\
                  &mode=test&merchant=merchant+42&client_ip=203.0.113.7",
             )
-            .answered(200, said::introspected())
+            .returns(200, said::introspected())
             .by(|client| async move {
                 let token = client
                     .introspect("ks_test_EXAMPLE1")
@@ -769,19 +768,19 @@ fn verification() -> Vec<Row> {
             }),
         Row::new("introspect", "POST /api/v1/introspect")
             .form("token=ks_test_EXAMPLE1")
-            .answered(200, json!({"active": false}))
+            .returns(200, json!({"active": false}))
             .by(|client| async move {
                 let token = client.introspect("ks_test_EXAMPLE1").await?;
                 assert!(!token.active && token.scope.is_none());
                 Ok(())
             }),
-        Row::new("whoami", "GET /api/v1/whoami").answered(200, said::whoami()).by(|client| async move {
+        Row::new("whoami", "GET /api/v1/whoami").returns(200, said::whoami()).by(|client| async move {
             let me = client.whoami().await?;
             assert_eq!(me.id, said::KEY);
             assert_eq!(me.family, Family::Application);
             assert_eq!(me.mode, Mode::Live);
             assert_eq!(me.status, Status::Active);
-            let rest = me.rest.expect("the key is not publishable");
+            let rest = me.rest.expect("the fields of a key that is not publishable");
             assert_eq!((rest.account_id.as_str(), rest.name.as_str()), ("acme", "Primary checkout key"));
             assert_eq!(rest.application_id.as_deref(), Some(said::APPLICATION));
             assert_eq!(rest.scopes, [Scope::SESSIONS_WRITE]);
@@ -805,7 +804,7 @@ fn subscription() -> Vec<Row> {
                 "usage": [{"key_id": said::KEY, "outcome": "valid", "count": 3, "last_used_at": said::NOON}],
                 "leave": true,
             }))
-            .answered(200, said::news())
+            .returns(200, said::news())
             .by(move |client| async move {
                 let used: Usage = serde_json::from_value(json!({
                     "key_id": said::KEY, "outcome": "valid", "count": 3, "last_used_at": said::NOON,
@@ -814,20 +813,20 @@ fn subscription() -> Vec<Row> {
                 let poll = client.subscription().poll(subscriber).cursor("a-6").wait(Duration::from_millis(1500));
                 let news = poll.ids("9f86d081884c7d65", ["60303ae22b998861"]).usage([used]).leave().await?;
                 assert_eq!((news.seq, news.cursor.as_str(), news.lease_ms), (7, "a-7", 2500));
-                let changes = news.changes.expect("they are known");
+                let changes = news.changes.expect("known changes");
                 assert_eq!((changes[0].kind.as_str(), changes[0].id.as_str()), ("key", said::KEY));
                 Ok(())
             }),
         Row::new("sync", "POST /api/v1/sync")
             .json(json!({"subscriber": SUBSCRIBER, "wait_ms": 0}))
-            .answered(200, said::news())
+            .returns(200, said::news())
             .by(move |client| async move { client.subscription().poll(subscriber).await.map(drop) }),
         Row::new("syncLookup", "POST /api/v1/sync/lookup")
             .json(json!({"digest": DIGEST}))
-            .answered(200, said::found())
+            .returns(200, said::found())
             .by(|client| async move {
                 let found = client.subscription().lookup(Digest::of("ck_test_EXAMPLE1")).await?;
-                let key = found.key.expect("there is one");
+                let key = found.key.expect("a key");
                 assert_eq!((found.seq, key.id.as_str()), (7, said::KEY));
                 assert_eq!((key.family, key.mode), (Family::Commerce, Mode::Test));
                 assert_eq!(key.operating_model, OperatingModel::PrimaryMerchant);
@@ -844,7 +843,7 @@ fn audit() -> Vec<Row> {
             "GET /api/v1/audit-log?limit=50&cursor=c1&action=api_key.revoked&target_id=key&actor_id=user_7\
              &since=2026-02-23T12%3A00%3A00Z&until=2027-01-01T00%3A00%3A00Z",
         )
-        .answered(200, json!([said::audit_entry()]))
+        .returns(200, json!([said::audit_entry()]))
         .by(|client| async move {
             let list = client.audit_log().list().limit(50).cursor("c1").action("api_key.revoked");
             let list = list.target_id("key").actor_id("user_7").since(noon()).until(end());
@@ -862,7 +861,7 @@ fn audit() -> Vec<Row> {
             Ok(())
         }),
         Row::new("listAuditLog", "GET /api/v1/audit-log")
-            .answered(200, json!([]))
+            .returns(200, json!([]))
             .by(|client| async move { client.audit_log().list().await.map(drop) }),
     ]
 }
@@ -870,7 +869,7 @@ fn audit() -> Vec<Row> {
 fn operator() -> Vec<Row> {
     vec![
         Row::new("getAccount", "GET /api/v1/accounts/acme")
-            .answered(200, said::account())
+            .returns(200, said::account())
             .by(|client| async move {
                 let account = client.accounts().get("acme").await?;
                 assert_eq!(account.id, "acme");
@@ -879,7 +878,7 @@ fn operator() -> Vec<Row> {
             }),
         Row::new("putAccount", "PUT /api/v1/accounts/acme")
             .json(json!({"operating_model": "managed_ecosystem"}))
-            .answered(200, said::account())
+            .returns(200, said::account())
             .by(|client| async move {
                 client
                     .accounts()
@@ -889,8 +888,8 @@ fn operator() -> Vec<Row> {
             }),
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
-            .creates_by_own_key()
-            .answered(201, said::created_service_key())
+            .creates_with_own_key()
+            .returns(201, said::created_service_key())
             .by(|client| async move {
                 let created = client
                     .service_keys()
@@ -908,7 +907,7 @@ fn operator() -> Vec<Row> {
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
             .creates()
-            .answered(201, said::created_service_key())
+            .returns(201, said::created_service_key())
             .by(|client| async move {
                 client
                     .service_keys()
@@ -917,7 +916,7 @@ fn operator() -> Vec<Row> {
                     .map(drop)
             }),
         Row::new("listServiceKeys", "GET /api/v1/service-keys")
-            .answered(200, json!([said::service_key()]))
+            .returns(200, json!([said::service_key()]))
             .by(|client| async move {
                 let keys = client.service_keys().list().await?;
                 assert_eq!(
@@ -932,7 +931,7 @@ fn operator() -> Vec<Row> {
     ]
 }
 
-/// Method, path template and description of an operation.
+/// Returns the method, path template and description of an operation.
 fn operation(id: &str) -> (&'static str, &'static str, &'static Value) {
     let found = operations().find(|(_, _, operation)| operation["operationId"] == id);
     found.unwrap_or_else(|| panic!("the document has no operation {id}"))
@@ -949,19 +948,19 @@ fn operations() -> impl Iterator<Item = (&'static str, &'static str, &'static Va
     })
 }
 
-/// Names of an operation's parameters of that kind.
-fn parameters(operation: &'static Value, place: &str) -> BTreeSet<&'static str> {
+/// Returns the names of an operation's parameters in `location` (`query`, `header` or `path`).
+fn parameters(operation: &'static Value, location: &str) -> BTreeSet<&'static str> {
     let parameters = operation["parameters"].as_array().into_iter().flatten();
     parameters
-        .filter(|parameter| parameter["in"] == place)
+        .filter(|parameter| parameter["in"] == location)
         .map(|parameter| parameter["name"].as_str().unwrap())
         .collect()
 }
 
-/// The members that a schema allows, at the top.
-fn members(schema: &'static Value) -> BTreeSet<&'static str> {
+/// Returns the top-level fields of a schema.
+fn schema_fields(schema: &'static Value) -> BTreeSet<&'static str> {
     if let Some(reference) = schema["$ref"].as_str() {
-        return members(DOCUMENT.pointer(reference.trim_start_matches('#')).unwrap());
+        return schema_fields(DOCUMENT.pointer(reference.trim_start_matches('#')).unwrap());
     }
     let parts = ["allOf", "oneOf"]
         .into_iter()
@@ -972,12 +971,12 @@ fn members(schema: &'static Value) -> BTreeSet<&'static str> {
         .into_iter()
         .flat_map(Map::keys)
         .map(String::as_str);
-    own.chain(parts.flat_map(members))
-        .chain(schema.get("items").into_iter().flat_map(members))
+    own.chain(parts.flat_map(schema_fields))
+        .chain(schema.get("items").into_iter().flat_map(schema_fields))
         .collect()
 }
 
-/// The schema of the only media type of a body.
+/// Returns the schema of a body with a single media type.
 fn only_schema(body: &'static Value) -> Option<&'static Value> {
     let content = body["content"].as_object()?;
     assert_eq!(content.len(), 1, "{body}");
@@ -992,8 +991,8 @@ fn names(object: &Value) -> impl Iterator<Item = &str> {
         .map(String::as_str)
 }
 
-/// Whether a path is one of this template.
-fn is_of(path: &str, template: &str) -> bool {
+/// Returns whether a path matches a template.
+fn matches_template(path: &str, template: &str) -> bool {
     let (path, template): (Vec<_>, Vec<_>) =
         (path.split('/').collect(), template.split('/').collect());
     path.len() == template.len()
@@ -1007,7 +1006,7 @@ fn is_of(path: &str, template: &str) -> bool {
 }
 
 #[test]
-fn every_operation_of_the_document_has_a_call() {
+fn every_documented_operation_has_a_call() {
     let not_for_clients = |operation: &Value| {
         let tags: Vec<_> = operation["tags"].as_array().unwrap().iter().collect();
         tags == ["gateways"] || tags == ["health"]
@@ -1022,7 +1021,7 @@ fn every_operation_of_the_document_has_a_call() {
 }
 
 #[tokio::test]
-async fn every_call_sends_what_it_says_and_reads_the_answer() {
+async fn every_call_sends_its_request_and_reads_the_response() {
     for row in rows() {
         let server = Server::answering([row.answer()]).await;
         (row.call)(server.client())
@@ -1075,8 +1074,8 @@ async fn every_call_sends_what_it_says_and_reads_the_answer() {
         }
         match row.idempotency_key {
             None => {}
-            Some(Given::ByCaller) => drop(headers.insert("idempotency-key", OWN_KEY.to_owned())),
-            Some(Given::ByChance) => {
+            Some(KeySource::Caller) => drop(headers.insert("idempotency-key", OWN_KEY.to_owned())),
+            Some(KeySource::Random) => {
                 let key = only_header(&request, "idempotency-key");
                 let version = key.parse::<uuid::Uuid>().map(|id| id.get_version_num());
                 assert_eq!(version, Ok(4), "{}: {key}", row.sends);
@@ -1087,7 +1086,7 @@ async fn every_call_sends_what_it_says_and_reads_the_answer() {
     }
 }
 
-/// Every header, but for the length of no body.
+/// Returns all headers except a `content-length` of 0.
 fn sent_headers(request: &Request) -> BTreeMap<&str, String> {
     let mut headers: BTreeMap<_, _> = request
         .headers
@@ -1104,14 +1103,14 @@ fn sent_headers(request: &Request) -> BTreeMap<&str, String> {
 }
 
 #[test]
-fn what_is_sent_is_what_the_document_describes() {
+fn requests_and_responses_match_the_document() {
     for row in rows() {
         let (method, template, described) = operation(row.operation);
         let (sent_method, sent) = row.sends.split_once(' ').unwrap();
         let path = sent.split('?').next().unwrap();
         assert_eq!(sent_method.to_lowercase(), method, "{}", row.operation);
         assert!(
-            is_of(path, template),
+            matches_template(path, template),
             "{}: {path} is not {template}",
             row.operation
         );
@@ -1122,23 +1121,23 @@ fn what_is_sent_is_what_the_document_describes() {
             "{}",
             row.operation
         );
-        // And the answers of these tests have the members that answers have.
+        // The responses of these tests have documented fields only.
         let (status, answer) = &row.answer;
         let response = &described["responses"][status.to_string()];
         assert!(
             response.is_object(),
-            "{}: {status} is no answer of it",
+            "{}: {status} is not documented",
             row.operation
         );
         let Some(answer) = answer else { continue };
-        let allowed = members(only_schema(response).unwrap());
+        let allowed = schema_fields(only_schema(response).unwrap());
         let items = answer
             .as_array()
             .map_or(std::slice::from_ref(answer), Vec::as_slice);
         for name in items.iter().flat_map(names) {
             assert!(
                 allowed.contains(name),
-                "{}: an answer has no {name}",
+                "{}: {name} is not documented",
                 row.operation
             );
         }
@@ -1146,7 +1145,7 @@ fn what_is_sent_is_what_the_document_describes() {
 }
 
 #[test]
-fn everything_that_can_be_set_is_set_by_some_call() {
+fn every_documented_argument_is_set_by_a_call() {
     let mut set = BTreeMap::<_, BTreeSet<String>>::new();
     for row in rows() {
         let set = set.entry(row.operation).or_default();
@@ -1169,16 +1168,16 @@ fn everything_that_can_be_set_is_set_by_some_call() {
         let (_, _, described) = operation(id);
         let query = parameters(described, "query");
         let body = only_schema(&described["requestBody"])
-            .map(members)
+            .map(schema_fields)
             .unwrap_or_default();
         let mut settable: BTreeSet<String> =
             query.into_iter().chain(body).map(str::to_owned).collect();
-        // `Client::for_account` is for all calls; see below.
+        // `Client::for_account` is tested below.
         settable.remove("account");
         match id {
-            // The mode stands in the key's text: it cannot be changed, only repeated.
+            // The mode is part of the key and cannot be changed.
             "updateCommerceKey" => assert!(settable.remove("mode")),
-            // A key's text tells what it is.
+            // The server detects the type of a key by its prefix.
             "introspect" => assert!(settable.remove("token_type_hint")),
             _ => {}
         }
@@ -1187,7 +1186,7 @@ fn everything_that_can_be_set_is_set_by_some_call() {
 }
 
 #[tokio::test]
-async fn an_operator_s_calls_name_the_account_where_the_document_lets_them() {
+async fn account_is_sent_where_it_is_documented() {
     let mut named = 0;
     for row in rows() {
         let server = Server::answering([row.answer()]).await;

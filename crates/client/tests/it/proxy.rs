@@ -1,4 +1,4 @@
-//! A proxy between client and servers that goes silent for each connection by itself. The server's tests use it too.
+//! A proxy between a client and servers, whose connections can be silenced. The server's tests use it too.
 
 use std::{
     future::pending,
@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Passes bytes on, until [`silence`](Self::silence).
+/// Forwards bytes until [`silence`](Self::silence).
 pub struct Proxy {
     pub address: SocketAddr,
     state: Arc<State>,
@@ -31,12 +31,12 @@ struct State {
     silent_below: AtomicUsize,
     /// How many connections the client has closed.
     closed: watch::Sender<usize>,
-    /// How many responses to creations are still to be damaged.
+    /// How many more responses to creations to damage.
     damaged: AtomicUsize,
 }
 
 impl Proxy {
-    /// In front of these servers, which get one connection after the other.
+    /// Starts a proxy in front of these servers, which get the connections in turn.
     pub async fn to(servers: &[SocketAddr]) -> Self {
         let servers = servers.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -70,19 +70,19 @@ impl Proxy {
         }
     }
 
-    /// From here on, nothing comes through on the connections that are open, and none of them is closed. New ones work.
+    /// Stops forwarding on the open connections without closing them. New connections work.
     pub fn silence(&self) {
         self.state
             .silent_below
             .store(self.opened(), Ordering::SeqCst);
     }
 
-    /// Damages the next response to a creation, so that it cannot be read.
+    /// Makes the next response to a creation invalid JSON.
     pub fn damage(&self) {
         self.state.damaged.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// How many connections there were.
+    /// Returns how many connections the client has opened.
     pub fn opened(&self) -> usize {
         self.state.opened.load(Ordering::SeqCst)
     }
@@ -102,7 +102,7 @@ impl State {
         number < self.silent_below.load(Ordering::SeqCst)
     }
 
-    /// Whether this is a response to damage, which is then done with.
+    /// Returns whether to damage this response, and counts it.
     fn takes_damage(&self, bytes: &[u8]) -> bool {
         let less = |damaged: usize| damaged.checked_sub(1);
         bytes.starts_with(b"HTTP/1.1 201 ")
@@ -113,7 +113,7 @@ impl State {
     }
 }
 
-/// Passes on what comes from one side, until that side ends. The other side does not hear of the end of a silent connection.
+/// Forwards bytes from one side until it ends. The end of a silent connection is not forwarded.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -125,7 +125,7 @@ async fn pass(
     loop {
         let read = from.read(&mut buffer).await.unwrap_or_default();
         if state.takes_damage(&buffer[..read]) {
-            // The last byte of the body, as these responses are short: JSON without its end.
+            // These responses are short, so this is the last byte of the body.
             buffer[read - 1] = b' ';
         }
         let passed = state.is_silent(number) || to.write_all(&buffer[..read]).await.is_ok();

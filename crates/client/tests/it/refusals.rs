@@ -1,4 +1,4 @@
-//! What a refusal can be asked, in both forms that the server has for it, and in those that only others have.
+//! Error responses: problems, the envelope of the account surface, and responses of other servers.
 
 use std::time::Duration;
 
@@ -12,125 +12,120 @@ use crate::{
     support::{REQUEST_ID, Server, answer, json_answer, nothing, problem, problem_body, refused},
 };
 
-/// A refusal of the server.
-struct Refusal {
+/// An error response of the server.
+struct Rejection {
     status: u16,
     code: &'static str,
-    /// What the envelope calls it.
+    /// Its code in the envelope.
     coarse: &'static str,
-    /// Whether the envelope tells the code apart, because its own does not.
-    told_apart: bool,
+    /// Whether the envelope contains `code` in its details, because `coarse` does not determine it.
+    has_details: bool,
     detail: &'static str,
     errors: &'static [(&'static str, &'static str)],
     retry_after: Option<u64>,
 }
 
-const fn refusal(
+const fn rejection(
     status: u16,
     code: &'static str,
     coarse: &'static str,
     detail: &'static str,
-) -> Refusal {
-    Refusal {
+) -> Rejection {
+    Rejection {
         status,
         code,
         coarse,
-        told_apart: false,
+        has_details: false,
         detail,
         errors: &[],
         retry_after: None,
     }
 }
 
-const REFUSALS: [Refusal; 13] = [
-    Refusal {
-        told_apart: true,
+const REJECTIONS: [Rejection; 13] = [
+    Rejection {
+        has_details: true,
         errors: &[
             ("/name", "must have 1 to 100 characters"),
             ("/mode", "must be live or test"),
         ],
-        ..refusal(
+        ..rejection(
             400,
             "validation_failed",
             "VALIDATION_ERROR",
             "/name must have 1 to 100 characters (and 1 more)",
         )
     },
-    Refusal {
-        told_apart: true,
-        ..refusal(
+    Rejection {
+        has_details: true,
+        ..rejection(
             400,
             "malformed_json",
             "VALIDATION_ERROR",
             "the body is not valid JSON (line 1 column 2)",
         )
     },
-    refusal(
+    rejection(
         401,
         "invalid_api_key",
         "INVALID_API_KEY",
         "the API key is not valid",
     ),
-    refusal(
+    rejection(
         403,
         "forbidden",
         "FORBIDDEN",
-        "this takes a management token",
+        "a management token is required",
     ),
-    Refusal {
-        told_apart: true,
-        ..refusal(
+    Rejection {
+        has_details: true,
+        ..rejection(
             403,
             "insufficient_scope",
             "FORBIDDEN",
-            "the key lacks a scope that is needed",
+            "the key lacks a required scope",
         )
     },
-    refusal(404, "not_found", "NOT_FOUND", "there is no such thing"),
-    refusal(
+    rejection(404, "not_found", "NOT_FOUND", "the resource does not exist"),
+    rejection(
         409,
         "conflict",
         "CONFLICT",
-        "it does not stand where this needs it to",
+        "the current state does not allow this",
     ),
-    Refusal {
-        told_apart: true,
-        ..refusal(
+    Rejection {
+        has_details: true,
+        ..rejection(
             409,
             "application_name_taken",
             "CONFLICT",
-            "there is an application of this name",
+            "an application with this name already exists",
         )
     },
-    refusal(
+    rejection(
         413,
         "payload_too_large",
         "PAYLOAD_TOO_LARGE",
         "the body is larger than 65536 bytes",
     ),
-    refusal(
+    rejection(
         422,
         "idempotency_mismatch",
         "IDEMPOTENCY_MISMATCH",
-        "this Idempotency-Key came with another body",
+        "this Idempotency-Key was used with another body",
     ),
-    Refusal {
+    Rejection {
         retry_after: Some(17),
-        ..refusal(429, "rate_limited", "RATE_LIMITED", "too many requests")
+        ..rejection(429, "rate_limited", "RATE_LIMITED", "too many requests")
     },
-    refusal(
-        500,
-        "internal_error",
-        "INTERNAL_ERROR",
-        "something went wrong on our side",
-    ),
-    Refusal {
+    rejection(500, "internal_error", "INTERNAL_ERROR", "internal error"),
+    Rejection {
         retry_after: Some(2),
-        ..refusal(503, "unavailable", "UNAVAILABLE", "temporarily unavailable")
+        ..rejection(503, "unavailable", "UNAVAILABLE", "temporarily unavailable")
     },
 ];
 
-impl Refusal {
+impl Rejection {
     fn errors(&self) -> Value {
         self.errors
             .iter()
@@ -138,32 +133,32 @@ impl Refusal {
             .collect()
     }
 
-    /// As RFC 9457 has it.
+    /// As a problem (RFC 9457).
     fn as_problem(&self) -> ResponseTemplate {
         let mut body = problem_body(self.status, self.code, self.detail);
         if !self.errors.is_empty() {
             body["errors"] = self.errors();
         }
-        self.paced(answer(
+        self.with_retry_after(answer(
             self.status,
             "application/problem+json",
             body.to_string(),
         ))
     }
 
-    /// As the account surface has it.
+    /// In the envelope of the account surface.
     fn in_envelope(&self) -> ResponseTemplate {
         let mut error = json!({"code": self.coarse, "message": self.detail});
-        if self.told_apart {
+        if self.has_details {
             error["details"] = json!({"code": self.code});
         }
         if !self.errors.is_empty() {
             error["details"]["errors"] = self.errors();
         }
-        self.paced(json_answer(self.status, &error_envelope(&error)))
+        self.with_retry_after(json_answer(self.status, &error_envelope(&error)))
     }
 
-    fn paced(&self, answer: ResponseTemplate) -> ResponseTemplate {
+    fn with_retry_after(&self, answer: ResponseTemplate) -> ResponseTemplate {
         match self.retry_after {
             Some(seconds) => answer.insert_header("retry-after", seconds.to_string()),
             None => answer,
@@ -177,8 +172,8 @@ fn error_envelope(error: &Value) -> Value {
     envelope
 }
 
-/// The refusal of `GET /whoami` that this answer leads to.
-async fn refusal_by(answer: ResponseTemplate) -> Error {
+/// Returns the error of `GET /whoami` for this response.
+async fn rejection_of(answer: ResponseTemplate) -> Error {
     let server = Server::answering([answer]).await;
     let error = refused(server.client().whoami().await);
     assert_eq!(
@@ -190,55 +185,65 @@ async fn refusal_by(answer: ResponseTemplate) -> Error {
 }
 
 #[tokio::test]
-async fn every_refusal_of_every_operation_can_be_asked() {
+async fn errors_of_every_operation_are_parsed() {
     for row in rows() {
-        let answers = REFUSALS.iter().map(|refusal| match row.is_in_envelope() {
-            true => refusal.in_envelope(),
-            false => refusal.as_problem(),
-        });
+        let answers = REJECTIONS
+            .iter()
+            .map(|rejection| match row.is_in_envelope() {
+                true => rejection.in_envelope(),
+                false => rejection.as_problem(),
+            });
         let server = Server::answering(answers).await;
         let client = server.client();
         let (method, template) = row.route();
-        for refusal in &REFUSALS {
+        for rejection in &REJECTIONS {
             let error = refused((row.call)(client.clone()).await);
-            let of = format!("{}: {} {}", row.operation, refusal.status, refusal.code);
-            assert_eq!(error.kind(), ErrorKind::Refused, "{of}");
-            assert_eq!(error.status(), Some(refusal.status), "{of}");
-            assert_eq!(error.code(), Some(refusal.code), "{of}");
-            assert_eq!(error.detail(), Some(refusal.detail), "{of}");
-            assert_eq!(error.request_id(), Some(REQUEST_ID), "{of}");
+            let context = format!("{}: {} {}", row.operation, rejection.status, rejection.code);
+            assert_eq!(error.kind(), ErrorKind::Refused, "{context}");
+            assert_eq!(error.status(), Some(rejection.status), "{context}");
+            assert_eq!(error.code(), Some(rejection.code), "{context}");
+            assert_eq!(error.detail(), Some(rejection.detail), "{context}");
+            assert_eq!(error.request_id(), Some(REQUEST_ID), "{context}");
             assert_eq!(
                 error.retry_after(),
-                refusal.retry_after.map(Duration::from_secs),
-                "{of}"
+                rejection.retry_after.map(Duration::from_secs),
+                "{context}"
             );
             let errors: Vec<_> = error
                 .errors()
                 .iter()
                 .map(|error| (error.pointer.as_str(), error.detail.as_str()))
                 .collect();
-            assert_eq!(errors, refusal.errors, "{of}");
-            assert_eq!(error.attempts(), 1, "{of}");
+            assert_eq!(errors, rejection.errors, "{context}");
+            assert_eq!(error.attempts(), 1, "{context}");
 
             assert_eq!(
                 error.is_validation(),
-                refusal.code == "validation_failed",
-                "{of}"
+                rejection.code == "validation_failed",
+                "{context}"
             );
-            assert_eq!(error.is_unauthorized(), refusal.status == 401, "{of}");
-            assert_eq!(error.is_forbidden(), refusal.status == 403, "{of}");
-            assert_eq!(error.is_not_found(), refusal.status == 404, "{of}");
-            assert_eq!(error.is_conflict(), refusal.status == 409, "{of}");
-            assert_eq!(error.is_rate_limited(), refusal.status == 429, "{of}");
-            assert!(!error.is_timeout() && !error.is_connect(), "{of}");
-            assert!(std::error::Error::source(&error).is_none(), "{of}");
+            assert_eq!(
+                error.is_unauthorized(),
+                rejection.status == 401,
+                "{context}"
+            );
+            assert_eq!(error.is_forbidden(), rejection.status == 403, "{context}");
+            assert_eq!(error.is_not_found(), rejection.status == 404, "{context}");
+            assert_eq!(error.is_conflict(), rejection.status == 409, "{context}");
+            assert_eq!(
+                error.is_rate_limited(),
+                rejection.status == 429,
+                "{context}"
+            );
+            assert!(!error.is_timeout() && !error.is_connect(), "{context}");
+            assert!(std::error::Error::source(&error).is_none(), "{context}");
 
-            let Refusal {
+            let Rejection {
                 status,
                 code,
                 detail,
                 ..
-            } = refusal;
+            } = rejection;
             let method = method.to_uppercase();
             assert_eq!(
                 error.to_string(),
@@ -249,29 +254,29 @@ async fn every_refusal_of_every_operation_can_be_asked() {
 }
 
 #[tokio::test]
-async fn the_request_id_is_the_header_s_or_else_the_body_s() {
+async fn request_id_of_the_header_is_preferred() {
     let without_header = |body: &Value| {
         ResponseTemplate::new(404).set_body_raw(body.to_string(), "application/problem+json")
     };
-    let mut problem = problem_body(404, "not_found", "there is no such thing");
+    let mut problem = problem_body(404, "not_found", "the resource does not exist");
     problem["request_id"] = json!("req_of_the_body");
     let mut envelope =
-        error_envelope(&json!({"code": "NOT_FOUND", "message": "there is no such thing"}));
+        error_envelope(&json!({"code": "NOT_FOUND", "message": "the resource does not exist"}));
     envelope["meta"]["requestId"] = json!("req_of_the_body");
     for body in [problem, envelope] {
-        let error = refusal_by(without_header(&body)).await;
+        let error = rejection_of(without_header(&body)).await;
         assert_eq!(error.request_id(), Some("req_of_the_body"));
         let error =
-            refusal_by(without_header(&body).insert_header("x-request-id", "req_of_the_header"))
+            rejection_of(without_header(&body).insert_header("x-request-id", "req_of_the_header"))
                 .await;
         assert_eq!(error.request_id(), Some("req_of_the_header"));
         assert_eq!(error.code(), Some("not_found"));
     }
 }
 
-/// Status, media type and body of answers that are not the server's.
+/// Media type and body of responses that do not come from Tollkey.
 #[tokio::test]
-async fn what_somebody_else_says_has_a_status_and_no_code() {
+async fn error_of_another_server_has_a_status_and_no_code() {
     let html = "<html><body><h1>502 Bad Gateway</h1></body></html>";
     let ours = problem_body(502, "unavailable", "not as JSON").to_string();
     let rows = [
@@ -283,32 +288,36 @@ async fn what_somebody_else_says_has_a_status_and_no_code() {
         ("application/json", "{\"code\": \"unavai".to_owned()),
         ("application/json", String::new()),
         ("application/json", "\u{feff}{}".to_owned()),
-        // What is not said to be JSON is not read as JSON.
+        // A body with another media type is not parsed as JSON.
         ("text/plain", ours.clone()),
         ("application/jsonp", ours.clone()),
         ("text/json+html", ours),
     ];
     for (media_type, body) in rows {
         let answer = answer(502, media_type, body.clone()).insert_header("retry-after", "3");
-        let error = refusal_by(answer).await;
-        let of = format!("{media_type}: {body}");
+        let error = rejection_of(answer).await;
+        let context = format!("{media_type}: {body}");
         assert_eq!(
             (error.status(), error.code(), error.detail()),
             (Some(502), None, None),
-            "{of}"
+            "{context}"
         );
-        assert_eq!(error.retry_after(), Some(Duration::from_secs(3)), "{of}");
-        assert!(error.errors().is_empty(), "{of}");
+        assert_eq!(
+            error.retry_after(),
+            Some(Duration::from_secs(3)),
+            "{context}"
+        );
+        assert!(error.errors().is_empty(), "{context}");
         assert_eq!(
             error.to_string(),
             format!("GET /api/v1/whoami: 502 ({REQUEST_ID})"),
-            "{of}"
+            "{context}"
         );
     }
 }
 
 #[tokio::test]
-async fn each_member_of_a_refusal_is_read_for_itself() {
+async fn each_field_of_an_error_is_optional() {
     let field = ("/name", "is too long");
     let rows = [
         (
@@ -343,7 +352,7 @@ async fn each_member_of_a_refusal_is_read_for_itself() {
         ),
     ];
     for (body, code, detail, errors) in rows {
-        let error = refusal_by(answer(400, "application/problem+json", body.to_string())).await;
+        let error = rejection_of(answer(400, "application/problem+json", body.to_string())).await;
         let found: Vec<_> = error
             .errors()
             .iter()
@@ -358,9 +367,9 @@ async fn each_member_of_a_refusal_is_read_for_itself() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_has_a_status() {
+async fn error_without_a_body_has_a_status() {
     for status in [400, 401, 403, 404, 409, 418, 429, 500, 503, 599] {
-        let error = refusal_by(ResponseTemplate::new(status)).await;
+        let error = rejection_of(ResponseTemplate::new(status)).await;
         assert_eq!(
             (error.status(), error.code(), error.request_id()),
             (Some(status), None, None)
@@ -370,44 +379,44 @@ async fn an_answer_without_a_body_has_a_status() {
 }
 
 #[tokio::test]
-async fn json_is_known_by_any_of_its_names() {
-    let body = problem_body(404, "not_found", "there is no such thing").to_string();
+async fn every_json_media_type_is_parsed() {
+    let body = problem_body(404, "not_found", "the resource does not exist").to_string();
     for media_type in [
         "application/json",
         "application/problem+json",
         "Application/Problem+JSON; charset=utf-8",
         "application/json;charset=utf-8",
-        "application/vnd.somebody+json",
+        "application/vnd.example+json",
     ] {
-        let error = refusal_by(answer(404, media_type, body.clone())).await;
+        let error = rejection_of(answer(404, media_type, body.clone())).await;
         assert_eq!(error.code(), Some("not_found"), "{media_type}");
     }
 }
 
 #[tokio::test]
-async fn a_newer_server_s_refusal_may_have_more_members() {
-    let mut problem = problem_body(400, "something_new", "in a way that is not known here");
+async fn unknown_fields_of_an_error_are_ignored() {
+    let mut problem = problem_body(400, "something_new", "an unknown error");
     problem["balance"] = json!({"left": [1, 2]});
     problem["errors"] = json!([{"pointer": "/name", "detail": "must be new", "rule": "new"}]);
     let mut envelope = error_envelope(&json!({
         "code": "VALIDATION_ERROR",
-        "message": "in a way that is not known here",
+        "message": "an unknown error",
         "details": {"code": "something_new", "errors": problem["errors"], "more": true},
         "more": 1,
     }));
     envelope["meta"]["region"] = json!("eu");
     for body in [problem, envelope] {
-        let error = refusal_by(json_answer(400, &body)).await;
+        let error = rejection_of(json_answer(400, &body)).await;
         assert_eq!(error.code(), Some("something_new"));
-        assert_eq!(error.detail(), Some("in a way that is not known here"));
+        assert_eq!(error.detail(), Some("an unknown error"));
         assert_eq!(error.errors().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_call_that_expects_nothing_is_refused_alike() {
+async fn error_of_a_call_without_a_response_body_is_parsed() {
     let server = Server::answering([
-        problem(404, "not_found", "there is no such thing"),
+        problem(404, "not_found", "the resource does not exist"),
         nothing(),
     ])
     .await;

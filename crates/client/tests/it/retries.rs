@@ -1,4 +1,4 @@
-//! What is sent again, how often, and what stays the same when it is.
+//! Which calls are sent again, how often, and with what.
 
 use std::{
     collections::BTreeSet,
@@ -24,17 +24,17 @@ fn unavailable() -> ResponseTemplate {
     problem(503, "unavailable", "temporarily unavailable")
 }
 
-fn refusal_on_the_wire(status: u16, code: &str) -> Does {
-    let body = crate::support::problem_body(status, code, "in a sentence");
+fn problem_on_the_wire(status: u16, code: &str) -> Does {
+    let body = crate::support::problem_body(status, code, "a detail");
     Does::Says(on_the_wire(
-        &format!("{status} Refused"),
+        &format!("{status} Rejected"),
         "application/problem+json",
         &body,
     ))
 }
 
 #[tokio::test]
-async fn what_may_pass_is_sent_again_and_nothing_else() {
+async fn only_temporary_errors_are_repeated() {
     let rows = [
         (408, "request_timeout", 3),
         (409, "idempotency_in_progress", 6),
@@ -60,11 +60,11 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
     for (status, code, attempts) in rows {
         let envelope = json!({
             "data": null,
-            "error": {"code": "SOMETHING", "message": "in a sentence", "details": {"code": code}},
+            "error": {"code": "SOMETHING", "message": "a detail", "details": {"code": code}},
             "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": said::NOON_TEXT},
         });
         for answer in [
-            problem(status, code, "in a sentence"),
+            problem(status, code, "a detail"),
             json_answer(status, &envelope),
         ] {
             let server = Server::responding(answer).await;
@@ -78,7 +78,7 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
             assert_eq!(several, attempts > 1, "{error}");
             assert_eq!(error.may_have_been_done(), status >= 500, "{error}");
         }
-        // And where only the status is there, it says enough.
+        // Without a body, the status decides.
         let server = Server::responding(ResponseTemplate::new(status)).await;
         refused(server.persistent().whoami().await);
         let attempts = if status == 409 { 1 } else { attempts };
@@ -91,7 +91,7 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn it_is_sent_again_as_often_as_was_said() {
+async fn max_retries_limits_the_attempts() {
     for retries in [0, 1, 2, 5] {
         let server = Server::responding(unavailable()).await;
         let client = server.builder().max_retries(retries).build().unwrap();
@@ -107,7 +107,7 @@ async fn it_is_sent_again_as_often_as_was_said() {
 }
 
 #[tokio::test]
-async fn it_is_sent_twice_more_when_nothing_is_said() {
+async fn call_is_repeated_twice_by_default() {
     let server = Server::responding(unavailable()).await;
     let pause = Duration::from_millis(1);
     let client = Client::builder()
@@ -120,7 +120,7 @@ async fn it_is_sent_twice_more_when_nothing_is_said() {
 }
 
 #[tokio::test]
-async fn a_later_attempt_may_go_well() {
+async fn later_attempt_may_succeed() {
     let server = Server::answering([
         unavailable(),
         unavailable(),
@@ -132,10 +132,10 @@ async fn a_later_attempt_may_go_well() {
 }
 
 #[tokio::test]
-async fn a_later_attempt_may_fail_for_good() {
+async fn permanent_error_ends_the_retries() {
     let server = Server::answering([
         unavailable(),
-        problem(404, "not_found", "there is no such thing"),
+        problem(404, "not_found", "the resource does not exist"),
     ])
     .await;
     let error = refused(server.persistent().applications().delete("app").await);
@@ -143,7 +143,7 @@ async fn a_later_attempt_may_fail_for_good() {
 }
 
 #[tokio::test]
-async fn every_operation_is_sent_again_unchanged_but_for_the_subscription_s() {
+async fn repeats_are_identical_except_for_the_subscription() {
     for row in rows() {
         let server =
             Server::answering([unavailable(), unavailable(), row.answer(), row.answer()]).await;
@@ -179,7 +179,7 @@ async fn every_operation_is_sent_again_unchanged_but_for_the_subscription_s() {
 }
 
 #[tokio::test]
-async fn each_creation_has_an_idempotency_key_of_its_own() {
+async fn each_creation_has_its_own_idempotency_key() {
     type Created<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
     fn creations(client: &Client) -> [Created<'_>; 5] {
         [
@@ -209,7 +209,7 @@ async fn each_creation_has_an_idempotency_key_of_its_own() {
     for creation in creations(&client).into_iter().chain(creations(&client)) {
         refused(creation.await);
     }
-    // Also when one call is kept and sent twice.
+    // Each time a clone of a call is sent, too.
     let call = client.service_keys().create("gateway");
     refused(call.clone().await);
     refused(call.await);
@@ -231,7 +231,7 @@ async fn each_creation_has_an_idempotency_key_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_caller_s_own_idempotency_key_is_sent_each_time() {
+async fn caller_idempotency_key_is_sent_each_time() {
     let server = Server::responding(unavailable()).await;
     let call = server
         .persistent()
@@ -240,17 +240,17 @@ async fn the_caller_s_own_idempotency_key_is_sent_each_time() {
         .idempotency_key("order 4711, first try");
     refused(call.clone().await);
     refused(call.await);
-    let asked = server.asked().await;
-    assert_eq!(asked.len(), 6);
+    let requests = server.asked().await;
+    assert_eq!(requests.len(), 6);
     assert!(
-        asked
+        requests
             .iter()
             .all(|request| only_header(request, "idempotency-key") == "order 4711, first try")
     );
 }
 
 #[tokio::test]
-async fn an_idempotency_key_that_no_server_takes_is_not_sent() {
+async fn invalid_idempotency_key_is_not_sent() {
     let server = Server::responding(nothing()).await;
     for key in [
         "",
@@ -288,7 +288,7 @@ async fn an_idempotency_key_that_no_server_takes_is_not_sent() {
 }
 
 #[tokio::test]
-async fn calls_that_create_nothing_have_no_idempotency_key() {
+async fn only_creations_have_an_idempotency_key() {
     let server = Server::responding(unavailable()).await;
     refused(server.client().verify("ck_test_EXAMPLE1").await);
     refused(server.client().commerce().api_keys().revoke("key").await);
@@ -301,8 +301,8 @@ async fn calls_that_create_nothing_have_no_idempotency_key() {
     );
 }
 
-/// What `Retry-After` says, by an answer with these headers.
-async fn asked_to_wait(headers: &[(&'static str, &str)]) -> Option<Duration> {
+/// Returns the error's `retry_after` for a response with these headers.
+async fn retry_after_of(headers: &[(&'static str, &str)]) -> Option<Duration> {
     let answer = headers.iter().fold(unavailable(), |answer, (name, value)| {
         answer.insert_header(*name, *value)
     });
@@ -311,14 +311,14 @@ async fn asked_to_wait(headers: &[(&'static str, &str)]) -> Option<Duration> {
 }
 
 #[tokio::test]
-async fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
+async fn retry_after_is_seconds_or_a_date() {
     let date = ("date", "Mon, 23 Feb 2026 12:00:00 GMT");
     let rows = [
         ("0", Some(0)),
         ("7", Some(7)),
         (" 7 ", Some(7)),
         ("99999999999999999999999", Some(u64::MAX)),
-        // Taken against the answer's own date: the clock here may be wrong.
+        // Relative to the response's own date, because the clock of the client may be wrong.
         ("Mon, 23 Feb 2026 12:00:07 GMT", Some(7)),
         ("Monday, 23-Feb-26 12:01:00 GMT", Some(60)),
         ("Mon Feb 23 12:00:07 2026", Some(7)),
@@ -331,28 +331,28 @@ async fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
         ("2026-02-23T12:00:07Z", None),
     ];
     for (text, seconds) in rows {
-        let waited = asked_to_wait(&[date, ("retry-after", text)]).await;
+        let waited = retry_after_of(&[date, ("retry-after", text)]).await;
         assert_eq!(waited, seconds.map(Duration::from_secs), "{text:?}");
     }
 }
 
 #[tokio::test]
-async fn a_date_to_wait_for_is_taken_against_the_clock_where_the_answer_has_no_date() {
+async fn retry_after_date_without_a_date_header_uses_the_clock() {
     let until = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     let head =
         format!("HTTP/1.1 503 Unavailable\r\nretry-after: {until}\r\ncontent-length: 0\r\n\r\n");
     let wire = Wire::that([Does::Says(head)]).await;
     let client = wire.builder().max_retries(2).build().unwrap();
     let error = refused(client.whoami().await);
-    let waited = error.retry_after().expect("it says so").as_secs();
+    let waited = error.retry_after().expect("a Retry-After").as_secs();
     // A date has whole seconds, and this test may be slow.
     assert!((540..=600).contains(&waited), "{waited}");
-    // Longer than a call is held up for.
+    // More than `max_retry_after`.
     assert_eq!((error.attempts(), wire.heard().len()), (1, 1));
 }
 
 #[tokio::test]
-async fn who_asks_for_more_than_two_minutes_is_not_waited_for() {
+async fn retry_after_beyond_two_minutes_fails_immediately() {
     for text in ["121", "99999999999999999999999"] {
         let server = Server::responding(unavailable().insert_header("retry-after", text)).await;
         let error = refused(server.persistent().whoami().await);
@@ -363,12 +363,16 @@ async fn who_asks_for_more_than_two_minutes_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn who_asks_to_wait_is_waited_for() {
+async fn retry_after_is_waited_for() {
     let date = ("date", "Mon, 23 Feb 2026 12:00:00 GMT");
     let in_seconds = unavailable().insert_header("retry-after", "1");
     let as_date = unavailable().insert_header("retry-after", "Mon, 23 Feb 2026 12:00:01 GMT");
     let as_date = as_date.insert_header(date.0, date.1);
-    let still_running = problem(409, "idempotency_in_progress", "the first one is running");
+    let still_running = problem(
+        409,
+        "idempotency_in_progress",
+        "the first request is in progress",
+    );
     let still_running = still_running.insert_header("retry-after", "1");
     let waits = [in_seconds, as_date, still_running].map(|answer| async move {
         let server = Server::answering([answer, json_answer(201, &said::application())]).await;
@@ -379,7 +383,7 @@ async fn who_asks_to_wait_is_waited_for() {
             .create("Shop")
             .await
             .unwrap();
-        // It would have been a thousandth of that.
+        // Without `Retry-After` the pause is a millisecond.
         assert!(started.elapsed() >= Duration::from_secs(1));
         assert_eq!(server.asked().await.len(), 2);
     });
@@ -387,17 +391,17 @@ async fn who_asks_to_wait_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_revocation_whose_answer_was_lost_is_done() {
+async fn repeated_revocation_succeeds_after_a_lost_response() {
     let lost = [
         Does::HangsUp,
         Does::Says("HTTP/1.1 204 No Cont".to_owned()),
         Does::Stalls(String::new()),
-        refusal_on_the_wire(504, "gateway_timeout"),
+        problem_on_the_wire(504, "gateway_timeout"),
     ];
     for lost in lost {
         let wire = Wire::that([
             lost.clone(),
-            refusal_on_the_wire(400, "key_already_revoked"),
+            problem_on_the_wire(400, "key_already_revoked"),
         ])
         .await;
         let client = wire
@@ -410,14 +414,14 @@ async fn a_revocation_whose_answer_was_lost_is_done() {
         assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
         assert_eq!(wire.heard().len(), 2, "{lost:?}");
 
-        let wire = Wire::that([lost.clone(), refusal_on_the_wire(401, "invalid_api_key")]).await;
+        let wire = Wire::that([lost.clone(), problem_on_the_wire(401, "invalid_api_key")]).await;
         let client = wire
             .builder()
             .max_retries(2)
             .timeout(Duration::from_millis(200))
             .build()
             .unwrap();
-        // A key that is refused may be one that never was: the caller learns both.
+        // The rejected key may be revoked or may never have existed: the error says both.
         let error = refused(client.revoke_self().await);
         assert_eq!(
             (error.is_unauthorized(), error.may_have_been_done()),
@@ -429,16 +433,16 @@ async fn a_revocation_whose_answer_was_lost_is_done() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_at_last_does_not_hide_what_was_sent_before() {
+async fn error_tells_whether_the_call_may_have_taken_effect() {
     let wire = Wire::that([Does::HangsUp]).await;
     let client = wire.builder().max_retries(1).build().unwrap();
     let error = refused(client.commerce().api_keys().create("Web").await);
     assert!(error.may_have_been_done());
-    let nobody = Client::builder()
+    let unreachable = Client::builder()
         .base_url("http://127.0.0.1:1")
         .max_retries(1);
     let error = refused(
-        nobody
+        unreachable
             .backoff(Duration::ZERO, Duration::ZERO)
             .build()
             .unwrap()
@@ -456,7 +460,7 @@ async fn a_lost_connection_at_last_does_not_hide_what_was_sent_before() {
 }
 
 #[tokio::test]
-async fn what_brings_access_back_is_not_sent_again_without_an_answer() {
+async fn call_that_restores_access_needs_a_response_to_be_repeated() {
     type Sent = std::pin::Pin<Box<dyn Future<Output = Option<tollkey_client::Error>>>>;
     type Call = fn(Client) -> Sent;
     let calls: [(&str, Call); 4] = [
@@ -498,7 +502,7 @@ async fn what_brings_access_back_is_not_sent_again_without_an_answer() {
             (1, true),
             "{name}"
         );
-        // An answer that says to come back is another matter.
+        // After a response with 503 the call is repeated.
         let server = Server::responding(unavailable()).await;
         assert_eq!(
             call(server.persistent()).await.unwrap().attempts(),
@@ -509,7 +513,7 @@ async fn what_brings_access_back_is_not_sent_again_without_an_answer() {
 }
 
 #[tokio::test]
-async fn a_whole_call_can_have_a_limit_of_time() {
+async fn deadline_limits_the_whole_call() {
     let server = Server::responding(unavailable().insert_header("retry-after", "100")).await;
     let client = server
         .client()
@@ -519,7 +523,7 @@ async fn a_whole_call_can_have_a_limit_of_time() {
     let error = refused(client.verify("ck_test_EXAMPLE1").await);
     assert!(error.is_timeout() && started.elapsed() < Duration::from_secs(50));
     assert_eq!(error.attempts(), 1);
-    // And what a server asks for, a limit of its own.
+    // `max_retry_after` limits the wait as well.
     let client = server
         .builder()
         .max_retry_after(Duration::from_secs(99))
@@ -533,7 +537,7 @@ async fn a_whole_call_can_have_a_limit_of_time() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_with_its_connection_may_have_been_cut() {
+async fn response_cut_by_its_connection_is_interrupted() {
     let cut =
         "HTTP/1.0 201 Created\r\ncontent-type: application/json\r\n\r\n{\"key_id\": \"0198c0de";
     let wire = Wire::that([Does::Says(cut.to_owned())]).await;
@@ -551,7 +555,7 @@ async fn an_answer_that_ends_with_its_connection_may_have_been_cut() {
 }
 
 #[tokio::test]
-async fn a_revocation_that_is_refused_at_once_is_not_done() {
+async fn revocation_rejected_at_the_first_attempt_fails() {
     let server =
         Server::responding(problem(400, "key_already_revoked", "the key is revoked")).await;
     let error = refused(
@@ -577,15 +581,15 @@ async fn a_revocation_that_is_refused_at_once_is_not_done() {
 }
 
 #[tokio::test]
-async fn a_revocation_that_no_attempt_before_can_have_made_is_not_done() {
-    // Or a key that was never one of these would seem to be revoked, and the one that was meant goes on working.
-    let refusals = [
+async fn revocation_fails_unless_an_attempt_may_have_succeeded() {
+    // Otherwise a wrong key ID would count as revoked, while the intended key still works.
+    let responses = [
         (408, "request_timeout"),
         (429, "rate_limited"),
         (409, "idempotency_in_progress"),
     ];
-    for (status, code) in refusals {
-        let first = || problem(status, code, "nothing was done");
+    for (status, code) in responses {
+        let first = || problem(status, code, "no effect");
         let server = Server::answering([
             first(),
             problem(400, "key_already_revoked", "the key is revoked"),
@@ -605,7 +609,7 @@ async fn a_revocation_that_no_attempt_before_can_have_made_is_not_done() {
             "{status}"
         );
     }
-    // One lost answer among others is enough.
+    // One lost response is enough.
     let limited = problem(429, "rate_limited", "too many requests");
     let answers = [
         unavailable(),
@@ -623,15 +627,14 @@ async fn a_revocation_that_no_attempt_before_can_have_made_is_not_done() {
 }
 
 #[tokio::test]
-async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
+async fn repeated_revocation_succeeds_only_by_its_own_code() {
     for (status, code) in [
         (400, "validation_failed"),
         (401, "invalid_token"),
         (403, "forbidden"),
         (404, "not_found"),
     ] {
-        let server =
-            Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let server = Server::answering([unavailable(), problem(status, code, "a detail")]).await;
         let error = refused(
             server
                 .persistent()
@@ -641,12 +644,11 @@ async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
                 .await,
         );
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
-        let server =
-            Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let server = Server::answering([unavailable(), problem(status, code, "a detail")]).await;
         let error = refused(server.persistent().revoke_self().await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
     }
-    // Nor does the code of one say it for the other, nor for a call that asks.
+    // The code of one call does not count for the other, nor for a call that reads.
     let server = Server::answering([
         unavailable(),
         problem(401, "invalid_api_key", "the API key is not valid"),
@@ -669,8 +671,8 @@ async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
 }
 
 #[tokio::test]
-async fn a_deletion_that_is_repeated_finds_nothing() {
-    let wire = Wire::that([Does::HangsUp, refusal_on_the_wire(404, "not_found")]).await;
+async fn repeated_deletion_is_not_found() {
+    let wire = Wire::that([Does::HangsUp, problem_on_the_wire(404, "not_found")]).await;
     let error = refused(
         wire.builder()
             .max_retries(2)
@@ -684,7 +686,7 @@ async fn a_deletion_that_is_repeated_finds_nothing() {
 }
 
 #[tokio::test]
-async fn without_a_connection_nothing_was_sent() {
+async fn failed_connection_is_repeated_and_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -711,7 +713,7 @@ async fn without_a_connection_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
+async fn cut_response_is_repeated() {
     let text = on_the_wire("200 OK", "application/json", &said::whoami());
     let cuts = [
         0,
@@ -759,7 +761,7 @@ async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
 }
 
 #[tokio::test]
-async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempotency_key() {
+async fn creation_is_repeated_after_the_connection_ended() {
     let wire = Wire::that([
         Does::HangsUp,
         Does::Says(on_the_wire(
@@ -782,7 +784,7 @@ async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempot
         let line = text
             .lines()
             .find(|line| line.to_lowercase().starts_with("idempotency-key:"));
-        line.expect("every attempt has one").to_owned()
+        line.expect("an Idempotency-Key").to_owned()
     };
     assert_eq!(heard.len(), 2);
     assert_eq!(key(&heard[0]), key(&heard[1]));
@@ -795,7 +797,7 @@ async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempot
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_slow_is_given_up() {
+async fn slow_response_times_out() {
     let begun =
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\": ";
     for stall in ["", "HTTP/1.1 200 OK\r\n", begun] {
@@ -820,7 +822,7 @@ async fn a_server_that_is_too_slow_is_given_up() {
             error.to_string(),
             "GET /api/v1/whoami: no response in time after 2 attempts"
         );
-        // Each attempt has that time for itself; far less than the ten seconds it has when nothing is said.
+        // Each attempt has this timeout, much less than the default of ten seconds.
         assert!(
             (Duration::from_millis(500)..Duration::from_secs(5)).contains(&took),
             "{took:?}"
@@ -830,7 +832,7 @@ async fn a_server_that_is_too_slow_is_given_up() {
 }
 
 #[tokio::test]
-async fn an_answer_after_a_slow_one_is_taken() {
+async fn call_succeeds_after_a_timed_out_attempt() {
     let wire = Wire::that([
         Does::Stalls(String::new()),
         Does::Says(on_the_wire("200 OK", "application/json", &said::whoami())),
@@ -845,7 +847,7 @@ async fn an_answer_after_a_slow_one_is_taken() {
     assert_eq!(client.whoami().await.unwrap().id, said::KEY);
 }
 
-/// A creation whose response cannot be read: cut JSON, a page of a proxy, another status.
+/// Creations with an unreadable response: cut JSON, a proxy's page, an unexpected status.
 fn unreadable_creations() -> [ResponseTemplate; 3] {
     let cut = said::application().to_string();
     [
@@ -871,15 +873,15 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
                 .name,
             said::application()["name"]
         );
-        let asked = server.asked().await;
-        assert_eq!(asked.len(), 2);
+        let requests = server.asked().await;
+        assert_eq!(requests.len(), 2);
         assert_eq!(
-            only_header(&asked[0], "idempotency-key"),
-            only_header(&asked[1], "idempotency-key")
+            only_header(&requests[0], "idempotency-key"),
+            only_header(&requests[1], "idempotency-key")
         );
-        assert_eq!(asked[0].body, asked[1].body);
+        assert_eq!(requests[0].body, requests[1].body);
 
-        // A second one is final, and so is the first where nothing may be repeated.
+        // A second unreadable response is final, and so is the first without retries.
         let server = Server::responding(unreadable.clone()).await;
         let error = refused(server.persistent().applications().create("Shop").await);
         assert_eq!(
@@ -892,16 +894,16 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
 }
 
 #[tokio::test]
-async fn unreadable_response_without_generated_key_is_final() {
+async fn unreadable_response_without_a_random_key_is_final() {
     for unreadable in unreadable_creations() {
         let server = Server::responding(unreadable).await;
         let client = server.persistent();
-        let given = client
+        let with_own_key = client
             .applications()
             .create("Shop")
             .idempotency_key("order 4711, first try");
         for error in [
-            refused(given.await),
+            refused(with_own_key.await),
             refused(client.applications().update("app").name("Shop").await),
         ] {
             assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
@@ -911,7 +913,7 @@ async fn unreadable_response_without_generated_key_is_final() {
 }
 
 #[tokio::test]
-async fn a_poll_may_take_longer_by_what_it_waits() {
+async fn poll_timeout_is_extended_by_its_wait() {
     let answer = json_answer(200, &said::news()).set_delay(Duration::from_millis(300));
     let server = Server::responding(answer).await;
     let client = server
@@ -928,7 +930,7 @@ async fn a_poll_may_take_longer_by_what_it_waits() {
 }
 
 #[tokio::test]
-async fn what_a_failing_subscription_says_is_said_once() {
+async fn failed_poll_is_sent_once() {
     let wire = Wire::that([Does::HangsUp]).await;
     let client = wire.builder().max_retries(5).build().unwrap();
     let poll = client

@@ -1,4 +1,4 @@
-//! What a server answers: every member of every answer, as the OpenAPI document has them.
+//! Responses of a server with every field of the OpenAPI document.
 
 use serde_json::{Value, json};
 
@@ -120,7 +120,7 @@ pub fn message() -> Value {
     json!({"message": "API key revoked successfully"})
 }
 
-/// What the account surface says, in its envelope.
+/// The envelope of the account surface.
 pub fn envelope(data: &Value) -> Value {
     json!({
         "data": data,

@@ -1,4 +1,4 @@
-//! What logs, spans, errors and `Debug` never show.
+//! Logs, spans, errors and `Debug` contain no secrets.
 
 use std::{
     cell::RefCell,
@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// In everything that must not be seen.
+/// Part of every secret in these tests.
 const CANARY: &str = "CANARY";
 /// Secrets of these tests; each holds the canary.
 const TOKEN: &str = "tokenCANARY1";
@@ -43,14 +43,14 @@ const PRESENTED: &str = "ck_test_CANARY4";
 const NEW_KEY: &str = "ck_test_CANARY5";
 const IDEMPOTENCY_KEY: &str = "order 4711 CANARY6";
 const HEADER: &str = "headerCANARY7";
-const ASKED_FOR: &str = "asked forCANARY8";
+const FUNCTION_TOKEN: &str = "function tokenCANARY8";
 
-/// Everything that is logged on a thread, whoever logs it and however finely.
+/// Everything that is logged on a thread, by any crate and at any level.
 #[derive(Clone, Default)]
 struct Logs(Arc<Mutex<Vec<u8>>>);
 
 thread_local! {
-    /// What collects on this thread.
+    /// The collector of this thread.
     static COLLECTOR: RefCell<Option<Logs>> = const { RefCell::new(None) };
 }
 
@@ -65,7 +65,7 @@ impl io::Write for Logs {
     }
 }
 
-/// Until it is dropped, everything is collected.
+/// Collects logs until it is dropped.
 struct Collecting;
 
 impl Drop for Collecting {
@@ -76,8 +76,8 @@ impl Drop for Collecting {
 
 impl Logs {
     fn collect(&self) -> Collecting {
-        // One for the whole process, with what comes through the crate `log`. With one for each thread, what a place in
-        // the code is asked first on another thread would decide for all whether it logs.
+        // One subscriber for the whole process, also for the crate `log`: `tracing` caches per callsite whether it is enabled,
+        // so with one for each thread the first thread would decide for all.
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             let writer = || COLLECTOR.with_borrow(|logs| logs.clone().unwrap_or_default());
@@ -99,11 +99,11 @@ impl Logs {
     }
 }
 
-/// Everything that is shown of values.
+/// Collected `Debug` and `Display` output.
 #[derive(Default)]
-struct Shown(String);
+struct Output(String);
 
-impl Shown {
+impl Output {
     fn value(&mut self, value: &impl Debug) {
         write!(self.0, "{value:?}\n{value:#?}\n").unwrap();
     }
@@ -118,7 +118,7 @@ impl Shown {
         }
     }
 
-    /// What a call answered, whatever that is; and that call.
+    /// Adds the result of a call.
     fn outcome<T: Debug>(&mut self, outcome: &Result<T, Error>) {
         match outcome {
             Ok(answer) => self.value(answer),
@@ -127,8 +127,8 @@ impl Shown {
     }
 }
 
-/// A server with the texts of new keys.
-fn generous(request: &Request) -> ResponseTemplate {
+/// Responds to every creation with [`NEW_KEY`].
+fn respond_with_new_keys(request: &Request) -> ResponseTemplate {
     let created = |mut body: serde_json::Value, member: &str| {
         body[member] = json!(NEW_KEY);
         body
@@ -157,35 +157,35 @@ fn generous(request: &Request) -> ResponseTemplate {
         ("GET", "/api/v1/whoami") => (200, said::whoami()),
         ("POST", "/api/v1/sync/lookup") => (200, said::found()),
         ("POST", "/api/v1/sync") => (200, said::news()),
-        _ => return problem(404, "not_found", "there is no such thing"),
+        _ => return problem(404, "not_found", "the resource does not exist"),
     };
     json_answer(status, &body)
 }
 
-/// Every call that has a secret in it or in its answer, well or badly.
-async fn story(client: &Client, shown: &mut Shown) {
-    macro_rules! tell {
+/// Makes every call with a secret in its request or response.
+async fn make_all_calls(client: &Client, output: &mut Output) {
+    macro_rules! show {
         ($call:expr) => {{
             let call = $call;
-            shown.value(&call);
-            shown.outcome(&call.await);
+            output.value(&call);
+            output.outcome(&call.await);
         }};
     }
-    shown.value(client);
-    tell!(
+    output.value(client);
+    show!(
         client
             .applications()
             .create("Shop")
             .idempotency_key(IDEMPOTENCY_KEY)
     );
-    tell!(
+    show!(
         client
             .applications()
             .api_keys("app")
             .create("Key")
             .idempotency_key(IDEMPOTENCY_KEY)
     );
-    tell!(
+    show!(
         client
             .commerce()
             .api_keys()
@@ -193,8 +193,8 @@ async fn story(client: &Client, shown: &mut Shown) {
             .scopes([Scope::LINKS_READ])
             .idempotency_key(IDEMPOTENCY_KEY)
     );
-    tell!(client.commerce().api_keys().create("Key"));
-    tell!(
+    show!(client.commerce().api_keys().create("Key"));
+    show!(
         client
             .commerce()
             .api_keys()
@@ -202,15 +202,15 @@ async fn story(client: &Client, shown: &mut Shown) {
             .idempotency_key(IDEMPOTENCY_KEY)
     );
     let service_keys = client.service_keys();
-    tell!(
+    show!(
         service_keys
             .create("gateway")
             .idempotency_key(IDEMPOTENCY_KEY)
     );
 
     let account = client.with_auth(Auth::key(SECRET_KEY));
-    shown.value(&account);
-    tell!(
+    output.value(&account);
+    show!(
         account
             .account()
             .api_keys()
@@ -219,50 +219,50 @@ async fn story(client: &Client, shown: &mut Shown) {
     );
 
     let service = client.with_auth(Auth::service(SERVICE_KEY));
-    tell!(
+    show!(
         service
             .verify(PRESENTED)
             .method("GET")
             .path("/tokens")
             .client_ip([203, 0, 113, 7])
     );
-    tell!(service.introspect(PRESENTED).scopes([Scope::LINKS_READ]));
+    show!(service.introspect(PRESENTED).scopes([Scope::LINKS_READ]));
     let question = Question::new(PRESENTED).merchant("merchant_42");
-    shown.value(&question);
-    tell!(service.verify_batch([question, Question::new(PRESENTED)]));
-    tell!(service.subscription().lookup(Digest::of(PRESENTED)));
-    tell!(
+    output.value(&question);
+    show!(service.verify_batch([question, Question::new(PRESENTED)]));
+    show!(service.subscription().lookup(Digest::of(PRESENTED)));
+    show!(
         service
             .subscription()
             .poll(VerifierId::from_bytes([7; 16]))
             .cursor("a-6")
     );
 
-    tell!(client.with_auth(Auth::key(PRESENTED)).whoami());
-    tell!(client.with_auth(Auth::key(PRESENTED)).revoke_self());
-    let asked = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new(ASKED_FOR)) });
-    shown.value(&asked);
-    tell!(client.with_auth(asked).whoami());
+    show!(client.with_auth(Auth::key(PRESENTED)).whoami());
+    show!(client.with_auth(Auth::key(PRESENTED)).revoke_self());
+    let function = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new(FUNCTION_TOKEN)) });
+    output.value(&function);
+    show!(client.with_auth(function).whoami());
 
-    // What is refused before it is sent.
-    tell!(
+    // Arguments that are rejected before anything is sent.
+    show!(
         client
             .applications()
             .create("Shop")
             .idempotency_key("CANARY")
     );
-    tell!(
+    show!(
         client
             .applications()
             .create("Shop")
             .idempotency_key("CANARY with a \"quote\"")
     );
-    tell!(client.with_auth(Auth::bearer("CANARY\n")).whoami());
+    show!(client.with_auth(Auth::bearer("CANARY\n")).whoami());
     for value in [
         client.applications().api_keys("app").list().items(),
         client.applications().api_keys("app").list().items(),
     ] {
-        shown.value(&value);
+        output.value(&value);
     }
 }
 
@@ -277,29 +277,29 @@ fn assert_unseen(text: &str, secret: &str) {
     }
 }
 
-/// The story with that HTTP client, all of whose parties are told on.
-async fn told(http: reqwest::Client, expected: &[&str]) {
+/// Makes all calls with this HTTP client and checks that its crates log, but no secret.
+async fn check_logs(http: reqwest::Client, expected: &[&str]) {
     let logs = Logs::default();
-    let mut shown = Shown::default();
-    let server = Server::responding(generous).await;
+    let mut output = Output::default();
+    let server = Server::responding(respond_with_new_keys).await;
     let guard = logs.collect();
     let builder = server
         .builder()
         .auth(Auth::bearer(TOKEN))
         .header("x-team", HEADER)
         .http_client(http);
-    shown.value(&builder);
-    story(&builder.build().unwrap(), &mut shown).await;
+    output.value(&builder);
+    make_all_calls(&builder.build().unwrap(), &mut output).await;
     drop(guard);
 
-    let (logs, shown) = (logs.text(), shown.0);
-    // All of them were heard.
+    let (logs, output) = (logs.text(), output.0);
+    // The crates logged.
     for target in expected {
-        assert!(logs.contains(target), "nothing was heard of {target}");
+        assert!(logs.contains(target), "no log of {target}");
     }
-    let asked = server.asked().await;
-    // And all secrets were there to be seen.
-    let sent: String = asked
+    let requests = server.asked().await;
+    // The secrets were sent.
+    let sent: String = requests
         .iter()
         .map(|request| {
             format!(
@@ -316,25 +316,25 @@ async fn told(http: reqwest::Client, expected: &[&str]) {
         PRESENTED,
         IDEMPOTENCY_KEY,
         HEADER,
-        ASKED_FOR,
+        FUNCTION_TOKEN,
     ] {
         assert!(sent.contains(secret), "{secret} was not sent");
     }
-    for text in [&logs, &shown] {
+    for text in [&logs, &output] {
         assert_unseen(text, CANARY);
         assert_unseen(text, &Digest::of(PRESENTED).hex().to_string());
-        let random = asked
+        let random = requests
             .iter()
             .flat_map(|request| header(request, "idempotency-key"));
         random.for_each(|key| assert_unseen(text, key));
     }
-    assert!(shown.contains("redacted"), "{shown}");
+    assert!(output.contains("redacted"), "{output}");
 }
 
 #[tokio::test]
-async fn nobody_logs_a_secret() {
+async fn no_secret_is_logged() {
     let http = reqwest::Client::builder().build().unwrap();
-    told(
+    check_logs(
         http,
         &[
             "tollkey_call",
@@ -347,12 +347,12 @@ async fn nobody_logs_a_secret() {
 }
 
 #[tokio::test]
-async fn nobody_logs_a_secret_over_http_2() {
+async fn no_secret_is_logged_over_http2() {
     let http = reqwest::Client::builder()
         .http2_prior_knowledge()
         .build()
         .unwrap();
-    told(
+    check_logs(
         http,
         &[
             "tollkey_call",
@@ -365,11 +365,11 @@ async fn nobody_logs_a_secret_over_http_2() {
 }
 
 #[tokio::test]
-async fn nobody_logs_a_secret_of_a_call_that_fails() {
+async fn no_secret_of_a_failed_call_is_logged() {
     let logs = Logs::default();
-    let mut shown = Shown::default();
+    let mut output = Output::default();
     let guard = logs.collect();
-    // An answer that holds a new key and cannot be read, one that breaks off behind the key, none at all, and silence.
+    // A response with a new key that cannot be parsed, one that is cut after the key, none, and silence.
     let mut created = said::created_commerce_key();
     created["api_key"] = json!(NEW_KEY);
     let whole = on_the_wire("201 Created", "application/json", &created);
@@ -399,45 +399,45 @@ async fn nobody_logs_a_secret_of_a_call_that_fails() {
         let keys = client.commerce().api_keys();
         let outcome = keys.create("Key").idempotency_key(IDEMPOTENCY_KEY).await;
         assert!(outcome.is_err());
-        shown.outcome(&outcome);
-        shown.outcome(&client.verify(PRESENTED).await);
+        output.outcome(&outcome);
+        output.outcome(&client.verify(PRESENTED).await);
         assert!(wire.heard().iter().all(|request| request.contains(TOKEN)));
     }
-    // Nobody there.
+    // No server listens here.
     let client = builder("http://127.0.0.1:1")
         .auth(Auth::bearer(TOKEN))
         .max_retries(2)
         .build()
         .unwrap();
-    shown.outcome(&client.verify(PRESENTED).await);
+    output.outcome(&client.verify(PRESENTED).await);
     drop(guard);
 
-    let (logs, shown) = (logs.text(), shown.0);
-    assert!(logs.contains("a call is sent again"), "{logs}");
+    let (logs, output) = (logs.text(), output.0);
+    assert!(logs.contains("sending a call again"), "{logs}");
     assert_unseen(&logs, CANARY);
-    assert_unseen(&shown, CANARY);
+    assert_unseen(&output, CANARY);
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_client_shows_nothing_either() {
-    let mut shown = Shown::default();
+async fn invalid_settings_are_not_shown() {
+    let mut output = Output::default();
     let good = || builder("http://127.0.0.1:1").auth(Auth::bearer(TOKEN));
     let wrong = [
-        good().base_url("http://somebody:CANARY@127.0.0.1:1"),
+        good().base_url("http://user:CANARY@127.0.0.1:1"),
         good().base_url("http://127.0.0.1:1/?token=CANARY"),
         good().header("authorization", "CANARY"),
         good().header("x-team", "CANARY\n"),
         good().user_agent("CANARY\n"),
     ];
     for builder in wrong {
-        shown.value(&builder);
-        shown.error(&builder.build().unwrap_err());
+        output.value(&builder);
+        output.error(&builder.build().unwrap_err());
     }
-    assert_unseen(&shown.0, CANARY);
+    assert_unseen(&output.0, CANARY);
 }
 
 #[tokio::test]
-async fn clients_and_credentials_show_that_there_is_one() {
+async fn debug_redacts_credentials() {
     let client = builder("http://127.0.0.1:1")
         .auth(Auth::bearer(TOKEN))
         .build()
@@ -462,8 +462,8 @@ async fn clients_and_credentials_show_that_there_is_one() {
     );
 }
 
-/// The first request on a connection of HTTP/2, as far as its headers go: how each is written (RFC 7541, section 6), as
-/// the index of its name in the static table and whether no table may ever hold it.
+/// Reads the headers of the first request on an HTTP/2 connection: for each (RFC 7541, section 6) the index of its name in
+/// the static table, and whether it is marked as never indexed.
 async fn written_headers(connection: &mut TcpStream) -> Vec<(usize, bool)> {
     let mut preface = [0; 24];
     connection.read_exact(&mut preface).await.unwrap();
@@ -507,7 +507,7 @@ async fn written_headers(connection: &mut TcpStream) -> Vec<(usize, bool)> {
     }
 }
 
-/// An integer with so many bits in its first byte.
+/// Reads an integer with a prefix of so many bits (RFC 7541, section 5.1).
 fn integer(block: &mut &[u8], prefix: u32) -> usize {
     let mut next = || {
         let byte = block[0];
@@ -529,7 +529,7 @@ fn integer(block: &mut &[u8], prefix: u32) -> usize {
 }
 
 #[tokio::test]
-async fn credentials_are_written_so_that_no_table_of_http_2_may_hold_them() {
+async fn credentials_are_never_indexed_by_hpack() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let http = reqwest::Client::builder()
@@ -551,18 +551,18 @@ async fn credentials_are_written_so_that_no_table_of_http_2_may_hold_them() {
         .filter(|(_, never)| *never)
         .map(|(name, _)| *name)
         .collect();
-    // `authorization` is 23 in the static table. The Idempotency-Key and the header of one's own have no place there.
+    // `authorization` is 23 in the static table. The Idempotency-Key and the caller's header are not in it (0).
     assert_eq!(never.len(), 3, "{headers:?}");
     assert!(
         never.contains(&23) && never.iter().filter(|name| **name == 0).count() == 2,
         "{headers:?}"
     );
-    // Others may be held: user-agent, content-type and so on.
+    // Other headers, such as user-agent and content-type, may be indexed.
     assert!(headers.len() > 6, "{headers:?}");
 }
 
 #[tokio::test]
-async fn each_attempt_is_a_span_with_what_it_was() {
+async fn each_attempt_has_a_span_with_its_status() {
     let server = Server::answering([
         problem(503, "unavailable", "temporarily unavailable"),
         json_answer(201, &said::created_application_key()),
@@ -588,7 +588,7 @@ async fn each_attempt_is_a_span_with_what_it_was() {
     }
     assert!(
         logs.contains(
-            "a call is sent again attempt=1 error=503 unavailable: temporarily unavailable"
+            "sending a call again attempt=1 error=503 unavailable: temporarily unavailable"
         ),
         "{logs}"
     );
@@ -603,8 +603,8 @@ async fn each_attempt_is_a_span_with_what_it_was() {
 }
 
 #[tokio::test]
-async fn an_answer_with_a_secret_shows_only_that_there_is_one() {
-    let server = Server::responding(generous).await;
+async fn debug_redacts_secrets_of_a_response() {
+    let server = Server::responding(respond_with_new_keys).await;
     let created = server
         .client()
         .commerce()
@@ -618,7 +618,7 @@ async fn an_answer_with_a_secret_shows_only_that_there_is_one() {
         "{text}"
     );
     assert_eq!(created.api_key.expose(), NEW_KEY);
-    // One whose body is not even JSON.
+    // A body that is not JSON.
     let server = Server::responding(answer(
         201,
         "application/json",
@@ -632,7 +632,7 @@ async fn an_answer_with_a_secret_shows_only_that_there_is_one() {
         .create("Key")
         .await
         .unwrap_err();
-    let mut shown = Shown::default();
-    shown.error(&error);
-    assert_unseen(&shown.0, CANARY);
+    let mut output = Output::default();
+    output.error(&error);
+    assert_unseen(&output.0, CANARY);
 }

@@ -1,4 +1,4 @@
-//! Settings of a client, arguments of its calls, and what its types promise.
+//! Settings of a client, arguments of its calls, and properties of its types.
 
 use std::{
     fmt::Debug,
@@ -30,7 +30,7 @@ fn me() -> wiremock::ResponseTemplate {
 }
 
 #[track_caller]
-fn refused_settings(builder: ClientBuilder) -> String {
+fn settings_error(builder: ClientBuilder) -> String {
     let error = refused(builder.build());
     assert_eq!(
         (error.kind(), error.attempts(), error.status()),
@@ -40,7 +40,7 @@ fn refused_settings(builder: ClientBuilder) -> String {
 }
 
 #[tokio::test]
-async fn the_base_url_may_have_a_path() {
+async fn base_url_may_have_a_path() {
     let rows = [
         ("", "/api/v1/whoami"),
         ("/", "/api/v1/whoami"),
@@ -63,17 +63,17 @@ async fn the_base_url_may_have_a_path() {
 }
 
 #[test]
-fn the_base_url_is_without_the_version() {
+fn base_url_with_the_api_version_is_rejected() {
     for url in ["http://localhost/api/v1", "http://localhost/keys/api/v1/"] {
         assert_eq!(
-            refused_settings(builder(url)),
+            settings_error(builder(url)),
             "base_url must be without /api/v1"
         );
     }
 }
 
 #[tokio::test]
-async fn the_base_url_may_be_written_carelessly() {
+async fn base_url_is_normalized() {
     let server = Server::responding(me()).await;
     let host = server.url().trim_start_matches("http://").to_owned();
     let urls = [
@@ -88,7 +88,7 @@ async fn the_base_url_may_be_written_carelessly() {
 }
 
 #[test]
-fn a_base_url_that_is_none_is_refused_without_being_repeated() {
+fn invalid_base_url_is_rejected_and_not_shown() {
     let rows = [
         "",
         "keys.example.com",
@@ -104,13 +104,13 @@ fn a_base_url_that_is_none_is_refused_without_being_repeated() {
         "http://keys.example.com?account=acme",
         "http://keys.example.com/#top",
         "http://hunter2@keys.example.com",
-        "http://somebody:hunter2@keys.example.com",
+        "http://user:hunter2@keys.example.com",
         "http://:hunter2@keys.example.com",
         "http://keys.example.com:99999",
         "http://hunter2 .example.com",
     ];
     for url in rows {
-        let text = refused_settings(Client::builder().base_url(url));
+        let text = settings_error(Client::builder().base_url(url));
         assert_eq!(
             text,
             "base_url must be http:// or https:// with a host and without credentials, query or fragment",
@@ -119,11 +119,11 @@ fn a_base_url_that_is_none_is_refused_without_being_repeated() {
         let error = refused(Client::new(url));
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
-    assert_eq!(refused_settings(Client::builder()), "base_url is not set");
+    assert_eq!(settings_error(Client::builder()), "base_url is not set");
 }
 
 #[tokio::test]
-async fn a_name_of_one_s_own_stands_behind_ours() {
+async fn user_agent_is_appended_to_the_crates_name() {
     let server = Server::responding(me()).await;
     server
         .builder()
@@ -139,13 +139,16 @@ async fn a_name_of_one_s_own_stands_behind_ours() {
         format!("{ours} checkout/1.4 (eu)")
     );
     for name in ["check\nout", "check\0out"] {
-        let text = refused_settings(server.builder().user_agent(name));
-        assert_eq!(text, "user_agent has characters that no header takes");
+        let text = settings_error(server.builder().user_agent(name));
+        assert_eq!(
+            text,
+            "user_agent has characters that a header value must not contain"
+        );
     }
 }
 
 #[tokio::test]
-async fn headers_of_one_s_own_go_with_every_call() {
+async fn custom_headers_are_sent_with_every_call() {
     let server = Server::responding(me()).await;
     let builder = server
         .builder()
@@ -163,9 +166,9 @@ async fn headers_of_one_s_own_go_with_every_call() {
         .whoami()
         .await
         .unwrap();
-    let asked = server.asked().await;
-    assert_eq!(asked.len(), 2);
-    for request in asked {
+    let requests = server.asked().await;
+    assert_eq!(requests.len(), 2);
+    for request in requests {
         assert_eq!(header(&request, "x-team"), ["checkout"]);
         assert_eq!(header(&request, "x-route"), ["eu", "us"]);
         assert_eq!(
@@ -176,7 +179,7 @@ async fn headers_of_one_s_own_go_with_every_call() {
 }
 
 #[test]
-fn headers_that_are_the_client_s_own_business_are_refused() {
+fn reserved_or_invalid_header_is_rejected() {
     let own = [
         "Authorization",
         "X-API-Key",
@@ -191,41 +194,41 @@ fn headers_that_are_the_client_s_own_business_are_refused() {
         "Transfer-Encoding",
     ];
     for name in own {
-        let text = refused_settings(builder("http://localhost").header(name, "hunter2"));
+        let text = settings_error(builder("http://localhost").header(name, "hunter2"));
         assert_eq!(text, format!("header {name:?} is set by the client itself"));
     }
     for name in ["", "with blank", "naïve", "a:b", "a\nb"] {
-        let text = refused_settings(builder("http://localhost").header(name, "hunter2"));
-        assert_eq!(text, format!("header {name:?} is no header name"));
+        let text = settings_error(builder("http://localhost").header(name, "hunter2"));
+        assert_eq!(text, format!("header {name:?} is not a valid header name"));
     }
     for value in ["hunter2\nx: y", "hunter2\r\n", "hunter2\0"] {
         let error = refused(builder("http://localhost").header("x-team", value).build());
         assert_eq!(
             error.to_string(),
-            "header \"x-team\" has a value with characters that no header takes"
+            "header \"x-team\" has characters that a header value must not contain"
         );
         assert!(!format!("{error:?}").contains("hunter2"));
     }
-    // The first one is told, and a good one after it does not mend it.
+    // The first error is reported, also if a later header is valid.
     let builder = builder("http://localhost")
         .header("host", "a")
         .header("a b", "c")
         .header("x-team", "d");
     assert_eq!(
-        refused_settings(builder),
+        settings_error(builder),
         "header \"host\" is set by the client itself"
     );
 }
 
 #[tokio::test]
-async fn a_call_without_a_credential_presents_none() {
+async fn client_without_a_credential_presents_none() {
     let server = Server::responding(me()).await;
     Client::new(server.url()).unwrap().whoami().await.unwrap();
     assert!(header(&server.asked_once().await, "authorization").is_empty());
 }
 
 #[tokio::test]
-async fn the_last_credential_is_presented_by_itself() {
+async fn only_the_last_credential_is_presented() {
     let server = Server::responding(me()).await;
     let client = server
         .builder()
@@ -241,7 +244,7 @@ async fn the_last_credential_is_presented_by_itself() {
     ] {
         client.whoami().await.unwrap();
     }
-    let shown: Vec<_> = server
+    let presented: Vec<_> = server
         .asked()
         .await
         .iter()
@@ -253,11 +256,11 @@ async fn the_last_credential_is_presented_by_itself() {
         "Bearer the third",
         "Bearer ck_test_EXAMPLE1",
     ];
-    assert_eq!(shown, expected);
+    assert_eq!(presented, expected);
 }
 
 #[tokio::test]
-async fn clients_made_of_one_share_its_connections() {
+async fn derived_clients_share_connections() {
     let wire = Wire::that([Does::Serves(on_the_wire(
         "200 OK",
         "application/json",
@@ -277,17 +280,17 @@ async fn clients_made_of_one_share_its_connections() {
         .unwrap();
     client.clone().whoami().await.unwrap();
     assert_eq!((wire.heard().len(), wire.connections()), (3, 1));
-    // One that was built by itself has its own.
+    // A client that is built separately has its own.
     wire.builder().build().unwrap().whoami().await.unwrap();
     assert_eq!((wire.heard().len(), wire.connections()), (4, 2));
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_before_each_attempt() {
+async fn token_function_is_called_before_each_attempt() {
     let unavailable = || crate::support::problem(503, "unavailable", "temporarily unavailable");
     let server = Server::answering([unavailable(), unavailable(), me(), me()]).await;
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
     let auth = Auth::from_fn(move || {
         let count = counter.fetch_add(1, Ordering::SeqCst);
         async move { Ok::<_, io::Error>(Secret::new(format!("token {count}"))) }
@@ -295,20 +298,20 @@ async fn a_token_is_asked_for_before_each_attempt() {
     let client = server.persistent().with_auth(auth);
     let call = client.whoami();
     assert_eq!(
-        asked.load(Ordering::SeqCst),
+        calls.load(Ordering::SeqCst),
         0,
-        "nothing is asked for before it is needed"
+        "the function is not called before the call is sent"
     );
     call.await.unwrap();
     client.clone().whoami().await.unwrap();
-    let shown: Vec<_> = server
+    let presented: Vec<_> = server
         .asked()
         .await
         .iter()
         .map(|request| only_header(request, "authorization"))
         .collect();
     assert_eq!(
-        shown,
+        presented,
         [
             "Bearer token 0",
             "Bearer token 1",
@@ -319,7 +322,7 @@ async fn a_token_is_asked_for_before_each_attempt() {
 }
 
 #[tokio::test]
-async fn without_a_token_nothing_is_sent() {
+async fn nothing_is_sent_without_a_token() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
     let error = refused(server.persistent().with_auth(auth).whoami().await);
@@ -339,16 +342,16 @@ async fn without_a_token_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_missing_later_ends_the_call() {
+async fn failing_token_function_ends_the_retries() {
     let server = Server::responding(crate::support::problem(
         503,
         "unavailable",
         "temporarily unavailable",
     ))
     .await;
-    let asked = AtomicUsize::new(0);
+    let calls = AtomicUsize::new(0);
     let auth = Auth::from_fn(move || {
-        let count = asked.fetch_add(1, Ordering::SeqCst);
+        let count = calls.fetch_add(1, Ordering::SeqCst);
         async move {
             if count < 1 {
                 Ok(Secret::new("the first"))
@@ -363,7 +366,7 @@ async fn a_token_that_is_missing_later_ends_the_call() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
+async fn slow_token_function_times_out() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(std::future::pending::<Result<Secret, io::Error>>);
     let client = server
@@ -380,8 +383,8 @@ async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
     assert!(server.asked().await.is_empty());
 }
 
-/// Credentials that cannot be presented, and what is said of each.
-const FAULTY: [(&str, &str); 17] = [
+/// Credentials that cannot be presented, and the reason in the error.
+const INVALID_CREDENTIALS: [(&str, &str); 17] = [
     ("", "is empty"),
     (" \n", "holds nothing but white space"),
     (
@@ -422,9 +425,9 @@ const FAULTY: [(&str, &str); 17] = [
     ),
 ];
 
-/// An error that shows no credential.
+/// Asserts that an error contains no credential.
 #[track_caller]
-fn assert_discreet(error: &Error) {
+fn assert_redacted(error: &Error) {
     assert!(
         !format!("{error} {error:?} {error:#?}").contains("hunter2"),
         "{error:?}"
@@ -432,10 +435,10 @@ fn assert_discreet(error: &Error) {
 }
 
 #[tokio::test]
-async fn credential_that_cannot_be_presented_is_not_sent() {
+async fn invalid_credential_is_not_sent() {
     let server = Server::responding(me()).await;
     let client = server.persistent();
-    for (credential, fault) in FAULTY {
+    for (credential, fault) in INVALID_CREDENTIALS {
         let function =
             Auth::from_fn(move || async move { Ok::<_, io::Error>(Secret::new(credential)) });
         for (auth, name) in [
@@ -450,15 +453,15 @@ async fn credential_that_cannot_be_presented_is_not_sent() {
                 error.to_string(),
                 format!("GET /api/v1/whoami: auth: {name} {fault}")
             );
-            assert_discreet(&error);
+            assert_redacted(&error);
         }
     }
     assert!(server.asked().await.is_empty());
 }
 
 #[test]
-fn credential_that_cannot_be_presented_builds_no_client() {
-    for (credential, fault) in FAULTY {
+fn client_with_an_invalid_credential_is_not_built() {
+    for (credential, fault) in INVALID_CREDENTIALS {
         let error = refused(
             builder("http://localhost")
                 .auth(Auth::key(credential))
@@ -468,7 +471,7 @@ fn credential_that_cannot_be_presented_builds_no_client() {
             (error.kind(), error.to_string()),
             (ErrorKind::Settings, format!("auth: the API key {fault}"))
         );
-        assert_discreet(&error);
+        assert_redacted(&error);
         let error = refused(
             builder("http://localhost")
                 .service_auth(Auth::service(credential))
@@ -478,28 +481,28 @@ fn credential_that_cannot_be_presented_builds_no_client() {
             error.to_string(),
             format!("service_auth: the service key {fault}")
         );
-        assert_discreet(&error);
+        assert_redacted(&error);
     }
-    // What a function returns is not known before a call.
+    // The credential of a function is unknown before the call.
     let function = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
     builder("http://localhost").auth(function).build().unwrap();
 }
 
 #[test]
-fn no_time_at_all_is_refused() {
+fn zero_timeout_is_rejected() {
     let zero = Duration::ZERO;
     assert_eq!(
-        refused_settings(builder("http://localhost").timeout(zero)),
+        settings_error(builder("http://localhost").timeout(zero)),
         "timeout must not be zero"
     );
     assert_eq!(
-        refused_settings(builder("http://localhost").connect_timeout(zero)),
+        settings_error(builder("http://localhost").connect_timeout(zero)),
         "connect_timeout must not be zero"
     );
 }
 
 #[tokio::test]
-async fn each_client_has_a_time_of_its_own() {
+async fn each_client_has_its_own_timeout() {
     let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
     let client = server
         .builder()
@@ -515,9 +518,9 @@ async fn each_client_has_a_time_of_its_own() {
     assert!(refused(client.whoami().await).is_timeout());
 }
 
-/// A listener whose queue of connections is full: another one gets no answer.
+/// A listener with a full queue: a further connection gets no response.
 #[cfg(target_os = "linux")]
-async fn deaf() -> (tokio::net::TcpListener, Vec<std::net::TcpStream>) {
+async fn full_listener() -> (tokio::net::TcpListener, Vec<std::net::TcpStream>) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -529,13 +532,13 @@ async fn deaf() -> (tokio::net::TcpListener, Vec<std::net::TcpStream>) {
             Err(_) => return (listener, waiting),
         }
     }
-    panic!("the queue has no end");
+    panic!("the queue is not full after 64 connections");
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn connecting_has_a_time_of_its_own() {
-    let (listener, _waiting) = deaf().await;
+async fn connect_timeout_limits_connecting() {
+    let (listener, _waiting) = full_listener().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let started = Instant::now();
     let client = builder(&url)
@@ -549,14 +552,14 @@ async fn connecting_has_a_time_of_its_own() {
         error.to_string(),
         "GET /api/v1/whoami: no connection: connecting timed out"
     );
-    // Far less than the three seconds it has when nothing is said.
+    // Much less than the default of three seconds.
     assert!(
         started.elapsed() < Duration::from_millis(2500),
         "{:?}",
         started.elapsed()
     );
 
-    // The time of the whole attempt ends it too.
+    // The timeout of an attempt includes connecting.
     let client = builder(&url)
         .timeout(Duration::from_millis(100))
         .build()
@@ -571,10 +574,10 @@ async fn connecting_has_a_time_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_http_client_of_one_s_own_is_used() {
+async fn http_client_of_the_caller_is_used() {
     let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
     let mut headers = reqwest::header::HeaderMap::new();
-    headers.insert("x-of-one-s-own", "yes".parse().unwrap());
+    headers.insert("x-custom", "yes".parse().unwrap());
     let own = || {
         reqwest::Client::builder()
             .default_headers(headers.clone())
@@ -587,7 +590,7 @@ async fn an_http_client_of_one_s_own_is_used() {
         .unwrap();
     client.whoami().await.unwrap();
     let request = server.asked_once().await;
-    assert_eq!(only_header(&request, "x-of-one-s-own"), "yes");
+    assert_eq!(only_header(&request, "x-custom"), "yes");
     assert_eq!(
         only_header(&request, "authorization"),
         format!("Bearer {TOKEN}")
@@ -596,7 +599,7 @@ async fn an_http_client_of_one_s_own_is_used() {
         only_header(&request, "user-agent"),
         format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"))
     );
-    // Its own time to wait is one too.
+    // Its own timeout applies too.
     let own = own().timeout(Duration::from_millis(50)).build().unwrap();
     let error = refused(
         server
@@ -661,7 +664,7 @@ fn with_id(client: &Client, id: &str) -> Vec<Named> {
 }
 
 #[tokio::test]
-async fn an_id_that_no_path_can_hold_is_not_sent() {
+async fn invalid_id_is_not_sent() {
     let server = Server::responding(nothing()).await;
     let long = "x".repeat(257);
     let ascii = "must be at most 256 printable ASCII characters";
@@ -695,7 +698,7 @@ async fn an_id_that_no_path_can_hold_is_not_sent() {
     assert!(server.asked().await.is_empty());
 }
 
-/// Texts that look like credentials and are none, and what they look like.
+/// Fake credentials, and the kind that the error names.
 fn credentials() -> Vec<(String, &'static str)> {
     let random = "hunter2EXAMPLE".repeat(2) + "1234";
     let mut credentials: Vec<_> = ["ck_live_", "ks_test_", "sk_live_", "pk_test_"]
@@ -712,7 +715,7 @@ fn credentials() -> Vec<(String, &'static str)> {
     credentials
 }
 
-/// Every call with a text of the caller's in its query, and the name of the parameter.
+/// Every call with a text of the caller in its query, and the name of the parameter.
 fn with_query_value(client: &Client, text: &str) -> Vec<Named> {
     let (account, other) = (client.account(), client.for_account(text));
     vec![
@@ -734,7 +737,7 @@ fn with_query_value(client: &Client, text: &str) -> Vec<Named> {
 }
 
 #[tokio::test]
-async fn credential_given_for_an_id_is_not_sent() {
+async fn credential_in_place_of_an_id_is_not_sent() {
     let server = Server::responding(nothing()).await;
     let client = server.persistent();
     for (credential, kind) in credentials() {
@@ -755,9 +758,9 @@ async fn credential_given_for_an_id_is_not_sent() {
                 error.to_string().ends_with(&format!(": {rule}")),
                 "{credential}: {error}"
             );
-            assert_discreet(&error);
+            assert_redacted(&error);
         }
-        // Nor does `Debug` of what holds it until the call.
+        // `Debug` of what holds the credential until the call redacts it.
         let keys = client.applications().api_keys(&credential);
         let list = client
             .audit_log()
@@ -795,7 +798,7 @@ async fn ids_that_resemble_credentials_are_sent() {
             .into_iter()
             .chain(with_query_value(&client, id))
         {
-            // The response is not the right one for most of them.
+            // The response has the wrong shape for most calls.
             let argument = call
                 .await
                 .err()
@@ -808,7 +811,7 @@ async fn ids_that_resemble_credentials_are_sent() {
 }
 
 #[tokio::test]
-async fn an_id_is_one_segment_whatever_it_holds() {
+async fn id_is_escaped_to_one_segment() {
     let rows = [
         ("a/b", "a%2Fb"),
         ("../accounts", "..%2Faccounts"),
@@ -826,7 +829,7 @@ async fn an_id_is_one_segment_whatever_it_holds() {
             "key_01K30DW000E008000000000002",
         ),
     ];
-    // As it stands on the wire: the mock server takes addresses apart itself.
+    // On a raw socket, because the mock server parses URLs itself.
     let wire = Wire::that([Does::HangsUp]).await;
     let client = wire.builder().build().unwrap();
     for (id, segment) in rows {
@@ -852,7 +855,7 @@ async fn an_id_is_one_segment_whatever_it_holds() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_before_it_is_awaited() {
+async fn call_is_sent_only_when_awaited() {
     let server = Server::responding(me()).await;
     let client = server.client();
     let call = client.whoami();
@@ -864,7 +867,7 @@ async fn nothing_is_sent_before_it_is_awaited() {
 }
 
 #[tokio::test]
-async fn a_call_kept_for_later_needs_nothing_it_came_from() {
+async fn call_outlives_its_client_and_arguments() {
     let server = Server::responding(json_answer(201, &said::created_application_key())).await;
     let call = {
         let (name, app) = ("Primary checkout key".to_owned(), "app".to_owned());
@@ -875,7 +878,7 @@ async fn a_call_kept_for_later_needs_nothing_it_came_from() {
     };
     let created = tokio::spawn(call.into_future()).await.unwrap().unwrap();
     assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
-    // And a noun in a task of its own.
+    // A noun can be moved into another task, too.
     let keys = server.client().applications().api_keys("app");
     let created = tokio::spawn(async move { keys.create("Another").await })
         .await
@@ -885,7 +888,7 @@ async fn a_call_kept_for_later_needs_nothing_it_came_from() {
 }
 
 #[tokio::test]
-async fn many_calls_at_once_share_one_client() {
+async fn concurrent_calls_share_one_client() {
     let server = Server::responding(json_answer(200, &said::invalid("expired"))).await;
     let client = server.client();
     let calls = (0..50).map(|number| client.verify(format!("ck_test_EXAMPLE{number}")).send());
@@ -896,7 +899,7 @@ async fn many_calls_at_once_share_one_client() {
 }
 
 #[test]
-fn types_go_between_threads() {
+fn types_can_be_sent_between_threads() {
     fn everywhere<T: Send + Sync + Clone + Debug + 'static>() {}
     fn once<T: Send + Sync + Debug + 'static>() {}
     fn moves<T: Send + Debug + 'static>() {}
@@ -952,7 +955,7 @@ fn types_go_between_threads() {
 }
 
 #[test]
-fn an_error_is_small_and_goes_where_errors_go() {
+fn error_is_small_and_can_be_boxed() {
     assert_eq!(size_of::<Error>(), size_of::<usize>());
     fn boxed() -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
         Ok(Client::new("nowhere")?)
@@ -961,7 +964,7 @@ fn an_error_is_small_and_goes_where_errors_go() {
 }
 
 #[tokio::test]
-async fn an_account_that_is_named_stands_in_the_query_of_its_calls_alone() {
+async fn account_is_in_the_query_of_its_calls_only() {
     let server = Server::responding(json_answer(200, &json!([]))).await;
     let client = server.client();
     let other = client.for_account("acme").for_account("b&c=d");
@@ -978,7 +981,7 @@ async fn an_account_that_is_named_stands_in_the_query_of_its_calls_alone() {
 }
 
 #[tokio::test]
-async fn a_subscriber_is_named_by_its_digits() {
+async fn subscriber_is_sent_as_hexadecimal_digits() {
     let server = Server::responding(json_answer(200, &said::news())).await;
     server
         .client()

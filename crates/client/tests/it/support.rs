@@ -1,4 +1,4 @@
-//! Servers that answer as they are told and keep what they were asked.
+//! Servers that give prepared responses and record their requests.
 
 use std::{
     collections::VecDeque,
@@ -19,27 +19,27 @@ use tokio::{
 use tollkey_client::{Auth, Client, ClientBuilder, Error};
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
-/// What every client of these tests presents.
+/// The credential of every client in these tests.
 pub const TOKEN: &str = "a management token";
-/// The id that answers bear, unless they say otherwise.
+/// The request ID of the responses, unless a test sets another.
 pub const REQUEST_ID: &str = "req_01K30DW000E008000000000001";
 
-/// A server with a list of answers, which it gives one after the other.
+/// A server with prepared responses.
 pub struct Server(MockServer);
 
 impl Server {
-    /// With these answers. Whoever asks more often is told so.
+    /// Gives these responses in turn, and 418 after the last.
     pub async fn answering(answers: impl IntoIterator<Item = ResponseTemplate>) -> Self {
         let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
         Self::responding(move |_: &Request| {
             let next = answers.lock().unwrap().pop_front();
-            next.unwrap_or_else(|| problem(418, "asked_too_often", "there is no answer left"))
+            next.unwrap_or_else(|| problem(418, "unexpected_request", "no response is left"))
         })
         .await
     }
 
     pub async fn responding(respond: impl Respond + 'static) -> Self {
-        // Not one of wiremock's pool: a call that was given up must not reach the server of another test.
+        // Not from wiremock's pool: an abandoned call must not reach the server of another test.
         let server = MockServer::builder().start().await;
         Mock::given(any())
             .respond_with(respond)
@@ -56,7 +56,7 @@ impl Server {
         *self.0.address()
     }
 
-    /// Settings for a client of this server, which has a credential, sends nothing twice and wastes no time.
+    /// Settings for a client of this server, with a credential, no retries and short pauses.
     pub fn builder(&self) -> ClientBuilder {
         builder(&self.url())
     }
@@ -65,21 +65,21 @@ impl Server {
         self.builder().build().unwrap()
     }
 
-    /// A client that sends up to two times more.
+    /// A client with up to two retries.
     pub fn persistent(&self) -> Client {
         self.builder().max_retries(2).build().unwrap()
     }
 
-    /// What came in, in order.
+    /// Returns the received requests, in order.
     pub async fn asked(&self) -> Vec<Request> {
         self.0.received_requests().await.unwrap()
     }
 
-    /// The only thing that came in.
+    /// Returns the only received request.
     pub async fn asked_once(&self) -> Request {
-        let mut asked = self.asked().await;
-        assert_eq!(asked.len(), 1, "{asked:?}");
-        asked.remove(0)
+        let mut requests = self.asked().await;
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        requests.remove(0)
     }
 }
 
@@ -91,24 +91,24 @@ pub fn builder(url: &str) -> ClientBuilder {
         .backoff(Duration::from_millis(1), Duration::from_millis(1))
 }
 
-/// An answer with a body of that media type.
+/// A response with a body of this media type.
 pub fn answer(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> ResponseTemplate {
     ResponseTemplate::new(status)
         .set_body_raw(body, media_type)
         .insert_header("x-request-id", REQUEST_ID)
 }
 
-/// An answer of JSON.
+/// A JSON response.
 pub fn json_answer(status: u16, body: &Value) -> ResponseTemplate {
     answer(status, "application/json", body.to_string())
 }
 
-/// An answer without a body.
+/// A 204 response.
 pub fn nothing() -> ResponseTemplate {
     ResponseTemplate::new(204).insert_header("x-request-id", REQUEST_ID)
 }
 
-/// A refusal, everywhere but on the account surface.
+/// A problem (RFC 9457), the error of every surface but the account surface.
 pub fn problem(status: u16, code: &str, detail: &str) -> ResponseTemplate {
     answer(
         status,
@@ -120,7 +120,7 @@ pub fn problem(status: u16, code: &str, detail: &str) -> ResponseTemplate {
 pub fn problem_body(status: u16, code: &str, detail: &str) -> Value {
     json!({
         "type": format!("urn:tollkey:problem:{code}"),
-        "title": "What it is in a few words",
+        "title": "A title",
         "status": status,
         "detail": detail,
         "code": code,
@@ -128,7 +128,7 @@ pub fn problem_body(status: u16, code: &str, detail: &str) -> Value {
     })
 }
 
-/// The values of a header, in order.
+/// Returns the values of a header, in order.
 pub fn header<'a>(request: &'a Request, name: &str) -> Vec<&'a str> {
     request
         .headers
@@ -138,14 +138,14 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// The only value of a header.
+/// Returns the only value of a header.
 pub fn only_header(request: &Request, name: &str) -> String {
     let values = header(request, name);
     assert_eq!(values.len(), 1, "{name}: {values:?}");
     values[0].to_owned()
 }
 
-/// Path and query as they were sent.
+/// Returns the path and query as they were sent.
 pub fn target(request: &Request) -> String {
     let query = request
         .url
@@ -155,31 +155,31 @@ pub fn target(request: &Request) -> String {
     format!("{}{query}", request.url.path())
 }
 
-/// The error of a call that must not go well.
+/// Returns the error of a call that must fail.
 #[track_caller]
 pub fn refused<T: Debug>(outcome: Result<T, Error>) -> Error {
     match outcome {
-        Ok(answer) => panic!("the call went well: {answer:?}"),
+        Ok(response) => panic!("the call succeeded: {response:?}"),
         Err(error) => error,
     }
 }
 
-/// What a [`Wire`] does with one connection.
+/// The behavior of a [`Wire`] on one connection.
 #[derive(Debug, Clone)]
 pub enum Does {
-    /// Reads a request, writes this, and ends the connection.
+    /// Reads a request, writes this, and closes the connection.
     Says(String),
-    /// Reads a request and ends the connection.
+    /// Reads a request and closes the connection.
     HangsUp,
-    /// Reads a request, writes this, and is silent.
+    /// Reads a request, writes this, and then goes silent.
     Stalls(String),
-    /// Reads a request and writes this, again and again on the same connection.
+    /// Reads requests and writes this for each, on the same connection.
     Serves(String),
-    /// Reads a request and writes an answer of so many blanks and `{}`, in chunks.
+    /// Reads a request and writes a chunked response of so many spaces and `{}`.
     Pours(usize),
 }
 
-/// A server beneath HTTP: each connection goes as it is told, the last one again and again.
+/// A raw TCP server: each connection has the next of its behaviors, and all further ones the last.
 pub struct Wire {
     url: String,
     heard: Arc<Mutex<Vec<String>>>,
@@ -204,7 +204,7 @@ impl Wire {
                 };
                 tokio::spawn(converse(
                     connection,
-                    does.expect("it is told what to do"),
+                    does.expect("at least one behavior"),
                     keep.clone(),
                 ));
             }
@@ -220,18 +220,18 @@ impl Wire {
         builder(&self.url)
     }
 
-    /// The requests that were read, as they stood on the wire.
+    /// Returns the received requests, byte for byte.
     pub fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap().clone()
     }
 
-    /// How many connections there were.
+    /// Returns the number of accepted connections.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
-/// An answer of JSON, as it stands on the wire.
+/// Returns a raw HTTP response.
 pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
     let body = body.to_string();
     let length = body.len();
@@ -243,7 +243,7 @@ pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
 async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<String>>>) {
     let request = read_request(&mut connection).await;
     heard.lock().unwrap().push(request);
-    // Who asked may have gone: then there is nobody left to see what follows.
+    // Write errors are ignored: the client may have closed the connection.
     match does {
         Does::Says(text) => drop(connection.write_all(text.as_bytes()).await),
         Does::HangsUp => {}
@@ -259,7 +259,7 @@ async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<St
         },
         Does::Stalls(text) => {
             drop(connection.write_all(text.as_bytes()).await);
-            // Until the other side ends it.
+            // Until the client closes the connection.
             drop(connection.read(&mut [0]).await);
         }
         Does::Pours(bytes) => {
@@ -280,7 +280,7 @@ async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<St
     }
 }
 
-/// One request with its body.
+/// Reads one request with its body.
 async fn read_request(connection: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let mut buffer = [0; 4096];

@@ -28,14 +28,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::said;
 
-/// A certificate that is its own issuer, and its private key.
+/// A self-signed certificate and its private key.
 pub struct Certificate {
     der: Vec<u8>,
     private_key: Vec<u8>,
 }
 
 impl Certificate {
-    /// For this host name, valid from and to the start of these years.
+    /// Creates one for this host name, valid from and to the start of these years.
     pub fn new(host: &str, from: u16, to: u16) -> Self {
         let private_key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
         // RFC 5280, section 4.1.
@@ -76,25 +76,25 @@ impl Certificate {
         }
     }
 
-    /// For `localhost`, valid for as long as these tests are run.
+    /// Creates one for `localhost` that is valid while these tests are in use.
     pub fn valid() -> Self {
         Self::new("localhost", 2020, 2049)
     }
 
-    /// Writes the certificate as a file of CA certificates (`.pem`), and the private key beside it (`.key`).
+    /// Writes the certificate to a `.pem` file, as a CA certificate, and the private key to a `.key` file beside it.
     pub fn write(&self, file: &Path) {
         fs::write(file.with_extension("pem"), self.pem()).unwrap();
         fs::write(file.with_extension("key"), &self.private_key).unwrap();
     }
 
-    /// The certificate that this process trusts, which its parent wrote.
+    /// Reads the certificate that this process trusts, which its parent wrote.
     pub fn read() -> Self {
         Self::read_from(Path::new(
-            &env::var_os("SSL_CERT_FILE").expect("the process is started with it"),
+            &env::var_os("SSL_CERT_FILE").expect("SSL_CERT_FILE is set by the parent"),
         ))
     }
 
-    /// What [`write`](Self::write) wrote.
+    /// Reads what [`write`](Self::write) wrote.
     pub fn read_from(file: &Path) -> Self {
         let pem = fs::read_to_string(file.with_extension("pem")).unwrap();
         let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
@@ -155,7 +155,7 @@ fn bit_string(bytes: &[u8]) -> Vec<u8> {
     der(0x03, &[&[0], bytes].concat())
 }
 
-/// A server of HTTP/2 over TLS, which says to each caller who calls.
+/// An HTTP/2 server with TLS that responds to every request with [`said::whoami`].
 pub struct Http2Server {
     pub address: SocketAddr,
     requests: Arc<AtomicUsize>,
@@ -166,7 +166,7 @@ impl Http2Server {
         Self::with_protocols(certificate, &["h2"]).await
     }
 
-    /// With these protocols in ALPN.
+    /// Starts a server with these ALPN protocols.
     pub async fn with_protocols(certificate: &Certificate, protocols: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -186,7 +186,7 @@ impl Http2Server {
 }
 
 async fn serve(acceptor: TlsAcceptor, connection: TcpStream, requests: Arc<AtomicUsize>) {
-    // A client that does not trust the certificate ends the connection: the test looks at the client.
+    // A client that does not trust the certificate ends the connection. The test checks the client's error.
     let Ok(connection) = acceptor.accept(connection).await else {
         return;
     };
@@ -206,8 +206,8 @@ async fn serve(acceptor: TlsAcceptor, connection: TcpStream, requests: Arc<Atomi
     }
 }
 
-/// Runs an ignored test of this binary in a process of its own, with these places of CA certificates and no others. Variables
-/// of this process cannot be set while other tests run.
+/// Runs an ignored test of this binary in a separate process with these CA certificates only. Environment variables of
+/// this process cannot be set while other tests run.
 #[track_caller]
 pub fn run_with_ca_certificates(test: &str, file: Option<&OsStr>, directory: Option<&OsStr>) {
     let mut command = Command::new(env::current_exe().unwrap());

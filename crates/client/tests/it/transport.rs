@@ -1,4 +1,4 @@
-//! Why there is no connection, on real sockets; and machines without CA certificates.
+//! Causes of failed connections, on real sockets, and machines without CA certificates.
 
 use std::{env, ffi::OsStr, fs, path::PathBuf, time::Duration};
 
@@ -15,10 +15,10 @@ use crate::{
     tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
 
-/// No test waits longer than this.
+/// The time limit of a test.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What is said of a call to this URL, which gets no connection.
+/// Returns the cause of a failed connection to this URL.
 async fn cause(url: &str) -> String {
     let error = refused(builder(url).build().unwrap().whoami().await);
     assert_eq!(
@@ -33,13 +33,13 @@ async fn cause(url: &str) -> String {
         "{text}"
     );
     text.strip_prefix("GET /api/v1/whoami: no connection: ")
-        .expect("it is said what was called")
+        .expect("an error that names the call")
         .to_owned()
 }
 
 #[tokio::test]
 async fn unknown_host_is_named_as_cause() {
-    // No label of a name is so long (RFC 1035, section 2.3.4): no resolver has to be asked.
+    // Longer than a label may be (RFC 1035, section 2.3.4), so that no resolver is needed.
     let host = "x".repeat(64);
     assert_eq!(
         cause(&format!("http://{host}.example.com")).await,
@@ -58,8 +58,8 @@ async fn refused_connection_is_named_as_cause() {
     }
 }
 
-/// A listener that reads a little, writes this, and ends each connection.
-async fn listener_that_says(text: &'static str) -> u16 {
+/// Starts a listener that reads a little, writes this, and closes each connection.
+async fn listener_that_writes(text: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -73,21 +73,21 @@ async fn listener_that_says(text: &'static str) -> u16 {
 
 #[tokio::test]
 async fn server_without_tls_is_named_as_cause() {
-    let port = listener_that_says("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+    let port = listener_that_writes("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
     let expected = "the server does not speak TLS on this port: is it one for http://?";
     assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
 }
 
 #[tokio::test]
 async fn handshake_that_is_cut_is_named_as_cause() {
-    let port = listener_that_says("").await;
+    let port = listener_that_writes("").await;
     let expected = "the server ended the connection while it was opened";
     assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
 }
 
 #[tokio::test]
-async fn handshake_that_is_not_answered_times_out() {
-    // The system opens the connection; nobody takes it.
+async fn handshake_without_a_response_times_out() {
+    // The system completes the TCP handshake; no task accepts the connection.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let client = builder(&url)
@@ -134,7 +134,7 @@ fn fault_of_a_trusted_certificate_is_named_as_cause() {
     );
 }
 
-/// Certificates, and what is said of them when they are those of `localhost`.
+/// Certificates, and the expected cause when a server at `localhost` has them.
 const FAULTS: [(&str, &str, u16, u16, &str); 3] = [
     (
         "other-host",
@@ -171,7 +171,7 @@ async fn faults_of_trusted_certificates() {
             expected
         );
     }
-    // The host name is all that is wrong with the first.
+    // Only the host name of the first is wrong.
     let certificate = Certificate::read_from(&directory.with_file_name("other-host"));
     let server = Http2Server::with_protocols(&certificate, &["another protocol"]).await;
     let url = format!("https://localhost:{}", server.address.port());
@@ -228,7 +228,7 @@ async fn without_ca_certificates() {
         (false, true) => {
             "found in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR"
         }
-        (false, false) => unreachable!("the process would have those of the machine"),
+        (false, false) => unreachable!("the parent sets one of them"),
     };
     let error: Error = refused(Client::new("https://keys.example.com"));
     assert_eq!(error.kind(), ErrorKind::Settings);
@@ -238,7 +238,7 @@ async fn without_ca_certificates() {
         "{text}"
     );
     assert!(text.ends_with("(ClientBuilder::http_client)"), "{text}");
-    // An HTTP client of the caller's needs none of ours.
+    // The caller's own HTTP client needs none.
     let own = tollkey_client::reqwest::Client::builder()
         .tls_certs_only([])
         .build()

@@ -433,47 +433,47 @@ async fn tour_prints_its_steps() {
     tour::walk(&client, &mut output).await.expect("the tour");
     let output = String::from_utf8(output).expect("text");
     // These two lines differ in each run.
-    let (made, same): (Vec<_>, Vec<_>) = output
+    let (created, same): (Vec<_>, Vec<_>) = output
         .lines()
-        .partition(|line| line.starts_with("made the "));
-    assert_eq!(made.len(), 2, "{output}");
-    assert!(made[1].ends_with(" Secret(redacted)"), "{output}");
+        .partition(|line| line.starts_with("created the "));
+    assert_eq!(created.len(), 2, "{output}");
+    assert!(created[1].ends_with(" Secret(redacted)"), "{output}");
     assert_snapshot!(same.join("\n"), @r#"
     == A key of an application
 
-    == What a resource server asks
+    == A resource server verifies it
     reading links: valid, a test key of acme
     writing links: insufficient_scope
-    with real money: wrong_mode
-    a made-up key: unknown_key
+    in live mode: wrong_mode
+    an unknown key: unknown_key
     introspected: active true, scope "links:read"
 
-    == What the key says of itself
+    == The key describes itself
     application test active
 
-    == Its application is disabled, enabled, and then the key revoked
+    == Its application is disabled and enabled, then the key is revoked
     disabled: application_disabled
     enabled: valid
     revoked: revoked
 
     == A commerce key is rotated
-    the old key: valid
-    the new key: valid
-    API key revoked successfully; the old key: revoked
+    predecessor: valid
+    successor: valid
+    API key revoked successfully; predecessor: revoked
 
-    == An account key makes another
-    test secret made test publishable
+    == An account key creates another
+    test secret created test publishable
 
-    == What goes wrong, and how it is told
+    == Errors
     409 application_name_taken
     /name must have 1 to 255 characters
     /scopes unknown scope `links:destroy`
 
-    == What was written down of it
+    == The audit log of the key
     api_key.revoked by merchant developer
     api_key.created by merchant developer
 
-    Deleted the application; nothing of the tour works any more.
+    Deleted the application; all keys of the tour are revoked.
     "#);
     server.stop().await;
 }

@@ -986,12 +986,12 @@ async fn vault_reports_failures_of_the_receiver() {
             (
                 receiver("/large", FORWARDING),
                 502,
-                json!("The receiver's answer is too large."),
+                json!("The receiver's response is too large."),
             ),
             (
                 receiver("/silent", Duration::from_millis(200)),
                 504,
-                json!("The receiver did not answer in time."),
+                json!("The receiver did not respond in time."),
             ),
             (closed_port, 502, json!("The receiver cannot be reached.")),
         ] {
