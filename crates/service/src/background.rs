@@ -1,17 +1,17 @@
-//! Work that no request waits for. The server runs each of these regularly.
+//! Background work, which the server runs regularly.
 
 use tollkey_core::{time::day, usage::outcome_code};
 use tollkey_verifier::usage::BATCH;
 
 use crate::{idempotency, measures, revocations, service::Service};
 
-/// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
+/// Days for which usage is kept: about 13 months, so that a month can be compared with the same month a year earlier.
 const USAGE_KEPT_DAYS: i32 = 400;
 
 impl Service {
-    /// Writes the usage that was counted while verifying. What cannot be written stays counted for the next time.
+    /// Stores the usage that the verifier counted. Counts that cannot be stored are kept for the next call.
     pub async fn flush_usage(&self) {
-        // What is counted now; keys that are used again meanwhile wait for the next time.
+        // Only what is counted now: usage that is added meanwhile waits for the next call.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             let counted = self.verifier.take_usage();
             if let Err(error) = self.store.add_usage(counted.clone()).await {
@@ -25,7 +25,7 @@ impl Service {
         }
     }
 
-    /// Records revocations that apply to many keys, as far as this replica can.
+    /// Records pending revocations that apply to many keys.
     pub async fn record_revocations(&self) {
         if let Err(problem) = revocations::record_pending(self).await {
             tracing::warn!(

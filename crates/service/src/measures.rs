@@ -1,4 +1,4 @@
-//! What the use-cases count for `/metrics`. The server describes the metrics and exports them.
+//! Metrics that the use cases record. The server describes and exports them.
 
 use std::time::Duration;
 
