@@ -461,7 +461,7 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         .into_owned();
     for heard in [
         "the end of the story",
-        "answered",
+        "request completed",
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "service key created",
         "management token rejected",
