@@ -7,11 +7,9 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{auth::published::UPKEEP_INTERVAL, state::State, telemetry::Metrics};
 
-/// How often usage counts are stored.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a replica looks for revocations that another one has not finished recording.
 const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and expired records are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);

@@ -22,8 +22,7 @@ pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<
     connect(settings, &clock, true)
 }
 
-/// Like [`open_store`], for commands that only work with an existing database: creates no file, and the schema must be
-/// that of this build.
+/// Like [`open_store`], for an existing database: creates no file, and the schema must be that of this build.
 ///
 /// # Errors
 /// Like [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
@@ -56,12 +55,9 @@ fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow:
 
 /// The first pause between two attempts to open the database; each is twice as long as the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How often the wait is logged.
 const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The wait for a database that cannot be reached yet.
 struct DatabaseWait {
     limit: Duration,
     began: Instant,
@@ -103,7 +99,7 @@ impl DatabaseWait {
     }
 }
 
-/// Migrates SQLite, and PostgreSQL if the settings say so. Otherwise the schema must be that of this build. Blocks.
+/// Migrates SQLite, and PostgreSQL if configured. Otherwise the schema must be that of this build. Blocks.
 ///
 /// # Errors
 /// When the schema is older or newer than this build, or the store cannot be reached.

@@ -44,7 +44,6 @@ pub(crate) struct Passage {
 }
 
 impl Passage {
-    /// Starts a request to this surface.
     pub(crate) fn begin(state: &State, headers: &HeaderMap, surface: &'static Surface) -> Self {
         let started = Instant::now();
         let id = inbound_request_id(headers, surface).unwrap_or_else(|| new_request_id(state));
@@ -55,7 +54,6 @@ impl Passage {
         }
     }
 
-    /// Renders a problem in the format of the surface.
     pub(crate) fn render(&self, state: &State, problem: &Problem) -> HttpResponse {
         let rendered = Rendered {
             problem,

@@ -1,9 +1,8 @@
 //! The path prefix under which clients reach the server: the path of `TOLLKEY_PUBLIC_URL`.
 //!
 //! Routes, handlers, `next=` parameters and idempotency records use the server's own paths, without the prefix. The
-//! edge removes the prefix from a request before it is routed ([`PublicPath::strip`]), and adds it to the paths in
-//! response headers. Pages add it to their links. Both use [`PublicPath::path`], so that the prefix is added in one
-//! way.
+//! edge removes the prefix before a request is routed ([`PublicPath::strip`]), and adds it to the paths in response
+//! headers. Pages add it to their links. Both use [`PublicPath::path`].
 
 use std::{fmt, sync::Arc};
 
@@ -91,8 +90,7 @@ impl PublicPath {
         format!("{}{own}", self.0)
     }
 
-    /// Removes the prefix from a path and query that a client used, or returns `None` if it does not have the prefix. A
-    /// repeated prefix is removed once.
+    /// Removes the prefix from a path and query once, or returns `None` if it does not have the prefix.
     #[must_use]
     pub fn strip<'a>(&self, path_and_query: &'a str) -> Option<&'a str> {
         if self.is_empty() {
@@ -116,8 +114,7 @@ impl PublicPath {
         Uri::from_parts(parts).ok()
     }
 
-    /// Adds the prefix to the paths in a response's `Location`, `Link` and htmx redirect. URLs of other servers are
-    /// unchanged.
+    /// Adds the prefix to paths in a response's `Location`, `Link` and htmx redirect, but not to URLs of other servers.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         if self.is_empty() {
             return;
@@ -139,7 +136,6 @@ impl PublicPath {
     }
 }
 
-/// Returns whether a path is equal to or under another one.
 fn is_at_or_under(path: &str, parent: &str) -> bool {
     path.strip_prefix(parent)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

@@ -134,8 +134,8 @@ impl Running {
         &self.state
     }
 
-    /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain, and one after the drain closes
-    /// connections with requests in flight.
+    /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain; a later one closes connections
+    /// with requests in flight.
     ///
     /// # Errors
     /// When a listener or a background task ends unexpectedly.
@@ -182,8 +182,7 @@ impl Running {
         }
     }
 
-    /// Begins the drain: the server is not ready, and still responds, with `Connection: close`. Polls of subscribers
-    /// return immediately. The lease is kept.
+    /// Begins the drain: the server is not ready, and responds with `Connection: close`. Polls of subscribers return.
     pub fn begin_drain(&self) {
         self.state.begin_drain();
         self.connections.announce_close();

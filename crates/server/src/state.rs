@@ -70,8 +70,7 @@ pub struct Policy {
 }
 
 impl State {
-    /// Begins the drain: the server is no longer ready, and polls of subscribers return, so that these move to another
-    /// replica.
+    /// Begins the drain: the server is no longer ready, and polls of subscribers return immediately.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.service.verifier.release_polls();

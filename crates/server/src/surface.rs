@@ -1,8 +1,7 @@
 //! A surface: routes that share the format of their errors and headers.
 //!
-//! The outer middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in
-//! [`Surfaces`], so they name none. A new surface is a module with a [`Surface`] and its routes, and an entry in
-//! [`routes`](crate::routes).
+//! The middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in [`Surfaces`]. A
+//! new surface is a module with a [`Surface`] and its routes, and an entry in [`routes`](crate::routes).
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
@@ -24,11 +23,9 @@ use crate::public_path::PublicPath;
 /// Routes that share the format of their errors and headers.
 #[derive(Debug)]
 pub struct Surface {
-    /// The path prefixes, as whole segments. A prefix that ends in `/` matches only longer paths; `""` matches every
-    /// path.
+    /// The path prefixes, as whole segments. One that ends in `/` matches only longer paths; `""` matches every path.
     pub prefixes: &'static [&'static str],
-    /// `(second, first)`: a second prefix under which the routes of the first are mounted. The OpenAPI document has
-    /// the first.
+    /// `(second, first)`: a second prefix for the routes of the first. The OpenAPI document has only the first.
     pub alias: Option<(&'static str, &'static str)>,
     /// Renders a problem.
     pub render: fn(HttpResponseBuilder, &Rendered<'_>) -> HttpResponse,
@@ -36,8 +33,7 @@ pub struct Surface {
     pub set_headers: fn(&mut HeaderMap, StatusCode),
     /// Whether this ID of a client is accepted from `X-Request-Id`. Otherwise the server assigns one.
     pub keeps_request_id: fn(&str) -> bool,
-    /// Whether a gateway passes on the responses. It then receives HEAD requests unchanged, and rate limit fields on
-    /// 429 only.
+    /// Whether gateways pass on the responses. HEAD is then not treated as GET, and only a 429 has rate limit fields.
     pub is_for_gateways: bool,
     /// Routes that are requested all the time: a success is logged at `debug`.
     pub quiet_routes: &'static [&'static str],

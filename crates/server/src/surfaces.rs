@@ -1,5 +1,4 @@
-//! The surfaces: the routes of each API, and the format of its requests and responses. `tollkey-service` has the
-//! operations.
+//! The routes of each API, and the format of its requests and responses. `tollkey-service` has the operations.
 //!
 //! A surface is a module with a [`Surface`](crate::surface::Surface). Its `present` module converts between domain
 //! values and the types of `tollkey-api`. [`routes`](crate::routes) mounts all of them.

@@ -267,8 +267,7 @@ struct Series {
 }
 
 impl Requests {
-    /// Counts a request. `route` is the matched template, or `None`. A path is never a label, because a client can
-    /// choose it.
+    /// Counts a request. `route` is the matched template, never the path, because a client can choose that.
     pub fn record(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (method, route) = (known_method(method), route.unwrap_or("unmatched"));
         let mut routes = self.0.borrow_mut();

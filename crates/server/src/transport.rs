@@ -52,7 +52,6 @@ use self::{connections::Peer, exchange::Responder, stream::Stream};
 const BACKLOG: i32 = 1024;
 /// Size of the kernel's send buffer. The default is megabytes, which no deadline of the server would free.
 const SEND_BUFFER: usize = 128 * 1024;
-/// How long an idle connection is kept open.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may take to send the head of a connection's first request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -45,7 +45,6 @@ impl RequestActor {
             .filter(|mode| *mode == Mode::Test)
     }
 
-    /// Returns the audit entry of a change that happens now.
     pub(crate) fn draft(
         &self,
         service: &Service,

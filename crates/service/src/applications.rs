@@ -245,8 +245,7 @@ async fn modify(
         .await
 }
 
-/// Deletes an application and revokes its keys, except for expired ones, which stay expired. When this returns, every
-/// replica rejects all of them.
+/// Deletes an application and revokes its keys that have not expired. When this returns, every replica rejects them.
 ///
 /// # Errors
 /// `not_found`.

@@ -70,7 +70,6 @@ pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Resul
     Ok(Found { entries, next })
 }
 
-/// How many accounts are read at a time.
 const ACCOUNTS: u32 = 500;
 
 /// The result of verifying chains.
@@ -139,7 +138,6 @@ pub fn check(
     Ok(Checked { ends, faults })
 }
 
-/// Returns the ends that are stored for the chains.
 fn stored_ends(
     db: &mut Reader<'_>,
     account: Option<&AccountId>,

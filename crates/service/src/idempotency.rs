@@ -3,8 +3,7 @@
 //! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`Creating`]). [`create`] writes
 //! the record in the transaction of the change, so neither exists without the other. A record contains the created
 //! state ([`Record`]). It is encrypted with a key derived from the client's Idempotency-Key, which is not stored, and
-//! from a secret of the server, which is not in the database. So a copy of the database is not enough to decrypt a
-//! record.
+//! from a secret of the server. So a copy of the database is not enough to decrypt a record.
 
 mod record;
 pub(crate) mod request;

@@ -1,9 +1,8 @@
-//! The use cases of Tollkey: what each operation does, for every API and command that calls it.
+//! The use cases of Tollkey: what each operation does, whichever API or command calls it.
 //!
 //! A use case is a function that takes the [`Service`], the [`RequestActor`] and plain arguments, runs in one
-//! transaction, and returns a domain value, which the caller renders after the commit. This crate has no web
-//! framework, no wire types, no HTML and no SQL: `tollkey-store` stores the data, `tollkey-core` has the rules, and
-//! the server has the APIs.
+//! transaction, and returns a domain value, which the caller renders after the commit. Wire types and HTML are in the
+//! server, SQL is in `tollkey-store`, and the rules are in `tollkey-core`.
 //!
 //! A change returns only after it has been propagated: no replica still uses the previous state ([`Service::change`]).
 #![forbid(unsafe_code)]

@@ -52,8 +52,7 @@ impl Random {
         lend(&self.secrets, take)
     }
 
-    /// Like [`Self::with`], with a fast generator for request IDs, which are not secret. The operating system seeds it
-    /// once.
+    /// Like [`Self::with`], with a fast generator for request IDs, which are not secret. It is seeded once.
     pub fn for_request_ids<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
         lend(&self.request_ids, take)
     }

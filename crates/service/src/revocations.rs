@@ -3,8 +3,7 @@
 //! Revoking a key with descendants, or deleting an application, is one transaction: it changes one row and inserts one
 //! change and one [pending revocation](PendingRevocation). From then on all of the keys are rejected. What remains is
 //! `revoked_at` and an audit entry for each key, with the actor and the time of the revocation. Any replica does that
-//! in small transactions, one account after the other, so that no account waits for another one's tree and a crash
-//! only delays it.
+//! in small transactions, one account after the other. So no account delays another one.
 
 pub(crate) mod wake;
 
@@ -25,8 +24,7 @@ const BATCH: u32 = 200;
 /// How many accounts are read at a time.
 const ACCOUNTS: u32 = 100;
 
-/// Records pending revocations of all accounts, a batch of each in turn, until this replica has nothing left to do:
-/// another one may be working on the rest.
+/// Records pending revocations of all accounts, a batch of each in turn, except those that another replica works on.
 ///
 /// # Errors
 /// `unavailable`. What was recorded is kept, and the next call continues from there.

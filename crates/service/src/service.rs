@@ -67,8 +67,7 @@ impl Service {
     /// `work` may run more than once, each time in a new transaction (see [`Store::write`]).
     ///
     /// # Errors
-    /// What `work` returns, with nothing written; `unavailable` when the store does not respond, or when too much work
-    /// of this owner is waiting.
+    /// What `work` returns, with nothing written; `unavailable` like [`Service::read`].
     pub async fn change<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -81,13 +80,11 @@ impl Service {
         Ok(written.value)
     }
 
-    /// Like [`Service::change`], for a state that may already exist. If the transaction changed nothing, this waits
-    /// for the propagation of every committed change: the request that made the change may have crashed before it was
-    /// propagated.
+    /// Like [`Service::change`], for a state that may already exist. If the transaction changed nothing, waits for the
+    /// propagation of every committed change: a replica may have crashed before its change was propagated.
     ///
     /// # Errors
-    /// Like [`Service::change`]; also `unavailable` when nothing was changed and the store does not respond to the
-    /// wait.
+    /// Like [`Service::change`].
     pub async fn ensure<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -123,8 +120,7 @@ impl Service {
     /// Verifies a presented key. Lookups of keys that are not cached are shared fairly among requesters.
     ///
     /// # Errors
-    /// `unavailable` when the key is not cached and the store does not respond, or when too many lookups of this
-    /// requester are waiting.
+    /// `unavailable` when the key is not cached and the store does not respond or too many lookups are waiting.
     pub async fn verify<'a>(
         &self,
         requester: impl FnOnce() -> Requester,

@@ -13,7 +13,6 @@ use crate::{
     service::Service,
 };
 
-/// Maximum number of listed service keys.
 const LISTED: u32 = 1000;
 
 /// A service key that was created, with its full text for the one response that contains it.

@@ -27,7 +27,6 @@ const MAX_ATTEMPTS: usize = 96;
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Returns a body without a byte order mark.
 pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
@@ -56,7 +55,6 @@ pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Pr
     read_tree(Node::of_pairs(bytes, Node::Text))
 }
 
-/// Parses the parameters of a query.
 pub(super) fn read_query<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     read_tree(Node::of_pairs(text, Node::Parameter))
         .and_then(Read::value)
@@ -99,7 +97,6 @@ fn read_tree<T: DeserializeOwned>(mut root: Node) -> Result<Read<T>, Problem> {
     Err(errors.into_problem())
 }
 
-/// One step of the path to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Field(String),
@@ -143,7 +140,6 @@ enum Node {
 }
 
 impl Node {
-    /// Returns the object of these pairs.
     fn of_pairs(text: &[u8], value: fn(String) -> Self) -> Self {
         let pairs = form_urlencoded::parse(text).into_owned();
         Self::Object(pairs.map(|(name, text)| (name, value(text))).collect())
@@ -202,8 +198,7 @@ impl Node {
         inner?.find(rest)
     }
 
-    /// Records an error and replaces its node, so that deserializing continues. Returns `false` when that is not
-    /// possible.
+    /// Records an error and replaces its node, so that deserializing continues. Returns `false` if it cannot.
     fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut Checks) -> bool {
         let detail = fault.to_string();
         match fault {

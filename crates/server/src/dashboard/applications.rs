@@ -21,14 +21,12 @@ use crate::{
 };
 
 const SECTION: &str = "applications";
-/// Applications on a page.
 const SHOWN: u32 = 50;
 /// Maximum number of an application's keys that are shown and counted.
 const KEYS: u32 = 100;
 /// The status of keys that stop working with their application.
 const STOPS: Option<Status> = Some(Status::Active);
 
-/// An application on a page.
 struct View {
     id: String,
     name: String,
@@ -223,7 +221,6 @@ pub(super) async fn update(
 struct ApplicationKeys {
     application: View,
     keys: Vec<KeyView>,
-    /// There are more keys.
     more: bool,
 }
 
@@ -288,7 +285,6 @@ pub(super) async fn show(
 struct StopPage {
     frame: Frame,
     whole: ApplicationKeys,
-    /// Whether it is to be deleted instead of disabled.
     is_deletion: bool,
     fields: Fields,
 }

@@ -49,7 +49,6 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     ]
 });
 
-/// Returns the URL of an asset.
 pub(super) fn url(name: &str) -> String {
     let version = ASSETS
         .iter()

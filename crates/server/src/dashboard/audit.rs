@@ -27,7 +27,6 @@ use crate::{
 };
 
 const SECTION: &str = "audit";
-/// Entries on a page.
 const SHOWN: u32 = 50;
 /// How many entries of an export are in memory at a time.
 const STEP: u32 = 500;
@@ -42,7 +41,6 @@ pub(super) struct EntryView {
     pub(super) actor_kind: &'static str,
     pub(super) target: String,
     pub(super) target_kind: &'static str,
-    /// The page of the target.
     pub(super) link: Option<String>,
     pub(super) ip: Option<String>,
     pub(super) request_id: Option<String>,

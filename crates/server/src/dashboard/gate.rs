@@ -108,7 +108,6 @@ fn page_of_form<'a>(request: &'a ServiceRequest, state: &State) -> &'a str {
     page.filter(is_page).unwrap_or("/dashboard")
 }
 
-/// Redirects to the sign-in page, which returns here.
 fn redirect_to_sign_in(request: &ServiceRequest, state: &State) -> HttpResponse {
     let here = page::own_page(
         request

@@ -31,7 +31,6 @@ fn is_for(fields: &Fields, account: &str) -> bool {
         .is_some_and(|(_, own)| own == account)
 }
 
-/// Returns the problem of a form that was opened for another account.
 pub(super) fn for_another_account(account: &str) -> Problem {
     Problem::forbidden(format!(
         "This form was opened for another account, and you now manage {account}. Check the form and send it again."

@@ -19,8 +19,7 @@ use crate::{
     surface::{Rendered, secure_html, set_default, uncached_errors},
 };
 
-/// Allows only this server's style and script, no frames, and no forms to other sites. Images in style sheets are
-/// `data:`.
+/// Allows only this server's files (and `data:` images in style sheets), no frames, and no forms to other sites.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
@@ -64,8 +63,7 @@ pub struct Who {
     pub subject: String,
     /// The managed account.
     pub account: Option<String>,
-    /// Whether the person is an operator.
-    /// Whether they may manage every account.
+    /// Whether the person is an operator, who can manage every account.
     pub is_operator: bool,
 }
 
@@ -244,8 +242,7 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
     format!("/dashboard/sign-in?{query}")
 }
 
-/// Redirects to another page. A request of htmx, which would replace only a part of the page, gets a header instead of
-/// 303.
+/// Redirects to another page. For htmx, which would replace only a part of the page, a header does it instead of 303.
 #[must_use]
 pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     if asked.contains_key("hx-request") {

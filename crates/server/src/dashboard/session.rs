@@ -52,7 +52,6 @@ const ATTEMPT: Names = Names {
 const PROBE: &str = "__Host-tollkey_probe";
 
 impl Names {
-    /// Returns the value in a request.
     fn cookie_value<'a>(&self, state: &State, request: &'a HttpRequest) -> Option<&'a str> {
         let plain = || cookie_value(request, self.plain).filter(|_| state.policy.development);
         cookie_value(request, self.host).or_else(plain)
@@ -67,7 +66,6 @@ impl Names {
         )
     }
 
-    /// Makes the browser delete the cookie.
     fn delete(&self, response: &mut HttpResponse) {
         let empty = Secret::new("");
         for secure in [true, false] {

@@ -27,7 +27,6 @@ const SECTION: &str = "settings";
 /// Service keys belong to no account.
 const NO_ACCOUNT: &str = "";
 
-/// A service key on a page.
 struct ServiceKeyView {
     id: String,
     name: String,

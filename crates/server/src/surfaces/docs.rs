@@ -1,6 +1,5 @@
 //! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
-//! utoipa-swagger-ui would copy a file for each request, and keep the copy as long as a client does not read its
-//! response.
+//! utoipa-swagger-ui would copy a file for each request, and keep it until the client has read the response.
 
 use std::{borrow::Cow, sync::Arc};
 

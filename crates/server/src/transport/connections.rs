@@ -19,8 +19,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::CONNECTIONS_CLOSED;
 
-/// How many connections over the limit wait for another one to end. Further ones are closed immediately, because each
-/// uses a file descriptor.
+/// How many connections over the limit wait for another one to end. Further ones are closed immediately.
 pub(super) const MAX_WAITING: usize = 64;
 /// How many sockets beyond the open and waiting connections may be accepted and not yet closed. With [`MAX_WAITING`],
 /// it stays below [`super::open_files::RESERVED`].
@@ -45,14 +44,13 @@ const BLOCKED: u8 = 2;
 const RECENT: u8 = 4;
 /// The next response whose head is written has `Connection: close` and ends the connection.
 const LAST_RESPONSE: u8 = 8;
-/// The connection closes after the requests that the client has already sent. A request that arrives before is the
-/// last.
+/// The connection closes. A request that the client has already sent is the last one.
 const CLOSING: u8 = 16;
 /// The client has not sent all of a body that no handler reads.
 const UNREAD_BODY: u8 = 32;
 /// The current response is abandoned.
 const ABORTED: u8 = 64;
-/// The connection closes when it has no request in flight, even if its last response did not say so.
+/// The connection closes when it has no request in flight, even without `Connection: close` in a response.
 const END_WHEN_IDLE: u8 = 128;
 
 /// The state of one connection that all threads share.
@@ -70,7 +68,6 @@ impl Connection {
         self.flags.load(Ordering::Acquire) & flags != 0
     }
 
-    /// Sets flags and wakes the connection's task.
     fn end(&self, flags: u8) {
         self.flags.fetch_or(flags, Ordering::AcqRel);
         self.task.wake();
@@ -162,7 +159,6 @@ pub struct Connections {
     pending_bytes: AtomicUsize,
     /// Flags of a new connection. Changed only while `clock` is locked.
     initial_flags: AtomicU8,
-    /// Notified when a connection ends.
     ended: Notify,
     clock: Mutex<Clock>,
     started: Instant,
@@ -223,8 +219,7 @@ impl Connections {
         }
     }
 
-    /// Closes connections without a request immediately, and all others after their current request. A connection that
-    /// is admitted later serves one request.
+    /// Closes each connection, after its current request if it has one. One that is admitted later serves one request.
     pub fn close_all(&self) {
         let clock = self.clock();
         self.initial_flags
@@ -303,7 +298,6 @@ impl Connections {
         None
     }
 
-    /// Closes an idle connection, if any.
     fn close_idle(&self) {
         let mut clock = self.clock();
         // The first time around, the hand only clears `RECENT`.
@@ -362,7 +356,6 @@ struct Reading {
     is_behind_request: Cell<bool>,
     /// Reading resumes when the client reads some of the response or the request ends.
     is_paused: Cell<bool>,
-    /// The request in flight waits for its body.
     awaits_body: Cell<bool>,
 }
 
@@ -381,7 +374,6 @@ impl Peer {
         self.connection.has(UNREAD_BODY)
     }
 
-    /// Whether the current response is abandoned.
     pub(super) fn is_aborted(&self) -> bool {
         self.connection.has(ABORTED)
     }
@@ -396,19 +388,16 @@ impl Peer {
         self.is_final.get() || self.connection.has(UNREAD_BODY | ABORTED)
     }
 
-    /// Marks that the response that ends the connection has begun. No later request is processed (RFC 9112, section
-    /// 9.6).
+    /// Marks that the final response has begun. No later request is processed (RFC 9112, section 9.6).
     pub(super) fn begin_final_response(&self) {
         self.is_final.set(true);
     }
 
-    /// Whether the final response has begun.
     pub(super) fn is_final(&self) -> bool {
         self.is_final.get()
     }
 
-    /// Ends the connection once the final response is written, because another request arrived that must not be
-    /// processed.
+    /// Marks that another request arrived: the connection ends once the final response is written.
     pub(super) fn refuse(&self) {
         self.is_refused.set(true);
     }
@@ -423,7 +412,6 @@ impl Peer {
         !self.connection.has(BUSY) || self.reading.awaits_body.get()
     }
 
-    /// Sets whether the request in flight waits for its body.
     pub(super) fn await_body(&self, awaits: bool) {
         self.reading.awaits_body.set(awaits);
         if awaits {
@@ -454,7 +442,6 @@ impl Peer {
         self.reading.is_paused.set(true);
     }
 
-    /// Whether input may be left unread.
     pub(super) fn is_paused(&self) -> bool {
         self.reading.is_paused.get()
     }
@@ -482,7 +469,6 @@ impl Peer {
         self.connection.flags.fetch_or(BLOCKED, Ordering::AcqRel);
     }
 
-    /// Marks that the client has read something.
     pub(super) fn unblock(&self) {
         self.connection.flags.fetch_and(!BLOCKED, Ordering::AcqRel);
         self.resume_reading();

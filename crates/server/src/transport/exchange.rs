@@ -28,8 +28,7 @@ use crate::body::MAX_BODY;
 
 /// How long the server waits for the rest of a body that the handler does not read.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
-/// Size of the pieces in which a response is passed to the connection, each after the previous one is written. The
-/// connection copies them.
+/// Size of the pieces in which a response is passed to the connection, which copies them, one after the other.
 pub(super) const PIECE: usize = 8 * 1024;
 /// A longer response counts as pending until all of it was passed on.
 const COUNTED: u64 = 16 * 1024;
@@ -74,16 +73,13 @@ pub(super) struct Responder<F, S> {
 /// The error of a service of actix: a response.
 type ErrorResponse = Response<BoxBody>;
 
-/// The result of a request.
 type Exchanged<B> = Result<Response<Outgoing<EitherBody<B>>>, ErrorResponse>;
 
 /// The body of a request. The handler reads it through [`Reader`].
 struct Incoming {
     peer: Option<Rc<Peer>>,
     payload: RefCell<Payload>,
-    /// Number of bytes that have arrived.
     taken: Cell<usize>,
-    /// All of it has arrived.
     ended: Cell<bool>,
     /// The handler has begun to read it, or the client does not wait for `100 Continue`.
     is_requested: Cell<bool>,
@@ -140,8 +136,7 @@ impl Incoming {
         if self.ended.get() {
             return true;
         }
-        // A client that waits for `100 Continue` may send its body or not. The server cannot know, so the connection
-        // ends.
+        // A client that waits for `100 Continue` may send its body or not, so the connection cannot be reused.
         if self.too_long || !self.is_requested.get() {
             return false;
         }
@@ -161,7 +156,6 @@ impl Incoming {
     }
 }
 
-/// Lets the handler read the body.
 struct Reader(Rc<Incoming>);
 
 impl Stream for Reader {
@@ -240,9 +234,8 @@ where
     exchange(responder, request, incoming).await
 }
 
-/// Starts a request with `Expect: 100-continue`. If the application responds without reading the body, that response
-/// is sent without `100 Continue`. If it begins to read, actix-http sends `100 Continue` and passes the request to
-/// [`answer`].
+/// Starts a request with `Expect: 100-continue`. If the application responds without reading the body, the client gets
+/// no `100 Continue`. If it begins to read, actix-http sends `100 Continue` and passes the request to [`answer`].
 ///
 /// # Errors
 /// The response, if the application did not read the body.
@@ -276,8 +269,7 @@ where
     }
 }
 
-/// Waits until the connection ends if its final response has begun, because the client was told that no later request
-/// is processed.
+/// If the final response has begun, waits until the connection ends: no later request is processed.
 async fn reject_after_final(request: &Request) {
     if let Some(peer) = request
         .conn_data::<Rc<Peer>>()

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// File descriptors that are reserved for everything but connections to the listener: the database, probes, files.
+/// File descriptors reserved for all uses except connections to the listener: the database, probes, files.
 pub const RESERVED: usize = 256;
 /// The default of `TOLLKEY_MAX_CONNECTIONS` where the limit of open files allows it.
 const MAX_CONNECTIONS: usize = 10_000;

@@ -1,9 +1,8 @@
 //! The threads of a listener: one accepts connections, and the workers respond to their requests.
 //!
 //! When actix-server stops, it drops the connections that its workers have not taken yet and closes the listener some
-//! time after its last `accept`. Both reset connections whose clients have sent a request. [`Server`] accepts the
-//! connections that the kernel has queued, closes the listener directly after that, and serves the first request of
-//! each connection.
+//! time after its last `accept`. Both reset connections whose clients have sent a request. [`Server`] accepts all
+//! queued connections, closes the listener directly after that, and serves the first request of each connection.
 
 use std::{
     fmt, io,
@@ -218,7 +217,7 @@ impl Server {
     }
 }
 
-/// An accepted connection on its way to a worker.
+/// An accepted connection.
 struct Socket {
     stream: StdTcpStream,
     permit: OwnedSemaphorePermit,
@@ -232,7 +231,6 @@ struct Acceptor {
     next: usize,
     /// See [`Connections::sockets`].
     permits: Arc<Semaphore>,
-    /// Waits for permits.
     runtime: tokio::runtime::Runtime,
     /// How many connections the kernel can have queued.
     backlog: usize,
@@ -332,8 +330,7 @@ impl Acceptor {
             .ok()
     }
 
-    /// Passes a connection to the next worker whose queue is not full, or waits for one. Returns `false` when all have
-    /// ended.
+    /// Passes a connection to the next worker whose queue is not full, or waits. Returns `false` when all have ended.
     fn pass_on(&mut self, mut socket: Socket) -> bool {
         for _ in 0..self.queues.len() {
             self.next = (self.next + 1) % self.queues.len();
@@ -404,7 +401,6 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Serves one connection.
 async fn serve(
     service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
     connections: Arc<Connections>,
@@ -424,8 +420,7 @@ async fn serve(
         return;
     };
     let address = socket.peer_addr().ok();
-    // Otherwise the last segment of a longer response waits for an acknowledgment that the client delays by 40 ms or
-    // more.
+    // Otherwise the last segment of a response waits for an acknowledgment, which the client delays by 40 ms or more.
     let _ = socket.set_nodelay(true);
     let Some(peer) = connections.admit().await else {
         return;
@@ -451,8 +446,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns an acceptor with a number of permits, its one queue, and clients whose connections the kernel has
-    /// queued.
+    /// Returns an acceptor, its only queue, and clients whose connections the kernel has queued.
     fn acceptor(
         permits: usize,
         connections: usize,

@@ -76,8 +76,7 @@ impl<S> Stream<S> {
 }
 
 impl<S: AsFd> Stream<S> {
-    /// Makes the kernel discard unsent bytes when the socket is closed. Otherwise it would try to deliver them for
-    /// minutes.
+    /// Makes the kernel discard unsent bytes when the socket is closed, instead of trying to send them for minutes.
     fn reset(&self, why: io::ErrorKind) -> io::Error {
         // An error means that the socket is already closed.
         let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));

@@ -73,7 +73,6 @@ pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value>
     changes
 }
 
-/// Returns the audit entry's content for a change of a key's status.
 pub(crate) fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),

@@ -102,8 +102,7 @@ fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     beyond.is_some()
 }
 
-/// Lists the account's keys, newest first, including revoked ones. A page of keys with much metadata has fewer than
-/// `limit`.
+/// Lists the account's keys, newest first, including revoked ones. A page of large keys has fewer than `limit`.
 ///
 /// # Errors
 /// `unavailable`.

@@ -11,8 +11,7 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Revokes a key of one of these families, and all of its descendants. When this returns, every replica rejects them.
-/// Revoking it again changes nothing.
+/// Revokes a key of one of these families and its descendants on every replica. Idempotent.
 ///
 /// # Errors
 /// `not_found`.
@@ -37,8 +36,7 @@ pub async fn revoke(
     .0)
 }
 
-/// Revokes a key of an application. Returns `false` if it was revoked before. When this returns, every replica rejects
-/// the key.
+/// Revokes a key of an application on every replica. Returns `false` if it was already revoked.
 ///
 /// # Errors
 /// `not_found`.

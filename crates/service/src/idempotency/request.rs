@@ -22,7 +22,6 @@ use zeroize::Zeroizing;
 use super::record::{Outcome, Record};
 use crate::random::Random;
 
-/// How long a record is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// The purpose in the derivation of encryption keys. Changing it invalidates all stored records.
 const PURPOSE: &[u8] = b"tollkey kept answers 1";
@@ -32,8 +31,7 @@ const SNAPSHOT: u8 = 1;
 
 const STORED_RESPONSE: u8 = b'{';
 
-/// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop: with the secret of the server, it decrypts
-/// the record.
+/// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop, because it is needed to decrypt the record.
 #[derive(Clone)]
 pub struct IdempotencyKey(Zeroizing<String>);
 

@@ -26,7 +26,6 @@ pub(super) struct NewKeyForm {
     pub(super) scopes: Vec<String>,
     /// The features for scoped keys of the account; empty if it has no scoped keys.
     pub(super) features: Vec<&'static str>,
-    /// The existing applications.
     pub(super) applications: Vec<Choice>,
     /// The first day on which a key can expire.
     pub(super) tomorrow: String,
@@ -41,7 +40,6 @@ pub(super) struct Resource {
 }
 
 impl Resource {
-    /// Returns the form's field for it.
     pub(super) fn field(&self) -> String {
         format!("scope.{}", self.name)
     }
@@ -129,7 +127,6 @@ pub(super) struct Wish {
     pub(super) key: NewKey,
 }
 
-/// Parses the form.
 ///
 /// # Errors
 /// A validation problem that names every field that breaks a rule.

@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::members};
 
-/// Keys on a page.
 const SHOWN: u32 = 50;
 
 /// The query of the list. Empty fields are not set.
@@ -80,7 +79,6 @@ impl ListQuery {
         })
     }
 
-    /// Returns the URL of the next page.
     fn from(&self, cursor: String) -> String {
         let pairs = [
             ("q", self.q.as_str()),

@@ -18,7 +18,6 @@ use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::param
 
 /// Days of usage on the page, including today.
 const USAGE_DAYS: i32 = 30;
-/// Audit entries on the page.
 const ENTRIES: u32 = 20;
 
 #[derive(Template)]
@@ -30,7 +29,6 @@ struct KeyPage {
     entries: Vec<EntryView>,
     /// The entry of the rotation that created this key, and its predecessor. The entry's target is the predecessor.
     creation: Option<(EntryView, KeyView)>,
-    /// The successor of the key.
     successor: Option<KeyView>,
 }
 

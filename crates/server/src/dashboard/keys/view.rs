@@ -6,7 +6,6 @@ use tollkey_store::DayUsage;
 
 use super::{super::page::Time, choice::Choice};
 
-/// The section of the pages of keys.
 pub(super) const SECTION: &str = "keys";
 
 /// The status of a key on a page: the result of verifying the key. The API returns [`Status`], the key's own.
@@ -54,7 +53,6 @@ impl EffectiveStatus {
     }
 }
 
-/// A key on a page.
 #[derive(Debug)]
 pub(in super::super) struct KeyView {
     pub(in super::super) id: String,
@@ -84,7 +82,6 @@ pub(in super::super) struct KeyView {
     pub(in super::super) rotated_to: Option<String>,
     /// Used after its rotation: some clients still use it.
     pub(in super::super) is_still_used: bool,
-    /// Whether the key can have a successor.
     pub(in super::super) is_rotatable: bool,
     /// Whether the key itself is suspended, so that it can be resumed.
     pub(in super::super) is_suspended: bool,
@@ -217,9 +214,7 @@ impl Day {
 }
 
 impl Usage {
-    /// The height of the chart.
     const HEIGHT: u64 = 120;
-    /// The width of a day.
     const STEP: usize = 16;
 
     pub(in super::super) fn new(usage: &[DayUsage], today: i32, count: i32) -> Self {
@@ -282,7 +277,6 @@ impl Usage {
         self.accepted + self.refused == 0
     }
 
-    /// Returns the width of the chart.
     pub(in super::super) fn width(&self) -> usize {
         self.days.len() * Self::STEP
     }

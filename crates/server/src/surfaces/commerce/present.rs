@@ -263,7 +263,6 @@ fn set_restriction<T>(
     }
 }
 
-/// Returns the rate limit after a merge patch.
 fn merged_limit(
     own: Option<RateLimit>,
     patch: Patch<api::UpdateRateLimit>,
@@ -292,7 +291,6 @@ fn merged_limit(
     RateLimit::new(limit, window).map(Some)
 }
 
-/// Returns the metadata after a merge patch.
 fn merged_metadata(
     own: Option<&Metadata>,
     patch: Patch<serde_json::Map<String, serde_json::Value>>,

@@ -207,7 +207,6 @@ struct Authorization<'a> {
     requirement: Result<Rc<Requirement>, Invalid>,
 }
 
-/// Authorizes a request of any dialect.
 async fn authorize(
     request: &impl RequestParts,
     state: &State,
@@ -287,7 +286,6 @@ fn field_value(text: String) -> Result<HeaderValue, Problem> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
 }
 
-/// Returns the merchant of a request.
 fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     reference_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }

@@ -18,8 +18,7 @@ use crate::{
     surfaces::{members, parameters::within},
 };
 
-/// Maximum of `wait_ms`, in milliseconds. The server waits for at most a third of a lease, which is
-/// shorter.
+/// Maximum of `wait_ms`, in milliseconds. The server waits for at most a third of a lease.
 const MAX_WAIT: u32 = 60_000;
 
 /// Subscribe to changes.
@@ -139,7 +138,6 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     }))
 }
 
-/// The problem of a failed poll.
 fn poll_problem(error: PollError) -> Problem {
     match error {
         PollError::SharedId => Problem::new(

@@ -47,7 +47,6 @@ fn idempotency_key_has_16_to_255_printable_characters() {
     }
 }
 
-/// A minimal value to record.
 #[derive(Debug, PartialEq)]
 struct Note(String);
 
@@ -63,7 +62,6 @@ impl Record<Self> for Note {
     }
 }
 
-/// Opens a record of a note.
 fn open(request: &Repeatable, kept: &KeptAnswer) -> Result<Outcome<Note>, Problem> {
     request.open(kept)
 }
@@ -114,7 +112,6 @@ fn request() -> Repeatable {
     request_with([1; 32], [2; 32], [7; 32])
 }
 
-/// Returns a request without a server.
 fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
     Repeatable {

@@ -78,7 +78,6 @@ impl DirectGateway {
     }
 }
 
-/// A gateway request.
 struct GatewayRequest<'a> {
     head: &'a RequestHead,
     id: &'a Arc<str>,
