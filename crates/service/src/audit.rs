@@ -115,18 +115,18 @@ pub fn check(
         }
         ControlFlow::Continue(())
     })?;
-    let kept = stored_ends(db, account)?;
+    let stored = stored_ends(db, account)?;
     let mut faults: Vec<String> = broken.iter().map(ToString::to_string).collect();
-    let accounts: BTreeSet<&AccountId> = kept.keys().chain(ends.keys()).collect();
+    let accounts: BTreeSet<&AccountId> = stored.keys().chain(ends.keys()).collect();
     for account in accounts {
         let end = |heads: &BTreeMap<AccountId, Head>| {
             heads.get(account).copied().unwrap_or(Head::GENESIS)
         };
-        let (found, kept) = (end(&ends), end(&kept));
-        if found != kept && !broken.iter().any(|error| error.account() == account) {
+        let (found, stored) = (end(&ends), end(&stored));
+        if found != stored && !broken.iter().any(|error| error.account() == account) {
             faults.push(format!(
                 "the log of account {account} ends at entry {}, not at {}",
-                found.seq, kept.seq
+                found.seq, stored.seq
             ));
         }
     }
@@ -150,13 +150,13 @@ fn stored_ends(
             .into_iter()
             .collect());
     }
-    let mut kept: Vec<(AccountId, Head)> = Vec::new();
+    let mut stored: Vec<(AccountId, Head)> = Vec::new();
     loop {
-        let page = db.audit_heads(kept.last().map(|(account, _)| account), ACCOUNTS)?;
+        let page = db.audit_heads(stored.last().map(|(account, _)| account), ACCOUNTS)?;
         if page.is_empty() {
-            return Ok(kept.into_iter().collect());
+            return Ok(stored.into_iter().collect());
         }
-        kept.extend(page);
+        stored.extend(page);
     }
 }
 
