@@ -67,7 +67,7 @@ impl Service {
     /// `work` may run more than once, each time in a new transaction (see [`Store::write`]).
     ///
     /// # Errors
-    /// What `work` returns, with nothing written; `unavailable` like [`Service::read`].
+    /// The error of `work`, with nothing written; `unavailable` like [`Service::read`].
     pub async fn change<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,

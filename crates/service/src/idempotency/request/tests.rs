@@ -166,7 +166,7 @@ fn record_opens_only_for_its_own_request() {
     assert_eq!(code(&original, &seal(&original, "unreadable")), unavailable);
 }
 
-/// Seals these bytes without a format byte.
+/// Seals these bytes unchanged.
 fn seal_bytes(request: &Repeatable, bytes: &[u8]) -> KeptAnswer {
     let mut sealed = bytes.to_vec();
     let nonce = Nonce::assume_unique_for_key(request.nonce);
