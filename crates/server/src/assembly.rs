@@ -1,4 +1,4 @@
-//! Everything that requests use, put together from the settings.
+//! Creates the state of requests from the settings.
 
 use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
@@ -19,8 +19,8 @@ use crate::{
     state::{LogLimits, Policy, State},
 };
 
-/// Creates the use-cases on top of a store whose schema is that of this build. `sealing_secret` opens the idempotency records;
-/// without one, only this process can open those that it writes.
+/// Creates the use cases on top of a store with this build's schema. `sealing_secret` decrypts the idempotency records;
+/// without it, only this process can decrypt those that it writes.
 ///
 /// # Errors
 /// When the store does not respond.
@@ -63,10 +63,10 @@ pub async fn service(
     })
 }
 
-/// Creates what requests use.
+/// Creates the state that requests use.
 ///
 /// # Errors
-/// A sentence that says what to change.
+/// When a setting is invalid; the error says what to change.
 fn assemble(
     settings: &Settings,
     service: Service,
@@ -83,7 +83,7 @@ fn assemble(
             .server
             .merchant_header
             .parse()
-            .context("the merchant header is no header name")?,
+            .context("the merchant header is not a valid header name")?,
         credential_headers: settings.server.credential_headers,
         route_base: settings.server.route_base.clone(),
         development: development.is_some(),
@@ -108,7 +108,7 @@ fn assemble(
     })
 }
 
-/// The secret behind idempotency records: its own, or the one that signs management tokens, if this process has one.
+/// Returns the secret for idempotency records: the configured one, or the one that signs management tokens, if any.
 fn sealing_secret<'a>(
     settings: &'a Settings,
     development: Option<&'a DevMode>,
@@ -119,25 +119,25 @@ fn sealing_secret<'a>(
     }
 }
 
-/// What [`open`] gives.
+/// The result of [`open`].
 #[derive(Debug)]
 pub struct Opened {
-    /// What requests may use.
+    /// The state that requests use.
     pub state: State,
     /// Set in development mode.
     pub development: Option<DevMode>,
 }
 
-/// Opens everything that the settings name, short of a socket.
+/// Opens the database and creates the state, without opening a listener.
 ///
 /// # Errors
-/// A sentence that says what to change.
+/// When a setting is invalid or the database cannot be opened; the error says what to change.
 pub async fn open(
     settings: &Settings,
     clock: Arc<dyn Clock>,
     random: Random,
 ) -> anyhow::Result<Opened> {
-    // What is wrong with the settings is said before the database is opened, and so before anything is created.
+    // Invalid settings are reported before the database is opened, and so before anything is created.
     let configured = match settings.tokens.source {
         TokenSource::Development => {
             DevMode::check(settings)?;
@@ -152,7 +152,7 @@ pub async fn open(
     }
     tracing::info!(database = %settings.database.url, "opening the database");
     let store = database::open_prepared(settings, &clock).await?;
-    // The secret of development mode is kept beside a database that can be used, and nowhere else.
+    // After the database is opened, because the secret of development mode is only stored next to a usable database.
     let development = DevMode::enter(settings, &random)?;
     let tokens = match configured {
         Some(tokens) => tokens,
@@ -161,8 +161,8 @@ pub async fn open(
     let sealing_secret = sealing_secret(settings, development.as_ref());
     if sealing_secret.is_none() {
         tracing::warn!(
-            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
-             process that gave it"
+            "TOLLKEY_SEALING_SECRET is not set: a response that is stored for an Idempotency-Key can only be replayed by \
+             the process that stored it"
         );
     }
     let service = service(settings, store, clock, random, sealing_secret).await?;

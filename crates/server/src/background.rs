@@ -1,4 +1,4 @@
-//! Tasks that run as long as the server does.
+//! Background tasks of the server.
 
 use std::time::Duration;
 
@@ -10,17 +10,13 @@ use crate::{auth::published::UPKEEP_INTERVAL, state::State, telemetry::Metrics};
 
 /// How often usage is collected, and written if that is due.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-
 /// How often a replica looks for revocations that another one has not finished recording.
 const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
-
-/// How often old usage and old kept answers are deleted.
+/// How often old usage and expired records are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Starts the tasks. They end when `stopping` says so.
+/// Starts the tasks, which run until `stopping` is `true`.
 pub fn start(
     state: &web::Data<State>,
     metrics: Option<Metrics>,
@@ -34,18 +30,18 @@ pub fn start(
     ]
 }
 
-/// Keeps the verifier's lease until the server stops.
+/// Renews the verifier's lease until the server stops.
 async fn keep_lease(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     state.service.verifier.clone().run(stopped(stopping)).await;
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, and the server with it.
+    // An error means that the sender was dropped, so the server has ended.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// Records revocations of many keys when one was made here, and every few seconds what another replica left, until the
-/// server stops. What is not recorded by then is left to the next start, or to another replica.
+/// Records revocations of many keys, when this replica made one and every few seconds for other replicas, until the
+/// server stops. The rest is recorded after the next start, or by another replica.
 async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     let mut end = std::pin::pin!(stopped(stopping));
     let mut interval = tokio::time::interval(REVOCATIONS_INTERVAL);
@@ -62,7 +58,7 @@ async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<b
     }
 }
 
-/// Collects usage every few seconds, writes it when it is due, and once more at the end.
+/// Collects usage every few seconds, stores it when that is due, and stores all of it at the end.
 async fn keep_usage(
     state: web::Data<State>,
     metrics: Option<Metrics>,
@@ -87,7 +83,7 @@ async fn keep_usage(
             };
         }
         if last {
-            // Who stops is not held up by counts; a database that takes them one by one gets what it can.
+            // Limited in time, so that a slow database does not delay the stop.
             if tokio::time::timeout(LAST_FLUSH, state.service.flush_usage())
                 .await
                 .is_err()
@@ -106,7 +102,7 @@ async fn keep_usage(
     }
 }
 
-/// Fetches again what the issuers of tokens publish, before a request needs it.
+/// Refreshes the published keys of token issuers and the OpenID Connect provider, before a request needs them.
 async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     let mut end = std::pin::pin!(stopped(stopping));
     loop {

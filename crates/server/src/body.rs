@@ -1,8 +1,8 @@
 //! The body and the query of a request, read into the types of `tollkey-api`.
 //!
-//! Both are taken in first and read by the handler once the caller is known, so that a 400 never tells what a 401 should hide.
-//! Errors name the field and the rule, and never repeat a value. A body is read by `json`: one response names all of
-//! its invalid fields, those that a handler finds with [`Read::check`] included.
+//! Both are received first and parsed by the handler once the caller is authenticated, so that a 400 never reveals
+//! what a 401 should hide. Errors name the field and the rule, and never repeat a value. `json` parses a body: one
+//! response names all invalid fields, including those that a handler finds with [`Read::check`].
 
 mod fault;
 mod json;
@@ -21,12 +21,12 @@ use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
 
 use crate::{auth::Identified, rejection::Rejection};
 
-/// The largest body.
+/// Largest body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
-/// The longest value of a query parameter, in bytes. The longest parameter is the code that an identity provider sends;
-/// most parameters have stricter rules.
+/// Longest value of a query parameter, in bytes. The longest parameter is the code of an identity provider; most
+/// parameters have stricter rules.
 const MAX_PARAMETER: usize = 4096;
-/// How long a caller may take to send it.
+/// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
 const JSON: &str = "application/json";
@@ -34,7 +34,7 @@ const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// A body as it came, not yet read.
+/// A body that is not parsed yet.
 #[derive(Debug)]
 pub struct Body {
     bytes: Result<Bytes, Problem>,
@@ -47,7 +47,7 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let content_type = request.content_type().to_ascii_lowercase();
-        let announced = request
+        let length = request
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok());
@@ -59,7 +59,7 @@ impl FromRequest for Body {
         let identified = request.extensions().get::<Identified>().cloned();
         Box::pin(async move {
             if let Some(Identified(identified)) = identified {
-                // Should a caller be identified by the body itself, this only costs time.
+                // Limited in case the caller is identified by the body itself.
                 let _ = tokio::time::timeout(BODY_TIMEOUT, identified.notified()).await;
             }
             let bytes = if encoded {
@@ -67,7 +67,7 @@ impl FromRequest for Body {
                     ProblemCode::UnsupportedMediaType,
                     "The body must not be compressed. Send it without Content-Encoding.",
                 ))
-            } else if announced.is_some_and(|length: usize| length > MAX_BODY) {
+            } else if length.is_some_and(|length: usize| length > MAX_BODY) {
                 Err(too_large())
             } else {
                 tokio::time::timeout(BODY_TIMEOUT, collect(payload))
@@ -107,7 +107,7 @@ fn too_large() -> Problem {
 }
 
 impl Body {
-    /// The body as a JSON object.
+    /// Parses the body as a JSON object.
     ///
     /// # Errors
     /// 413, 415, or 400 that names each invalid field and its rule, or line and column.
@@ -115,26 +115,26 @@ impl Body {
         self.read_json()?.value()
     }
 
-    /// The body as a JSON object, for a handler that checks further rules.
+    /// Parses the body as a JSON object, for a handler that checks further rules.
     ///
     /// # Errors
-    /// As for [`Body::json`], but those about fields may come with [`Read::check`].
+    /// Like [`Body::json`], but those of fields may be returned by [`Read::check`].
     pub fn read_json<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         json::read(self.typed(&[JSON])?)
     }
 
-    /// The body of a POST whose fields are all optional: an empty one and `null` count as `{}`.
+    /// Parses the body of a POST whose fields are all optional: an empty body and `null` count as `{}`.
     ///
     /// # Errors
-    /// As for [`Body::json`].
+    /// Like [`Body::json`].
     pub fn json_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         self.read_json_or_nothing()?.value()
     }
 
-    /// As [`Body::json_or_nothing`], for a handler that checks further rules.
+    /// Like [`Body::json_or_nothing`], for a handler that checks further rules.
     ///
     /// # Errors
-    /// As for [`Body::read_json`].
+    /// Like [`Body::read_json`].
     pub fn read_json_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         match json::without_mark(self.bytes()?).trim_ascii() {
             b"" => json::read(b"{}"),
@@ -143,7 +143,7 @@ impl Body {
         }
     }
 
-    /// The body as it came.
+    /// Returns the bytes of the body.
     ///
     /// # Errors
     /// 408, 413, 415.
@@ -151,18 +151,18 @@ impl Body {
         self.bytes.as_ref().map_err(Clone::clone)
     }
 
-    /// The body as a JSON merge patch, which may also call itself JSON.
+    /// Parses the body as a JSON merge patch; its media type may also be that of JSON.
     ///
     /// # Errors
-    /// As for [`Body::read_json`].
+    /// Like [`Body::read_json`].
     pub fn read_merge_patch<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         json::read(self.typed(&[JSON, MERGE_PATCH])?)
     }
 
-    /// The body as a JSON merge patch; an empty one counts as `{}`.
+    /// Parses the body as a JSON merge patch; an empty body counts as `{}`.
     ///
     /// # Errors
-    /// As for [`Body::read_json`].
+    /// Like [`Body::read_json`].
     pub fn read_merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         if self.bytes()?.is_empty() {
             json::read(b"{}")
@@ -171,7 +171,7 @@ impl Body {
         }
     }
 
-    /// The body as a form whose fields are texts. Each may stand there once.
+    /// Parses the body as a form whose fields are strings and must not be repeated.
     ///
     /// # Errors
     /// 413, 415, or 400 that names each invalid field and its rule.
@@ -179,7 +179,7 @@ impl Body {
         json::read_form(self.typed(&[FORM])?)
     }
 
-    /// The fields of a form, each as often as the body has it.
+    /// Returns the fields of a form in their order, including repeated ones.
     ///
     /// # Errors
     /// 408, 413, 415.
@@ -202,7 +202,7 @@ impl Body {
     }
 }
 
-/// A body that was read. Its value comes out only when no field is invalid: until then it may hold stand-ins.
+/// A parsed body. Its value is only available if no field is invalid; otherwise it may contain placeholders.
 #[derive(Debug)]
 pub struct Read<T> {
     value: T,
@@ -210,7 +210,7 @@ pub struct Read<T> {
 }
 
 impl<T> Read<T> {
-    /// The value.
+    /// Returns the value.
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
@@ -218,7 +218,7 @@ impl<T> Read<T> {
         self.errors.finish(Some(self.value))
     }
 
-    /// Converts the value with further rules, whose errors are added to those of reading.
+    /// Converts the value with further rules, whose errors are added to those of parsing.
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
@@ -230,7 +230,7 @@ impl<T> Read<T> {
         self.errors.finish(checked)
     }
 
-    /// As [`Read::check`], where the result borrows from the value.
+    /// Like [`Read::check`], where the result borrows from the value.
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
@@ -243,7 +243,7 @@ impl<T> Read<T> {
         errors.finish(checked)
     }
 
-    /// The same with a value of another type, whose fields have the same names.
+    /// Converts the value to another type, whose fields have the same names.
     pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Read<U> {
         Read {
             value: map(self.value),
@@ -252,7 +252,7 @@ impl<T> Read<T> {
     }
 }
 
-/// The query, not yet read.
+/// A query that is not parsed yet.
 #[derive(Debug)]
 pub struct Query(String);
 
@@ -266,7 +266,7 @@ impl FromRequest for Query {
 }
 
 impl Query {
-    /// The query's parameters. Each may stand there once.
+    /// Parses the query's parameters, which must not be repeated.
     ///
     /// # Errors
     /// 400 that names each invalid parameter and its rule.
@@ -275,7 +275,7 @@ impl Query {
         json::read_query(self.0.as_bytes())
     }
 
-    /// The query's parameters, each as often as the query has it.
+    /// Returns the query's parameters in their order, including repeated ones.
     ///
     /// # Errors
     /// 400 that names each parameter that is too long.
@@ -302,9 +302,8 @@ impl Query {
     }
 }
 
-fn escape(member: &str) -> String {
-    member
-        .chars()
+fn escape(name: &str) -> String {
+    name.chars()
         .take(64)
         .collect::<String>()
         .replace('~', "~0")
@@ -335,12 +334,12 @@ mod tests {
         assert_eq!(query("").pairs().unwrap(), []);
         let long = format!("code={}", "x".repeat(MAX_PARAMETER + 1));
         assert_eq!(
-            said(query(&long).pairs().unwrap_err()),
+            error_text(query(&long).pairs().unwrap_err()),
             format!("code must have at most {MAX_PARAMETER} bytes")
         );
     }
 
-    fn said(problem: Problem) -> String {
+    fn error_text(problem: Problem) -> String {
         match problem.errors.as_slice() {
             [] => format!("{}: {}", problem.code.as_str(), problem.detail),
             errors => errors
@@ -356,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_body_is_told_by_member_and_rule_without_its_value() {
+    fn invalid_body_error_names_field_and_rule_without_the_value() {
         for (body, expected) in [
             ("{}", "/description is required"),
             (r#"{"description":5}"#, "/description must be a string"),
@@ -434,12 +433,12 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                said(json::<CreateKey>(body).unwrap_err()).trim(),
+                error_text(json::<CreateKey>(body).unwrap_err()).trim(),
                 expected.trim(),
                 "{body}"
             );
         }
-        // A text that reads like a part of a message of serde's changes nothing.
+        // Values that look like parts of serde's messages change nothing.
         for (body, expected) in [
             (
                 r#"{"description":"d","scopes":"s3cret at line 2"}"#,
@@ -459,12 +458,12 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                said(json::<CreateKey>(body).unwrap_err()),
+                error_text(json::<CreateKey>(body).unwrap_err()),
                 expected,
                 "{body}"
             );
         }
-        // Every invalid field, each once.
+        // Every invalid field is reported once.
         for (body, expected) in [
             (
                 r#"{"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1}"#,
@@ -489,7 +488,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                said(json::<CreateKey>(body).unwrap_err()),
+                error_text(json::<CreateKey>(body).unwrap_err()),
                 expected,
                 "{body}"
             );
@@ -498,7 +497,7 @@ mod tests {
             r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
         );
         assert_eq!(
-            said(batch.unwrap_err()),
+            error_text(batch.unwrap_err()),
             "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
              /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
         );
@@ -506,12 +505,12 @@ mod tests {
             json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#)
                 .unwrap_err();
         assert_eq!(
-            said(required),
+            error_text(required),
             "/environment must be a string; /access must be one of secret, publishable; /name is required"
         );
         let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
         assert_eq!(
-            said(none.clone()),
+            error_text(none.clone()),
             "/name is required; /environment is required; /access is required"
         );
         assert_eq!(
@@ -519,24 +518,27 @@ mod tests {
             "3 fields are invalid: /name, /environment, /access"
         );
         let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
-        assert_eq!(said(nothing), "/a is unknown; /b is unknown");
+        assert_eq!(error_text(nothing), "/a is unknown; /b is unknown");
         let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
             r#"{"requests":[{"key":"k"},["k"]]}"#,
         );
-        assert_eq!(said(batch.unwrap_err()), "/requests/1 must be an object");
+        assert_eq!(
+            error_text(batch.unwrap_err()),
+            "/requests/1 must be an object"
+        );
         let not_utf8 = Body {
             bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")),
             content_type: JSON.to_owned(),
         };
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
         assert_eq!(
-            said(problem),
+            error_text(problem),
             "malformed_json: The body is not valid JSON at line 1, column 17: invalid unicode code point."
         );
     }
 
     #[test]
-    fn a_body_with_many_invalid_fields_is_bounded() {
+    fn number_of_reported_invalid_fields_is_limited() {
         let fields: Vec<String> = (0..3000).map(|number| format!("\"x{number}\":1")).collect();
         let problem = json::<CreateKey>(&format!("{{{}}}", fields.join(","))).unwrap_err();
         assert_eq!(problem.errors.len(), 32);
@@ -572,12 +574,12 @@ mod tests {
             let problem =
                 json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
             assert_eq!(
-                said(problem),
+                error_text(problem),
                 "/overlap_seconds must be a whole number within its range",
                 "{text}"
             );
         }
-        // Also in a merge patch, inside an object, in a number without a sign, and as a time; metadata stays as it is.
+        // Also in a merge patch, inside an object, for an unsigned number, and for a time; metadata is unchanged.
         let patch = json::<UpdateKey>(
             r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#,
         )
@@ -603,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_skipped_and_null_is_an_empty_body() {
+    fn byte_order_mark_is_skipped_and_null_counts_as_empty() {
         let body = |text: &str, content_type: &str| Body {
             bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
             content_type: content_type.to_owned(),
@@ -615,7 +617,7 @@ mod tests {
             "d"
         );
         assert_eq!(
-            said(json::<CreateKey>("\u{feff}{}").unwrap_err()),
+            error_text(json::<CreateKey>("\u{feff}{}").unwrap_err()),
             "/description is required"
         );
         for text in [
@@ -653,20 +655,20 @@ mod tests {
                 "{text}"
             );
         }
-        // Null as a merge patch would replace the whole.
+        // `null` as a merge patch would replace the whole resource.
         assert!(
             body("null", JSON)
                 .read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>()
                 .is_err()
         );
         assert_eq!(
-            said(json::<CreateKey>("null").unwrap_err()),
+            error_text(json::<CreateKey>("null").unwrap_err()),
             " The body must be a JSON object.".trim()
         );
     }
 
     #[test]
-    fn a_form_reports_all_invalid_fields() {
+    fn form_error_reports_all_invalid_fields() {
         let body = Body {
             bytes: Ok(Bytes::from_static(
                 b"token=a&token=b&mode=x&scope=c&tokens=d",
@@ -678,14 +680,14 @@ mod tests {
             .and_then(Read::value)
             .unwrap_err();
         assert_eq!(
-            said(problem),
+            error_text(problem),
             "/token must not be repeated; /mode must be one of live, test; /scope is unknown; did you mean `scopes`?; \
              /tokens is unknown; did you mean `token`?"
         );
     }
 
     #[test]
-    fn a_bad_query_is_told_by_parameter_and_rule() {
+    fn invalid_query_error_names_parameter_and_rule() {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Paging {
@@ -711,7 +713,7 @@ mod tests {
             ("cursor+at+line+1=1", "cursor at line 1 is unknown"),
         ] {
             assert_eq!(
-                said(Query(query.to_owned()).read::<Paging>().unwrap_err()),
+                error_text(Query(query.to_owned()).read::<Paging>().unwrap_err()),
                 expected,
                 "{query}"
             );

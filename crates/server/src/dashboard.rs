@@ -1,17 +1,14 @@
-//! The dashboard: pages for people, under `/dashboard`. They call the same services as the API.
+//! The dashboard: pages under `/dashboard`. They call the same services as the API.
 //!
-//! | module | says |
+//! | module | content |
 //! |---|---|
-//! | here | the routes |
-//! | `gate` | what every request goes through: writes of other sites are refused, who is not signed in is sent to the door |
-//! | `session` | the cookie, and who it is |
-//! | `sign_in` | the ways in, and out |
-//! | `page` | what all pages share: their frame, headers, errors, times |
-//! | `fields`, `once` | the fields of a form, and forms that make something |
-//! | `assets` | style, script, icon |
-//! | `keys`, `applications`, `audit`, `settings` | the pages |
+//! | `gate` | middleware: rejects cross-site writes, redirects requests without a session to the sign-in page |
+//! | `session` | the session cookie and the person who is signed in |
+//! | `sign_in` | sign-in methods and sign-out |
+//! | `page`, `assets` | what all pages share: frame, headers, errors, times; style, script, icon |
+//! | `fields`, `once` | the fields of a form; forms that create something |
 //!
-//! Every form works without script. Nothing that is secret stands in a URL, and no page is kept by a cache.
+//! The other modules are pages. Forms work without script. No URL contains a secret, and no page is cached.
 
 mod applications;
 mod assets;
@@ -40,7 +37,7 @@ pub const SURFACE: Surface = Surface {
     ..Surface::api(&["/dashboard"], Document::NONE)
 };
 
-/// The routes. The literal ones stand before those with an id.
+/// Mounts the routes, literal ones before those with an ID.
 pub fn configure(config: &mut web::ServiceConfig) {
     let signed_in = web::scope("")
         .wrap(from_fn(gate::signed_in))

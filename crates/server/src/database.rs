@@ -1,4 +1,4 @@
-//! Opening the database that the settings name.
+//! Opens the database from the settings.
 
 use std::{
     sync::Arc,
@@ -13,8 +13,8 @@ use tollkey_store::{Backend, OpenError, OpenOptions, SchemaError, Store};
 
 use crate::config::{DatabaseKind, Settings};
 
-/// Opens the database that the settings name, and creates a SQLite file that does not exist. While a PostgreSQL server
-/// cannot be reached, waits for it as long as `TOLLKEY_DATABASE_WAIT_SECONDS` allows. Blocks. Migrates nothing.
+/// Opens the database from the settings, and creates a missing SQLite file. While a PostgreSQL server cannot be
+/// reached, retries for `TOLLKEY_DATABASE_WAIT_SECONDS`. Blocks. Does not migrate.
 ///
 /// # Errors
 /// [`OpenError`] as the cause, with the database's name.
@@ -22,15 +22,14 @@ pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<
     connect(settings, &clock, true)
 }
 
-/// As [`open_store`], for commands that only work with what exists: creates no file, and the schema must be that of this
-/// build.
+/// Like [`open_store`], for an existing database: creates no file, and the schema must be that of this build.
 ///
 /// # Errors
-/// As [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
+/// Like [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
 pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
     anyhow::ensure!(
         settings.database.kind != DatabaseKind::SqliteMemory,
-        "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
+        "an in-memory database belongs to one server process; set DATABASE_URL to the database of the server"
     );
     let store = connect(settings, &clock, false)?;
     store
@@ -54,16 +53,11 @@ fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow:
     }
 }
 
-/// The first pause between two attempts to open the database; each is twice as long as the one before.
+/// The first pause between two attempts to open the database; each is twice as long as the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// How often the log says what the process waits for.
 const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Waiting for a database that cannot be reached yet.
 struct DatabaseWait {
     limit: Duration,
     began: Instant,
@@ -81,7 +75,7 @@ impl DatabaseWait {
         }
     }
 
-    /// Pauses before the next attempt; fails with that error if waiting cannot help, or the time is over.
+    /// Pauses before the next attempt, or returns the error if retrying cannot help or the time has run out.
     fn pause_after(&mut self, error: OpenError) -> anyhow::Result<()> {
         if !error.is_transient() || self.limit.is_zero() {
             return Err(error.into());
@@ -105,7 +99,7 @@ impl DatabaseWait {
     }
 }
 
-/// Migrates SQLite, and PostgreSQL when told so; otherwise its schema must be that of this build. Blocks.
+/// Migrates SQLite, and PostgreSQL if configured. Otherwise the schema must be that of this build. Blocks.
 ///
 /// # Errors
 /// When the schema is older or newer than this build, or the store cannot be reached.
@@ -122,7 +116,7 @@ pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> 
     prepare().with_context(|| settings.database.url.target())
 }
 
-/// Opens the database and prepares its schema, on a thread of its own, for which the process does not wait when a signal ends it.
+/// Opens the database and prepares its schema on a separate thread, which does not delay the exit on a signal.
 ///
 /// # Errors
 /// Those of [`open_store`] and [`prepare_schema`].
@@ -137,10 +131,10 @@ pub async fn open_prepared(settings: &Settings, clock: &Arc<dyn Clock>) -> anyho
     thread::Builder::new()
         .name("tollkey-open".into())
         .spawn(move || {
-            // The receiver is gone when a signal came first.
+            // An error means that a signal came first and dropped the receiver.
             let _ = done.send(open());
         })?;
     result
         .await
-        .context("a thread that opens the database panicked")?
+        .context("the thread that opens the database panicked")?
 }

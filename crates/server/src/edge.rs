@@ -1,7 +1,7 @@
-//! The outermost middleware, which every request passes.
+//! The outermost middleware of every request.
 //!
-//! It gives the request an ID, treats HEAD as GET, renders problems in the format of the surface, sets the shared headers, counts
-//! the request and logs one line.
+//! It assigns the request an ID, treats HEAD as GET, renders problems in the format of the surface, sets the shared
+//! headers, counts the request and logs one line.
 
 use std::{sync::Arc, time::Instant};
 
@@ -35,7 +35,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// A request on its way through the edge.
+/// A request that is being processed.
 pub(crate) struct Passage {
     started: Instant,
     surface: &'static Surface,
@@ -44,7 +44,6 @@ pub(crate) struct Passage {
 }
 
 impl Passage {
-    /// Begins with the headers of a request to this surface.
     pub(crate) fn begin(state: &State, headers: &HeaderMap, surface: &'static Surface) -> Self {
         let started = Instant::now();
         let id = inbound_request_id(headers, surface).unwrap_or_else(|| new_request_id(state));
@@ -55,7 +54,6 @@ impl Passage {
         }
     }
 
-    /// Renders a problem in the format of the surface.
     pub(crate) fn render(&self, state: &State, problem: &Problem) -> HttpResponse {
         let rendered = Rendered {
             problem,
@@ -66,8 +64,8 @@ impl Passage {
         (self.surface.render)(problem_response(problem), &rendered)
     }
 
-    /// Ends with the response: sets the headers that all responses have, counts the request and logs one line. `route` is the
-    /// template of its path, never the path: a path can hold anything, a secret included.
+    /// Completes a response: sets the headers that all responses have, counts the request and logs one line. `route`
+    /// is the template of its path, never the path itself, because a path can contain anything, including a secret.
     pub(crate) fn end(
         &self,
         state: &State,
@@ -82,7 +80,7 @@ impl Passage {
         (self.surface.set_headers)(headers, status);
         state.public_path.add_to(headers);
 
-        // A gateway's caller is told what is left only when that is nothing.
+        // The caller of a gateway only gets the rate limit fields with a 429.
         if (!self.surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
             && let Some(rate_limit) = rate_limit
         {
@@ -102,32 +100,32 @@ impl Passage {
         );
         let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let id = &self.id;
-        // The level of a line is fixed where it is written.
+        // Two calls, because the level of an event is static.
         if status.is_success() && self.surface.quiet_routes.contains(&route) {
-            tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+            tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "request completed");
         } else {
-            tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+            tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "request completed");
         }
     }
 }
 
-/// The outermost middleware.
+/// Processes a request as the outermost middleware.
 ///
 /// # Errors
-/// None of ours: they become responses here.
+/// Only errors inside actix: those of routing and handlers become responses.
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
     requests: web::Data<telemetry::Requests>,
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    // From here on, the request has the server's own path, whether a proxy in front of it strips the prefix or not.
+    // From here on, the request has the server's own path, whether or not a proxy strips the prefix.
     if let Some(own) = state.public_path.strip_uri(request.uri()) {
         request.match_info_mut().get_mut().update(&own);
         request.head_mut().uri = own;
     }
     let method = request.method().clone();
-    // The path as the router sees it, so that an escape in it does not change whose it is.
+    // The path as the router sees it, so that an escape in it does not select another surface.
     let surface = SURFACES.of(request.match_info().as_str());
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
@@ -137,15 +135,15 @@ pub async fn edge<B: MessageBody + 'static>(
         .extensions_mut()
         .insert(RequestId(Arc::clone(&passage.id)));
 
-    // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
+    // Routing and handlers respond even when they fail. An error here comes from actix itself.
     let (http_request, response) = next.call(request).await?.into_parts();
     let problem = response
         .error()
         .map(problem_of)
-        .or_else(|| unsaid(&response))
+        .or_else(|| empty_not_found(&response))
         .or_else(|| {
             let is_shared = response.extensions().get::<SharedBody>().is_some();
-            // Dropped here, before more memory is taken than there is for responses that clients do not read.
+            // Dropped here, so that responses that clients do not read stay within their memory limit.
             (!transport::has_room(&http_request, response.body().size(), is_shared)).then(|| {
                 Problem {
                     retry_after: Some(1),
@@ -170,7 +168,7 @@ pub async fn edge<B: MessageBody + 'static>(
     Ok(ServiceResponse::new(http_request, response))
 }
 
-/// The ID that a request has, if its surface accepts it.
+/// Returns the client's request ID, if the surface accepts it.
 fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>> {
     let mut values = headers.get_all(X_REQUEST_ID);
     let (Some(value), None) = (values.next(), values.next()) else {
@@ -183,7 +181,7 @@ fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>
         .map(Arc::from)
 }
 
-/// `req_` and a ULID.
+/// Returns a new request ID: `req_` and a ULID.
 fn new_request_id(state: &State) -> Arc<str> {
     let millis = u64::try_from(state.service.clock.now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
@@ -198,7 +196,7 @@ fn new_request_id(state: &State) -> Arc<str> {
     .into()
 }
 
-/// What an actix error says in our words. Those of ours carry their problem; the others come from actix itself.
+/// Returns the problem of an actix error: that of a [`Rejection`], or one for an error of actix itself.
 fn problem_of(error: &Error) -> Problem {
     if let Some(Rejection(problem)) = error.as_error() {
         return problem.clone();
@@ -221,11 +219,11 @@ fn problem_of(error: &Error) -> Problem {
     }
 }
 
-/// What a response without a body would say where the router of a scope found nothing.
-fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
-    let silent = response.status() == StatusCode::NOT_FOUND
+/// Returns the problem for an empty 404, which the router of a scope sends when no route matches.
+fn empty_not_found<B>(response: &HttpResponse<B>) -> Option<Problem> {
+    let is_empty = response.status() == StatusCode::NOT_FOUND
         && !response.headers().contains_key(header::CONTENT_TYPE);
-    silent.then(|| {
+    is_empty.then(|| {
         Problem::new(
             ProblemCode::NotFound,
             "No resource exists at this path. Check the URL.",
@@ -233,7 +231,7 @@ fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
     })
 }
 
-/// The head of a problem, with the headers that belong to it. Its body is the surface's.
+/// Returns the head of a problem response with the headers of the problem. The surface adds the body.
 fn problem_response(problem: &Problem) -> HttpResponseBuilder {
     let status =
         StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

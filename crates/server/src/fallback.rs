@@ -14,7 +14,7 @@ use tollkey_core::{Problem, ProblemCode};
 
 use crate::{openapi, rejection::HandlerResult, routes::SURFACES};
 
-/// The root. A browser is sent to the dashboard; there is nothing else.
+/// Redirects browsers to the dashboard. Other clients get 404.
 pub async fn home(request: HttpRequest) -> HandlerResult {
     let accepted = header::Accept::parse(&request).map_or_else(|_| Vec::new(), |accept| accept.0);
     let is_browser = accepted
@@ -39,7 +39,7 @@ pub async fn nothing() -> HandlerResult {
     .into())
 }
 
-/// What no route matches: 405 where the path exists with another method, else 404.
+/// Handles requests that no route matches: 405 if the path exists with another method, otherwise 404.
 pub async fn unmatched(request: HttpRequest) -> HandlerResult {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
         openapi::operations()

@@ -1,18 +1,18 @@
-//! URLs of issuers of tokens, and of this machine.
+//! URLs of token issuers, and of this machine.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use reqwest::Url;
 use tollkey_core::Invalid;
 
-/// The address of a key set: https, or http on this machine only; without a password in it.
+/// The URL of a key set: https, or http on this machine only, without a user name or password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl(Url);
 
-/// A URL whose answers can be believed: https, or http on this machine only; without a password in it.
+/// Parses a URL that can be trusted: https, or http on this machine only, without a user name or password.
 ///
 /// # Errors
-/// [`Invalid`] says which of these it is not.
+/// [`Invalid`] with the violated rule.
 pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
     let url: Url = text.parse().map_err(|_| Invalid::new("must be a URL"))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -25,7 +25,7 @@ pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
     }
 }
 
-/// Whether a URL leads to this machine.
+/// Returns whether a URL leads to this machine.
 pub fn is_local(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host
@@ -36,7 +36,7 @@ pub fn is_local(url: &Url) -> bool {
 }
 
 impl JwksUrl {
-    /// The URL.
+    /// Returns the URL.
     #[must_use]
     pub fn as_url(&self) -> &Url {
         &self.0
@@ -57,7 +57,7 @@ impl fmt::Display for JwksUrl {
     }
 }
 
-/// Whether only this machine reaches that address.
+/// Returns whether only this machine can reach the address.
 #[must_use]
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()

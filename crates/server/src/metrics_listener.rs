@@ -14,12 +14,12 @@ use crate::{
     transport::{self, Connections, NoFront, Server},
 };
 
-/// The most connections of the listener.
+/// Maximum number of connections.
 const CONNECTIONS: usize = 64;
 /// How long requests in flight may take once the listener stops.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// The listener for Prometheus and for probes, with connections of its own.
+/// The listener for Prometheus and for probes, whose connections are limited separately.
 #[derive(Debug)]
 pub(crate) struct MetricsListener {
     address: SocketAddr,
@@ -28,7 +28,7 @@ pub(crate) struct MetricsListener {
 }
 
 impl MetricsListener {
-    /// Binds the socket and starts to respond. `api_connections` are those of the API, which the metrics report.
+    /// Binds the socket and starts serving. `api_connections` are those of the API, which the metrics report.
     ///
     /// # Errors
     /// When the address cannot be bound.
@@ -41,7 +41,9 @@ impl MetricsListener {
     ) -> anyhow::Result<Self> {
         let listener =
             transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
-        let address = listener.local_addr().context("no socket was bound")?;
+        let address = listener
+            .local_addr()
+            .context("cannot read the address of the socket")?;
         let connections = Connections::new(CONNECTIONS);
         let options = transport::Options {
             workers: 1,
@@ -75,22 +77,20 @@ impl MetricsListener {
         })
     }
 
-    /// Returns the address that it is bound to.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Waits until the listener ends by itself.
+    /// Waits until the listener ends unexpectedly.
     pub(crate) async fn ended(&mut self) {
         self.server.ended().await;
     }
 
-    /// Has further responses close their connections.
+    /// Makes further responses close their connections.
     pub(crate) fn announce_close(&self) {
         self.connections.announce_close();
     }
 
-    /// Stops the listener.
     pub(crate) async fn stop(self) {
         self.connections.close_all();
         self.server

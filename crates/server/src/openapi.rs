@@ -43,10 +43,10 @@ pub fn document() -> OpenApi {
         .build();
     let tags = SURFACES.0.iter().filter_map(|surface| surface.document.tag);
     api.tags = Some(
-        tags.map(|(name, words)| {
+        tags.map(|(name, description)| {
             TagBuilder::new()
                 .name(name)
-                .description(Some(words))
+                .description(Some(description))
                 .build()
         })
         .collect(),
@@ -72,7 +72,7 @@ pub fn document() -> OpenApi {
     api
 }
 
-/// The document as JSON, generated once.
+/// Returns the document as JSON, generated once.
 #[must_use]
 pub fn json() -> &'static str {
     static JSON: LazyLock<String> = LazyLock::new(|| {
@@ -83,8 +83,8 @@ pub fn json() -> &'static str {
     &JSON
 }
 
-/// [`json`] for clients under a path prefix, which becomes the only server of the document. Its URL
-/// is relative, so that Swagger UI calls the server that it was loaded from.
+/// Like [`json`], for clients under a path prefix, which becomes the document's only server. Its URL is relative, so
+/// that Swagger UI calls the server that it was loaded from.
 #[must_use]
 pub fn json_under(prefix: &PublicPath) -> Bytes {
     if prefix.is_empty() {
@@ -97,7 +97,7 @@ pub fn json_under(prefix: &PublicPath) -> Bytes {
     json.into()
 }
 
-/// The path template and method of each operation.
+/// Returns the path template and method of each operation.
 pub fn operations() -> impl Iterator<Item = (String, Method)> {
     document().paths.paths.into_iter().flat_map(|(path, item)| {
         let methods = [
@@ -109,7 +109,7 @@ pub fn operations() -> impl Iterator<Item = (String, Method)> {
         ];
         methods
             .into_iter()
-            .filter(|(_, there)| *there)
+            .filter(|(_, exists)| *exists)
             .map(move |(method, _)| (path.clone(), method))
     })
 }
@@ -168,7 +168,7 @@ fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
     ]
 }
 
-/// Adds the parameters and responses that the operation has in common with others.
+/// Adds the parameters and responses that operations have in common.
 fn complete(path: &str, operation: &mut Operation) {
     let schemes: Vec<String> = operation
         .security
@@ -191,20 +191,25 @@ fn complete(path: &str, operation: &mut Operation) {
     }
     let creates = operation.responses.responses.contains_key("201");
     if creates {
-        let words = "A unique value for this request: 16 to 255 printable ASCII characters. If the request is repeated \
+        let description = "A unique value for this request: 16 to 255 printable ASCII characters. If the request is repeated \
                      with the same value and body within 24 hours, the server returns the first response again, with \
                      the header `Idempotent-Replayed: true`.";
-        add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
+        add_parameter(
+            operation,
+            "Idempotency-Key",
+            ParameterIn::Header,
+            description,
+        );
     }
     let ProblemSchema {
         name, media_type, ..
     } = (document.problem)();
-    let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
+    let mut add = |status: &str, description: &str, headers: &[(&str, &str)]| {
         operation
             .responses
             .responses
             .entry(status.to_owned())
-            .or_insert_with(|| problem(&name, media_type, words, headers));
+            .or_insert_with(|| problem(&name, media_type, description, headers));
     };
     if operation.request_body.is_some() {
         add(
@@ -292,8 +297,8 @@ fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<
         .unwrap_or_default()
 }
 
-/// Adds a parameter, unless the operation describes it itself.
-fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, words: &str) {
+/// Adds a parameter, unless the operation already describes it.
+fn add_parameter(operation: &mut Operation, name: &str, location: ParameterIn, description: &str) {
     let parameters = operation.parameters.get_or_insert_default();
     if parameters
         .iter()
@@ -304,8 +309,8 @@ fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, word
     parameters.push(
         ParameterBuilder::new()
             .name(name)
-            .parameter_in(place)
-            .description(Some(words))
+            .parameter_in(location)
+            .description(Some(description))
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
             .build()
             .into(),
@@ -315,22 +320,22 @@ fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, word
 fn problem(
     schema: &str,
     media_type: &str,
-    words: &str,
+    description: &str,
     headers: &[(&str, &str)],
 ) -> RefOr<utoipa::openapi::Response> {
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name(schema)))
         .build();
     let mut response = ResponseBuilder::new()
-        .description(words)
+        .description(description)
         .content(media_type, content);
-    for (name, words) in headers {
+    for (name, description) in headers {
         let schema = ObjectBuilder::new().schema_type(Type::String).build();
         response = response.header(
             *name,
             HeaderBuilder::new()
                 .schema(Some(schema))
-                .description(Some(*words))
+                .description(Some(*description))
                 .build(),
         );
     }

@@ -1,8 +1,8 @@
 //! The path prefix under which clients reach the server: the path of `TOLLKEY_PUBLIC_URL`.
 //!
-//! Routes, handlers, `next=` parameters and idempotency records use the server's own paths, without the prefix. The edge
-//! removes the prefix from a request before it is routed ([`PublicPath::strip`]), and adds it to the paths in response headers.
-//! Pages add it to their links. Both use [`PublicPath::path`], so that the prefix is added in one way.
+//! Routes, handlers, `next=` parameters and idempotency records use the server's own paths, without the prefix. The
+//! edge removes the prefix before a request is routed ([`PublicPath::strip`]), and adds it to the paths in response
+//! headers. Pages add it to their links. Both use [`PublicPath::path`].
 
 use std::{fmt, sync::Arc};
 
@@ -13,9 +13,9 @@ use actix_web::http::{
 };
 use tollkey_core::Invalid;
 
-/// The most bytes of a prefix.
+/// Longest prefix, in bytes.
 const MAX: usize = 255;
-/// The server's own paths that have other paths under them, or none: a prefix in one of them would be ambiguous.
+/// The server's own paths. A prefix equal to or under one of them would be ambiguous.
 const OWN: [&str; 7] = [
     "/api/v1",
     "/v1",
@@ -25,10 +25,10 @@ const OWN: [&str; 7] = [
     "/readyz",
     "/openapi.json",
 ];
-/// How htmx is told to load another page. The value is a path, as in `Location`.
+/// The response header with which htmx is told to load another page. The value is a path, as in `Location`.
 const HX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
 
-/// A path prefix such as `/keys`, without a slash at its end. Empty when there is none, and then it changes nothing.
+/// A path prefix such as `/keys`, without a trailing slash. An empty one changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicPath(Arc<str>);
 
@@ -45,11 +45,11 @@ impl fmt::Display for PublicPath {
 }
 
 impl PublicPath {
-    /// Reads the path of a URL. A slash at its end does not count.
+    /// Parses the path of a URL; a trailing slash is ignored.
     ///
     /// # Errors
-    /// [`Invalid`] for segments other than `[A-Za-z0-9._~-]+`, dot segments, more than 255 bytes, and for a prefix that could
-    /// also be one of the server's own paths.
+    /// [`Invalid`] for segments other than `[A-Za-z0-9._~-]+`, dot segments, more than 255 bytes, and for a prefix
+    /// that could also be one of the server's own paths.
     pub fn parse(path: &str) -> Result<Self, Invalid> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if path.is_empty() {
@@ -78,20 +78,19 @@ impl PublicPath {
         Ok(Self(path.into()))
     }
 
-    /// Whether there is no prefix.
+    /// Returns whether there is no prefix.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The path by which clients reach one of the server's own paths: `/docs/` is `/keys/docs/`.
+    /// Returns the path by which clients reach one of the server's own paths: `/docs/` becomes `/keys/docs/`.
     #[must_use]
     pub fn path(&self, own: &str) -> String {
         format!("{}{own}", self.0)
     }
 
-    /// The server's own path of a path and query that a client used: without the prefix, if it has it. A prefix that is there
-    /// twice is removed once.
+    /// Removes the prefix from a path and query once, or returns `None` if it does not have the prefix.
     #[must_use]
     pub fn strip<'a>(&self, path_and_query: &'a str) -> Option<&'a str> {
         if self.is_empty() {
@@ -101,7 +100,7 @@ impl PublicPath {
         (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
     }
 
-    /// The URI of a request without the prefix; `None` when it does not have it.
+    /// Returns the URI of a request without the prefix, or `None` if it does not have it.
     #[must_use]
     pub fn strip_uri(&self, uri: &Uri) -> Option<Uri> {
         let rest = self.strip(uri.path_and_query()?.as_str())?;
@@ -115,7 +114,7 @@ impl PublicPath {
         Uri::from_parts(parts).ok()
     }
 
-    /// Adds the prefix to the paths of a response: in `Location`, in `Link` and in htmx's redirect. URLs of other servers stay.
+    /// Adds the prefix to paths in a response's `Location`, `Link` and htmx redirect, but not to URLs of other servers.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         if self.is_empty() {
             return;
@@ -137,7 +136,6 @@ impl PublicPath {
     }
 }
 
-/// Whether a path is this one, or one under it.
 fn is_at_or_under(path: &str, parent: &str) -> bool {
     path.strip_prefix(parent)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -148,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefix_that_the_server_uses_itself_is_rejected() {
+    fn prefix_that_conflicts_with_own_paths_is_rejected() {
         for (path, expected) in [
             ("", Some("")),
             ("/", Some("")),

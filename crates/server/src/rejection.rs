@@ -1,11 +1,11 @@
-//! What a handler returns.
+//! The result of a handler.
 
 use std::fmt;
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use tollkey_core::Problem;
 
-/// A problem on its way to the caller. The [`edge`](crate::edge) renders it in the format of the surface.
+/// The problem of a request. The [`edge`](crate::edge) renders it in the format of the surface.
 #[derive(Debug)]
 pub struct Rejection(pub Problem);
 
@@ -31,5 +31,5 @@ impl ResponseError for Rejection {
     }
 }
 
-/// The response of a handler, or the problem that the caller gets instead.
+/// The response of a handler, or the problem that is sent instead.
 pub type HandlerResult = Result<HttpResponse, Rejection>;

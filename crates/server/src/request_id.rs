@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use actix_web::{HttpMessage as _, HttpRequest};
 
-/// The ID of a request, `X-Request-Id`. The [`edge`](crate::edge) puts it beside the request.
+/// The ID of a request, `X-Request-Id`. The [`edge`](crate::edge) inserts it into the request's extensions.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
 
-/// Returns the ID of this request.
+/// Returns the ID of a request.
 pub fn request_id(request: &HttpRequest) -> Arc<str> {
     request
         .extensions()

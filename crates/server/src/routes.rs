@@ -1,4 +1,4 @@
-//! The page of routes: every surface, and where its routes are mounted.
+//! All surfaces, and where their routes are mounted.
 
 use actix_web::web;
 use utoipa_actix_web::{scope, service_config::ServiceConfig};
@@ -9,10 +9,10 @@ use crate::{
     surfaces::{account, applications, audit, commerce, docs, health, operator, verification},
 };
 
-/// Paths of the API that no surface has: no cache may store a response there.
+/// API paths of no other surface: no cache may store their responses.
 const OTHER_API_PATHS: Surface = Surface::api(&["/api"], Document::NONE);
 
-/// The surfaces. The OpenAPI document has their tags in this order; the last one has every path that no other has.
+/// The surfaces. The OpenAPI document has their tags in this order; the last one has all remaining paths.
 pub const SURFACES: Surfaces = Surfaces(&[
     &applications::SURFACE,
     &commerce::SURFACE,
@@ -27,11 +27,11 @@ pub const SURFACES: Surfaces = Surfaces(&[
     &health::SURFACE,
 ]);
 
-/// The routes that the OpenAPI document describes.
+/// Mounts the routes that the OpenAPI document describes.
 pub fn documented_routes(config: &mut ServiceConfig<'_>) {
     config.configure(health::configure).service(
         scope("/api/v1")
-            // First, because routes are tried in turn, and resource servers send more requests than all other callers.
+            // First, because routes are tried in order, and most requests come from resource servers and gateways.
             .configure(verification::configure)
             .configure(verification::configure_gateways)
             .configure(applications::configure)
@@ -42,12 +42,12 @@ pub fn documented_routes(config: &mut ServiceConfig<'_>) {
     );
 }
 
-/// The routes of probes, for a listener that has no others.
+/// Mounts the routes of probes, for a listener that has no others.
 pub fn probes(config: &mut web::ServiceConfig) {
     config.service(health::live).service(health::ready);
 }
 
-/// All other routes.
+/// Mounts all other routes.
 pub fn other_routes(config: &mut web::ServiceConfig) {
     config
         .configure(account::under_v1)

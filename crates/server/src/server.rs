@@ -1,4 +1,4 @@
-//! Running the server: listeners, and an orderly end.
+//! Runs the server: listeners, background tasks, and graceful shutdown.
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -37,14 +37,14 @@ pub struct Running {
     drain: Duration,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
-    /// Wakes the verifier when another replica changes something; until it is dropped.
+    /// Notifies the verifier of changes by other replicas until it is dropped.
     _listener: Option<Listener>,
 }
 
-/// Binds the sockets and begins to answer. Needs an actix runtime.
+/// Binds the sockets and starts serving. Needs an actix runtime.
 ///
 /// # Errors
-/// When an address cannot be bound, or the limit of open files is too low for the connections there may be.
+/// When an address cannot be bound, or the limit of open files is too low for the maximum number of connections.
 pub fn start(
     settings: &Settings,
     state: State,
@@ -62,7 +62,9 @@ pub fn start(
     };
     let listener = transport::listen(settings.server.listen)
         .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
-    let address = listener.local_addr().context("no socket was bound")?;
+    let address = listener
+        .local_addr()
+        .context("cannot read the address of the socket")?;
     let for_gateways = state.clone();
     let front = move || DirectGateway::new(for_gateways.clone());
     let server = Server::start(listener, &connections, &options, front, move || {
@@ -98,7 +100,7 @@ pub fn start(
         .service
         .store
         .listen(move || verifier.notify())
-        .context("no thread to listen for changes")?;
+        .context("cannot start the thread that listens for changes")?;
     let background = background::start(&state, metrics, &stopping);
     Ok(Running {
         address,
@@ -114,29 +116,29 @@ pub fn start(
 }
 
 impl Running {
-    /// Where it listens.
+    /// Returns the address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it serves metrics.
+    /// Returns the address of the metrics listener.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_listener.as_ref().map(MetricsListener::address)
     }
 
-    /// What its requests use.
+    /// Returns the state that requests use.
     #[must_use]
     pub fn state(&self) -> &web::Data<State> {
         &self.state
     }
 
-    /// Runs until SIGTERM or SIGINT, drains, and stops. A further signal ends the drain, and one after the drain cuts off the
-    /// requests in flight.
+    /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain; a later one closes connections
+    /// with requests in flight.
     ///
     /// # Errors
-    /// When a server or a background task ends by itself.
+    /// When a listener or a background task ends unexpectedly.
     pub async fn until_signal(mut self, mut signals: Signals) -> anyhow::Result<()> {
         let signal = tokio::select! {
             signal = signals.next() => signal,
@@ -162,7 +164,7 @@ impl Running {
         Ok(())
     }
 
-    /// Waits until a part of the server ends by itself, which is an error of this process.
+    /// Waits until a part of the server ends unexpectedly, which is an error of this process.
     async fn ended(&mut self) -> anyhow::Error {
         let metrics_listener = async {
             match &mut self.metrics_listener {
@@ -171,17 +173,16 @@ impl Running {
             }
         };
         tokio::select! {
-            () = self.server.ended() => anyhow::anyhow!("the server ended by itself"),
-            () = metrics_listener => anyhow::anyhow!("the server of metrics ended by itself"),
+            () = self.server.ended() => anyhow::anyhow!("the server ended unexpectedly"),
+            () = metrics_listener => anyhow::anyhow!("the metrics listener ended unexpectedly"),
             (ended, ..) = select_all(self.background.iter_mut()) => match ended {
-                Ok(()) => anyhow::anyhow!("a background task ended by itself"),
+                Ok(()) => anyhow::anyhow!("a background task ended unexpectedly"),
                 Err(error) => error.into(),
             },
         }
     }
 
-    /// Begins the drain: the server is not ready any more, and still responds, with `Connection: close`. Polls of subscribers
-    /// wait no longer. The lease is kept.
+    /// Begins the drain: the server is not ready, and responds with `Connection: close`. Polls of subscribers return.
     pub fn begin_drain(&self) {
         self.state.begin_drain();
         self.connections.announce_close();
@@ -190,23 +191,23 @@ impl Running {
         }
     }
 
-    /// Stops without waiting for the end of a drain: new connections are refused, requests in flight are finished, usage is
-    /// written, and the lease is given back.
+    /// Stops without waiting for the end of a drain: new connections are refused, requests in flight are finished,
+    /// usage is stored, and the lease is released.
     pub async fn stop(self) {
         self.stop_unless(pending()).await;
     }
 
-    /// Stops as [`Running::stop`] does. Requests that are in flight when `cut` resolves are cut off.
+    /// Like [`Running::stop`]. Connections with requests in flight are closed when `cut` resolves.
     async fn stop_unless(self, cut: impl Future<Output = ()>) {
         self.begin_drain();
         self.server
             .finish_within(&self.connections, FINISH, cut)
             .await;
-        // Probes are answered until here.
+        // Probes get responses until here.
         if let Some(listener) = self.metrics_listener {
             listener.stop().await;
         }
-        // The receivers may be gone already; then there is nobody to tell.
+        // An error means that all tasks have ended.
         let _ = self.stop.send(true);
         for task in self.background {
             if let Err(error) = task.await {

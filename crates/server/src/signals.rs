@@ -12,11 +12,11 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on SIGTERM and SIGINT no longer end the process: whoever waits for them does. To be called before the
-    /// world is told that the server listens; a signal that comes before somebody waits is kept.
+    /// Catches SIGTERM and SIGINT, which no longer end the process. Call this before the server announces that it
+    /// listens; a signal that arrives before [`Self::next`] is kept.
     ///
     /// # Errors
-    /// When signals cannot be awaited.
+    /// When the signal handlers cannot be installed.
     pub fn catch() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -24,7 +24,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal and returns its name.
+    /// Waits for the next signal, and returns its name.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,4 +1,4 @@
-//! What a request may use. Passed, never global.
+//! The state that requests use.
 
 use std::{
     fmt,
@@ -16,30 +16,30 @@ use tollkey_verifier::LogLimit;
 
 use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods};
 
-/// What a request may use.
+/// The state that requests use.
 pub struct State {
-    /// The use-cases.
+    /// The use cases.
     pub service: Service,
     /// Verifies management tokens.
     pub tokens: TokenVerifier,
     /// The methods to sign in to the dashboard.
     pub sign_in: SignInMethods,
-    /// What the operator set about requests.
+    /// The operator's settings about requests.
     pub policy: Policy,
     /// The path prefix under which clients reach the server.
     pub public_path: PublicPath,
     /// The OpenAPI document, for clients under that prefix.
     pub document: OnceLock<Bytes>,
-    /// Set while the server stops: it is no longer ready.
+    /// Set while the server stops, when it is no longer ready.
     pub draining: AtomicBool,
-    /// How often is logged what any request can cause.
+    /// Limits of log lines that any request can cause.
     pub log_limits: LogLimits,
 }
 
 /// Limits of log lines that any request can cause.
 #[derive(Debug)]
 pub struct LogLimits {
-    /// A trusted proxy sends a client address that cannot be read.
+    /// A trusted proxy sent an unreadable client address.
     pub unreadable_hop: LogLimit,
     /// A gateway requires something unknown. Several lines, because each can be about another route.
     pub gateway_requirement: LogLimit,
@@ -54,38 +54,37 @@ impl Default for LogLimits {
     }
 }
 
-/// What the operator decided, as far as requests are judged by it.
+/// The operator's settings about requests.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The header in which gateways pass the merchant a request is about.
+    /// The header in which gateways send the merchant of a request.
     pub merchant_header: HeaderName,
-    /// The headers that the gateway routes read a credential from.
+    /// The headers from which the gateway routes read a credential.
     pub credential_headers: CredentialHeaders,
-    /// Cut once from the path of a request before routes are matched.
+    /// Removed once from the path of a request before routes are matched.
     pub route_base: RouteBase,
-    /// Whether this is development mode, which takes no management requests through a proxy.
+    /// Whether this is development mode, which rejects management requests through a proxy.
     pub development: bool,
 }
 
 impl State {
-    /// The server stops soon: it is no longer ready, and polls of subscribers wait no longer, so that they move to another
-    /// replica.
+    /// Begins the drain: the server is no longer ready, and polls of subscribers return immediately.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.service.verifier.release_polls();
     }
 
-    /// Whether the server stops soon.
+    /// Returns whether the server is draining.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether requests can be answered: the store answers and takes changes, its schema is not older than this build's,
-    /// and the server is not stopping. A newer one works for the release before it: while servers are replaced one after
-    /// the other, those that are left are ready.
+    /// Returns whether the server can process requests: the store can be read and written, its schema is not older
+    /// than this build's, and the server is not draining. A newer schema works with the previous release, so during a
+    /// rolling update the remaining servers stay ready.
     pub async fn is_ready(&self) -> bool {
         !self.is_draining() && self.service.store.ready().await.is_ok()
     }

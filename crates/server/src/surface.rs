@@ -1,8 +1,7 @@
-//! A surface: routes that share the format of their errors and headers, as a value.
+//! A surface: routes that share the format of their errors and headers.
 //!
-//! The outer middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in [`Surfaces`], and
-//! know none by name. A new surface is a module with a [`Surface`] and its routes, and its lines on the page of routes
-//! ([`routes`](crate::routes)).
+//! The middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in [`Surfaces`]. A
+//! new surface is a module with a [`Surface`] and its routes, and an entry in [`routes`](crate::routes).
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
@@ -24,25 +23,25 @@ use crate::public_path::PublicPath;
 /// Routes that share the format of their errors and headers.
 #[derive(Debug)]
 pub struct Surface {
-    /// The path prefixes, as whole segments. A prefix that ends in `/` matches only longer paths; `""` matches every path.
+    /// The path prefixes, as whole segments. One that ends in `/` matches only longer paths; `""` matches every path.
     pub prefixes: &'static [&'static str],
-    /// A second prefix under which the routes of a first one are mounted: `(second, first)`. The OpenAPI document has the first.
+    /// `(second, first)`: a second prefix for the routes of the first. The OpenAPI document has only the first.
     pub alias: Option<(&'static str, &'static str)>,
     /// Renders a problem.
     pub render: fn(HttpResponseBuilder, &Rendered<'_>) -> HttpResponse,
     /// Sets the headers that responses share.
     pub set_headers: fn(&mut HeaderMap, StatusCode),
-    /// Whether a request may bring this ID in `X-Request-Id`. Otherwise the request gets an ID of ours.
+    /// Whether this ID of a client is accepted from `X-Request-Id`. Otherwise the server assigns one.
     pub keeps_request_id: fn(&str) -> bool,
-    /// Whether a gateway passes on the responses. It then sees HEAD requests as they are, and quota fields on 429 only.
+    /// Whether gateways pass on the responses. HEAD is then not treated as GET, and only a 429 has rate limit fields.
     pub is_for_gateways: bool,
-    /// The routes that programs request all the time: a success is logged at `debug`.
+    /// Routes that are requested all the time: a success is logged at `debug`.
     pub quiet_routes: &'static [&'static str],
-    /// What the OpenAPI document says about its operations.
+    /// The OpenAPI description of its operations.
     pub document: Document,
 }
 
-/// A problem with what its format needs.
+/// A problem with the values that its format needs.
 #[derive(Debug)]
 pub struct Rendered<'a> {
     /// The problem.
@@ -55,10 +54,10 @@ pub struct Rendered<'a> {
     pub public_path: &'a PublicPath,
 }
 
-/// What the OpenAPI document says about the operations of a surface.
+/// The OpenAPI description of a surface's operations.
 #[derive(Debug, Clone, Copy)]
 pub struct Document {
-    /// The tag and its description; `None` for a surface that the document does not have.
+    /// The tag and its description; `None` for a surface that is not in the document.
     pub tag: Option<(&'static str, &'static str)>,
     /// Whether operators name an account in the query.
     pub has_account_parameter: bool,
@@ -66,24 +65,24 @@ pub struct Document {
     pub problem: fn() -> ProblemSchema,
     /// The description of 403.
     pub forbidden: &'static str,
-    /// Whether operations have the responses that follow from a caller, a body and a path.
+    /// Whether operations have the responses that follow from authentication, a body and a path.
     pub has_common_responses: bool,
     /// Whether an ID in the path can be unknown.
     pub has_ids: bool,
 }
 
-/// How the OpenAPI document describes the problems of a surface.
+/// The OpenAPI description of a surface's problems.
 pub struct ProblemSchema {
     /// The name of the schema.
     pub name: String,
     /// The media type.
     pub media_type: &'static str,
-    /// The schema, and those that it refers to, by name.
+    /// The schema and those that it references, by name.
     pub schemas: Vec<(String, RefOr<Schema>)>,
 }
 
 impl ProblemSchema {
-    /// The schema of a wire type.
+    /// Returns the schema of a wire type.
     #[must_use]
     pub fn of<T: ToSchema>(media_type: &'static str) -> Self {
         let mut schemas = vec![(T::name().into_owned(), T::schema())];
@@ -97,13 +96,13 @@ impl ProblemSchema {
 }
 
 impl Document {
-    /// Of a surface that the document does not have.
+    /// The description of a surface that is not in the document.
     pub const NONE: Self = Self {
         tag: None,
         ..Self::new("", "")
     };
 
-    /// The defaults of a surface with problem details (RFC 9457), under this tag.
+    /// Returns the defaults of a surface with problem details (RFC 9457), under this tag.
     #[must_use]
     pub const fn new(tag: &'static str, description: &'static str) -> Self {
         Self {
@@ -118,7 +117,7 @@ impl Document {
 }
 
 impl Surface {
-    /// A surface of the API with problem details (RFC 9457), under these prefixes.
+    /// Returns a surface of the API with problem details (RFC 9457), under these prefixes.
     #[must_use]
     pub const fn api(prefixes: &'static [&'static str], document: Document) -> Self {
         Self {
@@ -133,7 +132,7 @@ impl Surface {
         }
     }
 
-    /// Whether it has this path.
+    /// Returns whether a path belongs to the surface.
     #[must_use]
     pub fn has(&self, path: &str) -> bool {
         self.prefixes.iter().any(|prefix| {
@@ -146,7 +145,7 @@ impl Surface {
         })
     }
 
-    /// The path under which the OpenAPI document has this one.
+    /// Returns the path under which the OpenAPI document has this one.
     fn documented(&self, path: &str) -> Option<String> {
         let (second, first) = self.alias?;
         let rest = path.strip_prefix(second)?;
@@ -154,12 +153,12 @@ impl Surface {
     }
 }
 
-/// The surfaces, in the order in which a path is looked up. The last one has every path.
+/// The surfaces, in the order in which a path is looked up. The last one matches every path.
 #[derive(Debug, Clone, Copy)]
 pub struct Surfaces(pub &'static [&'static Surface]);
 
 impl Surfaces {
-    /// The surface of a path.
+    /// Returns the surface of a path.
     #[must_use]
     pub fn of(self, path: &str) -> &'static Surface {
         static NONE: Surface = Surface::api(&[""], Document::NONE);
@@ -170,7 +169,7 @@ impl Surfaces {
             .unwrap_or(&NONE)
     }
 
-    /// The path under which the OpenAPI document has this one.
+    /// Returns the path under which the OpenAPI document has this one.
     #[must_use]
     pub fn documented(self, path: &str) -> String {
         self.0
@@ -212,7 +211,7 @@ fn no_store(headers: &mut HeaderMap) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }
 
-/// Sets the headers of HTML and of what it loads: this content security policy, and no frames.
+/// Sets the headers of HTML and its subresources: this content security policy, and no frames.
 pub fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, policy),
@@ -224,18 +223,18 @@ pub fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
+    // With `no-referrer` browsers would send `Origin: null` with a form, even to this server.
     set_default(headers, header::REFERRER_POLICY, "same-origin");
 }
 
-/// Sets a header unless the response has it.
+/// Sets a header unless the response already has it.
 pub fn set_default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
     if !headers.contains_key(&name) {
         headers.insert(name, HeaderValue::from_static(value));
     }
 }
 
-/// Whether a text is an acceptable request ID: 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and not similar to a
+/// Returns whether a text is a valid request ID: 1 to 128 characters of `A-Z a-z 0-9 . _ : -`, and not similar to a
 /// credential.
 #[must_use]
 pub fn is_request_id(text: &str) -> bool {
@@ -245,8 +244,8 @@ pub fn is_request_id(text: &str) -> bool {
         && !is_like_credential(text)
 }
 
-/// Whether a text has a part that the credentials of this server have. Such a text is not logged: a client may have put a
-/// credential where it does not belong.
+/// Returns whether a text contains a part of this server's credentials. Such a text is not logged, because a client
+/// may have put a credential in the wrong field.
 #[must_use]
 pub fn is_like_credential(text: &str) -> bool {
     ["_live_", "_test_", "tks_", "eyJ"]

@@ -1,8 +1,7 @@
-//! The surfaces: the routes of each API, and how its requests and responses read. What an operation does is in
-//! `tollkey-service`.
+//! The routes of each API, and the format of its requests and responses. `tollkey-service` has the operations.
 //!
-//! A surface is a module with a [`Surface`](crate::surface::Surface). Its case, its times and its words are in its `present` and
-//! in `tollkey-api`. [`routes`](crate::routes) mounts all of them.
+//! A surface is a module with a [`Surface`](crate::surface::Surface). Its `present` module converts between domain
+//! values and the types of `tollkey-api`. [`routes`](crate::routes) mounts all of them.
 
 pub mod account;
 pub mod applications;

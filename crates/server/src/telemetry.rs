@@ -1,7 +1,7 @@
 //! Logs and metrics.
 //!
-//! Logs go to stderr; stdout belongs to what a person or a script waits for. A metric's name carries its unit, and
-//! no label is taken from what a caller sends: the number of series is bounded by the program itself.
+//! Logs go to stderr; stdout is for the output of commands. A metric's name contains its unit. No label has a value
+//! that a caller can choose, so the program itself limits the number of series.
 
 use std::{
     cell::RefCell,
@@ -34,7 +34,7 @@ pub const VERIFICATION_HITS: &str = "tollkey_verification_hits_total";
 pub const VERIFICATION_MISSES: &str = "tollkey_verification_misses_total";
 /// Cached keys.
 pub const CACHED_KEYS: &str = "tollkey_cached_keys";
-/// Bytes that cached keys, their rate limits and the usage counts that are not written yet take, as estimated.
+/// Estimated bytes of cached keys, their rate limits and the usage counts that are not stored yet.
 pub const CACHE_BYTES: &str = "tollkey_cache_bytes";
 /// Keys evicted from the cache, for space or because they changed.
 pub const EVICTIONS: &str = "tollkey_evictions_total";
@@ -59,7 +59,7 @@ pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
 /// The version of the server; the value is always 1.
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
-/// From far below the verification of a cached key to a change that waits for a lease.
+/// From well below the verification of a cached key to a change that waits for a lease.
 const REQUEST_BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
@@ -69,7 +69,7 @@ const PROPAGATION_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0,
 /// Why logs or metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter is invalid. The settings were checked by the same rule, so this is for other callers.
+    /// The filter is invalid. The settings are validated by the same rule, so only other callers see this.
     #[error("cannot read the log filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// A subscriber already exists.
@@ -95,11 +95,11 @@ pub fn init_logs(settings: &LogSettings) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// Modules of libraries that log at `error` what any client can cause, as often as it likes: malformed requests. The server
-/// logs the end of such a connection at `debug` itself.
+/// Modules of libraries that log malformed requests at `error`, which any client can cause as often as it likes. The
+/// server itself logs the end of such a connection at `debug`.
 const NOISY: [&str; 2] = ["actix_http::h1::dispatcher", "actix_http::h1::decoder"];
 
-/// Reads a filter, and turns off what clients can cause in libraries unless the filter has a directive of its own for that.
+/// Parses a filter, and turns off the [`NOISY`] modules unless the filter names them.
 fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     let is_named = |target: &str| {
         directives.split(',').any(|directive| {
@@ -118,15 +118,15 @@ fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     Ok(filter)
 }
 
-/// The metrics of this process, as Prometheus reads them.
+/// The metrics of this process, in Prometheus format.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// Makes this process collect metrics.
+    /// Starts collecting metrics in this process.
     ///
     /// # Errors
-    /// [`TelemetryError::Metrics`] when it does so already.
+    /// [`TelemetryError::Metrics`] on a second call.
     pub fn install() -> Result<Self, TelemetryError> {
         let handle = builder()?.install_recorder()?;
         describe();
@@ -134,15 +134,15 @@ impl Metrics {
         Ok(Self(handle))
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Returns all metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.0.run_upkeep();
         self.0.render()
     }
 
-    /// Folds what was measured since the last time into its buckets. To be called every few seconds: until then each
-    /// measured duration is kept by itself, and without anybody asking for metrics that would have no end.
+    /// Aggregates recent measurements into buckets. Must be called every few seconds: until then each measured
+    /// duration is stored separately, and memory would grow without limit if nothing scrapes the metrics.
     pub fn upkeep(&self) {
         self.0.run_upkeep();
     }
@@ -157,7 +157,6 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
         .set_buckets_for_metric(Matcher::Full(PROPAGATION_WAIT.into()), &PROPAGATION_BUCKETS)
 }
 
-/// The help lines.
 fn describe() {
     describe_counter!(
         HTTP_REQUESTS,
@@ -254,8 +253,8 @@ pub fn known_method(method: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-/// Counts requests. Each worker has its own, which caches the series it has used: finding a series by its labels takes
-/// longer than counting. The routes, methods and statuses bound their number.
+/// Counts requests. Each worker has its own instance, which caches the series it has used, because looking up a series
+/// by its labels takes longer than counting. The number of series is limited by routes, methods and statuses.
 #[derive(Default)]
 pub struct Requests(RefCell<HashMap<Box<str>, Vec<Series>>>);
 
@@ -268,8 +267,7 @@ struct Series {
 }
 
 impl Requests {
-    /// Counts a request. `route` is the template that it matched, or `None`: a path is never a label, because a client can
-    /// send any.
+    /// Counts a request. `route` is the matched template, never the path, because a client can choose that.
     pub fn record(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (method, route) = (known_method(method), route.unwrap_or("unmatched"));
         let mut routes = self.0.borrow_mut();
@@ -279,16 +277,16 @@ impl Requests {
         let Some(known) = routes.get_mut(route) else {
             return;
         };
-        let place = known
+        let index = known
             .iter()
             .position(|series| series.method == method && series.status == status);
-        let place = place.unwrap_or_else(|| {
+        let index = index.unwrap_or_else(|| {
             known.push(Series::new(method, route, status));
             known.len() - 1
         });
         let Series {
             requests, duration, ..
-        } = &known[place];
+        } = &known[index];
         requests.increment(1);
         duration.record(took);
     }
@@ -322,7 +320,7 @@ pub fn record_verifier(stats: &Stats) {
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);
 }
 
-/// Records how many connections to the listener are open, and how many bytes of responses wait for clients.
+/// Records the number of open connections to the listener, and the bytes of responses that wait for clients.
 pub fn record_connections(open: usize, pending_bytes: usize) {
     gauge!(CONNECTIONS).set(open as f64);
     gauge!(PENDING_RESPONSE_BYTES).set(pending_bytes as f64);
@@ -334,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    /// The recorder is global and can be installed once, so the tests use one of their own.
+    /// Renders with a local recorder, because the global one can be installed only once.
     fn rendered(record: impl FnOnce()) -> String {
         let recorder = builder().unwrap().build_recorder();
         let metrics = Metrics(recorder.handle());
@@ -392,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_makes_up_is_no_label() {
+    fn unknown_method_and_path_are_not_used_as_labels() {
         let text = rendered(|| Requests::default().record("BREW", None, 404, Duration::ZERO));
         assert!(
             text.contains(r#"method="other",route="unmatched",status="404""#),

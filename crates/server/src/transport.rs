@@ -1,15 +1,15 @@
-//! Between the sockets and the application: what a client can cost that reads or writes slowly, or not at all.
+//! HTTP/1.1 between the sockets and the application, with limits on what slow and stalled clients cost.
 //!
-//! | module | what it bounds |
+//! | module | purpose |
 //! |---|---|
 //! | [`Server`] | accepts connections and passes them to workers; stops without a reset where the kernel allows that |
-//! | `stream` | how long a client may take nothing of a response, over TCP and Unix sockets alike |
+//! | `stream` | how long a client may leave a response unread, over TCP and Unix sockets |
 //! | [`Connections`] | how many connections are open, and how many bytes of responses wait for clients |
-//! | `exchange` | a body that no handler reads; `Expect: 100-continue`; how much of a response is copied at a time |
+//! | `exchange` | unread request bodies; `Expect: 100-continue`; how much of a response is copied at a time |
 //! | [`open_files`] | the limit of open files |
 //!
-//! actix-web's own `HttpServer` has a place for none of these, so [`Server`] is made of the same parts. The limits and their
-//! reasons are in `docs/operating.md` and `docs/security.md`.
+//! actix-web's `HttpServer` supports none of these. The limits and their reasons are in `docs/operating.md` and
+//! `docs/security.md`.
 
 mod connections;
 mod exchange;
@@ -48,22 +48,20 @@ pub use self::{
 };
 use self::{connections::Peer, exchange::Responder, stream::Stream};
 
-/// How many connections the kernel keeps that the server has not accepted yet.
+/// Length of the kernel's queue of connections that the server has not accepted yet.
 const BACKLOG: i32 = 1024;
-/// How much of a response the kernel takes for a client. Without this it is megabytes, which no deadline of the server's
-/// would free.
+/// Size of the kernel's send buffer. The default is megabytes, which no deadline of the server would free.
 const SEND_BUFFER: usize = 128 * 1024;
-/// How long an idle connection is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may take to send the head of a connection's first request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a server is made of, besides its application.
+/// Settings of a [`Server`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many threads answer requests.
+    /// Number of threads that process requests.
     pub workers: usize,
-    /// How long a client may take nothing of a response before its connection is closed.
+    /// How long a client may read nothing of a response before its connection is closed.
     pub write_timeout: Duration,
 }
 
@@ -80,20 +78,20 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Accepted sockets inherit it.
+    // Accepted sockets inherit the size.
     sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
     net::bind(&socket, &address)?;
     net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
 }
 
-/// What a client connects with: its stream, HTTP/1.1, and its address.
+/// An accepted connection: its stream, HTTP/1.1, and the client's address.
 type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
-/// What responds to requests, once it has started.
+/// The responder, once the application has started.
 type Shared<F, S> = Rc<OnceCell<Rc<Responder<F, S>>>>;
 
-/// HTTP/1.1 over streams of any kind. Boxed, because its type cannot be named.
+/// Serves HTTP/1.1 over streams of any kind. Boxed, because the type cannot be named.
 fn http<I, S, B, T, F>(
     front: Rc<F>,
     application: I,
@@ -112,13 +110,13 @@ where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + AsFd + Unpin + 'static,
 {
     let application = Rc::new(application.into_factory());
-    // The two services of actix-http share one application: a request goes from the first to the second.
+    // The two services of actix-http share one application: the first passes a request to the second.
     let shared: Shared<F, S::Service> = Rc::default();
     let expectations = Rc::clone(&shared);
     let service = HttpService::build()
         .keep_alive(KEEP_ALIVE)
         .client_request_timeout(HEAD_TIMEOUT)
-        // Zero: `Stream` lingers by itself, and bounds the bytes as well.
+        // Zero, because `Stream` itself lingers and also limits the bytes.
         .client_disconnect_timeout(Duration::ZERO)
         .h1_write_buffer_size(exchange::PIECE)
         .on_connect_ext(|stream: &Stream<T>, data| {
@@ -157,7 +155,8 @@ where
     boxed::factory(service)
 }
 
-/// Whether a response of this size may be kept for its client, so that what slow clients hold has an end.
+/// Returns whether a response of this size may be buffered for its client, which limits the memory that slow clients
+/// use.
 #[must_use]
 pub fn has_room(request: &HttpRequest, size: BodySize, is_shared: bool) -> bool {
     match (

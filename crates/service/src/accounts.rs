@@ -10,7 +10,7 @@ use tollkey_store::Owner;
 
 use crate::{actor::RequestActor, service::Service};
 
-/// An account; one nobody has set anything for is as good as any.
+/// Returns an account. One without stored settings has the defaults.
 ///
 /// # Errors
 /// `unavailable`.
@@ -20,7 +20,7 @@ pub async fn get(service: &Service, id: AccountId) -> Result<Account, Problem> {
         .await
 }
 
-/// Sets how the managed account does business. Applies to keys already made.
+/// Sets the operating model of the managed account, which also applies to existing keys.
 ///
 /// # Errors
 /// `unavailable`.

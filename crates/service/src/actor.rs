@@ -1,4 +1,4 @@
-//! The caller of a use-case.
+//! The caller of a use case.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -13,22 +13,22 @@ use tollkey_verifier::Known;
 
 use crate::service::Service;
 
-/// The caller of a use-case that works on an account: everything that an audit entry needs.
+/// The caller of a use case that works on an account, with everything that an audit entry needs.
 #[derive(Debug, Clone)]
 pub struct RequestActor {
     /// The account that the request works on.
     pub account_id: AccountId,
     /// The caller.
     pub actor: Actor,
-    /// The ID of the request; `None` at the command line.
+    /// The ID of the request; `None` for the command line.
     pub request_id: Option<Arc<str>>,
-    /// The address that the request comes from.
+    /// The IP address of the client.
     pub ip: Option<IpAddr>,
-    /// The API key that the request presents, if it presents one: it is the parent of the keys that the request creates.
+    /// The API key that the request presents, if any: it is the parent of the keys that the request creates.
     pub parent: Option<Known>,
 }
 
-/// A request counts as work of the account that it works on, also when an operator sends it.
+/// A request counts as work of the account that it changes or reads, also when an operator sends it.
 impl From<&RequestActor> for Owner {
     fn from(actor: &RequestActor) -> Self {
         Self::from(&actor.account_id)
@@ -36,7 +36,7 @@ impl From<&RequestActor> for Owner {
 }
 
 impl RequestActor {
-    /// Returns the mode that the caller is limited to: a test key sees test keys only.
+    /// Returns the mode that the caller is limited to: a test key can access only test keys.
     #[must_use]
     pub fn visible_mode(&self) -> Option<Mode> {
         self.parent
@@ -45,7 +45,6 @@ impl RequestActor {
             .filter(|mode| *mode == Mode::Test)
     }
 
-    /// Returns the audit entry of a change that is made now.
     pub(crate) fn draft(
         &self,
         service: &Service,
@@ -56,7 +55,7 @@ impl RequestActor {
         self.drafts(service)(action, target, changes)
     }
 
-    /// Returns a function that makes audit entries inside a transaction, where clock and randomness are not at hand.
+    /// Returns a function that creates audit entries inside a transaction, where the service is not available.
     pub(crate) fn drafts(
         &self,
         service: &Service,
@@ -82,7 +81,7 @@ impl RequestActor {
         }
     }
 
-    /// Returns what is to be recorded about a revocation by this caller that applies to many keys.
+    /// Returns the pending revocation for a revocation by this caller that applies to many keys.
     pub(crate) fn pending_revocation(
         &self,
         root: Root,

@@ -18,10 +18,10 @@ use crate::{
     service::Service,
 };
 
-/// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.
+/// How many keys of each application `include=apiKeys` returns. The keys of an application have their own list.
 const INCLUDED_KEYS: u32 = 100;
 
-/// Makes an application.
+/// Creates an application.
 ///
 /// # Errors
 /// `application_name_taken`.
@@ -57,7 +57,7 @@ pub async fn create<R: Record<Application> + Send + 'static>(
     .await
 }
 
-/// A page of the account's applications, newest first, each with its keys when asked for, without their metadata.
+/// Returns a page of the account's applications, newest first, on request with their keys, without metadata.
 ///
 /// # Errors
 /// `unavailable`.
@@ -80,7 +80,7 @@ pub async fn page(
                     .iter()
                     .map(|application| application.id)
                     .collect();
-                // 10,000 keys at most: without their metadata, which this list does not show, that is a few megabytes.
+                // At most 10,000 keys. Without metadata, which this list does not show, that is a few megabytes.
                 for id in ids {
                     let newest = account.keys_of_applications(&[id], INCLUDED_KEYS)?;
                     keys.extend(newest.into_iter().map(|key| ApiKey {
@@ -117,7 +117,7 @@ pub async fn page(
     Ok(page)
 }
 
-/// One application.
+/// Returns an application.
 ///
 /// # Errors
 /// `not_found`.
@@ -133,7 +133,7 @@ pub async fn get(
         .ok_or_else(Problem::not_found)
 }
 
-/// The newest applications, and those of these that there are.
+/// Returns the newest applications, and those of `these` that exist.
 ///
 /// # Errors
 /// `unavailable`.
@@ -158,7 +158,7 @@ pub async fn newest_and(
     service.read(by, work).await
 }
 
-/// Changes the name or the description; `None` leaves it as it is.
+/// Changes the name or the description; `None` leaves it unchanged.
 ///
 /// # Errors
 /// `not_found`, `application_name_taken`.
@@ -195,7 +195,7 @@ pub async fn update(
     .await
 }
 
-/// Enables or disables an application; once answered, it holds for all of its keys.
+/// Enables or disables an application. When this returns, the change applies to all of its keys on every replica.
 ///
 /// # Errors
 /// `not_found`.
@@ -224,8 +224,8 @@ pub async fn set_enabled(
     .await
 }
 
-/// Changes an application in one transaction with its audit entry and its invalidation. `edit` says what is
-/// different, as `[before, after]`; nothing different writes nothing.
+/// Changes an application and appends its audit entry in one transaction. `edit` returns the fields that differ, as
+/// `[before, after]`; if none does, nothing is written.
 async fn modify(
     service: &Service,
     by: &RequestActor,
@@ -252,8 +252,7 @@ async fn modify(
         .await
 }
 
-/// Deletes an application and revokes its keys: once this returns, all of them are rejected everywhere, but for those
-/// that had expired before, which stay so.
+/// Deletes an application and revokes its keys that have not expired. When this returns, every replica rejects them.
 ///
 /// # Errors
 /// `not_found`.
@@ -284,7 +283,7 @@ pub async fn delete(
         })
         .await;
     if matches!(&deleted, Err(problem) if problem.code == ProblemCode::NotFound) {
-        // Another request may be deleting it right now: 404 says that it is gone.
+        // Another request may be deleting it right now, and a 404 must mean that its keys are rejected everywhere.
         service.wait_until_all_propagated().await?;
     }
     service.revocations.notify();

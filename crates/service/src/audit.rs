@@ -1,4 +1,4 @@
-//! The audit log: read, and checked.
+//! Reads and verifies the audit log.
 
 pub(crate) mod checks;
 
@@ -17,18 +17,18 @@ use tollkey_store::{AuditFilter, AuditPage, Reader};
 pub use self::checks::Checks;
 use crate::{actor::RequestActor, service::Service};
 
-/// What is asked of the log.
+/// A filter of audit entries.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// At most this many entries.
     pub limit: u32,
-    /// Only entries with a smaller number: where the page before ended.
+    /// Only entries with a smaller number: the `next` of the previous page.
     pub before: Option<u64>,
     /// Only this action.
     pub action: Option<Action>,
-    /// Only about the thing with this id.
+    /// Only entries about the target with this ID.
     pub target_id: Option<String>,
-    /// Only what the caller with this id did.
+    /// Only entries of the actor with this ID.
     pub actor_id: Option<String>,
     /// Only at or after this time.
     pub since: Option<Timestamp>,
@@ -36,17 +36,17 @@ pub struct Filter {
     pub until: Option<Timestamp>,
 }
 
-/// Entries, newest first, and where to go on.
+/// A page of audit entries, newest first.
 #[derive(Debug)]
 pub struct Found {
-    /// The entries. There may be fewer than asked for, or none, although there is a `next`: a search examines a bounded
+    /// The entries. There may be fewer than the limit, or none, even if there is a `next`: a search examines a bounded
     /// number of entries.
     pub entries: Vec<Entry>,
-    /// What to give as `before` for the next ones; `None` at the end.
+    /// The value of `before` for the next page; `None` on the last one.
     pub next: Option<u64>,
 }
 
-/// Entries of the account's log.
+/// Lists entries of the account's log.
 ///
 /// # Errors
 /// `unavailable`.
@@ -55,7 +55,7 @@ pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Resul
     let (limit, mode) = (filter.limit, by.visible_mode());
     let AuditPage { entries, next } = service
         .read(by, move |db| {
-            let wanted = AuditFilter {
+            let conditions = AuditFilter {
                 action: filter.action,
                 target_id: filter.target_id,
                 actor_id: filter.actor_id,
@@ -64,26 +64,25 @@ pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Resul
                 mode,
             };
             db.account(&account_id)
-                .audit_log(&wanted, filter.before, limit)
+                .audit_log(&conditions, filter.before, limit)
         })
         .await?;
     Ok(Found { entries, next })
 }
 
-/// How many accounts are read at a time.
 const ACCOUNTS: u32 = 500;
 
-/// What was found when chains were gone through.
+/// The result of verifying chains.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// Where each chain ends that has any entry.
+    /// The last entry of each chain that has entries.
     pub ends: BTreeMap<AccountId, Head>,
-    /// What is wrong, a sentence each. Empty: all of it is whole.
+    /// What is wrong, one sentence each; empty if all chains are intact.
     pub faults: Vec<String>,
 }
 
-/// Goes through the chain of an account, or of all of them, from its beginning to the end that is kept for it. `heads` are
-/// hashes that were told earlier: without any, a chain that was rewritten from its beginning looks whole.
+/// Verifies the chain of an account, or of all accounts, from its beginning to the end that is stored for it. `heads`
+/// are hashes that were noted earlier: without them, a chain that was rewritten from its beginning looks intact.
 ///
 /// # Errors
 /// [`tollkey_store::Error`].
@@ -104,7 +103,7 @@ pub fn check(
             .last()
             .is_some_and(|error| *error.account() == account)
         {
-            return ControlFlow::<()>::Continue(()); // everything behind the first break is broken too
+            return ControlFlow::<()>::Continue(()); // entries after the first break cannot be verified
         }
         let head = ends.entry(account).or_insert(Head::GENESIS);
         match entry.and_then(|entry| audit::verify(*head, &entry)) {
@@ -116,18 +115,18 @@ pub fn check(
         }
         ControlFlow::Continue(())
     })?;
-    let kept = kept_ends(db, account)?;
+    let stored = stored_ends(db, account)?;
     let mut faults: Vec<String> = broken.iter().map(ToString::to_string).collect();
-    let accounts: BTreeSet<&AccountId> = kept.keys().chain(ends.keys()).collect();
+    let accounts: BTreeSet<&AccountId> = stored.keys().chain(ends.keys()).collect();
     for account in accounts {
         let end = |heads: &BTreeMap<AccountId, Head>| {
             heads.get(account).copied().unwrap_or(Head::GENESIS)
         };
-        let (found, kept) = (end(&ends), end(&kept));
-        if found != kept && !broken.iter().any(|error| error.account() == account) {
+        let (found, stored) = (end(&ends), end(&stored));
+        if found != stored && !broken.iter().any(|error| error.account() == account) {
             faults.push(format!(
                 "the log of account {account} ends at entry {}, not at {}",
-                found.seq, kept.seq
+                found.seq, stored.seq
             ));
         }
     }
@@ -139,8 +138,7 @@ pub fn check(
     Ok(Checked { ends, faults })
 }
 
-/// Where chains end by what is kept beside them.
-fn kept_ends(
+fn stored_ends(
     db: &mut Reader<'_>,
     account: Option<&AccountId>,
 ) -> Result<BTreeMap<AccountId, Head>, tollkey_store::Error> {
@@ -152,20 +150,20 @@ fn kept_ends(
             .into_iter()
             .collect());
     }
-    let mut kept: Vec<(AccountId, Head)> = Vec::new();
+    let mut stored: Vec<(AccountId, Head)> = Vec::new();
     loop {
-        let page = db.audit_heads(kept.last().map(|(account, _)| account), ACCOUNTS)?;
+        let page = db.audit_heads(stored.last().map(|(account, _)| account), ACCOUNTS)?;
         if page.is_empty() {
-            return Ok(kept.into_iter().collect());
+            return Ok(stored.into_iter().collect());
         }
-        kept.extend(page);
+        stored.extend(page);
     }
 }
 
-/// Goes through the chain of the managed account.
+/// Verifies the chain of the managed account.
 ///
 /// # Errors
-/// `unavailable`, and when it is gone through already, or as many others are as may be.
+/// `unavailable`, also while this chain, or the maximum number of chains, is being verified.
 pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Checked, Problem> {
     let account_id = by.account_id.clone();
     let Some(place) = service.audit_checks.take(&account_id) else {
@@ -177,7 +175,7 @@ pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Check
         });
     };
     let work = move |db: &mut Reader<'_>| {
-        // Until the work is done: who no longer waits for it does not make room for another.
+        // Kept until the work ends: a client that stops waiting must not allow another check to start.
         let _place = place;
         check(db, Some(&account_id), &[])
     };

@@ -1,4 +1,4 @@
-//! Work that no request waits for. The server runs each of these regularly.
+//! Background work, which the server runs regularly.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tollkey_verifier::usage::BATCH;
 
 use crate::{idempotency, measures, revocations, service::Service};
 
-/// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
+/// Days for which usage is kept: about 13 months, so that a month can be compared with the same month a year earlier.
 const USAGE_KEPT_DAYS: i32 = 400;
 
 /// How long usage waits at most before it is written, and how often a key in constant use is written when many are in use.
@@ -45,7 +45,7 @@ impl Service {
         }
     }
 
-    /// Writes all usage that was counted while verifying. What cannot be written stays counted for the next time.
+    /// Writes all usage that was counted while verifying. Counts that cannot be written are kept for the next call.
     pub async fn flush_usage(&self) {
         self.collect_usage().await;
         self.write_usage().await;
@@ -54,7 +54,7 @@ impl Service {
     /// Collects usage as far as there is room for it, and returns whether there is room left.
     async fn collect_usage(&self) -> bool {
         let mut has_room = true;
-        // What is counted now; keys that are used again meanwhile wait for the next time.
+        // Only what is counted now: usage that is added meanwhile waits for the next call.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             match self.verifier.collect_usage() {
                 Some(BATCH..) => tokio::task::yield_now().await,
@@ -75,7 +75,7 @@ impl Service {
     }
 
     async fn write_usage(&self) {
-        // What is counted now; keys that are used again meanwhile wait for the next time.
+        // Only what is counted now: usage that is added meanwhile waits for the next call.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             let counted = self.verifier.take_usage();
             self.record_outcomes();
@@ -87,7 +87,7 @@ impl Service {
         }
     }
 
-    /// The key with the last use that this replica has collected and not written yet.
+    /// Returns the key with the last use that this replica has collected and not yet written.
     pub(crate) fn with_waiting_usage(&self, mut key: ApiKey) -> ApiKey {
         let waiting = self.verifier.waiting_usage(&key.id);
         let last_used_at = waiting.iter().filter_map(|usage| usage.last_used_at).max();
@@ -95,7 +95,7 @@ impl Service {
         key
     }
 
-    /// Records revocations that apply to many keys, as far as this replica can.
+    /// Records pending revocations that apply to many keys.
     pub async fn record_revocations(&self) {
         if let Err(problem) = revocations::record_pending(self).await {
             tracing::warn!(

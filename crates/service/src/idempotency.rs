@@ -1,9 +1,9 @@
-//! Creating something once: a request with an Idempotency-Key can be repeated and creates nothing more.
+//! Idempotent creation: a request with an Idempotency-Key can be repeated and creates nothing more.
 //!
-//! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`Creating`]). [`create`] writes the record in
-//! the transaction of the change, so neither exists without the other. A record contains the created state ([`Record`]),
-//! sealed with a key that is derived from the client's Idempotency-Key, which is not stored, and from a secret of the server,
-//! which is not in the database. So a copy of the database opens no record.
+//! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`Creating`]). [`create`] writes
+//! the record in the transaction of the change, so neither exists without the other. A record contains the created
+//! state ([`Record`]). It is encrypted with a key derived from the client's Idempotency-Key, which is not stored, and
+//! from a secret of the server. So a copy of the database is not enough to decrypt a record.
 
 mod record;
 pub(crate) mod request;
@@ -21,12 +21,12 @@ pub use self::{
 };
 use crate::service::Service;
 
-/// How a request that creates something begins.
+/// The state of a request before it creates something.
 #[derive(Debug)]
 pub enum Begun<T, R = T> {
-    /// It must be carried out.
+    /// The request must be processed.
     Fresh(Creating<R>),
-    /// An earlier request with the same Idempotency-Key was carried out.
+    /// An earlier request with the same Idempotency-Key succeeded.
     Replay(Outcome<T, R>),
 }
 
@@ -45,19 +45,19 @@ impl<R> Creating<R> {
         }
     }
 
-    /// Returns the right to create something whose request cannot be repeated.
+    /// Returns the right to create something without an idempotency record.
     #[must_use]
     pub fn unrecorded() -> Self {
         Self::new(None)
     }
 }
 
-/// Begins a request that creates something: returns the outcome of an earlier request with the same Idempotency-Key, or the right
-/// to carry out this one.
+/// Begins a request that creates something: returns the outcome of an earlier request with the same Idempotency-Key,
+/// or the right to process this one.
 ///
 /// # Errors
-/// `idempotency_mismatch` if the earlier request had another body, `idempotency_in_progress` while it is being carried out,
-/// `idempotency_replay_unavailable` if its record cannot be opened.
+/// `idempotency_mismatch` if the earlier request had another body, `idempotency_in_progress` while it is being
+/// processed, `idempotency_replay_unavailable` if its record cannot be decrypted.
 pub async fn begin<T, R: Record<T>>(
     service: &Service,
     place: Place<'_>,
@@ -76,7 +76,7 @@ pub async fn begin<T, R: Record<T>>(
         body,
     )?;
     let (id, since) = (request.id, request.since());
-    // Looked up before the request is validated: what was valid then (an expiration in the future) need not be valid now.
+    // Looked up before the request is validated: what was valid then, such as an expiration, may be invalid now.
     let Some(kept) = service
         .read(place.owner(), move |db| db.kept_answer(&id, since))
         .await?
@@ -91,10 +91,10 @@ pub async fn begin<T, R: Record<T>>(
     Ok(Begun::Replay(outcome))
 }
 
-/// Creates something in one transaction with its audit entry and, if the request has an Idempotency-Key, its idempotency record.
+/// Creates something in one transaction with its audit entry and, with an Idempotency-Key, its idempotency record.
 ///
 /// # Errors
-/// What `work` returns, and those of [`begin`] for requests that began at the same time.
+/// What `work` returns, and those of [`begin`] for concurrent requests.
 pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
     service: &Service,
     owner: impl Into<Owner>,
@@ -109,7 +109,7 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
                 if !tx.reserve_answer(&request.id)? {
                     return Err(Problem::idempotency_in_progress());
                 }
-                // Another request may have been carried out since this one began.
+                // Another request may have succeeded since this one began.
                 if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
                     return request.open(&kept);
                 }

@@ -1,10 +1,10 @@
-//! The use-cases of Tollkey: what each operation does, whichever surface or command calls it.
+//! The use cases of Tollkey: what each operation does, whichever API or command calls it.
 //!
-//! A use-case is a function that takes the [`Service`], the [`RequestActor`] and plain arguments, runs in one transaction, and
-//! returns a domain value. The caller renders the value after the commit. This crate knows no web framework, no wire types,
-//! no HTML and no SQL: `tollkey-store` keeps the data, `tollkey-core` has the rules, and the server translates.
+//! A use case is a function that takes the [`Service`], the [`RequestActor`] and plain arguments, runs in one
+//! transaction, and returns a domain value, which the caller renders after the commit. Wire types and HTML are in the
+//! server, SQL is in `tollkey-store`, and the rules are in `tollkey-core`.
 //!
-//! A change returns only after it has been propagated: no replica still answers from what was before ([`Service::change`]).
+//! A change returns only after it has been propagated: no replica still uses the previous state ([`Service::change`]).
 #![forbid(unsafe_code)]
 
 pub mod accounts;

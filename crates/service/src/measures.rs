@@ -1,4 +1,4 @@
-//! What the use-cases count for `/metrics`. The server describes the metrics and exports them.
+//! Metrics that the use cases record. The server describes and exports them.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ pub fn record_verifications(outcome: &'static str, count: u64) {
     counter!(VERIFICATIONS, "outcome" => outcome).increment(count);
 }
 
-/// Counts a change that waited for propagation.
 pub(crate) fn record_propagation_wait(took: Duration) {
     histogram!(PROPAGATION_WAIT).record(took);
 }

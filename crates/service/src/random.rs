@@ -1,4 +1,4 @@
-//! Randomness, as an argument: a cheap handle that a test can seed.
+//! The random number generator, passed as an argument so that a test can seed it.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use rand::{
 use tollkey_core::hex;
 use zeroize::Zeroizing;
 
-/// A generator fit for keys and secrets, shared by everything that needs one.
+/// A shared, cryptographically secure generator for keys and secrets.
 #[derive(Clone)]
 pub struct Random {
     secrets: Shared,
@@ -23,14 +23,14 @@ pub struct Random {
 type Shared = Arc<Mutex<dyn CryptoRng + Send>>;
 
 impl Random {
-    /// The operating system's generator.
+    /// Returns the operating system's generator.
     ///
-    /// Its failure is a panic of the request that needed it: a machine that cannot give random bytes must not
-    /// hand out keys, and none of the platforms we run on fails once it has booted.
+    /// A failure of the operating system panics the request that needed random bytes, because the server must not
+    /// create keys without them. No supported platform fails after boot.
     #[must_use]
     pub fn system() -> Self {
         let mut system = UnwrapErr(SysRng);
-        // Each request needs some bytes for its ID; a system call for them costs more than verifying a key.
+        // Every request needs bytes for its ID, and a system call for them costs more than verifying a key.
         let request_ids = Arc::new(Mutex::new(StdRng::from_rng(&mut system)));
         Self {
             secrets: Arc::new(Mutex::new(system)),
@@ -38,7 +38,7 @@ impl Random {
         }
     }
 
-    /// A generator of the caller's choice: tests pass a seeded one, so that what they see is the same each time.
+    /// Wraps a generator: tests pass a seeded one, so that their results are reproducible.
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
         let secrets: Shared = Arc::new(Mutex::new(rng));
         Self {
@@ -47,12 +47,12 @@ impl Random {
         }
     }
 
-    /// Lends the generator for as long as `take` runs.
+    /// Locks the generator and passes it to `take`.
     pub fn with<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
         lend(&self.secrets, take)
     }
 
-    /// Lends a generator for request IDs, which are no secrets: seeded by the operating system once, and fast.
+    /// Like [`Self::with`], with a fast generator for request IDs, which are not secret. It is seeded once.
     pub fn for_request_ids<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
         lend(&self.request_ids, take)
     }
@@ -67,14 +67,14 @@ impl Random {
 }
 
 fn lend<T>(rng: &Shared, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-    // A panic of an earlier borrower leaves a generator that is as good as before.
+    // A panic of an earlier caller does not damage the generator.
     let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
     take(&mut *rng)
 }
 
 impl fmt::Debug for Random {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The state of a seeded generator tells every key it will make.
+        // The state of a seeded generator reveals every key that it generates.
         f.write_str("Random(..)")
     }
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seeded_generator_repeats_itself_and_the_systems_does_not() {
+    fn only_a_seeded_generator_is_deterministic() {
         let seeded = || Random::new(StdRng::seed_from_u64(7)).with(|rng| rng.next_u64());
         assert_eq!(seeded(), seeded());
         let system = Random::system();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_is_the_same_generator() {
+    fn clone_shares_the_generator_state() {
         let random = Random::new(StdRng::seed_from_u64(7));
         assert_ne!(
             random.with(|rng| rng.next_u64()),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn it_mints_keys() {
+    fn system_generator_mints_keys() {
         let key = Random::system()
             .with(|rng| KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), rng));
         assert_eq!(
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_it() {
+    fn debug_output_hides_the_generator_state() {
         assert_eq!(
             format!("{:?}", Random::new(StdRng::seed_from_u64(7))),
             "Random(..)"

@@ -1,10 +1,9 @@
-//! Recording revocations that apply to many keys, in the background.
+//! Records revocations that apply to many keys, in the background.
 //!
-//! The revocation of a key with descendants, and the deletion of an application, is one transaction: it changes one row,
-//! notes one change and one [pending revocation](PendingRevocation), and from then on all of the keys are rejected. What
-//! is left is bookkeeping: `revoked_at` and an audit entry for each key, with the actor and the time of the revocation.
-//! It is done in small transactions, one account after the other, so that no account waits for another one's tree, and by
-//! whichever replica comes first, so that a crash only delays it.
+//! Revoking a key with descendants, or deleting an application, is one transaction: it changes one row and inserts one
+//! change and one [pending revocation](PendingRevocation). From then on all of the keys are rejected. What remains is
+//! `revoked_at` and an audit entry for each key, with the actor and the time of the revocation. Any replica does that
+//! in small transactions, one account after the other. So no account delays another one.
 
 pub(crate) mod wake;
 
@@ -20,25 +19,24 @@ use tollkey_store::Owner;
 pub use self::wake::Revocations;
 use crate::{api_keys::status_change, service::Service};
 
-/// How many keys are looked at in one transaction.
+/// How many keys one transaction reads.
 const BATCH: u32 = 200;
-/// How many accounts are looked up at a time.
+/// How many accounts are read at a time.
 const ACCOUNTS: u32 = 100;
 
-/// Records pending revocations of all accounts, a batch of each in turn, until none is left that this replica can work
-/// on: another one may be working on the others.
+/// Records pending revocations of all accounts, a batch of each in turn, except those that another replica works on.
 ///
 /// # Errors
-/// `unavailable`. What was recorded stays so, and the next call goes on from there.
+/// `unavailable`. What was recorded is kept, and the next call continues from there.
 pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
     loop {
         let (mut progress, mut failure) = (false, None);
         let mut after = None;
         loop {
-            let behind = after.clone();
+            let start = after.clone();
             let accounts = service
                 .read(Owner::Background, move |db| {
-                    db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS)
+                    db.accounts_with_pending_revocations(start.as_ref(), ACCOUNTS)
                 })
                 .await?;
             for account in &accounts {
@@ -60,7 +58,7 @@ pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
     }
 }
 
-/// Records a batch of an account's oldest pending revocation. False when there is none to work on.
+/// Records a batch of an account's oldest pending revocation. Returns `false` if there is nothing to record.
 async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, Problem> {
     let (random, clock) = (service.random.clone(), service.clock.clone());
     service
@@ -78,7 +76,7 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
                 }
             }
             let done = account.end_batch(&batch)?;
-            // Last: from the first entry on this transaction holds the account's chain, which every other change needs.
+            // Last: the first appended entry locks the account's audit chain, which every other change needs.
             let PendingRevocation {
                 revoked_at,
                 actor,

@@ -1,4 +1,4 @@
-//! What the use-cases work with.
+//! The dependencies and limits of the use cases.
 
 use std::{fmt, sync::Arc};
 
@@ -12,44 +12,44 @@ use crate::{
     revocations::wake::Revocations, source::StoreSource,
 };
 
-/// What the use-cases work with. It is passed to each of them, never global.
+/// The dependencies and limits of the use cases, passed to each of them.
 pub struct Service {
-    /// Keeps everything.
+    /// Stores all data.
     pub store: Store,
     /// Verifies keys from its cache.
     pub verifier: Verifier<StoreSource>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Randomness.
+    /// The random number generator.
     pub random: Random,
     /// The available scopes.
     pub catalogue: Arc<Catalogue>,
     /// Seals idempotency records.
     pub sealer: Sealer,
-    /// The audit chains that are being verified right now.
+    /// The audit chains that are being verified.
     pub audit_checks: Checks,
     /// Wakes up the task that records revocations of many keys.
     pub revocations: Revocations,
-    /// How many keys there can be.
+    /// Limits of keys.
     pub limits: Limits,
 }
 
-/// How many keys there can be.
+/// Limits of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// How many usable keys an application can have.
+    /// Maximum number of usable keys of an application.
     pub application_keys: u32,
-    /// How many usable commerce keys, and how many usable account keys, an account can have; `None` is unlimited.
+    /// Maximum number of usable commerce keys, and of usable account keys, of an account; `None` is unlimited.
     pub account_keys: Option<u32>,
-    /// How many ancestors a key can have.
+    /// Maximum number of ancestors of a key.
     pub key_depth: DepthLimit,
 }
 
 impl Service {
-    /// Reads from the store, as work of this owner: connections are shared fairly among owners.
+    /// Reads from the store, on behalf of this owner: connections are shared fairly among owners.
     ///
     /// # Errors
-    /// `unavailable` when the store does not respond, or when too much of this owner's work waits.
+    /// `unavailable` when the store does not respond, or when too much work of this owner is waiting.
     pub async fn read<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -61,14 +61,13 @@ impl Service {
             .map_err(Problem::from)
     }
 
-    /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache,
-    /// this returns after the change has been propagated to every one of them.
+    /// Writes to the store in one transaction, on behalf of this owner. If the transaction changed something that
+    /// verifiers cache, this returns after the change has been propagated to all of them.
     ///
     /// `work` may run more than once, each time in a new transaction (see [`Store::write`]).
     ///
     /// # Errors
-    /// What `work` returns, with nothing written; `unavailable` when the store does not respond, or when too much of
-    /// this owner's work waits.
+    /// The error of `work`, with nothing written; `unavailable` like [`Service::read`].
     pub async fn change<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -81,11 +80,11 @@ impl Service {
         Ok(written.value)
     }
 
-    /// [`Service::change`] for a state that may exist already. If the transaction changed nothing, this waits for the propagation of
-    /// every change committed so far: the caller that made the change may have crashed before it was propagated.
+    /// Like [`Service::change`], for a state that may already exist. If the transaction changed nothing, waits for the
+    /// propagation of every committed change: a replica may have crashed before its change was propagated.
     ///
     /// # Errors
-    /// As for [`Service::change`]; `unavailable` too when nothing was changed and the store does not say since when.
+    /// Like [`Service::change`].
     pub async fn ensure<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -118,11 +117,10 @@ impl Service {
             .map_err(|_| Problem::unavailable())
     }
 
-    /// Verifies a presented key. Look-ups of keys that are not cached are shared fairly among requesters.
+    /// Verifies a presented key. Lookups of keys that are not cached are shared fairly among requesters.
     ///
     /// # Errors
-    /// `unavailable` when the key is not cached and the store does not respond, or when too many look-ups of this requester
-    /// wait.
+    /// `unavailable` when the key is not cached and the store does not respond or too many lookups are waiting.
     pub async fn verify<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
@@ -133,10 +131,10 @@ impl Service {
         counted(verifier.verify(presented, need).await)
     }
 
-    /// Verifies a presented key whose request is rejected whatever the verdict: that does not count as a use of the key.
+    /// Verifies a presented key without counting a use of it, for a request that is rejected whatever the result.
     ///
     /// # Errors
-    /// As for [`Service::verify`].
+    /// Like [`Service::verify`].
     pub async fn peek<'a>(
         &self,
         requester: impl FnOnce() -> Requester,

@@ -1,5 +1,5 @@
-//! Service keys: what resource servers present. They belong to the operator, not to an account, so they have no
-//! place in an account's audit log; the server's log says who (`by`) made and revoked them.
+//! Service keys, which resource servers present. They belong to the operator, not to an account, so they are not in an
+//! account's audit log; the server's log records who (`by`) created and revoked them.
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
@@ -13,7 +13,6 @@ use crate::{
     service::Service,
 };
 
-/// How many are listed.
 const LISTED: u32 = 1000;
 
 /// A service key that was created, with its full text for the one response that contains it.
@@ -21,7 +20,7 @@ const LISTED: u32 = 1000;
 pub struct CreatedServiceKey {
     /// The service key.
     pub key: ServiceKey,
-    /// Its full text: a secret.
+    /// The full key, which is a secret.
     pub text: KeyText,
 }
 
@@ -67,7 +66,7 @@ pub async fn create(
     Ok(created)
 }
 
-/// [`create`] for a request that may be repeated.
+/// Like [`create`], for a request that can have an Idempotency-Key.
 ///
 /// # Errors
 /// `unavailable`, and those of [`idempotency::create`].
@@ -90,7 +89,7 @@ pub async fn create_once<R: Record<CreatedServiceKey> + Send + 'static>(
     Ok(outcome)
 }
 
-/// The state of a service key when it was created, with its full text.
+/// The state of a service key when it was created, with the full key.
 #[derive(Serialize, Deserialize)]
 pub struct Snapshot {
     id: String,
@@ -138,7 +137,7 @@ impl Record<CreatedServiceKey> for ServiceKeyId {
     }
 }
 
-/// Returns a service key, also one that is revoked.
+/// Returns a service key, which may be revoked.
 ///
 /// # Errors
 /// `not_found`; `unavailable`.
@@ -149,7 +148,7 @@ pub async fn get(service: &Service, id: ServiceKeyId) -> Result<ServiceKey, Prob
         .ok_or_else(Problem::not_found)
 }
 
-/// Service keys, newest first.
+/// Lists service keys, newest first.
 ///
 /// # Errors
 /// `unavailable`.
@@ -159,7 +158,7 @@ pub async fn list(service: &Service) -> Result<Vec<ServiceKey>, Problem> {
         .await
 }
 
-/// Revokes a service key; a repeat changes nothing. Either way it is dead everywhere once this returns.
+/// Revokes a service key; revoking it again changes nothing. When this returns, every replica rejects it.
 ///
 /// # Errors
 /// `not_found`.

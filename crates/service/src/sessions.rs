@@ -1,7 +1,7 @@
 //! Sessions of the dashboard.
 //!
-//! A session is found by the SHA-256 of the token in its cookie. It is read from the store with every request, so a session
-//! that was ended is rejected by every replica.
+//! A session is looked up by the SHA-256 of the token in its cookie. It is read from the store with every request, so
+//! every replica rejects a session that was ended.
 
 use std::net::IpAddr;
 
@@ -18,26 +18,26 @@ use crate::service::Service;
 /// A session that is valid now.
 #[derive(Debug, Clone)]
 pub struct ActiveSession {
-    /// The SHA-256 of its token, by which it is found.
+    /// SHA-256 of its token, by which it is looked up.
     pub digest: Digest,
     /// The session.
     pub session: Session,
 }
 
 impl ActiveSession {
-    /// A change of the session is work of its account, if it has one.
+    /// Returns the owner of changes to the session: its account, if it has one.
     fn owner(&self) -> Owner {
         let account = self.session.account_id.as_ref();
         account.map_or(Owner::Operator, Owner::from)
     }
 }
 
-/// The client that sends a token: the account of a session is known only after the session was found.
+/// Returns the client as the owner of work: the account of a session is only known after the session is found.
 fn client(ip: Option<IpAddr>) -> Owner {
     Owner::Client(ip.map(client_network))
 }
 
-/// Begins a session, and ends those that the browser had before. Returns the token for the cookie.
+/// Creates a session and ends the browser's previous ones. Returns the token for the cookie.
 ///
 /// # Errors
 /// `unavailable`.
@@ -69,8 +69,8 @@ pub async fn begin(
     Ok(token)
 }
 
-/// Returns the session with this token if it has not expired and began with one of these sign-in settings. Stores the time of
-/// the request, at most once a minute.
+/// Returns the session with this token if it has not expired and began with one of these sign-in settings. Stores the
+/// time of the request at most once a minute.
 ///
 /// # Errors
 /// `unavailable`.
@@ -115,7 +115,7 @@ pub async fn end(service: &Service, active: &ActiveSession) -> Result<(), Proble
     Ok(())
 }
 
-/// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns how many it ended.
+/// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns their number.
 ///
 /// # Errors
 /// `unavailable`.
@@ -127,7 +127,7 @@ pub async fn end_all(
     Ok(service.store.end_sessions(account, subject).await?)
 }
 
-/// Sets the account that an operator's session manages. Does nothing for another session.
+/// Sets the account that an operator's session manages. Does nothing for any other session.
 ///
 /// # Errors
 /// `unavailable`.

@@ -8,7 +8,7 @@ use tollkey_verifier::{
     ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable,
 };
 
-/// The store, and the catalogue that its scopes are read with.
+/// The store, with the catalogue for reading scopes.
 #[derive(Debug, Clone)]
 pub struct StoreSource {
     store: Store,
@@ -16,19 +16,19 @@ pub struct StoreSource {
 }
 
 impl StoreSource {
-    /// A source of this store's keys.
+    /// Returns a source of this store's keys.
     #[must_use]
     pub fn new(store: Store, catalogue: Arc<Catalogue>) -> Self {
         Self { store, catalogue }
     }
 }
 
-/// The store has logged what went wrong.
+/// Drops the error, which the store has already logged.
 fn unavailable(_: tollkey_store::Error) -> Unavailable {
     Unavailable
 }
 
-/// Why a look-up failed. A row that cannot be read says nothing about the database and about other rows.
+/// Returns why a lookup failed. An unreadable row does not mean that the database or other rows are unavailable.
 fn failed(error: tollkey_store::Error) -> SourceError {
     match error {
         tollkey_store::Error::Corrupt(_) => SourceError::Unreadable,

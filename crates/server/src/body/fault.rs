@@ -1,18 +1,18 @@
-//! The errors of reading a value into a type, without the value and without the names of Rust types.
+//! Errors of deserializing a value, without the value and without the names of Rust types.
 
 use std::fmt;
 
 use serde::de;
 use tollkey_core::text::nearest;
 
-/// An error of reading. Serde creates it directly, so that no message has to be parsed.
+/// An error of deserializing. Serde creates it directly, so that no message has to be parsed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// A field that is required is absent.
+    /// A required field is absent.
     Missing(&'static str),
     /// An unknown field, and the known ones.
     Unknown(String, &'static [&'static str]),
-    /// A string that is none of these values.
+    /// A string that is not one of these values.
     NoVariant(&'static [&'static str]),
     /// Another rule.
     Rule(String),
@@ -82,7 +82,7 @@ fn in_our_words(expected: &str) -> &str {
     }
 }
 
-/// The rule that an unknown field breaks, with the name in the case of this surface or the most similar name.
+/// Describes an unknown field, and names the field in this API's case or the most similar field.
 pub(super) fn unknown(name: &str, known: &[&str]) -> String {
     let letters = |name: &str| {
         name.chars()

@@ -1,8 +1,8 @@
-//! Reads a JSON body, a form or a query so that all of its invalid fields are found.
+//! Parses a JSON body, a form or a query so that all of its invalid fields are found.
 //!
-//! A body without a mistake is read directly. Otherwise it is read into a tree of nodes, and from that into its type. Serde ends
-//! at the first fault; that is noted, its node is replaced by a stand-in that reads as any type, and the tree is read again.
-//! What the types of `tollkey-api` declare is so the only description of a body.
+//! A valid body is parsed directly. Otherwise it is parsed into a tree of nodes, and the tree into the type. Serde
+//! stops at the first error. The error is recorded, its node is replaced by a placeholder that deserializes as any
+//! type, and the tree is deserialized again. So the types of `tollkey-api` are the only description of a body.
 
 use serde::{
     Deserialize, Deserializer,
@@ -21,21 +21,20 @@ use super::{
 
 /// How many invalid fields one response names.
 const MAX_ERRORS: usize = 32;
-/// How often a body is read, at most: some stand-ins need a second attempt.
+/// How often a body is deserialized, at most: some placeholders need a second attempt.
 const MAX_ATTEMPTS: usize = 96;
-/// Floating-point numbers up to here are whole where they look whole: 2^53.
+/// Largest floating-point number that is read as a whole number: 2^53.
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A body without a byte order mark at its beginning.
 pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// Reads a body that must be a JSON object.
+/// Parses a body that must be a JSON object.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
     let bytes = without_mark(bytes);
-    // Serde would also read a struct from an array.
+    // Serde would also accept an array for a struct.
     if bytes.trim_ascii_start().first() == Some(&b'{')
         && let Ok(value) = serde_json::from_slice(bytes)
     {
@@ -51,17 +50,16 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem
     read_tree(root)
 }
 
-/// Reads a form of texts as a JSON object.
+/// Parses a form of strings like a JSON object.
 pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
     read_tree(Node::of_pairs(bytes, Node::Text))
 }
 
-/// Reads the parameters of a query.
 pub(super) fn read_query<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     read_tree(Node::of_pairs(text, Node::Parameter))
         .and_then(Read::value)
         .map_err(|problem| {
-            // A parameter has no pointer, but a name.
+            // A parameter has a name instead of a pointer.
             let named = |error: FieldError| FieldError {
                 pointer: error.pointer.trim_start_matches('/').to_owned(),
                 ..error
@@ -99,7 +97,6 @@ fn read_tree<T: DeserializeOwned>(mut root: Node) -> Result<Read<T>, Problem> {
     Err(errors.into_problem())
 }
 
-/// A step of the way to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Field(String),
@@ -116,7 +113,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
     path.iter().map_while(step).collect()
 }
 
-/// The JSON pointer of a node (RFC 6901).
+/// Returns the JSON pointer of a node (RFC 6901).
 fn pointer(steps: &[Step]) -> String {
     let step = |step: &Step| match step {
         Step::Field(name) => format!("/{}", escape(name)),
@@ -125,7 +122,7 @@ fn pointer(steps: &[Step]) -> String {
     steps.iter().map(step).collect()
 }
 
-/// A JSON value. An object keeps fields of the same name.
+/// A JSON value. An object keeps repeated fields.
 #[derive(Debug, Clone)]
 enum Node {
     Null,
@@ -134,22 +131,21 @@ enum Node {
     Unsigned(u64),
     Float(f64),
     Text(String),
-    /// A text that is read as a number or a truth value where one is needed.
+    /// A string that is read as a number or a boolean where one is expected.
     Parameter(String),
     Array(Vec<Node>),
     Object(Vec<(String, Node)>),
-    /// In place of an invalid value: reads as any type, and as this text where one out of a list is needed.
+    /// A placeholder for an invalid value: it deserializes as any type, and as this string where a variant is expected.
     StandIn(String),
 }
 
 impl Node {
-    /// The object of these pairs.
     fn of_pairs(text: &[u8], value: fn(String) -> Self) -> Self {
         let pairs = form_urlencoded::parse(text).into_owned();
         Self::Object(pairs.map(|(name, text)| (name, value(text))).collect())
     }
 
-    /// Leaves one field of each name in every object, and notes the others. `way` leads to this node.
+    /// Removes repeated fields from every object and records an error for each. `way` is the path to this node.
     fn take_repeated(&mut self, way: &mut Vec<Step>, errors: &mut Checks) {
         match self {
             Self::Array(items) => {
@@ -171,7 +167,7 @@ impl Node {
                     }
                     is_first
                 });
-                // Only what contains others can contain a repeated name.
+                // Only arrays and objects can contain a repeated name.
                 for (name, value) in fields.iter_mut().filter(|(_, value)| value.is_container()) {
                     way.push(Step::Field(name.clone()));
                     value.take_repeated(way, errors);
@@ -186,7 +182,7 @@ impl Node {
         matches!(self, Self::Array(_) | Self::Object(_))
     }
 
-    /// The node at the end of the way.
+    /// Returns the node at the end of the path.
     fn find(&mut self, steps: &[Step]) -> Option<&mut Self> {
         let Some((step, rest)) = steps.split_first() else {
             return Some(self);
@@ -202,7 +198,7 @@ impl Node {
         inner?.find(rest)
     }
 
-    /// Notes a fault and takes it out of the tree, so that reading gets further. `false` when it cannot be taken out.
+    /// Records an error and replaces its node, so that deserializing continues. Returns `false` if it cannot.
     fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut Checks) -> bool {
         let detail = fault.to_string();
         match fault {

@@ -21,14 +21,12 @@ use crate::{
 };
 
 const SECTION: &str = "applications";
-/// How many applications a page shows.
 const SHOWN: u32 = 50;
-/// How many keys of an application are shown, and counted.
+/// Maximum number of an application's keys that are shown and counted.
 const KEYS: u32 = 100;
-/// The keys that stop with their application.
+/// The status of keys that stop working with their application.
 const STOPS: Option<Status> = Some(Status::Active);
 
-/// An application on a page.
 struct View {
     id: String,
     name: String,
@@ -50,7 +48,7 @@ impl From<&Application> for View {
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct ListQuery {
     page: Option<u32>,
     done: Option<String>,
 }
@@ -71,7 +69,7 @@ pub(super) async fn list(
     visitor: SignedIn,
     query: Query,
 ) -> HandlerResult {
-    let asked: Asked = query.read()?;
+    let asked: ListQuery = query.read()?;
     let (page, limit) = paging(asked.page, Some(SHOWN))?;
     let found = applications::page(&state.service, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
@@ -92,7 +90,7 @@ pub(super) async fn list(
 #[template(path = "application_form.html")]
 struct FormPage {
     frame: Frame,
-    /// The one that is changed; none that is to be made.
+    /// The edited application; `None` to create one.
     application: Option<View>,
     fields: Fields,
 }
@@ -219,15 +217,14 @@ pub(super) async fn update(
     }
 }
 
-/// An application and the newest of its keys, of all or of those in a status.
-struct Whole {
+/// An application and its newest keys, of any status or of one.
+struct ApplicationKeys {
     application: View,
     keys: Vec<KeyView>,
-    /// There are more keys.
     more: bool,
 }
 
-impl Whole {
+impl ApplicationKeys {
     async fn of(
         state: &State,
         visitor: &SignedIn,
@@ -236,12 +233,12 @@ impl Whole {
     ) -> Result<Self, Problem> {
         let by = &visitor.by;
         let application = applications::get(&state.service, by, id).await?;
-        let wanted = api_keys::KeyQuery {
+        let key_query = api_keys::KeyQuery {
             application: Some(id),
             status,
             ..api_keys::KeyQuery::of(&[Family::Application])
         };
-        let found = api_keys::list(&state.service, by, wanted, None, KEYS).await?;
+        let found = api_keys::list(&state.service, by, key_query, None, KEYS).await?;
         let now = state.service.clock.now();
         let choice = [Choice::from(application.clone())];
         let keys = found
@@ -261,7 +258,7 @@ impl Whole {
 #[template(path = "application.html")]
 struct ShowPage {
     frame: Frame,
-    whole: Whole,
+    whole: ApplicationKeys,
 }
 
 #[get("/applications/{id}")]
@@ -272,14 +269,14 @@ pub(super) async fn show(
     query: Query,
 ) -> HandlerResult {
     let Done { done } = query.read()?;
-    let whole = Whole::of(&state, &visitor, path_id(&id)?, None).await?;
-    let told: &[&str] = match (whole.application.is_enabled, whole.keys.is_empty()) {
+    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, None).await?;
+    let notices: &[&str] = match (whole.application.is_enabled, whole.keys.is_empty()) {
         (false, _) => &["updated", "disabled"],
         (true, true) => &["updated", "enabled", "created"],
         (true, false) => &["updated", "enabled"],
     };
     let frame =
-        Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref(), told);
+        Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref(), notices);
     page::page(&ShowPage { frame, whole })
 }
 
@@ -287,8 +284,7 @@ pub(super) async fn show(
 #[template(path = "application_stop.html")]
 struct StopPage {
     frame: Frame,
-    whole: Whole,
-    /// It is to be deleted, not only disabled.
+    whole: ApplicationKeys,
     is_deletion: bool,
     fields: Fields,
 }
@@ -299,7 +295,7 @@ pub(super) async fn ask_disable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Disable application");
     page::page(&StopPage {
         frame,
@@ -343,7 +339,7 @@ pub(super) async fn ask_delete(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Delete application");
     page::page(&StopPage {
         frame,
@@ -361,7 +357,7 @@ pub(super) async fn delete(
     body: Body,
 ) -> HandlerResult {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
-    let whole = Whole::of(&state, &visitor, id, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, id, STOPS).await?;
     if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
         let frame = Frame::of(&visitor, SECTION, "Delete application");

@@ -1,4 +1,4 @@
-//! Style, script and icon. They are part of the binary, and each URL names a version, so that a browser asks for it once.
+//! Style, script and icon. They are part of the binary, and each URL contains a version, so that browsers cache them.
 
 use std::sync::LazyLock;
 
@@ -49,7 +49,6 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     ]
 });
 
-/// Where an asset is.
 pub(super) fn url(name: &str) -> String {
     let version = ASSETS
         .iter()
@@ -58,8 +57,8 @@ pub(super) fn url(name: &str) -> String {
     format!("/dashboard/assets/{version}/{name}")
 }
 
-/// An asset. Of another version than this server's it is not to be kept: while servers are replaced one after the other,
-/// a page of one can ask another one.
+/// Serves an asset. A response for another version is not cached, because during a rolling update a page of one server
+/// can load the asset from another one.
 #[get("/assets/{version}/{name}")]
 pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
     let (version, name) = path.into_inner();

@@ -1,4 +1,4 @@
-//! The audit log: read, checked, taken away as a file.
+//! The audit log: list, verification and export.
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use askama::Template;
@@ -27,9 +27,8 @@ use crate::{
 };
 
 const SECTION: &str = "audit";
-/// How many entries a page shows.
 const SHOWN: u32 = 50;
-/// How many entries of a file are in memory at a time.
+/// How many entries of an export are in memory at a time.
 const STEP: u32 = 500;
 
 /// An entry on a page.
@@ -42,7 +41,6 @@ pub(super) struct EntryView {
     pub(super) actor_kind: &'static str,
     pub(super) target: String,
     pub(super) target_kind: &'static str,
-    /// Where its page is.
     pub(super) link: Option<String>,
     pub(super) ip: Option<String>,
     pub(super) request_id: Option<String>,
@@ -76,9 +74,9 @@ impl From<&Entry> for EntryView {
     }
 }
 
-/// What the log is asked for. What is empty was left as it is in the form; days are those of UTC, both included.
+/// The query of the list and the export. Empty fields are not set; days are in UTC and inclusive.
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Asked {
+struct LogQuery {
     #[serde(default)]
     action: String,
     #[serde(default)]
@@ -96,7 +94,7 @@ struct Asked {
     done: Option<String>,
 }
 
-impl Asked {
+impl LogQuery {
     fn is_filtered(&self) -> bool {
         self.pairs("").len() > 1
     }
@@ -142,7 +140,7 @@ impl Asked {
             .collect()
     }
 
-    /// The query of the same log, behind that entry.
+    /// Returns the query of the next page.
     fn behind(&self, cursor: &str) -> String {
         serde_urlencoded::to_string(self.pairs(cursor)).unwrap_or_default()
     }
@@ -152,11 +150,11 @@ impl Asked {
 #[template(path = "audit.html")]
 struct LogPage {
     frame: Frame,
-    asked: Asked,
+    asked: LogQuery,
     actions: Vec<&'static str>,
     entries: Vec<EntryView>,
     next: Option<String>,
-    /// The page is not full although the log goes on: the search has examined as many entries as a page may.
+    /// The page is not full although there are more entries, because a search examines a bounded number of entries.
     is_partial: bool,
     checked: Option<Checked>,
 }
@@ -165,14 +163,14 @@ impl LogPage {
     async fn new(
         state: &State,
         visitor: &SignedIn,
-        asked: Asked,
+        asked: LogQuery,
         checked: Option<Checked>,
     ) -> Result<Self, Problem> {
-        let wanted = audit::Filter {
+        let filter = audit::Filter {
             limit: SHOWN,
             ..asked.filter()?
         };
-        let found = audit::list(&state.service, &visitor.by, wanted).await?;
+        let found = audit::list(&state.service, &visitor.by, filter).await?;
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Audit log")
                 .done(asked.done.as_deref(), &["pasted"]),
@@ -193,7 +191,7 @@ pub(super) async fn list(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let asked: Asked = query.read()?;
+    let asked: LogQuery = query.read()?;
     if [&asked.target_id, &asked.actor_id]
         .iter()
         .any(|text| has_secret(text))
@@ -203,11 +201,11 @@ pub(super) async fn list(
     page::page(&LogPage::new(&state, &visitor, asked, None).await?)
 }
 
-/// Goes through the whole chain. A form, so that no crawler and no preview does it.
+/// Verifies the whole chain. A POST, so that no crawler or preview starts it.
 #[post("/audit/verify")]
 pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
     let checked = audit::check_account(&state.service, &visitor.by).await?;
-    page::page(&LogPage::new(&state, &visitor, Asked::default(), Some(checked)).await?)
+    page::page(&LogPage::new(&state, &visitor, LogQuery::default(), Some(checked)).await?)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -216,14 +214,14 @@ enum Format {
     JsonLines,
 }
 
-/// The entries that the filter lets through, newest first, as a file. It is written as it is read.
+/// Exports the entries that match the filter, newest first. They are read while the response is written.
 #[get("/audit/export")]
 pub(super) async fn export(
     state: web::Data<State>,
     visitor: SignedIn,
     query: Query,
 ) -> HandlerResult {
-    let asked: Asked = query.read()?;
+    let asked: LogQuery = query.read()?;
     let (format, name, content_type) = match asked.format.as_str() {
         "csv" => (Format::Csv, "audit-log.csv", "text/csv; charset=utf-8"),
         "jsonl" => (Format::JsonLines, "audit-log.jsonl", "application/jsonl"),
@@ -242,7 +240,7 @@ pub(super) async fn export(
     Ok(response.streaming(file(state, visitor.by, filter, format)))
 }
 
-/// An error breaks the connection off: a file that ends early must not look whole.
+/// Returns the content of an export. An error breaks the connection, because an incomplete file must not look complete.
 fn file(
     state: web::Data<State>,
     by: RequestActor,
@@ -277,8 +275,8 @@ fn file(
 
 fn json_lines(entries: &[Entry]) -> Result<Vec<u8>, Problem> {
     let mut lines = Vec::new();
-    for one in entries {
-        serde_json::to_writer(&mut lines, &entry(one)).map_err(|_| Problem::internal())?;
+    for item in entries {
+        serde_json::to_writer(&mut lines, &entry(item)).map_err(|_| Problem::internal())?;
         lines.push(b'\n');
     }
     Ok(lines)
@@ -299,7 +297,7 @@ const COLUMNS: [&str; 11] = [
     "hash",
 ];
 
-/// RFC 4180, with a line of names.
+/// Writes CSV (RFC 4180), with a header line on request.
 fn csv_lines(entries: &[Entry], with_names: bool) -> String {
     let mut lines = String::new();
     if with_names {
@@ -327,8 +325,8 @@ fn csv_lines(entries: &[Entry], with_names: bool) -> String {
     lines
 }
 
-/// Every cell goes through [`without_formulas`], whatever it holds. A cell with the list separator of any locale is quoted, not
-/// only one with a comma.
+/// Appends a line. Every cell passes through [`without_formulas`]. A cell is quoted if it contains the list separator
+/// of any locale, not only a comma.
 fn push_line(lines: &mut String, cells: &[String; COLUMNS.len()]) {
     for (column, cell) in cells.iter().enumerate() {
         if column > 0 {
@@ -346,15 +344,15 @@ fn push_line(lines: &mut String, cells: &[String; COLUMNS.len()]) {
     lines.push_str("\r\n");
 }
 
-/// What ends a cell in some locale or import dialog of a spreadsheet.
+/// Characters that end a cell in some locale or import dialog of a spreadsheet.
 const SEPARATORS: [char; 6] = [',', ';', '\t', '|', '\r', '\n'];
-/// What begins a formula, also in the full-width forms that spreadsheets in East Asian locales accept.
+/// Characters that begin a formula, also in the full-width forms that spreadsheets in East Asian locales accept.
 const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
 
-/// The text with `'` before everything that a spreadsheet could take for a formula (OWASP, "CSV Injection"): at its beginning,
-/// and after each character that separates cells in some locale. A spreadsheet whose list separator is `;` splits the line of
-/// this file there although the cell is quoted, because the quotes are not at the beginning of what it takes for a cell.
-/// Quotes and white space before the formula do not protect it.
+/// Inserts `'` before everything that a spreadsheet could evaluate as a formula (OWASP, "CSV Injection"): at the
+/// beginning, and after each character that separates cells in some locale. A spreadsheet with the list separator `;`
+/// splits a quoted cell at it, because for that spreadsheet the quotes are not at the beginning of the cell. Quotes
+/// and white space before the formula do not protect.
 fn without_formulas(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     // Spreadsheets skip these at the beginning of a cell.
@@ -377,13 +375,13 @@ fn without_formulas(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Whether a spreadsheet could take it for a formula. One without any text is an empty cell.
+    /// Whether a spreadsheet could evaluate the cell as a formula. White space alone counts as an empty cell.
     fn is_formula(cell: &str) -> bool {
         let text = cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter == '"');
         text.starts_with(FORMULA) || (cell.starts_with(['\t', '\r']) && !text.is_empty())
     }
 
-    /// The cells of a file by that separator, quotes read as RFC 4180 has them.
+    /// The cells of a file with that separator, and quotes as in RFC 4180.
     fn cells(file: &str, separator: char) -> Vec<String> {
         let mut reader = csv::ReaderBuilder::new();
         reader
@@ -399,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cell_is_a_formula_whatever_the_list_separator() {
+    fn csv_cell_is_never_a_formula_for_any_list_separator() {
         let texts = [
             "user_7",
             "",
@@ -450,7 +448,7 @@ mod tests {
                         );
                     }
                 }
-                // A spreadsheet that knows no quotes at all.
+                // A spreadsheet that ignores quotes.
                 for cell in file.split([',', ';', '\t', '|', '\r', '\n']) {
                     assert!(
                         !is_formula(cell),
@@ -463,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn cell_that_is_no_formula_is_kept() {
+    fn cell_without_a_formula_is_unchanged() {
         for text in [
             "user_7",
             "2026-01-01T00:00:00Z",

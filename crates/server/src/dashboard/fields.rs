@@ -1,4 +1,4 @@
-//! The fields of a form: what was typed, and what is wrong with it.
+//! The fields of a form: the submitted values, and their errors.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use tollkey_core::{FieldError, Problem, ProblemCode};
 
 use crate::body::Body;
 
-/// What a form brought; empty for one that nobody has filled in yet.
+/// The submitted values of a form and their errors; empty for a form that has not been filled in.
 #[derive(Clone, Default)]
 pub struct Fields {
     pairs: Vec<(String, String)>,
@@ -25,21 +25,21 @@ impl Fields {
         })
     }
 
-    /// With this in a field that nobody has filled in yet.
+    /// Adds a value to a field.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.pairs.push((name.to_owned(), value.into()));
         self
     }
 
-    /// With this in a field, whatever stood there.
+    /// Replaces the values of a field.
     #[must_use]
     pub fn replaced(mut self, name: &str, value: impl Into<String>) -> Self {
         self.pairs.retain(|(field, _)| field != name);
         self.with(name, value)
     }
 
-    /// What stands in a field; nothing counts as an empty text.
+    /// Returns the trimmed value of a field; an absent field counts as empty.
     #[must_use]
     pub fn get(&self, name: &str) -> &str {
         self.pairs
@@ -48,13 +48,13 @@ impl Fields {
             .map_or("", |(_, value)| value.trim())
     }
 
-    /// What stands in a field, unless it is empty.
+    /// Returns the value of a field, unless it is empty.
     #[must_use]
     pub fn filled(&self, name: &str) -> Option<&str> {
         Some(self.get(name)).filter(|value| !value.is_empty())
     }
 
-    /// All values of fields of one name: ticked boxes.
+    /// Returns all values of a repeated field, such as checkboxes.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
         self.pairs
             .iter()
@@ -62,21 +62,22 @@ impl Fields {
             .map(|(_, value)| value.trim())
     }
 
-    /// Whether a box was ticked, or an option chosen.
+    /// Returns whether a checkbox is checked or an option is selected.
     #[must_use]
     pub fn has(&self, name: &str, value: &str) -> bool {
         self.all(name).any(|chosen| chosen == value)
     }
 
-    /// Whether a name was typed into this field, to confirm what is done to its bearer. Both are compared in NFC (Unicode Standard
-    /// Annex #15): keyboards type the same letter in different ways.
+    /// Returns whether this field confirms an action by the name of its target. Both are compared in NFC (Unicode
+    /// Standard Annex
+    /// #15), because keyboards can enter the same letter in different ways.
     #[must_use]
     pub fn confirms(&self, field: &str, name: &str) -> bool {
         let nfc = icu_normalizer::ComposingNormalizerBorrowed::new_nfc();
         nfc.normalize(self.get(field)) == nfc.normalize(name)
     }
 
-    /// The entries of a list that was typed with commas, spaces or lines between; `None` when there are none.
+    /// Returns the entries of a list separated by commas, white space or lines; `None` if it has none.
     #[must_use]
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
         let entries = self
@@ -86,7 +87,7 @@ impl Fields {
         Some(entries.map(str::to_owned).collect::<Vec<_>>()).filter(|entries| !entries.is_empty())
     }
 
-    /// With what is wrong with them.
+    /// Adds the errors of a problem.
     #[must_use]
     pub fn refused(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
@@ -105,7 +106,7 @@ impl Fields {
         self
     }
 
-    /// What is wrong with a field. Rules name members by pointers: `/merchants/0` is about the field `merchants`.
+    /// Returns the error of a field. Pointers into it count as well: `/merchants/0` belongs to the field `merchants`.
     #[must_use]
     pub fn error(&self, name: &str) -> Option<&str> {
         self.errors
@@ -114,7 +115,7 @@ impl Fields {
             .map(|error| error.detail.as_str())
     }
 
-    /// What is wrong, and with none of the fields that say so themselves: their names, with spaces between.
+    /// Returns the errors that belong to none of these fields, whose names are separated by spaces.
     #[must_use]
     pub fn errors_beside(&self, names: &str) -> Vec<&str> {
         let beside = |error: &&FieldError| {
@@ -129,14 +130,14 @@ impl Fields {
             .collect()
     }
 
-    /// Whether anything is wrong.
+    /// Returns whether there are errors.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         !self.errors.is_empty()
     }
 }
 
-/// Not what was typed: that may be a management token.
+/// Without the values, because one may be a management token.
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fields")

@@ -1,4 +1,4 @@
-//! The keys of an account, one file for each page.
+//! The pages of an account's keys, one file each.
 
 mod choice;
 mod create;
@@ -14,7 +14,7 @@ use actix_web::web;
 
 pub(super) use self::{choice::Choice, view::KeyView};
 
-/// The routes. The literal ones stand before those with an ID.
+/// Mounts the routes, literal ones before those with an ID.
 pub(super) fn configure(config: &mut web::ServiceConfig) {
     config
         .service(list::list)

@@ -1,4 +1,4 @@
-//! Forms that make something, once however often they are sent.
+//! Forms that create something only once, even if they are sent again.
 
 use actix_web::HttpResponse;
 use tollkey_core::{Problem, ProblemCode, audit::Actor};
@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{body::Body, state::State};
 
-/// The fields of such a form before anybody has filled it in. It is for this account, and acts on no other: in another tab
-/// an operator may choose another one, or somebody else sign in.
+/// Returns the initial fields of such a form. The form works for this account only, because in another tab an operator
+/// may choose another account, or another person may sign in.
 pub(super) fn untouched(state: &State, account: &str) -> Fields {
     Fields::default().with("once", fresh(state, account))
 }
 
-/// What is in the field `once`: a text that no other form has, and the account.
+/// Returns a value for the field `once`: a unique text, and the account.
 fn fresh(state: &State, account: &str) -> String {
     format!("{}.{account}", state.service.random.secret().as_str())
 }
@@ -31,14 +31,13 @@ fn is_for(fields: &Fields, account: &str) -> bool {
         .is_some_and(|(_, own)| own == account)
 }
 
-/// What a form that was made for another account is refused with.
 pub(super) fn for_another_account(account: &str) -> Problem {
     Problem::forbidden(format!(
         "This form was opened for another account, and you now manage {account}. Check the form and send it again."
     ))
 }
 
-/// Such a form with what is wrong with it. One that cannot be sent again as it is becomes another one.
+/// Adds the errors to such a form. Its field `once` is replaced if the form cannot be sent again with it.
 pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Problem) -> Fields {
     let is_spent = problem.code == ProblemCode::IdempotencyMismatch || !is_for(&fields, account);
     let fields = fields.refused(problem);
@@ -49,8 +48,8 @@ pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Pr
     }
 }
 
-/// Creates something once: a page that is loaded again, or a button that is pressed twice, creates nothing more. Nor does it show a
-/// secret again: the record `R` must not contain one, because the field `once` stays in the history of the browser.
+/// Creates something once: a reload of the page or a second click creates nothing more. It does not show a secret again
+/// either: the record `R` must not contain one, because the field `once` stays in the history of the browser.
 ///
 /// # Errors
 /// Those of [`idempotency::begin`], and of `create`.
@@ -74,7 +73,7 @@ pub(super) async fn once<T, R: Record<T>>(
         path,
     };
     let begun = idempotency::begin(&state.service, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
-        // Its own words are for programs.
+        // The default detail is for API clients.
         ProblemCode::IdempotencyMismatch => Problem {
             detail: "This form was sent before with other values and created something. Send it again to create another one."
                 .to_owned(),
@@ -88,7 +87,7 @@ pub(super) async fn once<T, R: Record<T>>(
     }
 }
 
-/// Redirects to what release 0.1.0 created with the same form.
+/// Redirects to the resource that release 0.1.0 created with the same form.
 pub(super) fn redirect(stored: &StoredResponse) -> HttpResponse {
     see_other(stored.location.as_deref().unwrap_or(HOME))
 }

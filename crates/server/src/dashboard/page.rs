@@ -1,4 +1,4 @@
-//! What all pages share: their frame, their headers, how errors and times read.
+//! What all pages share: frame, headers, redirects, and the format of errors and times.
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
@@ -19,7 +19,7 @@ use crate::{
     surface::{Rendered, secure_html, set_default, uncached_errors},
 };
 
-/// Only our own style and script, no frames, no forms to elsewhere. Images in style sheets are `data:`.
+/// Allows only this server's files (and `data:` images in style sheets), no frames, and no forms to other sites.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
@@ -34,47 +34,47 @@ pub(super) fn set_headers(headers: &mut HeaderMap, status: StatusCode) {
     set_default(headers, header::CACHE_CONTROL, "no-store");
 }
 
-/// The query of a page that tells what was just done ([`Frame::done`]).
+/// The query of a page that shows a notice ([`Frame::done`]).
 #[derive(Debug, Deserialize)]
 pub struct Done {
-    /// The word for it.
+    /// The name of the notice.
     pub done: Option<String>,
 }
 
 /// The frame of a page.
 #[derive(Debug, Default)]
 pub struct Frame {
-    /// What the page is called.
+    /// The title of the page.
     pub title: String,
     /// The entry of the navigation it belongs to.
     pub section: &'static str,
-    /// Who is signed in; nobody on the pages before that.
+    /// The person who is signed in; `None` on pages without a session.
     pub who: Option<Who>,
-    /// What was just done, to be told once.
+    /// The notice about the last action.
     pub done: Option<&'static str>,
-    /// Written before each of the server's own paths on the page.
+    /// The prefix of each of the server's own paths on the page.
     pub root: PublicPath,
 }
 
-/// Who is signed in.
+/// The person who is signed in.
 #[derive(Debug)]
 pub struct Who {
-    /// As their identity provider or token calls them.
+    /// The subject from the identity provider or the token.
     pub subject: String,
-    /// The account they manage.
+    /// The managed account.
     pub account: Option<String>,
-    /// Whether they may manage every account.
+    /// Whether the person is an operator, who can manage every account.
     pub is_operator: bool,
 }
 
 impl Frame {
-    /// The frame of a page for somebody who is signed in.
+    /// Returns the frame of a page with a session.
     #[must_use]
     pub fn of(visitor: &SignedIn, section: &'static str, title: impl Into<String>) -> Self {
         Self::of_session(&visitor.session, &visitor.root, section, title)
     }
 
-    /// [`Frame::of`] a session that may have no account yet.
+    /// Like [`Frame::of`], for a session that may have no account yet.
     #[must_use]
     pub fn of_session(
         session: &Session,
@@ -96,7 +96,7 @@ impl Frame {
         }
     }
 
-    /// The frame of a page without a session.
+    /// Returns the frame of a page without a session.
     #[must_use]
     pub fn outside(title: &str, root: &PublicPath) -> Self {
         Self {
@@ -106,7 +106,7 @@ impl Frame {
         }
     }
 
-    /// With what was just done, as the query of a redirect says it: one of the words of this page, never a text of its own.
+    /// Adds the notice with this name, if the page allows it. The name comes from the URL, so the text must not.
     #[must_use]
     pub fn done(self, word: Option<&str>, own: &[&str]) -> Self {
         let done = match word.filter(|word| own.contains(word)) {
@@ -135,14 +135,14 @@ impl Frame {
         }
     }
 
-    /// Where an asset is.
+    /// Returns the URL of an asset.
     #[must_use]
     pub fn asset(&self, name: &str) -> String {
         self.root.path(&assets::url(name))
     }
 }
 
-/// A page.
+/// Renders a page.
 ///
 /// # Errors
 /// `internal_error` when the template cannot be rendered.
@@ -150,10 +150,10 @@ pub fn page(page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::Ok(), page)
 }
 
-/// A form that was not taken, with what was typed and what is wrong with it.
+/// Renders a rejected form with the submitted values and their errors.
 ///
 /// # Errors
-/// As [`page`].
+/// Like [`page`].
 pub fn refused(problem: &Problem, page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::build(status(problem)), page)
 }
@@ -170,7 +170,7 @@ fn status(problem: &Problem) -> StatusCode {
     StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Whether the form itself can be mended and sent again; everything else is a page of its own.
+/// Returns whether the form can be corrected and sent again. Other problems have their own page.
 #[must_use]
 pub fn can_be_mended(problem: &Problem) -> bool {
     !matches!(
@@ -179,7 +179,7 @@ pub fn can_be_mended(problem: &Problem) -> bool {
     )
 }
 
-/// To another page, with GET.
+/// Redirects with GET.
 #[must_use]
 pub fn see_other(to: &str) -> HttpResponse {
     HttpResponse::SeeOther()
@@ -187,18 +187,19 @@ pub fn see_other(to: &str) -> HttpResponse {
         .finish()
 }
 
-/// The page that a browser starts at.
+/// The start page.
 pub const HOME: &str = "/dashboard/keys";
-/// The most bytes of a page to return to.
+/// Longest page to return to, in bytes.
 const NEXT_MAX: usize = 2048;
-/// The sections whose pages a sign-in can return to.
+/// The sections to whose pages a sign-in can return.
 const SECTIONS: [&str; 5] = ["keys", "applications", "audit", "settings", "account"];
 
-/// The page to go to after a sign-in: `next` if it has the form of one of our pages, otherwise [`HOME`]. The form is
-/// `/dashboard`, or `/dashboard/` with a section and segments of letters, digits, `-` and `_`, and then a query.
+/// Returns the page to go to after a sign-in: `next` if it has the form of a dashboard page, otherwise [`HOME`]. The
+/// form is `/dashboard`, or `/dashboard/` with a section and segments of letters, digits, `-` and `_`, and an optional
+/// query.
 ///
-/// The form has no dots, escapes, colons, empty segments, backslashes or control characters in the path. So neither a browser
-/// nor a proxy that normalizes the path of a redirect can turn it into another host.
+/// The path has no dots, escapes, colons, empty segments, backslashes or control characters. So neither a browser nor
+/// a proxy that normalizes the path of a redirect can turn it into another host.
 #[must_use]
 pub fn own_page(next: &str) -> &str {
     let (path, query) = next.split_once('?').unwrap_or((next, ""));
@@ -229,7 +230,7 @@ pub fn own_page(next: &str) -> &str {
     }
 }
 
-/// The URL of the sign-in page, with the page to return to, and the word for why a sign-in failed.
+/// Returns the URL of the sign-in page, with the page to return to, and a code for why a sign-in failed.
 #[must_use]
 pub fn door(next: &str, failed: Option<&str>) -> String {
     let pairs = [
@@ -241,7 +242,7 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
     format!("/dashboard/sign-in?{query}")
 }
 
-/// To another page. A request of a script, which shows a part of an answer, is told to take the whole window there.
+/// Redirects to another page. For htmx, which would replace only a part of the page, a header does it instead of 303.
 #[must_use]
 pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     if asked.contains_key("hx-request") {
@@ -253,8 +254,8 @@ pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     }
 }
 
-/// A page that loads another one by itself: the URL of a provider, or a path of ours with the path prefix. That request
-/// comes from our own site, and brings the session's cookie.
+/// Renders a page that loads another one by itself: the URL of a provider, or an own path with the path prefix. The
+/// browser sends that request from this site, and so with the session's cookie.
 #[must_use]
 pub fn go_on(to: &str) -> HttpResponse {
     let page = GoOn { to };
@@ -298,11 +299,11 @@ pub(super) fn render_problem(
         .body(page.render().unwrap_or_default())
 }
 
-/// A time on a page: in UTC, and in the reader's zone where there is script.
+/// A time on a page: in UTC, and with script in the reader's time zone.
 #[derive(Debug, Clone, Copy)]
 pub struct Time(pub Timestamp);
 
-/// Writes a number with a comma between groups of three digits.
+/// Formats a number with a comma between groups of three digits.
 #[must_use]
 pub fn separated(number: impl ToString) -> String {
     let digits = number.to_string();
@@ -317,14 +318,14 @@ pub fn separated(number: impl ToString) -> String {
 }
 
 impl Time {
-    /// For machines: RFC 3339.
+    /// Returns the time in RFC 3339, for machines.
     #[must_use]
     pub fn iso(&self) -> String {
         let whole = Timestamp::from_second(self.0.as_second()).unwrap_or(self.0);
         whole.to_string()
     }
 
-    /// For people: `2026-11-21 14:05 UTC`.
+    /// Returns the time for people: `2026-11-21 14:05 UTC`.
     #[must_use]
     pub fn utc(&self) -> String {
         self.0

@@ -1,4 +1,4 @@
-//! The cookie of a session, and who it is.
+//! The cookies of sessions and sign-ins, and the person who is signed in.
 
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest, HttpResponse,
@@ -26,12 +26,12 @@ use crate::{
     state::State,
 };
 
-/// The two names of a cookie of ours.
+/// The two names of a cookie.
 struct Names {
-    /// A browser takes a cookie of such a name only for this host, over TLS, from this host itself.
+    /// Browsers accept a cookie with this prefix only over TLS, and only from and for this host.
     host: &'static str,
-    /// For browsers that take no `Secure` cookie from `http://127.0.0.1`: in development mode, which only that machine
-    /// reaches.
+    /// For browsers that accept no `Secure` cookie from `http://127.0.0.1`. Only in development mode, which only the
+    /// same machine can reach.
     plain: &'static str,
     same_site: SameSite,
 }
@@ -42,20 +42,19 @@ const SESSION: Names = Names {
     plain: "tollkey_session",
     same_site: SameSite::Strict,
 };
-/// A sign-in under way at an OpenID Connect provider. `Lax`: it is to be sent when the provider sends somebody back.
+/// A sign-in in progress at an OpenID Connect provider. `Lax`, so that it is sent when the provider redirects back.
 const ATTEMPT: Names = Names {
     host: "__Host-tollkey_sign_in",
     plain: "tollkey_sign_in",
     same_site: SameSite::Lax,
 };
-/// Asks a browser whether it takes such cookies.
+/// A test whether the browser accepts `Secure` cookies.
 const PROBE: &str = "__Host-tollkey_probe";
 
 impl Names {
-    /// The value that a request brings.
-    fn brought<'a>(&self, state: &State, request: &'a HttpRequest) -> Option<&'a str> {
-        let plain = || brought(request, self.plain).filter(|_| state.policy.development);
-        brought(request, self.host).or_else(plain)
+    fn cookie_value<'a>(&self, state: &State, request: &'a HttpRequest) -> Option<&'a str> {
+        let plain = || cookie_value(request, self.plain).filter(|_| state.policy.development);
+        cookie_value(request, self.host).or_else(plain)
     }
 
     fn cookie<'a>(&self, value: &'a Secret, secure: bool) -> Cookie<'a> {
@@ -67,13 +66,12 @@ impl Names {
         )
     }
 
-    /// Has the browser forget it.
-    fn forget(&self, response: &mut HttpResponse) {
-        let nothing = Secret::new("");
+    fn delete(&self, response: &mut HttpResponse) {
+        let empty = Secret::new("");
         for secure in [true, false] {
-            let mut gone = self.cookie(&nothing, secure);
-            gone.make_removal();
-            add(response, &gone);
+            let mut removal = self.cookie(&empty, secure);
+            removal.make_removal();
+            add(response, &removal);
         }
     }
 }
@@ -83,18 +81,18 @@ impl Names {
 pub struct Visitor {
     /// The session.
     pub active: ActiveSession,
-    /// The path prefix of the links on the person's pages.
+    /// The path prefix of links on pages.
     pub root: PublicPath,
 }
 
-/// Somebody who is signed in and manages an account.
+/// A person who is signed in and manages an account.
 #[derive(Debug, Clone)]
 pub struct SignedIn {
-    /// As every service knows them.
+    /// The caller of use cases.
     pub by: RequestActor,
-    /// Their session.
+    /// The session.
     pub session: Session,
-    /// The path prefix of the links on their pages.
+    /// The path prefix of links on pages.
     pub root: PublicPath,
 }
 
@@ -103,7 +101,7 @@ pub struct SignedIn {
 /// # Errors
 /// `unavailable`.
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
-    let Some(token) = SESSION.brought(state, request) else {
+    let Some(token) = SESSION.cookie_value(state, request) else {
         return Ok(None);
     };
     let (ip, methods) = (client_ip(request, state), state.sign_in.settings());
@@ -112,9 +110,9 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     Ok(active.map(|active| Visitor { active, root }))
 }
 
-/// The value of a cookie of exactly this name. The framework's own reader also decodes names: `%5F%5FHost-…`, which a browser
-/// takes from any sub-domain, would count as `__Host-…`. Our values need no decoding.
-fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
+/// Returns the value of a cookie with exactly this name. The framework's parser also decodes names: `%5F%5FHost-…`,
+/// which a browser accepts from any subdomain, would count as `__Host-…`. Values of this server need no decoding.
+fn cookie_value<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     let pairs = request
         .headers()
         .get_all(header::COOKIE)
@@ -129,7 +127,7 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
         .find_map(|value| std::str::from_utf8(value).ok())
 }
 
-/// Whether the session of a request began by a sign-in with these settings.
+/// Returns whether the session of a request began by a sign-in with these settings.
 pub(super) fn began_with(
     state: &State,
     request: &HttpRequest,
@@ -137,16 +135,16 @@ pub(super) fn began_with(
     settings: &SignInSettingsHash,
 ) -> bool {
     SESSION
-        .brought(state, request)
+        .cookie_value(state, request)
         .is_some_and(|token| visitor.active.session.began_with(settings, token))
 }
 
-/// What the session in a request's cookie would be found by.
+/// Returns the hash by which the session in a request's cookie is looked up.
 pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
-    SESSION.brought(state, request).map(Digest::of)
+    SESSION.cookie_value(state, request).map(Digest::of)
 }
 
-/// Begins a session, and ends the one that this browser had: a new one gets a new cookie. `previous` is a session whose
+/// Begins a session, and ends the browser's previous one: each session has a new cookie. `previous` is a session whose
 /// cookie the browser does not send with this request.
 ///
 /// # Errors
@@ -169,16 +167,16 @@ pub(super) async fn begin(
     Ok(response)
 }
 
-/// Whether the browser takes a `Secure` cookie from here. On the way back from a provider the probe is not sent, and the
-/// cookie of the sign-in says it.
+/// Returns whether the browser accepts a `Secure` cookie from this server. A redirect from a provider does not contain
+/// the probe, but the cookie of the sign-in.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
     !state.policy.development
         || [PROBE, ATTEMPT.host]
             .iter()
-            .any(|name| brought(request, name).is_some())
+            .any(|name| cookie_value(request, name).is_some())
 }
 
-/// Has the browser keep a sign-in under way.
+/// Stores a sign-in in progress in the browser.
 pub(super) fn keep_attempt(
     state: &State,
     request: &HttpRequest,
@@ -186,30 +184,30 @@ pub(super) fn keep_attempt(
     mut response: HttpResponse,
 ) -> HttpResponse {
     let text = attempt.to_text();
-    let mut kept = ATTEMPT.cookie(&text, is_secure(state, request));
-    kept.set_max_age(Duration::seconds(Attempt::LASTS.as_secs()));
-    add(&mut response, &kept);
+    let mut attempt_cookie = ATTEMPT.cookie(&text, is_secure(state, request));
+    attempt_cookie.set_max_age(Duration::seconds(Attempt::LASTS.as_secs()));
+    add(&mut response, &attempt_cookie);
     response
 }
 
-/// The sign-in under way in this browser.
+/// Returns the sign-in in progress in this browser.
 pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
-    ATTEMPT.brought(state, request).and_then(Attempt::read)
+    ATTEMPT.cookie_value(state, request).and_then(Attempt::read)
 }
 
-/// Has the browser forget a sign-in: it was used.
+/// Makes the browser delete a sign-in that was completed.
 pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
-    ATTEMPT.forget(&mut response);
+    ATTEMPT.delete(&mut response);
     response
 }
 
-/// Has the browser delete the cookie of its session.
+/// Makes the browser delete the cookie of its session.
 pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
-    SESSION.forget(&mut response);
+    SESSION.delete(&mut response);
     response
 }
 
-/// Finds out whether the browser takes a `Secure` cookie from here; [`begin`] sees it in the next request.
+/// Sets the probe cookie; [`begin`] looks for it in the next request.
 pub(super) fn probe(mut response: HttpResponse) -> HttpResponse {
     add(
         &mut response,
@@ -233,7 +231,7 @@ fn cookie<'a>(
 }
 
 fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
-    // Our own names and values are well-formed.
+    // Adding fails only for an invalid name or value, and these are valid.
     let _ = response.add_cookie(cookie);
 }
 
@@ -260,7 +258,7 @@ impl SignedIn {
         Some(Self { by, session, root })
     }
 
-    /// Who it is, if it is an operator.
+    /// Returns the actor, if the person is an operator.
     ///
     /// # Errors
     /// `forbidden`.
@@ -274,7 +272,7 @@ impl SignedIn {
 }
 
 impl Visitor {
-    /// Lets operators pass.
+    /// Rejects persons who are not operators.
     ///
     /// # Errors
     /// `forbidden`.
@@ -291,7 +289,7 @@ fn not_an_operator() -> Problem {
     Problem::forbidden("This action requires an operator.")
 }
 
-/// A page inside the gate has them; one outside of it would be our mistake.
+/// Returns the problem of a page outside of the session middleware, which is a programming error.
 fn missing() -> Rejection {
     Problem::internal().into()
 }

@@ -1,4 +1,4 @@
-//! What the operator decided: read by everybody, changed by operators.
+//! The settings, which all sessions can read and operators can change.
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
@@ -24,10 +24,9 @@ use crate::{
 };
 
 const SECTION: &str = "settings";
-/// Service keys belong to none.
+/// Service keys belong to no account.
 const NO_ACCOUNT: &str = "";
 
-/// A service key on a page.
 struct ServiceKeyView {
     id: String,
     name: String,
@@ -56,7 +55,7 @@ struct Model {
 }
 
 fn models(chosen: OperatingModel) -> Vec<Model> {
-    let words = |model| match model {
+    let texts = |model| match model {
         OperatingModel::PrimaryMerchant => ("Primary merchant", "One merchant. No scoped keys."),
         OperatingModel::Platform => ("Platform", "A platform or marketplace. No scoped keys."),
         OperatingModel::Ecosystem => (
@@ -71,7 +70,7 @@ fn models(chosen: OperatingModel) -> Vec<Model> {
     OperatingModel::ALL
         .into_iter()
         .map(|model| {
-            let (label, hint) = words(model);
+            let (label, hint) = texts(model);
             Model {
                 name: model.as_str(),
                 label,
@@ -102,7 +101,7 @@ impl SettingsPage {
             .await?
             .operating_model;
         let is_operator = visitor.session.is_operator;
-        // They belong to the operator: an account's own people do not see them.
+        // Service keys belong to the operator, so sessions of accounts do not list them.
         let keys = if is_operator {
             service_keys::list(&state.service).await?
         } else {
@@ -267,7 +266,7 @@ impl AccountPage {
     }
 }
 
-/// Whose account an operator manages. There is no list of accounts: an account is whatever name tokens and operators use.
+/// Shows the form in which an operator chooses an account. There is no list of accounts: any valid ID is an account.
 #[get("/account")]
 pub(super) async fn ask_account(visitor: Visitor) -> HandlerResult {
     visitor.operator()?;

@@ -1,4 +1,4 @@
-//! The ways into the dashboard, and out.
+//! Sign-in methods of the dashboard, and sign-out.
 
 use actix_web::{
     HttpRequest, get,
@@ -37,7 +37,7 @@ struct Code {
 
 #[derive(Template)]
 #[template(path = "sign_in.html")]
-struct Door {
+struct SignInPage {
     frame: Frame,
     next: String,
     takes_oidc: bool,
@@ -46,7 +46,7 @@ struct Door {
     fields: Fields,
 }
 
-impl Door {
+impl SignInPage {
     fn new(state: &State, next: &str, fields: Fields) -> Self {
         Self {
             frame: Frame::outside("Sign in", &state.public_path),
@@ -72,12 +72,12 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> HandlerResult
     let next = next.as_deref().unwrap_or(HOME);
     match failed.as_deref().and_then(Failure::from_word) {
         Some(failure) => refused(&state, next, failure),
-        None => page::page(&Door::new(&state, next, Fields::default())),
+        None => page::page(&SignInPage::new(&state, next, Fields::default())),
     }
     .map(session::probe)
 }
 
-/// The door, with why nobody came in by a provider.
+/// Renders the sign-in page with the reason why a sign-in at a provider failed.
 fn refused(state: &State, next: &str, failure: Failure) -> HandlerResult {
     let claim = state
         .sign_in
@@ -87,11 +87,11 @@ fn refused(state: &State, next: &str, failure: Failure) -> HandlerResult {
     let problem = failure.problem(claim);
     page::refused(
         &problem,
-        &Door::new(state, next, Fields::default().refused(&problem)),
+        &SignInPage::new(state, next, Fields::default().refused(&problem)),
     )
 }
 
-/// To the provider, and back to [`come_back`].
+/// Redirects to the provider, which redirects back to [`come_back`].
 #[get("/sign-in/oidc")]
 pub(super) async fn by_oidc(
     state: web::Data<State>,
@@ -116,8 +116,8 @@ pub(super) async fn by_oidc(
     }
 }
 
-/// Where a provider sends people back to, with a code in the URL. Nothing stays at this address: who is signed in goes on, and
-/// who is not is sent to the door.
+/// Handles the redirect from a provider, with a code in the URL. The browser does not stay at this URL: it continues
+/// to a page of the dashboard, or to the sign-in page if the sign-in failed.
 #[get("/sign-in/callback")]
 pub(super) async fn come_back(
     state: web::Data<State>,
@@ -131,7 +131,7 @@ pub(super) async fn come_back(
     let signed_in = match sign_in::by_oidc(&state, provider, attempt.as_ref(), &returned).await {
         Ok(sign_in) => {
             let mut response = page::go_on(&state.public_path.path(&next));
-            // Its address holds a code, which the next page has no need to know of.
+            // The URL contains a code, which the next page does not need.
             response.headers_mut().insert(
                 header::REFERRER_POLICY,
                 HeaderValue::from_static("no-referrer"),
@@ -145,7 +145,7 @@ pub(super) async fn come_back(
     };
     Ok(match signed_in {
         Ok(response) => session::forget_attempt(response),
-        // Whoever makes this browser come here does not end the sign-in that is under way in it.
+        // Another site that redirects the browser here must not end the sign-in in progress.
         Err(Failure::Unknown) => see_other(&page::door(&next, Some(Failure::Unknown.word()))),
         Err(failure) => {
             session::forget_attempt(see_other(&page::door(&next, Some(failure.word()))))
@@ -153,7 +153,7 @@ pub(super) async fn come_back(
     })
 }
 
-/// What a provider sends somebody back with; nothing when one of these stands there twice (RFC 6749, section 3.1).
+/// Returns the parameters of a provider's redirect; none if one is repeated (RFC 6749, section 3.1).
 fn returned(query: &Query) -> Result<Returned, Problem> {
     let pairs = query.pairs()?;
     let all = |name: &str| {
@@ -179,8 +179,8 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
     })
 }
 
-/// A link of development mode. Looking at it is no use of it: only sending its form is, so a program that previews or
-/// prefetches links does not use it up.
+/// Shows a sign-in link of development mode. Only sending its form uses it up, so a program that previews or
+/// prefetches links does not.
 #[get("/sign-in/link")]
 pub(super) async fn link_page(state: web::Data<State>, query: Query) -> HandlerResult {
     let links = state
@@ -226,7 +226,7 @@ fn link_rejected(state: &State) -> HandlerResult {
     );
     page::refused(
         &problem,
-        &Door::new(state, HOME, Fields::default().refused(&problem)),
+        &SignInPage::new(state, HOME, Fields::default().refused(&problem)),
     )
 }
 
@@ -243,22 +243,23 @@ pub(super) async fn by_token(
     let next = own_page(fields.get("next")).to_owned();
     match sign_in::by_token(&state, fields.get("token")).await {
         Ok(sign_in) => Ok(session::begin(&state, &request, sign_in, None, see_other(&next)).await?),
-        // What was typed is a secret: it does not come back.
+        // The submitted token is a secret, so the page does not contain it.
         Err(problem) => page::refused(
             &problem,
-            &Door::new(&state, &next, Fields::default().refused(&problem)),
+            &SignInPage::new(&state, &next, Fields::default().refused(&problem)),
         ),
     }
 }
 
-/// Ends the session here and, if an OpenID Connect provider began it, sends the browser on to the provider to end that session, too.
+/// Ends the session, and, if an OpenID Connect provider began it, redirects the browser to the provider to end its
+/// session.
 #[post("/sign-out")]
 pub(super) async fn sign_out(
     state: web::Data<State>,
     request: HttpRequest,
     visitor: Visitor,
 ) -> HandlerResult {
-    // First: the wait for a provider that hangs ends with the connection, and the session must not outlive either.
+    // First, because the wait for a slow provider ends with the connection, and the session must not outlive either.
     sessions::end(&state.service, &visitor.active).await?;
     let provider = state
         .sign_in
@@ -270,19 +271,19 @@ pub(super) async fn sign_out(
         None => None,
     };
     Ok(session::forget(match at_provider {
-        // A page and no redirect: the policy of our pages lets a form lead to our own site only.
+        // A page instead of a redirect, because the content security policy lets forms lead only to this site.
         Some(url) => page::go_on(url.as_str()),
         None => see_other(SIGNED_OUT),
     }))
 }
 
-/// Says that a session has ended. A provider sends browsers back here, too, so it takes any query, such as `state`.
+/// Confirms that a session has ended. Providers also redirect here, so it accepts any query, such as `state`.
 #[get("/signed-out")]
 pub(super) async fn signed_out(state: web::Data<State>, request: HttpRequest) -> HandlerResult {
     if session::find(&state, &request).await?.is_some() {
         return Ok(see_other(HOME));
     }
-    let mut page = Door::new(&state, HOME, Fields::default());
+    let mut page = SignInPage::new(&state, HOME, Fields::default());
     page.frame.done = Some("You are signed out.");
     page::page(&page).map(session::probe)
 }

@@ -40,7 +40,7 @@ pub fn under_v1(config: &mut web::ServiceConfig) {
     config.service(scope);
 }
 
-/// The surface: every response is an envelope.
+/// The surface of account keys: every response is an envelope.
 pub const SURFACE: Surface = Surface {
     alias: Some(("/v1/account", "/api/v1/account")),
     render: present::enveloped_problem,
@@ -59,14 +59,14 @@ pub const SURFACE: Surface = Surface {
     )
 };
 
-/// Whether a text is a request ID of this surface: `req_` and a ULID.
+/// Returns whether a text is a request ID of this surface: `req_` and a ULID.
 fn is_ulid(text: &str) -> bool {
     text.strip_prefix("req_")
         .filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')))
         .is_some_and(|ulid| Ulid::from_string(ulid).is_ok())
 }
 
-/// The routes, under `/api/v1`.
+/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
@@ -105,10 +105,10 @@ pub async fn create(
     let by = &holder.0;
     let run = async |creating| {
         let now = state.service.clock.now();
-        let (family, wanted) = body
+        let (family, fields) = body
             .read_json()?
             .check(|body, checks| new_key(body, now, checks))?;
-        api_keys::create(&state.service, by, family, wanted, creating).await
+        api_keys::create(&state.service, by, family, fields, creating).await
     };
     let outcome = retry.once(&state, by, &body, run).await?;
     let show = |created: &CreatedKey| Shown {
@@ -172,7 +172,7 @@ pub async fn delete(
     holder: AccountHolder,
     id: web::Path<String>,
 ) -> HandlerResult {
-    end(&request, &state, &holder, &id).await
+    revoke_key(&request, &state, &holder, &id).await
 }
 
 /// Revoke an account key with POST.
@@ -195,10 +195,10 @@ pub async fn revoke(
     body: Body,
 ) -> HandlerResult {
     let tollkey_api::commerce::Nothing {} = body.json_or_nothing()?;
-    end(&request, &state, &holder, &id).await
+    revoke_key(&request, &state, &holder, &id).await
 }
 
-async fn end(
+async fn revoke_key(
     request: &HttpRequest,
     state: &State,
     holder: &AccountHolder,

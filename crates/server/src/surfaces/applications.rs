@@ -21,7 +21,7 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// Applications and their keys.
+/// The surface of applications and their keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/applications"],
     Document {
@@ -30,7 +30,7 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// The routes, under `/api/v1`.
+/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
@@ -253,10 +253,10 @@ pub async fn create_key(
     let by = &merchant.0;
     let run = async |creating| {
         let now = state.service.clock.now();
-        let wanted = body
+        let fields = body
             .read_json()?
             .check(|body, checks| present::new_key(body, &state.service.catalogue, now, checks))?;
-        api_keys::create_for_application(&state.service, by, path_id(&id)?, wanted, creating).await
+        api_keys::create_for_application(&state.service, by, path_id(&id)?, fields, creating).await
     };
     plain(retry.once(&state, by, &body, run).await?, |created| Shown {
         location: None,

@@ -16,7 +16,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 pub(super) use self::present::filter;
 
-/// The audit log.
+/// The surface of the audit log.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/audit-log"],
     Document {
@@ -25,7 +25,7 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// The routes, under `/api/v1`.
+/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(list);
 }

@@ -23,7 +23,7 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// Commerce keys.
+/// The surface of commerce keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/api-keys"],
     Document {
@@ -35,7 +35,7 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// The routes, under `/api/v1`.
+/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
@@ -48,7 +48,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
         .service(rotate);
 }
 
-/// The message of a revocation, as the document defines it.
+/// The response to a revocation, as the document defines it.
 const REVOKED: &str = "API key revoked successfully";
 
 fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
@@ -84,10 +84,10 @@ pub async fn create(
     let by = &merchant.0;
     let run = async |creating| {
         let now = state.service.clock.now();
-        let wanted = body
+        let fields = body
             .read_json_or_nothing()?
             .check(|body, checks| new_key(body, &state.service.catalogue, now, checks))?;
-        api_keys::create(&state.service, by, Family::Commerce, wanted, creating).await
+        api_keys::create(&state.service, by, Family::Commerce, fields, creating).await
     };
     plain(retry.once(&state, by, &body, run).await?, shown)
 }

@@ -1,5 +1,5 @@
-//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them: the handler of utoipa-swagger-ui
-//! copies a file for each request, and a client that does not read its response keeps the copy.
+//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
+//! utoipa-swagger-ui would copy a file for each request, and keep it until the client has read the response.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -14,13 +14,13 @@ use crate::{
     transport::SharedBody,
 };
 
-/// Only our own files, no frames. The hash is that of the one inline style sheet of Swagger UI, in
+/// Allows only this server's files, and no frames. The hash is that of the only inline style sheet of Swagger UI, in
 /// its logo. Without it the logo is black on black, and the console has an error.
 const POLICY: &str = "default-src 'self'; \
                            style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
                            img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// Swagger UI.
+/// The surface of Swagger UI.
 pub const SURFACE: Surface = Surface {
     set_headers: |headers, status| {
         uncached_errors(headers, status);
@@ -29,7 +29,7 @@ pub const SURFACE: Surface = Surface {
     ..Surface::api(&["/docs"], Document::NONE)
 };
 
-/// The routes.
+/// Mounts the routes.
 pub fn configure(config: &mut web::ServiceConfig) {
     config
         .route("/docs", web::get().to(redirect))
@@ -61,7 +61,7 @@ async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult
     }
     match file.bytes {
         Cow::Borrowed(bytes) => Ok(SharedBody::of(response, web::Bytes::from_static(bytes))),
-        // Only the settings are put together for each request: a kilobyte.
+        // Only the configuration, about a kilobyte, is generated for each request.
         Cow::Owned(bytes) => Ok(response.body(bytes)),
     }
 }

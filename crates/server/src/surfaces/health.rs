@@ -12,7 +12,7 @@ use crate::{
     transport::SharedBody,
 };
 
-/// Health checks, the OpenAPI document, and every path of no other surface.
+/// The surface of health checks and the OpenAPI document, and of every path that no other surface has.
 pub const SURFACE: Surface = Surface {
     set_headers: uncached_errors,
     quiet_routes: &["/livez", "/readyz", "/metrics"],
@@ -28,7 +28,7 @@ pub const SURFACE: Surface = Surface {
     )
 };
 
-/// The routes.
+/// Mounts the routes.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(live).service(ready).service(document);
 }

@@ -1,4 +1,4 @@
-//! The fields that keys have on every surface, under different names: reads and prints them.
+//! Parses and formats the fields that keys have on every surface, under different names.
 
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
@@ -10,7 +10,7 @@ use tollkey_store::KeyCursor;
 
 use super::parameters::within;
 
-/// The maximum and the default number of keys in a list.
+/// The maximum and the default number of keys on a page.
 const LISTED: u32 = 1000;
 
 fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
@@ -35,7 +35,7 @@ pub fn networks(cidrs: Option<&[String]>) -> Result<Option<IpList>, Invalid> {
     cidrs.map(|cidrs| IpList::parse(strs(cidrs))).transpose()
 }
 
-/// Prints an IP allowlist.
+/// Formats an IP allowlist.
 pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
@@ -55,7 +55,7 @@ pub fn rate_limit(
     RateLimit::new(limit, window).ok().map(Some)
 }
 
-/// [`rate_limit`] with the pointers of camelCase.
+/// Like [`rate_limit`], with pointers in camelCase.
 pub fn camel_rate_limit(
     limit: Option<applications::RateLimit>,
     checks: &mut Checks,
@@ -68,7 +68,7 @@ pub fn camel_rate_limit(
     )
 }
 
-/// Prints a rate limit in camelCase.
+/// Formats a rate limit in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     applications::RateLimit::new(
         limit.limit().get().into(),
@@ -76,7 +76,7 @@ pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     )
 }
 
-/// Prints the features of a key.
+/// Formats the features of a key.
 pub fn shown_features(features: &[Feature]) -> Vec<Open<Feature>> {
     features.iter().copied().map(Open::from).collect()
 }
@@ -111,7 +111,7 @@ fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
         .ok_or_else(|| Invalid::new("must be a cursor from an earlier response"))
 }
 
-/// Prints the cursor of a list of keys.
+/// Formats the cursor of a list of keys.
 pub fn shown_cursor(cursor: KeyCursor) -> String {
     format!("{}.{}", cursor.created_at.as_microsecond(), cursor.id)
 }

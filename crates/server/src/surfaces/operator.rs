@@ -1,4 +1,4 @@
-//! The operations of operators, on accounts and service keys.
+//! Operations of operators on accounts and service keys.
 
 use actix_web::{HttpResponse, delete, get, post, put, web};
 use tollkey_api::{Secret, operator as api};
@@ -21,7 +21,7 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// Accounts and service keys.
+/// The surface of accounts and service keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/accounts", "/api/v1/service-keys"],
     Document::new(
@@ -30,7 +30,7 @@ pub const SURFACE: Surface = Surface::api(
     ),
 );
 
-/// The routes, under `/api/v1`.
+/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(get_account)
@@ -81,9 +81,9 @@ pub async fn put_account(
     body: Body,
 ) -> HandlerResult {
     let body: api::PutAccount = body.json()?;
-    let manager = operator.manage(account_id(&id)?);
+    let actor = operator.manage(account_id(&id)?);
     let account =
-        accounts::set_operating_model(&state.service, &manager, body.operating_model).await?;
+        accounts::set_operating_model(&state.service, &actor, body.operating_model).await?;
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
 
@@ -171,7 +171,7 @@ pub async fn revoke_service_key(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// Reads the account ID of a path. A malformed ID gets the response of an unknown one.
+/// Parses the account ID in a path. A malformed ID gets the same response as an unknown one.
 fn account_id(text: &str) -> Result<AccountId, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }

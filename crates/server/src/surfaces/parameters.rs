@@ -1,13 +1,13 @@
-//! Parameters of paths and queries that several surfaces have.
+//! Path and query parameters that several surfaces share.
 
 use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
 
-/// Reads the ID in a path. A malformed ID gets the response of an unknown one.
+/// Parses the ID in a path. A malformed ID gets the same response as an unknown one.
 pub fn path_id<Of: Entity>(text: &str) -> Result<Id<Of>, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }
 
-/// Reads a number of a query that must be in a range.
+/// Returns a number of a query, which must be within a range.
 pub fn within(
     value: Option<u32>,
     default: u32,
@@ -27,7 +27,7 @@ pub fn within(
     }
 }
 
-/// Reads `page` and `limit` of a paginated list.
+/// Returns `page` and `limit` of a paginated list.
 pub fn paging(page: Option<u32>, limit: Option<u32>) -> Result<(u32, u32), Problem> {
     let mut checks = Checks::default();
     let page = checks.member("page", within(page, 1, 1..=u32::MAX));

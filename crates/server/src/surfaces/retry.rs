@@ -22,7 +22,7 @@ use crate::{body::Body, rejection::Rejection, state::State, surface::Surfaces};
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// The Idempotency-Key of a request, if it has one, and what it belongs to.
+/// The Idempotency-Key of a request, if any, with the method and path that it applies to.
 #[derive(Debug)]
 pub struct Retry {
     key: Result<Option<IdempotencyKey>, Problem>,
@@ -63,7 +63,7 @@ fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
 }
 
 impl Retry {
-    /// Returns the outcome of an earlier request with the same Idempotency-Key, or creates with `create`.
+    /// Returns the outcome of an earlier request with the same Idempotency-Key, or that of `create`.
     ///
     /// # Errors
     /// Those of [`idempotency::begin`], of an invalid header, and of `create`.
@@ -84,7 +84,7 @@ impl Retry {
         .await
     }
 
-    /// [`Retry::once`] for what belongs to no account.
+    /// Like [`Retry::once`], for resources that belong to no account.
     ///
     /// # Errors
     /// Those of [`Retry::once`].
@@ -119,15 +119,15 @@ impl Retry {
     }
 }
 
-/// How a surface shows what was created.
+/// The response for a created resource.
 pub struct Shown<B> {
     /// The value of `Location`, if the document has one.
     pub location: Option<String>,
-    /// The JSON of what was created.
+    /// The resource, which is serialized as JSON.
     pub body: B,
 }
 
-/// The response to a request that creates something. `wrap` puts the JSON of what was created into the body.
+/// Returns the response to a request that creates a resource. `wrap` turns the JSON of the resource into the body.
 ///
 /// # Errors
 /// What `wrap` returns.
@@ -161,7 +161,7 @@ pub fn respond<T, B: Serialize>(
         .body(body))
 }
 
-/// [`respond`] for a surface that shows what was created as it is.
+/// Like [`respond`], with the JSON of the resource as the body.
 ///
 /// # Errors
 /// Those of [`respond`].

@@ -17,7 +17,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::surface::{Document, Surface};
 
-/// Verification for resource servers, and information about the presented key.
+/// The surface of verification for resource servers, and of information about the presented key.
 pub const SURFACE: Surface = Surface {
     quiet_routes: &["/api/v1/sync"],
     ..Surface::api(
@@ -34,8 +34,8 @@ pub const SURFACE: Surface = Surface {
     )
 };
 
-/// Verification for gateways. A gateway can copy every header of a response into the request or response that it forwards, so
-/// the responses have only the headers of the contract.
+/// The surface of verification for gateways. A gateway can copy every header of a response into the request or
+/// response that it forwards, so the responses have only the documented headers.
 pub const GATEWAYS: Surface = Surface {
     set_headers: |_, _| {},
     is_for_gateways: true,
@@ -52,7 +52,7 @@ pub const GATEWAYS: Surface = Surface {
     )
 };
 
-/// The routes of gateways, under `/api/v1`.
+/// Mounts the routes of gateways under `/api/v1`.
 pub fn configure_gateways(config: &mut ServiceConfig<'_>) {
     config
         .service(ForwardAuth)
@@ -60,7 +60,7 @@ pub fn configure_gateways(config: &mut ServiceConfig<'_>) {
         .service(ExtAuthz);
 }
 
-/// The other routes, under `/api/v1`.
+/// Mounts the other routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(verify)

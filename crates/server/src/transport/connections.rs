@@ -1,4 +1,4 @@
-//! The connections that are open: how many there may be, which of them is idle, and which one makes room for another.
+//! The open connections of a listener: their limit, and which idle one is closed when a new one arrives.
 
 use std::{
     cell::Cell,
@@ -19,47 +19,47 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::CONNECTIONS_CLOSED;
 
-/// How many connections over the limit wait for one to end. The rest is closed immediately: each holds a descriptor.
+/// How many connections over the limit wait for another one to end. Further ones are closed immediately.
 pub(super) const MAX_WAITING: usize = 64;
-/// How many sockets, besides those of open and of waiting connections, may be accepted and not closed yet. With [`MAX_WAITING`] less than
-/// [`super::open_files::RESERVED`].
+/// How many sockets beyond the open and waiting connections may be accepted and not yet closed. With [`MAX_WAITING`],
+/// it stays below [`super::open_files::RESERVED`].
 const MAX_CLOSING: usize = 32;
-/// How often a waiting connection looks for an idle one to close, and how many times.
+/// How often a waiting connection tries to close an idle one, and how many times.
 const WAIT: (Duration, u32) = (Duration::from_millis(50), 20);
-/// How many bytes of responses may wait for slow clients, in total. Static files do not count: they exist once.
+/// How many bytes of responses may wait for slow clients, in total. Static files do not count: they are in memory once.
 const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
-/// A client that has not taken a byte for this long gives way when the memory for responses is used up.
+/// When the memory for responses is used up, the connection of a client that read nothing for this long is closed.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// How many bytes are read in one wake-up, and during a request that does not wait for them. actix-http polls a connection
-/// without a pause once 128 KiB were read that it cannot decode yet.
+/// How many bytes are read in one wake-up, or during a request that is not waiting for its body. actix-http polls a
+/// connection without a pause once it has read 128 KiB that it cannot decode yet.
 pub(super) const READ_AHEAD: usize = 64 * 1024;
 
-// The flags of a connection.
+// Flags of a connection.
 /// A request is in flight.
 const BUSY: u8 = 1;
-/// Bytes are ready to be written, and the client does not take them.
+/// Bytes are ready to be written, and the client does not read them.
 const BLOCKED: u8 = 2;
-/// Had a request since the clock's hand last passed.
+/// Had a request since the clock hand last passed.
 const RECENT: u8 = 4;
-/// The next response whose head is written says `Connection: close`, and ends the connection.
+/// The next response whose head is written has `Connection: close` and ends the connection.
 const LAST_RESPONSE: u8 = 8;
-/// The connection ends when what the client already sent is answered. A request that arrives before the end is the last one.
+/// The connection closes. A request that the client has already sent is the last one.
 const CLOSING: u8 = 16;
 /// The client has not sent all of a body that no handler reads.
 const UNREAD_BODY: u8 = 32;
-/// The response is given up as well.
+/// The current response is abandoned.
 const ABORTED: u8 = 64;
-/// The connection is closed when it has no request, whatever its last response said.
+/// The connection closes when it has no request in flight, even without `Connection: close` in a response.
 const END_WHEN_IDLE: u8 = 128;
 
-/// What is known of one connection on every thread.
+/// The state of one connection that all threads share.
 #[derive(Default)]
 struct Connection {
     flags: AtomicU8,
-    /// Since when it is [`BLOCKED`], in milliseconds since the server started.
+    /// When it became [`BLOCKED`], in milliseconds since the server started.
     blocked_since: AtomicU64,
-    /// Wakes the task of the connection on its worker.
+    /// Wakes the connection's task on its worker.
     task: AtomicWaker,
 }
 
@@ -68,14 +68,13 @@ impl Connection {
         self.flags.load(Ordering::Acquire) & flags != 0
     }
 
-    /// Sets flags and lets the connection's task see them.
     fn end(&self, flags: u8) {
         self.flags.fetch_or(flags, Ordering::AcqRel);
         self.task.wake();
     }
 
-    /// Closes the connection when it is idle and had no request lately. An idle one loses its mark of recent use. One step
-    /// for all threads: a request either begins before this or sees it.
+    /// Closes the connection if it is idle and not [`RECENT`]; an idle one that is `RECENT` loses that flag. Atomic,
+    /// so a request either begins before this or sees it.
     fn close_idle(&self) -> bool {
         let before = self
             .flags
@@ -93,7 +92,7 @@ impl Connection {
         closed
     }
 
-    /// Closes the connection after its current request, or now when it has none.
+    /// Closes the connection after its current request, or immediately if it has none.
     fn close_when_idle(&self) {
         // The closure always returns flags.
         let _ = self
@@ -109,7 +108,7 @@ impl Connection {
         self.task.wake();
     }
 
-    /// A request begins. When the connection was about to be closed, this request is its last one.
+    /// Marks the start of a request. If the connection was about to be closed, this request is its last one.
     fn begin(&self) {
         let _ = self
             .flags
@@ -125,42 +124,41 @@ impl Connection {
     }
 }
 
-/// The open connections in the order of a clock: a hand goes around and takes the first idle one that had no request since
-/// it last passed. So a connection that is used often stays, and no request has to move it in a list.
+/// The open connections, for the clock (second-chance) algorithm: the hand goes around and stops at the first idle
+/// connection without a request since it last passed. No request has to reorder a list.
 #[derive(Default)]
 struct Clock {
-    places: Vec<Option<Arc<Connection>>>,
+    slots: Vec<Option<Arc<Connection>>>,
     free: Vec<usize>,
     hand: usize,
 }
 
 impl Clock {
-    /// Goes around, at most as many steps as given, to the first connection that fits.
+    /// Moves the hand to the first connection that `fits`, by at most `steps` slots.
     fn find(
         &mut self,
         steps: usize,
         mut fits: impl FnMut(&Connection) -> bool,
     ) -> Option<&Connection> {
         for _ in 0..steps {
-            self.hand = (self.hand + 1) % self.places.len();
-            if self.places[self.hand].as_deref().is_some_and(&mut fits) {
-                return self.places[self.hand].as_deref();
+            self.hand = (self.hand + 1) % self.slots.len();
+            if self.slots[self.hand].as_deref().is_some_and(&mut fits) {
+                return self.slots[self.hand].as_deref();
             }
         }
         None
     }
 }
 
-/// The connections of a listener. Workers share it; a request of an open connection takes no lock of it.
+/// The connections of a listener, shared by its workers. A request on an open connection does not lock it.
 pub struct Connections {
     permits: Arc<Semaphore>,
     /// One permit for each socket that may exist.
     sockets: Arc<Semaphore>,
     waiting: AtomicUsize,
     pending_bytes: AtomicUsize,
-    /// The flags that a new connection gets besides [`RECENT`]. Changed under the lock of `clock`.
+    /// Flags of a new connection. Changed only while `clock` is locked.
     initial_flags: AtomicU8,
-    /// Notified when a connection ends.
     ended: Notify,
     clock: Mutex<Clock>,
     started: Instant,
@@ -175,7 +173,7 @@ impl fmt::Debug for Connections {
 }
 
 impl Connections {
-    /// At most `limit` connections at a time.
+    /// Allows at most `limit` open connections.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -192,42 +190,41 @@ impl Connections {
         })
     }
 
-    /// The permits of accepted sockets. A socket needs one before it is accepted and until it is closed: clients that connect faster
-    /// than the workers run would otherwise use up the descriptors of the process.
+    /// Returns the permits of accepted sockets. A socket holds one from before it is accepted until it is closed.
+    /// Otherwise clients that connect faster than the workers run would use up the file descriptors of the process.
     pub(super) fn sockets(&self) -> &Arc<Semaphore> {
         &self.sockets
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn open(&self) -> usize {
         let clock = self.clock();
-        clock.places.len() - clock.free.len()
+        clock.slots.len() - clock.free.len()
     }
 
-    /// How many bytes of responses wait for clients, without static files.
+    /// Returns how many bytes of responses wait for clients, without static files.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         self.pending_bytes.load(Ordering::Relaxed)
     }
 
-    /// Ends every connection, also those that are admitted later, with the next response whose head is written: it says
+    /// Ends every connection, including those admitted later, with the next response whose head is written: it has
     /// `Connection: close`. Connections without a request stay open.
     pub fn announce_close(&self) {
         let clock = self.clock();
         self.initial_flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
-        for connection in clock.places.iter().flatten() {
+        for connection in clock.slots.iter().flatten() {
             connection.flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
         }
     }
 
-    /// Closes connections without a request, and every other one after its current request. A connection that is admitted
-    /// later has one request.
+    /// Closes each connection, after its current request if it has one. One that is admitted later serves one request.
     pub fn close_all(&self) {
         let clock = self.clock();
         self.initial_flags
             .fetch_or(LAST_RESPONSE | END_WHEN_IDLE, Ordering::AcqRel);
-        for connection in clock.places.iter().flatten() {
+        for connection in clock.slots.iter().flatten() {
             connection.close_when_idle();
         }
     }
@@ -236,7 +233,7 @@ impl Connections {
     pub async fn all_closed(&self) {
         loop {
             let mut ended = pin!(self.ended.notified());
-            // Before the count is read, so that no connection ends unnoticed between the two.
+            // Before the count is read; otherwise a connection could end unnoticed between the two.
             ended.as_mut().enable();
             if self.open() == 0 {
                 return;
@@ -245,8 +242,8 @@ impl Connections {
         }
     }
 
-    /// Admits a new connection. Over the limit an idle one is closed for it; with none idle it waits for a second.
-    /// `None` when it must be closed.
+    /// Admits a new connection. Over the limit, an idle connection is closed for it; if none is idle, it waits for up
+    /// to a second. Returns `None` when the new connection must be closed.
     pub(super) async fn admit(self: &Arc<Self>) -> Option<Rc<Peer>> {
         let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
@@ -261,16 +258,16 @@ impl Connections {
             flags,
             ..Connection::default()
         });
-        let place = clock.free.pop().unwrap_or_else(|| {
-            clock.places.push(None);
-            clock.places.len() - 1
+        let slot = clock.free.pop().unwrap_or_else(|| {
+            clock.slots.push(None);
+            clock.slots.len() - 1
         });
-        clock.places[place] = Some(Arc::clone(&connection));
+        clock.slots[slot] = Some(Arc::clone(&connection));
         drop(clock);
         Some(Rc::new(Peer {
             connection,
             connections: Arc::clone(self),
-            place,
+            slot,
             reading: Reading::default(),
             is_final: Cell::new(false),
             is_refused: Cell::new(false),
@@ -301,18 +298,17 @@ impl Connections {
         None
     }
 
-    /// Closes an idle connection, if there is one.
     fn close_idle(&self) {
         let mut clock = self.clock();
-        // The first time around, the hand takes the mark of recent use away.
-        let steps = 2 * clock.places.len();
+        // The first time around, the hand only clears `RECENT`.
+        let steps = 2 * clock.slots.len();
         if clock.find(steps, Connection::close_idle).is_some() {
             counter!(CONNECTIONS_CLOSED, "reason" => "idle").increment(1);
         }
     }
 
-    /// Whether a response of this length may be kept for its client. Where the memory for that is used up, a connection
-    /// whose client takes nothing is closed for it.
+    /// Returns whether a response of this length may be buffered for its client. When the memory for that is used up,
+    /// closes a connection whose client has stalled, and returns `false` if there is none.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         if self.pending_bytes() + bytes <= MAX_PENDING_BYTES {
             return true;
@@ -320,7 +316,7 @@ impl Connections {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let before = millis(self.started.elapsed().saturating_sub(STALLED));
         let mut clock = self.clock();
-        let steps = clock.places.len();
+        let steps = clock.slots.len();
         let stalled = clock.find(steps, |connection| {
             connection.has(BLOCKED)
                 && !connection.has(ABORTED)
@@ -338,15 +334,15 @@ impl Connections {
     }
 }
 
-/// An admitted connection, on the worker that serves it. The last one to drop it gives its place to another.
+/// An admitted connection on the worker that serves it. Dropping the last reference frees its slot.
 pub(super) struct Peer {
     connection: Arc<Connection>,
     connections: Arc<Connections>,
-    place: usize,
+    slot: usize,
     reading: Reading,
     /// A response was begun after which no request is processed.
     is_final: Cell<bool>,
-    /// A request came after that.
+    /// A request arrived after that.
     is_refused: Cell<bool>,
     _permit: OwnedSemaphorePermit,
 }
@@ -354,23 +350,21 @@ pub(super) struct Peer {
 /// How far the server reads ahead of the request in flight.
 #[derive(Default)]
 struct Reading {
-    /// Bytes that were read since the last pause in which all that was read could be decoded.
+    /// Bytes read since the last wake-up that began while input could be decoded.
     ahead: Cell<usize>,
-    /// Some of them came during a request that did not wait for them.
+    /// Some of them arrived during a request that was not waiting for its body.
     is_behind_request: Cell<bool>,
-    /// Reading goes on when the client takes some of the response or the request ends.
+    /// Reading resumes when the client reads some of the response or the request ends.
     is_paused: Cell<bool>,
-    /// The request in flight waits for its body.
     awaits_body: Cell<bool>,
 }
 
 impl Peer {
-    /// All connections of the listener.
     pub(super) fn connections(&self) -> &Connections {
         &self.connections
     }
 
-    /// Whether the connection ends before its next request, unless that has already been sent.
+    /// Whether the connection ends before its next request, unless that was already sent.
     pub(super) fn is_closing(&self) -> bool {
         self.connection.has(CLOSING)
     }
@@ -380,7 +374,6 @@ impl Peer {
         self.connection.has(UNREAD_BODY)
     }
 
-    /// Whether the response is given up.
     pub(super) fn is_aborted(&self) -> bool {
         self.connection.has(ABORTED)
     }
@@ -390,37 +383,35 @@ impl Peer {
         self.connection.has(LAST_RESPONSE)
     }
 
-    /// Whether nothing more is read from the client, even if it was sent.
+    /// Whether further input of the client is ignored.
     pub(super) fn ignores_input(&self) -> bool {
         self.is_final.get() || self.connection.has(UNREAD_BODY | ABORTED)
     }
 
-    /// A response begins with which the connection ends. No request after it is processed (RFC 9112, section 9.6).
+    /// Marks that the final response has begun. No later request is processed (RFC 9112, section 9.6).
     pub(super) fn begin_final_response(&self) {
         self.is_final.set(true);
     }
 
-    /// Whether the final response was begun.
     pub(super) fn is_final(&self) -> bool {
         self.is_final.get()
     }
 
-    /// Ends the connection once the final response is written: another request is there that must not be processed.
+    /// Marks that another request arrived: the connection ends once the final response is written.
     pub(super) fn refuse(&self) {
         self.is_refused.set(true);
     }
 
-    /// Whether a request was refused.
+    /// Whether a request arrived after the final response had begun.
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused.get()
     }
 
-    /// Whether what is read now can be decoded immediately: no request is in flight, or it waits for its body.
+    /// Whether input can be decoded immediately: no request is in flight, or it waits for its body.
     pub(super) fn can_decode(&self) -> bool {
         !self.connection.has(BUSY) || self.reading.awaits_body.get()
     }
 
-    /// The request in flight waits for its body, or does not any more.
     pub(super) fn await_body(&self, awaits: bool) {
         self.reading.awaits_body.set(awaits);
         if awaits {
@@ -428,7 +419,7 @@ impl Peer {
         }
     }
 
-    /// How many bytes more may be read. At the start of a wake-up they count anew if they can be decoded.
+    /// Returns how many more bytes may be read. The count restarts with a wake-up in which input can be decoded.
     pub(super) fn room_to_read(&self, starts: bool) -> usize {
         if starts && self.can_decode() {
             self.reading.ahead.set(0);
@@ -436,7 +427,6 @@ impl Peer {
         READ_AHEAD.saturating_sub(self.reading.ahead.get())
     }
 
-    /// Bytes were read.
     pub(super) fn count_read(&self, bytes: usize) {
         self.reading
             .ahead
@@ -446,13 +436,12 @@ impl Peer {
         }
     }
 
-    /// Nothing is read until [`Self::resume_reading`].
+    /// Pauses reading until [`Self::resume_reading`].
     pub(super) fn pause_reading(&self, waker: &Waker) {
         self.register(waker);
         self.reading.is_paused.set(true);
     }
 
-    /// Whether input may be left that was not read.
     pub(super) fn is_paused(&self) -> bool {
         self.reading.is_paused.get()
     }
@@ -463,24 +452,23 @@ impl Peer {
         }
     }
 
-    /// Reads nothing more from the client: what is left of its body is not wanted.
+    /// Stops reading from the client, because the rest of its body is not needed.
     pub(super) fn leave_body_unread(&self) {
         self.connection.end(CLOSING | UNREAD_BODY);
     }
 
-    /// Has this task woken when another thread closes the connection.
+    /// Registers the task to be woken when another thread closes the connection.
     pub(super) fn register(&self, waker: &Waker) {
         self.connection.task.register(waker);
     }
 
-    /// The client does not take what is to be written.
+    /// Marks that the client does not read its response.
     pub(super) fn block(&self) {
         let now = u64::try_from(self.connections.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.connection.blocked_since.store(now, Ordering::Relaxed);
         self.connection.flags.fetch_or(BLOCKED, Ordering::AcqRel);
     }
 
-    /// The client took something.
     pub(super) fn unblock(&self) {
         self.connection.flags.fetch_and(!BLOCKED, Ordering::AcqRel);
         self.resume_reading();
@@ -490,14 +478,14 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         let mut clock = self.connections.clock();
-        clock.places[self.place] = None;
-        clock.free.push(self.place);
+        clock.slots[self.slot] = None;
+        clock.free.push(self.slot);
         drop(clock);
         self.connections.ended.notify_waiters();
     }
 }
 
-/// A request in flight: until it is dropped, its connection is not idle.
+/// A request in flight. Its connection is not idle until this is dropped.
 pub(super) struct InFlight(Rc<Peer>);
 
 impl InFlight {
@@ -520,14 +508,14 @@ impl Drop for InFlight {
         let reading = &self.0.reading;
         reading.awaits_body.set(false);
         self.0.resume_reading();
-        // actix-http decodes at most 16 requests ahead, and the rest only when the connection's task is woken.
+        // actix-http decodes at most 16 requests ahead, and further ones only when the connection's task is woken.
         if reading.is_behind_request.take() {
             self.0.connection.task.wake();
         }
     }
 }
 
-/// Bytes of a response that wait for their client.
+/// Counts the bytes of a response that waits for its client.
 pub(super) struct Pending {
     peer: Rc<Peer>,
     bytes: usize,

@@ -1,5 +1,5 @@
-//! One request and its response: what becomes of a body that the handler does not read, when the client is told to send
-//! one, and how a response is written in pieces.
+//! One request and its response: discards the body that the handler does not read, decides when to send
+//! `100 Continue`, and writes the response in pieces.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,18 +28,17 @@ use crate::body::MAX_BODY;
 
 /// How long the server waits for the rest of a body that the handler does not read.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
-/// A response is handed to the connection in pieces of this size, each when the one before is written. The connection
-/// copies what it gets.
+/// Size of the pieces in which a response is passed to the connection, which copies them, one after the other.
 pub(super) const PIECE: usize = 8 * 1024;
-/// A response that is longer counts as pending until all of it was handed over.
+/// A longer response counts as pending until all of it was passed on.
 const COUNTED: u64 = 16 * 1024;
 
-/// Put beside a response whose body all such responses share: however many clients do not read it, it exists once.
+/// Marks a response whose body is shared by all such responses, so that it is in memory once.
 #[derive(Debug)]
 pub struct SharedBody(());
 
 impl SharedBody {
-    /// The response with this body, whose bytes are static or kept by the server.
+    /// Returns the response with this body, whose bytes are static or kept by the server.
     #[must_use]
     pub fn of(mut response: HttpResponseBuilder, bytes: Bytes) -> HttpResponse {
         let mut response = response.body(bytes);
@@ -48,9 +47,9 @@ impl SharedBody {
     }
 }
 
-/// Responds to some requests before the application.
+/// Handles some requests before the application.
 pub trait Front: 'static {
-    /// Responds, or gives the request back.
+    /// Returns the response, or the request if the application has to handle it.
     fn respond(&self, request: Request)
     -> impl Future<Output = Result<Response<BoxBody>, Request>>;
 }
@@ -65,7 +64,7 @@ impl Front for NoFront {
     }
 }
 
-/// What responds to requests: the front and, behind it, the application.
+/// Responds to requests: the front and, behind it, the application.
 pub(super) struct Responder<F, S> {
     pub(super) front: Rc<F>,
     pub(super) app: S,
@@ -74,25 +73,22 @@ pub(super) struct Responder<F, S> {
 /// The error of a service of actix: a response.
 type ErrorResponse = Response<BoxBody>;
 
-/// What becomes of a request.
 type Exchanged<B> = Result<Response<Outgoing<EitherBody<B>>>, ErrorResponse>;
 
-/// The body of a request. The handler reads it through [`Reader`]; what it leaves is here.
+/// The body of a request. The handler reads it through [`Reader`].
 struct Incoming {
     peer: Option<Rc<Peer>>,
     payload: RefCell<Payload>,
-    /// Bytes that came.
     taken: Cell<usize>,
-    /// All of it came.
     ended: Cell<bool>,
-    /// The handler began to read it, or the client does not wait for that.
-    asked: Cell<bool>,
-    /// The client said beforehand that it is too long to be discarded, or that it never ends.
+    /// The handler has begun to read it, or the client does not wait for `100 Continue`.
+    is_requested: Cell<bool>,
+    /// It is announced as longer than [`MAX_BODY`], or it lasts until the connection ends.
     too_long: bool,
 }
 
 impl Incoming {
-    /// Takes the body of a request; `None` when it has none.
+    /// Takes the body of a request, or returns `None` if it has none.
     fn take(request: &mut Request) -> Option<Rc<Self>> {
         let payload = match request.take_payload() {
             Payload::None => return None,
@@ -104,7 +100,7 @@ impl Incoming {
             .and_then(|value| value.to_str().ok()?.trim().parse::<usize>().ok());
         let too_long = match length {
             Some(length) => length > MAX_BODY,
-            // CONNECT and WebSocket: everything to the end of the connection.
+            // CONNECT and WebSocket: the body lasts until the connection ends.
             None => !headers.contains_key(TRANSFER_ENCODING),
         };
         let incoming = Rc::new(Self {
@@ -112,7 +108,7 @@ impl Incoming {
             payload: RefCell::new(payload),
             taken: Cell::new(0),
             ended: Cell::new(false),
-            asked: Cell::new(!request.head().expect()),
+            is_requested: Cell::new(!request.head().expect()),
             too_long,
         });
         let reader: BoxedPayloadStream = Box::pin(Reader(Rc::clone(&incoming)));
@@ -135,13 +131,13 @@ impl Incoming {
         next
     }
 
-    /// Whether all of the body came. What the handler has not read is discarded, up to [`MAX_BODY`] and for a second.
+    /// Discards what the handler has not read, up to [`MAX_BODY`] and for a second. Returns whether all of it arrived.
     async fn discard(&self) -> bool {
         if self.ended.get() {
             return true;
         }
-        // A client that waits to be asked for the body may send it now or not: only a new connection tells.
-        if self.too_long || !self.asked.get() {
+        // A client that waits for `100 Continue` may send its body or not, so the connection cannot be reused.
+        if self.too_long || !self.is_requested.get() {
             return false;
         }
         let rest = async {
@@ -160,14 +156,13 @@ impl Incoming {
     }
 }
 
-/// What the handler reads the body with.
 struct Reader(Rc<Incoming>);
 
 impl Stream for Reader {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.asked.set(true);
+        self.0.is_requested.set(true);
         self.0.poll_next(cx)
     }
 }
@@ -175,7 +170,7 @@ impl Stream for Reader {
 /// The body of a response, in pieces.
 pub(super) struct Outgoing<B> {
     body: B,
-    /// What is left of the body's last chunk.
+    /// The rest of the body's last chunk.
     chunk: Bytes,
     _pending: Option<Pending>,
     _in_flight: Option<InFlight>,
@@ -214,13 +209,13 @@ impl<B: MessageBody + Unpin> MessageBody for Outgoing<B> {
     }
 }
 
-/// A request that has already begun, for which the client was told to send the body.
-struct Begun<B>(Pin<Box<dyn Future<Output = Exchanged<B>>>>);
+/// A request whose handler already runs, and whose client was sent `100 Continue`.
+struct Continued<B>(Pin<Box<dyn Future<Output = Exchanged<B>>>>);
 
-/// Answers a request.
+/// Responds to a request.
 ///
 /// # Errors
-/// The response to a request that the application failed at.
+/// The response for an error of the application.
 pub(super) async fn answer<F, S, B>(
     responder: Rc<Responder<F, S>>,
     mut request: Request,
@@ -230,21 +225,20 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
-    let begun = request.extensions_mut().remove::<Begun<B>>();
-    if let Some(Begun(response)) = begun {
+    let continued = request.extensions_mut().remove::<Continued<B>>();
+    if let Some(Continued(response)) = continued {
         return response.await;
     }
-    refuse_after_final(&request).await;
+    reject_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
     exchange(responder, request, incoming).await
 }
 
-/// Decides about a request whose client waits with the body until it is asked for it (`Expect: 100-continue`). The
-/// application begins with the request. When it responds without reading the body, this is the response, without
-/// `100 Continue`. When it begins to read, actix-http asks for the body and passes the request to [`answer`].
+/// Starts a request with `Expect: 100-continue`. If the application responds without reading the body, the client gets
+/// no `100 Continue`. If it begins to read, actix-http sends `100 Continue` and passes the request to [`answer`].
 ///
 /// # Errors
-/// The response, when the body is not wanted.
+/// The response, if the application did not read the body.
 pub(super) async fn expect<F, S, B>(
     responder: Rc<Responder<F, S>>,
     mut request: Request,
@@ -254,28 +248,29 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
     B: MessageBody + Unpin + 'static,
 {
-    refuse_after_final(&request).await;
+    reject_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
     let body = incoming.clone();
     let mut response = Box::pin(exchange(responder, request, incoming));
     let early = poll_fn(|cx| match response.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending if body.as_ref().is_some_and(|body| body.asked.get()) => Poll::Ready(None),
+        Poll::Pending if body.as_ref().is_some_and(|body| body.is_requested.get()) => {
+            Poll::Ready(None)
+        }
         Poll::Pending => Poll::Pending,
     });
     match early.await {
         Some(response) => Err(response?.map_into_boxed_body()),
         None => {
-            let asked = Request::new();
-            asked.extensions_mut().insert(Begun::<B>(response));
-            Ok(asked)
+            let continued = Request::new();
+            continued.extensions_mut().insert(Continued::<B>(response));
+            Ok(continued)
         }
     }
 }
 
-/// Waits for the end of the connection, if its final response was begun: the client was told that no request after that is
-/// processed.
-async fn refuse_after_final(request: &Request) {
+/// If the final response has begun, waits until the connection ends: no later request is processed.
+async fn reject_after_final(request: &Request) {
     if let Some(peer) = request
         .conn_data::<Rc<Peer>>()
         .filter(|peer| peer.is_final())
@@ -299,9 +294,9 @@ where
         .conn_data::<Rc<Peer>>()
         .map(|peer| InFlight::new(Rc::clone(peer)));
     let peer = in_flight.as_ref().map(InFlight::peer);
-    // Said explicitly: of pipelined requests actix-http follows the last one.
+    // Set explicitly, because actix-http uses the connection type of the last pipelined request.
     let mut closes = request.head().connection_type() == ConnectionType::Close;
-    let answered =
+    let result =
         match responder.front.respond(request).await {
             Ok(response) => Ok(response.map_body(|_, body| EitherBody::right(body))),
             Err(request) => responder.app.call(request).await.map(|response| {
@@ -317,7 +312,7 @@ where
         }
     }
     closes |= peer.is_some_and(|peer| peer.is_last_response());
-    let mut response: Response<EitherBody<B>> = match answered {
+    let mut response: Response<EitherBody<B>> = match result {
         Ok(response) => response,
         Err(error) => {
             let mut response = error.error_response().into();
@@ -336,7 +331,7 @@ where
     Ok(response.map_body(|_, body| Outgoing::new(body, pending, in_flight)))
 }
 
-/// Tells the client when this response is the final one, and remembers it.
+/// Sets `Connection: close` on a response after which the connection ends, and marks the response as final.
 fn set_connection<B>(response: &mut Response<B>, closes: bool, peer: Option<&Rc<Peer>>) {
     if closes {
         response
@@ -350,7 +345,7 @@ fn set_connection<B>(response: &mut Response<B>, closes: bool, peer: Option<&Rc<
     }
 }
 
-/// How many bytes of a response count as pending.
+/// Returns how many bytes of a response count as pending.
 pub(super) fn counted(size: BodySize, is_shared: bool) -> Option<usize> {
     match size {
         BodySize::Sized(bytes) if bytes > COUNTED && !is_shared => usize::try_from(bytes).ok(),

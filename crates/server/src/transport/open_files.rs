@@ -1,16 +1,16 @@
-//! The limit of open files, which bounds how many connections there can be.
+//! The limit of open files, which limits the number of connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How many descriptors are kept for everything but connections to the listener: the database, probes, files.
+/// File descriptors reserved for all uses except connections to the listener: the database, probes, files.
 pub const RESERVED: usize = 256;
 /// The default of `TOLLKEY_MAX_CONNECTIONS` where the limit of open files allows it.
 const MAX_CONNECTIONS: usize = 10_000;
-/// The fewest connections that a server is worth starting with.
+/// The lowest default for the number of connections.
 const FEWEST: usize = 16;
 
-/// Raises the limit of open files of this process to its hard limit. What the system refuses is logged: the server works
-/// with the limit that it has.
+/// Raises the limit of open files of this process to its hard limit. A failure is only logged: the server works with
+/// the limit that it has.
 pub fn raise() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -27,41 +27,39 @@ pub fn raise() {
     }
 }
 
-/// The number of files that a limit stands for.
 fn files(limit: Option<u64>) -> usize {
     limit.map_or(usize::MAX, |limit| {
         usize::try_from(limit).unwrap_or(usize::MAX)
     })
 }
 
-/// How many connections a listener may have where the operator says nothing: as many as that limit of open files leaves
-/// after [`RESERVED`], at most 10,000.
+/// Returns the default number of connections: what the limit of open files leaves after [`RESERVED`], at most 10,000.
 fn default_for(limit: usize) -> usize {
     limit
         .saturating_sub(RESERVED)
         .clamp(FEWEST, MAX_CONNECTIONS)
 }
 
-/// The default of `TOLLKEY_MAX_CONNECTIONS` for this process once [`raise`] has raised its limit of open files.
+/// Returns the default of `TOLLKEY_MAX_CONNECTIONS` for this process after [`raise`].
 #[must_use]
 pub fn default_max_connections() -> usize {
     default_for(files(getrlimit(Resource::Nofile).maximum))
 }
 
-/// How many connections a listener may have: as many as the operator says, otherwise as many as the limit of open files
-/// leaves after [`RESERVED`], at most 10,000.
+/// Returns how many connections a listener may have: the setting, or what the limit of open files leaves after
+/// [`RESERVED`], at most 10,000.
 ///
 /// # Errors
-/// When the limit of open files is too low for what the operator says.
+/// When the limit of open files is too low for the setting.
 pub fn max_connections(setting: Option<usize>) -> anyhow::Result<usize> {
     let limit = files(getrlimit(Resource::Nofile).current);
     let most = limit.saturating_sub(RESERVED);
     match setting {
-        Some(wanted) if wanted > most => anyhow::bail!(
+        Some(connections) if connections > most => anyhow::bail!(
             "TOLLKEY_MAX_CONNECTIONS must be at most {most}: the limit of open files is {limit}, of which {RESERVED} are kept \
              for other things; lower the setting or raise the limit (ulimit -n, LimitNOFILE of systemd)"
         ),
-        Some(wanted) => Ok(wanted),
+        Some(connections) => Ok(connections),
         None => Ok(default_for(limit)),
     }
 }

@@ -1,8 +1,8 @@
 //! The threads of a listener: one accepts connections, and the workers respond to their requests.
 //!
-//! actix-server drops the connections that its workers have not taken yet when it stops, and closes the listener at an
-//! unknown time after its last `accept`. Both reset connections whose clients have sent a request. [`Server`] accepts what the
-//! kernel has queued, closes the listener directly after that, and responds to the first request of each connection.
+//! When actix-server stops, it drops the connections that its workers have not taken yet and closes the listener some
+//! time after its last `accept`. Both reset connections whose clients have sent a request. [`Server`] accepts all
+//! queued connections, closes the listener directly after that, and serves the first request of each connection.
 
 use std::{
     fmt, io,
@@ -41,24 +41,24 @@ use tokio::{
 
 use super::{Accepted, BACKLOG, Connections, Front, Options, http, stream::Stream};
 
-/// How long connections without a request are kept once the listener is to be closed: a request may be on its way.
+/// How long connections without a request are kept during shutdown, because a request may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How many accepted connections wait for each worker. Beyond that the kernel queues them.
 const QUEUE: usize = 256;
-/// How many connections are accepted before the acceptor looks whether it is to stop.
+/// How many connections are accepted before the acceptor checks whether it has to stop.
 const BATCH: usize = 64;
-/// How long nothing is accepted after an error that is not of one connection, such as too many open files.
+/// How long the acceptor pauses after an error that does not concern one connection, such as too many open files.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
 
-/// A listener that is served.
+/// A listener with its acceptor and its workers.
 #[derive(Debug)]
 pub struct Server {
-    /// Ends the acceptor when it is dropped.
+    /// Ends the acceptor when dropped.
     stop: Option<UnixStream>,
-    /// Ends the workers, whatever they do.
+    /// Ends the workers immediately.
     abort: watch::Sender<bool>,
     /// Resolves when the acceptor has ended.
     acceptor: Option<oneshot::Receiver<()>>,
@@ -70,7 +70,7 @@ impl Server {
     /// Serves a front and the application behind it on a listener.
     ///
     /// # Errors
-    /// When the listener cannot be used, no thread can be started, or a worker cannot make its application.
+    /// When the listener cannot be used, no thread can be started, or a worker cannot start its application.
     pub fn start<R, G, F, I, S, B>(
         listener: TcpListener,
         connections: &Arc<Connections>,
@@ -115,7 +115,7 @@ impl Server {
                     };
                     runtime.block_on(async {
                         let mut aborted = aborted;
-                        // Made here, because parts of it start tasks of this runtime.
+                        // Created here, because parts of it start tasks of this runtime.
                         let factory = http(Rc::new(front()), application());
                         tokio::select! {
                             () = work(factory, queue, connections, write_timeout, started) => {}
@@ -153,13 +153,13 @@ impl Server {
         })
     }
 
-    /// Waits until the server ends by itself, which is an error of this process.
+    /// Waits until the server ends unexpectedly, which is an error of this process.
     pub async fn ended(&mut self) {
-        // An error says the same: the thread panicked.
+        // A closed channel also means that the thread has ended: it panicked.
         let _ = select_all(self.workers.iter_mut().chain(&mut self.acceptor)).await;
     }
 
-    /// Accepts the connections that the kernel has queued, and closes the listener. Once this returns, new connections are
+    /// Accepts the connections that the kernel has queued, and closes the listener. After that, new connections are
     /// refused; the accepted ones are served. Can be cancelled and called again.
     pub async fn stop_accepting(&mut self) {
         self.stop = None;
@@ -180,15 +180,15 @@ impl Server {
         }
     }
 
-    /// Closes the listener, and cuts off all connections.
+    /// Closes the listener and all connections immediately.
     pub async fn abort(mut self) {
         // Without a receiver, every worker has ended.
         let _ = self.abort.send(true);
         self.finish().await;
     }
 
-    /// Closes the listener and ends its connections: each has its last response, which says so. After the limit, or when
-    /// `cut` resolves, connections are cut off.
+    /// Closes the listener and lets each connection finish with a response that has `Connection: close`. After
+    /// `limit`, or when `cut` resolves, closes the remaining connections.
     pub async fn finish_within(
         mut self,
         connections: &Connections,
@@ -200,7 +200,7 @@ impl Server {
                 self.stop_accepting().await;
                 connections.all_closed().await;
             };
-            // Whether all have ended or not, the rest is closed.
+            // A timeout is fine: the remaining connections are closed next.
             let _ = tokio::time::timeout(LAST_REQUEST, last_requests).await;
             connections.close_all();
             self.finish().await;
@@ -217,7 +217,7 @@ impl Server {
     }
 }
 
-/// An accepted connection on its way to a worker.
+/// An accepted connection.
 struct Socket {
     stream: StdTcpStream,
     permit: OwnedSemaphorePermit,
@@ -227,26 +227,25 @@ struct Socket {
 struct Acceptor {
     listener: TcpListener,
     queues: Vec<mpsc::Sender<Socket>>,
-    /// The queue that is next.
+    /// The queue that was used last.
     next: usize,
     /// See [`Connections::sockets`].
     permits: Arc<Semaphore>,
-    /// Waits for a permit.
     runtime: tokio::runtime::Runtime,
     /// How many connections the kernel can have queued.
     backlog: usize,
-    /// Whether the last `accept` failed with an error that is not of one connection.
+    /// Whether the last `accept` failed with an error that does not concern one connection.
     is_failing: bool,
 }
 
 /// Why an acceptor stopped accepting.
 #[derive(Debug, PartialEq, Eq)]
 enum Pause {
-    /// The kernel has no further connection, or as many as asked for were accepted.
+    /// The kernel has no further connection, or the requested number was accepted.
     None,
-    /// The system does not let a connection be accepted.
+    /// The system cannot accept connections.
     Failed,
-    /// No worker takes connections any more.
+    /// All workers have ended.
     Closed,
 }
 
@@ -257,7 +256,7 @@ impl Acceptor {
         permits: Arc<Semaphore>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        // Linux queues one more than it was told.
+        // Linux queues one more than the backlog.
         let backlog = BACKLOG as usize + 1;
         Ok(Self {
             listener,
@@ -279,8 +278,8 @@ impl Acceptor {
             ];
             retry_on_intr(|| poll(&mut both, None))?;
             if !both[1].revents().is_empty() {
-                // Nothing is done between this and the end of the listener, which resets what is in its queue. Not more than were
-                // queued: otherwise clients that keep connecting would keep the listener open.
+                // Nothing may happen between this and closing the listener, which resets the connections in its queue.
+                // The number is limited, because clients that keep connecting would otherwise keep the listener open.
                 self.accept(self.backlog);
                 return Ok(());
             }
@@ -295,7 +294,7 @@ impl Acceptor {
         }
     }
 
-    /// Accepts what the kernel has queued, at most this many connections.
+    /// Accepts at most `most` connections that the kernel has queued.
     fn accept(&mut self, most: usize) -> Pause {
         for _ in 0..most {
             let Some(permit) = self.permit() else {
@@ -311,7 +310,7 @@ impl Acceptor {
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Pause::None,
                 Err(error) => {
-                    // Once until a connection is accepted again.
+                    // Logged once until a connection is accepted again.
                     if !std::mem::replace(&mut self.is_failing, true) {
                         tracing::error!(%error, "cannot accept connections; retrying every 500 ms");
                     }
@@ -331,7 +330,7 @@ impl Acceptor {
             .ok()
     }
 
-    /// Passes a connection to the next worker that has room for it. If none has, waits for one. False when all have ended.
+    /// Passes a connection to the next worker whose queue is not full, or waits. Returns `false` when all have ended.
     fn pass_on(&mut self, mut socket: Socket) -> bool {
         for _ in 0..self.queues.len() {
             self.next = (self.next + 1) % self.queues.len();
@@ -340,13 +339,13 @@ impl Acceptor {
                 Err(TrySendError::Full(back) | TrySendError::Closed(back)) => socket = back,
             }
         }
-        // One that has ended takes no connection; `Server::ended` tells.
+        // A worker that has ended takes no connection; `Server::ended` reports it.
         self.queues[self.next].blocking_send(socket).is_ok()
             || self.queues.iter().any(|queue| !queue.is_closed())
     }
 }
 
-/// Whether the error of an `accept` is about a connection that has ended already.
+/// Returns whether an error of `accept` concerns only a connection that has already ended.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(
@@ -355,7 +354,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Serves the connections of one worker until the acceptor has ended and all of them have.
+/// Serves the connections of one worker until the acceptor and all connections have ended.
 async fn work(
     factory: BoxServiceFactory<(), Accepted<TcpStream>, (), DispatchError, ()>,
     mut queue: mpsc::Receiver<Socket>,
@@ -365,11 +364,11 @@ async fn work(
 ) {
     let Ok(service) = factory.new_service(()).await else {
         return drop(started.send(Err(io::Error::other(
-            "a worker cannot make its application",
+            "a worker cannot start its application",
         ))));
     };
     let service = Rc::new(service);
-    // Without a receiver, another worker could not start.
+    // An error means that another worker could not start.
     if started.send(Ok(())).is_err() {
         return;
     }
@@ -394,7 +393,7 @@ async fn work(
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        // Without the message of the panic, which could have anything in it.
+        // Without the panic message, which could contain secrets.
         tracing::error!(
             is_panic = error.is_panic(),
             "connection failed because of a server error"
@@ -402,19 +401,18 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Serves one connection.
 async fn serve(
     service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
     connections: Arc<Connections>,
     write_timeout: Duration,
     socket: Socket,
 ) {
-    // Given back when the socket is closed.
+    // The permit is released when the socket is closed.
     let Socket {
         stream: socket,
         permit: _permit,
     } = socket;
-    // A socket that cannot be used has ended already.
+    // An error means that the connection has already ended.
     let Ok(()) = socket.set_nonblocking(true) else {
         return;
     };
@@ -422,8 +420,7 @@ async fn serve(
         return;
     };
     let address = socket.peer_addr().ok();
-    // Otherwise the last part of a response of more than one segment waits for an acknowledgment that the client delays:
-    // 40 ms or more.
+    // Otherwise the last segment of a response waits for an acknowledgment, which the client delays by 40 ms or more.
     let _ = socket.set_nodelay(true);
     let Some(peer) = connections.admit().await else {
         return;
@@ -438,7 +435,7 @@ async fn serve(
         Err(error) => Err(error),
     };
     if let Err(error) = served {
-        // Any client can cause this, as often as it likes.
+        // Logged as debug, because any client can cause this as often as it likes.
         tracing::debug!(%error, "connection ended early");
     }
 }
@@ -449,7 +446,7 @@ mod tests {
 
     use super::*;
 
-    /// An acceptor with that many permits, one queue, and that many connections of clients in the kernel's queue.
+    /// Returns an acceptor, its only queue, and clients whose connections the kernel has queued.
     fn acceptor(
         permits: usize,
         connections: usize,
@@ -466,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_sockets_are_accepted_than_may_exist() {
+    fn acceptor_waits_for_a_socket_permit() {
         let (acceptor, mut queue, clients) = acceptor(10, 30);
         let (stop, stopped) = UnixStream::pair().unwrap();
         let accepting = thread::spawn(move || acceptor.run(&stopped));
@@ -481,14 +478,14 @@ mod tests {
             assert_eq!(queue.len(), sockets);
         };
         wait_for(&queue, 10);
-        // Sockets that a worker has count as those in its queue do.
+        // Sockets of a worker count like those in its queue.
         held.extend((0..10).map(|_| queue.try_recv().unwrap()));
         wait_for(&queue, 0);
         held.truncate(3);
         wait_for(&queue, 7);
         held.clear();
         wait_for(&queue, 10);
-        // When it stops it accepts what is queued, too.
+        // A stopping acceptor also accepts the queued connections.
         drop(stop);
         let rest = std::iter::from_fn(|| queue.blocking_recv()).count();
         assert_eq!(10 + rest, clients.len());
@@ -496,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn acceptor_that_stops_accepts_as_many_as_can_be_queued() {
+    fn stopping_acceptor_accepts_at_most_the_backlog() {
         let (mut acceptor, queue, _clients) = acceptor(100, 8);
         acceptor.backlog = 5;
         let (stop, stopped) = UnixStream::pair().unwrap();
@@ -505,7 +502,7 @@ mod tests {
         assert_eq!(
             queue.len(),
             5,
-            "clients that keep connecting do not keep it from stopping"
+            "connecting clients do not prevent the acceptor from stopping"
         );
     }
 

@@ -1,5 +1,5 @@
-//! The stream of one connection, over TCP or a Unix socket alike: ends it when its client takes nothing of a response for
-//! too long, stops reading when the rest of a body is not wanted, and bounds how far it reads ahead.
+//! The stream of one connection, over TCP or a Unix socket. Closes it when the client reads nothing of a response for
+//! too long, stops reading a body that is not needed, and limits how far it reads ahead.
 
 use std::{
     io,
@@ -23,10 +23,10 @@ use tokio::{
 use super::connections::Peer;
 use crate::telemetry::CONNECTIONS_CLOSED;
 
-/// How many times within the deadline the server tries whether the client took anything.
+/// How many times within the deadline the server checks whether the client has read anything.
 const TRIES: u32 = 8;
-/// How long, and how many bytes of, unwanted input are still taken after the response. A connection that is closed
-/// with unread input is reset, and a reset can destroy the response before its client reads it (RFC 9112, section 9.6).
+/// How long, and how many bytes of, unneeded input are still read after the response. Closing a connection with unread
+/// input resets it, and a reset can destroy the response before the client reads it (RFC 9112, section 9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
 /// A socket with a deadline for writing.
@@ -40,13 +40,13 @@ pub(super) struct Stream<S> {
     has_read: bool,
 }
 
-/// A write that the client does not take.
+/// A write that waits for the client to read.
 struct Stall {
     next_try: Pin<Box<Sleep>>,
     tries: u32,
 }
 
-/// The time between the end of the response and that of the connection.
+/// The time between the end of the response and the end of the connection.
 struct Linger {
     end: Pin<Box<Sleep>>,
     bytes_left: usize,
@@ -76,15 +76,14 @@ impl<S> Stream<S> {
 }
 
 impl<S: AsFd> Stream<S> {
-    /// Has the kernel drop what it holds for the client when the socket is closed. Otherwise it would try to deliver that
-    /// for minutes.
+    /// Makes the kernel discard unsent bytes when the socket is closed, instead of trying to send them for minutes.
     fn reset(&self, why: io::ErrorKind) -> io::Error {
-        // A socket that is already gone has nothing to drop.
+        // An error means that the socket is already closed.
         let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
         why.into()
     }
 
-    /// What becomes of a write for which the socket has no room.
+    /// Continues a write that the socket did not accept.
     fn poll_stalled(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let pause = self.write_timeout / TRIES;
         let stall = self.stall.get_or_insert_with(|| {
@@ -100,8 +99,8 @@ impl<S: AsFd> Stream<S> {
         }
         loop {
             ready!(stall.next_try.as_mut().poll(cx));
-            // The kernel reports room only when a third of its buffer is free, which takes a slow client longer than the
-            // deadline. It accepts bytes as soon as the client has taken some.
+            // The kernel reports the socket as writable only when a third of its buffer is free, which takes a slow
+            // client longer than the deadline. It accepts bytes as soon as the client has read some.
             match send(&self.io, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(sent) if sent > 0 => {
                     self.progressed();
@@ -121,7 +120,7 @@ impl<S: AsFd> Stream<S> {
     }
 }
 
-/// Whether the socket has bytes that tokio may not have heard of yet. It will wake the task for them.
+/// Returns whether the socket has bytes that tokio may not know of yet. It will wake the task for them.
 fn has_input(io: &impl AsFd) -> bool {
     matches!(
         recv(io, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT),
@@ -170,7 +169,7 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
             let has_read = std::mem::take(has_read);
             if peer.is_closing() {
                 if has_read {
-                    cx.waker().wake_by_ref(); // what was read may be a request, which is answered first
+                    cx.waker().wake_by_ref(); // the bytes may be a request, which is processed first
                 } else if !has_input(&*io) {
                     return Poll::Ready(Ok(()));
                 }
@@ -201,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         if self.peer.is_refused() {
-            // The final response is written. actix-http would wait for that to the refused request.
+            // The final response is written. actix-http would wait for the response to the rejected request.
             ready!(self.poll_shutdown(cx))?;
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }

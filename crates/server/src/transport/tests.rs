@@ -27,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
 async fn admit(connections: &Arc<Connections>) -> Rc<Peer> {
-    connections.admit().await.expect("there is a place")
+    connections.admit().await.expect("an admitted connection")
 }
 
 #[tokio::test]
-async fn write_deadline_holds_on_unix_sockets() {
+async fn write_timeout_applies_to_unix_sockets() {
     let connections = Connections::new(1);
     let (server, client) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(server, admit(&connections).await, WRITE_TIMEOUT);
@@ -45,7 +45,7 @@ async fn write_deadline_holds_on_unix_sockets() {
     assert_eq!(
         timeout(PATIENCE, write)
             .await
-            .expect("the deadline ends it"),
+            .expect("the deadline ends the write"),
         ErrorKind::TimedOut
     );
     drop((stream, client));
@@ -53,7 +53,7 @@ async fn write_deadline_holds_on_unix_sockets() {
 }
 
 #[tokio::test]
-async fn slow_reader_of_a_unix_socket_is_not_cut_off() {
+async fn slow_reader_of_a_unix_socket_stays_connected() {
     let connections = Connections::new(1);
     let (server, mut client) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(server, admit(&connections).await, WRITE_TIMEOUT);
@@ -72,10 +72,10 @@ async fn slow_reader_of_a_unix_socket_is_not_cut_off() {
     };
     timeout(PATIENCE, async { tokio::join!(read, write) })
         .await
-        .expect("all of it is read");
+        .expect("all bytes are read");
 }
 
-/// Admits one more over the limit; returns it when one of these was closed for it, which is removed from them.
+/// Admits a connection over the limit, and removes the connection from `of` that was closed for it.
 async fn admit_instead(connections: &Arc<Connections>, of: &mut Vec<Rc<Peer>>) -> Rc<Peer> {
     let close = async {
         while !of.iter().any(|peer| peer.is_closing()) {
@@ -84,22 +84,22 @@ async fn admit_instead(connections: &Arc<Connections>, of: &mut Vec<Rc<Peer>>) -
         of.retain(|peer| !peer.is_closing());
     };
     let (admitted, ()) = tokio::join!(connections.admit(), close);
-    admitted.expect("a place became free")
+    admitted.expect("an admitted connection")
 }
 
 #[tokio::test]
-async fn connection_without_a_recent_request_makes_room() {
+async fn connection_without_a_recent_request_is_closed_first() {
     let connections = Connections::new(3);
     let mut idle = vec![admit(&connections).await, admit(&connections).await];
     let request = InFlight::new(admit(&connections).await);
-    // Of two new ones either may go. The other one has lost its mark as well.
+    // Either of the two may be closed. The other one has lost its `RECENT` flag as well.
     let new = admit_instead(&connections, &mut idle).await;
     drop(InFlight::new(Rc::clone(&new)));
     idle.push(Rc::clone(&new));
     let newest = admit_instead(&connections, &mut idle).await;
     assert!(
         idle.len() == 1 && Rc::ptr_eq(&idle[0], &new),
-        "the one with a request stays"
+        "the connection with a request stays open"
     );
     assert!(!newest.is_closing() && !request.peer().is_closing());
 }
@@ -118,7 +118,7 @@ async fn request_on_a_closing_connection_is_its_last_one() {
     let connections = Connections::new(1);
     let peer = admit(&connections).await;
     connections.close_all();
-    assert!(peer.is_closing(), "it is idle");
+    assert!(peer.is_closing(), "the connection is idle");
     let request = InFlight::new(Rc::clone(&peer));
     assert!(
         !peer.is_closing() && peer.is_last_response(),
@@ -147,21 +147,21 @@ async fn announced_close_leaves_idle_connections_open() {
     drop((before, after));
     timeout(PATIENCE, connections.all_closed())
         .await
-        .expect("none is open");
+        .expect("no connection is open");
 }
 
 #[tokio::test]
-async fn connection_admitted_at_the_end_has_one_request() {
+async fn connection_admitted_during_shutdown_serves_one_request() {
     let connections = Connections::new(1);
     connections.close_all();
     let peer = admit(&connections).await;
-    assert!(!peer.is_closing(), "its request may still come");
+    assert!(!peer.is_closing(), "a request may still arrive");
     drop(InFlight::new(Rc::clone(&peer)));
     assert!(peer.is_closing());
 }
 
 #[tokio::test]
-async fn closing_connection_reads_what_was_sent_first() {
+async fn closing_connection_reads_pending_input_first() {
     let connections = Connections::new(1);
     let (server, mut client) = UnixStream::pair().unwrap();
     let peer = admit(&connections).await;
@@ -186,13 +186,13 @@ async fn closing_connection_reads_what_was_sent_first() {
     assert_eq!(
         timeout(PATIENCE, stream.read(&mut buffer))
             .await
-            .expect("it ends")
+            .expect("the stream ends")
             .unwrap(),
         0
     );
 }
 
-/// How much a stream reads until it waits.
+/// Reads until the stream is pending, and returns the number of bytes.
 async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
     let (mut total, mut buffer) = (0, vec![0; 10_000]);
     while let Poll::Ready(read) = poll!(pin!(stream.read(&mut buffer))) {
@@ -202,7 +202,7 @@ async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
 }
 
 #[tokio::test]
-async fn reading_ahead_of_a_request_has_a_limit() {
+async fn read_ahead_during_a_request_is_limited() {
     let connections = Connections::new(1);
     let (server, mut client) = UnixStream::pair().unwrap();
     let peer = admit(&connections).await;
@@ -222,13 +222,13 @@ async fn reading_ahead_of_a_request_has_a_limit() {
         }
         for _ in 0..10 {
             tokio::task::yield_now().await;
-            assert_eq!(read_available(&mut stream).await, 0, "nothing reads more");
+            assert_eq!(read_available(&mut stream).await, 0, "reading is paused");
         }
         assert_eq!(total, limit);
     };
     timeout(PATIENCE, until(READ_AHEAD))
         .await
-        .expect("up to the limit");
+        .expect("reading up to the limit");
     peer.await_body(true);
     let rest = async {
         let mut left = 3 * READ_AHEAD;
@@ -238,7 +238,7 @@ async fn reading_ahead_of_a_request_has_a_limit() {
     };
     timeout(PATIENCE, rest)
         .await
-        .expect("a request that waits for its body gets it");
+        .expect("a request that waits for its body receives it");
     drop((request, flood));
 }
 
@@ -257,7 +257,7 @@ async fn end_of_a_request_resumes_reading() {
     let mut buffer = vec![0; READ_AHEAD];
     timeout(PATIENCE, stream.read_exact(&mut buffer))
         .await
-        .expect("up to the limit")
+        .expect("reading up to the limit")
         .unwrap();
     let end = async {
         tokio::task::yield_now().await;
@@ -267,13 +267,13 @@ async fn end_of_a_request_resumes_reading() {
         tokio::join!(stream.read_exact(&mut buffer), end)
     })
     .await
-    .expect("all");
+    .expect("reading the rest");
     assert_eq!(read.unwrap(), READ_AHEAD);
     flood.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn nothing_is_read_from_a_client_that_takes_nothing() {
+async fn reading_pauses_while_the_client_does_not_read() {
     let connections = Connections::new(1);
     let (server, mut client) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(server, admit(&connections).await, PATIENCE);
@@ -286,13 +286,13 @@ async fn nothing_is_read_from_a_client_that_takes_nothing() {
     client.read_exact(&mut vec![0; written]).await.unwrap();
     timeout(PATIENCE, stream.write_all(&[0; 4096]))
         .await
-        .expect("the client takes it")
+        .expect("a write that the client reads")
         .unwrap();
     assert_eq!(read_available(&mut stream).await, 4);
 }
 
 #[tokio::test]
-async fn stalled_client_gives_way_when_memory_is_used_up() {
+async fn stalled_client_is_closed_when_memory_is_used_up() {
     let connections = Connections::new(2);
     let (reading, stalled) = (admit(&connections).await, admit(&connections).await);
     let pending = Pending::new(Rc::clone(&stalled), 256 * 1024 * 1024);
@@ -305,14 +305,14 @@ async fn stalled_client_gives_way_when_memory_is_used_up() {
     };
     timeout(PATIENCE, made_room)
         .await
-        .expect("the stalled one gives way");
+        .expect("the stalled connection is closed");
     assert!(stalled.is_aborted() && !reading.is_closing());
     drop(pending);
     assert!(connections.has_room(1));
 }
 
 #[tokio::test]
-async fn static_file_is_written_in_pieces_of_one_copy() {
+async fn static_file_is_written_in_pieces_without_copying() {
     static FILE: [u8; 100_000] = [b'x'; 100_000];
     let mut body = Outgoing::new(Bytes::from_static(&FILE), None, None);
     assert_eq!(body.size(), BodySize::Sized(100_000));
@@ -327,12 +327,12 @@ async fn static_file_is_written_in_pieces_of_one_copy() {
 }
 
 #[test]
-fn only_long_responses_of_their_own_count_as_pending() {
+fn only_long_unshared_responses_count_as_pending() {
     assert_eq!(counted(BodySize::Sized(1_000_000), false), Some(1_000_000));
     assert_eq!(
         counted(BodySize::Sized(1_000_000), true),
         None,
-        "a static file exists once"
+        "a static file is in memory once"
     );
     assert_eq!(counted(BodySize::Sized(1000), false), None);
     assert_eq!(counted(BodySize::Stream, false), None);

@@ -466,7 +466,7 @@ async fn secrets_are_never_logged_even_at_trace() {
         .into_owned();
     for expected in [
         "the end of the scenario",
-        "answered",
+        "request completed",
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "service key created",
         "management token rejected",

@@ -124,7 +124,7 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
         let finished = server.stop().await;
         let answered = lines(&finished)
             .into_iter()
-            .filter(|line| line["message"] == "answered");
+            .filter(|line| line["message"] == "request completed");
         let answered: Vec<_> = answered
             .map(|line| {
                 (
@@ -183,7 +183,7 @@ async fn direct_and_routed_gateway_requests_have_the_same_lines() {
         for field in ["timestamp", "duration_us"] {
             line.as_object_mut()?.remove(field);
         }
-        (is_of_gateway && line["message"] == "answered").then_some(line)
+        (is_of_gateway && line["message"] == "request completed").then_some(line)
     });
     let answered: Vec<_> = answered.collect();
     assert_eq!(answered.len(), 6, "{finished}");

@@ -1,4 +1,4 @@
-//! Creating a key.
+//! Creates keys.
 
 use tollkey_core::{
     ApiKey, ApplicationId, Family, KeyId, KeyText, Problem, ProblemCode, Status,
@@ -16,27 +16,27 @@ use crate::{
     service::Service,
 };
 
-/// Creates the key and its text, within the limits of the parent key. Nothing is written yet.
+/// Generates the key within the limits of its parent key. Writes nothing yet.
 fn mint(
     service: &Service,
     by: &RequestActor,
     (family, application_id): (Family, Option<ApplicationId>),
-    mut wanted: NewKey,
+    mut new_key: NewKey,
 ) -> Result<CreatedKey, Problem> {
     if let Some(parent) = &by.parent {
-        wanted.grants = ceiling::beneath(&parent.key, wanted.mode, wanted.grants)?;
+        new_key.grants = ceiling::beneath(&parent.key, new_key.mode, new_key.grants)?;
     }
     let now = service.clock.now();
     let (id, text) = service.random.with(|rng| {
         (
             KeyId::new(now, rng),
-            KeyText::mint(Kind::Key(family, wanted.mode), rng),
+            KeyText::mint(Kind::Key(family, new_key.mode), rng),
         )
     });
     let key = ApiKey {
         application_id,
         created_by: by.parent.as_ref().map(|parent| parent.key.id),
-        ..wanted.into_key(id, by.account_id.clone(), &text, family, now)
+        ..new_key.into_key(id, by.account_id.clone(), &text, family, now)
     };
     Ok(CreatedKey { key, text })
 }
@@ -50,7 +50,7 @@ pub async fn create<R: Record<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     family: Family,
-    wanted: NewKey,
+    new_key: NewKey,
     creating: Creating<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let limit = service.limits.account_keys;
@@ -59,11 +59,11 @@ pub async fn create<R: Record<CreatedKey> + Send + 'static>(
         service,
         by,
         (family, None),
-        wanted,
+        new_key,
         creating,
         move |account, key| {
             if let Some(parent) = key.created_by {
-                // A key that was revoked while its request was under way, or whose ancestor was, creates no key.
+                // A key that was revoked during its request, or whose ancestor was, creates no key.
                 let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
                 let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
                 if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
@@ -85,13 +85,13 @@ pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     application_id: ApplicationId,
-    wanted: NewKey,
+    new_key: NewKey,
     creating: Creating<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let limit = service.limits.application_keys;
     let home = (Family::Application, Some(application_id));
-    insert(service, by, home, wanted, creating, move |account, key| {
-        // The lock makes counting and inserting one step for this application.
+    insert(service, by, home, new_key, creating, move |account, key| {
+        // The lock keeps other requests from inserting a key of this application between counting and inserting.
         account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
         if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
             return Err(Problem::new(
@@ -109,11 +109,11 @@ async fn insert<R: Record<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     home: (Family, Option<ApplicationId>),
-    wanted: NewKey,
+    new_key: NewKey,
     creating: Creating<R>,
     allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
-    let CreatedKey { key, text } = mint(service, by, home, wanted)?;
+    let CreatedKey { key, text } = mint(service, by, home, new_key)?;
     let draft = by.draft(
         service,
         Action::ApiKeyCreated,

@@ -1,4 +1,4 @@
-//! A created key, and what idempotency records keep about it.
+//! A created key, and its idempotency record.
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
@@ -13,11 +13,11 @@ use crate::idempotency::{Record, Secret};
 pub struct CreatedKey {
     /// The key.
     pub key: ApiKey,
-    /// Its full text: a secret.
+    /// The full key, which is a secret.
     pub text: KeyText,
 }
 
-/// The state of a key when it was created, with its full text.
+/// The state of a key when it was created, with the full key.
 #[derive(Serialize, Deserialize)]
 pub struct Snapshot {
     id: String,

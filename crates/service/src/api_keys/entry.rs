@@ -1,30 +1,30 @@
-//! What the audit log says about keys.
+//! The content of audit entries about keys.
 
 use serde_json::{Map, Value, json};
 use tollkey_core::{ApiKey, Status, Timestamp};
 
-/// Returns what the audit log says about a new key: its grants, and neither its text nor its metadata. The log is kept forever, and
-/// metadata can be personal data.
+/// Returns the audit entry's fields for a key: its restrictions, but neither the key itself nor its metadata. The log
+/// is kept forever, and metadata can be personal data.
 pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
     let grants = &key.grants;
-    let mut members = Map::new();
-    let mut member = |name: &str, value: Value| members.insert(name.to_owned(), value);
-    member("name", json!(key.name));
-    member("family", json!(key.family.as_str()));
-    member("mode", json!(key.mode.as_str()));
-    member("prefix", json!(key.prefix));
-    member("last4", json!(key.last4));
-    member(
+    let mut fields = Map::new();
+    let mut field = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    field("name", json!(key.name));
+    field("family", json!(key.family.as_str()));
+    field("mode", json!(key.mode.as_str()));
+    field("prefix", json!(key.prefix));
+    field("last4", json!(key.last4));
+    field(
         "application_id",
         json!(key.application_id.map(|id| id.to_string())),
     );
-    member(
+    field(
         "scopes",
         grants.scopes.iter().map(ToString::to_string).collect(),
     );
-    member("merchants", json!(grants.merchants));
+    field("merchants", json!(grants.merchants));
     let features = grants.features.as_ref();
-    member(
+    field(
         "features",
         json!(features.map(|all| {
             all.iter()
@@ -33,7 +33,7 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
         })),
     );
     let networks = grants.allowed_ips.as_ref();
-    member(
+    field(
         "allowed_ips",
         json!(networks.map(|list| {
             list.networks()
@@ -43,23 +43,23 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
         })),
     );
     let limit = grants.rate_limit;
-    member(
+    field(
         "rate_limit",
         json!(limit.map(
             |limit| json!({"limit": limit.limit(), "window_seconds": limit.window_seconds()})
         )),
     );
-    member(
+    field(
         "expires_at",
         json!(grants.expires_at.map(|end| end.as_second())),
     );
-    if let Some(maker) = key.created_by {
-        member("created_by", json!(maker.to_string()));
+    if let Some(creator) = key.created_by {
+        field("created_by", json!(creator.to_string()));
     }
-    members
+    fields
 }
 
-/// Returns what is different, as `[before, after]`.
+/// Returns the fields that differ, as `[before, after]`.
 pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value> {
     let mut changes = Map::new();
     for ((name, was), (_, is)) in described(before).into_iter().zip(described(after)) {
@@ -73,7 +73,6 @@ pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value>
     changes
 }
 
-/// Returns what the audit log says about a key whose status was changed.
 pub(crate) fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),

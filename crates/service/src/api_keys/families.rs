@@ -1,8 +1,8 @@
-//! The families of keys that each surface manages.
+//! The families of keys that each API manages.
 
 use tollkey_core::Family;
 
-/// The families of the keys that are limited together with keys of this family: those of the same surface.
+/// Returns the families that share a key limit with this family: those of the same API.
 pub(super) fn limited_with(family: Family) -> &'static [Family] {
     match family {
         Family::Commerce => COMMERCE,
@@ -11,11 +11,11 @@ pub(super) fn limited_with(family: Family) -> &'static [Family] {
     }
 }
 
-/// The families that the surface of commerce keys manages.
+/// The families that the API of commerce keys manages.
 pub const COMMERCE: &[Family] = &[Family::Commerce];
 
-/// The families that the surface of account keys manages.
+/// The families that the API of account keys manages.
 pub const ACCOUNT: &[Family] = &[Family::Secret, Family::Publishable];
 
-/// The families that the surface of applications manages.
+/// The families that the API of applications manages.
 pub const APPLICATION: &[Family] = &[Family::Application];

@@ -5,8 +5,8 @@ use tollkey_store::AccountWriter;
 
 use super::families::limited_with;
 
-/// Rejects so many more keys if the account would then have more than `limit` usable keys of the surface of this key. Locks the
-/// account, so that no other request can insert a key between counting and inserting.
+/// Rejects `more` additional keys if the account would then have more than `limit` usable keys of this key's kind.
+/// Locks the account, so that no other request inserts a key between counting and inserting.
 pub(super) fn check_limit(
     account: &mut AccountWriter<'_>,
     key: &ApiKey,

@@ -1,4 +1,4 @@
-//! Finding keys, and their usage.
+//! Reads keys and their usage.
 
 use std::cmp::Reverse;
 
@@ -11,7 +11,7 @@ use tollkey_store::Paged as Page;
 
 use crate::{actor::RequestActor, service::Service};
 
-/// Returns the key with this ID, if it is of one of these families.
+/// Returns the key with this ID if it is of one of these families.
 ///
 /// # Errors
 /// `not_found`.
@@ -21,17 +21,17 @@ pub async fn get(
     families: &'static [Family],
     id: KeyId,
 ) -> Result<ApiKey, Problem> {
-    let (account_id, sees) = (by.account_id.clone(), by.visible_mode());
+    let (account_id, visible_mode) = (by.account_id.clone(), by.visible_mode());
     let key = service
         .read(by, move |db| db.account(&account_id).key(families, &id))
         .await?;
-    key.filter(|key| sees.is_none_or(|mode| mode == key.mode))
+    key.filter(|key| visible_mode.is_none_or(|mode| mode == key.mode))
         .map(|key| service.with_waiting_usage(key))
         .ok_or_else(Problem::not_found)
 }
 
-/// Returns the usage of a key since a day, by day and outcome, the newest day first. The usage of the last seconds can be
-/// missing, and that of the last minute on other replicas: it is written in batches.
+/// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches: that of the
+/// last seconds can be missing, and that of the last minute on other replicas.
 ///
 /// # Errors
 /// `unavailable`.
@@ -82,14 +82,14 @@ pub async fn usage(
 /// A page of a list of keys.
 #[derive(Debug)]
 pub struct KeyList {
-    /// The keys, newest first. There may be fewer than asked for, or none, although there is a `next`: a search examines
-    /// a bounded number of keys.
+    /// The keys, newest first. There may be fewer than the limit, or none, even if there is a `next`: a search
+    /// examines a bounded number of keys.
     pub keys: Vec<ApiKey>,
-    /// Where the next ones begin; `None` at the end.
+    /// The cursor of the next page; `None` on the last one.
     pub next: Option<KeyCursor>,
 }
 
-/// A filter of keys. The default is all keys.
+/// A filter of keys.
 #[derive(Debug, Clone)]
 pub struct KeyQuery {
     /// Of these families.
@@ -98,16 +98,16 @@ pub struct KeyQuery {
     pub mode: Option<Mode>,
     /// In this status.
     pub status: Option<Status>,
-    /// `false` for the keys of disabled applications, `true` for all other keys.
+    /// `false` selects the keys of disabled applications, `true` all other keys.
     pub application_enabled: Option<bool>,
     /// Of this application.
     pub application: Option<ApplicationId>,
-    /// With this in their name, or as their last four characters or their id.
+    /// With this text in their name, or with these last four characters or this ID.
     pub text: Option<String>,
 }
 
 impl KeyQuery {
-    /// All keys of these families.
+    /// Returns a query for all keys of these families.
     #[must_use]
     pub fn of(families: &'static [Family]) -> Self {
         Self {
@@ -121,12 +121,12 @@ impl KeyQuery {
     }
 }
 
-/// How many bytes of names, restrictions and metadata a page of keys has. The page ends earlier than its limit rather than
-/// exceed it; a thousand ordinary keys stay well below.
+/// Bytes of names, restrictions and metadata on a page of keys. A page ends before its limit rather than exceed this; a
+/// thousand ordinary keys stay well below.
 const PAGE_BYTES: usize = 256 * 1024;
 
-/// Ends a list of keys, newest first, where their names, restrictions and metadata exceed this many bytes, but not before
-/// the first key. Returns whether keys were left out.
+/// Shortens a list of keys, newest first, so that their names, restrictions and metadata do not exceed this many
+/// bytes. The first key always stays. Returns whether keys were removed.
 fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     let mut sum = 0;
     let beyond = keys.iter().skip(1).position(|key| {
@@ -139,23 +139,23 @@ fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     beyond.is_some()
 }
 
-/// The account's keys, newest first, revoked ones included. A page of keys with much metadata has fewer than `limit`.
+/// Lists the account's keys, newest first, including revoked ones. A page of large keys has fewer than `limit`.
 ///
 /// # Errors
 /// `unavailable`.
 pub async fn list(
     service: &Service,
     by: &RequestActor,
-    wanted: KeyQuery,
+    query: KeyQuery,
     after: Option<KeyCursor>,
     limit: u32,
 ) -> Result<KeyList, Problem> {
-    let (account_id, sees, now) = (
+    let (account_id, visible_mode, now) = (
         by.account_id.clone(),
         by.visible_mode(),
         service.clock.now(),
     );
-    if sees.is_some() && wanted.mode.is_some() && sees != wanted.mode {
+    if visible_mode.is_some() && query.mode.is_some() && visible_mode != query.mode {
         return Ok(KeyList {
             keys: Vec::new(),
             next: None,
@@ -163,12 +163,12 @@ pub async fn list(
     }
     let read = service.read(by, move |db| {
         let filter = KeyFilter {
-            families: wanted.families,
-            mode: sees.or(wanted.mode),
-            application: wanted.application,
-            status: wanted.status.map(|status| (status, now)),
-            application_enabled: wanted.application_enabled,
-            text: wanted.text.as_deref(),
+            families: query.families,
+            mode: visible_mode.or(query.mode),
+            application: query.application,
+            status: query.status.map(|status| (status, now)),
+            application_enabled: query.application_enabled,
+            text: query.text.as_deref(),
         };
         db.account(&account_id).keys(&filter, after, limit)
     });
@@ -183,7 +183,7 @@ pub async fn list(
     })
 }
 
-/// A page of an application's keys, newest first, revoked ones included.
+/// Returns a page of an application's keys, newest first, including revoked ones.
 ///
 /// # Errors
 /// `not_found`.

@@ -1,4 +1,4 @@
-//! Revoking a key, and with it all of its descendants.
+//! Revokes a key and all of its descendants.
 
 use tollkey_core::{
     ApiKey, ApplicationId, Family, KeyId, Problem, api_key::Transition, audit::Action,
@@ -11,8 +11,7 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Revokes a key of the account that is of one of these families, and with it all of its descendants. When this returns,
-/// every replica rejects all of them. A repeat changes nothing.
+/// Revokes a key of one of these families and its descendants on every replica. Idempotent.
 ///
 /// # Errors
 /// `not_found`.
@@ -37,8 +36,7 @@ pub async fn revoke(
     .0)
 }
 
-/// Revokes a key of an application. Returns `false` if it was revoked before. When this returns, every replica rejects the
-/// key.
+/// Revokes a key of an application on every replica. Returns `false` if it was already revoked.
 ///
 /// # Errors
 /// `not_found`.
@@ -75,8 +73,8 @@ async fn revoke_which(
                 Transition::Changed if account.has_descendants(&key.id)? => {
                     account.add_pending_revocation(&pending)?
                 }
-                // A server of the release before walks the tree instead, told verifiers of the root alone, and may have stopped
-                // before the end of the tree.
+                // A server of the previous release walks the tree instead. It notified verifiers only of the root, and
+                // may have stopped before the end of the tree.
                 Transition::AlreadySo
                     if key.revoked_at.is_some()
                         && account.has_unrevoked_descendants(&key.id)? =>

@@ -1,4 +1,4 @@
-//! Rotating a key: a successor, and an overlap in which both are valid.
+//! Rotates a key: creates a successor, with an overlap in which both are valid.
 
 use serde_json::json;
 use tollkey_core::{
@@ -20,12 +20,12 @@ use crate::{
     service::Service,
 };
 
-/// Creates a successor of a commerce key, with the same grants. The key itself expires when the overlap ends.
+/// Creates a successor of a commerce key with the same restrictions. The key itself expires when the overlap ends.
 ///
 /// # Errors
-/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when both
-/// would be one too many; `scoped_keys_unavailable`, `feature_unavailable` when the account cannot have the successor's grants
-/// anymore; and the errors of [`idempotency::create`].
+/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when the
+/// overlap would exceed the limit; `scoped_keys_unavailable`, `feature_unavailable` when the account's model no longer
+/// allows the successor's restrictions; and the errors of [`idempotency::create`].
 pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
@@ -51,7 +51,7 @@ pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
         });
         let successor = key.rotate(new_id, &text, overlap, now)?;
         account.get()?.operating_model.check(&successor.grants)?;
-        // Only when the old key goes on for a while are there more keys than before.
+        // Without an overlap, the number of usable keys does not change.
         if key.status(now) == Status::Active {
             check_limit(&mut account, &successor, limit, 1)?;
         }

@@ -1,4 +1,4 @@
-//! Suspending and resuming a key.
+//! Suspends and resumes a key.
 
 use tollkey_core::{ApiKey, KeyId, Problem, audit::Action};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Suspends a commerce key until it is resumed. A repeat changes nothing.
+/// Suspends a commerce key until it is resumed. Idempotent.
 ///
 /// # Errors
 /// `not_found`, `key_revoked`.
@@ -30,7 +30,7 @@ pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<
     .0)
 }
 
-/// Resumes a suspended commerce key. A repeat changes nothing.
+/// Resumes a suspended commerce key. Idempotent.
 ///
 /// # Errors
 /// `not_found`, `key_revoked`.

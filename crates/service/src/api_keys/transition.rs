@@ -1,4 +1,4 @@
-//! Changing the status of a key.
+//! Changes the status of a key.
 
 use tollkey_core::{
     ApiKey, ApplicationId, Family, KeyId, Problem,
@@ -10,7 +10,7 @@ use tollkey_store::AccountWriter;
 use super::entry::status_change;
 use crate::{actor::RequestActor, service::Service};
 
-/// The key of a request.
+/// Selects the key of a request.
 pub(super) struct Which {
     pub(super) families: &'static [Family],
     /// The application of the key, which must exist; `None` for any.
@@ -18,8 +18,8 @@ pub(super) struct Which {
     pub(super) id: KeyId,
 }
 
-/// Changes the status of a key in one transaction with its audit entry and its invalidation. Also returns whether that changed
-/// anything; either way the status has been propagated.
+/// Changes the status of a key, and appends its audit entry, in one transaction. Also returns whether the status
+/// changed; either way it has been propagated when this returns.
 pub(super) async fn transition(
     service: &Service,
     by: &RequestActor,
@@ -36,7 +36,7 @@ pub(super) async fn transition(
         application_id,
         id,
     } = which;
-    let (account_id, sees) = (by.account_id.clone(), by.visible_mode());
+    let (account_id, visible_mode) = (by.account_id.clone(), by.visible_mode());
     let drafts = by.drafts(service);
     let (key, changed) = service
         .ensure(by, move |tx| {
@@ -47,11 +47,11 @@ pub(super) async fn transition(
                     .ok_or_else(Problem::not_found)?;
             }
             let key = account.lock_key(families, &id)?;
-            let is_meant = |key: &ApiKey| {
-                sees.is_none_or(|mode| mode == key.mode)
+            let is_selected = |key: &ApiKey| {
+                visible_mode.is_none_or(|mode| mode == key.mode)
                     && (application_id.is_none() || key.application_id == application_id)
             };
-            let mut key = key.filter(is_meant).ok_or_else(Problem::not_found)?;
+            let mut key = key.filter(is_selected).ok_or_else(Problem::not_found)?;
             let changed = step(&mut account, &mut key)? == Transition::Changed;
             if changed {
                 account.save_key(&key)?;

@@ -1,4 +1,4 @@
-//! Changing a key.
+//! Updates a key.
 
 use tollkey_core::{
     ApiKey, KeyId, Problem,
@@ -8,11 +8,11 @@ use tollkey_core::{
 use super::{entry::differences, families::COMMERCE};
 use crate::{actor::RequestActor, service::Service};
 
-/// Changes a commerce key. `edit` changes it in place; nothing different writes nothing.
+/// Updates a commerce key, which `edit` changes in place. Writes nothing if nothing differs.
 ///
 /// # Errors
 /// `not_found`, `key_revoked`, `key_expired`, what `edit` returns, and `scoped_keys_unavailable` or
-/// `feature_unavailable` for restrictions the account's model does not have.
+/// `feature_unavailable` for restrictions that the account's model does not support.
 pub async fn update(
     service: &Service,
     by: &RequestActor,

@@ -1,4 +1,4 @@
-//! How many audit chains are verified at the same time.
+//! Limits how many audit chains are verified at the same time.
 
 use std::{
     collections::HashSet,
@@ -7,27 +7,27 @@ use std::{
 
 use tollkey_core::AccountId;
 
-/// The accounts whose chains are gone through right now. Each check takes a connection for a while: there is one for an account,
-/// so that no account keeps all others waiting, and two in all, or one where there are few connections.
+/// The accounts whose chains are being verified. Each check uses a connection for a while. The limit is one per
+/// account, so that no account blocks all others, and two in total, or one if there are few connections.
 #[derive(Debug, Clone)]
 pub struct Checks {
     accounts: Arc<Mutex<HashSet<AccountId>>>,
-    most: usize,
+    limit: usize,
 }
 
-/// A place among those; free when dropped.
+/// The right to run one check; released when dropped.
 pub(super) struct Place {
     checks: Checks,
     account_id: AccountId,
 }
 
 impl Checks {
-    /// None yet, beside so many connections for requests.
+    /// Returns the limit for a store with this many connections.
     #[must_use]
     pub fn new(connections: u32) -> Self {
         Self {
             accounts: Arc::default(),
-            most: if connections > 2 { 2 } else { 1 },
+            limit: if connections > 2 { 2 } else { 1 },
         }
     }
 
@@ -37,7 +37,7 @@ impl Checks {
 
     pub(super) fn take(&self, account_id: &AccountId) -> Option<Place> {
         let mut accounts = self.accounts();
-        let free = accounts.len() < self.most && accounts.insert(account_id.clone());
+        let free = accounts.len() < self.limit && accounts.insert(account_id.clone());
         free.then(|| Place {
             checks: self.clone(),
             account_id: account_id.clone(),
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_check_for_an_account_and_two_in_all() {
+    fn checks_are_limited_to_one_per_account_and_two_in_total() {
         let account = |id: &str| id.parse::<AccountId>().unwrap();
         let checks = Checks::new(3);
         let acme = checks.take(&account("acme"));

@@ -1,4 +1,4 @@
-//! What an idempotency record keeps, and what a replay returns.
+//! The content of an idempotency record and of a replay.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use zeroize::Zeroize as _;
 pub enum Outcome<T, R = T> {
     /// It was created now.
     Created(T),
-    /// An earlier request with the same Idempotency-Key created it. This is its state when it was created.
+    /// An earlier request with the same Idempotency-Key created it. This is the state when it was created.
     Replayed(R),
     /// An earlier request created it, under release 0.1.0, which recorded the response.
     ReplayedResponse(StoredResponse),
@@ -27,20 +27,20 @@ pub struct StoredResponse {
     pub body: Secret,
 }
 
-/// What an idempotency record keeps about a created `T`, and a replay returns: `T` itself, or less.
+/// The content of the idempotency record of a created `T`, which a replay returns: `T` itself, or less.
 pub trait Record<T>: Sized {
-    /// How it is written, as JSON, before it is sealed. A change of its fields must still read the records of 24 hours. The
-    /// surface renders it again for a replay, so a release that renders differently changes the replays of 24 hours.
+    /// The JSON format before it is encrypted. Changed fields must still read the records of the last 24 hours. The API
+    /// renders a replay again, so a release that renders differently changes the replays of 24 hours.
     type Snapshot: Serialize + DeserializeOwned;
 
-    /// Returns what is written about a created value.
+    /// Returns the record of a created value.
     fn snapshot(created: &T) -> Self::Snapshot;
 
-    /// Reads it back. `None` if it cannot be what was written.
+    /// Reads the record, or returns `None` if it is invalid.
     fn restore(snapshot: Self::Snapshot) -> Option<Self>;
 }
 
-/// A secret text in a snapshot: hidden by `Debug` and wiped on drop.
+/// A secret string in a snapshot: hidden by `Debug` and wiped on drop.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -50,7 +50,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// Returns the text.
+    /// Returns the secret.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! Requests with an Idempotency-Key, and the records of those that were carried out.
+//! Requests with an Idempotency-Key, and their records.
 
 use std::{
     collections::HashSet,
@@ -22,23 +22,21 @@ use zeroize::Zeroizing;
 use super::record::{Outcome, Record};
 use crate::random::Random;
 
-/// How long a record is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// The purpose that keys are derived for.
+/// The purpose in the derivation of encryption keys. Changing it invalidates all stored records.
 const PURPOSE: &[u8] = b"tollkey kept answers 1";
 
-/// The first byte of a record: the form of what follows. Release 0.1.0 wrote a JSON object without such a byte.
+/// The first byte of a record, for the format of the rest. Release 0.1.0 wrote a JSON object without such a byte.
 const SNAPSHOT: u8 = 1;
 
 const STORED_RESPONSE: u8 = b'{';
 
-/// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop: with the secret of the server it opens the
-/// record.
+/// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop, because it is needed to decrypt the record.
 #[derive(Clone)]
 pub struct IdempotencyKey(Zeroizing<String>);
 
 impl IdempotencyKey {
-    /// Reads the header's value, quoted (a string of RFC 9651) or not.
+    /// Parses the header's value, quoted (a string of RFC 9651) or not.
     ///
     /// # Errors
     /// [`Invalid`] unless it has 16 to 255 printable ASCII characters, none of them a quote or a backslash.
@@ -63,15 +61,14 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// The caller and the target of a request. The same Idempotency-Key of another caller, or for another target, is a different
-/// one.
+/// The caller and the target of a request. An Idempotency-Key is distinct for each caller and target.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// The account; empty for what belongs to none.
+    /// The account; empty for requests that belong to none.
     pub account: &'a str,
-    /// Who asks.
+    /// The caller.
     pub actor: &'a Actor,
-    /// The mode of the key that asks, if one does.
+    /// The mode of the presented key, if any.
     pub mode: Option<Mode>,
     /// The request's method.
     pub method: &'a str,
@@ -87,7 +84,7 @@ impl Place<'_> {
     }
 }
 
-/// Seals and opens records, and knows which requests are in progress in this process.
+/// Encrypts and decrypts records, and tracks which requests are in progress in this process.
 #[derive(Clone)]
 pub struct Sealer {
     secret: Arc<Prk>,
@@ -97,7 +94,7 @@ pub struct Sealer {
 type Running = Arc<Mutex<HashSet<[u8; 32]>>>;
 
 impl Sealer {
-    /// Seals with keys derived from this secret of the server.
+    /// Derives the keys from this secret of the server.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
@@ -114,24 +111,24 @@ impl fmt::Debug for Sealer {
     }
 }
 
-/// A request with an Idempotency-Key: where its answer is kept, and what opens it.
+/// A request with an Idempotency-Key: the ID of its record, and the key that decrypts it.
 pub(super) struct Repeatable {
     pub(super) id: [u8; 32],
     fingerprint: [u8; 32],
     key: LessSafeKey,
     nonce: [u8; NONCE_LEN],
-    /// How often a response was sealed: a transaction that runs again may seal another one.
+    /// How many records were sealed: a transaction that runs again may seal another one.
     seals: AtomicU32,
     now: Timestamp,
 }
 
-/// The only request of its kind that this process is working on, until dropped.
+/// The exclusive right of this process to work on a request, until dropped.
 pub(super) struct Reservation {
     pub(super) request: Repeatable,
     running: Running,
 }
 
-/// SHA-256 over parts that cannot run into each other.
+/// Returns the SHA-256 over the parts, each with its length, so that their boundaries matter.
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     for part in parts {
@@ -213,7 +210,7 @@ impl Repeatable {
         let mut sealed = Zeroizing::new(vec![SNAPSHOT]);
         serde_json::to_writer(&mut *sealed, &R::snapshot(created))
             .map_err(|_| Problem::internal())?;
-        // Another one each time, because one nonce must not seal two texts.
+        // A new nonce each time, because one nonce must not encrypt two different texts.
         let mut nonce = self.nonce;
         for (byte, count) in nonce
             .iter_mut()
@@ -285,7 +282,7 @@ impl fmt::Debug for Reservation {
     }
 }
 
-/// Returns since when records have not expired.
+/// Returns the earliest creation time of records that have not expired.
 pub(crate) fn kept_since(now: Timestamp) -> Timestamp {
     now.saturating_sub(KEPT_FOR).unwrap_or(Timestamp::MIN)
 }

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 pub struct Revocations(Notify);
 
 impl Revocations {
-    /// Tells the task that there may be something to record.
+    /// Wakes up the task, because there may be something to record.
     pub fn notify(&self) {
         self.0.notify_one();
     }

@@ -1,4 +1,4 @@
-//! Applications to choose, and those of keys on a page.
+//! Applications to choose from, and the applications of listed keys.
 
 use tollkey_core::{ApiKey, Application, ApplicationId, Problem};
 use tollkey_service::{RequestActor, applications};
@@ -8,7 +8,7 @@ use crate::state::State;
 /// How many applications can be chosen from.
 const APPLICATIONS: u32 = 100;
 
-/// An application to choose.
+/// An application to choose from.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Choice {
     pub(in super::super) id: String,
@@ -26,7 +26,7 @@ impl From<Application> for Choice {
     }
 }
 
-/// The newest applications, and these.
+/// Returns the newest applications, and these.
 pub(super) async fn choices(
     state: &State,
     by: &RequestActor,
@@ -44,7 +44,7 @@ pub(super) async fn choices(
     Ok(choices)
 }
 
-/// The application of a key, if it has one.
+/// Returns the application of a key, if it has one.
 pub(super) async fn application_of(
     state: &State,
     by: &RequestActor,

@@ -1,4 +1,4 @@
-//! Creating a key, and the one page that shows it.
+//! Creating a key, and the page that shows it once.
 
 use actix_web::{
     HttpRequest, get,
@@ -77,7 +77,7 @@ struct CreatedPage<'a> {
     frame: Frame,
     key: KeyView,
     text: &'a str,
-    /// Where this server is, as the browser has it.
+    /// The URL of this server as the browser uses it.
     base: String,
     is_successor: bool,
 }
@@ -122,7 +122,7 @@ pub(in super::super) async fn create(
     }
 }
 
-/// The page that shows a created key, this once. A repeat of the form leads to the page of the key.
+/// Shows a created key once. Sending the form again redirects to the page of the key.
 pub(super) fn respond(
     state: &State,
     visitor: &SignedIn,
@@ -138,7 +138,7 @@ pub(super) fn respond(
     }
 }
 
-/// The one page that shows the text of a key.
+/// Returns the only page that shows the full key.
 fn shown_once(
     state: &State,
     visitor: &SignedIn,
@@ -146,7 +146,7 @@ fn shown_once(
     key: &ApiKey,
     text: &KeyText,
 ) -> HandlerResult {
-    // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
+    // The origin that the browser uses, which a proxy may hide from the server. Browsers send it with a form.
     let header = |name| {
         request
             .headers()

@@ -1,4 +1,4 @@
-//! The form that makes a key.
+//! The form that creates a key.
 
 use std::net::IpAddr;
 
@@ -17,22 +17,21 @@ use super::{
 };
 use crate::{state::State, surfaces::members};
 
-/// What can be chosen when a key is made.
+/// The choices of the form.
 #[derive(Debug)]
 pub(super) struct NewKeyForm {
-    /// Resources whose scopes are for reading and writing.
+    /// Resources with scopes for reading or writing.
     pub(super) resources: Vec<Resource>,
     /// All other scopes.
     pub(super) scopes: Vec<String>,
-    /// The features a scoped key of the account can have; none where there are no scoped keys.
+    /// The features for scoped keys of the account; empty if it has no scoped keys.
     pub(super) features: Vec<&'static str>,
-    /// The applications there are.
     pub(super) applications: Vec<Choice>,
-    /// The first day that a key can end on.
+    /// The first day on which a key can expire.
     pub(super) tomorrow: String,
 }
 
-/// A resource, and how far a key can be allowed to go with it.
+/// A resource, and the access levels that exist for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Resource {
     pub(super) name: String,
@@ -41,13 +40,12 @@ pub(super) struct Resource {
 }
 
 impl Resource {
-    /// The form's field for it.
     pub(super) fn field(&self) -> String {
         format!("scope.{}", self.name)
     }
 }
 
-/// The scopes as a grid, and those that do not fit into it.
+/// Groups scopes by resource, and returns the others separately.
 fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
     let (mut resources, mut others): (Vec<Resource>, Vec<String>) = (Vec::new(), Vec::new());
     for scope in scopes.iter().filter(|scope| **scope != Scope::COMMERCE) {
@@ -103,7 +101,7 @@ impl NewKeyForm {
         }
     }
 
-    /// The form as it is first shown.
+    /// Returns the form with its initial values.
     pub(super) fn untouched(state: &State, account: &str, application: &str) -> Fields {
         let kind = if application.is_empty() {
             "commerce"
@@ -120,16 +118,15 @@ impl NewKeyForm {
     }
 }
 
-/// The key that somebody asks for.
+/// The requested key.
 #[derive(Debug)]
 pub(super) struct Wish {
     pub(super) family: Family,
-    /// For a key of an application.
+    /// The application of an application key.
     pub(super) application: Option<ApplicationId>,
     pub(super) key: NewKey,
 }
 
-/// Reads the form.
 ///
 /// # Errors
 /// A validation problem that names every field that breaks a rule.
@@ -152,7 +149,7 @@ pub(super) fn read(
         _ => Some(None),
     };
     let has_scopes = !matches!(kind, Some(Family::Secret | Family::Publishable));
-    // As the surfaces of the two have it.
+    // The same limits as in the APIs of these keys.
     let name = checks.member(
         "/name",
         text::required(fields.get("name"), if has_scopes { 255 } else { 100 }),
@@ -190,7 +187,7 @@ pub(super) fn read(
         .list("allowed_ips")
         .map(|list| list.into_iter().map(network).collect::<Vec<_>>());
     let allowed_ips = checks.member("/allowed_ips", members::networks(allowed_ips.as_deref()));
-    let wish = || {
+    let requested_key = || {
         let grants = Grants {
             scopes: scopes?,
             merchants: merchants?,
@@ -210,10 +207,10 @@ pub(super) fn read(
             },
         })
     };
-    checks.finish(wish())
+    checks.finish(requested_key())
 }
 
-/// An address alone is the network of it. The API asks for the length, because programs should say what they mean.
+/// Turns a single IP address into a range. The API requires the prefix length, so that programs are explicit.
 fn network(text: String) -> String {
     text.parse::<IpAddr>()
         .map_or(text, |address| IpNet::from(address).to_string())
@@ -223,8 +220,8 @@ fn kind(text: &str) -> Result<Family, Invalid> {
     text.parse().map_err(|_| Invalid::new("must be chosen"))
 }
 
-/// Everything commerce is about, or what was chosen in the grid. Who may write may read there: the API can make keys that
-/// only write, a form would have to explain them.
+/// Returns full commerce access, or the selected scopes. Write access includes read access here: the API also creates
+/// keys that can only write, which a form would have to explain.
 fn scopes(fields: &Fields, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid> {
     if fields.get("access") != "chosen" {
         return Ok(vec![Scope::COMMERCE]);
@@ -249,7 +246,7 @@ fn scopes(fields: &Fields, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid>
     catalogue.parse_list(names.iter().map(String::as_str))
 }
 
-/// When the key is to end: never, in some days, or at the beginning of a day (UTC).
+/// Returns the expiration: never, in some days, or at the start of a day (UTC).
 fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     match fields.get("expires") {
         "never" => Ok(None),
@@ -276,10 +273,10 @@ fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     }
 }
 
-/// For how long a key goes on once it has a successor.
+/// Parses the overlap of a rotation.
 ///
 /// # Errors
-/// Its rule.
+/// [`Invalid`] for anything but an allowed overlap.
 pub(super) fn overlap(fields: &Fields) -> Result<Overlap, Invalid> {
     Overlap::parse(
         fields
@@ -294,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_for_reading_and_writing_are_a_grid_and_the_others_a_list() {
+    fn read_and_write_scopes_form_a_grid_and_others_a_list() {
         let mut catalogue = Catalogue::default();
         for name in ["orders:write", "store:items:read", "reports", "a:b"] {
             catalogue.add(name, false).unwrap();
@@ -318,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_says_which_scopes_and_which_end() {
+    fn form_sets_scopes_and_expiration() {
         let catalogue = Catalogue::default();
         let now = Timestamp::UNIX_EPOCH;
         let form = || {

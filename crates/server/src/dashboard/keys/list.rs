@@ -17,12 +17,11 @@ use super::{
 };
 use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::members};
 
-/// How many keys a page shows.
 const SHOWN: u32 = 50;
 
-/// What the list is asked for. What is empty was left as it is in the form.
+/// The query of the list. Empty fields are not set.
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Asked {
+struct ListQuery {
     #[serde(default)]
     q: String,
     #[serde(default)]
@@ -36,7 +35,7 @@ struct Asked {
     done: Option<String>,
 }
 
-impl Asked {
+impl ListQuery {
     fn is_filtered(&self) -> bool {
         [&self.q, &self.mode, &self.status, &self.application]
             .iter()
@@ -80,7 +79,6 @@ impl Asked {
         })
     }
 
-    /// The same list, behind that place.
     fn from(&self, cursor: String) -> String {
         let pairs = [
             ("q", self.q.as_str()),
@@ -105,11 +103,11 @@ impl Asked {
 struct ListPage {
     frame: Frame,
     statuses: [EffectiveStatus; 5],
-    asked: Asked,
+    asked: ListQuery,
     keys: Vec<KeyView>,
     applications: Vec<Choice>,
     next: Option<String>,
-    /// The page is not full although the list goes on: the search has examined as many keys as a page may.
+    /// The page is not full although there are more keys, because a search examines a bounded number of keys.
     is_partial: bool,
 }
 
@@ -120,7 +118,7 @@ pub(in super::super) async fn list(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let asked: Asked = query.read()?;
+    let asked: ListQuery = query.read()?;
     if has_secret(&asked.q) {
         return Ok(pasted(&request, "/dashboard/keys"));
     }
@@ -128,10 +126,10 @@ pub(in super::super) async fn list(
     let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
     let (limit, after) = members::listing(Some(SHOWN), cursor)?;
     let wanted = asked.wanted()?;
-    let asked_for = wanted.application;
+    let selected = wanted.application;
     let found = api_keys::list(&state.service, by, wanted, after, limit).await?;
     let shown = found.keys.iter().filter_map(|key| key.application_id);
-    let applications = choices(&state, by, shown.chain(asked_for)).await?;
+    let applications = choices(&state, by, shown.chain(selected)).await?;
     let now = state.service.clock.now();
     let is_partial = found.next.is_some() && found.keys.len() < limit as usize;
     page::page(&ListPage {

@@ -16,9 +16,8 @@ use super::{
 };
 use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::parameters::path_id};
 
-/// For how many days usage is shown, today included.
+/// Days of usage on the page, including today.
 const USAGE_DAYS: i32 = 30;
-/// How many audit entries are shown beside a key.
 const ENTRIES: u32 = 20;
 
 #[derive(Template)]
@@ -30,7 +29,6 @@ struct KeyPage {
     entries: Vec<EntryView>,
     /// The entry of the rotation that created this key, and its predecessor. The entry's target is the predecessor.
     creation: Option<(EntryView, KeyView)>,
-    /// The key that is to take over, and whether this one is still needed.
     successor: Option<KeyView>,
 }
 
@@ -47,19 +45,19 @@ pub(in super::super) async fn show(
     let now = state.service.clock.now();
     let today = day(now);
     let usage = api_keys::usage(&state.service, by, id, today - USAGE_DAYS + 1).await?;
-    let about = audit::Filter {
+    let filter = audit::Filter {
         limit: ENTRIES,
         target_id: Some(id.to_string()),
         ..audit::Filter::default()
     };
-    let found = audit::list(&state.service, by, about).await?;
+    let found = audit::list(&state.service, by, filter).await?;
     let creation = match key.rotated_from {
         Some(predecessor) if found.next.is_none() => creation_of(&state, by, predecessor).await?,
         _ => None,
     };
     let applications = application_of(&state, by, &key).await?;
-    // What the address says was done is told while it is so: anybody can make a link.
-    let told: &[&str] = match key.status(now) {
+    // A notice from the URL is only shown if it is true, because anyone can create such a link.
+    let notices: &[&str] = match key.status(now) {
         Status::Revoked => &["once", "revoked"],
         Status::Suspended => &["once", "suspended"],
         Status::Active => &["once", "resumed"],
@@ -71,7 +69,7 @@ pub(in super::super) async fn show(
     };
     page::page(&KeyPage {
         frame: Frame::of(&visitor, super::view::SECTION, key.name.clone())
-            .done(done.as_deref(), told),
+            .done(done.as_deref(), notices),
         key: KeyView::new(&key, &applications, now),
         usage: Usage::new(&usage, today, USAGE_DAYS),
         entries: found.entries.iter().map(EntryView::from).collect(),
@@ -80,7 +78,7 @@ pub(in super::super) async fn show(
     })
 }
 
-/// The audit entry of the rotation of a key, and the key.
+/// Returns the audit entry of the rotation of a key, and the key.
 async fn creation_of(
     state: &State,
     by: &RequestActor,

@@ -1,4 +1,4 @@
-//! How keys and their usage read on a page.
+//! Keys and their usage on a page.
 
 use jiff::{Timestamp, civil::date};
 use tollkey_core::{ApiKey, Family, Mode, Status};
@@ -6,10 +6,9 @@ use tollkey_store::DayUsage;
 
 use super::{super::page::Time, choice::Choice};
 
-/// The section of the pages of keys.
 pub(super) const SECTION: &str = "keys";
 
-/// The status of a key on a page: what a verification of the key says. The API prints [`Status`], which is the key's own.
+/// The status of a key on a page: the result of verifying the key. The API returns [`Status`], the key's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum EffectiveStatus {
     /// The status of the key and its ancestors.
@@ -19,7 +18,7 @@ pub(in super::super) enum EffectiveStatus {
 }
 
 impl EffectiveStatus {
-    /// All of them, in the order of the filter.
+    /// All values, in the order of the filter.
     pub(in super::super) const ALL: [Self; 5] = [
         Self::Key(Status::Active),
         Self::ApplicationDisabled,
@@ -28,7 +27,7 @@ impl EffectiveStatus {
         Self::Key(Status::Revoked),
     ];
 
-    /// The value of the filter, and the CSS class.
+    /// Returns the value of the filter, which is also the CSS class.
     pub(in super::super) fn as_str(self) -> &'static str {
         match self {
             Self::Key(status) => status.as_str(),
@@ -36,7 +35,7 @@ impl EffectiveStatus {
         }
     }
 
-    /// The text on a page; style sheet and template capitalize its first letter.
+    /// Returns the text on a page; style sheet and template capitalize its first letter.
     pub(in super::super) fn label(self) -> &'static str {
         match self {
             Self::Key(status) => status.as_str(),
@@ -44,7 +43,7 @@ impl EffectiveStatus {
         }
     }
 
-    /// The status of keys, and whether their application is enabled, to select the keys with this status.
+    /// Returns the filter for keys with this status: their own status, and whether their application is enabled.
     pub(in super::super) fn filter(self) -> (Status, Option<bool>) {
         match self {
             Self::Key(Status::Active) => (Status::Active, Some(true)),
@@ -54,7 +53,6 @@ impl EffectiveStatus {
     }
 }
 
-/// A key on a page.
 #[derive(Debug)]
 pub(in super::super) struct KeyView {
     pub(in super::super) id: String,
@@ -82,9 +80,8 @@ pub(in super::super) struct KeyView {
     pub(in super::super) rotated: Option<Time>,
     pub(in super::super) rotated_from: Option<String>,
     pub(in super::super) rotated_to: Option<String>,
-    /// Used since its successor is there: somebody has not changed over yet.
+    /// Used after its rotation: some clients still use it.
     pub(in super::super) is_still_used: bool,
-    /// Whether the key can have a successor.
     pub(in super::super) is_rotatable: bool,
     /// Whether the key itself is suspended, so that it can be resumed.
     pub(in super::super) is_suspended: bool,
@@ -161,7 +158,7 @@ impl KeyView {
         }
     }
 
-    /// Whether the key can be used now or later.
+    /// Returns whether the key can be used now or later.
     pub(in super::super) fn is_alive(&self) -> bool {
         !matches!(
             self.status,
@@ -179,47 +176,45 @@ fn kind(family: Family) -> &'static str {
     }
 }
 
-/// How a key was used over some days, as a chart and as a table.
+/// The usage of a key over some days, for a chart and a table.
 #[derive(Debug)]
 pub(in super::super) struct Usage {
-    /// Each day, the oldest first.
+    /// The days, oldest first.
     pub(in super::super) days: Vec<Day>,
     pub(in super::super) accepted: u64,
     pub(in super::super) refused: u64,
 }
 
-/// A day of a chart.
+/// A day of the chart.
 #[derive(Debug)]
 pub(in super::super) struct Day {
-    /// `2026-11-21`.
+    /// For example `2026-11-21`.
     pub(in super::super) date: String,
     pub(in super::super) accepted: u64,
     /// By reason.
     pub(in super::super) refused: Vec<(&'static str, u64)>,
     pub(in super::super) refused_total: u64,
-    /// Where its bar stands.
+    /// The x coordinate of its bar.
     pub(in super::super) x: usize,
-    /// The heights of its two parts, of [`Usage::HEIGHT`].
+    /// The heights of its two parts; [`Usage::HEIGHT`] is the maximum of their sum.
     pub(in super::super) accepted_height: u64,
     pub(in super::super) refused_height: u64,
 }
 
 impl Day {
-    /// Where the upper part of its bar begins.
+    /// Returns the y coordinate of the upper part of its bar.
     pub(in super::super) fn refused_y(&self) -> u64 {
         Usage::HEIGHT - self.accepted_height - self.refused_height
     }
 
-    /// Where the lower part begins.
+    /// Returns the y coordinate of the lower part.
     pub(in super::super) fn accepted_y(&self) -> u64 {
         Usage::HEIGHT - self.accepted_height
     }
 }
 
 impl Usage {
-    /// How high the chart is.
     const HEIGHT: u64 = 120;
-    /// How wide a day is.
     const STEP: usize = 16;
 
     pub(in super::super) fn new(usage: &[DayUsage], today: i32, count: i32) -> Self {
@@ -227,13 +222,13 @@ impl Usage {
         let mut days: Vec<Day> = (today - count + 1..=today)
             .enumerate()
             .map(|(at, number)| {
-                let of_day = || usage.iter().filter(move |one| one.day == number);
+                let of_day = || usage.iter().filter(move |entry| entry.day == number);
                 let accepted = of_day()
-                    .filter(|one| one.outcome.is_none())
-                    .map(|one| one.count)
+                    .filter(|entry| entry.outcome.is_none())
+                    .map(|entry| entry.count)
                     .sum();
                 let refused: Vec<_> = of_day()
-                    .filter_map(|one| Some((one.outcome?.code(), one.count)))
+                    .filter_map(|entry| Some((entry.outcome?.code(), entry.count)))
                     .collect();
                 let date = epoch
                     .saturating_add(jiff::Span::new().days(number))
@@ -256,7 +251,7 @@ impl Usage {
             .map(|day| day.accepted.saturating_add(day.refused_total))
             .max()
             .unwrap_or(0);
-        // What happened at all is seen.
+        // At least 2, so that small counts are visible.
         let height = |count: u64| match count {
             0 => 0,
             _ => u64::try_from(
@@ -282,12 +277,11 @@ impl Usage {
         self.accepted + self.refused == 0
     }
 
-    /// How wide the chart is.
     pub(in super::super) fn width(&self) -> usize {
         self.days.len() * Self::STEP
     }
 
-    /// The most uses of a day.
+    /// Returns the highest number of uses of a day.
     pub(in super::super) fn most(&self) -> u64 {
         self.days
             .iter()

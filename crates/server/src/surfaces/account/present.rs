@@ -1,4 +1,4 @@
-//! Converts account keys and their requests, and creates envelopes.
+//! Converts account keys, their requests and audit entries, and creates envelopes.
 
 use crate::{request_id::request_id, state::State, surface::Rendered, surfaces::members};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
@@ -13,7 +13,7 @@ use tollkey_core::{
 };
 use tollkey_service::api_keys::NewKey;
 
-/// Creates a response with this data.
+/// Wraps data in an envelope.
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
     let meta = api::Meta {
         request_id: request_id(request).to_string(),
@@ -26,7 +26,7 @@ pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api
     }
 }
 
-/// Creates the text of a response with this JSON as its data.
+/// Wraps JSON in an envelope, and returns the body.
 ///
 /// # Errors
 /// `internal_error` if the text is not JSON.
@@ -57,7 +57,7 @@ pub(super) fn enveloped_problem(
     })
 }
 
-/// Creates a response with this list.
+/// Wraps a list in an envelope.
 pub(super) fn enveloped_list<T>(
     request: &HttpRequest,
     state: &State,

@@ -66,8 +66,8 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let until = checks.member("until", time(&query.until));
     checks.member("target_id", filter_id(query.target_id.as_deref()));
     checks.member("actor_id", filter_id(query.actor_id.as_deref()));
-    // The ID of a key can have both forms; every other ID is compared as it is.
-    let kept = |id: &String| {
+    // The ID of a key can have two forms; every other ID is compared unchanged.
+    let canonical = |id: &String| {
         id.parse::<KeyId>()
             .map_or_else(|_| id.clone(), |id| id.to_string())
     };
@@ -76,8 +76,8 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
             limit: limit?,
             before: before?,
             action: action?,
-            target_id: query.target_id.as_ref().map(kept),
-            actor_id: query.actor_id.as_ref().map(kept),
+            target_id: query.target_id.as_ref().map(canonical),
+            actor_id: query.actor_id.as_ref().map(canonical),
             since: since?,
             until: until?,
         })

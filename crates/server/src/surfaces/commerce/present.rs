@@ -118,7 +118,7 @@ pub(super) fn new_key(
 }
 
 /// Reads a field of a merge patch. Null becomes `cleared`; an absent field becomes `None`.
-fn member<T, U>(
+fn patch_field<T, U>(
     patch: Patch<T>,
     cleared: Result<U, Invalid>,
     read: impl FnOnce(T) -> Result<U, Invalid>,
@@ -145,33 +145,33 @@ pub(super) fn edit(
 ) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + use<> + 'static> {
     let name = checks.member(
         "/name",
-        member(body.name, cannot_be_cleared(), |text| name(&text)),
+        patch_field(body.name, cannot_be_cleared(), |text| name(&text)),
     );
-    let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
+    let mode = checks.member("/mode", patch_field(body.mode, cannot_be_cleared(), Ok));
     let scopes = checks.member(
         "/scopes",
-        member(body.scopes, Ok(vec![Scope::COMMERCE]), |names| {
+        patch_field(body.scopes, Ok(vec![Scope::COMMERCE]), |names| {
             members::scopes(Some(&names), catalogue)
         }),
     );
     let expires_at = checks.member(
         "/expires_at",
-        member(body.expires_at, Ok(None), |end| {
+        patch_field(body.expires_at, Ok(None), |end| {
             members::end(Some(end), now)
         }),
     );
     // Null has no effect on a key without merchants or features, which is known only when the change is applied.
     let merchants = checks.member(
         "/merchants",
-        member(body.merchants, Ok(None), |list| merchants(&list).map(Some)),
+        patch_field(body.merchants, Ok(None), |list| merchants(&list).map(Some)),
     );
     let features = checks.member(
         "/features",
-        member(body.features, Ok(None), |list| features(&list).map(Some)),
+        patch_field(body.features, Ok(None), |list| features(&list).map(Some)),
     );
     let allowed_ips: Option<Option<Option<IpList>>> = checks.member(
         "/allowed_ips",
-        member(body.allowed_ips, Ok(None), |list| {
+        patch_field(body.allowed_ips, Ok(None), |list| {
             members::networks(Some(&list))
         }),
     );
@@ -228,7 +228,7 @@ pub(super) fn edit(
     })
 }
 
-/// Checks a field of a rate limit in a merge patch, as far as that is possible without the key.
+/// Validates a field of a rate limit in a merge patch, as far as that is possible without the key.
 fn patched<T>(
     patch: &Patch<i64>,
     read: impl FnOnce(i64) -> Result<T, Invalid>,
@@ -240,30 +240,29 @@ fn patched<T>(
     }
 }
 
-fn set<T>(member: &mut T, value: Option<T>) {
+fn set<T>(field: &mut T, value: Option<T>) {
     if let Some(value) = value {
-        *member = value;
+        *field = value;
     }
 }
 
 /// Sets the merchants or features of a key. They cannot be cleared once they are set, because that
 /// would widen the key.
 fn set_restriction<T>(
-    member: &mut Option<T>,
+    field: &mut Option<T>,
     patch: Option<Option<T>>,
     pointer: &str,
     checks: &mut Checks,
 ) {
     match patch {
-        Some(None) if member.is_some() => {
+        Some(None) if field.is_some() => {
             checks.member::<()>(pointer, cannot_be_cleared());
         }
-        Some(value) => *member = value,
+        Some(value) => *field = value,
         None => {}
     }
 }
 
-/// The rate limit after a merge patch.
 fn merged_limit(
     own: Option<RateLimit>,
     patch: Patch<api::UpdateRateLimit>,
@@ -292,7 +291,6 @@ fn merged_limit(
     RateLimit::new(limit, window).map(Some)
 }
 
-/// The metadata after a merge patch.
 fn merged_metadata(
     own: Option<&Metadata>,
     patch: Patch<serde_json::Map<String, serde_json::Value>>,

@@ -33,7 +33,7 @@ const MAX_BATCH: usize = 100;
 pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
     let request = body.read_json()?;
     let (key, need) =
-        request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+        request.check_ref(|request, checks| read_request(&state, &caller, request, checks))?;
     let verdict = state
         .service
         .verify(|| caller.requester(), key, &need)
@@ -67,7 +67,7 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
         let mut requests = Vec::with_capacity(batch.requests.len());
         for (i, request) in batch.requests.iter().enumerate() {
             let mut own = Checks::default();
-            requests.extend(needed(&state, &caller, request, &mut own));
+            requests.extend(read_request(&state, &caller, request, &mut own));
             checks.append(&format!("/requests/{i}"), own);
         }
         Some(requests)
@@ -115,7 +115,7 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
             client_ip: form.client_ip,
         });
     let (key, need) =
-        request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+        request.check_ref(|request, checks| read_request(&state, &caller, request, checks))?;
     let verdict = state
         .service
         .verify(|| caller.requester(), key, &need)
@@ -125,7 +125,7 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
 
 /// Reads the presented key and the requirements of the request. Returns `None` and adds errors to
 /// `checks` if a field is invalid.
-fn needed<'a>(
+fn read_request<'a>(
     state: &'a State,
     caller: &'a Verifying,
     request: &'a api::VerifyRequest,

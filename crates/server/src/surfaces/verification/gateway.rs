@@ -117,12 +117,11 @@ impl Requirement {
     }
 }
 
-/// The longest part of an unknown scope that the log shows. Parts of scopes are short; keys and
-/// tokens are not.
+/// Longest part of an unknown scope that is logged. Parts of scopes are short; keys and tokens are not.
 const LONGEST_WORD: usize = 24;
 
-/// The rule that an unknown scope breaks. It shows the scope only if that cannot be a credential:
-/// the gateway may have passed on text of a client.
+/// Returns the error for an unknown scope. It contains the scope only if that cannot be a credential, because the
+/// gateway may have passed on text of a client.
 fn unknown_scope(scope: &str) -> Invalid {
     let is_scope = (1..=64).contains(&scope.len())
         && scope.bytes().all(|b| {
@@ -150,7 +149,7 @@ enum Dialect {
 }
 
 impl Dialect {
-    /// Returns the pattern of its route, as logs and metrics have it.
+    /// Returns the pattern of its route, for logs and metrics.
     fn pattern(self) -> &'static str {
         match self {
             Self::ForwardAuth => "/api/v1/authz/forward-auth",
@@ -192,7 +191,7 @@ impl Dialect {
     }
 }
 
-/// The path of external authorization, before the requirements.
+/// The path of external authorization before the requirements.
 const EXT_AUTHZ: &str = "/api/v1/authz/ext-authz/";
 
 /// Returns the requirements and the path of the request that Envoy authorizes.
@@ -208,17 +207,16 @@ struct Authorization<'a> {
     requirement: Result<Rc<Requirement>, Invalid>,
 }
 
-/// Authorizes a request, in every dialect.
 async fn authorize(
     request: &impl RequestParts,
     state: &State,
-    asked: Authorization<'_>,
+    authorization: Authorization<'_>,
 ) -> HandlerResult {
     let merchant = merchant(request.headers(), &state.policy.merchant_header);
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
     let client_ip = client_ip.unwrap_or_default();
-    let requirement = match asked.requirement {
+    let requirement = match authorization.requirement {
         Ok(requirement) => requirement,
         Err(rule) => {
             // The credential is verified first, so that a client without a key learns nothing about the configuration.
@@ -248,8 +246,8 @@ async fn authorize(
         identity_only: false,
         scopes: requirement.scopes,
         mode: requirement.mode,
-        method: asked.method,
-        path: asked
+        method: authorization.method,
+        path: authorization
             .uri
             .map(|uri| RequestPath::new(uri, &state.policy.route_base)),
         merchant: merchant.as_deref(),
@@ -288,12 +286,11 @@ fn field_value(text: String) -> Result<HeaderValue, Problem> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
 }
 
-/// The merchant a request is about.
 fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     reference_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }
 
-/// A header that is there exactly once.
+/// Returns the value of a header, unless it is absent or repeated.
 fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     match headers.get_all(name).as_slice() {
         [value] => value.to_str().ok(),
@@ -330,8 +327,9 @@ fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
-    let asked = Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement);
-    authorize(&request, &state, asked).await
+    let authorization =
+        Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, authorization).await
 }
 
 /// Authorize a request for nginx.
@@ -363,8 +361,9 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
-    let asked = Dialect::AuthRequest.authorization(request.head(), request.path(), requirement);
-    authorize(&request, &state, asked).await
+    let authorization =
+        Dialect::AuthRequest.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, authorization).await
 }
 
 /// Authorize a request for Envoy.
@@ -394,15 +393,15 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
     )))
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    // On the raw path: the router has already decoded what it matched.
+    // From the raw path, because the router has already decoded the matched parts.
     let path = request.uri().path();
     let segment = ext_authz_parts(path).map(|(segment, _)| segment);
     let requirement = Requirement::from_segment(&state, segment).map(Rc::new);
-    let asked = Dialect::ExtAuthz.authorization(request.head(), path, requirement);
-    authorize(&request, &state, asked).await
+    let authorization = Dialect::ExtAuthz.authorization(request.head(), path, requirement);
+    authorize(&request, &state, authorization).await
 }
 
-/// Mounts a handler for all methods under one path, with its OpenAPI description. The route macros of Actix need a list of
+/// Mounts a handler for all methods on one path, with its OpenAPI description. actix's route macros need a list of
 /// methods, but a gateway can send any method.
 macro_rules! any_method {
     ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $described:ident) => {

@@ -1,4 +1,4 @@
-//! The operations of a key on itself.
+//! Operations of a key on itself.
 
 use actix_web::{HttpResponse, delete, get, web};
 use tollkey_api::verification as api;

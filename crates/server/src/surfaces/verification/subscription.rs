@@ -18,8 +18,7 @@ use crate::{
     surfaces::{members, parameters::within},
 };
 
-/// The maximum of `wait_ms`, in milliseconds. The server waits for at most a third of a lease,
-/// which is shorter.
+/// Maximum of `wait_ms`, in milliseconds. The server waits for at most a third of a lease.
 const MAX_WAIT: u32 = 60_000;
 
 /// Subscribe to changes.
@@ -79,7 +78,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerRes
                 usage,
             })
             .await
-            .map_err(no_news)?;
+            .map_err(poll_problem)?;
         return Ok(HttpResponse::Ok().json(api::SyncResponse {
             seq,
             cursor,
@@ -87,8 +86,13 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerRes
             lease_ms: 0,
         }));
     }
-    let news = state.service.verifier.poll(poll).await.map_err(no_news)?;
-    Ok(HttpResponse::Ok().json(answer(news)))
+    let news = state
+        .service
+        .verifier
+        .poll(poll)
+        .await
+        .map_err(poll_problem)?;
+    Ok(HttpResponse::Ok().json(sync_response(news)))
 }
 
 /// Look up a key for a cache.
@@ -120,7 +124,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
         })?;
     let found = state.service.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
-        // Only this key cannot be read: the subscriber continues with lookups of other keys.
+        // The error concerns only this key: the subscriber continues with lookups of other keys.
         SourceError::Unreadable => Problem::internal(),
         SourceError::Unavailable | SourceError::Rejected => Problem::unavailable(),
     })?;
@@ -134,8 +138,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     }))
 }
 
-/// The problem of a failed poll.
-fn no_news(error: PollError) -> Problem {
+fn poll_problem(error: PollError) -> Problem {
     match error {
         PollError::SharedId => Problem::new(
             ProblemCode::SubscriberIdShared,
@@ -206,7 +209,7 @@ fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Optio
         let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else {
             continue;
         };
-        // The clock of the subscriber can be ahead; a use in the future would be wrong.
+        // The clock of the subscriber can be ahead, and a use must not be in the future.
         let last_used_at = row
             .last_used_at
             .map(|at| Timestamp::from(at).min(now))
@@ -229,7 +232,7 @@ fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Optio
     })
 }
 
-fn answer(news: News) -> api::SyncResponse {
+fn sync_response(news: News) -> api::SyncResponse {
     let change = |changed: &tollkey_core::Changed| {
         let (kind, id) = changed.to_parts();
         api::Change {

@@ -12,7 +12,7 @@ fn parsed(text: &str) -> Option<String> {
 }
 
 #[test]
-fn a_key_is_the_same_with_and_without_quotes() {
+fn idempotency_key_may_be_quoted() {
     assert_eq!(parsed(KEY).as_deref(), Some(KEY));
     assert_eq!(parsed(&format!("\"{KEY}\"")).as_deref(), Some(KEY));
     assert_eq!(
@@ -22,32 +22,31 @@ fn a_key_is_the_same_with_and_without_quotes() {
 }
 
 #[test]
-fn a_key_has_16_to_255_printable_characters() {
-    let of = |length: usize| "k".repeat(length);
-    for (text, good) in [
-        (of(15), false),
-        (of(16), true),
-        (of(255), true),
-        (of(256), false),
-        (format!("\"{}\"", of(15)), false),
-        (format!("\"{}\"", of(16)), true),
-        (format!("\"{}\"", of(255)), true),
-        (format!("\"{}\"", of(256)), false),
+fn idempotency_key_has_16_to_255_printable_characters() {
+    let letters = |length: usize| "k".repeat(length);
+    for (text, is_valid) in [
+        (letters(15), false),
+        (letters(16), true),
+        (letters(255), true),
+        (letters(256), false),
+        (format!("\"{}\"", letters(15)), false),
+        (format!("\"{}\"", letters(16)), true),
+        (format!("\"{}\"", letters(255)), true),
+        (format!("\"{}\"", letters(256)), false),
         (String::new(), false),
         ("\"".to_owned(), false),
-        (format!("\"{}", of(20)), false),
-        (format!("{}\"", of(20)), false),
-        (format!("\"\"{}\"\"", of(20)), false),
-        (format!("{}\\", of(20)), false),
-        (format!("{}\t", of(20)), false),
-        (format!("{}\u{7f}", of(20)), false),
-        (format!("{}é", of(20)), false),
+        (format!("\"{}", letters(20)), false),
+        (format!("{}\"", letters(20)), false),
+        (format!("\"\"{}\"\"", letters(20)), false),
+        (format!("{}\\", letters(20)), false),
+        (format!("{}\t", letters(20)), false),
+        (format!("{}\u{7f}", letters(20)), false),
+        (format!("{}é", letters(20)), false),
     ] {
-        assert_eq!(parsed(&text).is_some(), good, "{text:?}");
+        assert_eq!(parsed(&text).is_some(), is_valid, "{text:?}");
     }
 }
 
-/// The simplest thing to record.
 #[derive(Debug, PartialEq)]
 struct Note(String);
 
@@ -63,7 +62,6 @@ impl Record<Self> for Note {
     }
 }
 
-/// Opens a record, as a note.
 fn open(request: &Repeatable, kept: &KeptAnswer) -> Result<Outcome<Note>, Problem> {
     request.open(kept)
 }
@@ -73,7 +71,7 @@ fn seal(request: &Repeatable, note: &str) -> KeptAnswer {
 }
 
 #[test]
-fn no_debug_output_holds_a_secret() {
+fn debug_output_contains_no_secret() {
     let text = format!("sk_live_{}", "a".repeat(32));
     let stored = StoredResponse {
         status: 201,
@@ -97,7 +95,7 @@ fn no_debug_output_holds_a_secret() {
 }
 
 #[test]
-fn parts_of_a_hash_do_not_run_into_each_other() {
+fn hash_depends_on_the_boundaries_of_its_parts() {
     let hashes = [
         hash(&[b"ab", b"c"]),
         hash(&[b"a", b"bc"]),
@@ -114,7 +112,6 @@ fn request() -> Repeatable {
     request_with([1; 32], [2; 32], [7; 32])
 }
 
-/// A request that came without a server around it.
 fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
     Repeatable {
@@ -128,19 +125,21 @@ fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatabl
 }
 
 #[test]
-fn record_is_opened_for_its_own_request_only() {
-    let here = request();
-    let kept = seal(&here, "a note");
-    assert!(matches!(open(&here, &kept), Ok(Outcome::Replayed(Note(note))) if note == "a note"));
+fn record_opens_only_for_its_own_request() {
+    let original = request();
+    let kept = seal(&original, "a note");
+    assert!(
+        matches!(open(&original, &kept), Ok(Outcome::Replayed(Note(note))) if note == "a note")
+    );
     assert!(!kept.sealed.windows(6).any(|window| window == b"a note"));
 
     let code = |request: &Repeatable, kept: &KeptAnswer| open(request, kept).unwrap_err().code;
     let unavailable = ProblemCode::IdempotencyReplayUnavailable;
     let other_key = request_with([1; 32], [2; 32], [9; 32]);
     assert_eq!(code(&other_key, &kept), unavailable);
-    let elsewhere = request_with([9; 32], [2; 32], [7; 32]);
-    assert_eq!(code(&elsewhere, &kept), unavailable);
-    // Another body gets an error of its own. A hash that was changed in the database opens nothing.
+    let other_request = request_with([9; 32], [2; 32], [7; 32]);
+    assert_eq!(code(&other_request, &kept), unavailable);
+    // Another body has a separate error. A fingerprint that was changed in the database opens nothing.
     let other_body = request_with([1; 32], [9; 32], [7; 32]);
     assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
     let changed = KeptAnswer {
@@ -148,24 +147,26 @@ fn record_is_opened_for_its_own_request_only() {
         ..kept.clone()
     };
     assert_eq!(code(&other_body, &changed), unavailable);
-    let again = seal(&here, "another");
+    let again = seal(&original, "another");
     assert_ne!(
         again.sealed[..NONCE_LEN],
         kept.sealed[..NONCE_LEN],
-        "no nonce seals twice"
+        "a nonce is used once"
     );
-    assert!(matches!(open(&here, &again), Ok(Outcome::Replayed(Note(note))) if note == "another"));
+    assert!(
+        matches!(open(&original, &again), Ok(Outcome::Replayed(Note(note))) if note == "another")
+    );
     for at in 0..kept.sealed.len() {
         let mut changed = kept.clone();
         changed.sealed[at] ^= 1;
-        assert_eq!(code(&here, &changed), unavailable, "byte {at}");
+        assert_eq!(code(&original, &changed), unavailable, "byte {at}");
         changed.sealed.truncate(at);
-        assert_eq!(code(&here, &changed), unavailable, "{at} bytes");
+        assert_eq!(code(&original, &changed), unavailable, "{at} bytes");
     }
-    assert_eq!(code(&here, &seal(&here, "unreadable")), unavailable);
+    assert_eq!(code(&original, &seal(&original, "unreadable")), unavailable);
 }
 
-/// Seals these bytes as they are.
+/// Seals these bytes unchanged.
 fn seal_bytes(request: &Repeatable, bytes: &[u8]) -> KeptAnswer {
     let mut sealed = bytes.to_vec();
     let nonce = Nonce::assume_unique_for_key(request.nonce);
@@ -200,7 +201,7 @@ fn record_of_release_0_1_0_is_replayed_as_a_response() {
 }
 
 #[test]
-fn record_in_an_unknown_form_is_not_replayed() {
+fn record_in_an_unknown_format_is_not_replayed() {
     for bytes in [
         &b""[..],
         b"\x02\"a note\"",
@@ -220,16 +221,16 @@ fn record_in_an_unknown_form_is_not_replayed() {
 }
 
 #[test]
-fn a_place_is_one_requests_at_a_time_and_free_again_when_that_goes() {
+fn reservation_is_exclusive_until_it_is_dropped() {
     let sealer = Sealer::new(b"a secret of the server");
     let reservation = request().reserve(&sealer).unwrap();
     assert_eq!(
         request().reserve(&sealer).unwrap_err().code,
         ProblemCode::IdempotencyInProgress
     );
-    let elsewhere = request_with([9; 32], [2; 32], [7; 32]).reserve(&sealer);
-    assert!(elsewhere.is_ok());
-    drop((reservation, elsewhere));
+    let other_request = request_with([9; 32], [2; 32], [7; 32]).reserve(&sealer);
+    assert!(other_request.is_ok());
+    drop((reservation, other_request));
     assert!(sealer.running.lock().unwrap().is_empty());
     assert!(request().reserve(&sealer).is_ok());
 }

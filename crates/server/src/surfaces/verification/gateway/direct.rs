@@ -1,7 +1,7 @@
-//! Gateway requests without the application: a server gets more of them than of all others, and to find a route among all
-//! routes and to pass all middleware takes longer than to verify a key.
+//! Handles gateway requests before the application. They are the most frequent requests, and routing and middleware
+//! take longer than verifying a key.
 //!
-//! A path that needs decoding is left to the application, which has the same routes. Both give the same responses.
+//! A path that needs decoding is left to the application, which has the same routes and sends the same responses.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,18 +25,18 @@ use crate::{
     transport::Front,
 };
 
-/// The most requirements that are cached. A gateway's configuration has one for each kind of route.
+/// Maximum number of cached requirements. A gateway's configuration has one for each kind of route.
 const REQUIREMENTS_MAX: usize = 256;
-/// The longest text of requirements that is cached, in bytes.
+/// Longest text of requirements that is cached, in bytes.
 const TEXT_MAX: usize = 1024;
 
-/// Requirements by the text that they were read from. Queries and path segments have one each, because the same text can mean
-/// something else in the other syntax.
+/// Parsed requirements by their text. Queries and path segments have separate caches, because the same text can have a
+/// different meaning in the other syntax.
 #[derive(Default)]
 struct RequirementCache(RefCell<HashMap<Box<str>, Rc<Requirement>>>);
 
 impl RequirementCache {
-    /// Returns the requirements in this text, which are read once.
+    /// Returns the requirements of this text, which are parsed once.
     fn get(
         &self,
         text: &str,
@@ -57,7 +57,7 @@ impl RequirementCache {
     }
 }
 
-/// Responds to gateway requests before the application. Each worker has its own.
+/// Handles gateway requests before the application, separately for each worker.
 pub struct DirectGateway {
     state: web::Data<State>,
     requests: telemetry::Requests,
@@ -66,7 +66,7 @@ pub struct DirectGateway {
 }
 
 impl DirectGateway {
-    /// Returns the gateway routes of a worker.
+    /// Creates the gateway routes of a worker.
     #[must_use]
     pub fn new(state: web::Data<State>) -> Self {
         Self {
@@ -78,7 +78,6 @@ impl DirectGateway {
     }
 }
 
-/// A gateway request.
 struct GatewayRequest<'a> {
     head: &'a RequestHead,
     id: &'a Arc<str>,
