@@ -406,7 +406,7 @@ impl Reply {
         // The parser's message could quote the response, which may contain a key: only position and category are reported.
         serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_eof() && !self.is_measured {
-                return Err(Error::new(Kind::Interrupted)); // the connection ended in the middle of the response
+                return Error::new(Kind::Interrupted); // the connection ended in the middle of the response
             }
             let (line, column) = (error.line(), error.column());
             self.unreadable(&format!(
