@@ -160,8 +160,8 @@ impl Record {
     }
 }
 
-/// A caller that can see only some keys: an `sk_` key sees the keys of its own account, and an `sk_test_` key only the
-/// test keys among them.
+/// A caller that can see only some keys: an `sk_` key sees the keys of its account, and an `sk_test_` key only the test
+/// keys among them.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewer<'a> {
     /// The account whose keys the caller can see.

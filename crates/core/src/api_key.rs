@@ -350,7 +350,7 @@ impl ApiKey {
                 .is_none_or(|inherited| inherited.allows(client))
     }
 
-    /// Returns the IP ranges that the key can be used from: the intersection of its own IP allowlist and those of its
+    /// Returns the IP ranges that the key can be used from: the intersection of the IP allowlists of the key and its
     /// ancestors. `None` without a list.
     #[must_use]
     pub fn effective_allowlist(&self) -> Option<IpList> {

@@ -236,8 +236,8 @@ impl<'a> Credential<'a> {
         }
     }
 
-    /// Returns the text of [`Credential::One`], and a problem for every other value. If the text is rejected later,
-    /// [`Expected::problem`] describes what is wrong with it.
+    /// Returns the text of [`Credential::One`], otherwise a problem. If the text is rejected later, [`Expected::problem`]
+    /// describes what is wrong with it.
     ///
     /// # Errors
     /// `missing_credentials`, `multiple_credentials`, `invalid_api_key`.
