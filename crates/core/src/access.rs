@@ -1,8 +1,8 @@
 //! The access decision: whether a key allows a request.
 //!
 //! [`decide`] is pure and is the only place where access is decided; the server, the middleware and the dashboard call
-//! it. Denials have a fixed order, that of [`Denial`]: the first that applies is reported. If a restriction needs a value
-//! that the request does not have, the request is denied.
+//! it. Denials have a fixed order, that of [`Denial`]: the first that applies is reported. If a restriction needs a
+//! value that the request does not have, the request is denied.
 
 use std::{net::IpAddr, sync::LazyLock};
 
@@ -175,8 +175,8 @@ pub struct Viewer<'a> {
 pub struct Need<'a> {
     /// The caller, if it can see only some keys; `None` for a caller that sees every key.
     pub viewer: Option<Viewer<'a>>,
-    /// Whether only the identity of the key matters (`/whoami`, the management APIs). Routes, merchants and scopes belong
-    /// to the protected API and are not checked then.
+    /// Whether only the identity of the key matters (`/whoami`, the management APIs). Routes, merchants and scopes
+    /// belong to the protected API and are not checked then.
     pub identity_only: bool,
     /// The required scopes. The key must have all of them.
     pub scopes: ScopeSet,
@@ -215,8 +215,8 @@ static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
 /// Decides whether the key allows the request at `now`.
 ///
 /// # Errors
-/// The first [`Denial`] that applies. `UnknownKey` means that the viewer cannot see the key. Never `RateLimited`, because
-/// the verifier counts the uses.
+/// The first [`Denial`] that applies. `UnknownKey` means that the viewer cannot see the key. Never `RateLimited`,
+/// because the verifier counts the uses.
 pub fn decide<'a>(
     record: &'a Record,
     need: &Need<'a>,
@@ -267,8 +267,8 @@ pub fn decide_usable(record: &Record, now: Timestamp) -> Result<(), Denial> {
     }
 }
 
-/// Decides the additional requirements of a handler, for a key that [`decide`] has allowed for the same request: the mode,
-/// merchant and scopes of `need`. The client's IP address and the route are not checked again.
+/// Decides the additional requirements of a handler, for a key that [`decide`] has allowed for the same request: the
+/// mode, merchant and scopes of `need`. The client's IP address and the route are not checked again.
 ///
 /// # Errors
 /// The first [`Denial`] that applies.

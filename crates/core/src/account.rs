@@ -114,8 +114,8 @@ impl OperatingModel {
         self.into()
     }
 
-    /// Returns the features that a scoped key can have (hellgate, "Ecosystems" and "Managed Ecosystems"). Empty if scoped
-    /// keys are not available.
+    /// Returns the features that a scoped key can have (hellgate, "Ecosystems" and "Managed Ecosystems"). Empty if
+    /// scoped keys are not available.
     #[must_use]
     pub fn features(self) -> &'static [Feature] {
         match self {

@@ -208,8 +208,8 @@ pub enum Unchangeable {
 }
 
 impl ApiKey {
-    /// Creates a key without a name and without restrictions. All code that builds a key starts with it, also in tests, so
-    /// that a new field needs a default only here.
+    /// Creates a key without a name and without restrictions. All code that builds a key starts with it, also in tests,
+    /// so that a new field needs a default only here.
     #[must_use]
     pub fn new(
         id: KeyId,
@@ -316,8 +316,8 @@ impl ApiKey {
             .map_or(own, |inherited| earliest(own, inherited.expires_at))
     }
 
-    /// Returns the expiration of the key itself. A key that was rotated without an overlap has expired, whatever the clock
-    /// of a replica shows.
+    /// Returns the expiration of the key itself. A key that was rotated without an overlap has expired, whatever the
+    /// clock of a replica shows.
     pub(crate) fn own_expiration(&self) -> Option<Timestamp> {
         let end = self.grants.expires_at?;
         Some(if self.rotated_at.is_some_and(|at| end <= at) {
@@ -337,8 +337,8 @@ impl ApiKey {
             })
     }
 
-    /// Whether the client's IP address is in the IP allowlists of the key and of all its ancestors. An unknown address is
-    /// not in any list.
+    /// Whether the client's IP address is in the IP allowlists of the key and of all its ancestors. An unknown address
+    /// is not in any list.
     #[must_use]
     #[inline]
     pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
@@ -366,8 +366,8 @@ impl ApiKey {
             .reduce(|common, list| common.intersection(&list))
     }
 
-    /// Returns the rate limits that each use of the key counts against, with the ID of the key that has the limit: those
-    /// of its ancestors, the root first, then its own.
+    /// Returns the rate limits that each use of the key counts against, with the ID of the key that has the limit:
+    /// those of its ancestors, the root first, then its own.
     pub fn rate_limits(&self) -> impl Iterator<Item = (KeyId, RateLimit)> {
         let inherited = self
             .inherited
@@ -548,8 +548,8 @@ impl ApiKey {
         Ok(())
     }
 
-    /// Creates the successor, which has the same permissions, restrictions and expiration, and lets the key itself expire
-    /// at the end of the overlap at the latest. Each key stores the ID of the other.
+    /// Creates the successor, which has the same permissions, restrictions and expiration, and lets the key itself
+    /// expire at the end of the overlap at the latest. Each key stores the ID of the other.
     ///
     /// # Errors
     /// [`Unchangeable`] unless the key is active and has no successor yet.

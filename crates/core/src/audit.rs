@@ -1,8 +1,8 @@
 //! The audit log: one entry for each change, chained by hashes within each account.
 //!
 //! Each entry's hash covers all of its fields and the previous hash, so an edit, an insertion or a gap breaks the chain
-//! ([`verify`]). Truncation, and a chain that was rewritten from some entry on, are intact chains: only a comparison with
-//! a hash that was stored elsewhere finds them.
+//! ([`verify`]). A chain that was truncated, or rewritten from some entry to its end, is still intact: only a
+//! comparison with a hash that was stored elsewhere reveals it.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -300,8 +300,8 @@ impl Draft {
         }
     }
 
-    /// Returns the SHA-256 over all fields. Each has its length in front of it, so that two different entries never have
-    /// the same bytes. The length of an absent field is `u64::MAX`, which no other field has.
+    /// Returns the SHA-256 over all fields. Each has its length in front of it, so that two different entries never
+    /// have the same bytes. The length of an absent field is `u64::MAX`, which no other field has.
     fn hash(&self, seq: u64, previous: Hash) -> Hash {
         let mut hasher = Sha256::new();
         let mut optional = |bytes: Option<&[u8]>| {

@@ -1,7 +1,7 @@
 //! The ceiling: a key cannot create a key with fewer restrictions than its own.
 //!
-//! A management token is not limited. A key that creates keys passes on its own limits: a limit that the request omits is
-//! taken from the parent key, and a request that exceeds the parent key is rejected. A key does not outlive its
+//! A management token is not limited. A key that creates keys passes on its own limits: a limit that the request omits
+//! is taken from the parent key, and a request that exceeds the parent key is rejected. A key does not outlive its
 //! ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). [`DepthLimit`]
 //! limits the number of ancestors.
 

@@ -9,8 +9,8 @@ use rand::CryptoRng;
 
 use crate::{AccountId, ApplicationId, Invalid, KeyId, ServiceKeyId, hex};
 
-/// A value of the change counter, which grows by one with each change and never decreases. If a reader sees a lower value
-/// than before, the database was restored or failed over.
+/// A value of the change counter, which grows by one with each change and never decreases. If a reader sees a lower
+/// value than before, the database was restored or failed over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Seq(pub i64);
 
@@ -66,8 +66,8 @@ impl Changed {
 
 /// A position in the change log: the value of the counter, and the time of the change that set it.
 ///
-/// The counter alone cannot distinguish two histories: a database that was restored, and then changed as often as before,
-/// has the same count. The time distinguishes them, because it is unlikely to be the same to the microsecond.
+/// The counter alone cannot distinguish two histories: a database that was restored, and then changed as often as
+/// before, has the same count. The time distinguishes them, because it is unlikely to be the same to the microsecond.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Position {
     /// The value of the counter.
@@ -102,9 +102,9 @@ impl FromStr for Position {
 pub struct ChangeLog {
     /// The current position.
     pub current: Position,
-    /// The changes, oldest first, each with the position after it. They end before `current` if they exceed the requested
-    /// number. `None` if the log does not continue from the requested position, because it was deleted or belongs to
-    /// another history; a verifier at this position must clear its cache.
+    /// The changes, oldest first, each with the position after it. They end before `current` if they exceed the
+    /// requested number. `None` if the log does not continue from the requested position, because it was deleted or
+    /// belongs to another history; a verifier at this position must clear its cache.
     pub changes: Option<Vec<(Position, Changed)>>,
 }
 

@@ -1,7 +1,7 @@
 //! The credential of a request, and the headers that can contain it (contract, section 2; RFC 6750).
 //!
-//! [`Credential::read`] finds it. [`Expected::problem`] describes what is wrong with a rejected one, only by its form: so it
-//! does not reveal whether a key exists, and an accepted request does not pay for it.
+//! [`Credential::read`] finds it. [`Expected::problem`] describes what is wrong with a rejected one. It examines only
+//! the form of the credential, so it does not reveal whether a key exists.
 
 mod form;
 
@@ -174,8 +174,8 @@ pub fn is_empty(name: &str, value: &[u8]) -> bool {
 }
 
 impl<'a> Credential<'a> {
-    /// Returns the credential in `headers`, which are the request's headers in [`HEADERS`], each with its lower-case name.
-    /// A header that [is empty](is_empty) counts as absent. The query is never read.
+    /// Returns the credential in `headers`, which are the request's headers in [`HEADERS`], each with its lower-case
+    /// name. A header that [is empty](is_empty) counts as absent. The query is never read.
     ///
     /// ```
     /// use tollkey_core::credential::Credential;
@@ -216,8 +216,8 @@ impl<'a> Credential<'a> {
         }
     }
 
-    /// Returns the credential for a value with characters other than printable ASCII: `NotBearer` if `Authorization` has
-    /// another scheme, otherwise `Unreadable`.
+    /// Returns the credential for a value with characters other than printable ASCII: `NotBearer` if `Authorization`
+    /// has another scheme, otherwise `Unreadable`.
     fn unreadable(name: &str, value: &'a [u8]) -> Self {
         let scheme = value
             .trim_ascii()
@@ -236,8 +236,8 @@ impl<'a> Credential<'a> {
         }
     }
 
-    /// Returns the text of [`Credential::One`], otherwise a problem. If the text is rejected later, [`Expected::problem`]
-    /// describes what is wrong with it.
+    /// Returns the text of [`Credential::One`], otherwise a problem. If the text is rejected later,
+    /// [`Expected::problem`] describes what is wrong with it.
     ///
     /// # Errors
     /// `missing_credentials`, `multiple_credentials`, `invalid_api_key`.

@@ -1,4 +1,4 @@
-//! Estimates of the memory that values take on the heap, so that caches can be bounded in bytes.
+//! Estimates of the memory that values take on the heap, so that the size of a cache can be limited in bytes.
 //!
 //! The real size of an allocation depends on the allocator. `crates/verifier/tests/it/bounds.rs` compares the estimates
 //! with the allocated bytes, and `crates/server/tests/it/memory.rs` with the memory of processes.

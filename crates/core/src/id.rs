@@ -1,5 +1,5 @@
-//! IDs: UUIDv7, printed hyphenated or, in the account keys API, as a prefix such as `key_` and 26 characters of Crockford
-//! base 32 for the same 128 bits.
+//! IDs: UUIDv7, printed hyphenated or, in the account keys API, as a prefix such as `key_` and 26 characters of
+//! Crockford base 32 for the same 128 bits.
 
 use std::{cmp::Ordering, fmt, hash, marker::PhantomData, str::FromStr};
 

@@ -1,8 +1,8 @@
 //! Full keys, `<family>_<mode>_<32 base-62 characters>`, and their hashes.
 //!
-//! The 32 characters have 190 bits of entropy from the operating system's generator. So a plain SHA-256 is enough to store
-//! and look up a key, and the key cannot be computed from it. A full key is a [`KeyText`] until the response to its
-//! creation is sent.
+//! The 32 characters have 190 bits of entropy from the operating system's generator. So a plain SHA-256 is enough to
+//! store and look up a key, and the key cannot be computed from it. A full key is a [`KeyText`] until the response to
+//! its creation is sent.
 
 use std::{fmt, str::FromStr};
 
@@ -163,7 +163,8 @@ pub struct ParsedKey<'a> {
 }
 
 impl<'a> ParsedKey<'a> {
-    /// Reads a presented credential, with or without `secret-token:` (RFC 8959). `None` if it does not have the form of a key.
+    /// Reads a presented credential, with or without `secret-token:` (RFC 8959). `None` if it does not have the form of
+    /// a key.
     #[must_use]
     pub fn parse(presented: &'a str) -> Option<Self> {
         let text = without_scheme(presented);
@@ -253,8 +254,8 @@ impl fmt::Debug for KeyText {
     }
 }
 
-/// The SHA-256 of a secret, which is stored and looked up instead of it. `Debug` hides it, because a leaked hash confirms a
-/// guessed key.
+/// The SHA-256 of a secret, which is stored and looked up instead of it. `Debug` hides it, because a leaked hash
+/// confirms a guessed key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -277,8 +278,8 @@ impl Digest {
         Self(bytes)
     }
 
-    /// Returns the 64 hexadecimal digits that [`FromStr`] reads. The digest itself is not `Display`, so that it does not get
-    /// into a log by accident.
+    /// Returns the 64 hexadecimal digits that [`FromStr`] reads. The digest itself is not `Display`, so that it does
+    /// not get into a log by accident.
     pub fn hex(&self) -> impl fmt::Display {
         struct Hex([u8; 32]);
         impl fmt::Display for Hex {

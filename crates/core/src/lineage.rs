@@ -1,9 +1,9 @@
 //! The restrictions that a key inherits from its ancestors and from the deletion of its application.
 //!
-//! If a key creates a key, it is the parent of that key, and the ancestors of the parent are also ancestors of that key.
-//! Every decision about a key includes the restrictions of all its ancestors (contract, section 4). So one revocation
-//! denies a whole tree of keys immediately, however large it is. [`Inherited`] has the combined restrictions, so a decision
-//! does not need the ancestors themselves.
+//! If a key creates a key, it is the parent of that key, and the ancestors of the parent are also ancestors of that
+//! key. Every decision about a key includes the restrictions of all its ancestors (contract, section 4). So one
+//! revocation denies a whole tree of keys immediately, however large it is. [`Inherited`] has the combined
+//! restrictions, so a decision does not need the ancestors themselves.
 
 use std::net::IpAddr;
 
@@ -119,9 +119,9 @@ pub(crate) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Tim
 
 /// A revocation that applies to many keys and is not yet recorded on all of them.
 ///
-/// It is stored in the transaction of the revocation itself, so that any replica can finish it, even after a crash. All keys
-/// are denied from this transaction on. Recording sets `revoked_at` of each key, and writes an audit entry with the actor
-/// and the time of the revocation.
+/// It is stored in the transaction of the revocation itself, so that any replica can finish it, even after a crash. All
+/// keys are denied from this transaction on. Recording sets `revoked_at` of each key, and writes an audit entry with
+/// the actor and the time of the revocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRevocation {
     /// The account.

@@ -20,8 +20,8 @@ pub struct Metadata(Box<str>);
 impl Metadata {
     /// The maximum size of its compact JSON in bytes.
     pub const MAX_BYTES: usize = 4096;
-    /// The maximum number of levels of nesting. Parsers of JSON have a limit (serde_json: 128), and metadata is nested in
-    /// other objects: in responses and in the audit log.
+    /// The maximum number of levels of nesting. Parsers of JSON have a limit (serde_json: 128), and metadata is nested
+    /// in other objects: in responses and in the audit log.
     pub const MAX_DEPTH: usize = 64;
 
     /// Creates metadata from an object.
@@ -41,8 +41,8 @@ impl Metadata {
         Ok(Self(json.into()))
     }
 
-    /// Reads the JSON of an object, as [`Metadata::as_json`] returns it. The text is checked and kept without building an
-    /// object.
+    /// Reads the JSON of an object, as [`Metadata::as_json`] returns it. The text is checked and kept without building
+    /// an object.
     ///
     /// # Errors
     /// [`Invalid`] as for [`Metadata::new`], and for a text that is not a JSON object.

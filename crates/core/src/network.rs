@@ -6,8 +6,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::{Invalid, heap};
 
-/// An IP allowlist: a non-empty list of CIDRs whose host bits are zero. IPv4-mapped IPv6 counts as IPv4, both in the list
-/// and as the address of a client.
+/// An IP allowlist: a non-empty list of CIDRs whose host bits are zero. IPv4-mapped IPv6 counts as IPv4, both in the
+/// list and as the address of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct IpList(Vec<IpNet>);
@@ -19,8 +19,8 @@ impl IpList {
     /// Reads a list of CIDRs.
     ///
     /// # Errors
-    /// [`Invalid`] if the list is empty or has more than [`IpList::MAX`] IP ranges, or if a text is not a CIDR or has host
-    /// bits set.
+    /// [`Invalid`] if the list is empty or has more than [`IpList::MAX`] IP ranges, or if a text is not a CIDR or has
+    /// host bits set.
     ///
     /// ```
     /// use tollkey_core::IpList;
@@ -97,8 +97,8 @@ impl IpList {
                 }
             }
         }
-        // Keep only the outermost of nested ranges: then the intersection of a list and one inside it is not longer than
-        // the inner list, and earlier releases, which read at most `MAX` ranges, can read it.
+        // Keep only the outermost of nested ranges: then the intersection of a list and one inside it is not longer
+        // than the inner list, and earlier releases, which read at most `MAX` ranges, can read it.
         let outermost = |inner: &&IpNet| {
             !common
                 .iter()
@@ -167,16 +167,16 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// A hop of `X-Forwarded-For`, written by a trusted proxy, is not an IP address. The error does not contain the hop, because
-/// the header can contain any text.
+/// A hop of `X-Forwarded-For`, written by a trusted proxy, is not an IP address. The error does not contain the hop,
+/// because the header can contain any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hop of X-Forwarded-For is not an IP address")]
 pub struct UnreadableHop;
 
-/// Returns the client's IP address: the last address that is not a trusted proxy, of the hops in `X-Forwarded-For` followed
-/// by the peer. The client can have forged the hops before it, so they are ignored. `forwarded_for` returns all values of
-/// the header in their order; it is called only if the peer is a trusted proxy. Returns `None` if the peer is not known, if
-/// every hop is a trusted proxy, or if a trusted proxy sends no hop.
+/// Returns the client's IP address: the last address that is not a trusted proxy, of the hops in `X-Forwarded-For`
+/// followed by the peer. The client can have forged the hops before it, so they are ignored. `forwarded_for` returns
+/// all values of the header in their order; it is called only if the peer is a trusted proxy. Returns `None` if the
+/// peer is not known, if every hop is a trusted proxy, or if a trusted proxy sends no hop.
 ///
 /// # Errors
 /// [`UnreadableHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
@@ -224,9 +224,9 @@ pub fn client_address<'a>(
     Ok(None)
 }
 
-/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in double quotes. An
-/// IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs around the hop are skipped. An
-/// IPv4-mapped address is returned as IPv4.
+/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in double quotes.
+/// An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs around the hop are skipped.
+/// An IPv4-mapped address is returned as IPv4.
 ///
 /// ```
 /// use tollkey_core::network::parse_hop;
@@ -264,8 +264,8 @@ pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Returns the network by which a client's requests are counted: an IPv4 address itself, and the first 64 bits of an IPv6
-/// address, because one client usually has all addresses with these bits (RFC 6177).
+/// Returns the network by which a client's requests are counted: an IPv4 address itself, and the first 64 bits of an
+/// IPv6 address, because one client usually has all addresses with these bits (RFC 6177).
 ///
 /// ```
 /// use tollkey_core::network::client_network;

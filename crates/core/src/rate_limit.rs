@@ -12,8 +12,8 @@ fn within(value: i64, max: u32) -> Result<NonZeroU32, Invalid> {
     value.ok_or_else(|| Invalid::new(format!("must be between 1 and {max}")))
 }
 
-/// At most `limit` uses in `window_seconds`, counted by each verifier for itself. The algorithm is GCRA: a client can use
-/// the whole limit in one burst, and uses become available again at an even rate.
+/// At most `limit` uses in `window_seconds`, counted by each verifier for itself. The algorithm is GCRA: a client can
+/// use the whole limit in one burst, and uses become available again at an even rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     limit: NonZeroU32,

@@ -1,12 +1,12 @@
 //! Routes: the requests that a restricted key allows.
 //!
-//! Routes are compared with the path as it was sent. Two parsers can read dot segments, doubled slashes, encoded slashes or
-//! path parameters in different ways, so a path with any of these matches no route.
+//! Routes are compared with the path as it was sent. Two parsers can read dot segments, doubled slashes, encoded
+//! slashes or path parameters in different ways, so a path with any of these matches no route.
 
 use crate::Invalid;
 
-/// The prefix of the paths of a protected API, which is removed once before a path is compared with routes: literal segments
-/// such as `/api`, and `{name}` for any one segment, as in `/merchants/{merchant}`. The default is `/api`.
+/// The prefix of the paths of a protected API, which is removed once before a path is compared with routes: literal
+/// segments such as `/api`, and `{name}` for any one segment, as in `/merchants/{merchant}`. The default is `/api`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteBase {
     /// The literal segments before the first placeholder, as one text, each with its slash.
@@ -180,8 +180,8 @@ impl<'a> RequestPath<'a> {
     }
 }
 
-/// Whether the escapes of a segment are complete, and encode no character that a parser could read as the end of a segment,
-/// of the path or of a line, or could trim from the segment.
+/// Whether the escapes of a segment are complete, and encode no character that a parser could read as the end of a
+/// segment, of the path or of a line, or could trim from the segment.
 fn has_plain_escapes(segment: &str) -> bool {
     let mut decoded = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();

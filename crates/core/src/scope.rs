@@ -1,7 +1,7 @@
 //! Scopes, the permissions of a key, and the catalogue of available scopes.
 //!
-//! A [`Scope`] is a name. A [`Catalogue`] has all valid scopes and those that `commerce` implies. A [`ScopeSet`] is a bit
-//! set, so that the check of a request is one bitwise operation.
+//! A [`Scope`] is a name. A [`Catalogue`] has all valid scopes and those that `commerce` implies. A [`ScopeSet`] is a
+//! bit set, so that the check of a request is one bitwise operation.
 
 use std::{borrow::Cow, fmt};
 
@@ -163,8 +163,8 @@ impl Catalogue {
     /// Adds a scope. `commerce` implies it if `in_commerce` is true.
     ///
     /// # Errors
-    /// [`Invalid`] unless the name has 1 to 64 characters from `a-z 0-9 . _ - :` and begins with a letter, if it already
-    /// exists, or if the catalogue is full.
+    /// [`Invalid`] unless the name has 1 to 64 characters from `a-z 0-9 . _ - :` and begins with a letter, if it
+    /// already exists, or if the catalogue is full.
     pub fn add(&mut self, name: &str, in_commerce: bool) -> Result<(), Invalid> {
         let well_formed = (1..=64).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -248,8 +248,8 @@ impl Catalogue {
         Ok(set)
     }
 
-    /// Returns all scopes that a key has: with the family `sk` every scope, with `pk` no scope, with the others the stored
-    /// scopes and those that `commerce` implies. A stored scope that the catalogue no longer has is ignored.
+    /// Returns all scopes that a key has: with the family `sk` every scope, with `pk` no scope, with the others the
+    /// stored scopes and those that `commerce` implies. A stored scope that the catalogue no longer has is ignored.
     #[must_use]
     pub fn expand(&self, family: Family, scopes: &[Scope]) -> ScopeSet {
         match family {

@@ -1,5 +1,5 @@
-//! Service keys, which resource servers and gateways present to verify API keys. They are not API keys: verification denies
-//! them as unknown.
+//! Service keys, which resource servers and gateways present to verify API keys. They are not API keys: verification
+//! denies them as unknown.
 
 use jiff::Timestamp;
 

@@ -57,8 +57,9 @@ impl SignInSettingsHash {
         Self(Digest::of(&all))
     }
 
-    /// Returns the hash that is stored with a session. It includes the token in the session's cookie, which is random and
-    /// not stored, because the settings contain secrets: without the token, a reader of the database could test guesses.
+    /// Returns the hash that is stored with a session. It includes the token in the session's cookie, which is random
+    /// and not stored, because the settings contain secrets: without the token, a reader of the database could test
+    /// guesses.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Digest {
         Digest::of(&format!("{token} {}", self.0.hex()))

@@ -2,12 +2,12 @@
 
 use crate::Invalid;
 
-/// The maximum number of characters in a text that a list is filtered by, such as part of a name or an ID. Names and IDs are
-/// not longer, and databases reject long patterns.
+/// The maximum number of characters in a text that a list is filtered by, such as part of a name or an ID. Names and
+/// IDs are not longer, and databases reject long patterns.
 pub const MAX_SEARCH_TEXT: usize = 255;
 
-/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming. An empty one counts as
-/// `None`.
+/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming. An empty one counts
+/// as `None`.
 ///
 /// # Errors
 /// [`Invalid`] if it is longer or has a control character, which PostgreSQL rejects.
@@ -18,8 +18,8 @@ pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors
-/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control character or one
-/// that changes the writing direction, or if it has no visible character.
+/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control character or
+/// one that changes the writing direction, or if it has no visible character.
 ///
 /// ```
 /// use tollkey_core::text::required;
@@ -61,8 +61,9 @@ fn without_controls(text: &str) -> Result<&str, Invalid> {
     Ok(text)
 }
 
-/// Trims a text and checks that it is displayed as it is: without control characters and characters that change the writing
-/// direction, and, unless it is empty, with a visible character. Joiners are allowed, because scripts and emoji need them.
+/// Trims a text and checks that it is displayed as it is: without control characters and characters that change the
+/// writing direction, and, unless it is empty, with a visible character. Joiners are allowed, because scripts and emoji
+/// need them.
 fn displayable(text: &str) -> Result<&str, Invalid> {
     let text = without_controls(text)?;
     if text.chars().any(changes_direction) {
@@ -81,8 +82,9 @@ fn changes_direction(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character is visible. Invisible are white space, control characters, those that Unicode lets a renderer ignore
-/// (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the Braille blank.
+/// Whether a character is visible. Invisible are white space, control characters, those that Unicode lets a renderer
+/// ignore (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the
+/// Braille blank.
 fn is_visible(character: char) -> bool {
     let invisible = character.is_whitespace()
         || character.is_control()
@@ -111,8 +113,8 @@ fn is_visible(character: char) -> bool {
     !invisible
 }
 
-/// Returns the candidate that is nearest to a misspelled name: at most two edits away, or one if the candidate has up to
-/// four letters. `None` if no candidate is that near.
+/// Returns the candidate that is nearest to a misspelled name: at most two edits away, or one if the candidate has up
+/// to four letters. `None` if no candidate is that near.
 ///
 /// ```
 /// use tollkey_core::text::nearest;
@@ -133,7 +135,8 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     (distance <= if candidate.len() <= 4 { 1 } else { 2 }).then_some(candidate)
 }
 
-/// Returns the number of edits between two names: letters that are replaced, removed, added, or swapped with a neighbor.
+/// Returns the number of edits between two names: letters that are replaced, removed, added, or swapped with a
+/// neighbor.
 fn distance(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
@@ -193,8 +196,8 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     Ok(references)
 }
 
-/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. A repeated or unreadable
-/// header becomes an invalid ID, so that the request is denied.
+/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. A repeated or
+/// unreadable header becomes an invalid ID, so that the request is denied.
 pub fn reference_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
     let texts: Vec<&str> = values
         .into_iter()

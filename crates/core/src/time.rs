@@ -6,12 +6,12 @@ use jiff::Timestamp;
 
 /// The clock of a server. It is passed as an argument, so that tests can control the time.
 pub trait Clock: Send + Sync + 'static {
-    /// Returns the wall-clock time in whole microseconds, the precision of the store. It is never compared with the clock
-    /// of another machine.
+    /// Returns the wall-clock time in whole microseconds, the precision of the store. It is never compared with the
+    /// clock of another machine.
     fn now(&self) -> Timestamp;
 
-    /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine sleeps.
-    /// Leases are measured with it.
+    /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine
+    /// sleeps. Leases are measured with it.
     fn elapsed(&self) -> Duration;
 }
 
@@ -21,9 +21,9 @@ pub fn day(at: Timestamp) -> i32 {
     i32::try_from(at.as_second().div_euclid(86_400)).unwrap_or(i32::MAX)
 }
 
-/// Returns the time that is this many microseconds after 1970-01-01, or `None` if it is out of range. It accepts all results
-/// of [`Timestamp::as_microsecond`], while [`Timestamp::from_microsecond`] rejects all but the first microsecond of the last
-/// second.
+/// Returns the time that is this many microseconds after 1970-01-01, or `None` if it is out of range. It accepts all
+/// results of [`Timestamp::as_microsecond`], while [`Timestamp::from_microsecond`] rejects all but the first
+/// microsecond of the last second.
 #[must_use]
 pub fn from_micros(micros: i64) -> Option<Timestamp> {
     let nanos = i32::try_from(micros % 1_000_000 * 1_000).ok()?;

@@ -1,8 +1,8 @@
 //! A semaphore that shares its permits fairly among owners.
 //!
-//! An ordinary semaphore has one queue, so one owner with many requests delays all others. A [`FairSemaphore`] limits how
-//! many permits one owner holds, has a queue for each owner, and serves the queues in turn. The store uses it to share its
-//! connections among accounts, and the verifier to share its lookups among callers.
+//! An ordinary semaphore has one queue, so one owner with many requests delays all others. A [`FairSemaphore`] limits
+//! how many permits one owner holds, has a queue for each owner, and serves the queues in turn. The store uses it to
+//! share its connections among accounts, and the verifier to share its lookups among callers.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -20,13 +20,13 @@ pub struct Limits {
     pub permits: usize,
     /// The maximum number of permits that one owner holds with [`Priority::Normal`]; at least 1.
     pub permits_per_owner: usize,
-    /// The maximum number of waiting requests with [`Priority::Normal`], of all owners together. At the limit, a request of
-    /// an owner with a shorter queue replaces the newest request of the owner with the longest queue.
+    /// The maximum number of waiting requests with [`Priority::Normal`], of all owners together. At the limit, a
+    /// request of an owner with a shorter queue replaces the newest request of the owner with the longest queue.
     pub waiting: usize,
 }
 
 impl Limits {
-    /// Returns the limits for `permits` permits, half of which, but at least one, can be held by one owner.
+    /// Returns limits with so many permits, of which one owner can hold half, but at least one.
     #[must_use]
     pub fn half_per_owner(permits: usize, waiting: usize) -> Self {
         let permits = permits.max(1);
@@ -41,8 +41,8 @@ impl Limits {
 /// The order in which waiting requests are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// Before all others, and not counted against the limits of the owner and of the queue. Only for a few requests of the
-    /// process itself, because many would starve the others.
+    /// Before all others, and not counted against the limits of the owner and of the queue. Only for a few requests of
+    /// the process itself, because many would starve the others.
     Urgent,
     /// In turn with the other owners.
     Normal,
@@ -127,8 +127,8 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
     /// Waits for a permit, without a time limit. Dropping the future removes the request from the queue.
     ///
     /// # Errors
-    /// [`QueueFull`], also while waiting, if the request is replaced by one of an owner with a shorter queue. Never with
-    /// [`Priority::Urgent`].
+    /// [`QueueFull`], also while waiting, if the request is replaced by one of an owner with a shorter queue. Never
+    /// with [`Priority::Urgent`].
     pub async fn acquire(&self, owner: K, priority: Priority) -> Result<Permit<K>, QueueFull> {
         let mut waiter = {
             let mut state = self.0.lock();

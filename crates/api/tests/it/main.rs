@@ -1,5 +1,5 @@
-//! Responses of a newer server, with fields and enum values that this release does not know: they are read, and the values
-//! are kept as strings.
+//! Responses of a newer server, with fields and enum values that this release does not know: they are read, and the
+//! values are kept as strings.
 
 use std::fmt::Debug;
 

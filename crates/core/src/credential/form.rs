@@ -1,8 +1,8 @@
 //! Problems with the form of a rejected credential.
 //!
 //! A problem depends only on the presented text, so a well-formed key gets the same problem whether it is unknown or
-//! revoked. A detail never repeats the text. It is also the `error_description` of a challenge (RFC 6750, section 3), which
-//! must not contain `"` or `\`.
+//! revoked. A detail never repeats the text. It is also the `error_description` of a challenge (RFC 6750, section 3),
+//! which must not contain `"` or `\`.
 
 use crate::{
     Family, Mode, Problem, ProblemCode,
@@ -101,8 +101,8 @@ impl Expected {
         })
     }
 
-    /// Returns the problem with an `Authorization` header without a Bearer credential. RFC 6750, section 3.1, treats such a
-    /// request as one without a credential, so its challenge has no error.
+    /// Returns the problem with an `Authorization` header without a Bearer credential. RFC 6750, section 3.1, treats
+    /// such a request as one without a credential, so its challenge has no error.
     pub(super) fn not_bearer(self, value: &str) -> Problem {
         let scheme = value
             .split_once([' ', '\t'])
@@ -176,8 +176,8 @@ fn wrapped(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a text is a variable or template that was sent without being replaced: `$NAME`, `${NAME}`, `$(NAME)`, `%NAME%`,
-/// `{{name}}`, `{name}`, `<name>`, `[name]`.
+/// Whether a text is a variable or template that was sent without being replaced: `$NAME`, `${NAME}`, `$(NAME)`,
+/// `%NAME%`, `{{name}}`, `{name}`, `<name>`, `[name]`.
 fn is_placeholder(text: &str) -> bool {
     let within = |open, close| {
         text.len() > 2
@@ -192,8 +192,8 @@ fn is_placeholder(text: &str) -> bool {
         || within('[', ']')
 }
 
-/// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in base64url,
-/// the first of which is a JSON object.
+/// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in
+/// base64url, the first of which is a JSON object.
 ///
 /// ```
 /// use tollkey_core::credential::is_jwt;

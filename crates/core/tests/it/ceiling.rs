@@ -245,7 +245,8 @@ proptest! {
     #[test]
     fn rate_limit_is_within_another_if_it_never_allows_more(a in (1..30_i64, 1..30_i64), b in (1..30_i64, 1..30_i64)) {
         let (a, b) = (rate(a.0, a.1), rate(b.0, b.1));
-        // These rates differ by at least a thousandth and the bursts by at most 29, so 60,000 seconds show a difference.
+        // These rates differ by at least a thousandth and the bursts by at most 29, so 60,000 seconds show a
+        // difference.
         let never_more = (0..60_000).all(|seconds| uses(a, seconds) <= uses(b, seconds));
         prop_assert_eq!(a.is_within(b), never_more, "{:?} {:?}", a, b);
         prop_assert!(a.is_within(a));
