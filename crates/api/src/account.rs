@@ -130,7 +130,7 @@ impl ErrorBody {
     #[must_use]
     pub fn new(problem: &core::Problem) -> Self {
         let (code, status, _) = problem.code.row();
-        let said = match status {
+        let account_code = match status {
             400 => "VALIDATION_ERROR",
             401 => "INVALID_API_KEY",
             403 => "FORBIDDEN",
@@ -147,13 +147,14 @@ impl ErrorBody {
         };
         let errors: Vec<_> = problem.errors.iter().map(FieldError::from).collect();
         // The problem's own code is reported where it is more specific than the code of this surface.
-        let details = (!errors.is_empty() || !code.eq_ignore_ascii_case(said) && status != 401)
+        let details = (!errors.is_empty()
+            || !code.eq_ignore_ascii_case(account_code) && status != 401)
             .then(|| ErrorDetails {
                 code: code.to_owned(),
                 errors,
             });
         Self {
-            code: said.to_owned(),
+            code: account_code.to_owned(),
             message: problem.detail.clone(),
             details,
         }

@@ -90,13 +90,13 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Array(array))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        while let Some(name) = members.next_key::<String>()? {
+        while let Some(name) = fields.next_key::<String>()? {
             if object.contains_key(&name) {
                 return Err(de::Error::custom(format_args!("duplicate field `{name}`")));
             }
-            let Strict(value) = members.next_value()?;
+            let Strict(value) = fields.next_value()?;
             object.insert(name, value);
         }
         Ok(Value::Object(object))

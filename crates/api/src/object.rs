@@ -35,14 +35,14 @@ pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 /// Implements `Deserialize` for responses that are read from objects only. The struct named by the literal declares the
 /// fields (`#[serde(remote = "…")]`).
 macro_rules! from_objects {
-    ($($answer:ty: $twin:literal,)*) => {$(
-        impl<'de> serde::Deserialize<'de> for $answer {
+    ($($response:ty: $remote:literal,)*) => {$(
+        impl<'de> serde::Deserialize<'de> for $response {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 #[derive(serde::Deserialize)]
                 #[serde(transparent)]
-                struct Members(#[serde(with = $twin)] $answer);
+                struct Fields(#[serde(with = $remote)] $response);
 
-                crate::object::required(deserializer).map(|Members(answer)| answer)
+                crate::object::required(deserializer).map(|Fields(response)| response)
             }
         }
     )*};
@@ -104,7 +104,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(members))
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields))
     }
 }

@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{
         Error, IntoDeserializer, Visitor,
-        value::{Error as Unread, StrDeserializer},
+        value::{Error as ValueError, StrDeserializer},
     },
 };
 
@@ -40,7 +40,7 @@ impl<T> Open<T> {
         T: Copy,
     {
         match self {
-            Self::Known(word) => Some(*word),
+            Self::Known(value) => Some(*value),
             Self::Unknown(_) => None,
         }
     }
@@ -51,21 +51,21 @@ impl<T: AsRef<str>> Open<T> {
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Known(word) => word.as_ref(),
+            Self::Known(value) => value.as_ref(),
             Self::Unknown(text) => text,
         }
     }
 }
 
 impl<T> From<T> for Open<T> {
-    fn from(word: T) -> Self {
-        Self::Known(word)
+    fn from(value: T) -> Self {
+        Self::Known(value)
     }
 }
 
 impl<T: PartialEq> PartialEq<T> for Open<T> {
-    fn eq(&self, word: &T) -> bool {
-        matches!(self, Self::Known(own) if own == word)
+    fn eq(&self, value: &T) -> bool {
+        matches!(self, Self::Known(own) if own == value)
     }
 }
 
@@ -84,7 +84,7 @@ impl<T: AsRef<str>> fmt::Display for Open<T> {
 impl<T: Serialize> Serialize for Open<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Known(word) => word.serialize(serializer),
+            Self::Known(value) => value.serialize(serializer),
             Self::Unknown(text) => serializer.serialize_str(text),
         }
     }
@@ -106,8 +106,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for OpenVisitor<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Open<T>, E> {
-        let word: StrDeserializer<'_, Unread> = text.into_deserializer();
-        Ok(T::deserialize(word).map_or_else(|_| Open::Unknown(text.to_owned()), Open::Known))
+        let value: StrDeserializer<'_, ValueError> = text.into_deserializer();
+        Ok(T::deserialize(value).map_or_else(|_| Open::Unknown(text.to_owned()), Open::Known))
     }
 }
 
@@ -118,33 +118,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_is_written_again() {
+    fn value_is_written_as_it_was_read() {
         for text in [r#""active""#, r#""on_hold""#, r#""""#, r#""Active""#] {
-            let word: Open<Status> = serde_json::from_str(text).unwrap();
-            assert_eq!(serde_json::to_string(&word).unwrap(), text);
-            assert_eq!(format!("\"{word}\""), text);
+            let value: Open<Status> = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&value).unwrap(), text);
+            assert_eq!(format!("\"{value}\""), text);
         }
         let feature: Open<Feature> = serde_json::from_str(r#""tokens.list""#).unwrap();
         assert_eq!(feature.known(), Some(Feature::TokensList));
     }
 
     #[test]
-    fn an_unknown_word_is_no_known_one() {
-        let word: Open<Status> = serde_json::from_str(r#""on_hold""#).unwrap();
-        assert_eq!(word, Open::Unknown("on_hold".to_owned()));
+    fn unknown_value_is_not_equal_to_a_known_one() {
+        let value: Open<Status> = serde_json::from_str(r#""on_hold""#).unwrap();
+        assert_eq!(value, Open::Unknown("on_hold".to_owned()));
         for known in [
             Status::Revoked,
             Status::Expired,
             Status::Suspended,
             Status::Active,
         ] {
-            assert!(word != known, "{known}");
+            assert!(value != known, "{known}");
             assert!(Open::Known(known) == known, "{known}");
         }
     }
 
     #[test]
-    fn only_a_string_is_a_word() {
+    fn only_strings_are_read_as_values() {
         for text in [
             "null",
             "1",

@@ -279,7 +279,6 @@ pub struct KeyRecord {
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
     pub allowed_ips: Option<Vec<String>>,
-    /// How often it may be used, counted by each verifier for itself; null is unlimited.
     // An unknown field is an error, as in a request: a verifier that ignored it could allow too many uses.
     /// The rate limit of the key, which each verifier counts for itself, or null.
     #[serde(deserialize_with = "crate::commerce::requested")]

@@ -296,7 +296,7 @@ impl de::Visitor<'_> for MomentVisitor {
             .and_then(|seconds| self.visit_i64(seconds))
     }
 
-    /// Whole numbers may be written as `5.0`.
+    /// Accepts whole numbers such as `5.0`.
     fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Moment, E> {
         if seconds.fract() != 0.0 || seconds.abs() > MAX_WHOLE {
             return Err(E::custom(EXPECTED));
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_shown_as_rfc_3339_and_taken_elsewhere() {
+    fn times_are_displayed_as_rfc_3339_and_converted() {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
         let (text, seconds, moment) = (Rfc3339::from(at), UnixSeconds::from(at), Moment::from(at));
         for shown in [text.to_string(), seconds.to_string(), moment.to_string()] {
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_read_is_whole_seconds_too() {
+    fn parsed_times_are_whole_seconds() {
         for text in ["\"2026-02-23T12:00:00.75Z\"", "1771848000"] {
             assert_eq!(
                 serde_json::from_str::<Rfc3339>(text).unwrap().to_string(),
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_out_of_range_is_the_last_or_the_first_there_is() {
+    fn time_out_of_range_becomes_the_first_or_last_timestamp() {
         let far = Duration::from_secs(400_000_000_000);
         assert_eq!(
             Moment::from(SystemTime::UNIX_EPOCH + far).timestamp(),
@@ -390,7 +390,7 @@ mod tests {
             Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(),
             Timestamp::MIN
         );
-        // The last one is still read by a server.
+        // A server accepts the last timestamp.
         let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
         assert_eq!(
             serde_json::from_str::<Moment>(&sent).unwrap().timestamp(),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_of_a_query_or_a_number() {
+    fn moment_is_parsed_from_a_query_or_a_number() {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
         for text in [
             "1771848000",
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn last_hours_of_9999_are_the_last_time_that_can_be_represented() {
+    fn last_hours_of_9999_become_the_last_timestamp() {
         for text in [
             "253402300799",
             "253402300799.0",
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_unix_seconds_or_rfc_3339() {
+    fn moment_is_unix_seconds_or_rfc_3339() {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
         for text in [
             "1771848000",

@@ -101,13 +101,13 @@ impl VerifyResponse {
     /// ```
     /// use tollkey_api::verification::VerifyResponse;
     ///
-    /// fn account_of(verdict: VerifyResponse) -> Result<String, Box<dyn std::error::Error>> {
-    ///     let valid = verdict.into_result()?;
+    /// fn account_of(response: VerifyResponse) -> Result<String, Box<dyn std::error::Error>> {
+    ///     let valid = response.into_result()?;
     ///     Ok(valid.key.account_id)
     /// }
     ///
-    /// let verdict = serde_json::from_str(r#"{"valid": false, "code": "revoked"}"#)?;
-    /// assert_eq!(account_of(verdict).unwrap_err().to_string(), "the key is denied: revoked");
+    /// let response = serde_json::from_str(r#"{"valid": false, "code": "revoked"}"#)?;
+    /// assert_eq!(account_of(response).unwrap_err().to_string(), "the key is denied: revoked");
     /// # Ok::<(), serde_json::Error>(())
     /// ```
     ///
@@ -530,45 +530,45 @@ mod tests {
     }
 
     #[test]
-    fn valid_is_what_says_so() {
-        let answer: VerifyResponse = serde_json::from_value(valid()).unwrap();
-        assert!(answer.is_valid());
+    fn key_is_valid_only_if_the_response_has_valid_true() {
+        let response: VerifyResponse = serde_json::from_value(valid()).unwrap();
+        assert!(response.is_valid());
         assert_eq!(
             (
-                answer.code(),
-                answer.key().map(|key| key.account_id.as_str())
+                response.code(),
+                response.key().map(|key| key.account_id.as_str())
             ),
             ("valid", Some("acme"))
         );
-        assert!(answer.into_result().is_ok());
+        assert!(response.into_result().is_ok());
 
-        // A newer server may say more of a key that it denies.
+        // A newer server can add fields to a denial.
         let mut denied = valid();
         denied["valid"] = json!(false);
         denied["code"] = json!("suspended");
-        let answer: VerifyResponse = serde_json::from_value(denied).unwrap();
-        assert!(!answer.is_valid());
-        assert_eq!((answer.code(), answer.key()), ("suspended", None));
+        let response: VerifyResponse = serde_json::from_value(denied).unwrap();
+        assert!(!response.is_valid());
+        assert_eq!((response.code(), response.key()), ("suspended", None));
         assert!(
-            answer
+            response
                 .into_result()
                 .is_err_and(|invalid| invalid.code == Denial::Suspended)
         );
     }
 
     #[test]
-    fn a_denial_is_read_whatever_else_it_says() {
+    fn denial_is_read_whatever_its_other_fields_are() {
         let text = r#"{"valid": false, "code": "wrong_moon_phase", "key": 7, "rate_limit": "none", "hint": []}"#;
-        let answer: VerifyResponse = serde_json::from_str(text).unwrap();
+        let response: VerifyResponse = serde_json::from_str(text).unwrap();
         assert_eq!(
-            (answer.is_valid(), answer.code()),
+            (response.is_valid(), response.code()),
             (false, "wrong_moon_phase")
         );
     }
 
     #[test]
-    fn what_does_not_say_whether_the_key_may_is_no_answer() {
-        for (member, value) in [
+    fn inconsistent_or_incomplete_response_is_an_error() {
+        for (field, value) in [
             ("valid", None),
             ("valid", Some(json!(null))),
             ("valid", Some(json!("true"))),
@@ -585,45 +585,45 @@ mod tests {
             ("rate_limit", Some(json!({"limit": 1}))),
             ("rate_limit", Some(json!([100, 42, 17]))),
         ] {
-            let mut answer = valid();
-            let members = answer.as_object_mut().unwrap();
+            let mut response = valid();
+            let fields = response.as_object_mut().unwrap();
             match &value {
-                Some(value) => members.insert(member.to_owned(), value.clone()),
-                None => members.remove(member),
+                Some(value) => fields.insert(field.to_owned(), value.clone()),
+                None => fields.remove(field),
             };
             assert!(
-                serde_json::from_value::<VerifyResponse>(answer).is_err(),
-                "{member}: {value:?}"
+                serde_json::from_value::<VerifyResponse>(response).is_err(),
+                "{field}: {value:?}"
             );
         }
-        let twice = valid().to_string().replacen('{', r#"{"valid": false, "#, 1);
-        assert!(serde_json::from_str::<VerifyResponse>(&twice).is_err());
+        let repeated = valid().to_string().replacen('{', r#"{"valid": false, "#, 1);
+        assert!(serde_json::from_str::<VerifyResponse>(&repeated).is_err());
         assert!(serde_json::from_str::<VerifyResponse>(r#"{"valid": false}"#).is_err());
     }
 
     #[test]
-    fn what_is_absent_of_a_key_is_not_taken_for_no_restriction() {
+    fn absent_field_of_a_key_is_an_error() {
         assert!(serde_json::from_value::<VerifyResponse>(valid()).is_ok());
-        for member in valid()["key"].as_object().unwrap().keys() {
-            let mut answer = valid();
-            answer["key"].as_object_mut().unwrap().remove(member);
+        for field in valid()["key"].as_object().unwrap().keys() {
+            let mut response = valid();
+            response["key"].as_object_mut().unwrap().remove(field);
             assert!(
-                serde_json::from_value::<VerifyResponse>(answer).is_err(),
-                "{member}"
+                serde_json::from_value::<VerifyResponse>(response).is_err(),
+                "{field}"
             );
         }
     }
 
     #[test]
-    fn an_array_is_no_answer() {
+    fn array_is_rejected_as_a_response() {
         let mut as_array = valid();
         as_array["key"] = values(&valid()["key"]);
-        for answer in [valid(), as_array] {
+        for response in [valid(), as_array] {
             let array = json!([
-                answer["valid"],
-                answer["code"],
-                answer["key"],
-                answer["rate_limit"]
+                response["valid"],
+                response["code"],
+                response["key"],
+                response["rate_limit"]
             ]);
             assert!(
                 serde_json::from_value::<VerifyResponse>(array.clone()).is_err(),
@@ -654,7 +654,7 @@ mod tests {
         for text in [
             r#"{"active":true}"#,
             r#"{"active":false}"#,
-            r#"{"active":true,"scope":null,"a_new_member":[]}"#,
+            r#"{"active":true,"scope":null,"a_new_field":[]}"#,
         ] {
             assert!(
                 serde_json::from_str::<IntrospectResponse>(text).is_ok(),
@@ -672,33 +672,33 @@ mod tests {
     }
 
     #[test]
-    fn a_publishable_key_learns_four_members_and_what_a_newer_server_adds() {
+    fn whoami_of_a_publishable_key_has_four_fields() {
         let text = r#"{"id": "1", "family": "publishable", "mode": "live", "status": "active", "origins": []}"#;
-        let answer: WhoAmI = serde_json::from_str(text).unwrap();
+        let response: WhoAmI = serde_json::from_str(text).unwrap();
         assert_eq!(
-            (answer.family, answer.rest),
+            (response.family, response.rest),
             (Family::Publishable.into(), None)
         );
     }
 
     #[test]
-    fn the_rest_is_read_or_refused_and_never_left_out() {
-        let answer: WhoAmI = serde_json::from_value(whoami()).unwrap();
+    fn other_fields_are_read_or_rejected_but_never_ignored() {
+        let response: WhoAmI = serde_json::from_value(whoami()).unwrap();
         assert_eq!(
-            answer.rest.as_ref().map(|rest| rest.account_id.as_str()),
+            response.rest.as_ref().map(|rest| rest.account_id.as_str()),
             Some("acme")
         );
-        assert_eq!(serde_json::to_value(&answer).unwrap(), whoami());
-        for (member, value) in [
+        assert_eq!(serde_json::to_value(&response).unwrap(), whoami());
+        for (field, value) in [
             ("name", json!(7)),
             ("scopes", json!(null)),
             ("created_at", json!("yesterday")),
         ] {
-            let mut answer = whoami();
-            answer[member] = value;
+            let mut response = whoami();
+            response[field] = value;
             assert!(
-                serde_json::from_value::<WhoAmI>(answer).is_err(),
-                "{member}"
+                serde_json::from_value::<WhoAmI>(response).is_err(),
+                "{field}"
             );
         }
     }

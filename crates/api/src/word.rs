@@ -17,7 +17,7 @@ use crate::Patch;
 pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    Word::deserialize(deserializer).map(|word| word.0)
+    EnumValue::deserialize(deserializer).map(|value| value.0)
 }
 
 /// Reads an enum value, or null. For `#[serde(default, deserialize_with = "…")]`.
@@ -27,7 +27,7 @@ pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|word| word.0))
+    Ok(Option::<EnumValue<T>>::deserialize(deserializer)?.map(|value| value.0))
 }
 
 /// Reads an enum value in a merge patch. For `#[serde(default, deserialize_with = "…")]`.
@@ -40,19 +40,19 @@ pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Ok(option(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
-struct Word<T>(T);
+struct EnumValue<T>(T);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for EnumValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer
-            .deserialize_str(WordVisitor(PhantomData))
+            .deserialize_str(EnumValueVisitor(PhantomData))
             .map(Self)
     }
 }
 
-struct WordVisitor<T>(PhantomData<T>);
+struct EnumValueVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for WordVisitor<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EnumValueVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

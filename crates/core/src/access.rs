@@ -1,8 +1,8 @@
-//! The one decision: may this key do that, now?
+//! The access decision: whether a key allows a request.
 //!
-//! [`decide`] is pure and is the only place where access is judged; the server, both adapters and the dashboard
-//! call it. Denials have a fixed order, that of [`Denial`]: the first that applies is the answer. What a
-//! restriction needs and the request lacks denies.
+//! [`decide`] is pure and is the only place where access is decided; the server, the middleware and the dashboard call
+//! it. Denials have a fixed order, that of [`Denial`]: the first that applies is reported. If a restriction needs a
+//! value that the request does not have, the request is denied.
 
 use std::{net::IpAddr, sync::LazyLock};
 
@@ -31,13 +31,13 @@ use crate::{
 pub enum Denial {
     /// The key does not exist, or the caller cannot see it.
     UnknownKey,
-    /// Revoked.
+    /// The key is revoked.
     Revoked,
-    /// Past its `expires_at`.
+    /// The key has expired.
     Expired,
-    /// Suspended.
+    /// The key is suspended.
     Suspended,
-    /// Its application is disabled.
+    /// The key's application is disabled.
     ApplicationDisabled,
     /// The key is a live key where a test key is required, or the reverse.
     WrongMode,
@@ -57,25 +57,24 @@ impl Denial {
     /// All denials, in order.
     pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
-    /// Its stable code.
+    /// Returns the stable code, such as `wrong_mode`.
     #[must_use]
     pub fn code(self) -> &'static str {
         self.into()
     }
 
-    /// The title of its problem.
+    /// Returns the title of the problem for this denial.
     #[must_use]
     pub fn title(self) -> &'static str {
         self.texts().0
     }
 
-    /// The detail of its problem.
+    /// Returns the detail of the problem for this denial.
     #[must_use]
     pub fn detail(self) -> &'static str {
         self.texts().1
     }
 
-    /// The title and the detail.
     fn texts(self) -> (&'static str, &'static str) {
         match self {
             Self::UnknownKey => ("Unknown key", "The key is unknown. Check the key."),
@@ -117,21 +116,21 @@ impl Denial {
     }
 }
 
-/// Everything [`decide`] judges of one key: the key, and what it depends on.
+/// A key, with the data of its application and account that [`decide`] needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The key.
     pub key: ApiKey,
     /// False while the key's application is disabled.
     pub application_enabled: bool,
-    /// How the key's account does business.
+    /// The operating model of the key's account.
     pub operating_model: OperatingModel,
-    /// The scopes the key satisfies, expanded.
+    /// All scopes that the key has, including those that `commerce` implies.
     pub scopes: ScopeSet,
 }
 
 impl Record {
-    /// The record of a key.
+    /// Creates the record of a key; `application` is the key's application, if it has one.
     #[must_use]
     pub fn new(
         key: ApiKey,
@@ -147,65 +146,64 @@ impl Record {
         }
     }
 
-    /// Makes it take as little memory as it can, to be kept: without spare capacity, and without what no decision needs
-    /// (the reason of a revocation).
+    /// Reduces its memory for a cache: drops spare capacity, and the reason of a revocation, which no decision needs.
     #[must_use]
     pub fn compacted(mut self) -> Self {
         self.key.compact();
         self
     }
 
-    /// Estimates the heap it takes, in bytes, without the account ID, which many keys can share.
+    /// Estimates its heap memory in bytes, without the account ID, which many keys can share.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.key.heap_bytes()
     }
 }
 
-/// Who asks about keys, when it may not see all of them: an `sk_` key sees those of its own account, an
-/// `sk_test_` key only the test keys among them.
+/// A caller that can see only some keys: an `sk_` key sees the keys of its account, and an `sk_test_` key only the test
+/// keys among them.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewer<'a> {
-    /// The only account it sees.
+    /// The account whose keys the caller can see.
     pub account_id: &'a AccountId,
-    /// The only mode it sees, when it does not see both.
+    /// The mode whose keys the caller can see; `None` for both modes.
     pub mode: Option<Mode>,
 }
 
-/// What a request needs from the key it carries. Each `None` is something the request does not tell.
+/// What a request requires of its key, and what is known about the request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Need<'a> {
-    /// Who asks; `None` sees every key.
+    /// The caller, if it can see only some keys; `None` for a caller that sees every key.
     pub viewer: Option<Viewer<'a>>,
-    /// The key is only asked who it is (`/whoami`, our own surfaces): routes, merchants and scopes, which are
-    /// about the protected API, do not matter.
+    /// Whether only the identity of the key matters (`/whoami`, the management APIs). Routes, merchants and scopes
+    /// belong to the protected API and are not checked then.
     pub identity_only: bool,
-    /// All of these scopes.
+    /// The required scopes. The key must have all of them.
     pub scopes: ScopeSet,
-    /// Exactly this mode.
+    /// The required mode; `None` accepts both modes.
     pub mode: Option<Mode>,
-    /// The method of the request, as sent.
+    /// The method of the request, as it was sent, if known.
     pub method: Option<&'a str>,
-    /// The path of the request.
+    /// The path of the request, if known.
     pub path: Option<RequestPath<'a>>,
-    /// The merchant it is about.
+    /// The merchant of the request, if known.
     pub merchant: Option<&'a str>,
-    /// The address it comes from.
+    /// The client's IP address, if known.
     pub client_ip: Option<IpAddr>,
-    /// A trusted proxy tells an address that cannot be read. That denies the use of every key.
+    /// Whether a trusted proxy sent a client IP address that cannot be parsed. Every key is denied then.
     pub is_client_ip_unreadable: bool,
 }
 
-/// The key may.
+/// The result of [`decide`] for a request that is allowed.
 #[derive(Debug, Clone, Copy)]
 pub struct Grant<'a> {
-    /// What is known of the key.
+    /// The record of the key.
     pub record: &'a Record,
-    /// The merchant the request is about, when it names one that the key may be used for.
+    /// The merchant of the request, if it has one. Always `None` with [`Need::identity_only`].
     pub merchant: Option<&'a str>,
 }
 
-/// What a publishable key can call (storlaunch, "Key types recap").
+/// The routes that a publishable key allows (storlaunch, "Key types recap").
 static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
     [
         Template::new("GET", "/v1/storefront/public/*"),
@@ -214,11 +212,11 @@ static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
     ]
 });
 
-/// Whether the key may do what is needed at `now`.
+/// Decides whether the key allows the request at `now`.
 ///
 /// # Errors
-/// The first [`Denial`] that applies, in their order. `UnknownKey` only where the viewer may not see the key;
-/// never `RateLimited`: the verifier counts.
+/// The first [`Denial`] that applies. `UnknownKey` means that the viewer cannot see the key. Never `RateLimited`,
+/// because the verifier counts the uses.
 pub fn decide<'a>(
     record: &'a Record,
     need: &Need<'a>,
@@ -254,7 +252,7 @@ pub fn decide<'a>(
     })
 }
 
-/// Decides whether the key can be used at all at `now`, whatever for.
+/// Decides whether the key can be used at all at `now`.
 ///
 /// # Errors
 /// `Revoked`, `Expired`, `Suspended` or `ApplicationDisabled`, the first that applies.
@@ -269,11 +267,11 @@ pub fn decide_usable(record: &Record, now: Timestamp) -> Result<(), Denial> {
     }
 }
 
-/// Decides what a handler requires besides, of a key that [`decide`] has allowed for the same request: the mode, merchant
-/// and scopes of `need`. The client's address and the route were decided there.
+/// Decides the additional requirements of a handler, for a key that [`decide`] has allowed for the same request: the
+/// mode, merchant and scopes of `need`. The client's IP address and the route are not checked again.
 ///
 /// # Errors
-/// The first [`Denial`] that applies, in their order.
+/// The first [`Denial`] that applies.
 pub fn decide_further(record: &Record, need: &Need<'_>, now: Timestamp) -> Result<(), Denial> {
     decide_usable(record, now)?;
     if need.mode.is_some_and(|mode| mode != record.key.mode) {
@@ -293,8 +291,8 @@ fn decide_merchant_and_scopes(record: &Record, need: &Need<'_>) -> Result<(), De
     Ok(())
 }
 
-/// Publishable keys have their own list of routes, scoped keys those of their features as far as the account's
-/// operating model has them today; any other key may call every route.
+/// A publishable key allows a fixed list of routes. A scoped key allows the routes of those of its features that the
+/// account's operating model has now. Any other key allows every route.
 fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
     let key = &record.key;
     let publishable = key.family == Family::Publishable;
@@ -317,7 +315,7 @@ fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
         .any(|feature| model.contains(feature) && feature.allows(method, path))
 }
 
-/// A key bound to merchants needs one of them; for any other key a merchant only has to be well-formed.
+/// A key that is limited to merchants allows only these. Any other key allows every well-formed merchant, or none.
 fn merchant_allowed(record: &Record, need: &Need<'_>) -> bool {
     match &record.key.grants.merchants {
         Some(merchants) => need

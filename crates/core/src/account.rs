@@ -1,4 +1,4 @@
-//! Accounts: the tenants. An account needs no creation; it exists once somebody's token names it.
+//! Accounts: the tenants. An account is not created; it exists as soon as a management token names it.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -11,14 +11,14 @@ use crate::{
     text::is_reference,
 };
 
-/// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, but not `.` or `..`, which
-/// clients and proxies remove from the path of a URL.
+/// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, except `.` and `..`,
+/// which clients and proxies remove from the path of a URL.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct AccountId(Arc<str>);
 
 impl AccountId {
-    /// Reads an ID that was stored, maybe before `.` and `..` were rejected.
+    /// Reads a stored ID. Accepts `.` and `..`, which can have been stored before they were rejected.
     ///
     /// # Errors
     /// [`Invalid`] unless it is `[A-Za-z0-9._:@-]{1,128}`.
@@ -31,7 +31,7 @@ impl AccountId {
         Ok(Self(text.into()))
     }
 
-    /// The id as text.
+    /// The ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -61,17 +61,17 @@ impl fmt::Debug for AccountId {
     }
 }
 
-/// What is kept of an account.
+/// An account and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Whose it is.
+    /// Its ID.
     pub id: AccountId,
-    /// How the account does business; bounds what its scoped keys can do.
+    /// The operating model, which limits its scoped keys.
     pub operating_model: OperatingModel,
 }
 
 impl Account {
-    /// An account nobody has set anything for.
+    /// Creates an account with the default settings.
     #[must_use]
     pub fn new(id: AccountId) -> Self {
         Self {
@@ -100,7 +100,7 @@ pub enum OperatingModel {
     Platform,
     /// Scoped keys with all five features.
     Ecosystem,
-    /// Scoped keys that can only forward.
+    /// Scoped keys with only the two features that forward data.
     ManagedEcosystem,
 }
 
@@ -114,8 +114,8 @@ impl OperatingModel {
         self.into()
     }
 
-    /// The features a scoped key of such an account can have (hellgate, "Ecosystems" and "Managed Ecosystems").
-    /// Empty where scoped keys are not available.
+    /// Returns the features that a scoped key can have (hellgate, "Ecosystems" and "Managed Ecosystems"). Empty if
+    /// scoped keys are not available.
     #[must_use]
     pub fn features(self) -> &'static [Feature] {
         match self {
@@ -127,11 +127,11 @@ impl OperatingModel {
         }
     }
 
-    /// Whether a key with these grants can be made in such an account.
+    /// Checks that an account with this model can have a key with these restrictions.
     ///
     /// # Errors
-    /// `scoped_keys_unavailable` for a scoped key where there are none, `feature_unavailable` for a feature the model
-    /// does not have.
+    /// `scoped_keys_unavailable` for a scoped key if the model does not have them, `feature_unavailable` for a feature
+    /// that the model does not have.
     pub fn check(self, grants: &Grants) -> Result<(), Problem> {
         if !grants.is_scoped() {
             return Ok(());

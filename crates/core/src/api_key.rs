@@ -1,4 +1,4 @@
-//! An API key as it is kept: everything but its text.
+//! Stored API keys, without the full key: their restrictions, status and transitions.
 
 use std::net::IpAddr;
 
@@ -18,63 +18,63 @@ use crate::{
 /// An API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
-    /// Its id.
+    /// Its ID.
     pub id: KeyId,
-    /// Whose it is.
+    /// The account that it belongs to.
     pub account_id: AccountId,
     /// Its application, for keys of the application family.
     pub application_id: Option<ApplicationId>,
     /// Its label.
     pub name: String,
-    /// Which documented key system it belongs to.
+    /// The documented key system that it belongs to.
     pub family: Family,
     /// Live or test.
     pub mode: Mode,
-    /// The shown beginning: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
+    /// The shown beginning of the key: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
     pub prefix: String,
-    /// The last four characters.
+    /// The last four characters of the key.
     pub last4: String,
-    /// What it may do.
+    /// Its permissions and restrictions.
     pub grants: Grants,
-    /// What the caller attached.
+    /// Its metadata.
     pub metadata: Option<Metadata>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// Its parent key: the key that created it, if a key did.
     pub created_by: Option<KeyId>,
-    /// The last *successful* verification, as far as it has been written down.
+    /// The last successful verification that has been stored.
     pub last_used_at: Option<Timestamp>,
-    /// Since when the key itself is suspended, if it is.
+    /// When the key itself was suspended, if it is suspended.
     pub suspended_at: Option<Timestamp>,
     /// When the key's own revocation was recorded, if it was. See [`ApiKey::revocation`] for the one that applies.
     pub revoked_at: Option<Timestamp>,
-    /// The reason recorded with it, if the caller gave one.
+    /// The reason that was recorded with it, if any.
     pub revoked_reason: Option<String>,
-    /// The key this one succeeds.
+    /// Its predecessor.
     pub rotated_from: Option<KeyId>,
-    /// The key that succeeds this one.
+    /// Its successor.
     pub rotated_to: Option<KeyId>,
-    /// When it got its successor.
+    /// When it was rotated.
     pub rotated_at: Option<Timestamp>,
-    /// What binds it besides all that: its ancestors, and the deletion of its application. `None` when nothing does.
+    /// The restrictions by its ancestors and by the deletion of its application; `None` without such restrictions.
     pub inherited: Option<Box<Inherited>>,
 }
 
-/// What the caller chooses of a key that it creates.
+/// The properties of a new key that its creator chooses.
 #[derive(Debug, Clone, Default)]
 pub struct NewKey {
     /// The label.
     pub name: String,
     /// Live or test.
     pub mode: Mode,
-    /// What the key may do, and until when.
+    /// The permissions and restrictions.
     pub grants: Grants,
-    /// What the caller attaches.
+    /// The metadata.
     pub metadata: Option<Metadata>,
 }
 
 impl NewKey {
-    /// The key as it is created. Its application and its parent key are the caller's to add.
+    /// Creates the key. The caller sets its application and its parent key.
     #[must_use]
     pub fn into_key(
         self,
@@ -93,34 +93,34 @@ impl NewKey {
     }
 }
 
-/// What a key may do, and until when. Each `None` is the absence of a restriction.
+/// The permissions and restrictions of a key. `None` means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grants {
-    /// The scopes as given at creation; see [`crate::Catalogue::expand`] for what they satisfy.
+    /// The scopes as they were set; [`crate::Catalogue::expand`] adds those that they imply.
     pub scopes: Vec<Scope>,
-    /// The merchants a scoped key is bound to; never an empty list.
+    /// The merchants that a scoped key is limited to; never an empty list.
     pub merchants: Option<Vec<String>>,
-    /// The features a scoped key is bound to; never an empty list.
+    /// The features that a scoped key is limited to; never an empty list.
     pub features: Option<Vec<Feature>>,
-    /// The networks it may be used from.
+    /// The IP ranges that the key can be used from.
     pub allowed_ips: Option<IpList>,
-    /// How often it may be used.
+    /// How often the key can be used.
     pub rate_limit: Option<RateLimit>,
-    /// When it ends.
+    /// When the key expires.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Grants {
-    /// Whether the key is a scoped key of hellgate's.
+    /// Whether the key is a scoped key (hellgate): limited to merchants or to features.
     #[must_use]
     pub fn is_scoped(&self) -> bool {
         self.merchants.is_some() || self.features.is_some()
     }
 
-    /// Reads when a key shall end: at a whole second, as it will be shown.
+    /// Reads an expiration and truncates it to whole seconds, the precision in which it is shown.
     ///
     /// # Errors
-    /// [`Invalid`] unless that lies in the future.
+    /// [`Invalid`] unless the truncated time is in the future.
     pub fn parse_end(end: Option<Timestamp>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
         match end.map(to_seconds) {
             Some(end) if end <= now => Err(Invalid::new("must be in the future")),
@@ -140,21 +140,21 @@ impl Grants {
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Status {
-    /// Ended by somebody, for good.
+    /// Revoked for good.
     Revoked,
-    /// Past its `expires_at`.
+    /// Past its expiration.
     Expired,
-    /// Stopped until resumed.
+    /// Suspended until it is resumed.
     Suspended,
     /// Usable.
     Active,
 }
 
 impl Status {
-    /// All of them, the first that applies first.
+    /// All values, in the order in which they apply.
     pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
-    /// The first that applies at `now` to a key with this expiration.
+    /// Returns the first value that applies at `now`.
     #[inline]
     pub(crate) fn of(
         is_revoked: bool,
@@ -180,13 +180,13 @@ impl Status {
     }
 }
 
-/// What a transition did.
+/// The effect of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Transition {
-    /// The key is different now.
+    /// The key was changed.
     Changed,
-    /// It was so already; nothing is to be written.
+    /// The key already had this state, so nothing needs to be stored.
     AlreadySo,
 }
 
@@ -208,8 +208,8 @@ pub enum Unchangeable {
 }
 
 impl ApiKey {
-    /// A key without a name and without a restriction: the start of every other one, in tests as well, so that a new field
-    /// is set here and where it matters.
+    /// Creates a key without a name and without restrictions. All code that builds a key starts with it, also in tests,
+    /// so that a new field needs a default only here.
     #[must_use]
     pub fn new(
         id: KeyId,
@@ -243,7 +243,7 @@ impl ApiKey {
         }
     }
 
-    /// Binds the key to what its ancestors allow, the root first.
+    /// Adds the restrictions of the ancestors, the root first.
     #[must_use]
     pub fn with_ancestors<'a>(mut self, ancestors: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut inherited = Inherited::from_ancestors(ancestors);
@@ -258,7 +258,7 @@ impl ApiKey {
         self
     }
 
-    /// Binds the key to the deletion of its application, which revokes it unless it had expired before.
+    /// Adds the revocation by the deletion of the application, unless the key had expired before.
     #[must_use]
     pub fn with_deleted_application(mut self, deleted_at: Timestamp) -> Self {
         if self.expiration().is_none_or(|end| end > deleted_at) {
@@ -276,7 +276,7 @@ impl ApiKey {
         self.inherited = (inherited != Inherited::default()).then(|| Box::new(inherited));
     }
 
-    /// The status of the key at `now`: its own, and that of its ancestors.
+    /// Returns the status of the key at `now`: its own or that of an ancestor, whichever applies first.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
         let own = Status::of(
@@ -285,14 +285,13 @@ impl ApiKey {
             self.suspended_at.is_some(),
             now,
         );
-        // Most keys inherit nothing: they are decided without a look at what is not in their row.
         match &self.inherited {
             None => own,
             Some(inherited) => own.min(inherited.status(now)),
         }
     }
 
-    /// The revocation that applies: the key's own, else the earliest of an ancestor or of its application.
+    /// Returns the revocation that applies: the key's own, otherwise the earliest that it inherits.
     #[must_use]
     pub fn revocation(&self) -> Option<Revocation<'_>> {
         match (self.revoked_at, &self.inherited) {
@@ -308,7 +307,7 @@ impl ApiKey {
         }
     }
 
-    /// When the key expires: with itself or with the first of its ancestors.
+    /// Returns the earliest expiration of the key and its ancestors.
     #[must_use]
     pub fn expiration(&self) -> Option<Timestamp> {
         let own = self.own_expiration();
@@ -317,8 +316,8 @@ impl ApiKey {
             .map_or(own, |inherited| earliest(own, inherited.expires_at))
     }
 
-    /// The expiration of the key itself. A key whose overlap had ended when it was rotated has expired, whatever the
-    /// clock of a replica says.
+    /// Returns the expiration of the key itself. A key that was rotated without an overlap has expired, whatever the
+    /// clock of a replica shows.
     pub(crate) fn own_expiration(&self) -> Option<Timestamp> {
         let end = self.grants.expires_at?;
         Some(if self.rotated_at.is_some_and(|at| end <= at) {
@@ -328,7 +327,7 @@ impl ApiKey {
         })
     }
 
-    /// Since when the key is suspended, by itself or by the first of its ancestors.
+    /// Returns the earliest suspension of the key and its ancestors.
     #[must_use]
     pub fn suspension(&self) -> Option<Timestamp> {
         self.inherited
@@ -338,8 +337,8 @@ impl ApiKey {
             })
     }
 
-    /// Whether the key may be used from that address: by its own IP allowlist and by those of its ancestors. A client
-    /// without an address passes no list.
+    /// Whether the client's IP address is in the IP allowlists of the key and of all its ancestors. An unknown address
+    /// is not in any list.
     #[must_use]
     #[inline]
     pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
@@ -351,8 +350,8 @@ impl ApiKey {
                 .is_none_or(|inherited| inherited.allows(client))
     }
 
-    /// The networks from which the key may be used: those that its own IP allowlist and those of its ancestors have in
-    /// common; `None` when there is no list.
+    /// Returns the IP ranges that the key can be used from: the intersection of the IP allowlists of the key and its
+    /// ancestors. `None` without a list.
     #[must_use]
     pub fn effective_allowlist(&self) -> Option<IpList> {
         let inherited = self
@@ -364,11 +363,11 @@ impl ApiKey {
             .iter()
             .chain(inherited)
             .cloned()
-            .reduce(|one, other| one.intersection(&other))
+            .reduce(|common, list| common.intersection(&list))
     }
 
-    /// The rate limits that a use of the key counts against, with the key that each belongs to: those of its ancestors,
-    /// the root's first, then its own.
+    /// Returns the rate limits that each use of the key counts against, with the ID of the key that has the limit:
+    /// those of its ancestors, the root first, then its own.
     pub fn rate_limits(&self) -> impl Iterator<Item = (KeyId, RateLimit)> {
         let inherited = self
             .inherited
@@ -379,7 +378,7 @@ impl ApiKey {
             .chain(self.grants.rate_limit.map(|limit| (self.id, limit)))
     }
 
-    /// Revokes the key. A repeat changes nothing, not even the reason; nor does it when an ancestor is revoked.
+    /// Revokes the key. Changes nothing, not even the reason, if the key or an ancestor is already revoked.
     pub fn revoke(&mut self, now: Timestamp, reason: Option<String>) -> Transition {
         if self.revocation().is_some() {
             return Transition::AlreadySo;
@@ -389,7 +388,7 @@ impl ApiKey {
         Transition::Changed
     }
 
-    /// Records on the key itself the revocation that it inherits, with the time and the reason of that one.
+    /// Records the inherited revocation, with its time and reason, on the key itself.
     pub fn record_inherited_revocation(&mut self) -> Transition {
         let Some(Revocation { at, reason }) =
             self.revocation().filter(|_| self.revoked_at.is_none())
@@ -400,7 +399,7 @@ impl ApiKey {
         Transition::Changed
     }
 
-    /// Stops the key until it is resumed.
+    /// Suspends the key until it is resumed.
     ///
     /// # Errors
     /// [`Unchangeable::Revoked`].
@@ -415,7 +414,7 @@ impl ApiKey {
         Ok(Transition::Changed)
     }
 
-    /// Lets a suspended key work again.
+    /// Resumes a suspended key.
     ///
     /// # Errors
     /// [`Unchangeable::Revoked`].
@@ -429,13 +428,13 @@ impl ApiKey {
         })
     }
 
-    /// Moves the key's end. Once rotated it can end sooner, not later: the overlap is a promise.
+    /// Sets the expiration. That of a rotated key can only become earlier, so that its overlap does not grow.
     ///
     /// # Errors
-    /// [`Invalid`] for a later end of a key that has a successor.
+    /// [`Invalid`] for a later expiration of a rotated key.
     pub fn set_end(&mut self, end: Option<Timestamp>) -> Result<(), Invalid> {
-        let later = |own: Timestamp| end.is_none_or(|end| end > own);
-        if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(later) {
+        let is_later = |current: Timestamp| end.is_none_or(|end| end > current);
+        if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(is_later) {
             return Err(Invalid::new(
                 "must not be later than its current value, because the key is rotated",
             ));
@@ -444,7 +443,7 @@ impl ApiKey {
         Ok(())
     }
 
-    /// Estimates the heap it takes, in bytes, without the account ID, which many keys can share.
+    /// Estimates its heap memory in bytes, without the account ID, which many keys can share.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let Grants {
@@ -470,7 +469,7 @@ impl ApiKey {
             })
     }
 
-    /// How many bytes the name, the restrictions and the metadata take in a list, roughly: what pages of keys are limited by.
+    /// Estimates how many bytes the name, the restrictions and the metadata take in a list, to limit the size of pages.
     #[must_use]
     pub fn listed_bytes(&self) -> usize {
         let Grants {
@@ -491,7 +490,7 @@ impl ApiKey {
                 .map_or(0, |metadata| metadata.as_json().len())
     }
 
-    /// Gives up spare capacity, and what no decision about the key needs.
+    /// Drops spare capacity, and the reason of a revocation, which no decision needs.
     pub(crate) fn compact(&mut self) {
         self.revoked_reason = None;
         for text in [&mut self.name, &mut self.prefix, &mut self.last4] {
@@ -522,7 +521,7 @@ impl ApiKey {
         }
     }
 
-    /// Whether what the key may do can still be changed.
+    /// Checks that the permissions and restrictions of the key can be changed.
     ///
     /// # Errors
     /// [`Unchangeable::Revoked`], [`Unchangeable::Expired`].
@@ -534,7 +533,7 @@ impl ApiKey {
         }
     }
 
-    /// Whether the key can have a successor.
+    /// Checks that the key can be rotated.
     ///
     /// # Errors
     /// [`Unchangeable`] unless the key is active and has no successor yet.
@@ -549,8 +548,8 @@ impl ApiKey {
         Ok(())
     }
 
-    /// Gives the key a successor with the same grants and the same end, and lets the key itself end after the
-    /// overlap, unless it ends sooner anyway. Each names the other.
+    /// Creates the successor, which has the same permissions, restrictions and expiration, and lets the key itself
+    /// expire at the end of the overlap at the latest. Each key stores the ID of the other.
     ///
     /// # Errors
     /// [`Unchangeable`] unless the key is active and has no successor yet.
@@ -586,12 +585,12 @@ impl ApiKey {
     }
 }
 
-/// For how long a rotated key goes on working beside its successor.
+/// How long a rotated key still works beside its successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Overlap(SignedDuration);
 
 impl Overlap {
-    /// The longest: a week.
+    /// The maximum: 7 days.
     pub const MAX_SECONDS: i64 = 604_800;
 
     /// Reads a number of seconds.
@@ -615,7 +614,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_ends_at_a_whole_second_in_the_future() {
+    fn expiration_is_a_whole_second_in_the_future() {
         let at = |second, nano| Timestamp::new(second, nano).unwrap();
         let end = |end, now| Grants::parse_end(Some(end), now).ok();
         assert_eq!(Grants::parse_end(None, at(10, 0)), Ok(None));
@@ -625,13 +624,13 @@ mod tests {
             end(Timestamp::MAX, at(10, 0)),
             Some(Some(at(Timestamp::MAX.as_second(), 0)))
         );
-        // Cut, it is over.
-        for (over, now) in [
+        // Not in the future once it is truncated.
+        for (past, now) in [
             (at(10, 0), at(10, 0)),
             (at(10, 999_999_999), at(10, 0)),
             (at(10, 700), at(10, 600)),
         ] {
-            assert_eq!(end(over, now), None);
+            assert_eq!(end(past, now), None);
         }
     }
 }

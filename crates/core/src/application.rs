@@ -7,17 +7,17 @@ use crate::{AccountId, ApplicationId, Invalid, text};
 /// An application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Application {
-    /// Its id.
+    /// Its ID.
     pub id: ApplicationId,
-    /// Whose it is.
+    /// The account that it belongs to.
     pub account_id: AccountId,
-    /// Unique per account, case-sensitively, among those not deleted.
+    /// Its name, unique among the account's applications that are not deleted. Upper and lower case are different.
     pub name: String,
-    /// What it is for.
+    /// Its description.
     pub description: Option<String>,
-    /// While this is false, all its keys are denied as `application_disabled`.
+    /// Whether it is enabled. Otherwise all of its keys are denied as `application_disabled`.
     pub is_enabled: bool,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
 }
 
@@ -30,7 +30,7 @@ impl Application {
         text::required(name, 100)
     }
 
-    /// Reads a description: at most 500 characters; none when absent or empty.
+    /// Reads a description: at most 500 characters after trimming. Returns `None` if it is absent or empty.
     ///
     /// # Errors
     /// [`Invalid`] otherwise.

@@ -1,7 +1,8 @@
-//! The audit log: one entry per change, chained by hashes in each account.
+//! The audit log: one entry for each change, chained by hashes within each account.
 //!
-//! Each entry's hash covers all its members and the hash before it, so an edit, an insertion or a gap breaks the
-//! chain. Truncation and rewriting from some entry on are found by whoever kept an earlier hash: see [`verify`].
+//! Each entry's hash covers all of its fields and the previous hash, so an edit, an insertion or a gap breaks the chain
+//! ([`verify`]). A chain that was truncated, or rewritten from some entry to its end, is still intact: only a
+//! comparison with a hash that was stored elsewhere reveals it.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -15,7 +16,7 @@ use crate::{
     spelling::{array, unknown_value},
 };
 
-/// What was done. The name on the wire is `thing.verb`.
+/// The action of an entry, spelled as the type of the resource and a verb.
 #[derive(
     Debug,
     Clone,
@@ -31,25 +32,25 @@ use crate::{
 )]
 #[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Action {
-    /// A key was made.
+    /// A key was created.
     #[strum(serialize = "api_key.created")]
     ApiKeyCreated,
-    /// A key's grants or labels were changed.
+    /// The restrictions, the name or the metadata of a key were changed.
     #[strum(serialize = "api_key.updated")]
     ApiKeyUpdated,
-    /// A key was ended.
+    /// A key was revoked.
     #[strum(serialize = "api_key.revoked")]
     ApiKeyRevoked,
-    /// A key was stopped.
+    /// A key was suspended.
     #[strum(serialize = "api_key.suspended")]
     ApiKeySuspended,
-    /// A stopped key works again.
+    /// A key was resumed.
     #[strum(serialize = "api_key.resumed")]
     ApiKeyResumed,
-    /// A key got a successor.
+    /// A key was rotated.
     #[strum(serialize = "api_key.rotated")]
     ApiKeyRotated,
-    /// An application was made.
+    /// An application was created.
     #[strum(serialize = "application.created")]
     ApplicationCreated,
     /// An application's name or description was changed.
@@ -80,12 +81,12 @@ impl Action {
     }
 }
 
-/// Who did it.
+/// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// What sort of caller.
+    /// The type of the actor.
     pub kind: ActorKind,
-    /// The `sub` of a token, the id of a key, or the operating system's user for the command line.
+    /// The `sub` of a token, the ID of a key, or the operating system's user for the command line.
     pub id: String,
 }
 
@@ -122,19 +123,19 @@ impl ActorKind {
     }
 }
 
-/// What it was done to.
+/// The resource that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// What sort of thing.
+    /// The type of the resource.
     pub kind: TargetKind,
-    /// Its id, hyphenated.
+    /// Its ID, hyphenated for keys and applications.
     pub id: String,
-    /// The mode of a key; an `sk_test_` sees only entries about test keys.
+    /// The mode of a key. An `sk_test_` key can see only entries about test keys.
     pub mode: Option<Mode>,
 }
 
 impl Target {
-    /// A key.
+    /// Creates the target for a key.
     #[must_use]
     pub fn key(id: KeyId, mode: Mode) -> Self {
         Self {
@@ -144,7 +145,7 @@ impl Target {
         }
     }
 
-    /// An application.
+    /// Creates the target for an application.
     #[must_use]
     pub fn application(id: ApplicationId) -> Self {
         Self {
@@ -154,7 +155,7 @@ impl Target {
         }
     }
 
-    /// An account.
+    /// Creates the target for an account.
     #[must_use]
     pub fn account(id: &AccountId) -> Self {
         Self {
@@ -195,12 +196,12 @@ impl TargetKind {
     }
 }
 
-/// A link of the chain: SHA-256, printed as 64 hex digits.
+/// The SHA-256 of an entry in the chain, printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hash([u8; 32]);
 
 impl Hash {
-    /// What stands before the first entry of an account.
+    /// The previous hash of an account's first entry.
     pub const GENESIS: Self = Self([0; 32]);
 
     /// The 32 bytes.
@@ -236,40 +237,40 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// What a change says about itself, before it has a place in the chain.
+/// The content of an entry, which does not depend on the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// A fresh id.
+    /// The ID of the entry.
     pub id: AuditId,
-    /// Whose log it goes into.
+    /// The account whose log the entry belongs to.
     pub account_id: AccountId,
-    /// When.
+    /// The time of the change.
     pub occurred_at: Timestamp,
-    /// What was done.
+    /// The action.
     pub action: Action,
-    /// By whom.
+    /// The actor that made the change.
     pub actor: Actor,
-    /// To what.
+    /// The resource that was changed.
     pub target: Target,
-    /// The request's id, when a request did it.
+    /// The ID of the request that made the change, if a request made it.
     pub request_id: Option<String>,
-    /// The caller's address, when known.
+    /// The client's IP address, if known.
     pub ip: Option<IpAddr>,
-    /// What is different, as an object; never a secret.
+    /// The changed fields, as an object without secrets.
     pub changes: Value,
 }
 
-/// Where an account's chain ends.
+/// The end of an account's chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// The number of the last entry; 0 before the first.
     pub seq: u64,
-    /// Its hash.
+    /// The hash of the last entry.
     pub hash: Hash,
 }
 
 impl Head {
-    /// Before the first entry.
+    /// The head of an empty chain.
     pub const GENESIS: Self = Self {
         seq: 0,
         hash: Hash::GENESIS,
@@ -279,16 +280,16 @@ impl Head {
 /// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What it says.
+    /// Its content.
     pub draft: Draft,
     /// Its number in the account's chain, from 1, without gaps.
     pub seq: u64,
-    /// Covers the entry and the hash before it.
+    /// The hash over the entry and the previous hash.
     pub hash: Hash,
 }
 
 impl Draft {
-    /// Gives the entry its place behind `head`.
+    /// Creates the entry with this content that follows `head`.
     #[must_use]
     pub fn seal(self, head: Head) -> Entry {
         let seq = head.seq + 1;
@@ -299,8 +300,8 @@ impl Draft {
         }
     }
 
-    /// SHA-256 over every member, each with its length before it, so that no two entries read the same. An absent
-    /// member has a length that no present one can have.
+    /// Returns the SHA-256 over all fields. Each has its length in front of it, so that two different entries never
+    /// have the same bytes. The length of an absent field is `u64::MAX`, which no other field has.
     fn hash(&self, seq: u64, previous: Hash) -> Hash {
         let mut hasher = Sha256::new();
         let mut optional = |bytes: Option<&[u8]>| {
@@ -311,19 +312,19 @@ impl Draft {
             );
             hasher.update(bytes.unwrap_or_default());
         };
-        let mut member = |bytes: &[u8]| optional(Some(bytes));
-        member(b"tollkey audit entry 1");
-        member(previous.as_bytes());
-        member(&seq.to_be_bytes());
-        member(self.id.as_bytes());
-        member(self.account_id.as_str().as_bytes());
-        member(&self.occurred_at.as_microsecond().to_be_bytes());
-        member(self.action.as_str().as_bytes());
-        member(self.actor.kind.as_str().as_bytes());
-        member(self.actor.id.as_bytes());
-        member(self.target.kind.as_str().as_bytes());
-        member(self.target.id.as_bytes());
-        member(self.changes.to_string().as_bytes());
+        let mut field = |bytes: &[u8]| optional(Some(bytes));
+        field(b"tollkey audit entry 1");
+        field(previous.as_bytes());
+        field(&seq.to_be_bytes());
+        field(self.id.as_bytes());
+        field(self.account_id.as_str().as_bytes());
+        field(&self.occurred_at.as_microsecond().to_be_bytes());
+        field(self.action.as_str().as_bytes());
+        field(self.actor.kind.as_str().as_bytes());
+        field(self.actor.id.as_bytes());
+        field(self.target.kind.as_str().as_bytes());
+        field(self.target.id.as_bytes());
+        field(self.changes.to_string().as_bytes());
         optional(self.target.mode.map(|mode| mode.as_str().as_bytes()));
         optional(self.request_id.as_deref().map(str::as_bytes));
         optional(
@@ -336,31 +337,31 @@ impl Draft {
     }
 }
 
-/// The log is not what was written.
+/// The chain of an account is broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// Entries are missing or were inserted before this one.
-    #[error("entry {expected} of account {account} is missing: the next one there is {found}")]
+    #[error("entry {expected} of account {account} is missing: the next entry is {found}")]
     Gap {
-        /// Whose log.
+        /// The account.
         account: AccountId,
-        /// The number that should come next.
+        /// The expected number.
         expected: u64,
-        /// The number that does.
+        /// The number of the entry.
         found: u64,
     },
-    /// This entry, or the one before it, is not what was written.
+    /// This entry, or the one before it, was changed.
     #[error("entry {seq} of account {account} was changed, or follows a changed one")]
     Broken {
-        /// Whose log.
+        /// The account.
         account: AccountId,
-        /// Which entry.
+        /// The number of the entry.
         seq: u64,
     },
 }
 
 impl ChainError {
-    /// Whose log it is.
+    /// The account whose chain is broken.
     #[must_use]
     pub fn account(&self) -> &AccountId {
         match self {
@@ -369,10 +370,10 @@ impl ChainError {
     }
 }
 
-/// Checks the next entry of an account's chain and moves the head to it. Start with [`Head::GENESIS`].
+/// Checks that an entry follows `head`, and returns the new head. Start with [`Head::GENESIS`].
 ///
 /// # Errors
-/// [`ChainError`] at the first entry that does not follow.
+/// [`ChainError`] if the entry does not follow `head`.
 pub fn verify(head: Head, entry: &Entry) -> Result<Head, ChainError> {
     let account = || entry.draft.account_id.clone();
     if entry.seq != head.seq + 1 {

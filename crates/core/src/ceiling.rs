@@ -1,29 +1,29 @@
-//! The ceiling: nobody makes a key beyond what they hold.
+//! The ceiling: a key cannot create a key with fewer restrictions than its own.
 //!
-//! A management token holds everything of its account. A key that creates keys passes on its own limits: a limit that
-//! the request omits is taken from the parent key, and a request beyond the parent key is rejected. Nor does a key
-//! outlive its ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). How
-//! deep a tree of keys can grow is bounded ([`DepthLimit`]).
+//! A management token is not limited. A key that creates keys passes on its own limits: a limit that the request omits
+//! is taken from the parent key, and a request that exceeds the parent key is rejected. A key does not outlive its
+//! ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). [`DepthLimit`]
+//! limits the number of ancestors.
 
 use crate::{ApiKey, Grants, Invalid, Mode, Problem, ProblemCode};
 
-/// What a key asked for lies beyond the key that makes it.
+/// The reason why a requested key exceeds its parent key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Beyond {
-    /// A test key makes only test keys.
+    /// A test key can create only test keys.
     #[error("A test key cannot create live keys. Create a test key, or use a live key.")]
     Mode,
-    /// Networks the maker may not be used from.
+    /// The IP allowlist contains addresses that the parent key does not allow.
     #[error(
         "A key cannot create a key with a wider IP allowlist than its own. Use IP ranges within its own."
     )]
     Networks,
-    /// A later end than the maker's.
+    /// The expiration is later than that of the parent key.
     #[error(
         "A key cannot create a key that expires later than itself. Choose an earlier expiration."
     )]
     End,
-    /// More uses than the maker has.
+    /// The rate limit is higher than that of the parent key.
     #[error(
         "A key cannot create a key with a higher rate limit than its own. Choose a lower rate limit."
     )]
@@ -44,19 +44,19 @@ impl From<Beyond> for Problem {
     }
 }
 
-/// How many ancestors a key can have. A key that a token creates has none and stands at depth 0; a key at the limit
-/// cannot create keys. Keys that are deeper already stay valid.
+/// The maximum number of ancestors of a key. A key that a management token creates has no ancestors. A key at the limit
+/// cannot create keys; keys that exceed the limit stay valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DepthLimit(u8);
 
 impl DepthLimit {
-    /// The highest limit: each verification of a key that is not cached reads all of its ancestors.
+    /// The highest limit. Higher ones would slow down cache misses, each of which reads all ancestors of the key.
     pub const MAX: u8 = 8;
 
-    /// Reads a limit.
+    /// Reads a limit. With 0, no key can create keys.
     ///
     /// # Errors
-    /// [`Invalid`] unless 0 to [`DepthLimit::MAX`]. With 0 no key creates keys.
+    /// [`Invalid`] unless 0 to [`DepthLimit::MAX`].
     pub fn new(limit: u8) -> Result<Self, Invalid> {
         if limit <= Self::MAX {
             Ok(Self(limit))
@@ -65,10 +65,10 @@ impl DepthLimit {
         }
     }
 
-    /// Whether a key with so many ancestors can create keys.
+    /// Checks that a key with this many ancestors can create keys.
     ///
     /// # Errors
-    /// [`Beyond::Depth`] when it stands at the limit or deeper.
+    /// [`Beyond::Depth`] if it is at the limit or exceeds it.
     pub fn check(self, ancestors: usize) -> Result<(), Beyond> {
         if ancestors < usize::from(self.0) {
             Ok(())
@@ -79,45 +79,49 @@ impl DepthLimit {
 }
 
 impl Default for DepthLimit {
-    /// Three: a tenant, its services, their instances.
+    /// Three, for the keys of a tenant, of its services and of their instances.
     fn default() -> Self {
         Self(3)
     }
 }
 
-/// The grants of a key of that mode made by `maker`: those asked for, and the maker's limits where nothing was.
+/// Returns the permissions and restrictions of a key with this mode that `parent` creates: the requested ones, and the
+/// limits of `parent` where the request omits them.
 ///
 /// # Errors
-/// [`Beyond`] for the first thing that lies beyond the maker.
-pub fn beneath(maker: &ApiKey, mode: Mode, asked: Grants) -> Result<Grants, Beyond> {
-    let own = &maker.grants;
-    if maker.mode == Mode::Test && mode == Mode::Live {
+/// The first [`Beyond`] that applies.
+pub fn beneath(parent: &ApiKey, mode: Mode, requested: Grants) -> Result<Grants, Beyond> {
+    let own = &parent.grants;
+    if parent.mode == Mode::Test && mode == Mode::Live {
         return Err(Beyond::Mode);
     }
-    let allowed_ips = inherit(&own.allowed_ips, asked.allowed_ips, |own, asked| {
-        own.covers(asked)
+    let allowed_ips = inherit(&own.allowed_ips, requested.allowed_ips, |own, requested| {
+        own.covers(requested)
     });
-    let expires_at = inherit(&own.expires_at, asked.expires_at, |own, asked| asked <= own);
-    let rate_limit = inherit(&own.rate_limit, asked.rate_limit, |own, asked| {
-        asked.is_within(*own)
+    let expires_at = inherit(&own.expires_at, requested.expires_at, |own, requested| {
+        requested <= own
+    });
+    let rate_limit = inherit(&own.rate_limit, requested.rate_limit, |own, requested| {
+        requested.is_within(*own)
     });
     Ok(Grants {
         allowed_ips: allowed_ips.ok_or(Beyond::Networks)?,
         expires_at: expires_at.ok_or(Beyond::End)?,
         rate_limit: rate_limit.ok_or(Beyond::RateLimit)?,
-        ..asked
+        ..requested
     })
 }
 
-/// The limit asked for if it is within the maker's, the maker's where none was; `None` when it is not within.
+/// Returns the requested limit, or the limit of the parent key if the request omits it. `None` if the requested limit
+/// exceeds that of the parent key.
 fn inherit<T: Clone>(
     own: &Option<T>,
-    asked: Option<T>,
+    requested: Option<T>,
     within: impl FnOnce(&T, &T) -> bool,
 ) -> Option<Option<T>> {
-    match (own, asked) {
-        (None, asked) => Some(asked),
+    match (own, requested) {
+        (None, requested) => Some(requested),
         (Some(own), None) => Some(Some(own.clone())),
-        (Some(own), Some(asked)) => within(own, &asked).then_some(Some(asked)),
+        (Some(own), Some(requested)) => within(own, &requested).then_some(Some(requested)),
     }
 }

@@ -1,7 +1,7 @@
-//! The counter of changes: what was changed, in which order, and who has to know.
+//! The change log: which resources were changed, and in which order.
 //!
-//! Every change to an existing key, application, account or service key raises one counter in its own
-//! transaction. Verifiers follow that counter; none answers from memory without knowing where it stands.
+//! Every change to an existing key, application, account or service key increments one counter in the same transaction.
+//! Verifiers follow the counter, so that they know which cached keys to evict.
 
 use std::{fmt, str::FromStr};
 
@@ -9,8 +9,8 @@ use rand::CryptoRng;
 
 use crate::{AccountId, ApplicationId, Invalid, KeyId, ServiceKeyId, hex};
 
-/// A value of the change counter. It grows by one with each change and never falls in one database;
-/// a reader that sees it fall is talking to a database that was restored or failed over.
+/// A value of the change counter, which grows by one with each change and never decreases. If a reader sees a lower
+/// value than before, the database was restored or failed over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Seq(pub i64);
 
@@ -20,21 +20,21 @@ impl fmt::Display for Seq {
     }
 }
 
-/// What a change touched: everything remembered under it is to be forgotten.
+/// The changed resource. Verifiers evict the cached keys that it affects.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Changed {
     /// One key.
     Key(KeyId),
-    /// An application, and with it all of its keys.
+    /// An application, which affects all of its keys.
     Application(ApplicationId),
-    /// An account, and with it all of its keys.
+    /// An account, which affects all of its keys.
     Account(AccountId),
     /// One service key.
     ServiceKey(ServiceKeyId),
 }
 
 impl Changed {
-    /// The word for what it is, as stored and on the wire, and its id.
+    /// Returns the type, as it is stored and sent, and the ID.
     #[must_use]
     pub fn to_parts(&self) -> (&'static str, String) {
         match self {
@@ -45,10 +45,10 @@ impl Changed {
         }
     }
 
-    /// The reverse of [`Changed::to_parts`].
+    /// Reads the type and the ID, as [`Changed::to_parts`] returns them.
     ///
     /// # Errors
-    /// [`Invalid`] for another word, and for an id that is none of its kind.
+    /// [`Invalid`] for an unknown type, and for an ID that is not valid for the type.
     pub fn from_parts(kind: &str, id: &str) -> Result<Self, Invalid> {
         Ok(match kind {
             "key" => Self::Key(id.parse()?),
@@ -64,21 +64,20 @@ impl Changed {
     }
 }
 
-/// A place in the log of changes: how many there have been, and when the last of them was made.
+/// A position in the change log: the value of the counter, and the time of the change that set it.
 ///
-/// The counter alone does not tell two histories apart: a database that was restored, and has since been changed as
-/// often as before, shows the same count for something else. No two histories have made the same change in the same
-/// microsecond.
+/// The counter alone cannot distinguish two histories: a database that was restored, and then changed as often as
+/// before, has the same count. The time distinguishes them, because it is unlikely to be the same to the microsecond.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Position {
     /// The value of the counter.
     pub seq: Seq,
-    /// When the change that made it so was made, in microseconds since 1970; 0 before the first one.
+    /// The time of the change that set the counter, in microseconds since 1970-01-01; 0 before the first change.
     pub at: i64,
 }
 
 impl fmt::Display for Position {
-    /// `42-1767225600000000`: what subscribers give back as their cursor.
+    /// Writes the cursor of subscribers, such as `42-1767225600000000`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.seq, self.at)
     }
@@ -98,30 +97,30 @@ impl FromStr for Position {
     }
 }
 
-/// The changes after some position, and where the counter stands, read from one state.
+/// The changes after a requested position, and the current position, read from one snapshot of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeLog {
-    /// Where the counter stands.
+    /// The current position.
     pub current: Position,
-    /// The changes, oldest first, each with the position it led to; they end before `current` when there are more
-    /// than were asked for. `None` when the log does not go on from the position that was asked about: it is no longer
-    /// kept, or belongs to another history. Whoever was there forgets everything.
+    /// The changes, oldest first, each with the position after it. They end before `current` if they exceed the
+    /// requested number. `None` if the log does not continue from the requested position, because it was deleted or
+    /// belongs to another history; a verifier at this position must clear its cache.
     pub changes: Option<Vec<(Position, Changed)>>,
 }
 
-/// Who answers from memory: random per process start, so that a restarted process is a new verifier.
+/// The ID of a verifier. It is random for each start of a process, so that a restarted process is a new verifier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerifierId([u8; 16]);
 
 impl VerifierId {
-    /// A new id, from `rng`.
+    /// Creates a random ID.
     pub fn new(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut bytes = [0; 16];
         rng.fill_bytes(&mut bytes);
         Self(bytes)
     }
 
-    /// The id with these bytes, as it was stored.
+    /// Creates the ID with these stored bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -149,7 +148,7 @@ impl fmt::Debug for VerifierId {
 impl FromStr for VerifierId {
     type Err = Invalid;
 
-    /// The 32 hexadecimal digits of [`Display`](fmt::Display).
+    /// Reads the 32 hexadecimal digits that [`Display`](fmt::Display) writes.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         hex::read(text)
             .map(Self)

@@ -1,7 +1,7 @@
-//! The one credential of a request, and the headers it can stand in (contract, section 2; RFC 6750).
+//! The credential of a request, and the headers that can contain it (contract, section 2; RFC 6750).
 //!
-//! [`Credential::read`] finds it. What is wrong with the form of one that is rejected is worked out by [`Expected::problem`],
-//! from the presented text alone: it says nothing about whether a key exists, and costs an accepted request nothing.
+//! [`Credential::read`] finds it. [`Expected::problem`] describes what is wrong with a rejected one. It examines only
+//! the form of the credential, so it does not reveal whether a key exists.
 
 mod form;
 
@@ -12,11 +12,11 @@ use crate::{
 
 pub use self::form::{Expected, is_jwt};
 
-/// The header with a scheme in front of the credential: `Authorization: Bearer`.
+/// The header that has a scheme in front of the credential: `Authorization: Bearer`.
 pub const AUTHORIZATION: &str = "authorization";
-/// The scheme there.
+/// The scheme in [`AUTHORIZATION`].
 const BEARER: &str = "bearer";
-/// The headers a credential can stand in.
+/// The headers that can contain a credential.
 pub const HEADERS: [&str; 3] = [AUTHORIZATION, "x-api-key", "x-commerce-api-key"];
 
 /// The headers that a credential is read from: some of [`HEADERS`], all of them by default.
@@ -24,10 +24,10 @@ pub const HEADERS: [&str; 3] = [AUTHORIZATION, "x-api-key", "x-commerce-api-key"
 pub struct CredentialHeaders([bool; HEADERS.len()]);
 
 impl CredentialHeaders {
-    /// Reads a list of names, in any case.
+    /// Reads a list of header names in upper or lower case.
     ///
     /// # Errors
-    /// [`Invalid`] for another name, and for an empty list.
+    /// [`Invalid`] for an unknown name, and for an empty list.
     ///
     /// ```
     /// use tollkey_core::credential::CredentialHeaders;
@@ -38,10 +38,10 @@ impl CredentialHeaders {
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         let mut headers = Self([false; HEADERS.len()]);
         for name in names {
-            let known = HEADERS
+            let index = HEADERS
                 .iter()
                 .position(|header| header.eq_ignore_ascii_case(name));
-            headers.0[known.ok_or_else(Self::rule)?] = true;
+            headers.0[index.ok_or_else(Self::rule)?] = true;
         }
         if headers.0.contains(&true) {
             Ok(headers)
@@ -65,18 +65,18 @@ impl CredentialHeaders {
         HEADERS
             .into_iter()
             .zip(self.0)
-            .filter_map(|(name, read)| read.then_some(name))
+            .filter_map(|(name, is_read)| is_read.then_some(name))
     }
 
-    /// The problem of a request without a credential.
+    /// Returns the problem of a request without a credential.
     #[must_use]
     pub fn missing(self, expected: Expected) -> Problem {
-        let what = expected.noun();
+        let credential = expected.noun();
         let detail = if self.has(0) {
-            format!("Send {what} in the Authorization header with the scheme Bearer.")
+            format!("Send {credential} in the Authorization header with the scheme Bearer.")
         } else {
             format!(
-                "Send {what} in the header {}.",
+                "Send {credential} in the header {}.",
                 self.names().collect::<Vec<_>>().join(" or ")
             )
         };
@@ -90,18 +90,18 @@ impl Default for CredentialHeaders {
     }
 }
 
-/// What a request presents.
+/// The credential of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Credential<'a> {
-    /// Nothing.
+    /// No credential.
     None,
-    /// One text.
+    /// One credential.
     One(&'a str),
-    /// An `Authorization` header without the scheme Bearer; the whole value.
+    /// The value of an `Authorization` header without the scheme Bearer.
     NotBearer(&'a str),
-    /// One with characters other than printable ASCII.
+    /// A credential with characters other than printable ASCII.
     Unreadable,
-    /// More than one, be it the same one twice.
+    /// More than one credential, even if they are equal.
     Several,
 }
 
@@ -117,7 +117,7 @@ impl std::fmt::Debug for Credential<'_> {
     }
 }
 
-/// A presented text, parsed once by its form. Everything that handles a request uses the result.
+/// A presented credential, parsed by its form, once for each request.
 #[derive(Clone, Copy)]
 pub enum Presented<'a> {
     /// An API key of this family.
@@ -166,7 +166,7 @@ impl std::fmt::Debug for Presented<'_> {
     }
 }
 
-/// Whether a header presents nothing: it is empty or white space, or `Authorization: Bearer` without a token.
+/// Whether a header has no credential: it is empty or white space, or `Authorization: Bearer` without a token.
 #[must_use]
 pub fn is_empty(name: &str, value: &[u8]) -> bool {
     let value = value.trim_ascii();
@@ -174,25 +174,25 @@ pub fn is_empty(name: &str, value: &[u8]) -> bool {
 }
 
 impl<'a> Credential<'a> {
-    /// The credential among the headers found under [`HEADERS`], each with its lower-case name. A header that
-    /// [is empty](is_empty) counts as absent. The query is never read.
+    /// Returns the credential in `headers`, which are the request's headers in [`HEADERS`], each with its lower-case
+    /// name. A header that [is empty](is_empty) counts as absent. The query is never read.
     ///
     /// ```
     /// use tollkey_core::credential::Credential;
-    /// let found = [("authorization", b"Bearer key".as_slice()), ("x-api-key", b"")];
-    /// assert!(Credential::read(found) == Credential::One("key"));
+    /// let headers = [("authorization", b"Bearer key".as_slice()), ("x-api-key", b"")];
+    /// assert!(Credential::read(headers) == Credential::One("key"));
     /// ```
-    pub fn read(found: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
-        let mut found = found
+    pub fn read(headers: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
+        let mut headers = headers
             .into_iter()
             .filter(|(name, value)| !is_empty(name, value));
-        let Some((name, value)) = found.next() else {
+        let Some((name, value)) = headers.next() else {
             return Self::None;
         };
-        if found.next().is_some() {
+        if headers.next().is_some() {
             return Self::Several;
         }
-        // All bytes, without a way out: so several are looked at at once.
+        // No early exit, so that the compiler can vectorize the loop.
         let visible = value
             .iter()
             .fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=b'~'));
@@ -208,7 +208,7 @@ impl<'a> Credential<'a> {
         } else {
             text
         };
-        // Two credentials in one header: a proxy joined what was sent twice.
+        // A proxy joins repeated headers with a comma.
         if text.as_bytes().contains(&b',') {
             Self::Several
         } else {
@@ -216,7 +216,8 @@ impl<'a> Credential<'a> {
         }
     }
 
-    /// A value with other characters: a Bearer credential, unless `Authorization` has another scheme.
+    /// Returns the credential for a value with characters other than printable ASCII: `NotBearer` if `Authorization`
+    /// has another scheme, otherwise `Unreadable`.
     fn unreadable(name: &str, value: &'a [u8]) -> Self {
         let scheme = value
             .trim_ascii()
@@ -235,8 +236,8 @@ impl<'a> Credential<'a> {
         }
     }
 
-    /// The problem with a credential that cannot be accepted, whatever keys there are: none, several, or no text that is a
-    /// credential. [`Credential::One`] can be accepted; once it is rejected, [`Expected::problem`] says what is wrong with it.
+    /// Returns the text of [`Credential::One`], otherwise a problem. If the text is rejected later,
+    /// [`Expected::problem`] describes what is wrong with it.
     ///
     /// # Errors
     /// `missing_credentials`, `multiple_credentials`, `invalid_api_key`.
@@ -260,15 +261,18 @@ mod tests {
     use crate::{Digest, Mode};
 
     #[test]
-    fn a_presented_text_is_parsed_by_its_form() {
+    fn presented_credential_is_parsed_by_its_form() {
         let random = "EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0";
         for family in Family::ALL {
             let text = format!("{}_test_{random}", family.prefix());
             for presented in [text.clone(), format!("secret-token:{text}")] {
-                let Presented::ApiKey(own, key) = Presented::from(&presented) else {
+                let Presented::ApiKey(parsed, key) = Presented::from(&presented) else {
                     panic!("{presented}");
                 };
-                assert_eq!((own, key.kind()), (family, Kind::Key(family, Mode::Test)));
+                assert_eq!(
+                    (parsed, key.kind()),
+                    (family, Kind::Key(family, Mode::Test))
+                );
                 assert_eq!(key.digest(), Digest::of(&text));
                 assert_eq!(format!("{:?}", Presented::from(key)), "ApiKey(redacted)");
                 assert!(!format!("{key:?}").contains("EXAMPLE"));
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn one_credential_in_one_of_three_headers() {
+    fn credential_is_read_from_each_of_the_three_headers() {
         for pair in [
             ("authorization", "Bearer key"),
             ("authorization", "bearer  key "),
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_header_counts_as_absent() {
+    fn empty_header_counts_as_absent() {
         assert_eq!(read(&[]), Credential::None);
         for empty in [
             ("authorization", ""),
@@ -342,12 +346,12 @@ mod tests {
                 assert!(read(&pairs) == Credential::One("key"), "{pairs:?}");
             }
         }
-        // Without a scheme it is a text like another.
+        // In a header without a scheme, `Bearer` is the credential itself.
         assert!(read(&[("x-api-key", "Bearer")]) == Credential::One("Bearer"));
     }
 
     #[test]
-    fn more_than_one_credential_is_several_even_the_same_twice() {
+    fn repeated_credential_counts_as_several() {
         for pairs in [
             [
                 ("authorization", "Bearer key"),
@@ -371,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_not_shown() {
+    fn debug_output_hides_the_credential() {
         assert_eq!(
             format!("{:?}", read(&[("x-api-key", "canary")])),
             "One(redacted)"
@@ -383,9 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn credential_headers_are_a_choice_out_of_three() {
-        let names = |given: &[&str]| {
-            CredentialHeaders::parse(given.iter().copied())
+    fn credential_headers_accept_only_the_three_names() {
+        let names = |list: &[&str]| {
+            CredentialHeaders::parse(list.iter().copied())
                 .map(|headers| headers.names().collect::<Vec<_>>())
         };
         assert_eq!(names(&HEADERS), Ok(HEADERS.to_vec()));
@@ -399,8 +403,8 @@ mod tests {
         );
         let rule =
             Invalid::new("must list one or more of authorization, x-api-key, x-commerce-api-key");
-        for given in [&[][..], &[""], &["cookie"], &["x-api-key", "x-api-keys"]] {
-            assert_eq!(names(given), Err(rule.clone()), "{given:?}");
+        for list in [&[][..], &[""], &["cookie"], &["x-api-key", "x-api-keys"]] {
+            assert_eq!(names(list), Err(rule.clone()), "{list:?}");
         }
         let missing = |names: &[&str]| {
             CredentialHeaders::parse(names.iter().copied())

@@ -1,4 +1,4 @@
-//! Features: the endpoints a scoped key can be given (hellgate, "Scoped API Keys").
+//! Features: the endpoints that a scoped key can be limited to (hellgate, "Scoped API Keys").
 
 use std::sync::LazyLock;
 
@@ -41,7 +41,7 @@ pub enum Feature {
     CardholderDataForward,
 }
 
-/// The rows of the document, in its order.
+/// The route of each feature, in the order of [`Feature`].
 static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
     [
         Template::new("GET", "/tokens"),
@@ -62,7 +62,7 @@ impl Feature {
         self.into()
     }
 
-    /// Reads the features of a scoped key in the order given, a repeated one once.
+    /// Reads the features of a scoped key, in their order and without duplicates.
     ///
     /// # Errors
     /// [`Invalid`] for an unknown name and for an empty list.

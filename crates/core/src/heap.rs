@@ -1,10 +1,10 @@
-//! Estimates of the memory that values take on the heap, so that caches can be bounded in bytes.
+//! Estimates of the memory that values take on the heap, so that the size of a cache can be limited in bytes.
 //!
-//! They are estimates: what an allocation really takes depends on the allocator. `crates/verifier/tests/it/bounds.rs`
-//! compares them with what is allocated, and `crates/server/tests/it/memory.rs` with the memory of real processes.
+//! The real size of an allocation depends on the allocator. `crates/verifier/tests/it/bounds.rs` compares the estimates
+//! with the allocated bytes, and `crates/server/tests/it/memory.rs` with the memory of processes.
 
-/// Estimates what an allocation of `bytes` takes: allocators round up to size classes, by an eighth on average, and some
-/// keep a header. Nothing is allocated for 0 bytes.
+/// Estimates the memory of an allocation of `bytes`. Allocators round up to size classes, by an eighth on average, and
+/// some add a header. 0 bytes are not allocated.
 #[must_use]
 pub const fn allocation(bytes: usize) -> usize {
     if bytes == 0 {
@@ -14,17 +14,17 @@ pub const fn allocation(bytes: usize) -> usize {
     }
 }
 
-/// What the buffer of a `String` takes.
+/// Estimates the memory of the buffer of a `String`.
 pub(crate) fn string(text: &String) -> usize {
     allocation(text.capacity())
 }
 
-/// What the buffer of a `Vec` takes, without what its items own.
+/// Estimates the memory of the buffer of a `Vec`, without the allocations of its items.
 pub(crate) fn vec<T>(items: &Vec<T>) -> usize {
     allocation(items.capacity() * size_of::<T>())
 }
 
-/// What a list of strings takes.
+/// Estimates the memory of a list of strings.
 pub(crate) fn strings(texts: &Vec<String>) -> usize {
     vec(texts) + texts.iter().map(string).sum::<usize>()
 }

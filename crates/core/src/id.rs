@@ -1,5 +1,5 @@
-//! Identifiers: UUIDv7, printed hyphenated or, for keys on the account surface, as `key_` and 26 characters
-//! of Crockford base 32 over the same 128 bits.
+//! IDs: UUIDv7, printed hyphenated or, in the account keys API, as a prefix such as `key_` and 26 characters of
+//! Crockford base 32 for the same 128 bits.
 
 use std::{cmp::Ordering, fmt, hash, marker::PhantomData, str::FromStr};
 
@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::{ApiKey, Application, Invalid, ServiceKey, audit};
 
-/// What an [`Id`] is the id of.
+/// A type of resource that an [`Id`] identifies.
 pub trait Entity {
-    /// What stands before the 26 Crockford characters, for the things that have that form.
+    /// The prefix of the Crockford form, for types that have this form.
     const PREFIX: Option<&'static str> = None;
 }
 
@@ -25,16 +25,16 @@ impl Entity for audit::Entry {
     const PREFIX: Option<&'static str> = Some("aud_");
 }
 
-/// The id of an API key. Prints hyphenated; [`Id::crockford`] gives the other form; both parse.
+/// The ID of an API key. Prints hyphenated; [`Id::crockford`] returns the other form. Both can be parsed.
 pub type KeyId = Id<ApiKey>;
-/// The id of an application.
+/// The ID of an application.
 pub type ApplicationId = Id<Application>;
-/// The id of a service key.
+/// The ID of a service key.
 pub type ServiceKeyId = Id<ServiceKey>;
-/// The id of an audit log entry.
+/// The ID of an audit log entry.
 pub type AuditId = Id<audit::Entry>;
 
-/// A UUIDv7 that remembers what it identifies.
+/// A UUIDv7 that identifies one type of resource.
 ///
 /// ```
 /// use tollkey_core::KeyId;
@@ -48,7 +48,7 @@ pub struct Id<Of> {
 }
 
 impl<Of> Id<Of> {
-    /// A new id made at `now`, its other 74 bits from `rng`.
+    /// Creates an ID with the time `now`. The other 74 bits are random.
     pub fn new(now: Timestamp, rng: &mut (impl Rng + ?Sized)) -> Self {
         let mut random = [0; 10];
         rng.fill_bytes(&mut random);
@@ -64,7 +64,7 @@ impl<Of> Id<Of> {
         self.uuid.as_bytes()
     }
 
-    /// The id with these 16 bytes.
+    /// Creates the ID with these 16 bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl<Of> Id<Of> {
 }
 
 impl<Of: Entity> Id<Of> {
-    /// The form of the account surface: `key_` + 26 Crockford base-32 characters.
+    /// Returns the form of the account keys API: the prefix and 26 Crockford base-32 characters.
     #[must_use]
     pub fn crockford(&self) -> String {
         format!(
@@ -102,7 +102,7 @@ impl<Of: Entity> FromStr for Id<Of> {
 
     fn from_str(text: &str) -> Result<Self, NotAnId> {
         if let Some(base32) = Of::PREFIX.and_then(|prefix| text.strip_prefix(prefix)) {
-            // 26 characters hold 130 bits: a first one above 7 would alias another id.
+            // 26 characters have 130 bits: a first character above 7 would be an alias of another ID.
             if !matches!(base32.as_bytes().first(), Some(b'0'..=b'7')) {
                 return Err(NotAnId);
             }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_has_two_printed_forms_and_both_are_read() {
+    fn both_printed_forms_of_an_id_are_parsed() {
         let id: KeyId = "0198c0de-0000-7000-8000-000000000001".parse().unwrap();
         assert_eq!(id.to_string(), "0198c0de-0000-7000-8000-000000000001");
         assert_eq!(id.crockford(), "key_01K30DW000E008000000000001");
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn invalid_ids_are_rejected() {
         for text in [
             "",
             "key_",

@@ -1,8 +1,8 @@
-//! The text of a key: `<family>_<mode>_<32 base-62 characters>`.
+//! Full keys, `<family>_<mode>_<32 base-62 characters>`, and their hashes.
 //!
-//! The characters come unbiased from the operating system's generator, 190 bits of them, so a plain SHA-256
-//! of the whole text is enough to look a key up and nothing can be computed back from it. The text exists
-//! from its making to its one response, in [`KeyText`].
+//! The 32 characters have 190 bits of entropy from the operating system's generator. So a plain SHA-256 is enough to
+//! store and look up a key, and the key cannot be computed from it. A full key is a [`KeyText`] until the response to
+//! its creation is sent.
 
 use std::{fmt, str::FromStr};
 
@@ -16,7 +16,7 @@ use crate::{
     spelling::{array, unknown_value},
 };
 
-/// How many random characters end a key.
+/// The number of random characters at the end of a key.
 pub const RANDOM_LEN: usize = 32;
 
 /// The family of a key: `commerce` (`ck_`), `application` (`ks_`), `secret` (`sk_`) or `publishable` (`pk_`).
@@ -44,7 +44,7 @@ impl Family {
     /// All families.
     pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
-    /// What a key of this family starts with: `ck`, `ks`, `sk`, `pk`.
+    /// Returns the first two characters of a key of this family: `ck`, `ks`, `sk` or `pk`.
     #[must_use]
     pub fn prefix(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Family {
         self.into()
     }
 
-    /// How many of the random characters are shown later, behind family and mode.
+    /// Returns how many of the random characters [`KeyText::shown_prefix`] contains.
     #[must_use]
     pub fn shown(self) -> usize {
         match self {
@@ -83,7 +83,7 @@ impl Family {
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Mode {
-    /// Real payments, real funds.
+    /// Real payments.
     #[default]
     Live,
     /// Development and staging.
@@ -101,18 +101,17 @@ impl Mode {
     }
 }
 
-/// What sort of credential a text is, by its shape alone.
+/// The kind of a credential, which follows from its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An API key.
     Key(Family, Mode),
-    /// `tks_` + 32: the credential of a resource server, no API key.
+    /// A service key, `tks_` and 32 characters: the credential of a resource server. It is not an API key.
     ServiceKey,
 }
 
 impl Kind {
-    /// Reads the shape of a credential. `None` for everything that was never made here: such a text needs no
-    /// look-up to be unknown.
+    /// Reads the form of a credential. `None` if no key has this form, so that the text is unknown without a lookup.
     ///
     /// ```
     /// use tollkey_core::key_text::{Family, Kind, Mode};
@@ -125,7 +124,7 @@ impl Kind {
         let (prefix, random) = text
             .as_bytes()
             .split_at_checked(text.len().checked_sub(RANDOM_LEN)?)?;
-        // No early end: all 32 are looked at in a few vector instructions.
+        // No early exit, so that the compiler can vectorize the loop.
         if !random
             .iter()
             .fold(true, |all, byte| all & byte.is_ascii_alphanumeric())
@@ -144,7 +143,7 @@ impl Kind {
             .find(|family| family.prefix().as_bytes() == [*first, *second])?;
         let mode = Mode::ALL
             .into_iter()
-            .find(|it| it.as_str().as_bytes() == mode)?;
+            .find(|known| known.as_str().as_bytes() == mode)?;
         Some(Self::Key(family, mode))
     }
 
@@ -156,7 +155,7 @@ impl Kind {
     }
 }
 
-/// A presented credential with the form of a key, parsed once. Hidden by `Debug`.
+/// A presented credential with the form of a key. `Debug` hides it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ParsedKey<'a> {
     text: &'a str,
@@ -164,7 +163,8 @@ pub struct ParsedKey<'a> {
 }
 
 impl<'a> ParsedKey<'a> {
-    /// Reads a presented credential, with or without `secret-token:` (RFC 8959). `None` if it does not have the form of a key.
+    /// Reads a presented credential, with or without `secret-token:` (RFC 8959). `None` if it does not have the form of
+    /// a key.
     #[must_use]
     pub fn parse(presented: &'a str) -> Option<Self> {
         let text = without_scheme(presented);
@@ -177,7 +177,7 @@ impl<'a> ParsedKey<'a> {
         self.kind
     }
 
-    /// The hash under which the key is found.
+    /// Returns the SHA-256 by which the key is looked up.
     #[must_use]
     pub fn digest(self) -> Digest {
         Digest::of(self.text)
@@ -192,46 +192,46 @@ impl fmt::Debug for ParsedKey<'_> {
     }
 }
 
-/// Cuts the optional `secret-token:` of RFC 8959 from a presented credential.
+/// Removes the optional `secret-token:` of RFC 8959 from a presented credential.
 #[must_use]
 pub fn without_scheme(presented: &str) -> &str {
     presented.strip_prefix("secret-token:").unwrap_or(presented)
 }
 
-/// The whole text of a key: a secret. Hidden by `Debug`, wiped when dropped, shown only by [`KeyText::expose`].
+/// A full key. `Debug` hides it, dropping it wipes it, and only [`KeyText::expose`] returns it.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct KeyText(String);
 
 impl KeyText {
-    /// Makes a new credential of that kind.
+    /// Generates a new key of this kind.
     pub fn mint(kind: Kind, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut text = kind.prefix();
-        text.reserve_exact(RANDOM_LEN); // so that growing leaves no copy behind
+        text.reserve_exact(RANDOM_LEN); // growing later would leave a copy in memory
         for _ in 0..RANDOM_LEN {
             text.push(char::from(rng.sample(Alphanumeric)));
         }
         Self(text)
     }
 
-    /// Reads the text of a key that was minted before. `None` for anything else.
+    /// Reads a full key. `None` if the text does not have the form of a key.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Kind::of(text).map(|_| Self(text.to_owned()))
     }
 
-    /// The text itself, for the one response that carries it.
+    /// Returns the key, for the response to its creation.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What is stored instead.
+    /// Returns the SHA-256 of the key, which is stored instead of it.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of(&self.0)
     }
 
-    /// What is shown later: family, mode and the family's number of characters.
+    /// Returns the beginning of the key that is shown later: family, mode and [`Family::shown`] random characters.
     #[must_use]
     pub fn shown_prefix(&self) -> String {
         let shown = match Kind::of(&self.0) {
@@ -241,7 +241,7 @@ impl KeyText {
         self.0[..self.0.len() - RANDOM_LEN + shown].to_owned()
     }
 
-    /// The last four characters, shown later to tell keys apart.
+    /// Returns the last four characters, which are shown later.
     #[must_use]
     pub fn last4(&self) -> String {
         self.0[self.0.len() - 4..].to_owned()
@@ -254,13 +254,13 @@ impl fmt::Debug for KeyText {
     }
 }
 
-/// SHA-256 of the whole text of a credential: how it is stored and found. Hidden by `Debug`, because a leaked
-/// digest tells that a guessed key exists.
+/// The SHA-256 of a secret, which is stored and looked up instead of it. `Debug` hides it, because a leaked hash
+/// confirms a guessed key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of a presented text.
+    /// Returns the SHA-256 of a text.
     #[must_use]
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text.as_bytes()).into())
@@ -272,14 +272,14 @@ impl Digest {
         &self.0
     }
 
-    /// The digest with these bytes.
+    /// Creates the digest with these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Prints it as 64 hexadecimal digits, which [`FromStr`] reads. There is no `Display`, so that no log shows one by
-    /// accident.
+    /// Returns the 64 hexadecimal digits that [`FromStr`] reads. The digest itself is not `Display`, so that it does
+    /// not get into a log by accident.
     pub fn hex(&self) -> impl fmt::Display {
         struct Hex([u8; 32]);
         impl fmt::Display for Hex {

@@ -1,25 +1,7 @@
-//! The rules of Tollkey.
+//! The domain rules of Tollkey: keys, access decisions, state transitions and the audit chain.
 //!
-//! What an API key is, who may use it for what, which changes it goes through and how those changes are
-//! chained in the audit log. Nothing here reads a clock, a socket, a database or an environment variable:
-//! time and randomness are arguments, so every rule can be stated as a row of a test table.
-//!
-//! | module | says |
-//! |---|---|
-//! | [`id`] | identifiers and their two printed forms |
-//! | [`key_text`] | the text of a key: families, modes, minting, parsing, digest |
-//! | [`api_key`] | a key as it is kept: grants, status, transitions |
-//! | [`application`], [`account`], [`service_key`] | what keys belong to, and what resource servers present |
-//! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
-//! | [`credential`] | the one credential of a request, and where it stands |
-//! | [`access`] | the one decision: may this key do that, now? |
-//! | [`ceiling`] | a key cannot create a key beyond what it holds itself |
-//! | [`lineage`] | what a key inherits from its ancestors |
-//! | [`audit`] | entries and the hash chain over them |
-//! | [`session`] | who is signed in to the dashboard, and until when |
-//! | [`heap`] | how much memory values take |
-//! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
-//! | [`problem`] | everything that can go wrong, in words and as a status |
+//! Nothing here reads a clock, a socket, a database or an environment variable. Time and randomness are arguments, so a
+//! test can state each rule as a row of a table.
 #![forbid(unsafe_code)]
 
 pub mod access;

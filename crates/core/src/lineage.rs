@@ -1,9 +1,9 @@
-//! What binds a key besides its own restrictions: its ancestors, and the deletion of its application.
+//! The restrictions that a key inherits from its ancestors and from the deletion of its application.
 //!
-//! A key that is created by a key has that key as its parent, and the parent's ancestors as its own. Every decision about
-//! a descendant evaluates all of them (contract, section 4), so one revocation rejects a whole tree at the same moment,
-//! however large it is. [`Inherited`] is what is left of the ancestors once they are resolved: their number does not
-//! matter to a decision.
+//! If a key creates a key, it is the parent of that key, and the ancestors of the parent are also ancestors of that
+//! key. Every decision about a key includes the restrictions of all its ancestors (contract, section 4). So one
+//! revocation denies a whole tree of keys immediately, however large it is. [`Inherited`] has the combined
+//! restrictions, so a decision does not need the ancestors themselves.
 
 use std::net::IpAddr;
 
@@ -13,37 +13,37 @@ use crate::{
     AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor, heap,
 };
 
-/// Why a key of a deleted application is revoked.
+/// The reason of a revocation by the deletion of the application.
 pub const APPLICATION_DELETED: &str = "application_deleted";
-/// Why a key is revoked whose parent key, or an ancestor further up, was revoked.
+/// The reason of a revocation by the revocation of an ancestor.
 pub const MAKER_REVOKED: &str = "maker_revoked";
 
-/// The revocation of a key: since when it applies, and why.
+/// The revocation of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revocation<'a> {
-    /// Since when.
+    /// When the key was revoked.
     pub at: Timestamp,
-    /// The reason, if the caller gave one.
+    /// The reason, if any.
     pub reason: Option<&'a str>,
 }
 
-/// The restrictions that a key inherits. Each `None` and each empty list is the absence of a restriction.
+/// The restrictions that a key inherits. `None` and an empty list mean no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Inherited {
     /// The earliest revocation of an ancestor, or the deletion of the application.
     pub revoked: Option<(Timestamp, &'static str)>,
     /// The earliest expiration of an ancestor.
     pub expires_at: Option<Timestamp>,
-    /// Since when the ancestor is suspended that was suspended first.
+    /// The earliest suspension of an ancestor.
     pub suspended_at: Option<Timestamp>,
-    /// The IP allowlists of the ancestors: the client has to be in each of them. Equal lists are kept once.
+    /// The IP allowlists of the ancestors, without duplicates. The client must be in all of them.
     pub allowed_ips: Vec<IpList>,
-    /// The rate limits of the ancestors, the root's first: each use of the key counts against all of them.
+    /// The rate limits of the ancestors, the root first. Each use of the key counts against all of them.
     pub rate_limits: Vec<(KeyId, RateLimit)>,
 }
 
 impl Inherited {
-    /// What a key inherits from `ancestors`, the root first.
+    /// Combines the restrictions of `ancestors`, the root first.
     pub fn from_ancestors<'a>(ancestors: impl IntoIterator<Item = &'a ApiKey>) -> Self {
         let mut inherited = Self::default();
         for ancestor in ancestors {
@@ -64,14 +64,14 @@ impl Inherited {
         inherited
     }
 
-    /// Adds a revocation; the earliest one counts.
+    /// Adds a revocation; the earliest one applies.
     pub(crate) fn revoke(&mut self, at: Timestamp, reason: &'static str) {
         if self.revoked.is_none_or(|(earlier, _)| at < earlier) {
             self.revoked = Some((at, reason));
         }
     }
 
-    /// The first status that applies to any ancestor at `now`.
+    /// Returns the first status that applies to any ancestor at `now`.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
         Status::of(
@@ -82,7 +82,7 @@ impl Inherited {
         )
     }
 
-    /// Estimates the heap it takes, in bytes.
+    /// Estimates its heap memory in bytes.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         heap::vec(&self.allowed_ips)
@@ -100,7 +100,7 @@ impl Inherited {
         self.rate_limits.shrink_to_fit();
     }
 
-    /// Whether a client at that address passes the IP allowlist of every ancestor.
+    /// Whether the client's IP address is in the IP allowlist of every ancestor.
     #[must_use]
     pub fn allows(&self, client: Option<IpAddr>) -> bool {
         self.allowed_ips
@@ -109,32 +109,32 @@ impl Inherited {
     }
 }
 
-/// The earlier of two times, where `None` is never.
-pub(crate) fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
+/// Returns the earlier of two times, where `None` is never.
+pub(crate) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 
 /// A revocation that applies to many keys and is not yet recorded on all of them.
 ///
-/// It is written in the transaction of the revocation itself, so that any replica can finish it, also after a crash. The
-/// keys are rejected from that transaction on; recording gives each its own `revoked_at` and its audit entry, with the
-/// actor and the time of the revocation.
+/// It is stored in the transaction of the revocation itself, so that any replica can finish it, even after a crash. All
+/// keys are denied from this transaction on. Recording sets `revoked_at` of each key, and writes an audit entry with
+/// the actor and the time of the revocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRevocation {
     /// The account.
     pub account_id: AccountId,
     /// The key or the application that was revoked or deleted.
     pub root: Root,
-    /// When.
+    /// The time of the revocation or deletion.
     pub revoked_at: Timestamp,
-    /// The caller who did that.
+    /// The actor.
     pub actor: Actor,
-    /// Its request; none at the command line.
+    /// The ID of the request; `None` for the command line.
     pub request_id: Option<String>,
-    /// The address that it came from.
+    /// The client's IP address, if known.
     pub ip: Option<IpAddr>,
 }
 

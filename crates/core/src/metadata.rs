@@ -1,4 +1,4 @@
-//! What callers attach to a key: a JSON object we keep and give back.
+//! The metadata of a key: a JSON object that is stored and returned with it.
 
 use std::fmt;
 
@@ -10,25 +10,25 @@ use serde_json::{Map, Value};
 
 use crate::{Invalid, heap};
 
-/// A JSON object of at most 4 KiB, kept as the text it is stored as.
+/// A JSON object of at most 4 KiB, in the form of its stored text.
 ///
-/// Parsed, an object can take 35 times as much memory, and a verification does not need it: it is parsed when it is
-/// read ([`Metadata::object`]). Two objects are equal when they have the same fields, whatever their order.
+/// A parsed object can take 35 times as much memory, and a verification does not need it, so only [`Metadata::object`]
+/// parses it. Two objects are equal if they have the same fields, in any order.
 #[derive(Debug, Clone)]
 pub struct Metadata(Box<str>);
 
 impl Metadata {
-    /// The most bytes of its compact JSON.
+    /// The maximum size of its compact JSON in bytes.
     pub const MAX_BYTES: usize = 4096;
-    /// The most levels of nesting. Readers of JSON give up at some depth (serde_json at 128), and metadata is printed
-    /// inside other objects: in answers, and in the audit log.
+    /// The maximum number of levels of nesting. Parsers of JSON have a limit (serde_json: 128), and metadata is nested
+    /// in other objects: in responses and in the audit log.
     pub const MAX_DEPTH: usize = 64;
 
-    /// Takes an object.
+    /// Creates metadata from an object.
     ///
     /// # Errors
-    /// [`Invalid`] when its compact JSON is larger than [`Metadata::MAX_BYTES`], it nests deeper than
-    /// [`Metadata::MAX_DEPTH`] or holds a NUL character, which PostgreSQL cannot keep.
+    /// [`Invalid`] if its compact JSON is larger than [`Metadata::MAX_BYTES`], if it nests deeper than
+    /// [`Metadata::MAX_DEPTH`], or if it contains a NUL character, which PostgreSQL cannot store.
     pub fn new(object: Map<String, Value>) -> Result<Self, Invalid> {
         let json = Value::Object(object).to_string();
         if json.len() > Self::MAX_BYTES {
@@ -41,20 +41,21 @@ impl Metadata {
         Ok(Self(json.into()))
     }
 
-    /// Reads the JSON of an object, as [`Metadata::as_json`] returns it. The text is kept as it is; no object is built.
+    /// Reads the JSON of an object, as [`Metadata::as_json`] returns it. The text is checked and kept without building
+    /// an object.
     ///
     /// # Errors
-    /// [`Invalid`] as for [`Metadata::new`], and for what is not the JSON of an object.
+    /// [`Invalid`] as for [`Metadata::new`], and for a text that is not a JSON object.
     pub fn parse(json: &str) -> Result<Self, Invalid> {
         if json.len() > Self::MAX_BYTES {
-            // Written with white space, it can be small enough without.
+            // It can be small enough without white space.
             return Self::new(serde_json::from_str(json).map_err(|_| not_an_object())?);
         }
         check(json)?;
         Ok(Self(json.into()))
     }
 
-    /// This after a JSON merge patch (RFC 7396): members that are null go, objects are merged, others replaced.
+    /// Applies a JSON merge patch (RFC 7396) and returns the result.
     ///
     /// # Errors
     /// [`Invalid`] as for [`Metadata::new`].
@@ -67,20 +68,20 @@ impl Metadata {
         }
     }
 
-    /// The object. Parses the text: keep the result rather than call this again.
+    /// Parses the text and returns the object. Keep the result if it is needed again.
     #[must_use]
     pub fn object(&self) -> Map<String, Value> {
-        // It was read to its end when it was taken, by the same parser.
+        // This cannot fail: the same parser read the text when the metadata was created.
         serde_json::from_str(&self.0).unwrap_or_default()
     }
 
-    /// As JSON, the form it is stored in.
+    /// Returns the JSON, as it is stored.
     #[must_use]
     pub fn as_json(&self) -> &str {
         &self.0
     }
 
-    /// Estimates the heap it takes, in bytes.
+    /// Estimates its heap memory in bytes.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         heap::allocation(self.0.len())
@@ -102,7 +103,7 @@ impl PartialEq for Metadata {
 
 impl Eq for Metadata {}
 
-/// Written as the text it is.
+/// Writes the text unchanged.
 #[cfg(feature = "serde")]
 impl serde::Serialize for Metadata {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -112,7 +113,7 @@ impl serde::Serialize for Metadata {
     }
 }
 
-/// Read by [`Metadata::parse`], from JSON only.
+/// Reads JSON with [`Metadata::parse`]. Other formats are errors.
 #[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -121,7 +122,7 @@ impl<'de> serde::Deserialize<'de> for Metadata {
     }
 }
 
-/// Checks that a text is the JSON of an object which does not nest too deep and has no NUL character. Builds nothing.
+/// Checks, without building a value, that a text is a JSON object that does not nest too deep and has no NUL character.
 fn check(json: &str) -> Result<(), Invalid> {
     let mut broken = None;
     let mut reader = serde_json::Deserializer::from_str(json);
@@ -138,7 +139,7 @@ fn check(json: &str) -> Result<(), Invalid> {
     }
 }
 
-/// Checks one value, which can have so many `levels` of nesting.
+/// Checks one value, which can have at most this many `levels` of nesting.
 struct Check<'a> {
     levels: usize,
     outermost: bool,
@@ -147,7 +148,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Checks a value inside this one.
+    /// Returns the check of a value inside this one.
     fn inner(&mut self) -> Check<'_> {
         Check {
             levels: self.levels - 1,
@@ -156,7 +157,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks the name of a field.
+    /// Returns the check of the name of a field.
     fn name(&mut self) -> Check<'_> {
         Check {
             levels: 0,
@@ -165,13 +166,13 @@ impl Check<'_> {
         }
     }
 
-    /// Ends reading because of a broken rule.
+    /// Records the broken rule, and returns an error that ends the parsing.
     fn fail<E: Error>(&mut self, rule: Invalid) -> E {
         *self.broken = Some(rule);
         E::custom("breaks a rule of metadata")
     }
 
-    /// A value that is not an object.
+    /// Accepts a value that is not an object, unless it is the outermost value.
     fn other<E: Error>(mut self) -> Result<(), E> {
         if self.outermost {
             Err(self.fail(not_an_object()))
@@ -190,7 +191,7 @@ impl Check<'_> {
         ))))
     }
 
-    /// Checks the text itself: in its JSON a NUL and a written backslash followed by `u0000` look alike.
+    /// Checks the decoded string, because JSON text can contain `\u0000` without a NUL character, as part of `\\u0000`.
     fn text<E: Error>(&mut self, text: &str) -> Result<(), E> {
         if text.contains('\0') {
             Err(self.fail(Invalid::new("must not contain NUL characters")))

@@ -1,4 +1,4 @@
-//! Networks a key may be used from.
+//! IP allowlists, and the IP address of a client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,20 +6,20 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::{Invalid, heap};
 
-/// A non-empty list of networks in CIDR form, host bits zero. IPv4-mapped IPv6 counts as IPv4, in the list and
-/// in what is judged.
+/// An IP allowlist: a non-empty list of CIDRs whose host bits are zero. IPv4-mapped IPv6 counts as IPv4, both in the
+/// list and as the address of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct IpList(Vec<IpNet>);
 
 impl IpList {
-    /// How many networks a list can have.
+    /// The maximum number of IP ranges.
     pub const MAX: usize = 100;
 
-    /// Reads a list of CIDR texts.
+    /// Reads a list of CIDRs.
     ///
     /// # Errors
-    /// [`Invalid`] when the list is empty or has more than [`IpList::MAX`] networks, or a text is no CIDR or has
+    /// [`Invalid`] if the list is empty or has more than [`IpList::MAX`] IP ranges, or if a text is not a CIDR or has
     /// host bits set.
     ///
     /// ```
@@ -29,17 +29,17 @@ impl IpList {
     /// assert!(!list.contains("203.0.114.1".parse().unwrap()));
     /// assert_eq!(
     ///     IpList::parse(["203.0.113.9/24"]).unwrap_err().to_string(),
-    ///     "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?"
+    ///     "`203.0.113.9/24` has host bits set; did you mean `203.0.113.0/24`?"
     /// );
     /// ```
     pub fn parse<'a>(cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         Self::parse_up_to(Self::MAX, cidrs)
     }
 
-    /// [`IpList::parse`] for the networks that several lists have in common, which can be more than one list has.
+    /// Reads the intersection of several lists, which can have more than [`IpList::MAX`] IP ranges.
     ///
     /// # Errors
-    /// [`Invalid`] as there, but for the number of networks.
+    /// [`Invalid`] as for [`IpList::parse`], except for the number of IP ranges.
     pub fn parse_common<'a>(cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         Self::parse_up_to(usize::MAX, cidrs)
     }
@@ -66,14 +66,14 @@ impl IpList {
         Ok(Self(networks))
     }
 
-    /// Whether the address is in one of the networks.
+    /// Whether the address is in one of the IP ranges.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether every address of `other` is in this list, judged network by network.
+    /// Whether each IP range of `other` is inside one IP range of this list.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         other
@@ -82,23 +82,23 @@ impl IpList {
             .all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
     }
 
-    /// The networks that both lists allow. Where they have none in common it is a list that no client passes: that of
-    /// the IPv4 broadcast address, which is never a sender.
+    /// Returns the IP ranges that both lists allow. If both allow no common address, the result contains only the IPv4
+    /// broadcast address, which no client has.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));
         let mut common: Vec<IpNet> = Vec::new();
-        for one in &self.0 {
-            for network in &other.0 {
-                // Two CIDR networks are nested or have nothing in common.
-                let inner = if one.contains(network) { network } else { one };
-                if (one.contains(network) || network.contains(one)) && !common.contains(inner) {
+        for a in &self.0 {
+            for b in &other.0 {
+                // Two CIDRs are nested or have nothing in common.
+                let inner = if a.contains(b) { b } else { a };
+                if (a.contains(b) || b.contains(a)) && !common.contains(inner) {
                     common.push(*inner);
                 }
             }
         }
-        // Of nested networks the outer one is enough. So what is common to a list and one within it is no longer than the
-        // latter, and every release can read it.
+        // Keep only the outermost of nested ranges: then the intersection of a list and one inside it is not longer
+        // than the inner list, and earlier releases, which read at most `MAX` ranges, can read it.
         let outermost = |inner: &&IpNet| {
             !common
                 .iter()
@@ -112,7 +112,7 @@ impl IpList {
         })
     }
 
-    /// Estimates the heap it takes, in bytes.
+    /// Estimates its heap memory in bytes.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         heap::vec(&self.0)
@@ -122,27 +122,27 @@ impl IpList {
         self.0.shrink_to_fit();
     }
 
-    /// The networks, as given, mapped ones as IPv4.
+    /// The IP ranges in their order, IPv4-mapped ones as IPv4.
     #[must_use]
     pub fn networks(&self) -> &[IpNet] {
         &self.0
     }
 }
 
-/// Reads one CIDR text with zero host bits.
+/// Reads a CIDR whose host bits are zero.
 ///
 /// # Errors
-/// [`Invalid`] when it is no CIDR or has host bits set.
+/// [`Invalid`] if it is not a CIDR or has host bits set.
 pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     let shown: String = cidr.chars().take(64).flat_map(char::escape_debug).collect();
-    // The standard library refuses octets with leading zeros, which some readers take for octal; ipnet does not.
-    let unclear = cidr
+    // The standard library rejects octets with leading zeros, which some parsers read as octal; ipnet does not.
+    let is_ambiguous = cidr
         .split_once('/')
         .is_some_and(|(address, _)| address.parse::<IpAddr>().is_err());
     let network = cidr
         .parse::<IpNet>()
         .ok()
-        .filter(|_| !unclear)
+        .filter(|_| !is_ambiguous)
         .ok_or_else(|| {
             Invalid::new(match cidr.parse::<IpAddr>() {
                 Ok(address) => format!(
@@ -167,18 +167,19 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// A hop of `X-Forwarded-For`, written by a trusted proxy, that is not an IP address. Without the hop, because the header
-/// can have anything in it.
+/// A hop of `X-Forwarded-For`, written by a trusted proxy, is not an IP address. The error does not contain the hop,
+/// because the header can contain any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hop of X-Forwarded-For is not an IP address")]
 pub struct UnreadableHop;
 
-/// Returns the address that a request comes from: of the hops in `X-Forwarded-For` (all of its values, in their order, read
-/// only where they matter) and the peer behind them, the last one that is not a trusted proxy. Anyone could have written
-/// what is left of it. `None` when every hop is a trusted proxy, or when a trusted proxy sends none.
+/// Returns the client's IP address: the last address that is not a trusted proxy, of the hops in `X-Forwarded-For`
+/// followed by the peer. The client can have forged the hops before it, so they are ignored. `forwarded_for` returns
+/// all values of the header in their order; it is called only if the peer is a trusted proxy. Returns `None` if the
+/// peer is not known, if every hop is a trusted proxy, or if a trusted proxy sends no hop.
 ///
 /// # Errors
-/// [`UnreadableHop`] when a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
+/// [`UnreadableHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
 ///
 /// ```
 /// use tollkey_core::network::{UnreadableHop, client_address};
@@ -203,7 +204,7 @@ pub fn client_address<'a>(
         return Ok(Some(peer));
     }
     let values = forwarded_for();
-    // As if the header were absent.
+    // An empty header counts as absent.
     if values
         .iter()
         .all(|value| value.iter().all(|byte| matches!(byte, b' ' | b'\t')))
@@ -223,9 +224,9 @@ pub fn client_address<'a>(
     Ok(None)
 }
 
-/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, with or without a port, an IPv6 address with or without
-/// brackets (which a port requires), all of it with or without double quotes. Spaces and tabs around it are skipped, and
-/// no other white space. An IPv4-mapped address is returned as IPv4.
+/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in double quotes.
+/// An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs around the hop are skipped.
+/// An IPv4-mapped address is returned as IPv4.
 ///
 /// ```
 /// use tollkey_core::network::parse_hop;
@@ -263,8 +264,8 @@ pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The network that a client's requests are counted by: an IPv4 address by itself, an IPv6 address by its first 64 bits,
-/// which one client usually has all of (RFC 6177).
+/// Returns the network by which a client's requests are counted: an IPv4 address itself, and the first 64 bits of an
+/// IPv6 address, because one client usually has all addresses with these bits (RFC 6177).
 ///
 /// ```
 /// use tollkey_core::network::client_network;
@@ -320,7 +321,7 @@ mod tests {
             ("\"2001:db8::7\"", v6),
             ("\"[2001:db8::7]\"", v6),
             ("\"[2001:db8::7]:4711\"", v6),
-            // Without brackets there is no port.
+            // Without brackets, the last group is not a port.
             ("2001:db8::7:80", "2001:db8::7:80"),
         ] {
             assert_eq!(
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_hop() {
+    fn invalid_hops_are_rejected() {
         for hop in [
             "",
             " ",
@@ -369,7 +370,7 @@ mod tests {
             "203.0.113.7;proto=https",
             "0x7f.0.0.1",
             "2130706433",
-            // Not the white space of HTTP.
+            // White space other than spaces and tabs.
             "\u{a0}203.0.113.7",
             "203.0.113.7\u{a0}",
             "203.0.113.7\u{2003}",
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_hop_counts_only_where_a_trusted_proxy_wrote_it() {
+    fn unreadable_hop_is_an_error_only_from_a_trusted_proxy() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
         let of = |peer: &str, hops: &'static [u8]| {
             client_address(peer.parse().ok(), || vec![hops], &trusted)
@@ -398,11 +399,11 @@ mod tests {
         assert_eq!(of("10.0.0.1", b"203.0.113.7\xa0"), Err(UnreadableHop));
         assert_eq!(of("203.0.113.7", b"unknown"), client);
         assert_eq!(of("10.0.0.1", b"10.0.0.3, 10.0.0.2"), Ok(None));
-        assert_eq!(of("10.0.0.1", b" "), Ok(None), "as if it were absent");
+        assert_eq!(of("10.0.0.1", b" "), Ok(None), "an empty header");
     }
 
     #[test]
-    fn what_is_no_network_is_refused() {
+    fn invalid_ip_ranges_are_rejected() {
         for cidr in [
             "",
             "10.0.0.0",

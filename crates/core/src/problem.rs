@@ -24,7 +24,7 @@ pub enum ProblemCode {
     MissingCredentials,
     /// The management token is invalid or has expired.
     InvalidToken,
-    /// The key is unknown or revoked; the caller does not learn which.
+    /// The key is unknown or revoked; the response does not reveal which.
     InvalidApiKey,
     /// The credential is valid, but is of the wrong kind or lacks the permission.
     Forbidden,
@@ -38,7 +38,7 @@ pub enum ProblemCode {
     KeyDepthLimitReached,
     /// The operator configured a requirement that is not valid; the request is denied.
     InvalidRequirement,
-    /// The key is denied; see [`Denial`]. Never holds `UnknownKey`, `Revoked` or `RateLimited`.
+    /// The key is denied; see [`Denial`]. Never `UnknownKey`, `Revoked` or `RateLimited`.
     Denied(Denial),
     /// The key's rate limit is exceeded.
     RateLimited,
@@ -184,7 +184,7 @@ impl ProblemCode {
     }
 }
 
-/// An error for the caller. Never holds a secret, nor the name of a table, file or type.
+/// An error for the caller. Never contains a secret or the name of a table, file or type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The type of the problem.
@@ -273,8 +273,8 @@ impl Problem {
         Self::new(ProblemCode::Forbidden, detail)
     }
 
-    /// Creates the problem of a key that is unknown or revoked. Both are the same, so that a caller cannot find out which
-    /// keys existed.
+    /// Creates the problem of a key that is unknown or revoked. Both are the same, so that a caller cannot find out
+    /// which keys existed.
     #[must_use]
     pub fn invalid_api_key() -> Self {
         Self::new(
@@ -325,8 +325,8 @@ impl Problem {
         }
     }
 
-    /// Returns the challenge for `WWW-Authenticate` (RFC 6750, section 3), or `None` for a problem without one. `realm` names
-    /// the protected API.
+    /// Returns the challenge for `WWW-Authenticate` (RFC 6750, section 3), or `None` for a problem without one. `realm`
+    /// names the protected API.
     ///
     /// ```
     /// use tollkey_core::{Problem, ProblemCode};
@@ -358,8 +358,8 @@ impl Problem {
         Some(challenge)
     }
 
-    /// Creates the problem of a denial: 401 for an unknown or revoked key, 429 for an exceeded rate limit, and 403 with the
-    /// code of the denial for each other one.
+    /// Creates the problem of a denial: 401 for an unknown or revoked key, 429 for an exceeded rate limit, and 403 with
+    /// the code of the denial for each other one.
     #[must_use]
     pub fn denied(denial: Denial) -> Self {
         match denial {

@@ -1,4 +1,4 @@
-//! How often a key may be used.
+//! Rate limits: how often a key can be used.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -12,8 +12,8 @@ fn within(value: i64, max: u32) -> Result<NonZeroU32, Invalid> {
     value.ok_or_else(|| Invalid::new(format!("must be between 1 and {max}")))
 }
 
-/// At most `limit` uses in `window_seconds`, counted by each verifier for itself (GCRA: the whole limit may be
-/// used at once and then comes back evenly).
+/// At most `limit` uses in `window_seconds`, counted by each verifier for itself. The algorithm is GCRA: a client can
+/// use the whole limit in one burst, and uses become available again at an even rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     limit: NonZeroU32,
@@ -26,10 +26,10 @@ impl RateLimit {
     /// The longest window: a day.
     pub const MAX_WINDOW_SECONDS: u32 = 86_400;
 
-    /// A rate limit.
+    /// Creates a rate limit.
     ///
     /// # Errors
-    /// [`Invalid`] unless 1 ≤ `limit` ≤ 1 000 000 and 1 ≤ `window_seconds` ≤ 86 400.
+    /// [`Invalid`] unless 1 ≤ `limit` ≤ 1,000,000 and 1 ≤ `window_seconds` ≤ 86,400.
     pub fn new(limit: i64, window_seconds: i64) -> Result<Self, Invalid> {
         Ok(Self {
             limit: Self::parse_limit(limit)?,
@@ -37,7 +37,7 @@ impl RateLimit {
         })
     }
 
-    /// Reads a limit by itself, for a form that reports both fields.
+    /// Reads the limit alone, for a form that reports the errors of each field.
     ///
     /// # Errors
     /// [`Invalid`] unless it is 1 to [`RateLimit::MAX_LIMIT`].
@@ -45,7 +45,7 @@ impl RateLimit {
         within(limit, Self::MAX_LIMIT)
     }
 
-    /// Reads a window by itself, in seconds.
+    /// Reads the window alone, in seconds.
     ///
     /// # Errors
     /// [`Invalid`] unless it is 1 to [`RateLimit::MAX_WINDOW_SECONDS`].
@@ -53,25 +53,25 @@ impl RateLimit {
         within(window_seconds, Self::MAX_WINDOW_SECONDS)
     }
 
-    /// How many uses.
+    /// The number of uses in one window.
     #[must_use]
     pub fn limit(self) -> NonZeroU32 {
         self.limit
     }
 
-    /// In how many seconds.
+    /// The length of the window in seconds.
     #[must_use]
     pub fn window_seconds(self) -> NonZeroU32 {
         self.window_seconds
     }
 
-    /// The window as a duration.
+    /// The length of the window.
     #[must_use]
     pub fn window(self) -> Duration {
         Duration::from_secs(self.window_seconds.get().into())
     }
 
-    /// Whether this allows nothing that the other does not: neither more uses at once nor more in the long run.
+    /// Whether this limit never allows more uses than the other, neither in one burst nor in the long run.
     #[must_use]
     pub fn is_within(self, other: Self) -> bool {
         let rate = |limit: Self, window: Self| {

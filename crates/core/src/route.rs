@@ -1,11 +1,11 @@
-//! Routes: which requests a restricted key may make.
+//! Routes: the requests that a restricted key allows.
 //!
-//! A request is judged on its path as it was sent. Two readers of one path may disagree about dot segments,
-//! doubled slashes, encoded slashes or path parameters; a path that has any of these matches nothing.
+//! Routes are compared with the path as it was sent. Two parsers can read dot segments, doubled slashes, encoded
+//! slashes or path parameters in different ways, so a path with any of these matches no route.
 
 use crate::Invalid;
 
-/// The part in front of the paths of a protected API that is cut once before a path is compared with routes: literal
+/// The prefix of the paths of a protected API, which is removed once before a path is compared with routes: literal
 /// segments such as `/api`, and `{name}` for any one segment, as in `/merchants/{merchant}`. The default is `/api`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteBase {
@@ -16,7 +16,7 @@ pub struct RouteBase {
 }
 
 impl RouteBase {
-    /// Cuts nothing.
+    /// Creates an empty base, which removes nothing.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -25,7 +25,7 @@ impl RouteBase {
         }
     }
 
-    /// Reads a base. `/` and the empty text cut nothing; a slash at the end does not matter.
+    /// Reads a base. `/` and the empty text remove nothing. A slash at the end is ignored.
     ///
     /// # Errors
     /// [`Invalid`] unless it begins with `/` and each segment is literal, unambiguous and without escapes, or `{name}`.
@@ -85,7 +85,7 @@ impl RouteBase {
         })
     }
 
-    /// What follows this base in a path that begins with it as whole segments.
+    /// Returns the rest of a path that begins with this base as whole segments.
     fn cut<'a>(&self, path: &'a str) -> Option<&'a str> {
         let mut rest = path.strip_prefix(&*self.literal)?;
         for expected in &self.segments {
@@ -98,7 +98,7 @@ impl RouteBase {
             }
             rest = &rest[rest.len() - behind.len() - 1..];
         }
-        // A segment that a router may read as another one must not vanish with the base.
+        // An ambiguous segment must not be removed with the base, because a router may read it as another one.
         let base = &path[..path.len() - rest.len()];
         (rest.starts_with('/') && (self.segments.is_empty() || RequestPath(base).is_unambiguous()))
             .then_some(rest)
@@ -114,12 +114,12 @@ impl Default for RouteBase {
     }
 }
 
-/// The path of a request as it stood on the wire: the query is cut, and so is the route base, once.
+/// The path of a request as it was sent, without the query and the route base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestPath<'a>(&'a str);
 
 impl<'a> RequestPath<'a> {
-    /// Cuts the query, then the base where the path begins with it as whole segments.
+    /// Removes the query, and the base if the path begins with it as whole segments.
     ///
     /// ```
     /// use tollkey_core::{RequestPath, RouteBase};
@@ -134,13 +134,13 @@ impl<'a> RequestPath<'a> {
         Self(base.cut(path).unwrap_or(path))
     }
 
-    /// What is left.
+    /// The path without the query and the base.
     #[must_use]
     pub fn as_str(self) -> &'a str {
         self.0
     }
 
-    /// Whether every reader takes this path for the same one (contract, section 4). Not so when it
+    /// Whether all parsers read this path in the same way (contract, section 4). That is not the case if it
     ///
     /// - does not begin with `/`, or has an empty or dot segment; a trailing slash leaves an empty last segment,
     /// - has `;`, `\`, `#` or anything but printable ASCII,
@@ -155,8 +155,8 @@ impl<'a> RequestPath<'a> {
         if bytes.next() != Some(b'/') {
             return false;
         }
-        // One pass, because every verification that is about a route comes along here. Of the current segment it
-        // keeps how long it is and whether it has been nothing but dots.
+        // One pass, because each verification with a route runs it: it tracks the length of the current segment, and
+        // whether the segment has only dots.
         let (mut length, mut dots, mut escapes) = (0usize, true, false);
         for byte in bytes {
             match byte {
@@ -180,8 +180,8 @@ impl<'a> RequestPath<'a> {
     }
 }
 
-/// Whether the escapes of a segment are complete, and stand for characters that no reader takes for the end of a segment, of
-/// the path or of a line, or trims from the segment.
+/// Whether the escapes of a segment are complete, and encode no character that a parser could read as the end of a
+/// segment, of the path or of a line, or could trim from the segment.
 fn has_plain_escapes(segment: &str) -> bool {
     let mut decoded = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
@@ -199,11 +199,11 @@ fn has_plain_escapes(segment: &str) -> bool {
             Ok(byte) => decoded.push(byte),
         }
     }
-    // Strict: no overlong form is valid.
+    // Rejects overlong forms.
     let Ok(text) = std::str::from_utf8(&decoded) else {
         return false;
     };
-    // U+FEFF is white space to ECMAScript's `trim`.
+    // ECMAScript's `trim` also removes U+FEFF.
     let trimmed = |character: char| character.is_whitespace() || character == '\u{feff}';
     !text.contains(char::is_control) && !text.starts_with(trimmed) && !text.ends_with(trimmed)
 }
@@ -224,7 +224,7 @@ enum Segment {
 }
 
 impl Template {
-    /// The template of that method and path. Templates are part of the program, not input.
+    /// Creates a template from constants of the program, which are not validated.
     #[must_use]
     pub fn new(method: &'static str, path: &'static str) -> Self {
         let segments = path.split('/').skip(1).map(|segment| match segment {
@@ -238,7 +238,7 @@ impl Template {
         }
     }
 
-    /// Whether a request is covered. Methods compare exactly, but HEAD counts as GET.
+    /// Whether a request matches. Methods are case-sensitive, and HEAD counts as GET.
     ///
     /// ```
     /// use tollkey_core::{RequestPath, RouteBase, route::Template};
@@ -250,26 +250,26 @@ impl Template {
     #[must_use]
     pub fn matches(&self, method: &str, path: RequestPath<'_>) -> bool {
         let method = if method == "HEAD" { "GET" } else { method };
-        // Whether the path can be read in two ways is looked at last: most templates do not match anyway.
+        // The ambiguity check comes last, because most templates do not match anyway.
         method == self.method && self.matches_segments(path) && path.is_unambiguous()
     }
 
     fn matches_segments(&self, path: RequestPath<'_>) -> bool {
-        let mut given = path
+        let mut actual_segments = path
             .0
             .as_bytes()
             .split(|byte| *byte == b'/')
             .skip(1)
             .filter(|segment| !segment.is_empty());
         for segment in &self.segments {
-            match (segment, given.next()) {
-                (Segment::Literal(literal), Some(given)) if literal.as_bytes() == given => {}
+            match (segment, actual_segments.next()) {
+                (Segment::Literal(literal), Some(actual)) if literal.as_bytes() == actual => {}
                 (Segment::One, Some(_)) => {}
                 (Segment::Rest, Some(_)) => return true,
                 _ => return false,
             }
         }
-        given.next().is_none()
+        actual_segments.next().is_none()
     }
 }
 
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_one_segment_and_a_star_one_or_more() {
+    fn name_matches_one_segment_and_star_one_or_more() {
         assert!(matches("/tokens/{id}", "/tokens/a"));
         assert!(matches("/tokens/{id}", "/api/tokens/a%20b"));
         assert!(!matches("/tokens/{id}", "/tokens"));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_can_be_read_in_two_ways_matches_nothing() {
+    fn ambiguous_path_matches_nothing() {
         for path in [
             "/public/.",
             "/public/..",
@@ -381,12 +381,12 @@ mod tests {
             assert!(matches("/public/*", path), "{path}");
             assert!(matches("/public/{id}", path), "{path}");
         }
-        // As sent: an escaped letter is not the letter.
+        // Paths are compared as sent: an escaped letter is not the letter.
         assert!(!matches("/tokens", "/%74okens"));
     }
 
     #[test]
-    fn a_base_with_placeholders_is_cut_as_whole_segments() {
+    fn base_with_placeholders_is_removed_as_whole_segments() {
         for (base, path, expected) in [
             ("/merchants/{merchant}", "/merchants/m1/tokens", "/tokens"),
             (
@@ -400,7 +400,7 @@ mod tests {
             // Nothing is left, or a segment is missing.
             ("/merchants/{merchant}", "/merchants/m1", "/merchants/m1"),
             ("/merchants/{merchant}", "/merchants", "/merchants"),
-            // What a router may read as another path stays, and so matches nothing.
+            // An ambiguous path keeps the base, so it matches nothing.
             (
                 "/merchants/{merchant}",
                 "/merchants//tokens",
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_can_never_match_is_rejected() {
+    fn base_that_can_never_match_is_rejected() {
         for text in [
             "api", "api/", "//", "/api//v1", "/a/../b", "/a?b", "/a%20b", "/{a", "/a}", "/{a}b",
             "/{a}{b}", "/{a{b}", "/*", "/a b",
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_compare_exactly_and_head_counts_as_get() {
+    fn methods_are_case_sensitive_and_head_counts_as_get() {
         let get = Template::new("GET", "/tokens");
         let base = RouteBase::default();
         let path = RequestPath::new("/tokens", &base);

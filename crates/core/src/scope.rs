@@ -1,7 +1,7 @@
-//! Scopes: what a key may do, and the catalogue of those that exist.
+//! Scopes, the permissions of a key, and the catalogue of available scopes.
 //!
-//! A [`Scope`] is a name; a [`Catalogue`] knows all valid ones and what `commerce` implies; a [`ScopeSet`] is
-//! a set of them as bits, so that a check on the hot path is one `&`.
+//! A [`Scope`] is a name. A [`Catalogue`] has all valid scopes and those that `commerce` implies. A [`ScopeSet`] is a
+//! bit set, so that the check of a request is one bitwise operation.
 
 use std::{borrow::Cow, fmt};
 
@@ -17,28 +17,28 @@ use crate::{Family, Invalid, heap, text::nearest};
 pub struct Scope(Cow<'static, str>);
 
 impl Scope {
-    /// Everything commerce: implies the nine below, not the reverse.
-    pub const COMMERCE: Self = Self::known("commerce");
+    /// All commerce operations: implies the nine scopes below, but they do not imply it.
+    pub const COMMERCE: Self = Self::built_in("commerce");
     /// List and retrieve payment links.
-    pub const LINKS_READ: Self = Self::known("links:read");
+    pub const LINKS_READ: Self = Self::built_in("links:read");
     /// Create, update, and delete payment links.
-    pub const LINKS_WRITE: Self = Self::known("links:write");
+    pub const LINKS_WRITE: Self = Self::built_in("links:write");
     /// List and retrieve checkout sessions.
-    pub const SESSIONS_READ: Self = Self::known("sessions:read");
+    pub const SESSIONS_READ: Self = Self::built_in("sessions:read");
     /// Create checkout sessions.
-    pub const SESSIONS_WRITE: Self = Self::known("sessions:write");
+    pub const SESSIONS_WRITE: Self = Self::built_in("sessions:write");
     /// List and retrieve webhook endpoints.
-    pub const WEBHOOKS_READ: Self = Self::known("webhooks:read");
+    pub const WEBHOOKS_READ: Self = Self::built_in("webhooks:read");
     /// Create and delete webhook endpoints.
-    pub const WEBHOOKS_WRITE: Self = Self::known("webhooks:write");
+    pub const WEBHOOKS_WRITE: Self = Self::built_in("webhooks:write");
     /// List and retrieve events.
-    pub const EVENTS_READ: Self = Self::known("events:read");
+    pub const EVENTS_READ: Self = Self::built_in("events:read");
     /// List and retrieve customers.
-    pub const CUSTOMERS_READ: Self = Self::known("customers:read");
+    pub const CUSTOMERS_READ: Self = Self::built_in("customers:read");
     /// Create and update customers.
-    pub const CUSTOMERS_WRITE: Self = Self::known("customers:write");
+    pub const CUSTOMERS_WRITE: Self = Self::built_in("customers:write");
 
-    /// The ten scopes every catalogue begins with.
+    /// The ten scopes that every catalogue begins with.
     pub const BUILT_IN: [Self; 10] = [
         Self::COMMERCE,
         Self::LINKS_READ,
@@ -52,12 +52,12 @@ impl Scope {
         Self::CUSTOMERS_WRITE,
     ];
 
-    const fn known(name: &'static str) -> Self {
+    const fn built_in(name: &'static str) -> Self {
         Self(Cow::Borrowed(name))
     }
 
-    /// A scope of that name, whether or not a catalogue knows it. For what is read back from the store and for
-    /// clients; input goes through [`Catalogue::parse`].
+    /// Creates a scope without checking that a catalogue has it, for stored scopes and for clients. Read input with
+    /// [`Catalogue::parse`].
     #[must_use]
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())
@@ -69,7 +69,7 @@ impl Scope {
         &self.0
     }
 
-    /// Estimates the heap it takes, in bytes; none for a name of the program's own.
+    /// Estimates its heap memory in bytes; 0 for a static name.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         match &self.0 {
@@ -78,23 +78,23 @@ impl Scope {
         }
     }
 
-    /// Replaces the name of a built-in scope by the program's own, which takes no memory, and gives up spare capacity.
+    /// Replaces the name of a built-in scope by the static one, which takes no heap memory, and drops spare capacity.
     pub(crate) fn compact(&mut self) {
-        if let Some(known) = Self::BUILT_IN.into_iter().find(|known| known == self) {
-            *self = known;
+        if let Some(built_in) = Self::BUILT_IN.into_iter().find(|built_in| built_in == self) {
+            *self = built_in;
         } else if let Cow::Owned(name) = &mut self.0 {
             name.shrink_to_fit();
         }
     }
 }
 
-/// As [`Scope::named`]: whether or not a catalogue knows it.
+/// Like [`Scope::named`], without checking that a catalogue has it.
 impl From<&'static str> for Scope {
     fn from(name: &'static str) -> Self {
         Self::named(name)
     }
 }
-/// As [`Scope::named`]: whether or not a catalogue knows it.
+/// Like [`Scope::named`], without checking that a catalogue has it.
 impl From<String> for Scope {
     fn from(name: String) -> Self {
         Self::named(name)
@@ -112,7 +112,7 @@ impl fmt::Display for Scope {
 pub struct ScopeSet(u128);
 
 impl ScopeSet {
-    /// No scope at all.
+    /// The empty set.
     pub const EMPTY: Self = Self(0);
 
     /// Whether every scope of `needed` is in this set.
@@ -121,26 +121,26 @@ impl ScopeSet {
         needed.0 & !self.0 == 0
     }
 
-    /// This set and that one.
+    /// Returns the scopes of both sets.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// The scopes of this set that are not in that one.
+    /// Returns the scopes of this set that are not in the other one.
     #[must_use]
-    pub fn without(self, held: Self) -> Self {
-        Self(self.0 & !held.0)
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 }
 
-/// All scopes there are: the ten built-in ones and those the operator added.
+/// The available scopes: the ten built-in ones and those that the operator added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalogue {
     scopes: Vec<Scope>,
@@ -157,14 +157,14 @@ impl Default for Catalogue {
 }
 
 impl Catalogue {
-    /// How many scopes a catalogue can hold.
+    /// The maximum number of scopes.
     pub const MAX: usize = 128;
 
-    /// Adds a scope. `commerce` implies it only when `in_commerce` says so.
+    /// Adds a scope. `commerce` implies it if `in_commerce` is true.
     ///
     /// # Errors
-    /// [`Invalid`] when the name is not 1 to 64 characters out of `a-z 0-9 . _ - :` beginning with a letter, is
-    /// there already, or the catalogue is full.
+    /// [`Invalid`] unless the name has 1 to 64 characters from `a-z 0-9 . _ - :` and begins with a letter, if it
+    /// already exists, or if the catalogue is full.
     pub fn add(&mut self, name: &str, in_commerce: bool) -> Result<(), Invalid> {
         let well_formed = (1..=64).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -200,20 +200,20 @@ impl Catalogue {
         &self.scopes
     }
 
-    /// The scope of that name.
+    /// Returns the scope with this name.
     ///
     /// # Errors
-    /// [`Invalid`] naming the unknown one and listing the valid ones.
+    /// [`Invalid`] for an unknown name. The message lists the valid names.
     pub fn parse(&self, name: &str) -> Result<Scope, Invalid> {
         self.index(name)
             .map(|i| self.scopes[i].clone())
             .ok_or_else(|| self.unknown(name))
     }
 
-    /// Reads a list of scopes in the order given, a repeated one once.
+    /// Reads a list of scopes, in their order and without duplicates.
     ///
     /// # Errors
-    /// [`Invalid`] for an unknown name and for an empty list: a key without any scope could do nothing.
+    /// [`Invalid`] for an unknown name, and for an empty list, because a key without scopes would be useless.
     pub fn parse_list<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
@@ -233,7 +233,7 @@ impl Catalogue {
         Ok(scopes)
     }
 
-    /// The set of needed scopes of these names, without what they imply.
+    /// Returns the set of required scopes with these names, without the scopes that they imply.
     ///
     /// # Errors
     /// [`Invalid`] for an unknown name.
@@ -248,8 +248,8 @@ impl Catalogue {
         Ok(set)
     }
 
-    /// What a key of that family with these scopes satisfies: `sk` every known scope, `pk` none, the others
-    /// what they hold and what `commerce` implies. A stored scope the catalogue no longer has grants nothing.
+    /// Returns all scopes that a key has: with the family `sk` every scope, with `pk` no scope, with the others the
+    /// stored scopes and those that `commerce` implies. A stored scope that the catalogue no longer has is ignored.
     #[must_use]
     pub fn expand(&self, family: Family, scopes: &[Scope]) -> ScopeSet {
         match family {
@@ -295,12 +295,12 @@ impl Catalogue {
     fn unknown(&self, name: &str) -> Invalid {
         let shown: String = name.chars().take(64).flat_map(char::escape_debug).collect();
         let valid: Vec<&str> = self.scopes.iter().map(Scope::as_str).collect();
-        let meant = nearest(name, valid.iter().copied())
+        let suggestion = nearest(name, valid.iter().copied())
             .map(|scope| format!("did you mean `{scope}`? "))
             .unwrap_or_default();
         let valid = valid.join(", ");
         Invalid::new(format!(
-            "unknown scope `{shown}`; {meant}valid scopes are {valid}"
+            "unknown scope `{shown}`; {suggestion}valid scopes are {valid}"
         ))
     }
 }
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_taken_for_a_scope() {
+    fn scope_is_created_from_a_string() {
         assert_eq!(Scope::from("links:read"), Scope::LINKS_READ);
         assert_eq!(
             Scope::from("orders:read".to_owned()).as_str(),
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn commerce_implies_the_nine_and_not_the_reverse() {
+    fn commerce_implies_the_nine_scopes_but_not_the_reverse() {
         let catalogue = Catalogue::default();
         let commerce = catalogue.expand(Family::Commerce, &[Scope::COMMERCE]);
         for scope in &Scope::BUILT_IN {
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_added_scope_is_implied_only_if_it_says_so() {
+    fn commerce_implies_an_added_scope_only_if_configured() {
         let mut catalogue = Catalogue::default();
         catalogue.add("orders:read", true).unwrap();
         catalogue.add("orders:write", false).unwrap();
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn sk_satisfies_every_known_scope_and_pk_none() {
+    fn secret_key_has_every_scope_and_publishable_key_none() {
         let mut catalogue = Catalogue::default();
         catalogue.add("orders:write", false).unwrap();
         let all = catalogue
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_catalogue_holds_128_scopes_and_no_more() {
+    fn catalogue_has_at_most_128_scopes() {
         let mut catalogue = Catalogue::default();
         for i in 10..Catalogue::MAX {
             catalogue.add(&format!("s{i}"), i % 2 == 0).unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_scope_is_named_and_the_valid_ones_are_listed() {
+    fn unknown_scope_is_named_and_valid_scopes_are_listed() {
         let error = Catalogue::default()
             .parse("link:read")
             .unwrap_err()

@@ -1,20 +1,20 @@
-//! Service keys: what resource servers and gateways present to verify the keys of others. They are no API keys;
-//! verification calls them unknown.
+//! Service keys, which resource servers and gateways present to verify API keys. They are not API keys: verification
+//! denies them as unknown.
 
 use jiff::Timestamp;
 
 use crate::{Invalid, ServiceKeyId, text};
 
-/// A service key, without its text.
+/// A stored service key, without the full key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceKey {
-    /// Its id.
+    /// Its ID.
     pub id: ServiceKeyId,
-    /// What it is for.
+    /// Its label.
     pub name: String,
-    /// The last four characters.
+    /// The last four characters of the full key.
     pub last4: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was revoked, if it was.
     pub revoked_at: Option<Timestamp>,

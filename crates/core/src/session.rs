@@ -1,4 +1,4 @@
-//! Sessions of the dashboard: who is signed in, and until when.
+//! Sessions of the dashboard.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -19,7 +19,7 @@ pub struct Session {
     pub created_at: Timestamp,
     /// When the last request was made, to within [`Session::SEEN_EVERY`].
     pub last_seen_at: Timestamp,
-    /// When the session expires whatever happens.
+    /// When the session expires at the latest.
     pub ends_at: Timestamp,
 }
 
@@ -34,7 +34,7 @@ pub struct SignIn {
     pub is_operator: bool,
     /// The method that verified the identity.
     pub settings: SignInSettingsHash,
-    /// When that proof expires, if the session must not outlive it.
+    /// When the proof of the identity expires, if the session must not outlive it.
     pub proof_expires_at: Option<Timestamp>,
 }
 
@@ -48,7 +48,7 @@ impl SignInSettingsHash {
     pub fn new(method: &str, settings: &[Option<&str>]) -> Self {
         let mut all = method.to_owned();
         for setting in settings {
-            // Each with its length, so that no two lists have the same text.
+            // The length makes the text of each list unique.
             match setting {
                 Some(setting) => all.push_str(&format!(" {}:{setting}", setting.len())),
                 None => all.push_str(" -"),
@@ -57,8 +57,9 @@ impl SignInSettingsHash {
         Self(Digest::of(&all))
     }
 
-    /// Returns what is stored with a session: the hash together with the token in the session's cookie, which is random
-    /// and not stored. The hash alone covers secrets, and a reader of the database could test guesses of them.
+    /// Returns the hash that is stored with a session. It includes the token in the session's cookie, which is random
+    /// and not stored, because the settings contain secrets: without the token, a reader of the database could test
+    /// guesses.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Digest {
         Digest::of(&format!("{token} {}", self.0.hex()))
@@ -66,11 +67,11 @@ impl SignInSettingsHash {
 }
 
 impl Session {
-    /// The longest session.
+    /// The maximum length of a session.
     pub const LONGEST: SignedDuration = SignedDuration::from_hours(12);
-    /// The longest time without a request.
+    /// The time without a request after which a session expires.
     pub const IDLE: SignedDuration = SignedDuration::from_hours(1);
-    /// How often the time of the last request is stored: not with every request.
+    /// The interval at which the time of the last request is stored.
     pub const SEEN_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
     /// Begins a session with this token in its cookie.
@@ -90,19 +91,19 @@ impl Session {
         }
     }
 
-    /// Whether the session, which has this token, began by a sign-in with these settings.
+    /// Whether the session, which has this token, began with a sign-in with these settings.
     #[must_use]
     pub fn began_with(&self, settings: &SignInSettingsHash, token: &str) -> bool {
         settings.with_token(token) == self.sign_in_settings
     }
 
-    /// Whether the session has expired: its end has come, or it had no request for too long.
+    /// Whether the session has expired, by its end or because it had no request for [`Session::IDLE`].
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {
         now >= self.ends_at || now.duration_since(self.last_seen_at) >= Self::IDLE
     }
 
-    /// Whether the time of the last request is to be stored again.
+    /// Whether the time of the last request must be stored again.
     #[must_use]
     pub fn is_seen_again(&self, now: Timestamp) -> bool {
         now.duration_since(self.last_seen_at) >= Self::SEEN_EVERY
@@ -128,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn session_expires_with_its_time_its_proof_and_when_idle() {
+    fn session_expires_at_its_end_with_its_proof_or_when_idle() {
         let session = |proof_expires_at| Session::begin(operator(proof_expires_at), "", at(0));
         let seen = |minutes, session: Session| Session {
             last_seen_at: at(minutes),
             ..session
         };
-        for (session, now, over) in [
+        for (session, now, expired) in [
             (session(None), 0, false),
             (session(None), 59, false),
             (session(None), 60, true),
@@ -146,7 +147,7 @@ mod tests {
             (session(Some(at(10))), 10, true),
             (seen(719, session(Some(at(10_000)))), 720, true),
         ] {
-            assert_eq!(session.is_expired(at(now)), over, "{session:?} at {now}");
+            assert_eq!(session.is_expired(at(now)), expired, "{session:?} at {now}");
         }
     }
 
@@ -162,8 +163,8 @@ mod tests {
             SignInSettingsHash::new("token", &[Some("a"), Some("b")]),
             SignInSettingsHash::new("token", &[Some("a 1:b")]),
         ];
-        for (i, one) in all.iter().enumerate() {
-            assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
+        for (i, hash) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|other| other != hash), "{i}");
         }
         assert_eq!(SignInSettingsHash::new("token", &[Some("a"), None]), all[4]);
         assert!(
@@ -179,7 +180,7 @@ mod tests {
         assert!(session.is_seen_again(at(1)));
         assert!(
             !session.is_seen_again(at(-5)),
-            "a clock that was set back is no reason to write"
+            "a clock that was set back does not cause a write"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! How the values of enums are spelled: in the database, in JSON and in error messages.
+//! The spellings of enum values in the database, in JSON and in error messages.
 //!
-//! Each of these enums derives its spelling with strum and its values with [`array`]. The spellings are stored and sent,
-//! so the tests here pin them: a variant can be renamed, its spelling cannot.
+//! Each of these enums derives its spellings with strum and its list of values with [`array`]. The spellings are stored
+//! and sent, so the tests here fix them: a variant can be renamed, but its spelling cannot.
 
 use strum::VariantArray;
 
@@ -13,14 +13,14 @@ pub(crate) fn unknown_value<T: VariantArray + AsRef<str>>(_text: &str) -> Invali
     Invalid::new(format!("must be one of {}", values.join(", ")))
 }
 
-/// The values of an enum as an array.
+/// Returns the values of an enum as an array.
 ///
 /// # Panics
-/// If `N` is not their number, which is a compile error in a constant.
+/// If `N` is not the number of values. In a constant, that is a compile error.
 pub(crate) const fn array<T: Copy, const N: usize>(variants: &[T]) -> [T; N] {
     match variants.as_array() {
         Some(array) => *array,
-        None => panic!("the number of variants"),
+        None => panic!("N is not the number of variants"),
     }
 }
 
@@ -35,9 +35,9 @@ mod tests {
         feature::Feature,
     };
 
-    /// Checks that these are the values of `T` in their order, and that each is written and read as its spelling, which
-    /// nothing else is.
-    fn pinned<T>(spellings: &[(T, &str)])
+    /// Checks that these are all values of `T` in their order, that each is written and read with its spelling, and
+    /// that other spellings are rejected.
+    fn assert_spellings<T>(spellings: &[(T, &str)])
     where
         T: VariantArray
             + FromStr<Err = Invalid>
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn values_of_the_audit_log_keep_their_spelling() {
-        pinned(&[
+        assert_spellings(&[
             (Action::ApiKeyCreated, "api_key.created"),
             (Action::ApiKeyUpdated, "api_key.updated"),
             (Action::ApiKeyRevoked, "api_key.revoked"),
@@ -80,13 +80,13 @@ mod tests {
             (Action::ApplicationDeleted, "application.deleted"),
             (Action::AccountUpdated, "account.updated"),
         ]);
-        pinned(&[
+        assert_spellings(&[
             (ActorKind::Merchant, "merchant"),
             (ActorKind::Operator, "operator"),
             (ActorKind::ApiKey, "api_key"),
             (ActorKind::Cli, "cli"),
         ]);
-        pinned(&[
+        assert_spellings(&[
             (TargetKind::ApiKey, "api_key"),
             (TargetKind::Application, "application"),
             (TargetKind::Account, "account"),
@@ -95,27 +95,27 @@ mod tests {
 
     #[test]
     fn values_of_keys_and_accounts_keep_their_spelling() {
-        pinned(&[
+        assert_spellings(&[
             (Family::Commerce, "commerce"),
             (Family::Application, "application"),
             (Family::Secret, "secret"),
             (Family::Publishable, "publishable"),
         ]);
-        pinned(&[(Mode::Live, "live"), (Mode::Test, "test")]);
-        pinned(&[
+        assert_spellings(&[(Mode::Live, "live"), (Mode::Test, "test")]);
+        assert_spellings(&[
             (Status::Revoked, "revoked"),
             (Status::Expired, "expired"),
             (Status::Suspended, "suspended"),
             (Status::Active, "active"),
         ]);
-        pinned(&[
+        assert_spellings(&[
             (Feature::TokensList, "tokens.list"),
             (Feature::TokensRetrieve, "tokens.retrieve"),
             (Feature::PaymentDataList, "payment_data.list"),
             (Feature::PaymentDataForward, "payment_data.forward"),
             (Feature::CardholderDataForward, "cardholder_data.forward"),
         ]);
-        pinned(&[
+        assert_spellings(&[
             (OperatingModel::PrimaryMerchant, "primary_merchant"),
             (OperatingModel::Platform, "platform"),
             (OperatingModel::Ecosystem, "ecosystem"),
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn denials_keep_their_spelling() {
-        pinned(&[
+        assert_spellings(&[
             (Denial::UnknownKey, "unknown_key"),
             (Denial::Revoked, "revoked"),
             (Denial::Expired, "expired"),
@@ -143,18 +143,18 @@ mod tests {
     #[cfg(feature = "serde")]
     #[test]
     fn values_are_spelled_the_same_in_json() {
-        fn same<T: VariantArray + serde::Serialize + AsRef<str>>() {
+        fn assert_json_spellings<T: VariantArray + serde::Serialize + AsRef<str>>() {
             for value in T::VARIANTS {
                 assert_eq!(serde_json::to_value(value).unwrap(), value.as_ref());
             }
         }
-        same::<ActorKind>();
-        same::<Denial>();
-        same::<Family>();
-        same::<Feature>();
-        same::<Mode>();
-        same::<OperatingModel>();
-        same::<Status>();
-        same::<TargetKind>();
+        assert_json_spellings::<ActorKind>();
+        assert_json_spellings::<Denial>();
+        assert_json_spellings::<Family>();
+        assert_json_spellings::<Feature>();
+        assert_json_spellings::<Mode>();
+        assert_json_spellings::<OperatingModel>();
+        assert_json_spellings::<Status>();
+        assert_json_spellings::<TargetKind>();
     }
 }

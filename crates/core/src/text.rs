@@ -1,15 +1,16 @@
-//! Texts that people give to things: names, labels, descriptions, reasons.
+//! Texts from callers: names, labels, descriptions, reasons and external IDs.
 
 use crate::Invalid;
 
-/// The most characters in a text that a list is filtered by, such as part of a name or an ID. No name and no ID is longer,
-/// and databases reject long patterns.
+/// The maximum number of characters in a text that a list is filtered by, such as part of a name or an ID. Names and
+/// IDs are not longer, and databases reject long patterns.
 pub const MAX_SEARCH_TEXT: usize = 255;
 
-/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming, and none for an empty one.
+/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming. An empty one counts
+/// as `None`.
 ///
 /// # Errors
-/// [`Invalid`] when it is longer or has a control character, which PostgreSQL rejects.
+/// [`Invalid`] if it is longer or has a control character, which PostgreSQL rejects.
 pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
     at_most(text.map(without_controls).transpose()?, MAX_SEARCH_TEXT)
 }
@@ -17,8 +18,8 @@ pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors
-/// [`Invalid`] when it is empty, longer than `max` characters (Unicode scalar values), has a control character or one that
-/// changes the writing direction, or has no visible character.
+/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control character or
+/// one that changes the writing direction, or if it has no visible character.
 ///
 /// ```
 /// use tollkey_core::text::required;
@@ -34,10 +35,10 @@ pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// Reads a text of at most `max` characters; an empty one counts as none.
+/// Reads a text of at most `max` characters after trimming. An empty one counts as `None`.
 ///
 /// # Errors
-/// [`Invalid`] as for [`required`], but for the empty text.
+/// [`Invalid`] as for [`required`], except for the empty text.
 pub fn optional(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
     at_most(text.map(displayable).transpose()?, max)
 }
@@ -60,8 +61,9 @@ fn without_controls(text: &str) -> Result<&str, Invalid> {
     Ok(text)
 }
 
-/// A text that shows itself as what it is: without control characters, without characters that reverse the text around
-/// them, and, unless it is empty, with something to see. Joiners stay: scripts and emoji need them.
+/// Trims a text and checks that it is displayed as it is: without control characters and characters that change the
+/// writing direction, and, unless it is empty, with a visible character. Joiners are allowed, because scripts and emoji
+/// need them.
 fn displayable(text: &str) -> Result<&str, Invalid> {
     let text = without_controls(text)?;
     if text.chars().any(changes_direction) {
@@ -80,8 +82,9 @@ fn changes_direction(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character leaves a mark. Not so: white space, control characters, those that Unicode lets a renderer ignore
-/// (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the Braille blank.
+/// Whether a character is visible. Invisible are white space, control characters, those that Unicode lets a renderer
+/// ignore (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the
+/// Braille blank.
 fn is_visible(character: char) -> bool {
     let invisible = character.is_whitespace()
         || character.is_control()
@@ -110,8 +113,8 @@ fn is_visible(character: char) -> bool {
     !invisible
 }
 
-/// The candidate that a misspelled name is nearest to: with at most two letters wrong, left out, added or swapped, and one in
-/// names of up to four letters. `None` when no candidate is that near.
+/// Returns the candidate that is nearest to a misspelled name: at most two edits away, or one if the candidate has up
+/// to four letters. `None` if no candidate is that near.
 ///
 /// ```
 /// use tollkey_core::text::nearest;
@@ -120,7 +123,7 @@ fn is_visible(character: char) -> bool {
 /// ```
 #[must_use]
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    /// No name of ours is longer; what a caller sends can be.
+    /// No candidate is longer, and the distance to a very long name would take long to compute.
     const LONGEST: usize = 64;
     if name.len() > LONGEST {
         return None;
@@ -132,16 +135,17 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     (distance <= if candidate.len() <= 4 { 1 } else { 2 }).then_some(candidate)
 }
 
-/// How many edits lead from one name to the other; a swap of neighbors is one.
+/// Returns the number of edits between two names: letters that are replaced, removed, added, or swapped with a
+/// neighbor.
 fn distance(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
-    for (i, own) in from.iter().enumerate() {
+    for (i, letter) in from.iter().enumerate() {
         let mut row = vec![i + 1];
-        for (j, other) in to.iter().enumerate() {
-            let replaced = rows[i][j] + usize::from(own != other);
+        for (j, target) in to.iter().enumerate() {
+            let replaced = rows[i][j] + usize::from(letter != target);
             let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *own == to[j - 1] && from[i - 1] == *other {
+            if i > 0 && j > 0 && *letter == to[j - 1] && from[i - 1] == *target {
                 least = least.min(rows[i - 1][j - 1] + 1);
             }
             row.push(least);
@@ -151,8 +155,7 @@ fn distance(from: &str, to: &str) -> usize {
     rows[from.len()][to.len()]
 }
 
-/// Whether `text` is an identifier of somebody else's making that we keep and compare: an account, a
-/// merchant. `[A-Za-z0-9._:@-]{1,128}`.
+/// Whether `text` is an external ID, such as that of an account or a merchant: `[A-Za-z0-9._:@-]{1,128}`.
 #[must_use]
 pub fn is_reference(text: &str) -> bool {
     (1..=128).contains(&text.len())
@@ -161,13 +164,13 @@ pub fn is_reference(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
 }
 
-/// The most references in one list.
+/// The maximum number of external IDs in one list.
 pub const MAX_REFERENCES: usize = 100;
 
-/// Reads a list of references (the merchants of a scoped key) in the order given, a repeated one once.
+/// Reads a list of external IDs (the merchants of a scoped key), in their order and without duplicates.
 ///
 /// # Errors
-/// [`Invalid`] for an empty list, one of more than [`MAX_REFERENCES`], and for what is no reference.
+/// [`Invalid`] for an empty list, for more than [`MAX_REFERENCES`] IDs, and for an invalid ID.
 pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>, Invalid> {
     let mut references: Vec<String> = Vec::new();
     for text in texts {
@@ -193,8 +196,8 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     Ok(references)
 }
 
-/// The reference that stands in the values of one header, none when there is none or it is empty. A repeated or unreadable
-/// header reads as something nothing is called, so that it denies.
+/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. A repeated or
+/// unreadable header becomes an invalid ID, so that the request is denied.
 pub fn reference_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
     let texts: Vec<&str> = values
         .into_iter()

@@ -1,27 +1,28 @@
-//! The clock, as an argument.
+//! The clock, and the precision of times.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Where a server reads the time. Passed to whoever needs it, so that tests can stop it.
+/// The clock of a server. It is passed as an argument, so that tests can control the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock, in whole microseconds (what the store keeps). Never compared with another machine's.
+    /// Returns the wall-clock time in whole microseconds, the precision of the store. It is never compared with the
+    /// clock of another machine.
     fn now(&self) -> Timestamp;
 
-    /// Time since some fixed point, on a clock that never goes back and that goes on while the machine
-    /// sleeps. Leases are counted on it.
+    /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine
+    /// sleeps. Leases are measured with it.
     fn elapsed(&self) -> Duration;
 }
 
-/// The day of a time in UTC, counted from 1970-01-01.
+/// Returns the UTC day of a time, in days since 1970-01-01.
 #[must_use]
 pub fn day(at: Timestamp) -> i32 {
     i32::try_from(at.as_second().div_euclid(86_400)).unwrap_or(i32::MAX)
 }
 
-/// The time that many microseconds after 1970-01-01, if there is such a time: the reverse of
-/// [`Timestamp::as_microsecond`] for every time. [`Timestamp::from_microsecond`] is not: it refuses all but the first
+/// Returns the time that is this many microseconds after 1970-01-01, or `None` if it is out of range. It accepts all
+/// results of [`Timestamp::as_microsecond`], while [`Timestamp::from_microsecond`] rejects all but the first
 /// microsecond of the last second.
 #[must_use]
 pub fn from_micros(micros: i64) -> Option<Timestamp> {
@@ -29,14 +30,13 @@ pub fn from_micros(micros: i64) -> Option<Timestamp> {
     Timestamp::new(micros / 1_000_000, nanos).ok()
 }
 
-/// Cuts a timestamp to whole microseconds, the precision in which everything is stored.
+/// Truncates a time to whole microseconds, the precision of the store.
 #[must_use]
 pub fn to_micros(at: Timestamp) -> Timestamp {
     from_micros(at.as_microsecond()).unwrap_or(at)
 }
 
-/// Cuts a timestamp to whole seconds, the precision in which times are printed and keys end. Towards the past: a time
-/// never reads later than it was.
+/// Rounds a time down to whole seconds, the precision in which times are printed and keys expire.
 #[must_use]
 pub fn to_seconds(at: Timestamp) -> Timestamp {
     let second = at.as_second() - i64::from(at.subsec_nanosecond() < 0);
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_is_stored_as_microseconds_and_read_again() {
+    fn every_time_can_be_stored_in_microseconds_and_read_again() {
         let last = "9999-12-30T22:00:00.999999Z".parse().unwrap();
         assert_eq!(to_micros(Timestamp::MAX), last);
         let before_1970 = Timestamp::new(-1, -500_000_000).unwrap();

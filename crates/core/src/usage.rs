@@ -1,4 +1,4 @@
-//! How keys are used: what verifiers count and the store writes down.
+//! The usage of keys, which verifiers count and the store saves.
 
 use jiff::Timestamp;
 
@@ -9,26 +9,26 @@ use crate::{Denial, Invalid, KeyId};
 pub struct Usage {
     /// The key.
     pub key_id: KeyId,
-    /// The day, counted from 1970-01-01 in UTC: the one on which the counts were fetched.
+    /// The UTC day on which the counts were fetched from the verifier, in days since 1970-01-01.
     pub day: i32,
-    /// The denial; none for a verification that succeeded.
+    /// The denial; `None` for successful verifications.
     pub outcome: Option<Denial>,
-    /// How often since the counts were fetched before.
+    /// The number of verifications since the counts were fetched before.
     pub count: u64,
-    /// The last verification that succeeded; none with a denial.
+    /// The last successful verification; `None` with a denial.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// The word for what a verification ended in: `valid`, or the code of the denial.
+/// Returns the code of an outcome: `valid`, or the code of the denial.
 #[must_use]
 pub fn outcome_code(outcome: Option<Denial>) -> &'static str {
     outcome.map_or("valid", Denial::code)
 }
 
-/// The reverse of [`outcome_code`], for outcomes that are counted of a key: a key that is not known counts nothing.
+/// Reads the code of an outcome. `unknown_key` is rejected, because verifications of unknown keys are not counted.
 ///
 /// # Errors
-/// [`Invalid`] for any other word.
+/// [`Invalid`] for any other code.
 pub fn parse_outcome(code: &str) -> Result<Option<Denial>, Invalid> {
     if code == outcome_code(None) {
         return Ok(None);

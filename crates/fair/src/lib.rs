@@ -1,8 +1,8 @@
 //! A semaphore that shares its permits fairly among owners.
 //!
-//! An ordinary semaphore has one queue, so one owner with many requests delays or excludes all others. A
-//! [`FairSemaphore`] limits how many permits one owner holds, has a queue for each owner, and serves the queues in
-//! turn. The store shares its connections among accounts with it, and the verifier its look-ups among callers.
+//! An ordinary semaphore has one queue, so one owner with many requests delays all others. A [`FairSemaphore`] limits
+//! how many permits one owner holds, has a queue for each owner, and serves the queues in turn. The store uses it to
+//! share its connections among accounts, and the verifier to share its lookups among callers.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -13,20 +13,20 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// The bounds of a [`FairSemaphore`].
+/// The limits of a [`FairSemaphore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How many permits there are; at least 1.
+    /// The number of permits; at least 1.
     pub permits: usize,
-    /// How many permits one owner can hold with [`Priority::Normal`]; at least 1.
+    /// The maximum number of permits that one owner holds with [`Priority::Normal`]; at least 1.
     pub permits_per_owner: usize,
-    /// How many requests can wait with [`Priority::Normal`], all owners together. When so many wait, a request of an
-    /// owner with a shorter queue replaces the newest request of the owner with the longest one.
+    /// The maximum number of waiting requests with [`Priority::Normal`], of all owners together. At the limit, a
+    /// request of an owner with a shorter queue replaces the newest request of the owner with the longest queue.
     pub waiting: usize,
 }
 
 impl Limits {
-    /// As many permits, of which one owner can hold half, but at least one.
+    /// Returns limits with so many permits, of which one owner can hold half, but at least one.
     #[must_use]
     pub fn half_per_owner(permits: usize, waiting: usize) -> Self {
         let permits = permits.max(1);
@@ -38,19 +38,19 @@ impl Limits {
     }
 }
 
-/// In which order requests that wait are served.
+/// The order in which waiting requests are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// Before all others, and not counted against the limits for one owner and for the queue. For few requests of this
-    /// process itself: too many would starve the others.
+    /// Before all others, and not counted against the limits of the owner and of the queue. Only for a few requests of
+    /// the process itself, because many would starve the others.
     Urgent,
     /// In turn with the other owners.
     Normal,
 }
 
-/// Too many requests wait, and this owner has at least as many among them as any other.
+/// The queue is full, and no other owner has more waiting requests than this one, counting the new request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many requests of this owner wait")]
+#[error("too many requests of this owner are waiting")]
 pub struct QueueFull;
 
 /// A semaphore that shares its permits fairly among owners. Cheap to clone; clones are the same semaphore.
@@ -88,20 +88,20 @@ struct Shared<K> {
 
 struct State<K> {
     free: usize,
-    /// Permits held with [`Priority::Normal`], without owners that hold none.
+    /// The number of permits that each owner holds with [`Priority::Normal`]; never 0.
     held: HashMap<K, usize>,
     next_ticket: u64,
     urgent: BTreeMap<u64, oneshot::Sender<()>>,
-    /// The queue of each owner that waits, oldest ticket first; none is empty.
+    /// The queue of each waiting owner, oldest ticket first; never empty.
     queues: HashMap<K, BTreeMap<u64, oneshot::Sender<()>>>,
     /// The owners of `queues`, in the order in which they are served.
     turns: VecDeque<K>,
-    /// How many requests are in `queues`.
+    /// The number of requests in `queues`.
     waiting: usize,
 }
 
 impl<K: Hash + Eq + Clone> FairSemaphore<K> {
-    /// A semaphore with these bounds; all permits are free.
+    /// Creates a semaphore with these limits.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let limits = Limits {
@@ -124,17 +124,17 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
         }))
     }
 
-    /// Waits for a permit. A caller that stops waiting leaves the queue. There is no time limit: the caller sets one.
+    /// Waits for a permit, without a time limit. Dropping the future removes the request from the queue.
     ///
     /// # Errors
-    /// [`QueueFull`], also after some time, when requests of owners with shorter queues need the place. Never with
-    /// [`Priority::Urgent`].
+    /// [`QueueFull`], also while waiting, if the request is replaced by one of an owner with a shorter queue. Never
+    /// with [`Priority::Urgent`].
     pub async fn acquire(&self, owner: K, priority: Priority) -> Result<Permit<K>, QueueFull> {
         let mut waiter = {
             let mut state = self.0.lock();
             let limits = &self.0.limits;
             if state.free > 0 && (priority == Priority::Urgent || state.has_share(&owner, limits)) {
-                // Owners that wait while a permit is free hold their full share.
+                // No other request needs this permit: owners that wait while a permit is free hold their full share.
                 state.take(&owner, priority);
                 return Ok(Permit {
                     semaphore: self.clone(),
@@ -152,7 +152,7 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
                 granted,
             }
         };
-        // An error means that a request of another owner has taken the place in the queue.
+        // An error means that a request of another owner has replaced this one.
         let granted = (&mut waiter.granted).await;
         drop(waiter);
         match granted {
@@ -165,7 +165,7 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
         }
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     #[must_use]
     pub fn waiting(&self) -> usize {
         let state = self.0.lock();
@@ -194,7 +194,7 @@ impl<K> Shared<K> {
 }
 
 impl<K: Hash + Eq + Clone> State<K> {
-    /// Whether an owner holds less than one owner can hold.
+    /// Whether an owner can hold one more permit.
     fn has_share(&self, owner: &K, limits: &Limits) -> bool {
         self.held.get(owner).copied().unwrap_or_default() < limits.permits_per_owner
     }
@@ -236,7 +236,7 @@ impl<K: Hash + Eq + Clone> State<K> {
         Ok(ticket)
     }
 
-    /// Makes room for a request of `owner`: the newest request of the owner with the longest queue is rejected.
+    /// Rejects the newest request of the owner with the longest queue, in favor of a request of `owner`.
     fn replace_longest(&mut self, owner: &K) -> Result<(), QueueFull> {
         let own = self.queues.get(owner).map_or(0, BTreeMap::len);
         let (longest, length) = self
@@ -245,7 +245,7 @@ impl<K: Hash + Eq + Clone> State<K> {
             .map(|(owner, queue)| (owner, queue.len()))
             .max_by_key(|(_, length)| *length)
             .ok_or(QueueFull)?;
-        // With one more of ours and one less of theirs, theirs must not be the shorter one.
+        // After the replacement, the queue of this owner must not be the longer one.
         if length < own + 2 {
             return Err(QueueFull);
         }
@@ -254,14 +254,14 @@ impl<K: Hash + Eq + Clone> State<K> {
             .queues
             .get(&longest)
             .and_then(|queue| queue.keys().next_back().copied());
-        // Dropping its sender tells it.
+        // Dropping the sender notifies the request.
         newest
             .and_then(|ticket| self.remove(&longest, ticket))
             .map(drop)
             .ok_or(QueueFull)
     }
 
-    /// Takes a request out of the queue of its owner.
+    /// Removes a request from the queue of its owner.
     fn remove(&mut self, owner: &K, ticket: u64) -> Option<oneshot::Sender<()>> {
         let queue = self.queues.get_mut(owner)?;
         let sender = queue.remove(&ticket)?;
@@ -274,7 +274,7 @@ impl<K: Hash + Eq + Clone> State<K> {
         Some(sender)
     }
 
-    /// Gives free permits to requests that wait.
+    /// Grants free permits to waiting requests.
     fn grant(&mut self, limits: &Limits) {
         while self.free > 0 {
             if let Some((_, sender)) = self.urgent.pop_first() {
@@ -282,7 +282,7 @@ impl<K: Hash + Eq + Clone> State<K> {
                 let _ = sender.send(());
                 continue;
             }
-            // Owners that are passed over hold permits, so there are no more of them than permits.
+            // The search is short: each owner that it skips holds a permit.
             let Some(turn) = self
                 .turns
                 .iter()
@@ -311,7 +311,7 @@ impl<K: Hash + Eq + Clone> State<K> {
     }
 }
 
-/// A request that waits. Dropping it leaves the queue, and releases a permit that was granted but not taken over.
+/// A waiting request. Dropping it removes it from the queue, and releases a permit that was granted but not received.
 struct Waiter<'a, K: Hash + Eq + Clone> {
     semaphore: &'a FairSemaphore<K>,
     owner: &'a K,
@@ -329,7 +329,7 @@ impl<K: Hash + Eq + Clone> Drop for Waiter<'_, K> {
                 Priority::Normal => drop(state.remove(self.owner, self.ticket)),
             }
         }
-        // Nothing is sent to a request that has left the queue.
+        // The request is no longer in the queue, so it cannot be granted a permit after this check.
         if self.granted.try_recv().is_ok() {
             self.semaphore.release(self.owner, self.priority);
         }

@@ -1,4 +1,4 @@
-//! What a fair semaphore grants, to whom and in which order.
+//! How a fair semaphore shares its permits among owners.
 
 use std::{future::Future, pin::Pin, task::Poll};
 
@@ -11,7 +11,7 @@ fn semaphore(permits: usize, waiting: usize) -> FairSemaphore<&'static str> {
     FairSemaphore::new(Limits::half_per_owner(permits, waiting))
 }
 
-/// A request, polled once: it holds its permit or has its place in the queue.
+/// Starts a request and polls it once, so that it holds its permit or is in the queue.
 async fn request(
     semaphore: &FairSemaphore<&'static str>,
     owner: &'static str,
@@ -33,7 +33,7 @@ struct Requested {
 }
 
 impl Requested {
-    /// The permit or the error, if there is one by now.
+    /// Returns the permit or the error, or `None` while the request waits.
     async fn outcome(&mut self) -> Option<&mut Acquired> {
         if self.acquired.is_none() {
             self.acquired = poll(&mut self.request).await;
@@ -76,7 +76,7 @@ async fn one_owner_holds_at_most_its_share() {
 }
 
 #[tokio::test]
-async fn one_permit_is_shared_too() {
+async fn single_permit_is_shared_among_owners() {
     let semaphore = semaphore(1, 100);
     let held = normal(&semaphore, "flood").await;
     let mut waiting = Vec::new();
@@ -122,7 +122,7 @@ async fn owners_are_served_in_turn_and_each_in_order() {
 }
 
 #[tokio::test]
-async fn urgent_requests_go_before_all_others() {
+async fn urgent_requests_are_served_before_all_others() {
     let semaphore = semaphore(1, 1);
     let held = normal(&semaphore, "flood").await;
     let mut waiting = normal(&semaphore, "flood").await;
@@ -137,7 +137,7 @@ async fn urgent_requests_go_before_all_others() {
 }
 
 #[tokio::test]
-async fn a_full_queue_rejects_the_longest_owner_only() {
+async fn full_queue_rejects_only_the_owner_with_most_requests() {
     let semaphore = semaphore(1, 4);
     let _held = normal(&semaphore, "flood").await;
     let mut flood = Vec::new();
@@ -149,7 +149,7 @@ async fn a_full_queue_rejects_the_longest_owner_only() {
     assert!(!other.is_rejected().await);
     assert!(
         flood[3].is_rejected().await,
-        "the newest of the longest queue"
+        "the newest request of the longest queue is rejected"
     );
     for request in &mut flood[..3] {
         assert!(request.outcome().await.is_none());
@@ -158,31 +158,31 @@ async fn a_full_queue_rejects_the_longest_owner_only() {
     assert!(!second.is_rejected().await && flood[2].is_rejected().await);
     assert!(
         normal(&semaphore, "other").await.is_rejected().await,
-        "the shares are equal"
+        "no other queue is longer"
     );
     assert_eq!(semaphore.waiting(), 4);
 }
 
 #[tokio::test]
-async fn a_request_that_is_dropped_keeps_no_place_and_no_permit() {
+async fn dropped_request_leaves_the_queue_and_frees_its_permit() {
     let semaphore = semaphore(1, 2);
     for _ in 0..100 {
         let held = normal(&semaphore, "a").await;
-        let (gone, granted) = (normal(&semaphore, "a").await, normal(&semaphore, "b").await);
-        drop(gone); // while it waits
+        let (waiting, granted) = (normal(&semaphore, "a").await, normal(&semaphore, "b").await);
+        drop(waiting);
         drop(held);
-        drop(granted); // after its permit was granted, before it was taken
+        drop(granted); // after its permit was granted, before it was received
         let urgent = request(&semaphore, "lease", Priority::Urgent).await;
         let mut replaced = [normal(&semaphore, "a").await, normal(&semaphore, "a").await];
         let other = normal(&semaphore, "b").await;
-        // Replaced, and dropped without having learned it: there was nothing to release.
+        // One of these was replaced and is dropped before it is notified: it must not release a permit.
         drop(replaced);
         drop(other);
         drop(urgent);
         replaced = [normal(&semaphore, "a").await, normal(&semaphore, "b").await];
         assert!(
             replaced[0].has_permit().await && !replaced[1].has_permit().await,
-            "there is one permit"
+            "only one permit exists"
         );
         drop(replaced);
     }

@@ -1,26 +1,26 @@
-//! What is wrong with the form of a credential that was rejected.
+//! Problems with the form of a rejected credential.
 //!
-//! All of it follows from the presented text. A text with the form of a key gets the same problem whether the key is unknown
-//! or revoked. No detail repeats the text; a detail is also the `error_description` of a challenge (RFC 6750, section 3), which
-//! takes neither `"` nor `\`.
+//! A problem depends only on the presented text, so a well-formed key gets the same problem whether it is unknown or
+//! revoked. A detail never repeats the text. It is also the `error_description` of a challenge (RFC 6750, section 3),
+//! which must not contain `"` or `\`.
 
 use crate::{
     Family, Mode, Problem, ProblemCode,
     key_text::{Kind, RANDOM_LEN, without_scheme},
 };
 
-/// Which credentials a route takes.
+/// The credentials that a route accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// An API key only: gateway routes, resource servers.
     ApiKey,
     /// A management token only: the sign-in page of the dashboard.
     Token,
-    /// A management token, a service key or an API key; which of them, the route says.
+    /// A management token, a service key or an API key; the route decides which.
     Any,
 }
 
-/// Schemes that are named when one of them stands in place of Bearer. No other is: it could be part of a secret.
+/// The schemes that a detail names when they are sent in place of Bearer. Any other word could be part of a secret.
 const SCHEMES: [&str; 16] = [
     "ApiKey",
     "Api-Key",
@@ -49,7 +49,7 @@ impl Expected {
         }
     }
 
-    /// The problem with a credential that is not accepted, by its form alone.
+    /// Returns the problem with a rejected credential, which depends only on its form.
     ///
     /// ```
     /// use tollkey_core::credential::Expected;
@@ -65,7 +65,7 @@ impl Expected {
         }
     }
 
-    /// What is wrong with the form of a credential; `None` when it has the form of an API key, and one is expected.
+    /// Returns what is wrong with the form of a credential, or `None` if it has the form of an expected key.
     fn fault(self, presented: &str) -> Option<&'static str> {
         let text = without_scheme(presented);
         match Kind::of(text) {
@@ -101,8 +101,8 @@ impl Expected {
         })
     }
 
-    /// The problem with an `Authorization` header that has no Bearer credential. To RFC 6750 such a request has no
-    /// credential (section 3.1), so its challenge has no error.
+    /// Returns the problem with an `Authorization` header without a Bearer credential. RFC 6750, section 3.1, treats
+    /// such a request as one without a credential, so its challenge has no error.
     pub(super) fn not_bearer(self, value: &str) -> Problem {
         let scheme = value
             .split_once([' ', '\t'])
@@ -139,7 +139,7 @@ pub(super) fn unreadable() -> Problem {
     Problem::new(ProblemCode::InvalidApiKey, detail)
 }
 
-/// A mistake in how a credential was written, whatever it is.
+/// Returns a mistake that is possible with every kind of credential.
 fn mistake(text: &str) -> Option<&'static str> {
     let first_word = text.split_ascii_whitespace().next().unwrap_or_default();
     if let Some(detail) = wrapped(text) {
@@ -164,7 +164,7 @@ fn mistake(text: &str) -> Option<&'static str> {
     }
 }
 
-/// A mistake that shows at both ends of a text.
+/// Returns a mistake that is visible at the ends of a text.
 fn wrapped(text: &str) -> Option<&'static str> {
     let quotes = ['"', '\'', '`'];
     if is_placeholder(text) {
@@ -176,8 +176,8 @@ fn wrapped(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a text is a variable or a template that was sent as it stands: `$NAME`, `${NAME}`, `$(NAME)`, `%NAME%`, `{{name}}`,
-/// `{name}`, `<name>`, `[name]`.
+/// Whether a text is a variable or template that was sent without being replaced: `$NAME`, `${NAME}`, `$(NAME)`,
+/// `%NAME%`, `{{name}}`, `{name}`, `<name>`, `[name]`.
 fn is_placeholder(text: &str) -> bool {
     let within = |open, close| {
         text.len() > 2
@@ -192,8 +192,8 @@ fn is_placeholder(text: &str) -> bool {
         || within('[', ']')
 }
 
-/// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in base64url, the
-/// first of which is a JSON object. Anything else can only be meant as a key.
+/// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in
+/// base64url, the first of which is a JSON object.
 ///
 /// ```
 /// use tollkey_core::credential::is_jwt;
@@ -207,7 +207,7 @@ pub fn is_jwt(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     let mut parts = text.split('.');
-    // A brace, and a quotation mark, white space or another brace behind it.
+    // The base64 of `{` followed by a quotation mark, white space or `}`.
     let is_object = |part: &str| {
         ["ey", "ew", "e3"]
             .iter()
@@ -218,7 +218,7 @@ pub fn is_jwt(text: &str) -> bool {
     is_object && parts.clone().count() == 2 && parts.all(is_base64url)
 }
 
-/// What follows the prefix of a key, in a text that begins as one.
+/// Returns the rest of a text that begins with the prefix of a key, in upper or lower case.
 fn body_of_key(text: &str) -> Option<&str> {
     let families = Family::ALL
         .into_iter()
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn details_name_the_mistake_and_never_the_credential() {
+    fn problem_names_the_mistake_and_never_the_credential() {
         let key = format!("ck_live_{RANDOM}");
         let jwt = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
         let missing = ProblemCode::MissingCredentials;
@@ -375,7 +375,7 @@ mod tests {
                 invalid,
                 "an escaped line break",
             ),
-            // A malformed token is no token, so that what is wrong with it is named.
+            // The mistake in a malformed token is reported, not that it is a token.
             (
                 "authorization",
                 format!("Bearer Bearer {jwt}"),
@@ -558,14 +558,15 @@ mod tests {
                     problem.detail
                 );
             }
-            // RFC 6750, section 3: what an error_description can hold.
-            let fits = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
-            assert!(problem.detail.bytes().all(fits), "{}", problem.detail);
+            // RFC 6750, section 3: the characters of an error_description.
+            let is_allowed =
+                |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+            assert!(problem.detail.bytes().all(is_allowed), "{}", problem.detail);
         }
     }
 
     #[test]
-    fn a_text_in_place_of_a_management_token_is_named() {
+    fn mistake_in_a_management_token_is_named() {
         let jwt = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
         for (text, part) in [
             (format!("ck_live_{RANDOM}"), "The credential is a key"),
@@ -583,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_well_formed_key_gets_the_problem_of_an_unknown_key() {
+    fn well_formed_key_gets_the_problem_of_an_unknown_key() {
         for family in Family::ALL {
             for mode in Mode::ALL {
                 let key = format!("{}{RANDOM}", Kind::Key(family, mode).prefix());

@@ -1,4 +1,4 @@
-//! `decide` as the tables of the documents: a row there is a row here.
+//! `decide` as the tables of the documents define it: each of their rows is a row here.
 
 use tollkey_core::{
     Application, ApplicationId, Catalogue, Denial, Family, IpList, Mode, OperatingModel, Record,
@@ -7,7 +7,7 @@ use tollkey_core::{
 
 use crate::support::{Request, account, key, now, record};
 
-/// hellgate, "Scoped API Keys": the endpoint of each feature, here with an id in it.
+/// hellgate, "Scoped API Keys": the endpoint of each feature, with an example ID.
 const FEATURES: [(Feature, &str, &str); 5] = [
     (Feature::TokensList, "GET", "/tokens"),
     (Feature::TokensRetrieve, "GET", "/tokens/tok_1"),
@@ -24,7 +24,7 @@ const FEATURES: [(Feature, &str, &str); 5] = [
     (Feature::CardholderDataForward, "POST", "/forward"),
 ];
 
-/// The same document, "Ecosystems" and "Managed Ecosystems": which of those five each operating model has.
+/// hellgate, "Ecosystems" and "Managed Ecosystems": which of these five features each operating model has.
 const MODELS: [(OperatingModel, [bool; 5]); 4] = [
     (OperatingModel::PrimaryMerchant, [false; 5]),
     (OperatingModel::Platform, [false; 5]),
@@ -56,7 +56,7 @@ fn denied_route_unless(allowed: bool) -> Result<(), Denial> {
 }
 
 #[test]
-fn a_feature_allows_its_row_where_the_operating_model_has_it() {
+fn feature_allows_its_endpoint_if_the_operating_model_has_it() {
     for (model, available) in MODELS {
         for (i, (feature, ..)) in FEATURES.into_iter().enumerate() {
             let record = scoped(model, None, Some(&[feature]));
@@ -67,8 +67,11 @@ fn a_feature_allows_its_row_where_the_operating_model_has_it() {
                     format!("/api{path}"),
                     format!("{path}?page=2"),
                 ] {
-                    let judged = Request::new(method, &path).judged_by(&record).map(drop);
-                    assert_eq!(judged, expected, "{model}: {feature:?} for {method} {path}");
+                    let decision = Request::new(method, &path).judged_by(&record).map(drop);
+                    assert_eq!(
+                        decision, expected,
+                        "{model}: {feature:?} for {method} {path}"
+                    );
                 }
             }
         }
@@ -81,17 +84,17 @@ fn a_feature_allows_its_row_where_the_operating_model_has_it() {
 }
 
 #[test]
-fn merchants_alone_mean_every_feature_of_the_operating_model() {
+fn merchants_alone_allow_all_features_of_the_operating_model() {
     for (model, available) in MODELS {
         let record = scoped(model, Some(&["m-1", "m-2"]), None);
         for (i, (_, method, path)) in FEATURES.into_iter().enumerate() {
             for merchant in ["m-1", "m-2"] {
-                let judged = Request::new(method, path)
+                let decision = Request::new(method, path)
                     .merchant(merchant)
                     .judged_by(&record)
                     .map(|m| m.is_some());
                 assert_eq!(
-                    judged,
+                    decision,
                     denied_route_unless(available[i]).map(|()| true),
                     "{model}: {method} {path}"
                 );
@@ -101,7 +104,7 @@ fn merchants_alone_mean_every_feature_of_the_operating_model() {
 }
 
 #[test]
-fn several_features_allow_several_rows_and_no_other() {
+fn several_features_allow_exactly_their_endpoints() {
     let record = scoped(
         OperatingModel::Ecosystem,
         None,
@@ -112,7 +115,7 @@ fn several_features_allow_several_rows_and_no_other() {
 }
 
 #[test]
-fn a_scoped_key_may_call_nothing_beside_its_rows() {
+fn scoped_key_cannot_call_other_endpoints() {
     let record = scoped(OperatingModel::Ecosystem, None, Some(&Feature::ALL));
     for (method, path) in [
         ("POST", "/tokens"),
@@ -140,7 +143,7 @@ fn a_scoped_key_may_call_nothing_beside_its_rows() {
 
 /// storlaunch, "Key types recap".
 #[test]
-fn a_publishable_key_may_call_the_public_catalogue_and_nothing_else() {
+fn publishable_key_allows_only_the_public_catalogue() {
     let rows = [
         ("GET", "/v1/storefront/public/categories", true),
         ("HEAD", "/v1/storefront/public/categories", true),
@@ -170,19 +173,19 @@ fn a_publishable_key_may_call_the_public_catalogue_and_nothing_else() {
     for mode in Mode::ALL {
         let record = record(key(Family::Publishable, mode));
         for (method, path, allowed) in rows {
-            let judged = Request::new(method, path).judged_by(&record).map(drop);
-            assert_eq!(judged, denied_route_unless(allowed), "{method} {path}");
+            let decision = Request::new(method, path).judged_by(&record).map(drop);
+            assert_eq!(decision, denied_route_unless(allowed), "{method} {path}");
         }
         let scoped = Request::new("GET", "/v1/storefront/products").scopes(&["events:read"]);
         assert_eq!(
             scoped.judged_by(&record),
             Err(Denial::InsufficientScope),
-            "it holds no scope at all"
+            "a publishable key has no scopes"
         );
     }
 }
 
-/// crypto-checkout, "Available scopes": nine of them, `write` without `read`.
+/// crypto-checkout, "Available scopes": nine scopes; `write` does not imply `read`.
 const NINE: [&str; 9] = [
     "links:read",
     "links:write",
@@ -204,18 +207,22 @@ fn with_scopes(family: Family, names: &[&str]) -> Record {
 }
 
 #[test]
-fn each_of_the_nine_scopes_grants_exactly_its_row() {
+fn each_of_the_nine_scopes_allows_only_itself() {
     for family in [Family::Commerce, Family::Application] {
         for held in NINE {
             let record = with_scopes(family, &[held]);
-            for wanted in NINE.into_iter().chain(["commerce"]) {
-                let expected = if held == wanted {
+            for required in NINE.into_iter().chain(["commerce"]) {
+                let expected = if held == required {
                     Ok(None)
                 } else {
                     Err(Denial::InsufficientScope)
                 };
-                let request = Request::default().scopes(&[wanted]);
-                assert_eq!(request.judged_by(&record), expected, "{held} for {wanted}");
+                let request = Request::default().scopes(&[required]);
+                assert_eq!(
+                    request.judged_by(&record),
+                    expected,
+                    "{held} for {required}"
+                );
             }
         }
         let all_nine = with_scopes(family, &NINE);
@@ -224,37 +231,37 @@ fn each_of_the_nine_scopes_grants_exactly_its_row() {
             !Request::default()
                 .scopes(&["commerce"])
                 .is_granted(&all_nine),
-            "the nine do not imply commerce"
+            "the nine scopes do not imply commerce"
         );
         let commerce = with_scopes(family, &["commerce"]);
-        for wanted in NINE.into_iter().chain(["commerce"]) {
+        for required in NINE.into_iter().chain(["commerce"]) {
             assert!(
-                Request::default().scopes(&[wanted]).is_granted(&commerce),
-                "commerce for {wanted}"
+                Request::default().scopes(&[required]).is_granted(&commerce),
+                "commerce for {required}"
             );
         }
     }
 }
 
 #[test]
-fn all_needed_scopes_are_needed() {
+fn key_without_one_of_the_required_scopes_is_denied() {
     let record = with_scopes(Family::Commerce, &["links:read", "events:read"]);
-    let judged = |names: &[&str]| {
+    let decision = |names: &[&str]| {
         Request::default()
             .scopes(names)
             .judged_by(&record)
             .map(drop)
     };
-    assert_eq!(judged(&[]), Ok(()));
-    assert_eq!(judged(&["links:read", "events:read"]), Ok(()));
+    assert_eq!(decision(&[]), Ok(()));
+    assert_eq!(decision(&["links:read", "events:read"]), Ok(()));
     assert_eq!(
-        judged(&["links:read", "links:write"]),
+        decision(&["links:read", "links:write"]),
         Err(Denial::InsufficientScope)
     );
 }
 
 #[test]
-fn a_secret_key_satisfies_every_scope() {
+fn secret_key_has_every_scope() {
     let record = record(key(Family::Secret, Mode::Live));
     assert!(
         Request::new("DELETE", "/anything")
@@ -265,16 +272,16 @@ fn a_secret_key_satisfies_every_scope() {
 }
 
 #[test]
-fn modes_never_cross() {
+fn key_of_the_other_mode_is_denied() {
     for family in [Family::Commerce, Family::Application, Family::Secret] {
         for own in Mode::ALL {
             let record = record(key(family, own));
-            for wanted in Mode::ALL {
+            for required in Mode::ALL {
                 let request = Request {
-                    mode: Some(wanted),
+                    mode: Some(required),
                     ..Request::default()
                 };
-                let expected = if own == wanted {
+                let expected = if own == required {
                     Ok(None)
                 } else {
                     Err(Denial::WrongMode)
@@ -282,21 +289,21 @@ fn modes_never_cross() {
                 assert_eq!(
                     request.judged_by(&record),
                     expected,
-                    "{own:?} where {wanted:?} is needed"
+                    "{own:?} where {required:?} is required"
                 );
             }
             assert!(
                 Request::default().is_granted(&record),
-                "where no mode is needed, either will do"
+                "both modes are allowed if no mode is required"
             );
         }
     }
 }
 
-/// One way to make a request fail, and the denial it should end in.
+/// A denial, and the edits of a request or key each of which causes it.
 type Breakage = (Denial, &'static [fn(&mut Record, &mut Request)]);
 
-/// Every denial `decide` can give, in each way it can come about.
+/// Every denial that `decide` returns, with all of its causes.
 const BREAKAGES: [Breakage; 10] = [
     (
         Denial::UnknownKey,
@@ -354,7 +361,7 @@ const BREAKAGES: [Breakage; 10] = [
     ),
 ];
 
-/// A key with every restriction there is, and a request that satisfies them all.
+/// A key with every restriction, and a request that satisfies all of them.
 fn restricted() -> (Record, Request) {
     let mut record = scoped(
         OperatingModel::Ecosystem,
@@ -375,30 +382,30 @@ fn restricted() -> (Record, Request) {
 }
 
 #[test]
-fn of_several_reasons_the_first_in_the_order_of_denials_is_the_answer() {
-    first_reason_wins(false, |_| true);
+fn first_denial_in_order_is_reported() {
+    assert_first_denial(false, |_| true);
 }
 
-/// Who a key is may be asked whatever it is restricted to, but not from elsewhere, nor of a key that has ended.
+/// The denials up to `IpNotAllowed` still apply.
 #[test]
-fn a_request_for_the_identity_alone_is_judged_without_routes_merchants_and_scopes() {
-    first_reason_wins(true, |denial| denial <= Denial::IpNotAllowed);
+fn identity_request_ignores_routes_merchants_and_scopes() {
+    assert_first_denial(true, |denial| denial <= Denial::IpNotAllowed);
 }
 
-fn first_reason_wins(identity_only: bool, matters: fn(Denial) -> bool) {
+fn assert_first_denial(identity_only: bool, matters: fn(Denial) -> bool) {
     assert_eq!(BREAKAGES.map(|(denial, _)| denial)[..], Denial::ALL[..10]);
-    // Every combination of ways: digit d of `combination` is 0 for "not broken", else which way.
-    let combinations: usize = BREAKAGES.iter().map(|(_, ways)| ways.len() + 1).product();
+    // Every combination of edits: digit d of `combination` is 0 for no edit, otherwise the number of the edit.
+    let combinations: usize = BREAKAGES.iter().map(|(_, edits)| edits.len() + 1).product();
     for combination in 0..combinations {
         let (mut record, mut request) = restricted();
         request.identity_only = identity_only;
         let mut rest = combination;
         let mut expected = Ok(());
-        for (denial, ways) in BREAKAGES {
-            let way = rest % (ways.len() + 1);
-            rest /= ways.len() + 1;
-            if way > 0 {
-                ways[way - 1](&mut record, &mut request);
+        for (denial, edits) in BREAKAGES {
+            let edit = rest % (edits.len() + 1);
+            rest /= edits.len() + 1;
+            if edit > 0 {
+                edits[edit - 1](&mut record, &mut request);
                 expected = expected.and(if matters(denial) { Err(denial) } else { Ok(()) });
             }
         }
@@ -411,8 +418,8 @@ fn first_reason_wins(identity_only: bool, matters: fn(Denial) -> bool) {
 }
 
 #[test]
-fn what_a_restriction_needs_and_the_request_lacks_denies() {
-    let silent = Request::default();
+fn request_without_a_value_that_a_restriction_needs_is_denied() {
+    let empty = Request::default();
     let granted = Ok(None);
 
     let features = scoped(OperatingModel::Ecosystem, None, Some(&Feature::ALL));
@@ -424,7 +431,7 @@ fn what_a_restriction_needs_and_the_request_lacks_denies() {
         path: Some("/tokens".into()),
         ..Request::default()
     };
-    for request in [&silent, &only_method, &only_path] {
+    for request in [&empty, &only_method, &only_path] {
         assert_eq!(
             request.judged_by(&features),
             Err(Denial::RouteNotAllowed),
@@ -441,25 +448,25 @@ fn what_a_restriction_needs_and_the_request_lacks_denies() {
     }
 
     let merchants = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), None);
-    assert_eq!(silent.judged_by(&merchants), Err(Denial::RouteNotAllowed));
+    assert_eq!(empty.judged_by(&merchants), Err(Denial::RouteNotAllowed));
     assert_eq!(
         Request::new("GET", "/tokens").judged_by(&merchants),
         Err(Denial::MerchantNotAllowed)
     );
 
-    let mut networks = record(key(Family::Secret, Mode::Live));
-    networks.key.grants.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
-    assert_eq!(silent.judged_by(&networks), Err(Denial::IpNotAllowed));
+    let mut ip_limited = record(key(Family::Secret, Mode::Live));
+    ip_limited.key.grants.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
+    assert_eq!(empty.judged_by(&ip_limited), Err(Denial::IpNotAllowed));
     let from = |ip: &str| Request {
         client_ip: Some(ip.parse().unwrap()),
         ..Request::default()
     };
-    assert_eq!(from("203.0.113.9").judged_by(&networks), granted);
-    assert_eq!(from("2001:db8::1").judged_by(&networks), granted);
+    assert_eq!(from("203.0.113.9").judged_by(&ip_limited), granted);
+    assert_eq!(from("2001:db8::1").judged_by(&ip_limited), granted);
 }
 
 #[test]
-fn a_merchant_is_compared_exactly() {
+fn merchants_are_compared_exactly() {
     let record = scoped(OperatingModel::Ecosystem, Some(&["m-1", "Shop"]), None);
     for (merchant, allowed) in [
         ("m-1", true),
@@ -470,12 +477,12 @@ fn a_merchant_is_compared_exactly() {
         ("m-11", false),
         ("", false),
     ] {
-        let judged = Request::new("GET", "/tokens")
+        let decision = Request::new("GET", "/tokens")
             .merchant(merchant)
             .judged_by(&record)
             .map(drop);
         assert_eq!(
-            judged,
+            decision,
             if allowed {
                 Ok(())
             } else {
@@ -487,13 +494,13 @@ fn a_merchant_is_compared_exactly() {
 }
 
 #[test]
-fn a_key_of_all_merchants_takes_any_well_formed_one() {
+fn key_without_merchants_allows_any_well_formed_merchant() {
     let record = record(key(Family::Commerce, Mode::Live));
-    let judged = |merchant: &str| Request::default().merchant(merchant).judged_by(&record);
-    assert_eq!(judged("m-1"), Ok(Some("m-1".to_owned())));
+    let decision = |merchant: &str| Request::default().merchant(merchant).judged_by(&record);
+    assert_eq!(decision("m-1"), Ok(Some("m-1".to_owned())));
     for malformed in ["", "a b", "a\r\nx: y", "é", &"m".repeat(129)] {
         assert_eq!(
-            judged(malformed),
+            decision(malformed),
             Err(Denial::MerchantNotAllowed),
             "{malformed:?}"
         );
@@ -501,7 +508,7 @@ fn a_key_of_all_merchants_takes_any_well_formed_one() {
 }
 
 #[test]
-fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
+fn viewer_sees_only_its_account_and_its_mode() {
     let rows = [
         (None, Mode::Live, true),
         (None, Mode::Test, true),
@@ -513,12 +520,12 @@ fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
         (Some(("other", None)), Mode::Live, false),
         (Some(("other", Some(Mode::Test))), Mode::Test, false),
     ];
-    for (viewer, mode, sees) in rows {
+    for (viewer, mode, visible) in rows {
         let request = Request {
             viewer: viewer.map(|(id, mode)| (account(id), mode)),
             ..Request::default()
         };
-        let expected = if sees {
+        let expected = if visible {
             Ok(None)
         } else {
             Err(Denial::UnknownKey)
@@ -532,20 +539,20 @@ fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
 }
 
 #[test]
-fn a_key_ends_at_the_very_moment_it_expires() {
-    let ends_in = |micros: i64| {
+fn key_is_denied_from_its_expiration_on() {
+    let expires_in = |micros: i64| {
         let mut key = key(Family::Commerce, Mode::Live);
         key.grants.expires_at =
             Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
         Request::default().judged_by(&record(key)).map(drop)
     };
-    assert_eq!(ends_in(1), Ok(()));
-    assert_eq!(ends_in(0), Err(Denial::Expired));
-    assert_eq!(ends_in(-1), Err(Denial::Expired));
+    assert_eq!(expires_in(1), Ok(()));
+    assert_eq!(expires_in(0), Err(Denial::Expired));
+    assert_eq!(expires_in(-1), Err(Denial::Expired));
 }
 
 #[test]
-fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
+fn keys_of_a_disabled_application_are_denied() {
     let id = ApplicationId::from_bytes([1; 16]);
     let mut application = Application {
         id,
@@ -557,7 +564,7 @@ fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
     };
     let mut key = key(Family::Application, Mode::Live);
     key.application_id = Some(id);
-    let judged = |application: &Application| {
+    let decision = |application: &Application| {
         let record = Record::new(
             key.clone(),
             Some(application),
@@ -566,13 +573,13 @@ fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
         );
         Request::default().judged_by(&record).map(drop)
     };
-    assert_eq!(judged(&application), Err(Denial::ApplicationDisabled));
+    assert_eq!(decision(&application), Err(Denial::ApplicationDisabled));
     application.is_enabled = true;
-    assert_eq!(judged(&application), Ok(()));
+    assert_eq!(decision(&application), Ok(()));
 }
 
 #[test]
-fn the_operating_model_bounds_only_scoped_keys() {
+fn operating_model_limits_only_scoped_keys() {
     for (model, _) in MODELS {
         let record = Record::new(
             key(Family::Commerce, Mode::Live),

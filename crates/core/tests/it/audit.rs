@@ -1,4 +1,4 @@
-//! The audit chain: whatever happens to a log that was written, verification finds it.
+//! The audit chain: verification finds changes of a stored log.
 
 use std::net::IpAddr;
 
@@ -57,7 +57,7 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
     prop::collection::vec(draft(), 2..6).prop_map(|drafts| seal(drafts, Head::GENESIS))
 }
 
-/// Every member of an entry, each changed in some way.
+/// Edits of each field of an entry.
 const EDITS: [fn(&mut Entry); 22] = [
     |e| e.draft.id = flip(e.draft.id),
     |e| e.draft.account_id = account("acm"),
@@ -99,7 +99,7 @@ const EDITS: [fn(&mut Entry); 22] = [
         insert(&mut e.draft.changes, "added", Value::Null);
     },
     |e| {
-        // A value moved from one member to its neighbour: the bytes are the same, the ends are not.
+        // A character moved from one field to another.
         let moved = e.draft.actor.id.pop().unwrap_or('m');
         e.draft.target.id.insert(0, moved);
     },
@@ -123,7 +123,7 @@ fn flip_hash(hash: Hash) -> Hash {
 }
 
 fn another<T: Copy + PartialEq>(all: &[T], than: T) -> T {
-    all.iter().copied().find(|one| *one != than).unwrap()
+    all.iter().copied().find(|value| *value != than).unwrap()
 }
 
 fn next(ip: IpAddr) -> IpAddr {
@@ -141,18 +141,18 @@ fn insert(changes: &mut Value, name: &str, value: Value) {
 }
 
 proptest! {
-    // Each case is a whole log, slow to make without optimization.
+    // Each case is a whole log, which is slow to generate without optimization.
     #![proptest_config(Config::with_cases(64))]
 
     #[test]
-    fn a_log_as_written_verifies_up_to_its_last_entry(log in log()) {
+    fn intact_log_is_verified_up_to_its_last_entry(log in log()) {
         let last = log.last().unwrap();
         prop_assert_eq!(check(&log), Ok(Head { seq: log.len() as u64, hash: last.hash }));
         prop_assert_eq!(last.hash.to_string().parse(), Ok(last.hash));
     }
 
     #[test]
-    fn an_edit_of_any_member_is_found_where_it_is(log in log(), at: prop::sample::Index) {
+    fn edit_of_any_field_is_found_at_its_entry(log in log(), at: prop::sample::Index) {
         let at = at.index(log.len());
         for (number, edit) in EDITS.iter().enumerate() {
             let mut log = log.clone();
@@ -168,27 +168,27 @@ proptest! {
     }
 
     #[test]
-    fn members_of_the_changes_in_another_order_are_an_edit(log in log(), at: prop::sample::Index) {
+    fn reordered_fields_of_the_changes_are_found(log in log(), at: prop::sample::Index) {
         let at = at.index(log.len());
         let mut drafts: Vec<Draft> = log.iter().map(|entry| entry.draft.clone()).collect();
         insert(&mut drafts[at].changes, "first", json!(1));
         insert(&mut drafts[at].changes, "second", json!(2));
         let mut log = seal(drafts, Head::GENESIS);
         prop_assert!(check(&log).is_ok());
-        let members = log[at].draft.changes.as_object_mut().unwrap();
-        let first = members.shift_remove("first").unwrap();
-        members.insert("first".into(), first);
+        let fields = log[at].draft.changes.as_object_mut().unwrap();
+        let first = fields.shift_remove("first").unwrap();
+        fields.insert("first".into(), first);
         prop_assert!(check(&log).is_err());
     }
 
     #[test]
-    fn a_gap_is_found(log in log(), at: prop::sample::Index) {
+    fn gap_is_found(log in log(), at: prop::sample::Index) {
         let at = at.index(log.len() - 1);
         let mut log = log;
         log.remove(at);
         let expected = at as u64 + 1;
         prop_assert_eq!(check(&log), Err(ChainError::Gap { account: account("acme"), expected, found: expected + 1 }));
-        // Closing the ranks behind it does not help.
+        // Renumbering the entries after the gap does not hide it.
         for (seq, entry) in (1..).zip(&mut log) {
             entry.seq = seq;
         }
@@ -196,7 +196,7 @@ proptest! {
     }
 
     #[test]
-    fn an_insertion_is_found(log in log(), at: prop::sample::Index, forged in draft()) {
+    fn insertion_is_found(log in log(), at: prop::sample::Index, forged in draft()) {
         let at = at.index(log.len());
         let before = if at == 0 { Head::GENESIS } else { Head { seq: at as u64, hash: log[at - 1].hash } };
         let mut log = log;
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn a_repeated_entry_is_found(log in log(), at: prop::sample::Index) {
+    fn repeated_entry_is_found(log in log(), at: prop::sample::Index) {
         let at = at.index(log.len());
         let mut log = log;
         log.insert(at, log[at].clone());
@@ -217,34 +217,34 @@ proptest! {
     }
 
     #[test]
-    fn a_swap_is_found(log in log(), a: prop::sample::Index, b: prop::sample::Index) {
+    fn swapped_entries_are_found(log in log(), a: prop::sample::Index, b: prop::sample::Index) {
         let a = a.index(log.len());
         let b = (a + 1 + b.index(log.len() - 1)) % log.len();
         let mut swapped = log.clone();
         swapped.swap(a, b);
         prop_assert!(check(&swapped).is_err());
-        // Nor may what they say change places, under the old numbers.
+        // The same with the numbers in their order.
         let mut swapped = log;
         (swapped[a].seq, swapped[b].seq) = (swapped[b].seq, swapped[a].seq);
         swapped.swap(a, b);
         prop_assert!(check(&swapped).is_err());
     }
 
-    /// What the chain alone cannot tell, whoever kept its head can.
+    /// The chain alone does not reveal truncation or rewriting.
     #[test]
-    fn truncation_and_rewriting_are_found_by_a_kept_head(log in log(), at: prop::sample::Index, forged in draft()) {
-        let kept = check(&log).unwrap();
+    fn saved_head_reveals_truncation_and_rewriting(log in log(), at: prop::sample::Index, forged in draft()) {
+        let saved = check(&log).unwrap();
         let at = at.index(log.len());
-        prop_assert_ne!(check(&log[..at]), Ok(kept));
+        prop_assert_ne!(check(&log[..at]), Ok(saved));
         let mut drafts: Vec<Draft> = log.iter().map(|entry| entry.draft.clone()).collect();
         prop_assume!(drafts[at] != forged);
         drafts[at] = forged;
         let rewritten = seal(drafts, Head::GENESIS);
-        prop_assert_ne!(check(&rewritten).unwrap(), kept);
+        prop_assert_ne!(check(&rewritten).unwrap(), saved);
     }
 
     #[test]
-    fn arbitrary_text_is_no_hash_unless_it_is_64_hex_digits(text in prop_oneof![any::<String>(), "[0-9a-fA-F+]{62,66}"]) {
+    fn only_64_hex_digits_are_a_hash(text in prop_oneof![any::<String>(), "[0-9a-fA-F+]{62,66}"]) {
         let expected = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         prop_assert_eq!(text.parse::<Hash>().is_ok(), expected);
         if let Ok(hash) = text.parse::<Hash>() {
@@ -254,7 +254,7 @@ proptest! {
 }
 
 #[test]
-fn every_action_has_a_name_of_its_own_that_is_read_back() {
+fn every_action_has_a_unique_name_that_can_be_parsed() {
     let mut names: Vec<&str> = Action::ALL.map(Action::as_str).to_vec();
     for action in Action::ALL {
         assert_eq!(action.as_str().parse(), Ok(action));
@@ -265,7 +265,7 @@ fn every_action_has_a_name_of_its_own_that_is_read_back() {
 }
 
 #[test]
-fn an_entry_of_another_account_does_not_follow() {
+fn entry_of_another_account_breaks_the_chain() {
     let draft = |account_id: &str| Draft {
         id: AuditId::from_bytes([1; 16]),
         account_id: account(account_id),
@@ -273,7 +273,7 @@ fn an_entry_of_another_account_does_not_follow() {
         action: Action::ApiKeyCreated,
         actor: Actor {
             kind: ActorKind::Merchant,
-            id: "somebody".into(),
+            id: "user_7".into(),
         },
         target: Target::key(KeyId::from_bytes([2; 16]), Mode::Live),
         request_id: None,

@@ -1,4 +1,4 @@
-//! What a key can pass on, what an account's model allows, and how a key gets from one state to the next.
+//! The restrictions that a key passes on, those of the account's operating model, and the transitions of a key.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -27,7 +27,7 @@ fn rate(limit: i64, window: i64) -> RateLimit {
     RateLimit::new(limit, window).unwrap()
 }
 
-fn maker(mode: Mode, grants: Grants) -> ApiKey {
+fn parent_key(mode: Mode, grants: Grants) -> ApiKey {
     ApiKey {
         grants,
         ..key(Family::Secret, mode)
@@ -35,26 +35,27 @@ fn maker(mode: Mode, grants: Grants) -> ApiKey {
 }
 
 #[test]
-fn a_test_key_makes_test_keys_only_a_live_key_both() {
-    for (own, asked, expected) in [
+fn test_key_creates_only_test_keys() {
+    for (own, requested, expected) in [
         (Mode::Test, Mode::Test, Ok(())),
         (Mode::Test, Mode::Live, Err(Beyond::Mode)),
         (Mode::Live, Mode::Test, Ok(())),
         (Mode::Live, Mode::Live, Ok(())),
     ] {
-        let given = beneath(&maker(own, Grants::default()), asked, Grants::default());
+        let parent = parent_key(own, Grants::default());
+        let granted = beneath(&parent, requested, Grants::default());
         assert_eq!(
-            given.map(|grants| assert_eq!(grants, Grants::default())),
+            granted.map(|grants| assert_eq!(grants, Grants::default())),
             expected,
-            "{own:?} {asked:?}"
+            "{own:?} {requested:?}"
         );
     }
 }
 
 #[test]
-fn each_limit_is_inherited_narrowed_or_refused() {
+fn each_limit_is_inherited_narrowed_or_rejected() {
     let own_ips = ips(&["203.0.113.0/24", "2001:db8::/32"]);
-    for (own, asked, given) in [
+    for (own, requested, expected) in [
         (None, None, Ok(None)),
         (None, ips(&["0.0.0.0/0"]), Ok(ips(&["0.0.0.0/0"]))),
         (own_ips.clone(), None, Ok(own_ips.clone())),
@@ -79,24 +80,24 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         (ips(&["0.0.0.0/0"]), ips(&["::/0"]), Err(Beyond::Networks)),
         (ips(&["::/0"]), ips(&["10.0.0.0/8"]), Err(Beyond::Networks)),
     ] {
-        let maker = maker(
+        let parent = parent_key(
             Mode::Live,
             Grants {
                 allowed_ips: own,
                 ..Grants::default()
             },
         );
-        let asked = Grants {
-            allowed_ips: asked,
+        let requested = Grants {
+            allowed_ips: requested,
             ..Grants::default()
         };
         assert_eq!(
-            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.allowed_ips),
-            given,
-            "{asked:?}"
+            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.allowed_ips),
+            expected,
+            "{requested:?}"
         );
     }
-    for (own, asked, given) in [
+    for (own, requested, expected) in [
         (None, None, Ok(None)),
         (None, Some(at(9)), Ok(Some(at(9)))),
         (Some(at(5)), None, Ok(Some(at(5)))),
@@ -105,24 +106,24 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         (Some(at(5)), Some(at(6)), Err(Beyond::End)),
         (Some(at(5)), Some(Timestamp::MAX), Err(Beyond::End)),
     ] {
-        let maker = maker(
+        let parent = parent_key(
             Mode::Live,
             Grants {
                 expires_at: own,
                 ..Grants::default()
             },
         );
-        let asked = Grants {
-            expires_at: asked,
+        let requested = Grants {
+            expires_at: requested,
             ..Grants::default()
         };
         assert_eq!(
-            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.expires_at),
-            given,
-            "{asked:?}"
+            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.expires_at),
+            expected,
+            "{requested:?}"
         );
     }
-    for (own, asked, given) in [
+    for (own, requested, expected) in [
         (None, None, Ok(None)),
         (None, Some(rate(9, 1)), Ok(Some(rate(9, 1)))),
         (Some(rate(5, 10)), None, Ok(Some(rate(5, 10)))),
@@ -136,41 +137,41 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         ),
         (Some(rate(5, 10)), Some(rate(1, 1)), Err(Beyond::RateLimit)),
     ] {
-        let maker = maker(
+        let parent = parent_key(
             Mode::Live,
             Grants {
                 rate_limit: own,
                 ..Grants::default()
             },
         );
-        let asked = Grants {
-            rate_limit: asked,
+        let requested = Grants {
+            rate_limit: requested,
             ..Grants::default()
         };
         assert_eq!(
-            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.rate_limit),
-            given,
-            "{asked:?}"
+            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.rate_limit),
+            expected,
+            "{requested:?}"
         );
     }
-    // What is no limit is as asked for.
-    let asked = Grants {
+    // Other restrictions are not inherited.
+    let requested = Grants {
         scopes: vec![Scope::COMMERCE],
         merchants: Some(vec!["m".to_owned()]),
         ..Grants::default()
     };
     assert_eq!(
         beneath(
-            &maker(Mode::Live, Grants::default()),
+            &parent_key(Mode::Live, Grants::default()),
             Mode::Live,
-            asked.clone()
+            requested.clone()
         ),
-        Ok(asked)
+        Ok(requested)
     );
 }
 
 #[test]
-fn what_lies_beyond_is_forbidden_in_words() {
+fn exceeding_the_parent_key_is_forbidden_with_a_detail() {
     for beyond in [
         Beyond::Mode,
         Beyond::Networks,
@@ -210,7 +211,7 @@ fn any_grants() -> impl Strategy<Value = Grants> {
         })
 }
 
-/// How many uses GCRA allows from nothing used until `seconds` later, both ends included.
+/// How many uses GCRA allows within `seconds`, both ends included, of a limit that was not used before.
 fn uses(limit: RateLimit, seconds: u64) -> u64 {
     let (limit, window) = (
         u64::from(limit.limit().get()),
@@ -220,33 +221,32 @@ fn uses(limit: RateLimit, seconds: u64) -> u64 {
 }
 
 proptest! {
-    /// Whatever a chain of keys asks for, the last one may do nothing that the first may not.
     #[test]
-    fn nothing_is_gained_over_generations(first in any_grants(), asked in prop::collection::vec(any_grants(), 1..4)) {
-        let mut last = maker(Mode::Live, first.clone());
-        for asked in asked {
-            if let Ok(grants) = beneath(&last, Mode::Live, asked) {
+    fn descendant_never_allows_more_than_its_ancestor(first in any_grants(), requests in prop::collection::vec(any_grants(), 1..4)) {
+        let mut last = parent_key(Mode::Live, first.clone());
+        for requested in requests {
+            if let Ok(grants) = beneath(&last, Mode::Live, requested) {
                 last.grants = grants;
             }
         }
-        let given = last.grants;
+        let granted = last.grants;
         if let Some(own) = &first.allowed_ips {
-            prop_assert!(own.covers(given.allowed_ips.as_ref().unwrap()));
+            prop_assert!(own.covers(granted.allowed_ips.as_ref().unwrap()));
         }
         if let Some(end) = first.expires_at {
-            prop_assert!(given.expires_at.unwrap() <= end);
+            prop_assert!(granted.expires_at.unwrap() <= end);
         }
         if let Some(own) = first.rate_limit {
-            let given = given.rate_limit.unwrap();
-            prop_assert!((0..2000).all(|seconds| uses(given, seconds) <= uses(own, seconds)));
+            let limit = granted.rate_limit.unwrap();
+            prop_assert!((0..2000).all(|seconds| uses(limit, seconds) <= uses(own, seconds)));
         }
     }
 
-    /// Within another limit is exactly: at no time more uses than that one allows.
     #[test]
-    fn a_limit_is_within_another_when_it_never_allows_more(a in (1..30_i64, 1..30_i64), b in (1..30_i64, 1..30_i64)) {
+    fn rate_limit_is_within_another_if_it_never_allows_more(a in (1..30_i64, 1..30_i64), b in (1..30_i64, 1..30_i64)) {
         let (a, b) = (rate(a.0, a.1), rate(b.0, b.1));
-        // Rates of these sizes differ by a thousandth at least, and what may be used at once by 29 at most.
+        // These rates differ by at least a thousandth and the bursts by at most 29, so 60,000 seconds show a
+        // difference.
         let never_more = (0..60_000).all(|seconds| uses(a, seconds) <= uses(b, seconds));
         prop_assert_eq!(a.is_within(b), never_more, "{:?} {:?}", a, b);
         prop_assert!(a.is_within(a));
@@ -254,7 +254,7 @@ proptest! {
 }
 
 #[test]
-fn the_largest_limits_compare_without_overflow() {
+fn largest_rate_limits_are_compared_without_overflow() {
     let (most, least) = (rate(1_000_000, 1), rate(1, 86_400));
     assert!(least.is_within(most) && !most.is_within(least));
     assert!(rate(1_000_000, 86_400).is_within(most) && !most.is_within(rate(1_000_000, 86_400)));
@@ -262,7 +262,7 @@ fn the_largest_limits_compare_without_overflow() {
 
 /// The tables of the hellgate document.
 #[test]
-fn an_operating_model_has_exactly_its_features() {
+fn operating_model_has_exactly_its_features() {
     let forwards = [Feature::PaymentDataForward, Feature::CardholderDataForward];
     let check = |model: OperatingModel, merchants: Option<&str>, features: Option<Vec<Feature>>| {
         let merchants = merchants.map(|merchant| vec![merchant.to_owned()]);
@@ -307,10 +307,10 @@ fn an_operating_model_has_exactly_its_features() {
                     expected,
                     "{model}: {feature:?}"
                 );
-                // One that is not there spoils those that are.
-                let among = [&forwards[..], &[feature]].concat();
+                // One unavailable feature is enough to reject a list.
+                let several = [&forwards[..], &[feature]].concat();
                 assert_eq!(
-                    check(model, merchants, Some(among)),
+                    check(model, merchants, Some(several)),
                     expected,
                     "{model}: {feature:?} among others"
                 );
@@ -323,7 +323,7 @@ fn an_operating_model_has_exactly_its_features() {
 }
 
 #[test]
-fn features_are_read_in_order_and_once() {
+fn features_are_read_in_order_without_duplicates() {
     use Feature::{CardholderDataForward, TokensList};
     let read = |names: &[&str]| {
         Feature::parse_list(names.iter().copied()).map_err(|rule| rule.to_string())
@@ -363,14 +363,14 @@ fn features_are_read_in_order_and_once() {
 }
 
 #[test]
-fn references_are_read_in_order_and_once() {
+fn external_ids_are_read_in_order_without_duplicates() {
     let read =
         |texts: &[&str]| text::references(texts.iter().copied()).map_err(|rule| rule.to_string());
     assert_eq!(
         read(&["m_2", "m_1", "m_2"]),
         Ok(vec!["m_2".to_owned(), "m_1".to_owned()])
     );
-    // Compared as they are.
+    // Upper and lower case are different.
     assert_eq!(read(&["m", "M"]).map(|all| all.len()), Ok(2));
     assert_eq!(
         read(&[]),
@@ -400,12 +400,12 @@ fn references_are_read_in_order_and_once() {
     assert_eq!(read(&many), Err("must have at most 100 items".to_owned()));
     assert!(
         read(&[&many[1..], &many[1..]].concat()).is_ok(),
-        "repeated ones do not count"
+        "duplicates do not count"
     );
 }
 
 #[test]
-fn an_overlap_is_none_to_a_week() {
+fn overlap_is_at_most_a_week() {
     for seconds in [0, 1, 604_800] {
         assert!(Overlap::parse(seconds).is_ok(), "{seconds}");
     }
@@ -419,9 +419,8 @@ fn an_overlap_is_none_to_a_week() {
     assert_eq!(Overlap::default(), Overlap::parse(0).unwrap());
 }
 
-/// The first that applies of revoked, expired, suspended, active.
 #[test]
-fn the_status_of_a_key() {
+fn status_is_the_first_that_applies() {
     for (revoked, end, suspended, rotated_at, status) in [
         (false, None, false, None, Status::Active),
         (false, Some(at(1)), false, None, Status::Active),
@@ -431,10 +430,10 @@ fn the_status_of_a_key() {
         (false, Some(at(1)), true, None, Status::Suspended),
         (true, None, false, None, Status::Revoked),
         (true, Some(at(-1)), true, Some(at(-1)), Status::Revoked),
-        // Rotated, with an overlap that goes on or is over.
+        // Rotated, with an overlap that has not ended or has ended.
         (false, Some(at(1)), false, Some(at(-5)), Status::Active),
         (false, Some(at(-1)), false, Some(at(-5)), Status::Expired),
-        // Rotated without one at a moment that this clock has not reached: over all the same.
+        // Rotated without an overlap, at a time that this clock has not reached: expired anyway.
         (false, Some(at(5)), false, Some(at(5)), Status::Expired),
         (false, Some(at(5)), true, Some(at(5)), Status::Expired),
         (false, Some(at(6)), false, Some(at(5)), Status::Active),
@@ -463,10 +462,10 @@ fn text_of(seed: u64, it: &ApiKey) -> KeyText {
 }
 
 #[test]
-fn a_rotated_key_and_its_successor_name_each_other() {
+fn rotated_key_and_its_successor_refer_to_each_other() {
     let (old, new) = (KeyId::from_bytes([7; 16]), KeyId::from_bytes([8; 16]));
     let week = Overlap::parse(Overlap::MAX_SECONDS).unwrap();
-    // Its own end, the overlap, and when it ends then.
+    // The expiration before, the overlap, and the expiration and status after the rotation.
     for (own, overlap, end, status) in [
         (None, Overlap::default(), at(0), Status::Expired),
         (None, Overlap::parse(60).unwrap(), at(60), Status::Active),
@@ -557,7 +556,7 @@ fn a_rotated_key_and_its_successor_name_each_other() {
             (Some(end), status)
         );
         assert_eq!(it.status(end), Status::Expired);
-        // Nothing else of it is different.
+        // Nothing else was changed.
         let rest = ApiKey {
             rotated_to: None,
             rotated_at: None,
@@ -565,7 +564,7 @@ fn a_rotated_key_and_its_successor_name_each_other() {
             ..it.clone()
         };
         assert_eq!(rest, before);
-        // Once is all; its successor can be rotated on.
+        // It cannot be rotated again, but its successor can.
         let again = it.rotate(KeyId::from_bytes([9; 16]), &text, week, now());
         let expected = if status == Status::Expired {
             Unchangeable::Expired
@@ -583,7 +582,7 @@ fn a_rotated_key_and_its_successor_name_each_other() {
 }
 
 #[test]
-fn only_an_active_key_can_be_rotated_and_a_refusal_changes_nothing() {
+fn rejected_rotation_does_not_change_the_key() {
     type Edit = fn(&mut ApiKey);
     let edits: [(Edit, Unchangeable); 5] = [
         (|it| it.revoked_at = Some(now()), Unchangeable::Revoked),
@@ -606,21 +605,21 @@ fn only_an_active_key_can_be_rotated_and_a_refusal_changes_nothing() {
         edit(&mut it);
         let before = it.clone();
         let text = text_of(1, &it);
-        let refused = it.rotate(KeyId::from_bytes([8; 16]), &text, Overlap::default(), now());
-        assert_eq!((refused.unwrap_err(), it), (expected, before));
+        let rejected = it.rotate(KeyId::from_bytes([8; 16]), &text, Overlap::default(), now());
+        assert_eq!((rejected.unwrap_err(), it), (expected, before));
     }
 }
 
 fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(object) => object,
-        other => panic!("{other} is no object"),
+        other => panic!("{other} is not an object"),
     }
 }
 
 /// RFC 7396, appendix A: the test cases whose original and patch are objects.
 #[test]
-fn metadata_is_merged_as_rfc_7396_says() {
+fn metadata_is_merged_as_rfc_7396_specifies() {
     for (original, patch, result) in [
         (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
         (
@@ -656,7 +655,7 @@ fn metadata_is_merged_as_rfc_7396_says() {
             json!({"a": {"bb": {"ccc": null}}}),
             json!({"a": {"bb": {}}}),
         ),
-        // Section 1's example, as far as it is about members.
+        // The example of section 3, without its unchanged field.
         (
             json!({"title": "Goodbye!", "author": {"givenName": "John", "familyName": "Doe"}, "tags": ["example", "sample"]}),
             json!({"title": "Hello!", "phoneNumber": "+01-123-456-7890", "author": {"familyName": null}, "tags": ["example"]}),
@@ -670,11 +669,11 @@ fn metadata_is_merged_as_rfc_7396_says() {
             .unwrap();
         assert_eq!(merged.object(), object(result), "{original} {patch}");
     }
-    // The whole has to fit, not the patch alone.
+    // The result must fit, not only the patch.
     let full = Metadata::new(object(json!({"a": "x".repeat(4000)}))).unwrap();
-    let refused = full.merged(object(json!({"b": "y".repeat(200)})));
+    let rejected = full.merged(object(json!({"b": "y".repeat(200)})));
     assert_eq!(
-        refused.unwrap_err().to_string(),
+        rejected.unwrap_err().to_string(),
         "must be at most 4096 bytes of JSON"
     );
     assert!(

@@ -1,17 +1,17 @@
-//! The forms in which callers send credentials, and the response to each: one table for the server's own surfaces, its
-//! gateway routes and the middleware, whose tests include this file.
+//! The forms in which callers send credentials, and the response to each. The tests of the server and of the middleware
+//! include this file, so that both respond in the same way.
 
-/// What a request presents, and the response.
+/// The headers of a request, and the response.
 pub struct Form {
     pub name: &'static str,
     pub headers: Vec<(&'static str, String)>,
-    /// Where an API key is needed: gateway routes, `/whoami`, the middleware.
+    /// The response where an API key is required: gateway routes, `/whoami`, the middleware.
     pub for_key: Outcome,
-    /// Where other credentials are taken too, in case that differs.
+    /// The response where other credentials are accepted too, if it differs.
     pub for_any: Option<Outcome>,
 }
 
-/// A response to a credential: status, code and detail of the problem. Accepted is 200.
+/// A response to a credential: status, code and detail of the problem. The status is 200 if the credential is accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub status: u16,
@@ -79,7 +79,7 @@ const NOTHING: Outcome = invalid(
     "The credential is neither a key nor a management token (JWT). Check that it was copied completely.",
 );
 
-/// The form of a management token.
+/// A text with the form of a management token.
 const TOKEN: &str = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
 
 const fn missing(detail: &'static str) -> Outcome {
@@ -98,7 +98,7 @@ const fn invalid(detail: &'static str) -> Outcome {
     }
 }
 
-/// The table, for a key that is accepted, one that was revoked and a service key that exists.
+/// Returns all forms, for an active key, a revoked key and an existing service key.
 pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
     let bearer = |text: &str| vec![("authorization", format!("Bearer {text}"))];
     let plain = |text: &str| vec![("x-api-key", text.to_owned())];
@@ -146,7 +146,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
             [plain(key), authorization("Bearer ")].concat(),
             ACCEPTED,
         ),
-        differs("nothing", vec![], ABSENT, ABSENT_ANY),
+        differs("no credential", vec![], ABSENT, ABSENT_ANY),
         differs("an empty header", plain(""), ABSENT, ABSENT_ANY),
         differs("white space", plain(" \t "), ABSENT, ABSENT_ANY),
         differs(
@@ -163,7 +163,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         ),
         row("two headers", [bearer(key), plain(key)].concat(), SEVERAL),
         row(
-            "one header twice",
+            "a repeated header",
             [plain(key), plain(key)].concat(),
             SEVERAL,
         ),
@@ -212,17 +212,17 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row("quotation marks", plain(&format!("\"{key}\"")), QUOTED),
         row("apostrophes", bearer(&format!("'{key}'")), QUOTED),
         row(
-            "quotation marks around all",
+            "quotation marks around the whole value",
             authorization(&format!("\"Bearer {key}\"")),
             missing(QUOTED.detail),
         ),
         row(
-            "a no-break space behind",
+            "a no-break space at the end",
             plain(&format!("{key}\u{a0}")),
             INVISIBLE,
         ),
         row(
-            "a byte order mark before",
+            "a byte order mark at the beginning",
             bearer(&format!("\u{feff}{key}")),
             INVISIBLE,
         ),
@@ -232,7 +232,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
             invalid("The credential contains white space. Remove it."),
         ),
         row(
-            "a written line break",
+            "an escaped line break",
             plain(&format!("{key}\\n")),
             invalid("The credential ends in an escaped line break or space. Remove it."),
         ),
@@ -240,7 +240,7 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row("${TOKEN}", bearer("${TOKEN}"), PLACEHOLDER),
         row("{{token}}", plain("{{token}}"), PLACEHOLDER),
         row("<token>", bearer("<token>"), PLACEHOLDER),
-        // Texts with two dots: those of a malformed token are named as any other.
+        // Mistakes in a text with two dots, as in a token, are reported like any other.
         row(
             "a placeholder with dots",
             bearer("{{ .Values.token }}"),
@@ -284,13 +284,9 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         ),
         row("an unknown key", bearer(&unknown), UNKNOWN),
         row("a revoked key", bearer(revoked), UNKNOWN),
-        row(
-            "a key that was cut off",
-            bearer(&key[..key.len() - 1]),
-            SHORT,
-        ),
+        row("a truncated key", bearer(&key[..key.len() - 1]), SHORT),
         row("a prefix alone", plain(prefix), SHORT),
-        row("a key with more behind", plain(&format!("{key}0")), LONG),
+        row("a key that is too long", plain(&format!("{key}0")), LONG),
         row(
             "a shortened key",
             plain(&format!("{prefix}{}...", &body[..4])),

@@ -1,4 +1,4 @@
-//! Ids: 16 bytes, two printed forms, both read.
+//! IDs: 16 bytes with two printed forms, which are both parsed.
 
 use proptest::prelude::*;
 use tollkey_core::{ApplicationId, AuditId, KeyId, Timestamp};
@@ -7,7 +7,7 @@ use crate::support::rng;
 
 proptest! {
     #[test]
-    fn every_id_has_two_forms_and_both_are_read(bytes: [u8; 16]) {
+    fn both_forms_of_every_id_are_parsed(bytes: [u8; 16]) {
         let id = KeyId::from_bytes(bytes);
         prop_assert_eq!(id.as_bytes(), &bytes);
         prop_assert_eq!(id.to_string().parse(), Ok(id));
@@ -16,14 +16,14 @@ proptest! {
         prop_assert_eq!(crockford.len(), "key_".len() + 26);
         prop_assert_eq!(crockford.parse(), Ok(id));
         prop_assert_eq!(crockford.to_lowercase().parse(), Ok(id));
-        prop_assert!(crockford[4..].parse::<KeyId>().is_err(), "not without what it is the id of");
+        prop_assert!(crockford[4..].parse::<KeyId>().is_err(), "the prefix is required");
         prop_assert!(crockford.parse::<ApplicationId>().is_err(), "only keys have that form");
         prop_assert_eq!(ApplicationId::from_bytes(bytes).to_string(), id.to_string());
     }
 
-    /// No alias: what parses is one of the two forms of what it parses as, but for case.
+    /// An ID has no other forms, except for upper and lower case.
     #[test]
-    fn arbitrary_text_is_no_id_unless_it_is_one_of_the_two_forms(text in prop_oneof![
+    fn only_the_two_forms_of_an_id_are_parsed(text in prop_oneof![
         any::<String>(),
         "(key_)?[0-9A-Za-z]{24,28}",
         "key_[0-9a-tv-zA-TV-Z]{26}",
@@ -39,7 +39,7 @@ proptest! {
     }
 
     #[test]
-    fn a_new_id_is_a_version_7_uuid_of_its_moment(millis in 0_i64..253_402_000_000_000, seed: u64) {
+    fn new_id_is_a_version_7_uuid_with_its_time(millis in 0_i64..253_402_000_000_000, seed: u64) {
         let at = Timestamp::from_millisecond(millis).unwrap();
         let id = KeyId::new(at, &mut rng(seed));
         let bytes = id.as_bytes();
@@ -52,7 +52,7 @@ proptest! {
 }
 
 #[test]
-fn a_clock_before_1970_is_no_panic() {
+fn clock_before_1970_does_not_panic() {
     let id = KeyId::new(Timestamp::from_second(-5).unwrap(), &mut rng(0));
     assert_eq!(id.as_bytes()[..6], [0; 6]);
 }

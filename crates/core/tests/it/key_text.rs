@@ -1,4 +1,4 @@
-//! The text of a key: minting is unbiased, parsing accepts exactly what is minted, nothing shows a secret.
+//! Keys: generation is unbiased, parsing accepts exactly the generated form, and `Debug` shows no secret.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::support::{one_of, rng};
 
 const SYMBOLS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Every kind of credential and what its text begins with, as the documents have it.
+/// The prefix of every kind of credential, as the documents define it.
 const KINDS: [(&str, Kind); 9] = [
     ("ck_live_", Kind::Key(Family::Commerce, Mode::Live)),
     ("ck_test_", Kind::Key(Family::Commerce, Mode::Test)),
@@ -25,7 +25,7 @@ const KINDS: [(&str, Kind); 9] = [
     ("tks_", Kind::ServiceKey),
 ];
 
-/// The shape of a credential, said a second time.
+/// A second implementation of [`Kind::of`].
 fn expected(text: &str) -> Option<Kind> {
     KINDS.into_iter().find_map(|(prefix, kind)| {
         let random = text.strip_prefix(prefix)?;
@@ -33,14 +33,14 @@ fn expected(text: &str) -> Option<Kind> {
     })
 }
 
-fn minted() -> impl Strategy<Value = String> {
+fn generated_key() -> impl Strategy<Value = String> {
     (one_of(KINDS), any::<u64>())
         .prop_map(|((_, kind), seed)| KeyText::mint(kind, &mut rng(seed)).expose().to_owned())
 }
 
 proptest! {
     #[test]
-    fn what_is_minted_is_read_again(seed: u64, (prefix, kind) in one_of(KINDS)) {
+    fn generated_key_is_parsed(seed: u64, (prefix, kind) in one_of(KINDS)) {
         let key = KeyText::mint(kind, &mut rng(seed));
         let text = key.expose();
         prop_assert_eq!(text.len(), prefix.len() + RANDOM_LEN);
@@ -57,21 +57,21 @@ proptest! {
     }
 
     #[test]
-    fn a_character_less_is_no_key(text in minted(), at: prop::sample::Index) {
+    fn key_without_one_character_is_rejected(text in generated_key(), at: prop::sample::Index) {
         let mut text = text;
         text.remove(at.index(text.len()));
         prop_assert_eq!(Kind::of(&text), None);
     }
 
     #[test]
-    fn a_character_more_is_no_key(text in minted(), at: prop::sample::Index, c: char) {
+    fn key_with_an_additional_character_is_rejected(text in generated_key(), at: prop::sample::Index, c: char) {
         let mut text = text;
         text.insert(at.index(text.len() + 1), c);
         prop_assert_eq!(Kind::of(&text), None);
     }
 
     #[test]
-    fn another_character_is_another_key_or_none(text in minted(), at: prop::sample::Index, c: char) {
+    fn replaced_character_makes_another_key_or_an_invalid_one(text in generated_key(), at: prop::sample::Index, c: char) {
         let mut changed: Vec<char> = text.chars().collect();
         let at = at.index(changed.len());
         changed[at] = c;
@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_text_is_read_without_panic(text in prop_oneof![
+    fn arbitrary_text_is_parsed_without_panic(text in prop_oneof![
         any::<String>(), "\\PC{0,80}", "[ckstp_]{0,6}(_|live|test|LIVE){0,3}_[0-9A-Za-z_é]{28,36}",
     ]) {
         prop_assert_eq!(Kind::of(&text), expected(&text));
@@ -92,13 +92,13 @@ proptest! {
     }
 
     #[test]
-    fn different_texts_have_different_digests(a in minted(), b in minted()) {
+    fn different_keys_have_different_hashes(a in generated_key(), b in generated_key()) {
         prop_assert_eq!(a == b, Digest::of(&a) == Digest::of(&b));
     }
 }
 
 #[test]
-fn neither_the_text_nor_its_digest_is_shown() {
+fn debug_output_hides_the_key_and_its_hash() {
     let key = KeyText::mint(Kind::Key(Family::Secret, Mode::Live), &mut rng(1));
     let hex: String = key
         .digest()
@@ -124,7 +124,7 @@ fn neither_the_text_nor_its_digest_is_shown() {
     }
 }
 
-/// How far 62 counts are from even: the statistic of Pearson's test, 61 degrees of freedom.
+/// Pearson's chi-squared statistic of 62 counts for an even distribution, with 61 degrees of freedom.
 fn chi_square(counts: [u32; 62]) -> f64 {
     let mean = f64::from(counts.iter().sum::<u32>()) / 62.0;
     counts
@@ -137,37 +137,37 @@ fn index(symbol: u8) -> usize {
     SYMBOLS
         .iter()
         .position(|&s| s == symbol)
-        .expect("minting uses the 62 symbols only")
+        .expect("one of the 62 symbols")
 }
 
-/// Even counts exceed this once in a million.
+/// Counts of an even distribution exceed this value once in a million.
 const BOUND: f64 = 130.0;
 
 #[test]
-fn every_symbol_is_as_likely_at_every_place() {
+fn every_symbol_is_equally_likely_at_every_position() {
     let mut rng = rng(2026);
-    let mut places = [[0_u32; 62]; RANDOM_LEN];
+    let mut positions = [[0_u32; 62]; RANDOM_LEN];
     let mut seen = HashSet::new();
     for _ in 0..20_000 {
         let key = KeyText::mint(Kind::ServiceKey, &mut rng);
         let random = key.expose().strip_prefix("tks_").unwrap().to_owned();
-        for (place, symbol) in random.bytes().enumerate() {
-            places[place][index(symbol)] += 1;
+        for (position, symbol) in random.bytes().enumerate() {
+            positions[position][index(symbol)] += 1;
         }
-        assert!(seen.insert(random), "minted twice");
+        assert!(seen.insert(random), "the same key twice");
     }
-    for (place, counts) in places.into_iter().enumerate() {
+    for (position, counts) in positions.into_iter().enumerate() {
         let statistic = chi_square(counts);
-        assert!(statistic < BOUND, "place {place}: {statistic}");
+        assert!(statistic < BOUND, "position {position}: {statistic}");
     }
     let all: [u32; 62] =
-        std::array::from_fn(|symbol| places.iter().map(|counts| counts[symbol]).sum());
+        std::array::from_fn(|symbol| positions.iter().map(|counts| counts[symbol]).sum());
     assert!(chi_square(all) < BOUND, "{}", chi_square(all));
 }
 
-/// The usual mistake, a byte modulo 62, does not pass the test above.
+/// A common mistake, a byte modulo 62, does not pass the test above.
 #[test]
-fn the_test_of_evenness_finds_a_biased_choice() {
+fn chi_squared_test_detects_a_biased_choice() {
     use rand::Rng as _;
     let mut rng = rng(2026);
     let mut counts = [0; 62];
@@ -178,7 +178,7 @@ fn the_test_of_evenness_finds_a_biased_choice() {
 }
 
 #[test]
-fn the_same_randomness_mints_the_same_key_and_other_randomness_another() {
+fn key_depends_only_on_the_randomness() {
     let kind = Kind::Key(Family::Commerce, Mode::Test);
     let mint = |seed| KeyText::mint(kind, &mut rng(seed)).expose().to_owned();
     assert_eq!(mint(1), mint(1));

@@ -34,12 +34,12 @@ fn from(address: &str) -> Request {
 }
 
 /// A descendant of these ancestors, the root first.
-fn beneath(ancestors: &[ApiKey]) -> ApiKey {
+fn descendant(ancestors: &[ApiKey]) -> ApiKey {
     secret(9).with_ancestors(ancestors)
 }
 
 #[test]
-fn every_restriction_of_every_ancestor_denies() {
+fn restriction_of_any_ancestor_denies_the_key() {
     let revoked = ApiKey {
         revoked_at: Some(at(-1)),
         ..secret(1)
@@ -57,7 +57,7 @@ fn every_restriction_of_every_ancestor_denies() {
         rotated_at: Some(at(50)),
         ..secret(1)
     };
-    let lasting = ApiKey {
+    let expiring_later = ApiKey {
         grants: grants(Some(at(1))),
         ..secret(1)
     };
@@ -65,7 +65,7 @@ fn every_restriction_of_every_ancestor_denies() {
         suspended_at: Some(at(-1)),
         ..secret(1)
     };
-    let bound = ApiKey {
+    let ip_limited = ApiKey {
         grants: Grants {
             allowed_ips: Some(ips(&["203.0.113.0/24"])),
             ..Grants::default()
@@ -74,28 +74,28 @@ fn every_restriction_of_every_ancestor_denies() {
     };
     let rows: [(&[&ApiKey], Result<(), Denial>); 12] = [
         (&[], Ok(())),
-        (&[&lasting], Ok(())),
+        (&[&expiring_later], Ok(())),
         (&[&revoked], Err(Denial::Revoked)),
         (&[&expired], Err(Denial::Expired)),
         (&[&rotated], Err(Denial::Expired)),
         (&[&suspended], Err(Denial::Suspended)),
-        (&[&bound], Err(Denial::IpNotAllowed)),
-        // The first code that applies to any of them, wherever it stands.
+        (&[&ip_limited], Err(Denial::IpNotAllowed)),
+        // The first code that applies to any ancestor, whatever the order of the ancestors.
         (&[&suspended, &expired, &revoked], Err(Denial::Revoked)),
         (&[&revoked, &expired, &suspended], Err(Denial::Revoked)),
         (&[&suspended, &expired], Err(Denial::Expired)),
-        (&[&bound, &suspended], Err(Denial::Suspended)),
-        (&[&lasting, &lasting], Ok(())),
+        (&[&ip_limited, &suspended], Err(Denial::Suspended)),
+        (&[&expiring_later, &expiring_later], Ok(())),
     ];
     for (ancestors, expected) in rows {
         let key = secret(9).with_ancestors(ancestors.iter().copied());
-        let judged = from("198.51.100.7").judged_by(&record(key)).map(drop);
-        assert_eq!(judged, expected, "{ancestors:?}");
+        let decision = from("198.51.100.7").judged_by(&record(key)).map(drop);
+        assert_eq!(decision, expected, "{ancestors:?}");
     }
 }
 
 #[test]
-fn client_has_to_be_in_the_allowlist_of_every_ancestor() {
+fn client_must_be_in_the_allowlist_of_every_ancestor() {
     let with = |number, list: &[&str]| ApiKey {
         grants: Grants {
             allowed_ips: Some(ips(list)),
@@ -124,14 +124,14 @@ fn client_has_to_be_in_the_allowlist_of_every_ancestor() {
     assert_eq!(
         Request::default().judged_by(&record),
         Err(Denial::IpNotAllowed),
-        "a client without an address"
+        "a client with an unknown address"
     );
     assert_eq!(key.effective_allowlist(), Some(ips(&["203.0.113.192/26"])));
     assert_eq!(secret(1).effective_allowlist(), None);
 }
 
 #[test]
-fn lists_with_nothing_in_common_allow_no_client() {
+fn disjoint_allowlists_allow_no_client() {
     let none = ips(&["203.0.113.0/24"]).intersection(&ips(&["198.51.100.0/24", "2001:db8::/32"]));
     assert_eq!(none, ips(&["255.255.255.255/32"]));
     let both = ips(&["10.0.0.0/8", "2001:db8::/32"]).intersection(&ips(&[
@@ -142,9 +142,9 @@ fn lists_with_nothing_in_common_allow_no_client() {
     assert_eq!(both, ips(&["10.1.0.0/16", "10.2.0.0/16", "2001:db8::/32"]));
 }
 
-/// Otherwise a subscriber of an earlier release, which reads at most 100 networks, could not read the key.
+/// Otherwise a subscriber of an earlier release, which reads at most 100 IP ranges, could not read the key.
 #[test]
-fn what_two_nested_lists_have_in_common_is_no_longer_than_the_inner_one() {
+fn intersection_of_nested_lists_is_not_longer_than_the_inner() {
     let list = |second: u8| {
         let narrow = (0..98).map(|third| format!("10.{second}.{third}.0/24"));
         let all: Vec<String> = ["127.0.0.0/8".to_owned(), "10.0.0.0/8".to_owned()]
@@ -162,7 +162,7 @@ fn what_two_nested_lists_have_in_common_is_no_longer_than_the_inner_one() {
 }
 
 #[test]
-fn use_counts_against_the_limits_of_the_path_with_the_root_first() {
+fn use_counts_against_the_limits_of_all_ancestors_root_first() {
     let limit = |uses| RateLimit::new(uses, 60).unwrap();
     let with = |number, uses| ApiKey {
         grants: Grants {
@@ -185,13 +185,13 @@ fn key_inherits_the_earliest_revocation_and_records_it_once() {
         revoked_at: Some(at(seconds)),
         ..secret(number)
     };
-    let mut key = beneath(&[revoked(1, -5), revoked(2, -9)]);
+    let mut key = descendant(&[revoked(1, -5), revoked(2, -9)]);
     let revocation = key.revocation().unwrap();
     assert_eq!(
         (revocation.at, revocation.reason),
         (at(-9), Some(MAKER_REVOKED))
     );
-    // A repeat of the revocation changes nothing, nor can the key be changed or suspended.
+    // A repeated revocation changes nothing, and the key can be neither changed nor suspended.
     assert_eq!(
         key.revoke(now(), Some("leaked".to_owned())),
         Transition::AlreadySo
@@ -210,13 +210,13 @@ fn key_inherits_the_earliest_revocation_and_records_it_once() {
     );
     assert_eq!(key.record_inherited_revocation(), Transition::AlreadySo);
     assert_eq!(
-        beneath(&[secret(1)]).record_inherited_revocation(),
+        descendant(&[secret(1)]).record_inherited_revocation(),
         Transition::AlreadySo
     );
 }
 
 #[test]
-fn own_revocation_is_kept_whatever_the_ancestors_are() {
+fn own_revocation_takes_precedence_over_inherited_ones() {
     let own = ApiKey {
         revoked_at: Some(at(-1)),
         revoked_reason: Some("leaked".to_owned()),
@@ -232,7 +232,7 @@ fn own_revocation_is_kept_whatever_the_ancestors_are() {
 
 #[test]
 fn deleted_application_revokes_keys_that_had_not_expired() {
-    let ending = |end| ApiKey {
+    let expiring = |end| ApiKey {
         grants: Grants {
             expires_at: end,
             ..Grants::default()
@@ -246,7 +246,7 @@ fn deleted_application_revokes_keys_that_had_not_expired() {
         (Some(at(-5)), Status::Expired),
         (Some(at(-6)), Status::Expired),
     ] {
-        let key = ending(end).with_deleted_application(at(-5));
+        let key = expiring(end).with_deleted_application(at(-5));
         assert_eq!(key.status(now()), status, "{end:?}");
         assert_eq!(
             key.revocation().and_then(|it| it.reason),
@@ -256,8 +256,8 @@ fn deleted_application_revokes_keys_that_had_not_expired() {
 }
 
 #[test]
-fn ancestors_without_restrictions_leave_a_key_as_it_is() {
-    assert_eq!(beneath(&[secret(1), secret(2)]), secret(9));
+fn ancestors_without_restrictions_do_not_change_a_key() {
+    assert_eq!(descendant(&[secret(1), secret(2)]), secret(9));
 }
 
 #[test]

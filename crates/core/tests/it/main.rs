@@ -1,5 +1,5 @@
 //! The rules of core from outside: documented tables row by row, properties over random input, and vectors that
-//! every release has to reproduce.
+//! every release must reproduce.
 
 mod access;
 mod audit;

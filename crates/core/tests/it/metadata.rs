@@ -1,4 +1,4 @@
-//! Metadata: bounded, and the same when read back.
+//! Metadata: limited in size, and unchanged when it is read back.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use tollkey_core::metadata::Metadata;
 fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(object) => object,
-        other => panic!("{other} is no object"),
+        other => panic!("{other} is not an object"),
     }
 }
 
@@ -25,30 +25,30 @@ pub(crate) fn any_json() -> impl Strategy<Value = Value> {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::vec(("[a-zé\"\\\\]{0,6}", inner), 0..4)
-                .prop_map(|members| Value::Object(members.into_iter().collect())),
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
         ]
     })
 }
 
 pub(crate) fn any_object() -> impl Strategy<Value = Map<String, Value>> {
     prop::collection::vec(("[a-z]{1,6}", any_json()), 0..4)
-        .prop_map(|members| members.into_iter().collect())
+        .prop_map(|fields| fields.into_iter().collect())
 }
 
 proptest! {
-    /// Also the order of members, and numbers to the last bit: the store keeps the text, and the audit chain hashes it.
+    /// Including the order of fields and all bits of numbers: the store keeps the text, and the audit chain hashes it.
     #[test]
-    fn what_is_kept_reads_back_the_same(given in any_object()) {
-        let metadata = Metadata::new(given.clone()).unwrap();
+    fn stored_metadata_is_read_back_unchanged(original in any_object()) {
+        let metadata = Metadata::new(original.clone()).unwrap();
         let read = metadata.object();
-        prop_assert_eq!(&read, &given);
+        prop_assert_eq!(&read, &original);
         let again = Metadata::new(read).unwrap();
         prop_assert_eq!(again.as_json(), metadata.as_json());
         prop_assert_eq!(Metadata::parse(metadata.as_json()), Ok(again));
     }
 
     #[test]
-    fn any_number_reads_back_as_the_same_text(number: f64) {
+    fn number_is_read_back_as_the_same_text(number: f64) {
         let text = json!(number).to_string();
         let read: Value = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(read.to_string(), text);
@@ -56,7 +56,7 @@ proptest! {
 }
 
 #[test]
-fn it_is_at_most_4_kib() {
+fn metadata_larger_than_4_kib_is_rejected() {
     let of_size = |bytes: usize| {
         Metadata::new(object(
             json!({ "a": "x".repeat(bytes - r#"{"a":""}"#.len()) }),
@@ -70,22 +70,22 @@ fn it_is_at_most_4_kib() {
 }
 
 #[test]
-fn it_has_no_nul_anywhere() {
-    for refused in [
+fn metadata_with_a_nul_character_is_rejected() {
+    for rejected in [
         json!({"a": "\0"}),
         json!({"a\0": 1}),
         json!({"a": [{"b": ["x\0y"]}]}),
         json!({"a": {"\0": {}}}),
     ] {
-        let error = Metadata::new(object(refused)).unwrap_err();
+        let error = Metadata::new(object(rejected)).unwrap_err();
         assert_eq!(error.to_string(), "must not contain NUL characters");
     }
-    // A backslash and "u0000", as somebody wrote it, is no NUL.
+    // A backslash followed by `u0000` is not a NUL.
     assert!(Metadata::new(object(json!({"a": r"\u0000"}))).is_ok());
 }
 
 #[test]
-fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
+fn metadata_with_more_than_64_levels_is_rejected() {
     let nested = |levels: usize, level: fn(Value) -> Value| {
         object(json!({ "a": (1..levels).fold(Value::Null, |inner, _| level(inner)) }))
     };
@@ -103,9 +103,8 @@ fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
     }
 }
 
-/// What is stored and what a server sends is read without a tree, and is as strict as what a request sends.
 #[test]
-fn stored_text_is_kept_as_it_is() {
+fn stored_text_is_read_unchanged() {
     for json in [
         r#"{}"#,
         r#"{"z":1,"a":2,"m":{"z":[],"a":{}}}"#,
@@ -117,17 +116,17 @@ fn stored_text_is_kept_as_it_is() {
         assert_eq!(
             Value::Object(metadata.object()).to_string(),
             json,
-            "members in order, numbers to the last digit"
+            "the order of fields and all digits of numbers"
         );
         assert_eq!(Metadata::new(metadata.object()).unwrap().as_json(), json);
     }
-    // Written by others: longer than it may be, but only by white space.
+    // A text that is too long only because of white space.
     let spaced = format!("{{\"a\":{}1}}", " ".repeat(5000));
     assert_eq!(Metadata::parse(&spaced).unwrap().as_json(), r#"{"a":1}"#);
 }
 
 #[test]
-fn stored_text_that_is_no_metadata_is_rejected() {
+fn invalid_stored_text_is_rejected() {
     let nested = |levels: usize| {
         format!(
             r#"{{"a":{}{}}}"#,
@@ -162,7 +161,7 @@ fn stored_text_that_is_no_metadata_is_rejected() {
 }
 
 #[test]
-fn metadata_is_equal_whatever_the_order_of_its_fields() {
+fn equality_of_metadata_ignores_the_order_of_fields() {
     let parse = |json| Metadata::parse(json).unwrap();
     assert_eq!(parse(r#"{"a":1,"b":2}"#), parse(r#"{"b":2,"a":1}"#));
     assert_ne!(parse(r#"{"a":1}"#), parse(r#"{"a":1.0}"#));
@@ -171,7 +170,7 @@ fn metadata_is_equal_whatever_the_order_of_its_fields() {
 }
 
 #[test]
-fn largest_metadata_takes_little_more_than_its_text() {
+fn memory_of_the_largest_metadata_is_little_more_than_its_text() {
     let zeros = json!({ "a": vec![0; 2040] });
     let metadata = Metadata::new(object(zeros)).unwrap();
     assert_eq!(metadata.as_json().len(), 4087);

@@ -1,11 +1,11 @@
-//! Networks: what a list contains is arithmetic on addresses.
+//! IP allowlists, compared with arithmetic on addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use tollkey_core::IpList;
 
-/// The network of that length around an address, as text.
+/// The CIDR with this prefix length that contains the address.
 fn v4(address: u32, length: u32) -> String {
     format!(
         "{}/{length}",
@@ -31,7 +31,7 @@ fn first_bits(address: u128, length: u32, width: u32) -> u128 {
 
 fn any_cidr() -> impl Strategy<Value = String> {
     prop_oneof![
-        // Few enough to lie in each other.
+        // So few that they are often nested.
         2 => (0..4_u32, 0..4_u32).prop_map(|(a, l)| v4(a << 30, l)),
         1 => (0..4_u128, 0..4_u32).prop_map(|(a, l)| v6(a << 126, l)),
         1 => (any::<u32>(), 0..=32_u32).prop_map(|(a, l)| v4(a, l)),
@@ -47,7 +47,7 @@ fn any_list() -> impl Strategy<Value = IpList> {
 
 proptest! {
     #[test]
-    fn an_ipv4_network_contains_what_shares_its_first_bits(base: u32, length in 0..=32_u32, flip in 0..32_u32, other: u32) {
+    fn ipv4_range_contains_addresses_with_its_first_bits(base: u32, length in 0..=32_u32, flip in 0..32_u32, other: u32) {
         let list = IpList::parse([v4(base, length).as_str()]).unwrap();
         for address in [base, base ^ (1 << flip), other] {
             let expected = first_bits(address.into(), length, 32) == first_bits(base.into(), length, 32);
@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn an_ipv6_network_contains_what_shares_its_first_bits(base: u128, length in 0..=128_u32, flip in 0..128_u32) {
+    fn ipv6_range_contains_addresses_with_its_first_bits(base: u128, length in 0..=128_u32, flip in 0..128_u32) {
         let list = IpList::parse([v6(base, length).as_str()]).unwrap();
         for address in [base, base ^ (1 << flip)] {
             prop_assume!(Ipv6Addr::from(address).to_ipv4_mapped().is_none());
@@ -68,7 +68,7 @@ proptest! {
     }
 
     #[test]
-    fn host_bits_are_refused(base: u32, length in 0..32_u32, host: prop::sample::Index) {
+    fn host_bits_are_rejected(base: u32, length in 0..32_u32, host: prop::sample::Index) {
         let host = host.index((32 - length) as usize);
         let network = first_bits(base.into(), length, 32) as u32;
         let cidr = format!("{}/{length}", Ipv4Addr::from(network | 1 << host));
@@ -76,20 +76,19 @@ proptest! {
     }
 
     #[test]
-    fn a_list_reads_back_as_printed(list in any_list()) {
+    fn printed_list_is_parsed_again(list in any_list()) {
         let printed: Vec<String> = list.networks().iter().map(ToString::to_string).collect();
         prop_assert_eq!(IpList::parse(printed.iter().map(String::as_str)).unwrap(), list);
     }
 
     #[test]
-    fn an_address_is_in_a_list_when_it_is_in_one_of_its_networks(list in any_list(), address: IpAddr) {
+    fn list_contains_an_address_if_one_of_its_ranges_does(list in any_list(), address: IpAddr) {
         let each = |cidr: &ipnet::IpNet| IpList::parse([cidr.to_string().as_str()]).unwrap().contains(address);
         prop_assert_eq!(list.contains(address), list.networks().iter().any(each));
     }
 
-    /// Nobody widens a key: an inherited list covers what its maker's covers.
     #[test]
-    fn a_covered_list_contains_no_further_address(outer in any_list(), inner in any_list(), at: prop::sample::Index) {
+    fn covered_list_contains_no_address_outside_of_the_outer_list(outer in any_list(), inner in any_list(), at: prop::sample::Index) {
         prop_assert!(outer.covers(&outer));
         let network = at.get(inner.networks());
         let both_ends = [network.network(), network.broadcast()];
@@ -104,7 +103,7 @@ proptest! {
     ]) {
         if let Ok(list) = IpList::parse([text.as_str()]) {
             let (address, length) = text.split_once('/').unwrap();
-            prop_assert!(address.parse::<IpAddr>().is_ok(), "{text:?} is a network of no address");
+            prop_assert!(address.parse::<IpAddr>().is_ok(), "{text:?} has no valid address");
             prop_assert!(length.bytes().all(|b| b.is_ascii_digit()));
             prop_assert!(list.contains(address.parse().unwrap()));
         }

@@ -1,4 +1,4 @@
-//! Whatever a key may do, a further restriction never lets it do more.
+//! An additional restriction never allows a key more.
 
 use std::net::IpAddr;
 
@@ -106,7 +106,7 @@ prop_compose! {
     }
 }
 
-/// Something that can be done to a key or asked of a request, and that should never help.
+/// A restriction of a key or requirement of a request, which must never allow more.
 #[derive(Debug, Clone)]
 enum Restriction {
     Networks(IpList),
@@ -148,7 +148,7 @@ fn restriction() -> impl Strategy<Value = Restriction> {
 }
 
 impl Restriction {
-    /// Adds the restriction to those that are there.
+    /// Adds the restriction to those of the key and the request.
     fn apply(&self, record: &mut Record, request: &mut Request) {
         let key = &mut record.key;
         let grants = &mut key.grants;
@@ -197,7 +197,7 @@ impl Restriction {
     }
 }
 
-/// What was allowed and is allowed still; a list that would end up empty stays as it is.
+/// Intersects a list with `to`. A list that would become empty is not changed.
 fn narrow<T: Clone + PartialEq>(list: &mut Option<Vec<T>>, to: &[T]) {
     let narrowed = match list {
         Some(own) => own
@@ -216,7 +216,7 @@ proptest! {
     #![proptest_config(Config::with_cases(1024))]
 
     #[test]
-    fn a_restriction_never_turns_a_denial_into_a_grant(
+    fn additional_restriction_never_allows_a_denied_request(
         (mut record, mut request) in (any_record(), any_request()),
         restrictions in prop::collection::vec(restriction(), 1..4),
     ) {
@@ -225,14 +225,14 @@ proptest! {
             restriction.apply(&mut record, &mut request);
         }
         let after = request.judged_by(&record).map(drop);
-        prop_assert!(before.is_ok() || after.is_err(), "{before:?}, then granted under {restrictions:?}");
+        prop_assert!(before.is_ok() || after.is_err(), "{before:?}, then allowed with {restrictions:?}");
     }
 
     #[test]
-    fn a_request_that_tells_less_is_never_granted_more(
+    fn request_with_fewer_values_is_never_allowed_more(
         (record, request) in (any_record(), any_request()), (method, path, ip, merchant) in any::<(bool, bool, bool, bool)>(),
     ) {
-        // A malformed merchant is denied as such; leaving it out is not a request that tells less.
+        // A malformed merchant is always denied, so removing it can allow the request.
         prop_assume!(request.merchant.as_deref() != Some("a b"));
         let mut less = request.clone();
         less.method = less.method.filter(|_| method);
@@ -243,11 +243,11 @@ proptest! {
     }
 }
 
-/// The properties above would hold for a `decide` that always denies, or never: both answers have to come up.
+/// The properties above would also hold for a `decide` that always denies or always allows.
 #[test]
-fn the_random_requests_are_granted_and_denied_often_enough() {
+fn random_requests_are_often_allowed_and_often_denied() {
     let mut runner = TestRunner::deterministic();
-    let granted = (0..4000)
+    let allowed = (0..4000)
         .filter(|_| {
             let (record, request) = (any_record(), any_request())
                 .new_tree(&mut runner)
@@ -256,5 +256,5 @@ fn the_random_requests_are_granted_and_denied_often_enough() {
             request.is_granted(&record)
         })
         .count();
-    assert!((200..3800).contains(&granted), "{granted} of 4000 granted");
+    assert!((200..3800).contains(&allowed), "{allowed} of 4000 allowed");
 }

@@ -1,11 +1,11 @@
-//! Routes: what is ambiguous matches nothing, and everything else as the template says.
+//! Routes: an ambiguous path matches nothing, and any other path matches as the template defines.
 
 use proptest::prelude::*;
 use tollkey_core::{RequestPath, RouteBase, route::Template};
 
 use crate::support::one_of;
 
-/// Wide templates: whatever they refuse, narrower ones refuse.
+/// Wide templates: a path that they do not match is not matched by narrower ones either.
 const TEMPLATES: [(&str, usize); 5] = [
     ("/*", 1),
     ("/{a}", 1),
@@ -29,10 +29,10 @@ fn segments() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec(segment(), 1..5)
 }
 
-/// Segments that two readers of a path may take for different ones.
+/// Segments that parsers can read in different ways.
 const HAZARDOUS_SEGMENTS: [&str; 3] = ["", ".", ".."];
 
-/// What makes any segment such a one.
+/// Texts that make any segment ambiguous.
 const HAZARDS: [&str; 34] = [
     "%2e",
     "%2E",
@@ -80,7 +80,7 @@ fn matches(template: &'static str, method: &str, path: RequestPath<'_>) -> bool 
 
 proptest! {
     #[test]
-    fn a_name_is_one_segment_and_a_star_the_rest(segments in segments(), query in prop::option::of("\\PC{0,12}")) {
+    fn name_matches_one_segment_and_star_the_rest(segments in segments(), query in prop::option::of("\\PC{0,12}")) {
         let mut raw = path_of(&segments);
         if let Some(query) = query {
             raw = format!("{raw}?{query}");
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn literals_compare_as_sent(segments in segments()) {
+    fn literal_segments_are_compared_as_sent(segments in segments()) {
         let own: &'static str = path_of(&segments).leak();
         prop_assume!(segments.iter().all(|s| s != "*" && !s.starts_with('{')));
         prop_assert!(matches(own, "GET", RequestPath::new(own, &RouteBase::none())));
@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_ambiguous_matches_nothing(
+    fn ambiguous_path_matches_no_template(
         mut segments in segments(), at: prop::sample::Index, base in one_of(["", "/api"]),
         (segment, hazard, instead) in (one_of(HAZARDOUS_SEGMENTS), one_of(HAZARDS), any::<bool>()),
     ) {
@@ -121,10 +121,9 @@ proptest! {
         }
     }
 
-    /// Whatever the path, if it counts as unambiguous, decoding its escapes once leaves the same segments and nothing
-    /// left to decode.
+    /// Decoding its escapes once does not change the segments, and leaves no escapes.
     #[test]
-    fn an_unambiguous_path_reads_the_same_decoded(raw in prop_oneof![
+    fn unambiguous_path_has_the_same_segments_when_decoded(raw in prop_oneof![
         any::<String>(), "/[a-c./%;2eEfF05cC]{0,12}", "(/(%(20|c2%a0|c0%af|3[abf]|c3%a9|0a)|[a-c]){0,4}){0,4}", "(/([a-z.]{0,3}|%[0-9a-f]{2}|%[0-9A-F]{2})){0,5}",
     ]) {
         let path = RequestPath::new(&raw, &RouteBase::default());
@@ -133,7 +132,7 @@ proptest! {
             let segments = |bytes: &[u8]| bytes.split(|&b| b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
             prop_assert_eq!(segments(&decoded).len(), segments(path.as_str().as_bytes()).len());
             prop_assert!(!decoded.iter().any(|byte| b"%\\;?#".contains(byte)));
-            let text = std::str::from_utf8(&decoded).expect("UTF-8");
+            let text = std::str::from_utf8(&decoded).expect("valid UTF-8");
             prop_assert!(!text.contains(char::is_control));
             prop_assert!(text.split('/').all(|segment| segment.trim() == segment));
             prop_assert!(!segments(&decoded).iter().any(|s| s == b"." || s == b".."));
@@ -154,16 +153,16 @@ proptest! {
     }
 
     #[test]
-    fn the_base_is_cut_once_and_as_whole_segments(segments in segments(), base in "/[a-z]{1,4}(/[a-z]{1,4})?") {
+    fn base_is_removed_once_and_as_whole_segments(segments in segments(), base in "/[a-z]{1,4}(/[a-z]{1,4})?") {
         let path = path_of(&segments);
         let with_base = format!("{base}{path}");
         let twice = format!("{base}{base}{path}");
         let longer = format!("{base}x{path}");
-        let cut = RouteBase::parse(&base).unwrap();
-        prop_assert_eq!(RequestPath::new(&with_base, &cut).as_str(), path);
-        prop_assert_eq!(RequestPath::new(&twice, &cut).as_str(), with_base);
-        prop_assert_eq!(RequestPath::new(&longer, &cut).as_str(), longer.as_str());
-        prop_assert_eq!(RequestPath::new(&base, &cut).as_str(), base.as_str());
+        let route_base = RouteBase::parse(&base).unwrap();
+        prop_assert_eq!(RequestPath::new(&with_base, &route_base).as_str(), path);
+        prop_assert_eq!(RequestPath::new(&twice, &route_base).as_str(), with_base);
+        prop_assert_eq!(RequestPath::new(&longer, &route_base).as_str(), longer.as_str());
+        prop_assert_eq!(RequestPath::new(&base, &route_base).as_str(), base.as_str());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Scopes: a catalogue with random additions, expanded.
+//! Scopes: expansion with a catalogue that has random additional scopes.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ fn names(catalogue: &Catalogue, set: ScopeSet) -> BTreeSet<String> {
 
 proptest! {
     #[test]
-    fn a_key_satisfies_what_it_holds_and_what_commerce_implies(
+    fn key_has_its_scopes_and_those_that_commerce_implies(
         (catalogue, implied) in catalogue(), family in one_of(Family::ALL), held: prop::sample::Selector, count in 0..6_usize,
     ) {
         let held: Vec<Scope> = (0..count).map(|_| held.select(catalogue.scopes()).clone()).collect();
@@ -47,7 +47,7 @@ proptest! {
     }
 
     #[test]
-    fn holding_more_never_satisfies_less(
+    fn additional_scope_never_removes_a_scope(
         (catalogue, _) in catalogue(), family in one_of(Family::ALL), held in any::<prop::sample::Index>(), more in any::<prop::sample::Index>(),
     ) {
         let held = held.get(catalogue.scopes()).clone();
@@ -57,25 +57,25 @@ proptest! {
     }
 
     #[test]
-    fn a_list_is_read_in_its_order_and_a_repeated_name_once((catalogue, _) in catalogue(), picks: Vec<prop::sample::Index>) {
-        let given: Vec<&str> = picks.iter().map(|pick| pick.get(catalogue.scopes()).as_str()).collect();
+    fn list_is_read_in_its_order_without_duplicates((catalogue, _) in catalogue(), picks: Vec<prop::sample::Index>) {
+        let listed: Vec<&str> = picks.iter().map(|pick| pick.get(catalogue.scopes()).as_str()).collect();
         let mut expected: Vec<&str> = Vec::new();
-        for name in &given {
+        for name in &listed {
             if !expected.contains(name) {
                 expected.push(name);
             }
         }
-        match catalogue.parse_list(given.iter().copied()) {
+        match catalogue.parse_list(listed.iter().copied()) {
             Ok(scopes) => prop_assert_eq!(scopes.iter().map(Scope::as_str).collect::<Vec<_>>(), expected),
-            Err(_) => prop_assert!(given.is_empty()),
+            Err(_) => prop_assert!(listed.is_empty()),
         }
-        let needed = catalogue.needed(given.iter().copied()).unwrap();
-        prop_assert_eq!(names(&catalogue, needed), given.iter().map(|&name| name.to_owned()).collect());
-        prop_assert_eq!(needed.is_empty(), given.is_empty());
+        let needed = catalogue.needed(listed.iter().copied()).unwrap();
+        prop_assert_eq!(names(&catalogue, needed), listed.iter().map(|&name| name.to_owned()).collect());
+        prop_assert_eq!(needed.is_empty(), listed.is_empty());
     }
 
     #[test]
-    fn arbitrary_names_never_panic_and_only_known_ones_are_read(name in prop_oneof![any::<String>(), "[a-z:.]{0,70}"]) {
+    fn only_known_scope_names_are_parsed(name in prop_oneof![any::<String>(), "[a-z:.]{0,70}"]) {
         let mut catalogue = Catalogue::default();
         let known = Scope::BUILT_IN.iter().any(|scope| scope.as_str() == name);
         prop_assert_eq!(catalogue.parse(&name).is_ok(), known);

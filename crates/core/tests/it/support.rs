@@ -1,4 +1,4 @@
-//! Records and requests to judge.
+//! Records and requests for the tests of decisions.
 
 use std::{fmt::Debug, net::IpAddr};
 
@@ -9,7 +9,7 @@ use tollkey_core::{
     Record, RequestPath, RouteBase, ScopeSet, Timestamp, Viewer, decide,
 };
 
-/// Randomness that repeats.
+/// Reproducible randomness.
 pub(crate) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
@@ -18,12 +18,12 @@ pub(crate) fn account(id: &str) -> AccountId {
     id.parse().unwrap()
 }
 
-/// The moment at which everything is judged.
+/// The time of all decisions.
 pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-/// A key of `acme` without a restriction.
+/// A key of `acme` without restrictions.
 pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
     let text = format!(
         "{}_{mode}_EXAMPLEEXAMPLEEXAMPLEEXAMPLEwxyz",
@@ -46,12 +46,12 @@ pub(crate) fn record(key: ApiKey) -> Record {
     Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
 }
 
-/// The needed scopes of these names.
+/// The set of required scopes with these names.
 pub(crate) fn needed(names: &[&str]) -> ScopeSet {
     Catalogue::default().needed(names.iter().copied()).unwrap()
 }
 
-/// A request, owning what a [`Need`] borrows.
+/// A request, which owns what a [`Need`] borrows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) viewer: Option<(AccountId, Option<Mode>)>,
@@ -87,7 +87,7 @@ impl Request {
         }
     }
 
-    /// Judges the request now; `Ok` is the merchant it was granted for.
+    /// Decides the request; `Ok` has the merchant that it is allowed for.
     pub(crate) fn judged_by(&self, record: &Record) -> Result<Option<String>, Denial> {
         let need = Need {
             viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer {
@@ -117,7 +117,7 @@ impl Request {
     }
 }
 
-/// One of these.
+/// A random one of these values.
 pub(crate) fn one_of<T: Clone + Debug + 'static>(
     items: impl Into<Vec<T>>,
 ) -> impl Strategy<Value = T> {

@@ -1,31 +1,31 @@
-//! Texts people give to things, and references to things of theirs.
+//! Texts from callers, and external IDs.
 
 use proptest::prelude::*;
 use tollkey_core::{AccountId, text};
 
 proptest! {
     #[test]
-    fn kept_text_is_trimmed_displayable_and_short_enough(given: String, max in 1..12_usize) {
-        let expected = given.trim();
-        let displayable = !given.chars().any(|c| c.is_control() || DIRECTIONS.contains(&c));
+    fn accepted_text_is_trimmed_displayable_and_short_enough(input: String, max in 1..12_usize) {
+        let expected = input.trim();
+        let displayable = !input.chars().any(|c| c.is_control() || DIRECTIONS.contains(&c));
         let fits = expected.chars().count() <= max;
         let visible = expected.chars().any(|c| c.is_alphanumeric() || c.is_ascii_graphic());
-        // What other characters leave no mark is in the table below.
+        // The test below has other characters that are not visible.
         prop_assume!(expected.is_empty() || visible);
-        let required = text::required(&given, max).ok();
+        let required = text::required(&input, max).ok();
         prop_assert_eq!(required.as_deref(), (displayable && fits && !expected.is_empty()).then_some(expected));
-        let optional = text::optional(Some(&given), max).ok();
+        let optional = text::optional(Some(&input), max).ok();
         prop_assert_eq!(optional.is_some(), displayable && fits);
         prop_assert_eq!(optional.flatten(), required);
         prop_assert_eq!(text::optional(None, max), Ok(None));
     }
 
     #[test]
-    fn a_reference_is_safe_in_a_header_and_in_a_path(given in prop_oneof![any::<String>(), "[A-Za-z0-9._:@-]{0,130}"]) {
+    fn external_id_has_only_allowed_characters(input in prop_oneof![any::<String>(), "[A-Za-z0-9._:@-]{0,130}"]) {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
-        let expected = !given.is_empty() && given.len() <= 128 && given.chars().all(allowed);
-        prop_assert_eq!(text::is_reference(&given), expected);
-        prop_assert_eq!(given.parse::<AccountId>().is_ok(), expected && given != "." && given != "..");
+        let expected = !input.is_empty() && input.len() <= 128 && input.chars().all(allowed);
+        prop_assert_eq!(text::is_reference(&input), expected);
+        prop_assert_eq!(input.parse::<AccountId>().is_ok(), expected && input != "." && input != "..");
     }
 }
 
@@ -118,7 +118,7 @@ fn names_without_a_visible_character_are_rejected() {
 }
 
 #[test]
-fn joiners_stay_within_names() {
+fn joiners_in_names_are_accepted() {
     for name in [
         "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}",
         "\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}",
@@ -133,7 +133,7 @@ fn joiners_stay_within_names() {
 }
 
 #[test]
-fn dot_segments_are_no_account_ids() {
+fn dot_segments_are_rejected_as_account_ids() {
     for id in [".", ".."] {
         let rule = id.parse::<AccountId>().unwrap_err().to_string();
         assert_eq!(
@@ -154,7 +154,7 @@ fn dot_segments_are_no_account_ids() {
 }
 
 #[test]
-fn nearest_name_allows_two_slips() {
+fn nearest_name_is_at_most_two_edits_away() {
     let names = [
         "name",
         "scope",
@@ -163,7 +163,7 @@ fn nearest_name_allows_two_slips() {
         "allowed_ips",
         "mode",
     ];
-    for (given, expected) in [
+    for (name, expected) in [
         ("nmae", Some("name")),
         ("expire_at", Some("expires_at")),
         ("expires_ta", Some("expires_at")),
@@ -175,6 +175,6 @@ fn nearest_name_allows_two_slips() {
         ("", None),
         (&"n".repeat(1000), None),
     ] {
-        assert_eq!(text::nearest(given, names), expected, "{given}");
+        assert_eq!(text::nearest(name, names), expected, "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! The vectors in `crates/core/vectors`: what every release has to reproduce.
+//! The vectors in `crates/core/vectors`, which every release must reproduce.
 
 use serde_json::Value;
 use tollkey_core::{
@@ -21,7 +21,7 @@ fn rows(file: &Value) -> impl Iterator<Item = &Value> {
 fn text(value: &Value) -> &str {
     value
         .as_str()
-        .unwrap_or_else(|| panic!("{value} is no text"))
+        .unwrap_or_else(|| panic!("{value} is not a string"))
 }
 
 fn texts(value: &Value) -> Vec<&str> {
@@ -35,7 +35,7 @@ fn hex(bytes: &[u8]) -> String {
 fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, value: &Value) -> T {
     all.iter()
         .copied()
-        .find(|&one| name(one) == text(value))
+        .find(|&item| name(item) == text(value))
         .unwrap_or_else(|| panic!("{value}"))
 }
 
@@ -73,7 +73,7 @@ fn routes() {
     let file = read(include_str!("../../vectors/routes.json"));
     let base = RouteBase::parse(text(&file["base"])).unwrap();
     for row in rows(&file) {
-        // Templates are part of the program and live as long.
+        // A template needs a static text.
         let (method, path) = String::leak(text(&row["template"]).to_owned())
             .split_once(' ')
             .unwrap();
@@ -107,7 +107,7 @@ fn scopes() {
     }
 }
 
-/// Logs written by an earlier release have to verify with every later one.
+/// Every later release must verify the logs of earlier ones.
 #[test]
 fn audit_chain() {
     let mut head = Head::GENESIS;
