@@ -40,7 +40,7 @@ enum Fate {
 }
 
 /// Creates keys and revokes every third until the server is killed.
-async fn burst(server: SocketAddr, application: &str, created: &AtomicUsize) -> Vec<(Key, Fate)> {
+async fn burst(server: SocketAddr, application: &str, count: &AtomicUsize) -> Vec<(Key, Fate)> {
     let (token, path) = (
         merchant("acme"),
         format!("/api/v1/applications/{application}/api-keys"),
@@ -54,7 +54,7 @@ async fn burst(server: SocketAddr, application: &str, created: &AtomicUsize) -> 
             id: text("id"),
             text: text("fullKey"),
         };
-        created.fetch_add(1, Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
         let fate = if keys.len() % 3 == 2 {
             let path = format!("{path}/{}", key.id);
             request(server, "DELETE", &path, &token, "", 204)
@@ -144,15 +144,15 @@ async fn acknowledged_changes_survive_crashes() {
                 server.stop().await;
                 break;
             }
-            let (address, created) = (server.address, AtomicUsize::new(0));
+            let (address, count) = (server.address, AtomicUsize::new(0));
             let enough = 10 + 13 * round;
             let kill = async {
-                while created.load(Ordering::Relaxed) < enough {
+                while count.load(Ordering::Relaxed) < enough {
                     sleep(Duration::from_millis(1)).await;
                 }
                 server.kill().await;
             };
-            let bursts = join_all((0..4).map(|_| burst(address, application, &created)));
+            let bursts = join_all((0..4).map(|_| burst(address, application, &count)));
             keys.extend(tokio::join!(bursts, kill).0.into_iter().flatten());
         }
         assert!(keys.len() >= 10 * KILLS);
