@@ -180,7 +180,7 @@ async fn predecessor_expires_immediately_without_an_overlap() {
             Some(json!({"overlap_seconds": 0})),
         ] {
             let old = app.commerce_key(&token, json!({})).await;
-            assert_eq!(app.code(&old.text).await, "valid", "remembered");
+            assert_eq!(app.code(&old.text).await, "valid", "cached");
             let call = match &body {
                 None => app
                     .call("POST", &format!("{}/rotate", path(&old)))
