@@ -753,7 +753,7 @@ async fn parallel_repeats_after_the_response_are_replayed() {
 }
 
 #[actix_web::test]
-async fn one_of_50_parallel_repeats_is_executed() {
+async fn only_one_of_50_parallel_repeats_is_executed() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         for request in every_create_request(app).await {

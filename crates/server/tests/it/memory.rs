@@ -18,7 +18,8 @@ use crate::{
     support::eventually,
 };
 
-/// How many keys there are. One takes 27 KB, and took 200 KB with its metadata parsed.
+/// The number of keys, which a tenant can create in five seconds. One takes 27 KB, and took 200 KB with its metadata
+/// parsed.
 const KEYS: usize = 5000;
 /// The cache limit of the server and of the guard.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;

@@ -1126,7 +1126,7 @@ async fn audit_log_is_paginated_and_filtered() {
     .await;
 }
 
-// The envelope of everything that goes wrong
+// Error envelopes
 
 #[actix_web::test]
 async fn every_error_has_its_code_in_an_envelope() {

@@ -310,7 +310,7 @@ async fn usage_reported_by_a_subscriber_is_written() {
 }
 
 #[actix_web::test]
-async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
+async fn repeated_poll_is_counted_once_and_a_clone_gets_409() {
     each_backend(async |app| {
         leased(app).await;
         let token = app.merchant("acme");
