@@ -18,8 +18,7 @@ use crate::{
     support::eventually,
 };
 
-/// The number of keys, which a tenant can create in five seconds. One takes 27 KB, and took 200 KB with its metadata
-/// parsed.
+/// As many keys as a tenant creates in five seconds. One takes 27 KB, or 200 KB with parsed metadata.
 const KEYS: usize = 5000;
 /// The cache limit of the server and of the guard.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;

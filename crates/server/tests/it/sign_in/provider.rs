@@ -231,8 +231,7 @@ impl Provider {
         })
     }
 
-    /// Signs in the user who was redirected by that URL. Returns the authorization code, to be exchanged for that ID
-    /// token.
+    /// Signs in the user who was redirected by that URL. Returns the code to exchange for the ID token.
     pub fn sign_in(&self, sent_by: &Url, id_token: Option<String>) -> String {
         assert_eq!(
             sent_by.as_str().split('?').next(),
