@@ -1,5 +1,5 @@
-//! `cargo xtask bench <what>`: measurements that need more than one process. They print and judge nothing: a machine
-//! that does other things as well would make a liar of any limit.
+//! `cargo xtask bench <what>`: measurements that need more than one process. They print results
+//! without pass or fail, as these depend on the load of the machine.
 
 pub(crate) mod dashboard;
 pub(crate) mod descendants;
@@ -10,7 +10,7 @@ mod load;
 pub(crate) mod revoke;
 mod servers;
 
-/// The one in the middle.
+/// Returns the median.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

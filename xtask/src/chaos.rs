@@ -1,14 +1,14 @@
-//! `cargo xtask chaos`: the fault test over real processes in its long form. What is tested is said in
-//! `crates/server/tests/it/chaos.rs`, and `cargo test` runs it with smaller numbers.
+//! `cargo xtask chaos`: the long form of the fault test over real processes.
+//! `crates/server/tests/it/chaos.rs` describes it, and `cargo test` runs it with smaller numbers.
 
 use std::{env, process::Command};
 
 use anyhow::{Context as _, bail, ensure};
 
-/// How many revocations each backend goes through unless told otherwise.
+/// The default number of revocations for each backend.
 const REVOCATIONS: u64 = 1000;
 
-/// Runs it with these arguments.
+/// Runs the test with these arguments.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the arguments mean to the test.
+/// The test's environment variables for these arguments.
 fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let mut variables = Vec::new();
     let pairs = arguments.chunks_exact(2);
@@ -59,7 +59,7 @@ fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
                 ("TOLLKEY_CHAOS_SECONDS", number * 60)
             }
             "--seed" => ("TOLLKEY_CHAOS_SEED", number),
-            other => bail!("{other} is none of --revocations, --minutes, --seed"),
+            other => bail!("{other} is not one of --revocations, --minutes, --seed"),
         });
     }
     if !variables
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_become_variables_of_the_test() {
+    fn arguments_become_environment_variables() {
         assert_eq!(
             variables(&[]).unwrap(),
             [("TOLLKEY_CHAOS_REVOCATIONS", 1000)]

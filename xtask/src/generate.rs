@@ -1,7 +1,7 @@
-//! `cargo xtask generate`: fills a migrated, empty database with very many keys, to see how everything behaves there.
+//! `cargo xtask generate`: fills a migrated, empty database with many keys, to measure how Tollkey behaves with them.
 //!
-//! What is generated follows from the number of a key alone, so that a key's text can be made again without keeping it.
-//! The texts are no secrets: never generate into a database that anything trusts.
+//! Everything is derived from the number of a key, so that a key can be generated again instead of
+//! stored. The keys are no secrets: never use a generated database in production.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -17,13 +17,13 @@ use tollkey_core::{
 use tollkey_store::{OpenOptions, Store};
 use tollkey_verifier::SystemClock;
 
-/// When the first key was made, in seconds, and over how many microseconds the others follow.
+/// The creation time of the first key in seconds, and the time span of all keys in microseconds.
 const BEGIN: i64 = 1_704_067_200;
 const SPAN_MICROS: u128 = 2 * 365 * 86_400 * 1_000_000;
-/// How many keys an application has.
+/// The number of keys of an application.
 const OF_AN_APPLICATION: u64 = 20;
 
-/// Keys of many accounts. Key `i` belongs to account `i % accounts`; each fourth key of an account to an application.
+/// Keys of many accounts. Key `i` belongs to account `i % accounts`; every fourth key of an account to an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Population {
     pub(crate) keys: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Population {
 }
 
 impl Population {
-    /// The text of a key.
+    /// Returns the full key.
     pub(crate) fn text(self, number: u64) -> String {
         let family = if self.is_of_application(number) {
             Family::Application
@@ -46,12 +46,12 @@ impl Population {
         text
     }
 
-    /// Whose key it is.
+    /// Returns the account of the key.
     pub(crate) fn account(self, number: u64) -> anyhow::Result<AccountId> {
         Ok(format!("account-{:07}", number % self.accounts).parse()?)
     }
 
-    /// Whether the key was not revoked: one in fifty was.
+    /// Whether the key is not revoked. One in fifty is.
     pub(crate) fn is_usable(self, number: u64) -> bool {
         number / self.accounts % 50 != 49
     }
@@ -68,7 +68,7 @@ impl Population {
         id("application", account + number * self.accounts, time(0))
     }
 
-    /// The key, and the digest of its text.
+    /// Returns the key and its hash.
     pub(crate) fn key(self, number: u64) -> anyhow::Result<(ApiKey, Digest)> {
         let text = self.text(number);
         let (account, nth) = (number % self.accounts, number / self.accounts);
@@ -99,7 +99,7 @@ impl Population {
             Metadata::new(object.as_object().cloned().unwrap_or_default())
         });
         let revoked_at = (!self.is_usable(number)).then_some(created_at);
-        let text = KeyText::parse(&text).context("the text of a key")?;
+        let text = KeyText::parse(&text).context("a well-formed key")?;
         let family = if is_of_application {
             Family::Application
         } else {
@@ -124,7 +124,7 @@ impl Population {
         Ok((key, text.digest()))
     }
 
-    /// The applications that the keys belong to, and perhaps one of an account that none belongs to.
+    /// The applications of the keys, and possibly one without keys.
     fn applications(self) -> impl Iterator<Item = anyhow::Result<Application>> {
         let of_an_account = self
             .keys
@@ -146,7 +146,7 @@ impl Population {
     }
 }
 
-/// Thirty-two bytes that look random and are the same every time.
+/// Thirty-two reproducible bytes that look random.
 fn bytes(what: &str, number: u64) -> [u8; 32] {
     *Digest::of(&format!("tollkey xtask generate: {what} {number}")).as_bytes()
 }
@@ -205,27 +205,27 @@ pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
     let store = Store::open(OpenOptions::new(url), Arc::new(SystemClock))?;
     ensure!(
         !store.is_in_memory(),
-        "a database in memory ends with this program"
+        "a database in memory is lost when this program exits"
     );
     store.check_schema()?;
-    ensure!(store.is_empty()?, "there are keys in that database already");
+    ensure!(store.is_empty()?, "the database already has keys");
     let started = Instant::now();
     let is_watched = std::io::stderr().is_terminal();
     let applications = population
         .applications()
         .collect::<anyhow::Result<Vec<_>>>()?;
-    // The only failures are those of the constants above; the first key shows them.
+    // Only the constants above could cause a failure, which the first key would show.
     population.key(0)?;
-    let made = (0..population.keys).map_while(move |number| population.key(number).ok());
+    let keys = (0..population.keys).map_while(move |number| population.key(number).ok());
     let mut all = 0;
-    store.fill(applications.into_iter(), made, |written| {
+    store.fill(applications.into_iter(), keys, |written| {
         all = written;
         if is_watched {
             eprint!("\r{written} keys");
             let _ = std::io::stderr().flush();
         }
     })?;
-    ensure!(all == population.keys, "only {all} keys could be made");
+    ensure!(all == population.keys, "only {all} keys were created");
     let took = started.elapsed().as_secs_f64();
     eprintln!(
         "{}{} keys of {} accounts in {took:.0} s ({:.0} a second), {:.0} MB",
@@ -251,7 +251,7 @@ mod tests {
     };
 
     #[test]
-    fn a_key_follows_from_its_number_and_looks_like_one() {
+    fn key_is_well_formed_and_derived_from_its_number() {
         for number in 0..FEW.keys {
             let (key, digest) = FEW.key(number).unwrap();
             let text = FEW.text(number);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_generated_is_found_and_nothing_is_added_to_it() {
+    fn generated_keys_are_found_and_filled_only_once() {
         for database in backends() {
             let store = database.store();
             fill(database.url(), FEW).unwrap();

@@ -1,4 +1,4 @@
-//! Files that are generated from the server's code and kept in the repository, so that a change is seen in its diff.
+//! Files that are generated from the server's code and committed, so that a change is visible in its diff.
 
 use std::fs;
 
@@ -34,7 +34,7 @@ impl Generated {
             .with_context(|| format!("cannot write {}", self.path))
     }
 
-    /// Returns an error if the file is not what would be generated now.
+    /// Returns an error if the file differs from the generated content.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let committed = fs::read_to_string(crate::root().join(self.path))
             .with_context(|| format!("cannot read {}", self.path))?;
@@ -45,6 +45,6 @@ impl Generated {
         let pairs = committed.lines().zip(current.lines());
         let line = pairs.take_while(|(old, new)| old == new).count() + 1;
         let Self { path, command, .. } = self;
-        bail!("{path} is out of date from line {line} on; run: cargo xtask {command}")
+        bail!("{path} is out of date from line {line}; run: cargo xtask {command}")
     }
 }

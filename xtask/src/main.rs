@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask <task>`. One match over small commands, one file each.
+//! Tasks of this repository: `cargo xtask <task>`.
 #![forbid(unsafe_code)]
 
 #[cfg(target_os = "linux")]
@@ -23,17 +23,16 @@ Tasks: cargo xtask <task>
   bench http       measure forward authentication next to nginx (Linux; builds a release first)
   bench dashboard  measure the pages of an account with ten thousand keys next to those of one with a hundred (likewise)
   bench descendants
-                   measure whether a revocation takes longer the more keys descend from the revoked one (likewise; a
-                   quarter of an hour)
-  bench guard      measure an app with our layer next to the same one without, in axum and actix (likewise)
+                   measure whether revocations depend on the number of descendants (likewise; a quarter of an hour)
+  bench guard      measure an app with and without our middleware, in axum and actix (likewise)
   bench keys       measure a database of ten million keys next to one of ten thousand (likewise; a quarter of an hour and
                    12 GB of disk; --keys N for fewer)
   generate --keys N [--accounts M] DATABASE_URL
-                   fill a migrated, empty database with keys that follow from their numbers, for measurements
+                   fill a migrated, empty database with reproducible keys, for measurements
   bench revoke     measure how long a revocation takes until it holds on every replica (likewise; with PostgreSQL)
   chaos            the fault test over real processes, in its long form: 1000 revocations on each database, or
                    [--revocations N] [--minutes N]; [--seed N] repeats a schedule
-  ci               run .ci/run, everything a change has to pass";
+  ci               run .ci/run: every check that a change must pass";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -71,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The root of the repository, wherever a task is called from.
+/// The root of the repository, independent of the current directory.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()

@@ -1,8 +1,8 @@
-//! `cargo xtask bench dashboard`: whether the pages of an account with ten thousand keys are any slower than those of one
-//! with a hundred.
+//! `cargo xtask bench dashboard`: compares the pages of an account with 10,000 keys to those of an
+//! account with 100.
 //!
-//! A server for each database, asked in turn, one request at a time; what is printed are medians, and ratios to the small
-//! account on the same database. A page that shows more takes longer, so how large it is is printed beside.
+//! It runs one server for each database and requests from them in turn, one request at a time. It prints medians,
+//! ratios to the small account on the same database, and the size of each page, as larger pages take longer.
 
 use std::{
     net::SocketAddr,
@@ -20,26 +20,26 @@ use super::{
     servers::{self, Client, Process, tollkey},
 };
 
-/// How many keys the two accounts have.
+/// The number of keys of the two accounts.
 const SIZES: [u64; 2] = [100, 10_000];
-/// How many applications are made in each, besides those of the keys: as many as a form shows.
+/// The number of additional applications of each account, the most that a form shows.
 const APPLICATIONS: usize = 100;
-/// How often each page is asked for.
+/// The number of requests for each page.
 const ROUNDS: usize = 200;
-/// Whose keys they are: the one account that `cargo xtask generate` makes.
+/// The account of the keys, the only one that `cargo xtask generate` creates here.
 const ACCOUNT: &str = "account-0000000";
-/// A secret of this measurement alone.
+/// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
-/// Revokes the sixty oldest keys.
+/// Revokes the 60 oldest keys.
 const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated so' \
      WHERE id IN (SELECT id FROM api_keys ORDER BY created_at, id LIMIT 60)";
 
-/// What is asked for.
+/// The measured pages.
 const PAGES: [(&str, &str); 6] = [
     ("keys", "/dashboard/keys"),
     ("keys, by name", "/dashboard/keys?q=key"),
     ("keys, revoked", "/dashboard/keys?status=revoked"),
-    // Goes through all of them.
+    // Searches all keys.
     ("keys, none found", "/dashboard/keys?q=no+key+is+called+so"),
     ("new key", "/dashboard/keys/new"),
     ("audit log", "/dashboard/audit"),
@@ -47,13 +47,13 @@ const PAGES: [(&str, &str); 6] = [
 
 struct Subject {
     backend: &'static str,
-    /// Ends before its database does.
+    /// Dropped before its database.
     _server: Process,
     _database: Database,
     browser: Browser,
-    /// Milliseconds, for each page,
+    /// Milliseconds of each request, for each page.
     took: Vec<Vec<f64>>,
-    /// and how large it is, in bytes.
+    /// The size in bytes, for each page.
     size: Vec<usize>,
 }
 
@@ -123,7 +123,7 @@ impl Subject {
             ])
             .status()?;
         ensure!(filled.success(), "the database could not be filled");
-        // As many to show in both, and where they are found last.
+        // Both accounts have the same number of revoked keys, which a search finds last.
         database.sql(OLDEST_REVOKED);
         let set = |command: &mut Command| {
             command
@@ -150,7 +150,7 @@ impl Subject {
         set(&mut token);
         let token = servers::token(&mut token, ACCOUNT)?;
         let mut browser = Browser::sign_in(address, &token)?;
-        // As many to choose from in both.
+        // Both accounts have the same number of applications in the form.
         for number in 0..APPLICATIONS {
             browser.client.post(
                 &token,
@@ -171,7 +171,7 @@ impl Subject {
     }
 }
 
-/// A browser that is signed in.
+/// A browser with a session.
 struct Browser {
     client: Client,
     host: SocketAddr,
@@ -182,14 +182,14 @@ impl Browser {
     fn sign_in(to: SocketAddr, token: &str) -> anyhow::Result<Self> {
         let mut client = Client::connect(to)?;
         let body = format!("token={token}");
-        let (answer, come) = client.ask(&format!(
+        let (response, received) = client.ask(&format!(
             "POST /dashboard/sign-in/token HTTP/1.1\r\nHost: {to}\r\nSec-Fetch-Site: same-origin\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ))?;
-        ensure!(answer.status == 303, "signing in: {}", answer.status);
-        let come = String::from_utf8_lossy(&come);
-        let cookie = come
+        ensure!(response.status == 303, "sign-in: {}", response.status);
+        let received = String::from_utf8_lossy(&received);
+        let cookie = received
             .lines()
             .find_map(|line| line.strip_prefix("set-cookie: "));
         let cookie = cookie
@@ -203,21 +203,21 @@ impl Browser {
         })
     }
 
-    /// How long a page takes, and how large it is.
+    /// Requests a page. Returns the duration and the size in bytes.
     fn page(&mut self, path: &str) -> anyhow::Result<(Duration, usize)> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {}\r\nSec-Fetch-Site: same-origin\r\nCookie: {}\r\n\r\n",
             self.host, self.cookie
         );
         let since = Instant::now();
-        let (answer, come) = self.client.ask(&request)?;
+        let (response, received) = self.client.ask(&request)?;
         let took = since.elapsed();
-        ensure!(answer.status == 200, "{path}: {}", answer.status);
-        Ok((took, come.len()))
+        ensure!(response.status == 200, "{path}: {}", response.status);
+        Ok((took, received.len()))
     }
 }
 
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(subjects: &[Subject]) {
     let kb = |size: usize| size.div_ceil(1000);
     println!(

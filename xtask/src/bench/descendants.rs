@@ -1,9 +1,9 @@
-//! `cargo xtask bench descendants`: whether a revocation takes longer the more keys descend from the revoked one.
+//! `cargo xtask bench descendants`: whether the duration of a revocation depends on the number of descendants.
 //!
-//! A server on SQLite and one on PostgreSQL, each with trees of keys of three sizes: a root, its children, and a child of
-//! every ninth of those. The roots are revoked over HTTP, one of each size in turn. It prints how long the responses took,
-//! and how long it took until the revocation was recorded on every descendant, which happens in the background. Before a
-//! revocation some descendants are verified, so that there is something to evict; after it, all of these are rejected.
+//! It runs a server on SQLite and one on PostgreSQL, each with trees of three sizes: a root, its children, and a child
+//! of every ninth child. The roots are revoked over HTTP, one of each size in turn. It prints the time until the
+//! response, and until the revocation was recorded on every descendant, which happens in the background. Some
+//! descendants are verified before the revocation, so that they are cached; afterwards all of these are rejected.
 
 use std::{
     net::SocketAddr,
@@ -26,15 +26,15 @@ use super::{
     servers::{self, Client, Process, tollkey},
 };
 
-/// How many descendants a root has.
+/// The numbers of descendants of a root.
 const SIZES: [usize; 3] = [10, 1_000, 100_000];
-/// How many roots of each size are revoked.
+/// The number of revoked roots of each size.
 const ROUNDS: usize = 3;
-/// How many descendants of each root are verified.
+/// The number of descendants of each root that are verified.
 const VERIFIED: usize = 100;
-/// How long recording the largest tree may take.
+/// The longest time for recording the largest tree.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// A secret of this measurement alone.
+/// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
 /// The account of all keys.
 const ACCOUNT: &str = "trees";
@@ -45,7 +45,7 @@ struct Tree {
     descendants: Vec<KeyText>,
 }
 
-/// Creates a tree; its keys with their hashes, parents first.
+/// Creates a tree. Returns its keys with their hashes, parents first.
 fn tree(
     descendants: usize,
     account: &AccountId,
@@ -69,7 +69,7 @@ fn tree(
             ..ApiKey::new(KeyId::new(now, rng), account.clone(), &text, kind, now)
         };
         keys.push((key, text.digest()));
-        // The last ones, grandchildren among them.
+        // The last descendants, which include grandchildren.
         if node > 0 && node + VERIFIED > descendants {
             texts.push(text);
         }
@@ -85,15 +85,15 @@ fn tree(
 
 struct Subject {
     backend: &'static str,
-    /// Ends before its database does.
+    /// Dropped before its database.
     _server: Process,
     database: Database,
     address: SocketAddr,
     token: String,
-    /// For each size, the roots that are not revoked yet,
+    /// For each size, the roots that are not revoked yet.
     trees: [Vec<Tree>; SIZES.len()],
-    /// and for each, in milliseconds, until the response and until it was recorded.
-    answered: [Vec<f64>; SIZES.len()],
+    /// For each size, the milliseconds until the response and until the revocation was recorded.
+    responded: [Vec<f64>; SIZES.len()],
     recorded: [Vec<f64>; SIZES.len()],
 }
 
@@ -151,18 +151,18 @@ impl Subject {
             address,
             token,
             trees,
-            answered: none(),
+            responded: none(),
             recorded: none(),
         })
     }
 
-    /// Verifies descendants by their own credential.
+    /// Verifies descendants with their own credentials.
     fn verify(client: &mut Client, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
         for text in descendants {
             let (status, _) = client.send("GET", servers::ROUTE, text.expose(), "")?;
             ensure!(
                 status == expected,
-                "a descendant was answered {status} instead of {expected}"
+                "the status of a descendant is {status}, not {expected}"
             );
         }
         Ok(())
@@ -174,8 +174,8 @@ impl Subject {
         let path = format!("/api/v1/account/api-keys/{}", tree.root);
         let begun = Instant::now();
         let (status, _) = client.send("DELETE", &path, &self.token, "")?;
-        self.answered[size].push(begun.elapsed().as_secs_f64() * 1000.0);
-        ensure!(status == 200, "a revocation was answered {status}");
+        self.responded[size].push(begun.elapsed().as_secs_f64() * 1000.0);
+        ensure!(status == 200, "the status of a revocation is {status}");
         Self::verify(&mut client, &tree.descendants, 401)?;
         while !self.is_recorded()? {
             ensure!(begun.elapsed() < PATIENCE, "the revocation is not recorded");
@@ -229,20 +229,20 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "it is what was requested")]
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(subjects: &[Subject]) {
     println!(
         "{:<12} {:>12} {:>12} {:>7} {:>13}",
         "database", "descendants", "revoked ms", "ratio", "recorded ms"
     );
     for subject in subjects {
-        let smallest = median(subject.answered[0].iter().copied());
+        let smallest = median(subject.responded[0].iter().copied());
         for (size, descendants) in SIZES.iter().enumerate() {
-            let answered = median(subject.answered[size].iter().copied());
+            let responded = median(subject.responded[size].iter().copied());
             println!(
-                "{:<12} {descendants:>12} {answered:>12.2} {:>7.2} {:>13.0}",
+                "{:<12} {descendants:>12} {responded:>12.2} {:>7.2} {:>13.0}",
                 subject.backend,
-                answered / smallest,
+                responded / smallest,
                 median(subject.recorded[size].iter().copied())
             );
         }

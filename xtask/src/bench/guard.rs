@@ -1,8 +1,8 @@
-//! `cargo xtask bench guard`: the same app with and without our layer, under load.
+//! `cargo xtask bench guard`: an app with and without our middleware layer, under load.
 //!
-//! A Tollkey with keys in it; for each framework a process of one worker, subscribed to it, that serves the same handler on
-//! a path without the layer and on one with it. They are asked in turn, several times; what is printed are medians over the
-//! rounds, and ratios within a round.
+//! It runs a Tollkey server with keys and, for each framework, a subscribed process with one worker, which serves the
+//! same handler on a path without the layer and on one with it. The paths are measured in turn, several times. It
+//! prints medians over the rounds, and ratios within a round.
 
 use std::{
     env,
@@ -23,20 +23,20 @@ use super::{
 
 const OPEN: &str = "/open/links";
 const GUARDED: &str = "/api/v1/links";
-/// What both paths answer.
-const ANSWER: &str = r#"{"links":[]}"#;
+/// The response of both paths.
+const RESPONSE: &str = r#"{"links":[]}"#;
 const ROUNDS: usize = 7;
 const TIME: Duration = Duration::from_secs(2);
-/// What a process subscribes with: in the environment, where other users of the machine do not see it.
+/// The environment variable with the service key; other users cannot read the environment of a process.
 const SERVICE_KEY: &str = "TOLLKEY_BENCH_SERVICE_KEY";
 
-/// Measures and prints; or is one of the processes that are measured.
+/// Measures and prints the results, or runs one of the measured processes.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
         [] => measure(),
         ["--serve", "axum", url] => serve_axum(url),
         ["--serve", "actix", url] => serve_actix(url),
-        _ => anyhow::bail!("bench guard takes nothing"),
+        _ => anyhow::bail!("bench guard takes no arguments"),
     }
 }
 
@@ -44,11 +44,8 @@ fn service_key() -> anyhow::Result<String> {
     env::var(SERVICE_KEY).context("a service key in the environment")
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the other process reads where this one listens"
-)]
-fn tell(address: SocketAddr) -> anyhow::Result<()> {
+#[expect(clippy::print_stdout, reason = "the other process reads the address")]
+fn print_address(address: SocketAddr) -> anyhow::Result<()> {
     println!("listening on http://{address}");
     Ok(std::io::stdout().flush()?)
 }
@@ -62,13 +59,13 @@ fn serve_axum(url: &str) -> anyhow::Result<()> {
         let guard = tollkey_axum::Guard::connect(url, service_key()?).await?;
         let layer = tollkey_axum::TollkeyLayer::new(guard).require(tollkey_axum::Scope::LINKS_READ);
         let guarded = Router::new()
-            .route(GUARDED, get(async || ANSWER))
+            .route(GUARDED, get(async || RESPONSE))
             .layer(layer);
         let app = Router::new()
-            .route(OPEN, get(async || ANSWER))
+            .route(OPEN, get(async || RESPONSE))
             .merge(guarded);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        tell(listener.local_addr()?)?;
+        print_address(listener.local_addr()?)?;
         Ok(axum::serve(
             listener,
             app.into_make_service_with_connect_info::<SocketAddr>(),
@@ -84,19 +81,19 @@ fn serve_actix(url: &str) -> anyhow::Result<()> {
         let server = HttpServer::new(move || {
             let layer = tollkey_actix::Tollkey::new(guard.clone())
                 .require(tollkey_actix::Scope::LINKS_READ);
-            let resource = |path| web::resource(path).get(async || ANSWER);
+            let resource = |path| web::resource(path).get(async || RESPONSE);
             App::new()
                 .service(resource(OPEN))
                 .service(resource(GUARDED).wrap(layer))
         })
         .workers(1)
         .bind("127.0.0.1:0")?;
-        tell(server.addrs().first().copied().context("no socket")?)?;
+        print_address(server.addrs().first().copied().context("no socket")?)?;
         Ok(server.run().await?)
     })
 }
 
-/// A framework's process, and what was measured of its two paths.
+/// A framework's process, and the measurements of its two paths.
 struct Subject {
     name: &'static str,
     address: SocketAddr,
@@ -136,7 +133,7 @@ impl Subject {
         })
     }
 
-    fn ask(&self, path: &str, keys: &[Key], time: Duration) -> anyhow::Result<Measured> {
+    fn measure_path(&self, path: &str, keys: &[Key], time: Duration) -> anyhow::Result<Measured> {
         let request = |key: &Key| {
             let text = &key.text;
             format!(
@@ -162,7 +159,7 @@ fn measure() -> anyhow::Result<()> {
     let program = servers::build_self()?;
     let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
-    eprintln!("starting the servers and making keys ...");
+    eprintln!("starting the servers and creating keys ...");
     let tollkey = Tollkey::start(&binary, directory.path(), &processors)?;
     let service_key = service_key_of(&binary, directory.path())?;
     let mut subjects = ["axum", "actix"]
@@ -183,13 +180,13 @@ fn measure() -> anyhow::Result<()> {
         TIME.as_secs()
     );
     for subject in &subjects {
-        subject.ask(GUARDED, &tollkey.keys, TIME / 4)?; // every key is remembered
+        subject.measure_path(GUARDED, &tollkey.keys, TIME / 4)?; // caches every key
     }
     for _ in 0..ROUNDS {
         for subject in &mut subjects {
             let both = [
-                subject.ask(OPEN, &tollkey.keys, TIME)?,
-                subject.ask(GUARDED, &tollkey.keys, TIME)?,
+                subject.measure_path(OPEN, &tollkey.keys, TIME)?,
+                subject.measure_path(GUARDED, &tollkey.keys, TIME)?,
             ];
             subject.rounds.push(both);
         }
@@ -198,7 +195,7 @@ fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates a service key in the database of the server that runs in this directory.
+/// Creates a service key in the database of the server in this directory.
 fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     let mut command = servers::tollkey(program, directory);
     let made = command.args(["service-key", "create", "bench"]).output()?;
@@ -210,7 +207,7 @@ fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     Ok(String::from_utf8(made.stdout)?.trim().to_owned())
 }
 
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(subjects: &[Subject]) {
     println!(
         "{:<8} {:>12} {:>12} {:>6}  {:>8} {:>8} {:>6}  {:>11} {:>11} {:>6}",

@@ -1,8 +1,8 @@
-//! `cargo xtask bench http`: forward authentication with a needed scope, next to nginx answering the same requests
-//! from static maps of the same keys, next to our own `/livez`.
+//! `cargo xtask bench http`: forward authentication with a required scope, compared to nginx with
+//! static maps of the same keys, and to our own `/livez`.
 //!
-//! One worker each. The servers are asked in turn, several times, so that whatever else the machine does hits them
-//! alike; what is printed are medians over the rounds, and ratios are taken within a round.
+//! Each server has one worker. The servers are measured in turn, several times, so that other load
+//! affects them alike. It prints medians over the rounds, and ratios within a round.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -14,14 +14,14 @@ use super::{
     servers::{self, Key, Process, Processors, ROUTE, SCOPE, Server, Tollkey},
 };
 
-/// How often each server is asked.
+/// The number of measurements of each server.
 const ROUNDS: usize = 7;
-/// For how long each time.
+/// The duration of each measurement.
 const TIME: Duration = Duration::from_secs(2);
 /// A scope that no key has.
 const OTHER_SCOPE: &str = "links:write";
 
-/// What is measured: a server and the requests it gets.
+/// A server and its requests.
 struct Subject<'a> {
     name: &'static str,
     address: SocketAddr,
@@ -33,7 +33,7 @@ struct Subject<'a> {
 /// One round of one subject.
 struct Measured {
     round: Round,
-    /// Microseconds that the server computed for a request.
+    /// CPU time of the server for a request, in microseconds.
     computed: Option<f64>,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Measures and prints.
+/// Measures and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let nginx = servers::nginx();
@@ -78,7 +78,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
-    eprintln!("starting the servers and making keys ...");
+    eprintln!("starting the servers and creating keys ...");
     let tollkey = Tollkey::start(&program, directory.path(), &processors)?;
     let nginx = nginx
         .map(|program| {
@@ -111,7 +111,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
     );
     for subject in &subjects {
-        subject.measure(TIME / 4)?; // every key is remembered, every path is warm
+        subject.measure(TIME / 4)?; // caches every key and warms up every path
     }
     let mut measured: Vec<Vec<Measured>> = subjects
         .iter()
@@ -127,7 +127,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which nginx it is.
+/// Prints nginx's version.
 fn describe(nginx: &Path) -> anyhow::Result<()> {
     let version = Command::new(nginx)
         .arg("-v")
@@ -149,8 +149,8 @@ fn request(target: &str, key: &Key) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The table. `compared` is the place of the subject that the others are compared with.
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+/// Prints the table. `compared` is the index of the subject of the ratios.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<usize>) {
     println!(
         "{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
@@ -166,7 +166,7 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         "generator"
     );
     for (subject, own) in subjects.iter().zip(measured) {
-        // Within a round, because two servers that are asked one after the other see the same machine.
+        // Within a round, as consecutive measurements have similar load.
         let of = |value: &dyn Fn(&Measured) -> f64| -> (f64, f64) {
             let ratios = compared.map(|place| {
                 measured[place]
@@ -193,13 +193,13 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         );
     }
     println!(
-        "\nMedians over the rounds; ratios are to nginx. \"cpu µs/req\" is what the server computed for a request: it says most\n\
-         when the machine does other things as well. \"generator\" is how busy the generator was: near 100 % it is what\n\
-         limits, and the servers differ by more than the rates say."
+        "\nMedians over the rounds; ratios are to nginx. \"cpu µs/req\" is the server's CPU time for a request, the most\n\
+         reliable number on a busy machine. \"generator\" is the load of the generator: near 100 % it is the limit,\n\
+         and the servers differ by more than the rates show."
     );
 }
 
-/// Two decimals, or a dash for what could not be measured.
+/// Two decimals, or a dash if there is no value.
 fn decimals(value: f64) -> String {
     if value.is_nan() {
         "-".to_owned()

@@ -1,8 +1,8 @@
-//! `cargo xtask bench keys`: whether a database of ten million keys is any slower than one of ten thousand.
+//! `cargo xtask bench keys`: compares a database of ten million keys to one of ten thousand.
 //!
-//! For each database a process of its own, so that what it keeps in memory can be told: the store, a verifier with a
-//! lease, and what an account does. The processes take turns, several times, so that whatever else the machine does
-//! hits all alike; what is printed are medians over the rounds, with ratios taken within a round.
+//! Each database is measured by its own process, so that its memory is known: the store, a verifier
+//! with a lease, and the operations of an account. The processes run in turn, several times, so
+//! that other load affects all alike. It prints medians over the rounds, and ratios within a round.
 
 use std::{
     collections::HashSet,
@@ -33,31 +33,31 @@ use tollkey_verifier::{Settings, SystemClock, Verifier};
 use super::{median, servers};
 use crate::generate::Population;
 
-/// How often each database is measured.
+/// The number of measurements of each database.
 const ROUNDS: u64 = 3;
-/// How many keys are verified that are not remembered, one at a time and then again at once.
+/// The number of uncached keys to verify sequentially, and again concurrently.
 const COLD: usize = 1_200;
-/// How many ask at once.
-const AT_ONCE: usize = 32;
-/// How often each of those that then are remembered is verified.
+/// The number of concurrent verifications.
+const CONCURRENCY: usize = 32;
+/// The number of verifications of each cached key.
 const REPEATS: usize = 400;
-/// How many lists are read, keys made and keys revoked.
+/// The number of lists, creations and revocations.
 const MANAGED: usize = 200;
-/// How many keys an account has, in all databases.
+/// The number of keys of an account, in all databases.
 const OF_AN_ACCOUNT: u64 = 1_000;
 
-/// A server as one would run it, but for its size.
+/// The settings of a production server, except for its size.
 const POSTGRES: &str = "fsync = on\nfull_page_writes = on\nautovacuum = on\nshared_buffers = 2GB\n\
                         max_wal_size = 2GB\ncheckpoint_timeout = 15min\nmax_connections = 50";
 
-/// An address that every generated list of networks lets through.
+/// A client IP that every generated IP allowlist has.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
 
-/// What is measured: a name, how it is shown, and its place in what the measuring process says.
+/// The columns: the title, and the name in the output of the measuring process.
 const COLUMNS: [(&str, &str); 8] = [
     ("cold µs", "cold"),
-    ("32 at once", "crowd"),
-    ("remembered", "remembered"),
+    ("concurrent", "crowd"),
+    ("cached", "cached"),
     ("list", "list"),
     ("create", "create"),
     ("revoke", "revoke"),
@@ -69,11 +69,11 @@ struct Subject {
     name: String,
     database: Database,
     population: Population,
-    /// What the measuring process said, each round.
-    said: Vec<Value>,
+    /// The output of the measuring process, for each round.
+    results: Vec<Value>,
 }
 
-/// Fills the databases, measures and prints. `sizes` are how many keys the large ones have.
+/// Fills the databases, measures and prints the results. `--keys` is the size of the large databases.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let (postgres_keys, sqlite_keys) = match arguments {
         [] => (10_000_000, 1_000_000),
@@ -82,10 +82,10 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
             (keys, keys / 10)
         }
         ["--measure", url, keys, round] => {
-            let said = measure(url, population(keys.parse()?), round.parse()?)?;
-            return print_line(&said.to_string());
+            let results = measure(url, population(keys.parse()?), round.parse()?)?;
+            return print_line(&results.to_string());
         }
-        _ => anyhow::bail!("bench keys takes --keys N, or nothing"),
+        _ => anyhow::bail!("bench keys takes only --keys N"),
     };
     let program = servers::build_self()?;
     let mut subjects = Vec::new();
@@ -149,7 +149,7 @@ impl Subject {
             name: format!("{backend}, {}", short(keys)),
             database,
             population,
-            said: Vec::new(),
+            results: Vec::new(),
         })
     }
 
@@ -171,23 +171,24 @@ impl Subject {
             "{} could not be measured",
             self.name
         );
-        self.said.push(serde_json::from_slice(&output.stdout)?);
+        self.results.push(serde_json::from_slice(&output.stdout)?);
         Ok(())
     }
 
-    /// The medians over the rounds of what stands at this place.
-    fn value(&self, place: &str) -> f64 {
-        median(self.said.iter().map(|said| number(said, place)))
+    /// The median over the rounds of the value at this JSON pointer.
+    fn value(&self, pointer: &str) -> f64 {
+        median(self.results.iter().map(|results| number(results, pointer)))
     }
 }
 
-fn number(said: &Value, place: &str) -> f64 {
-    said.pointer(place)
+fn number(results: &Value, pointer: &str) -> f64 {
+    results
+        .pointer(pointer)
         .and_then(Value::as_f64)
         .unwrap_or(f64::NAN)
 }
 
-/// Measures one database, in this process.
+/// Measures one database in this process.
 fn measure(url: &str, population: Population, round: u64) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -216,10 +217,10 @@ fn measure(url: &str, population: Population, round: u64) -> anyhow::Result<Valu
             ensure!(since.elapsed() < Duration::from_secs(10), "no lease");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let said = measure_with(&store, &verifier, population, round).await;
+        let results = measure_with(&store, &verifier, population, round).await;
         let _ = stop.send(());
         running.await?;
-        said
+        results
     })
 }
 
@@ -249,29 +250,29 @@ async fn measure_with(
         let took = started.elapsed();
         ensure!(
             verdict.outcome.is_ok(),
-            "a key that is good was denied: {:?}",
+            "a valid key was denied: {:?}",
             verdict.outcome
         );
         Ok(took)
     };
     for text in picked.texts(200) {
-        verify(&text).await?; // connections are made, statements prepared
+        verify(&text).await?; // opens connections and prepares statements
     }
 
-    let alone = picked.texts(COLD);
+    let sequential = picked.texts(COLD);
     let mut cold = Vec::with_capacity(COLD);
-    for text in &alone {
+    for text in &sequential {
         cold.push(verify(text).await?);
     }
 
-    let crowd: Arc<Vec<String>> = Arc::new(picked.texts(COLD));
+    let concurrent: Arc<Vec<String>> = Arc::new(picked.texts(COLD));
     let next = Arc::new(AtomicUsize::new(0));
-    let tasks: Vec<_> = (0..AT_ONCE)
+    let tasks: Vec<_> = (0..CONCURRENCY)
         .map(|_| {
-            let (crowd, next, verifier) = (crowd.clone(), next.clone(), verifier.clone());
+            let (concurrent, next, verifier) = (concurrent.clone(), next.clone(), verifier.clone());
             tokio::spawn(async move {
                 let mut took = Vec::new();
-                while let Some(text) = crowd.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(text) = concurrent.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
                     let need = Need {
                         client_ip: Some(ADDRESS),
@@ -281,7 +282,7 @@ async fn measure_with(
                     took.push(started.elapsed());
                     ensure!(
                         verdict.outcome.is_ok(),
-                        "a key that is good was denied: {:?}",
+                        "a valid key was denied: {:?}",
                         verdict.outcome
                     );
                 }
@@ -295,16 +296,16 @@ async fn measure_with(
     }
 
     let before = verifier.stats();
-    let mut remembered = Vec::with_capacity(2 * COLD * REPEATS);
+    let mut cached = Vec::with_capacity(2 * COLD * REPEATS);
     for _ in 0..REPEATS {
-        for text in alone.iter().chain(&*crowd) {
-            remembered.push(verify(text).await?);
+        for text in sequential.iter().chain(&*concurrent) {
+            cached.push(verify(text).await?);
         }
     }
     let stats = verifier.stats();
     ensure!(
-        stats.hits - before.hits == remembered.len() as u64,
-        "what was to be remembered was asked for again"
+        stats.hits - before.hits == cached.len() as u64,
+        "a cached key was fetched again"
     );
     let memory = resident()?;
 
@@ -328,7 +329,7 @@ async fn measure_with(
     let mut create = Vec::with_capacity(MANAGED);
     for number in (population.keys + round * MANAGED as u64..).take(MANAGED) {
         let (mut key, digest) = population.key(number)?;
-        // One of those that belong to no application: there may be none of that number.
+        // Without an application, as the application of this number may not exist.
         (key.family, key.application_id) = (Family::Commerce, None);
         let draft = draft(&key, Action::ApiKeyCreated);
         let started = Instant::now();
@@ -336,10 +337,7 @@ async fn measure_with(
             tx.account(&key.account_id).insert_key(&key, &digest)?;
             tx.account(&key.account_id).append(draft).map(drop)
         });
-        ensure!(
-            written.await?.change.is_none(),
-            "a new key is nothing to forget"
-        );
+        ensure!(written.await?.change.is_none(), "a new key evicts nothing");
         create.push(started.elapsed());
     }
 
@@ -357,10 +355,7 @@ async fn measure_with(
             account.save_key(&key)?;
             account.append(draft).map(drop)
         });
-        let change = written
-            .await?
-            .change
-            .context("a revocation is something to forget")?;
+        let change = written.await?.change.context("a revocation is a change")?;
         verifier.wait_until_propagated(change.seq, change.at).await;
         revoke.push(started.elapsed());
     }
@@ -368,7 +363,7 @@ async fn measure_with(
     Ok(json!({
         "cold": quantiles(cold),
         "crowd": quantiles(together),
-        "remembered": quantiles(remembered),
+        "cached": quantiles(cached),
         "list": quantiles(list),
         "create": quantiles(create),
         "revoke": quantiles(revoke),
@@ -397,7 +392,7 @@ fn draft(key: &tollkey_core::ApiKey, action: Action) -> Draft {
     }
 }
 
-/// Picks usable keys at random, none of them twice, and in each round others.
+/// Picks usable keys at random, without repetition, and different ones in each round.
 struct Picker {
     population: Population,
     round: u64,
@@ -435,7 +430,7 @@ impl Picker {
     }
 }
 
-/// Median and the worst of 99 %, in microseconds.
+/// The median and the 99th percentile, in microseconds.
 fn quantiles(mut took: Vec<Duration>) -> Value {
     took.sort_unstable();
     let at = |rank: usize| {
@@ -445,13 +440,13 @@ fn quantiles(mut took: Vec<Duration>) -> Value {
     json!([at(took.len() / 2), at(took.len() * 99 / 100)])
 }
 
-/// How much memory this process has, in megabytes.
+/// The memory of this process, in megabytes.
 fn resident() -> anyhow::Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("the kernel does not say")?;
+        .context("the kernel does not report the memory")?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes * 1024.0 / 1e6)
 }
@@ -463,13 +458,13 @@ fn short(keys: u64) -> String {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print_line(line: &str) -> anyhow::Result<()> {
     println!("{line}");
     Ok(())
 }
 
-/// The table. Each pair of rows is a small and a large database; what is large has its ratio to the small one.
+/// Prints the table. Each pair of rows is a small and a large database; the large one has its ratio to the small one.
 fn print(subjects: &[Subject]) -> anyhow::Result<()> {
     let mut line = format!("{:<18}", "median / p99");
     for (title, _) in COLUMNS {
@@ -493,13 +488,14 @@ fn print(subjects: &[Subject]) -> anyhow::Result<()> {
         if let [small, large] = pair {
             let mut line = format!("{:<18}", "  ratio");
             for (_, name) in COLUMNS {
-                let ratio = |place: &str| {
-                    let rounds = small.said.iter().zip(&large.said);
+                let ratio = |pointer: &str| {
+                    let rounds = small.results.iter().zip(&large.results);
                     format!(
                         "{:.2}",
                         median(
                             rounds
-                                .map(|(small, large)| number(large, place) / number(small, place))
+                                .map(|(small, large)| number(large, pointer)
+                                    / number(small, pointer))
                         )
                     )
                 };
@@ -513,16 +509,16 @@ fn print(subjects: &[Subject]) -> anyhow::Result<()> {
         }
     }
     print_line(&format!(
-        "\nMicroseconds, medians of {ROUNDS} rounds. cold: {COLD} keys picked at random that the verifier does not remember, \
-         one at a time, then {AT_ONCE} at\nonce over 8 connections. remembered: those {}, again and again, under a \
+        "\nMicroseconds, medians of {ROUNDS} rounds. cold: {COLD} random uncached keys, \
+         one at a time, then {CONCURRENCY}\nconcurrently over 8 connections. cached: those {}, repeatedly, under a \
          lease. list: the first page of an account with {OF_AN_ACCOUNT} keys,\n750 of them of the family. create, revoke: one \
-         transaction with its audit entry, synced to disk; revoke until it holds.\nmemory: of the verifying process. The \
-         database was filled just now: the system's cache has most of it.",
+         transaction with its audit entry, synced to disk; revoke until it has propagated.\nmemory: of the verifying process. The \
+         database was just filled, so the system's cache has most of it.",
         2 * COLD
     ))
 }
 
-/// Three digits that matter.
+/// Three significant digits.
 fn digits(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.2}"),

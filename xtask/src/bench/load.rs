@@ -1,7 +1,7 @@
-//! A load generator: one thread, kept connections, one request under way on each.
+//! A load generator: one thread, persistent connections, one request in flight on each.
 //!
-//! Closed loop: a connection sends its next request when it has the answer to the last one. So latencies are those at
-//! full throughput, and a server that is faster gets more to do.
+//! Closed loop: a connection sends its next request after the response to the previous one. So
+//! latencies are those at full throughput, and a faster server gets more requests.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -16,39 +16,39 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-/// How many connections.
+/// The number of connections.
 pub(super) const CONNECTIONS: usize = 32;
-/// How long no connection may get an answer.
+/// The longest time without any response.
 const SILENCE: Timespec = Timespec {
     tv_sec: 5,
     tv_nsec: 0,
 };
-/// More than any answer of the measured servers.
-const LARGEST_ANSWER: usize = 16 * 1024;
+/// More than any response of the measured servers.
+const LARGEST_RESPONSE: usize = 16 * 1024;
 
-/// What a round has measured.
+/// The measurements of a round.
 #[derive(Debug)]
 pub(super) struct Round {
-    /// Nanoseconds from sending to the whole answer, sorted, of every request.
+    /// Nanoseconds from sending each request to its complete response, sorted.
     latencies: Vec<u32>,
-    /// How long it took.
+    /// The duration of the round.
     took: Duration,
-    /// How much of that the generator itself computed. Near all of it means that it is what limits.
+    /// The generator's CPU time. Close to `took`, the generator is the bottleneck.
     busy: Duration,
 }
 
 impl Round {
-    /// How many requests were answered.
+    /// The number of responses.
     pub(super) fn requests(&self) -> usize {
         self.latencies.len()
     }
 
-    /// Requests in a second.
+    /// Requests per second.
     pub(super) fn rate(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()
     }
 
-    /// The latency that this share of the requests did not exceed, in microseconds.
+    /// The latency at this quantile, in microseconds.
     pub(super) fn latency(&self, share: f64) -> f64 {
         let rank = (share * self.latencies.len() as f64).ceil() as usize;
         self.latencies
@@ -56,13 +56,13 @@ impl Round {
             .map_or(f64::NAN, |nanos| f64::from(*nanos) / 1000.0)
     }
 
-    /// Which share of the time the generator computed.
+    /// The CPU load of the generator, from 0 to 1.
     pub(super) fn busy(&self) -> f64 {
         self.busy.as_secs_f64() / self.took.as_secs_f64()
     }
 }
 
-/// A connection with a request under way.
+/// A connection with a request in flight.
 struct Connection {
     stream: TcpStream,
     answer: Vec<u8>,
@@ -77,7 +77,7 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
-            answer: vec![0; LARGEST_ANSWER],
+            answer: vec![0; LARGEST_RESPONSE],
             filled: 0,
             sent: Instant::now(),
         })
@@ -86,14 +86,14 @@ impl Connection {
     fn send(&mut self, request: &[u8], now: Instant) -> anyhow::Result<()> {
         self.filled = 0;
         self.sent = now;
-        // The last one was answered, so nothing is in the way of this one: a socket's buffer holds far more.
+        // The previous response has arrived, so the socket's buffer is empty, and far larger than a request.
         Ok(self.stream.write_all(request)?)
     }
 
-    /// Takes in what has come; true once that is the whole answer, which must have the expected status.
+    /// Reads what has arrived. Returns true if the response is complete; it must have the expected status.
     fn receive(&mut self, expected: u16) -> anyhow::Result<bool> {
         match self.stream.read(&mut self.answer[self.filled..]) {
-            Ok(0) => bail!("the server closed a connection, or its answer is too long"),
+            Ok(0) => bail!("the server closed a connection, or its response is too long"),
             Ok(count) => self.filled += count,
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
@@ -102,37 +102,36 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         }
-        let come = &self.answer[..self.filled];
-        let Some(answer) = Answer::read(come)? else {
+        let received = &self.answer[..self.filled];
+        let Some(answer) = Answer::read(received)? else {
             return Ok(false);
         };
         ensure!(
             answer.status == expected,
             "status {} instead of {expected}: {}",
             answer.status,
-            String::from_utf8_lossy(come)
+            String::from_utf8_lossy(received)
         );
         ensure!(
             answer.end <= self.filled,
-            "nothing may come after the end of an answer"
+            "the response is longer than its Content-Length"
         );
         Ok(true)
     }
 }
 
-/// An answer, as far as it matters here.
+/// The parts of a response that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// Its status.
     pub(super) status: u16,
-    /// Where its body begins.
+    /// The offset of its body.
     pub(super) body: usize,
-    /// Where it ends.
+    /// The offset of its end.
     pub(super) end: usize,
 }
 
 impl Answer {
-    /// Reads an HTTP/1.1 answer with `Content-Length`. `None` until it is whole.
+    /// Reads an HTTP/1.1 response with `Content-Length`. Returns `None` while it is incomplete.
     pub(super) fn read(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             return Ok(None);
@@ -144,18 +143,18 @@ impl Answer {
             .next()
             .and_then(|line| line.strip_prefix(b"HTTP/1.1 "))
             .and_then(|line| line.get(..3));
-        let status = number(status.context("this is no answer of HTTP/1.1")?)?;
+        let status = number(status.context("not an HTTP/1.1 response")?)?;
         let length = lines.find_map(|line| {
             let (name, value) = line.split_at_checked("content-length:".len())?;
             name.eq_ignore_ascii_case(b"content-length:")
                 .then_some(value)
         });
         let body = head + 4;
-        // 204 is the one answer without a length that is used here.
+        // 204 is the only status without a length here.
         let length = if status == 204 {
             0
         } else {
-            number(length.context("an answer without Content-Length")?)?
+            number(length.context("a response without Content-Length")?)?
         };
         let answer = Self {
             status: u16::try_from(status)?,
@@ -170,7 +169,7 @@ fn number(text: &[u8]) -> anyhow::Result<usize> {
     Ok(str::from_utf8(text)?.trim().parse()?)
 }
 
-/// Asks the server for a while, the requests in turn. Every answer must have the expected status.
+/// Sends the requests in turn for the given time. Every response must have the expected status.
 pub(super) fn load(
     to: SocketAddr,
     requests: &[Vec<u8>],
@@ -194,17 +193,17 @@ pub(super) fn load(
     let mut events = Vec::with_capacity(CONNECTIONS);
 
     let (started, busy_before) = (Instant::now(), computed());
-    let mut under_way = 0;
+    let mut in_flight = 0;
     for (connection, request) in connections.iter_mut().zip(&mut next) {
         connection.send(request, started)?;
-        under_way += 1;
+        in_flight += 1;
     }
-    while under_way > 0 {
+    while in_flight > 0 {
         events.clear();
         epoll::wait(&epoll, spare_capacity(&mut events), Some(&SILENCE))?;
         ensure!(
             !events.is_empty(),
-            "no answer for {} seconds",
+            "no response for {} seconds",
             SILENCE.tv_sec
         );
         for event in &events {
@@ -216,7 +215,7 @@ pub(super) fn load(
             latencies.push(u32::try_from((now - connection.sent).as_nanos()).unwrap_or(u32::MAX));
             match next.next() {
                 Some(request) if now - started < time => connection.send(request, now)?,
-                _ => under_way -= 1,
+                _ => in_flight -= 1,
             }
         }
     }
@@ -229,7 +228,7 @@ pub(super) fn load(
     })
 }
 
-/// How much this thread has computed so far.
+/// The CPU time of this thread.
 fn computed() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
@@ -243,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_once_it_is_whole() {
+    fn response_is_read_once_it_is_complete() {
         let text = b"HTTP/1.1 403 Forbidden\r\nX-A: b\r\nContent-length: 2\r\n\r\nno";
         for cut in 0..text.len() {
             assert_eq!(Answer::read(&text[..cut]).unwrap(), None, "{cut}");
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_latency_is_that_of_its_rank() {
+    fn latency_is_the_value_at_the_rank_of_its_quantile() {
         let latencies = (1..=200).map(|micros| micros * 1000).collect();
         let round = Round {
             latencies,

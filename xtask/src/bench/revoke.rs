@@ -1,10 +1,10 @@
-//! `cargo xtask bench revoke`: how long it takes until a revocation holds everywhere, next to what a creation costs.
+//! `cargo xtask bench revoke`: the time until a revocation holds on every replica, compared to a creation.
 //!
-//! One, three and five server processes on one private PostgreSQL with its own settings for durability, and leases of
-//! the length that a fresh database has. Keys are made at a random replica, asked about at every one until it answers
-//! from memory, and revoked at a random one; creations and revocations take turns, so that whatever else the machine
-//! does hits them alike. Then a replica is frozen before each revocation: a fresh one each time, because the first
-//! revocation that waits for a silent replica removes it.
+//! It runs one, three and five servers on a private PostgreSQL with durable settings, with leases
+//! of the default length. Keys are created on a random replica, verified on every replica until
+//! they are cached, and revoked on a random one. Creations and revocations alternate, so that other
+//! load affects them alike. Then a replica is paused before each revocation, a different one each
+//! time, because the first revocation that waits for a paused replica removes it.
 
 use std::{
     path::Path,
@@ -19,21 +19,21 @@ use tollkey_store::testing::{Database, Postgres};
 
 use super::servers::{self, Client, Process};
 
-/// How many replicas.
+/// The numbers of replicas.
 const REPLICAS: [usize; 3] = [1, 3, 5];
-/// How many keys are made and revoked.
+/// The number of created and revoked keys.
 const KEYS: usize = 300;
-/// How many before that, so that every path is warm.
+/// The number of additional keys before that, for warming up.
 const FIRST_KEYS: usize = 20;
-/// How often a replica is frozen.
+/// The number of pauses.
 const FREEZES: usize = 7;
 /// The length of a lease in a fresh database.
 const LEASE: Duration = Duration::from_secs(3);
-/// What is aimed at: the median revocation next to the median creation,
+/// The goal for the ratio of the median revocation to the median creation.
 const AIM: f64 = 5.0;
-/// and one that waits for a frozen replica.
+/// The goal for a revocation that waits for a paused replica.
 const FROZEN_AIM: Duration = LEASE.saturating_add(Duration::from_millis(500));
-/// What a PostgreSQL for tests does without.
+/// The durability settings that a PostgreSQL for tests turns off.
 const DURABLE: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\nautovacuum = on\n\
                        shared_buffers = 128MB";
 /// Signs the tokens of the benchmark.
@@ -53,7 +53,7 @@ struct Replica {
     client: Client,
 }
 
-/// A key that was made.
+/// A created key.
 struct Key {
     id: String,
     text: String,
@@ -75,7 +75,7 @@ impl Cluster {
         };
         let start = |_| {
             let mut serve = tollkey();
-            // Not `warn`: whoever waits for a frozen replica says so.
+            // Not `warn`, which logs each wait for a paused replica.
             serve.args([
                 "serve",
                 "--migrate",
@@ -108,30 +108,30 @@ impl Cluster {
         })
     }
 
-    fn any(&mut self) -> usize {
+    fn random_replica(&mut self) -> usize {
         self.rng.random_range(0..self.replicas.len())
     }
 
-    /// Makes a key at some replica; says how long that took.
+    /// Creates a key on a random replica. Returns the key and the duration.
     fn create(&mut self) -> anyhow::Result<(Key, Duration)> {
-        let at = self.any();
+        let at = self.random_replica();
         let path = format!("/api/v1/applications/{}/api-keys", self.application);
         let begun = Instant::now();
-        let made =
+        let created =
             self.replicas[at]
                 .client
                 .post(&self.token, &path, &json!({"description": "bench"}))?;
         let took = begun.elapsed();
         Ok((
             Key {
-                id: servers::text(&made, "id")?,
-                text: servers::text(&made, "fullKey")?,
+                id: servers::text(&created, "id")?,
+                text: servers::text(&created, "fullKey")?,
             },
             took,
         ))
     }
 
-    /// Revokes a key there; says how long that took.
+    /// Revokes a key on this replica. Returns the duration.
     fn revoke(&mut self, at: usize, key: &Key) -> anyhow::Result<Duration> {
         let path = format!(
             "/api/v1/applications/{}/api-keys/{}",
@@ -142,65 +142,65 @@ impl Cluster {
             .client
             .send("DELETE", &path, &self.token, "")?;
         let took = begun.elapsed();
-        ensure!(status == 204, "a revocation was answered {status}");
+        ensure!(status == 204, "the status of a revocation is {status}");
         Ok(took)
     }
 
-    /// Asks every replica about a key, several times: afterwards those with a lease have it in memory.
-    fn ask(&mut self, key: &Key, expected: u16) -> anyhow::Result<()> {
+    /// Verifies a key twice on every replica, so that replicas with a lease have cached it.
+    fn verify(&mut self, key: &Key, expected: u16) -> anyhow::Result<()> {
         for replica in &mut self.replicas {
             for _ in 0..2 {
                 let (status, _) = replica.client.send("GET", servers::ROUTE, &key.text, "")?;
                 ensure!(
                     status == expected,
-                    "a key was answered {status} instead of {expected}"
+                    "the status of a key is {status}, not {expected}"
                 );
             }
         }
         Ok(())
     }
 
-    /// How long keys take to be made and to be revoked.
+    /// Measures creations and revocations.
     fn measure(&mut self, keys: usize) -> anyhow::Result<(Times, Times)> {
         let (mut created, mut revoked) = (Times::default(), Times::default());
         for _ in 0..keys {
             let (key, took) = self.create()?;
             created.0.push(took);
-            self.ask(&key, 200)?;
-            let at = self.any();
+            self.verify(&key, 200)?;
+            let at = self.random_replica();
             revoked.0.push(self.revoke(at, &key)?);
-            self.ask(&key, 401)?;
+            self.verify(&key, 401)?;
         }
         Ok((created, revoked))
     }
 
-    /// How long a revocation takes when another replica is frozen.
+    /// Measures revocations while another replica is paused.
     fn measure_frozen(&mut self, times: usize) -> anyhow::Result<Times> {
         let mut revoked = Times::default();
         for _ in 0..times {
             let (key, _) = self.create()?;
-            self.ask(&key, 200)?;
-            let frozen = self.any();
+            self.verify(&key, 200)?;
+            let frozen = self.random_replica();
             let at = (frozen + self.rng.random_range(1..self.replicas.len())) % self.replicas.len();
             let sleeping = self.replicas[frozen].process.freeze()?;
             revoked.0.push(self.revoke(at, &key)?);
             drop(sleeping);
-            self.ask(&key, 401)?;
-            // It has found its row gone and renewed: a revocation waits for it again, and not for long.
+            self.verify(&key, 401)?;
+            // The replica has a new lease, so this revocation waits for it again, but only briefly.
             let (key, _) = self.create()?;
-            self.ask(&key, 200)?;
+            self.verify(&key, 200)?;
             self.revoke(at, &key)?;
         }
         Ok(revoked)
     }
 }
 
-/// How long something took, each time.
+/// Durations.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// The time in milliseconds that this share of them did not exceed.
+    /// The duration at this quantile, in milliseconds.
     fn at(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -211,16 +211,16 @@ impl Times {
     }
 }
 
-/// What was measured with so many replicas.
+/// The measurements with this number of replicas.
 struct Row {
     replicas: usize,
     created: Times,
     revoked: Times,
-    /// Empty where there is no other replica to freeze.
+    /// Empty without another replica to pause.
     frozen: Times,
 }
 
-/// Measures and prints.
+/// Measures and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let postgres = Postgres::private(DURABLE)
@@ -257,8 +257,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The table, in milliseconds.
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+/// Prints the table, in milliseconds.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(rows: &[Row]) {
     println!(
         "{:>8}  {:>10} {:>8}  {:>10} {:>8}  {:>6} {:>4}  {:>10} {:>8} {:>8}",
@@ -303,9 +303,9 @@ fn print(rows: &[Row]) {
         );
     }
     println!(
-        "\nMilliseconds. \"ratio\" is that of the medians, of the same run; fsync and synchronous_commit are on. \"frozen\" is\n\
+        "\nMilliseconds. \"ratio\" is the ratio of the medians in the same run; fsync and synchronous_commit are on. \"frozen\" is\n\
          the first revocation after one of the other replicas was stopped by SIGSTOP: it waits for a lease of {} s, and the\n\
-         aim is half a second more. The next one waits for nobody.",
+         aim is half a second more. The next one does not wait.",
         LEASE.as_secs()
     );
 }
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_that_of_its_rank() {
+    fn quantile_is_the_value_at_its_rank() {
         let times = Times((1..=200).rev().map(Duration::from_millis).collect());
         assert_eq!(
             [0.5, 0.99, 1.0].map(|share| times.at(share)),

@@ -1,4 +1,4 @@
-//! The servers that are measured: ours with keys in it, and nginx with the same keys in a map.
+//! The measured servers: Tollkey with keys, and nginx with the same keys in a map.
 
 use std::{
     env,
@@ -21,24 +21,24 @@ use serde_json::{Value, json};
 
 use super::load::Answer;
 
-/// How many applications hold the keys. An application holds at most 20 by default.
+/// The number of applications with keys. An application has at most 20 keys by default.
 const APPLICATIONS: usize = 50;
 const KEYS_OF_EACH: usize = 20;
 /// The only scope of every key.
 pub(super) const SCOPE: &str = "links:read";
-/// The route that is measured, on both servers.
+/// The measured route, on both servers.
 pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
 /// The account of all keys.
 pub(super) const ACCOUNT: &str = "bench";
 
-/// How long a server may take to listen, and to end.
+/// The longest time for a server to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The processors of the generator and of the servers, so that they do not take each other's place.
+/// The processors of the generator and of the servers, so that they do not compete.
 pub(super) struct Processors(Option<(CpuSet, CpuSet)>);
 
 impl Processors {
-    /// The first for this thread, which moves there, the second for the servers. With one processor nothing is pinned.
+    /// Pins this thread to one processor and reserves another for servers, unless there is only one.
     pub(super) fn divide() -> anyhow::Result<Self> {
         let ours = sched_getaffinity(None)?;
         let mut each = (0..CpuSet::MAX_CPU)
@@ -60,7 +60,7 @@ impl Processors {
         self.0.is_some()
     }
 
-    /// Starts a server in its place: a process begins where the thread that starts it is.
+    /// Starts a server on its processors. A process inherits them from the thread that starts it.
     pub(super) fn start(&self, command: &mut Command) -> anyhow::Result<Process> {
         if let Some((_, servers)) = &self.0 {
             sched_setaffinity(None, servers)?;
@@ -73,11 +73,11 @@ impl Processors {
     }
 }
 
-/// A process that ends with its value.
+/// A process that is stopped when the value is dropped.
 pub(super) struct Process(Child);
 
 impl Process {
-    /// Starts it wherever there is room.
+    /// Starts the process on any processor.
     pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.spawn();
         Ok(Self(child.with_context(|| {
@@ -89,14 +89,14 @@ impl Process {
         Pid::from_raw(self.0.id().cast_signed()).context("no process")
     }
 
-    /// Stops its clock, until the value is dropped.
+    /// Pauses the process until the returned value is dropped.
     pub(super) fn freeze(&self) -> anyhow::Result<Frozen> {
         let pid = self.pid()?;
-        kill_process(pid, Signal::STOP).context("cannot freeze a process")?;
+        kill_process(pid, Signal::STOP).context("cannot pause a process")?;
         Ok(Frozen(pid))
     }
 
-    /// Waits for the line with which our server says where it listens.
+    /// Waits for the line with the address on which Tollkey listens.
     pub(super) fn listening(&mut self) -> anyhow::Result<SocketAddr> {
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
@@ -107,7 +107,7 @@ impl Process {
             .parse()?)
     }
 
-    /// How long it and its children have computed so far, in all threads; `None` where the kernel does not say.
+    /// The CPU time of the process and its children, or `None` if the kernel does not report it.
     pub(super) fn computed(&self) -> Option<Duration> {
         let pid = self.0.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
@@ -125,7 +125,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A plain kill would leave nginx's worker behind.
+        // SIGKILL would leave nginx's worker behind.
         if let Ok(pid) = self.pid() {
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -139,7 +139,7 @@ impl Drop for Process {
     }
 }
 
-/// A process that goes on with its value's end.
+/// A paused process, which continues when the value is dropped.
 pub(super) struct Frozen(Pid);
 
 impl Drop for Frozen {
@@ -148,20 +148,20 @@ impl Drop for Frozen {
     }
 }
 
-/// A server that listens.
+/// A listening server.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) process: Process,
 }
 
-/// A key that was made.
+/// A created key.
 pub(super) struct Key {
     pub(super) text: String,
     id: String,
     application_id: String,
 }
 
-/// Builds our server as it is released, and says where the program is.
+/// Builds Tollkey in release mode. Returns the path of the binary.
 pub(super) fn build() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -172,7 +172,7 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
         command.status().context("cannot run cargo")?.success(),
         "the server does not build"
     );
-    // Beside the directory this program was built into, wherever that is.
+    // Next to the directory of this program, wherever the target directory is.
     let target = env::current_exe()?
         .ancestors()
         .nth(2)
@@ -181,7 +181,7 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("tollkey"))
 }
 
-/// This program as it would be released: what it measures is inside it.
+/// Builds this program in release mode, as it contains the measured middleware. Returns the path of the binary.
 pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     let own = env::current_exe()?;
     if !cfg!(debug_assertions) {
@@ -203,14 +203,14 @@ pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("xtask"))
 }
 
-/// Our server in development mode, on an empty database, with one worker, metrics on and logs at `warn`.
+/// Tollkey in development mode, on an empty database, with one worker, metrics, and logs at `warn`.
 pub(super) struct Tollkey {
     pub(super) server: Server,
     pub(super) keys: Vec<Key>,
 }
 
 impl Tollkey {
-    /// Starts it and makes the keys, as a user would.
+    /// Starts the server and creates the keys over its API.
     pub(super) fn start(
         program: &Path,
         directory: &Path,
@@ -254,7 +254,7 @@ impl Tollkey {
     }
 }
 
-/// Our program, with nothing set that somebody may have set for a server of theirs.
+/// A Tollkey command without the settings of the caller's environment.
 pub(super) fn tollkey(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     let names = env::vars_os().map(|(name, _)| name);
@@ -275,7 +275,7 @@ fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
     name.as_encoded_bytes().starts_with(with.as_bytes())
 }
 
-/// A management token of an account, from our program.
+/// A management token of an account, from the `token` command.
 pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<String> {
     let token = tollkey.args(["token", "--account", account]).output()?;
     ensure!(
@@ -286,18 +286,18 @@ pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<Stri
     Ok(String::from_utf8(token.stdout)?.trim().to_owned())
 }
 
-/// A text in an answer.
-pub(super) fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
-    Ok(answer[member]
+/// A string field of a response.
+pub(super) fn text(response: &Value, member: &str) -> anyhow::Result<String> {
+    Ok(response[member]
         .as_str()
-        .with_context(|| format!("an answer without {member}"))?
+        .with_context(|| format!("a response without {member}"))?
         .to_owned())
 }
 
-/// The longest answer: a page of the dashboard is some 60 kB.
+/// The longest response; a page of the dashboard has about 60 kB.
 const LARGEST: usize = 1 << 20;
 
-/// Somebody with a kept connection, one request at a time.
+/// A client with a persistent connection, one request at a time.
 pub(super) struct Client {
     stream: TcpStream,
     host: SocketAddr,
@@ -311,7 +311,7 @@ impl Client {
         Ok(Self { stream, host: to })
     }
 
-    /// Sends a request; gives the status and the body.
+    /// Sends a request. Returns the status and the body.
     pub(super) fn send(
         &mut self,
         method: &str,
@@ -324,29 +324,32 @@ impl Client {
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {credential}\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        let (answer, come) = self.ask(&request)?;
-        Ok((answer.status, come[answer.body..answer.end].to_vec()))
+        let (response, received) = self.ask(&request)?;
+        Ok((
+            response.status,
+            received[response.body..response.end].to_vec(),
+        ))
     }
 
-    /// Sends a request as it is; gives the answer, and all that came.
+    /// Sends a request as it is. Returns the response and all received bytes.
     pub(super) fn ask(&mut self, request: &str) -> anyhow::Result<(Answer, Vec<u8>)> {
         self.stream.write_all(request.as_bytes())?;
-        let mut come = Vec::new();
+        let mut received = Vec::new();
         loop {
             let mut more = [0; 64 * 1024];
             let count = self.stream.read(&mut more)?;
             ensure!(
-                count > 0 && come.len() < LARGEST,
-                "the server closed the connection, or its answer is too long"
+                count > 0 && received.len() < LARGEST,
+                "the server closed the connection, or its response is too long"
             );
-            come.extend_from_slice(&more[..count]);
-            if let Some(answer) = Answer::read(&come)? {
-                return Ok((answer, come));
+            received.extend_from_slice(&more[..count]);
+            if let Some(response) = Answer::read(&received)? {
+                return Ok((response, received));
             }
         }
     }
 
-    /// Makes something.
+    /// Creates something. Returns the response.
     pub(super) fn post(&mut self, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let (status, body) = self.send("POST", path, token, &body.to_string())?;
         ensure!(
@@ -358,7 +361,7 @@ impl Client {
     }
 }
 
-/// Where nginx is: in the path, or where Debian has it, which is in root's path only.
+/// nginx in the PATH or in Debian's /usr/sbin, which is only in root's PATH.
 pub(super) fn nginx() -> Option<PathBuf> {
     let directories = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
@@ -367,14 +370,14 @@ pub(super) fn nginx() -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// Starts nginx with one worker and the keys in static maps. It answers with the headers we answer with.
+/// Starts nginx with one worker and the keys in static maps. It responds with the same headers as Tollkey.
 pub(super) fn start_nginx(
     program: &Path,
     directory: &Path,
     keys: &[Key],
     processors: &Processors,
 ) -> anyhow::Result<Server> {
-    // Free a moment ago. Should somebody take it in between, nginx says so and ends.
+    // The port was free. If another process takes it in the meantime, nginx logs that and exits.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let configuration = directory.join("nginx.conf");
     fs::write(&configuration, nginx_configuration(address, keys)?)?;
@@ -389,7 +392,7 @@ pub(super) fn start_nginx(
     let since = Instant::now();
     while TcpStream::connect(address).is_err() {
         if let Some(status) = process.0.try_wait()? {
-            bail!("nginx ended by itself: {status}");
+            bail!("nginx exited: {status}");
         }
         ensure!(since.elapsed() < PATIENCE, "nginx does not listen");
         thread::sleep(Duration::from_millis(20));

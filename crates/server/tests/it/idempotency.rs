@@ -1,4 +1,4 @@
-//! Requests that are sent again: `Idempotency-Key` on everything that creates.
+//! Repeated requests: `Idempotency-Key` on every operation that creates something.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use crate::{
 };
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// What a client calls its request.
+/// The `Idempotency-Key` of the requests.
 const KEY: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
 
-/// A creating request, and where what it made can be counted.
-struct Creating {
+/// A request that creates something.
+struct CreateRequest {
     path: String,
     body: Value,
     other_body: Value,
-    /// The member that holds the secret, if one does.
+    /// The field of the response with the secret, if there is one.
     secret: Option<&'static str>,
     enveloped: bool,
-    /// Where the things are, and how many there are before.
+    /// The list of the created things.
     list: String,
     by: String,
 }
 
-impl Creating {
+impl CreateRequest {
     fn call(&self, app: &App) -> Call {
         self.with(app, self.body.clone())
     }
@@ -38,8 +38,8 @@ impl Creating {
         app.post(&self.path, body).bearer(&self.by)
     }
 
-    /// What was made, as the answer says it.
-    fn made(&self, app: &App, reply: &Reply) -> Value {
+    /// The created thing in the response.
+    fn created(&self, app: &App, reply: &Reply) -> Value {
         if self.enveloped {
             envelope(app, reply)["data"].clone()
         } else {
@@ -59,7 +59,7 @@ impl Creating {
 }
 
 /// Every creating POST of the contract.
-async fn every_creating_post(app: &App) -> Vec<Creating> {
+async fn every_create_request(app: &App) -> Vec<CreateRequest> {
     let (by, operator) = (app.merchant("acme"), app.operator());
     let application = app.application(&by, "Web Store").await;
     let commerce = app
@@ -67,9 +67,9 @@ async fn every_creating_post(app: &App) -> Vec<Creating> {
         .bearer(&by)
         .await
         .json();
-    let rotated = commerce["key_id"].as_str().expect("an id").to_owned();
-    let creating =
-        |path: &str, body: Value, other_body: Value, secret: Option<&'static str>| Creating {
+    let rotated = commerce["key_id"].as_str().expect("an ID").to_owned();
+    let request =
+        |path: &str, body: Value, other_body: Value, secret: Option<&'static str>| CreateRequest {
             path: path.to_owned(),
             body,
             other_body,
@@ -79,42 +79,42 @@ async fn every_creating_post(app: &App) -> Vec<Creating> {
             by: by.clone(),
         };
     vec![
-        creating(
+        request(
             "/applications",
             json!({"name": "First"}),
             json!({"name": "Second"}),
             None,
         ),
-        creating(
+        request(
             &format!("/applications/{application}/api-keys"),
             json!({"description": "Checkout"}),
             json!({"description": "Checkout", "mode": "test"}),
             Some("fullKey"),
         ),
-        creating(
+        request(
             "/api-keys",
             json!({"name": "Checkout"}),
             json!({"name": "checkout"}),
             Some("api_key"),
         ),
-        Creating {
+        CreateRequest {
             list: "/api-keys".to_owned(),
-            ..creating(
+            ..request(
                 &format!("/api-keys/{rotated}/rotate"),
                 json!({"overlap_seconds": 60}),
                 json!({"overlap_seconds": 61}),
                 Some("api_key"),
             )
         },
-        creating(
+        request(
             "/v1/account/api-keys",
             wanted("live", "secret"),
             wanted("live", "publishable"),
             Some("value"),
         ),
-        Creating {
+        CreateRequest {
             by: operator,
-            ..creating(
+            ..request(
                 "/service-keys",
                 json!({"name": "gateway"}),
                 json!({"name": "Gateway"}),
@@ -134,19 +134,19 @@ async fn entries(app: &App) -> usize {
 }
 
 #[actix_web::test]
-async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
+async fn repeated_request_is_replayed_and_creates_nothing() {
     each_backend(async |app: &App| {
-        for creating in every_creating_post(app).await {
-            let path = &creating.path;
-            let before = (creating.count(app).await, entries(app).await);
-            let first = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+        for request in every_create_request(app).await {
+            let path = &request.path;
+            let before = (request.count(app).await, entries(app).await);
+            let first = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(first.status, 201, "{path}: {first}");
             assert_eq!(first.header("idempotent-replayed"), None, "{path}");
-            let after = (creating.count(app).await, entries(app).await);
+            let after = (request.count(app).await, entries(app).await);
             assert_eq!(after.0, before.0 + 1, "{path}");
             app.clock.advance(Duration::from_secs(7));
             for written in [KEY.to_owned(), format!("\"{KEY}\""), KEY.to_owned()] {
-                let again = creating.call(app).header(IDEMPOTENCY_KEY, written).await;
+                let again = request.call(app).header(IDEMPOTENCY_KEY, written).await;
                 assert_eq!(
                     (again.status, again.header("idempotent-replayed")),
                     (201, Some("true")),
@@ -164,8 +164,8 @@ async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
                     first.header("x-request-id"),
                     "{path}"
                 );
-                if creating.enveloped {
-                    // The envelope is of this answer, what is in it of the first.
+                if request.enveloped {
+                    // The envelope is new, the data is that of the first response.
                     assert_eq!(
                         envelope(app, &again)["data"].to_string(),
                         first.json()["data"].to_string(),
@@ -174,8 +174,8 @@ async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
                 } else {
                     assert_eq!(again.body, first.body, "{path}");
                 }
-                if let Some(secret) = creating.secret {
-                    let secret = creating.made(app, &again)[secret]
+                if let Some(secret) = request.secret {
+                    let secret = request.created(app, &again)[secret]
                         .as_str()
                         .expect("a secret")
                         .to_owned();
@@ -185,13 +185,13 @@ async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
                     }
                 }
             }
-            let other = creating
-                .with(app, creating.other_body.clone())
+            let other = request
+                .with(app, request.other_body.clone())
                 .header(IDEMPOTENCY_KEY, KEY)
                 .await;
             assert_eq!(other.status, 422, "{path}: {other}");
             assert_eq!(
-                (creating.count(app).await, entries(app).await),
+                (request.count(app).await, entries(app).await),
                 after,
                 "{path}"
             );
@@ -200,7 +200,7 @@ async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
     .await;
 }
 
-/// A replay returns what was created as it was then, whatever has changed since.
+/// A replay returns the state at the time of creation, even after later changes.
 #[actix_web::test]
 async fn replay_after_changes_is_byte_identical() {
     each_backend(async |app: &App| {
@@ -267,7 +267,7 @@ async fn replay_after_changes_is_byte_identical() {
                 _ => reply.body.clone(),
             };
             let created: Value = serde_json::from_str(&data(&first)).expect("JSON");
-            let created_id = created[id].as_str().expect("an id").to_owned();
+            let created_id = created[id].as_str().expect("an ID").to_owned();
             for (method, at, change) in changes {
                 let at = at.replace("{}", &created_id).replace("{application}", &application);
                 let reply = call(method, at.clone(), change, token).await;
@@ -284,7 +284,7 @@ async fn replay_after_changes_is_byte_identical() {
 }
 
 #[actix_web::test]
-async fn another_body_is_a_mismatch() {
+async fn different_body_is_a_mismatch() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
         let create = |body: &str| {
@@ -292,7 +292,7 @@ async fn another_body_is_a_mismatch() {
             call.bearer(&by).header(IDEMPOTENCY_KEY, KEY)
         };
         assert_eq!(create(r#"{"name":"Checkout"}"#).await.status, 201);
-        // Byte by byte.
+        // Bodies are compared byte by byte.
         for body in [r#"{"name":"checkout"}"#, r#"{"name": "Checkout"}"#, "", "{", r#"{"name":"Checkout","nope":1}"#] {
             assert_eq!(create(body).await.code(), "idempotency_mismatch", "{body}");
         }
@@ -322,7 +322,7 @@ async fn another_body_is_a_mismatch() {
 }
 
 #[actix_web::test]
-async fn the_header_has_16_to_255_printable_characters_once() {
+async fn header_has_16_to_255_printable_characters() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
         let create = |value: &[u8]| {
@@ -362,7 +362,7 @@ async fn the_header_has_16_to_255_printable_characters_once() {
                 "{bad:?}: {reply}"
             );
         }
-        // Actix itself refuses other control characters before anybody sees them.
+        // Actix rejects other control characters itself.
         for bad in [
             b"kkkkkkkkkkkkkkkk\x01".as_slice(),
             b"kkkkkkkkkkkkkkkk\x7f",
@@ -378,13 +378,13 @@ async fn the_header_has_16_to_255_printable_characters_once() {
         assert_eq!(twice.errors(), ["Idempotency-Key must not be repeated"]);
         let listed = app.get("/api-keys").bearer(&by).await.json();
         assert_eq!(listed.as_array().unwrap().len(), 5);
-        // Who is not known learns nothing about it.
+        // Without a valid credential the header is not examined.
         let stranger = app
             .post("/api-keys", json!({"name": "x"}))
             .header(IDEMPOTENCY_KEY, "short")
             .await;
         assert_eq!(stranger.code(), "missing_credentials");
-        // Without one every request makes something; on what creates nothing it means nothing.
+        // Without the header every request creates something. GET ignores the header.
         for _ in 0..2 {
             assert_eq!(
                 app.post("/api-keys", json!({"name": "x"}))
@@ -405,7 +405,7 @@ async fn the_header_has_16_to_255_printable_characters_once() {
 }
 
 #[actix_web::test]
-async fn account_actor_mode_and_path_have_places_of_their_own() {
+async fn records_are_scoped_by_account_actor_mode_and_path() {
     each_backend(async |app: &App| {
         let acme = app.merchant("acme");
         let globex = app.merchant("globex");
@@ -476,7 +476,7 @@ async fn account_actor_mode_and_path_have_places_of_their_own() {
                 "{path}: {reply}"
             );
         }
-        // The two mounts of the account surface are one place, however the path is written.
+        // Both prefixes of the account API are the same operation, and so are equivalent paths.
         let first = app
             .post(account_keys, wanted("test", "secret"))
             .bearer(&live)
@@ -499,7 +499,7 @@ async fn account_actor_mode_and_path_have_places_of_their_own() {
             );
             assert_eq!(again.json()["data"], first.json()["data"], "{path}");
         }
-        // Another key is another request.
+        // Another `Idempotency-Key` is another request.
         let other = app
             .post(account_keys, wanted("test", "secret"))
             .bearer(&live)
@@ -513,7 +513,7 @@ async fn account_actor_mode_and_path_have_places_of_their_own() {
 }
 
 #[actix_web::test]
-async fn a_refusal_is_not_kept() {
+async fn error_responses_are_not_recorded() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
         let again = |path: &str, body: Value| {
@@ -521,14 +521,14 @@ async fn a_refusal_is_not_kept() {
                 .bearer(&by)
                 .header(IDEMPOTENCY_KEY, KEY)
         };
-        // 400, then another body altogether
+        // 400, then another body
         assert_eq!(again("/api-keys", json!({"name": ""})).await.status, 400);
         let first = again("/api-keys", json!({"name": "Checkout"})).await;
         assert_eq!(
             (first.status, first.header("idempotent-replayed")),
             (201, None)
         );
-        // 409, then the same body once the name is free
+        // 409, then the same body after the name became available
         let taken = app.application(&by, "Web Store").await;
         let same = || again("/applications", json!({"name": "Web Store"}));
         assert_eq!(same().await.code(), "application_name_taken");
@@ -539,12 +539,12 @@ async fn a_refusal_is_not_kept() {
                 .status,
             204
         );
-        let made = same().await;
+        let created = same().await;
         assert_eq!(
-            (made.status, made.header("idempotent-replayed")),
+            (created.status, created.header("idempotent-replayed")),
             (201, None)
         );
-        assert_eq!(same().await.body, made.body);
+        assert_eq!(same().await.body, created.body);
         // 404 and 409 of a rotation
         let unknown = KeyId::from_bytes([9; 16]);
         for _ in 0..2 {
@@ -578,7 +578,7 @@ async fn a_refusal_is_not_kept() {
             (201, None),
             "{rotated}"
         );
-        // What can no longer be done was done: the first answer, not 409.
+        // The replay returns the first response, although another rotation would be a 409.
         assert_eq!(rotate().await.body, rotated.body);
         let without = app
             .post(&format!("/api-keys/{id}/rotate"), json!({}))
@@ -611,7 +611,7 @@ async fn a_refusal_is_not_kept() {
 }
 
 #[actix_web::test]
-async fn an_answer_is_kept_for_24_hours() {
+async fn record_is_kept_for_24_hours() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
         let create = |name: &str| {
@@ -629,7 +629,7 @@ async fn an_answer_is_kept_for_24_hours() {
             (Some("true"), &first.body)
         );
         assert_eq!(create("checkout").await.status, 422);
-        // By the clock, whether or not it has been swept; a replay keeps nothing alive.
+        // The record expires by the clock, before it is pruned; a replay does not extend it.
         app.clock.advance(Duration::from_secs(1));
         let second = create("checkout").await;
         assert_eq!(
@@ -655,9 +655,9 @@ async fn an_answer_is_kept_for_24_hours() {
     .await;
 }
 
-/// The end was in the future when the key was made; the replay asks for nothing new.
+/// The expiration was in the future when the key was created. A replay does not validate the request again.
 #[actix_web::test]
-async fn a_replay_is_not_judged_again() {
+async fn replay_is_not_validated_again() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
         let application = app.application(&by, "Web Store").await;
@@ -700,20 +700,20 @@ async fn a_replay_is_not_judged_again() {
 }
 
 #[actix_web::test]
-async fn another_replica_gives_the_same_answer() {
+async fn replay_works_on_another_replica() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
-        for creating in every_creating_post(app).await {
-            let first = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+        for request in every_create_request(app).await {
+            let first = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(first.status, 201, "{first}");
-            let there = |body: &Value| {
-                let call = Call::new(replica.address(), "POST", &creating.path).json(body.clone());
-                call.bearer(&creating.by).header(IDEMPOTENCY_KEY, KEY)
+            let on_replica = |body: &Value| {
+                let call = Call::new(replica.address(), "POST", &request.path).json(body.clone());
+                call.bearer(&request.by).header(IDEMPOTENCY_KEY, KEY)
             };
-            let again = there(&creating.body).await;
+            let again = on_replica(&request.body).await;
             assert_eq!(again.header("idempotent-replayed"), Some("true"), "{again}");
-            assert_eq!(creating.made(app, &again), creating.made(app, &first));
-            assert_eq!(there(&creating.other_body).await.status, 422);
+            assert_eq!(request.created(app, &again), request.created(app, &first));
+            assert_eq!(on_replica(&request.other_body).await.status, 422);
         }
         replica.stop().await;
     })
@@ -721,17 +721,14 @@ async fn another_replica_gives_the_same_answer() {
 }
 
 #[actix_web::test]
-async fn once_it_is_answered_each_of_many_repeats_gets_the_answer() {
+async fn parallel_repeats_after_the_response_are_replayed() {
     each_backend(async |app: &App| {
-        for creating in every_creating_post(app).await {
-            let first = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+        for request in every_create_request(app).await {
+            let first = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(first.status, 201, "{first}");
-            let again = join_all((0..20).map(|_| {
-                creating
-                    .call(app)
-                    .header(IDEMPOTENCY_KEY, KEY)
-                    .into_future()
-            }))
+            let again = join_all(
+                (0..20).map(|_| request.call(app).header(IDEMPOTENCY_KEY, KEY).into_future()),
+            )
             .await;
             for reply in again {
                 assert_eq!(
@@ -739,11 +736,11 @@ async fn once_it_is_answered_each_of_many_repeats_gets_the_answer() {
                     (201, Some("true")),
                     "{reply}"
                 );
-                assert_eq!(creating.made(app, &reply), creating.made(app, &first));
+                assert_eq!(request.created(app, &reply), request.created(app, &first));
             }
             let other = |_| {
-                creating
-                    .with(app, creating.other_body.clone())
+                request
+                    .with(app, request.other_body.clone())
                     .header(IDEMPOTENCY_KEY, KEY)
                     .into_future()
             };
@@ -756,33 +753,33 @@ async fn once_it_is_answered_each_of_many_repeats_gets_the_answer() {
 }
 
 #[actix_web::test]
-async fn of_many_at_once_one_is_done_and_the_others_are_replayed_or_told_to_wait() {
+async fn only_one_of_50_parallel_repeats_is_executed() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
-        for creating in every_creating_post(app).await {
-            let before = (creating.count(app).await, entries(app).await);
+        for request in every_create_request(app).await {
+            let before = (request.count(app).await, entries(app).await);
             let calls = (0..50).map(|i| {
                 let address = if i % 2 == 0 {
                     app.running().address()
                 } else {
                     replica.address()
                 };
-                let call = Call::new(address, "POST", &creating.path).json(creating.body.clone());
-                call.bearer(&creating.by)
+                let call = Call::new(address, "POST", &request.path).json(request.body.clone());
+                call.bearer(&request.by)
                     .header(IDEMPOTENCY_KEY, KEY)
                     .into_future()
             });
             let replies = join_all(calls).await;
-            let path = &creating.path;
-            assert_eq!(creating.count(app).await, before.0 + 1, "{path}");
+            let path = &request.path;
+            assert_eq!(request.count(app).await, before.0 + 1, "{path}");
             assert!(entries(app).await <= before.1 + 1, "{path}");
-            let mut made = Vec::new();
+            let mut created = Vec::new();
             for reply in &replies {
                 match reply.status {
-                    201 => made.push(reply),
+                    201 => created.push(reply),
                     409 => {
                         let json = reply.json();
-                        let code = if creating.enveloped {
+                        let code = if request.enveloped {
                             &json["error"]["details"]["code"]
                         } else {
                             &json["code"]
@@ -794,20 +791,21 @@ async fn of_many_at_once_one_is_done_and_the_others_are_replayed_or_told_to_wait
                 }
             }
             assert_eq!(
-                made.iter()
+                created
+                    .iter()
                     .filter(|reply| reply.header("idempotent-replayed").is_none())
                     .count(),
                 1,
                 "{path}"
             );
-            for reply in &made {
+            for reply in &created {
                 assert_eq!(
-                    creating.made(app, reply),
-                    creating.made(app, made[0]),
+                    request.created(app, reply),
+                    request.created(app, created[0]),
                     "{path}"
                 );
             }
-            let afterwards = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+            let afterwards = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(
                 afterwards.header("idempotent-replayed"),
                 Some("true"),
@@ -820,38 +818,38 @@ async fn of_many_at_once_one_is_done_and_the_others_are_replayed_or_told_to_wait
 }
 
 #[actix_web::test]
-async fn a_request_that_lost_its_answer_gets_the_same_secret_when_it_is_sent_again() {
+async fn repeat_after_a_lost_response_returns_the_same_secret() {
     each_backend(async |app: &App| {
-        for creating in every_creating_post(app).await {
-            let before = creating.count(app).await;
-            let path = &creating.path;
-            // Everything is sent; nobody is there when the answer comes.
-            creating
+        for request in every_create_request(app).await {
+            let before = request.count(app).await;
+            let path = &request.path;
+            // The whole request is sent, but the client disconnects before the response.
+            request
                 .call(app)
                 .header(IDEMPOTENCY_KEY, KEY)
                 .hang_up()
                 .await;
-            eventually("the request is done", async || {
-                creating.count(app).await == before + 1
+            eventually("the request is processed", async || {
+                request.count(app).await == before + 1
             })
             .await;
-            let again = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+            let again = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(
                 (again.status, again.header("idempotent-replayed")),
                 (201, Some("true")),
                 "{path}: {again}"
             );
-            let twice = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+            let twice = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(
-                creating.made(app, &again),
-                creating.made(app, &twice),
+                request.created(app, &again),
+                request.created(app, &twice),
                 "{path}"
             );
-            assert_eq!(creating.count(app).await, before + 1, "{path}");
-            let made = creating.made(app, &again);
-            if let Some(secret) = creating.secret.filter(|_| !path.contains("service-keys")) {
+            assert_eq!(request.count(app).await, before + 1, "{path}");
+            let created = request.created(app, &again);
+            if let Some(secret) = request.secret.filter(|_| !path.contains("service-keys")) {
                 assert_eq!(
-                    app.code(made[secret].as_str().unwrap()).await,
+                    app.code(created[secret].as_str().unwrap()).await,
                     "valid",
                     "{path}"
                 );
@@ -865,36 +863,36 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Who has the database alone has neither the secret, nor the Idempotency-Key, nor a way to open what is kept.
+/// The database alone reveals neither the secrets nor the Idempotency-Keys, and cannot decrypt the records.
 #[actix_web::test]
-async fn a_dump_of_the_database_holds_no_secret_and_opens_nothing() {
+async fn database_dump_reveals_no_secret() {
     each_backend(async |app: &App| {
-        let creating = every_creating_post(app).await;
+        let requests = every_create_request(app).await;
         let mut never = vec![KEY.to_owned()];
         let mut shown = Vec::new();
-        for creating in &creating {
-            let reply = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+        for request in &requests {
+            let reply = request.call(app).header(IDEMPOTENCY_KEY, KEY).await;
             assert_eq!(reply.status, 201, "{reply}");
-            let made = creating.made(app, &reply);
-            if let Some(secret) = creating.secret {
-                let secret = made[secret].as_str().unwrap();
+            let created = request.created(app, &reply);
+            if let Some(secret) = request.secret {
+                let secret = created[secret].as_str().unwrap();
                 never.extend([secret.to_owned(), secret[secret.len() - 32..].to_owned()]);
             }
-            let id = if made["id"].is_null() {
-                &made["key_id"]
+            let id = if created["id"].is_null() {
+                &created["key_id"]
             } else {
-                &made["id"]
+                &created["id"]
             };
             shown.push(id.as_str().unwrap().to_owned());
         }
         let dump = app.database.dump();
         let lower = dump.to_lowercase();
-        // The dump is one: what may be in it is found in it.
+        // Check that the dump has the records and the IDs, so that the absence of secrets means something.
         let rows = dump
             .lines()
             .filter(|line| line.starts_with("kept_answers.sealed: "))
             .count();
-        assert_eq!(rows, creating.len());
+        assert_eq!(rows, requests.len());
         for id in shown {
             let id = id.parse::<KeyId>().map_or(id, |id| hex(id.as_bytes()));
             assert!(
@@ -911,10 +909,10 @@ async fn a_dump_of_the_database_holds_no_secret_and_opens_nothing() {
 }
 
 #[actix_web::test]
-async fn only_the_servers_sealing_secret_opens_what_is_kept() {
+async fn records_need_the_sealing_secret_of_their_server() {
     each_backend(async |app: &App| {
         let by = app.merchant("acme");
-        let at = async |settings: &tollkey_server::config::Settings, key: &str| {
+        let create = async |settings: &tollkey_server::config::Settings, key: &str| {
             let replica = app.replica_with(settings).await;
             let call = Call::new(replica.address(), "POST", "/api-keys").json(json!({"name": "Checkout"}));
             let reply = call.bearer(&by).header(IDEMPOTENCY_KEY, key).await;
@@ -922,26 +920,26 @@ async fn only_the_servers_sealing_secret_opens_what_is_kept() {
             reply
         };
         let with = |secret: &str| settings(app.database.url(), &[("TOLLKEY_SEALING_SECRET", secret)]);
-        let (one, other) = (with(&"1".repeat(32)), with(&"2".repeat(32)));
-        let first = at(&one, KEY).await;
+        let (first_secret, other) = (with(&"1".repeat(32)), with(&"2".repeat(32)));
+        let first = create(&first_secret, KEY).await;
         assert_eq!(first.status, 201, "{first}");
-        let again = at(&one, KEY).await;
+        let again = create(&first_secret, KEY).await;
         assert_eq!((again.header("idempotent-replayed"), &again.body), (Some("true"), &first.body));
-        let closed = at(&other, KEY).await;
+        let closed = create(&other, KEY).await;
         assert_eq!((closed.status, closed.code().as_str()), (409, "idempotency_replay_unavailable"), "{closed}");
-        // Without one of its own the secret that signs tokens takes its place, on every replica that has it.
+        // Without a sealing secret, the secret that signs tokens is used, on every replica that has it.
         let default = "another idempotency key";
         let first =
             app.post("/api-keys", json!({"name": "Checkout"})).bearer(&by).header(IDEMPOTENCY_KEY, default).await;
-        assert_eq!(at(&app.settings, default).await.body, first.body);
-        assert_eq!(at(&one, default).await.code(), "idempotency_replay_unavailable");
-        // It is opened by no other Idempotency-Key either: an answer moved to another's place stays shut.
+        assert_eq!(create(&app.settings, default).await.body, first.body);
+        assert_eq!(create(&first_secret, default).await.code(), "idempotency_replay_unavailable");
+        // A record is bound to its Idempotency-Key: one copied to another record cannot be decrypted.
         app.database.sql("UPDATE kept_answers SET sealed = (SELECT sealed FROM kept_answers ORDER BY id LIMIT 1)");
-        let mut codes = [at(&one, KEY).await.code(), at(&app.settings, default).await.code()];
+        let mut codes = [create(&first_secret, KEY).await.code(), create(&app.settings, default).await.code()];
         codes.sort();
-        assert_eq!(codes, ["", "idempotency_replay_unavailable"], "the one whose place that was still opens it");
+        assert_eq!(codes, ["", "idempotency_replay_unavailable"], "only the record with its own key is replayed");
         let listed = app.get("/api-keys").bearer(&by).await.json();
-        assert_eq!(listed.as_array().unwrap().len(), 2, "nothing was made in their place");
+        assert_eq!(listed.as_array().unwrap().len(), 2, "no other key was created");
     })
     .await;
 }

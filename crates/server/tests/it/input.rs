@@ -1,4 +1,4 @@
-//! What is sent in that nobody can use: each gets a clear problem, and nothing is written.
+//! Invalid requests: each gets a problem that names the error, and changes nothing.
 
 use serde_json::{Value, json};
 use tokio::{
@@ -11,7 +11,7 @@ use crate::{
     support::{App, Call, Reply, each_backend},
 };
 
-/// An error says everything an error has to say, and nothing about how we are made.
+/// Asserts that a problem has every required field and reveals no internals.
 fn assert_problem(reply: &Reply, context: &str) {
     assert_eq!(
         reply.header("content-type"),
@@ -70,8 +70,8 @@ fn assert_problem(reply: &Reply, context: &str) {
     }
 }
 
-/// Everything an account and the operator can see.
-async fn world(app: &App, token: &str) -> Vec<Value> {
+/// All resources of an account and of the operator.
+async fn all_resources(app: &App, token: &str) -> Vec<Value> {
     let operator = app.operator();
     let mut seen = Vec::new();
     for (path, token) in [
@@ -87,8 +87,8 @@ async fn world(app: &App, token: &str) -> Vec<Value> {
     seen
 }
 
-/// Every operation with a JSON body, and who may call it.
-async fn writers(app: &App) -> Vec<(&'static str, String, String)> {
+/// Every operation with a JSON body, and a token that may call it.
+async fn write_operations(app: &App) -> Vec<(&'static str, String, String)> {
     let token = app.merchant("acme");
     let application = app.application(&token, "Web Store").await;
     app.key(&token, &application, json!({})).await;
@@ -106,7 +106,7 @@ async fn writers(app: &App) -> Vec<(&'static str, String, String)> {
 }
 
 #[actix_web::test]
-async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written() {
+async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
     let nested = |open: &str, close: &str| {
         format!(
             "{{\"metadata\":{}{}}}",
@@ -118,7 +118,7 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("empty", b"".to_vec()),
         ("blank", b" \n ".to_vec()),
         ("half", b"{\"name\": \"x\"".to_vec()),
-        ("half a text", b"{\"name\": \"x".to_vec()),
+        ("unterminated string", b"{\"name\": \"x".to_vec()),
         ("no quotes", b"{name: \"x\"}".to_vec()),
         ("single quotes", b"{'name': 'x'}".to_vec()),
         ("trailing comma", b"{\"name\": \"x\",}".to_vec()),
@@ -131,14 +131,14 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("markup", b"<name>x</name>".to_vec()),
         ("array", b"[\"x\"]".to_vec()),
         ("array of objects", b" [{\"name\": \"x\"}]".to_vec()),
-        ("half an array", b"[\"x\"".to_vec()),
+        ("unterminated array", b"[\"x\"".to_vec()),
         ("text", b"\"x\"".to_vec()),
         ("number", b"1".to_vec()),
         ("true", b"true".to_vec()),
         ("null", b"null".to_vec()),
         ("NUL", b"\0".to_vec()),
-        ("raw NUL in a text", b"{\"name\": \"a\0b\"}".to_vec()),
-        ("raw newline in a text", b"{\"name\": \"a\nb\"}".to_vec()),
+        ("raw NUL in a string", b"{\"name\": \"a\0b\"}".to_vec()),
+        ("raw newline in a string", b"{\"name\": \"a\nb\"}".to_vec()),
         ("lone surrogate", b"{\"name\": \"\\ud800\"}".to_vec()),
         ("not UTF-8", b"{\"name\": \"\xff\xfe\"}".to_vec()),
         ("overlong UTF-8", b"{\"name\": \"\xc0\xaf\"}".to_vec()),
@@ -157,14 +157,14 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
             "two byte order marks",
             b"\xef\xbb\xbf\xef\xbb\xbf{\"name\": \"x\"}".to_vec(),
         ),
-        ("unknown member", b"{\"nmae\": \"x\"}".to_vec()),
+        ("unknown field", b"{\"nmae\": \"x\"}".to_vec()),
         (
-            "member twice",
+            "repeated field",
             b"{\"name\": \"x\", \"name\": \"x\"}".to_vec(),
         ),
         ("deep arrays", nested("[", "]").into_bytes()),
         ("deep objects", nested("{\"a\":", "}").into_bytes()),
-        ("deep, no object", "[".repeat(60_000).into_bytes()),
+        ("deep, not an object", "[".repeat(60_000).into_bytes()),
         (
             "endless number",
             format!("{{\"name\": {}}}", "9".repeat(50_000)).into_bytes(),
@@ -172,10 +172,10 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("number out of range", b"{\"name\": 1e999}".to_vec()),
     ];
     each_backend(async |app: &App| {
-        let writers = writers(app).await;
+        let write_operations = write_operations(app).await;
         let token = app.merchant("acme");
-        let before = world(app, &token).await;
-        for (method, path, token) in &writers {
+        let before = all_resources(app, &token).await;
+        for (method, path, token) in &write_operations {
             for (name, body) in &bodies {
                 let context = format!("{method} {path} {name}");
                 let call = app
@@ -199,13 +199,13 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
                 assert_problem(&reply, &context);
             }
         }
-        assert_eq!(world(app, &token).await, before);
+        assert_eq!(all_resources(app, &token).await, before);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn malformed_json_is_told_by_line_and_column() {
+async fn malformed_json_is_reported_with_line_and_column() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let send = |body: &str| {
@@ -252,30 +252,30 @@ async fn malformed_json_is_told_by_line_and_column() {
 }
 
 #[actix_web::test]
-async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
+async fn unknown_and_mistyped_fields_are_reported_by_name() {
     each_backend(async |app: &App| {
-        let writers = writers(app).await;
+        let write_operations = write_operations(app).await;
         let token = app.merchant("acme");
-        let before = world(app, &token).await;
+        let before = all_resources(app, &token).await;
         let long = "x".repeat(60_000);
-        for (method, path, token) in &writers {
+        for (method, path, token) in &write_operations {
             let send = async |body: Value| app.call(method, path).bearer(token).json(body).await;
-            // A member with a value that could be a secret: its name comes back, never its value.
+            // An unknown field may contain a secret: the error has its name, but never its value.
             let reply = send(json!({"surprise": "s3cret-value"})).await;
             assert_eq!(reply.errors()[0], "/surprise is unknown", "{method} {path}");
-            // What is missing comes with it.
+            // The same response has the errors of missing fields.
             let others = &reply.errors()[1..];
             assert!(others.iter().all(|error| error.ends_with(" is required")), "{method} {path}: {reply}");
             assert!(!reply.body.contains("s3cret"), "{reply}");
             assert_problem(&reply, path);
             let reply = send(json!({"a/b~c": 1})).await;
             assert_eq!(reply.errors()[0], "/a~1b~0c is unknown", "{method} {path}");
-            // A name of any length is not repeated whole.
+            // A long name is truncated.
             let reply = send(json!({ long.as_str(): 1 })).await;
             assert_eq!(reply.status, 400, "{method} {path}");
             assert!(reply.body.len() < 2000, "{method} {path}: {}", reply.body.len());
         }
-        let application = &writers[1].1;
+        let application = &write_operations[1].1;
         let keys = format!("{application}/api-keys");
         let cases = [
             ("POST", "/applications", json!({"name": ["x"]}), "/name must be a string"),
@@ -318,7 +318,7 @@ async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
             assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{method} {path}");
             assert_problem(&reply, path);
         }
-        assert_eq!(world(app, &token).await, before);
+        assert_eq!(all_resources(app, &token).await, before);
     })
     .await;
 }
@@ -328,10 +328,10 @@ async fn all_invalid_fields_are_reported_in_one_response() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let before = world(app, &token).await;
+        let before = all_resources(app, &token).await;
         let keys = format!("/applications/{application}/api-keys");
         let (operator, service) = (app.operator(), app.service());
-        // Unknown and missing fields, wrong types and broken rules, each once.
+        // Unknown and missing fields, wrong types and invalid values.
         for (method, path, token, body, expected) in [
             (
                 "POST",
@@ -375,13 +375,13 @@ async fn all_invalid_fields_are_reported_in_one_response() {
                 assert!(!detail.contains(error["pointer"].as_str().unwrap()), "{detail}");
             }
         }
-        assert_eq!(world(app, &token).await, before);
+        assert_eq!(all_resources(app, &token).await, before);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn unknown_fields_come_with_a_suggestion() {
+async fn unknown_fields_are_reported_with_a_suggestion() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -418,16 +418,16 @@ async fn lenient_forms_of_json_are_accepted() {
         let send = |method: &str, path: &str, body: &str| {
             app.call(method, path).bearer(&token).header("content-type", "application/json").body(body)
         };
-        let made = send("POST", "/api-keys", "\u{feff}{\"name\":\"k\",\"rate_limit\":{\"limit\":1e3,\"window_seconds\":60.0},\"expires_at\":\"9999-12-31T23:59:59Z\"}").await;
-        assert_eq!(made.status, 201, "{made}");
-        let json = made.json();
+        let created = send("POST", "/api-keys", "\u{feff}{\"name\":\"k\",\"rate_limit\":{\"limit\":1e3,\"window_seconds\":60.0},\"expires_at\":\"9999-12-31T23:59:59Z\"}").await;
+        assert_eq!(created.status, 201, "{created}");
+        let json = created.json();
         assert_eq!(json["expires_at"], 253_402_207_200_i64);
         let path = format!("/api-keys/{}", json["key_id"].as_str().unwrap());
         let row = app.get(&path).bearer(&token).await.json();
         assert_eq!((&row["expires_at"], &row["rate_limit"]), (&json!(253_402_207_200_i64), &json!({"limit": 1000, "window_seconds": 60})));
         let patched = send("PATCH", &path, "{\"expires_at\":253402300799}").await;
         assert_eq!((patched.status, &patched.json()["expires_at"]), (200, &json!(253_402_207_200_i64)), "{patched}");
-        // Null and nothing are {} where every field of a POST is optional.
+        // If every field of a POST is optional, null and an empty body are the same as {}.
         for action in ["suspend", "resume", "rotate", "revoke"] {
             let reply = send("POST", &format!("{path}/{action}"), "null").await;
             assert_eq!(reply.status, if action == "rotate" { 201 } else { 200 }, "{action}: {reply}");
@@ -443,7 +443,7 @@ async fn lenient_forms_of_json_are_accepted() {
 }
 
 #[actix_web::test]
-async fn an_unescaped_plus_in_a_time_gets_a_hint() {
+async fn unescaped_plus_in_a_time_is_explained() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for name in ["since", "until"] {
@@ -477,26 +477,29 @@ async fn an_unescaped_plus_in_a_time_gets_a_hint() {
 }
 
 #[actix_web::test]
-async fn a_body_over_64_kib_is_413_however_it_comes() {
+async fn body_over_64_kib_is_413_with_any_transfer_encoding() {
     each_backend(async |app: &App| {
-        let writers = writers(app).await;
+        let write_operations = write_operations(app).await;
         let token = app.merchant("acme");
-        let before = world(app, &token).await;
+        let before = all_resources(app, &token).await;
         let body = |size: usize| format!("{{\"name\":\"{}\"}}", "x".repeat(size - 11)).into_bytes();
         let json = |method: &str, path: &str, token: &str| {
             app.call(method, path)
                 .bearer(token)
                 .header("content-type", "application/json")
         };
-        for (method, path, token) in &writers {
+        for (method, path, token) in &write_operations {
             let call = || json(method, path, token);
             for (name, reply) in [
-                ("with its length", call().body(body(65_537)).await),
+                ("with Content-Length", call().body(body(65_537)).await),
                 ("in chunks", call().chunked(&body(65_537)).await),
-                ("much of it", call().body(body(400_000)).await),
-                ("much of it in chunks", call().chunked(&body(400_000)).await),
+                ("very large", call().body(body(400_000)).await),
                 (
-                    "announced and never sent",
+                    "very large, in chunks",
+                    call().chunked(&body(400_000)).await,
+                ),
+                (
+                    "Content-Length without a body",
                     call().header("content-length", "10000000000").await,
                 ),
             ] {
@@ -509,7 +512,7 @@ async fn a_body_over_64_kib_is_413_however_it_comes() {
                 assert_problem(&reply, &context);
             }
         }
-        // What just fits is read.
+        // The largest allowed body is read.
         for reply in [
             json("POST", "/applications", &token)
                 .body(body(65_536))
@@ -525,25 +528,25 @@ async fn a_body_over_64_kib_is_413_however_it_comes() {
             .bearer(&app.service())
             .form(&format!("token={}", "x".repeat(65_536)));
         assert_eq!(form.await.status, 413);
-        // A stranger learns nothing of any of it, whatever the size.
+        // Without a valid credential the body is not examined, regardless of its size.
         let reply = app
             .call("POST", "/applications")
             .header("content-type", "text/plain")
             .body(body(65_537))
             .await;
         assert_eq!(reply.status, 401);
-        assert_eq!(world(app, &token).await, before);
+        assert_eq!(all_resources(app, &token).await, before);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_wrong_content_type_or_a_compressed_body_is_415() {
+async fn wrong_content_type_or_compressed_body_is_415() {
     each_backend(async |app: &App| {
-        let writers = writers(app).await;
+        let write_operations = write_operations(app).await;
         let token = app.merchant("acme");
-        let before = world(app, &token).await;
-        for (method, path, token) in &writers {
+        let before = all_resources(app, &token).await;
+        for (method, path, token) in &write_operations {
             for content_type in [
                 None,
                 Some(""),
@@ -585,7 +588,7 @@ async fn a_wrong_content_type_or_a_compressed_body_is_415() {
                 assert_problem(&reply, &context);
             }
         }
-        assert_eq!(world(app, &token).await, before);
+        assert_eq!(all_resources(app, &token).await, before);
         for content_type in [
             "application/json",
             "application/json; charset=utf-8",
@@ -606,7 +609,7 @@ async fn a_wrong_content_type_or_a_compressed_body_is_415() {
 }
 
 #[actix_web::test]
-async fn a_wrong_method_is_405_with_what_is_allowed() {
+async fn wrong_method_is_405_with_the_allowed_methods() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         assert_answer!(app.call("PUT", "/applications").bearer(&token).await, @r#"
@@ -660,7 +663,7 @@ async fn a_wrong_method_is_405_with_what_is_allowed() {
 }
 
 #[actix_web::test]
-async fn head_is_answered_as_get_without_its_body() {
+async fn head_has_the_response_of_get_without_the_body() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
@@ -685,7 +688,7 @@ async fn head_is_answered_as_get_without_its_body() {
 }
 
 #[actix_web::test]
-async fn an_unknown_path_is_404_and_every_error_is_a_problem() {
+async fn unknown_path_is_404_with_a_problem() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         assert_answer!(app.get("/nothing").await, @r#"
@@ -717,7 +720,7 @@ async fn an_unknown_path_is_404_and_every_error_is_a_problem() {
                 assert_problem(&reply, path);
             }
         }
-        // Ids nobody could have: the same 404 as for one that is not there.
+        // Malformed IDs have the same response as unknown ones.
         let long = "x".repeat(5000);
         for id in ["%00", "%ff%fe", "..", "%2e%2e", "'%20OR%201=1", "1", "%F0%9F%94%91", long.as_str()] {
             for path in [format!("/applications/{id}"), format!("/applications/{id}/api-keys")] {
@@ -735,9 +738,9 @@ async fn an_unknown_path_is_404_and_every_error_is_a_problem() {
     .await;
 }
 
-/// What is no HTTP is refused by actix before it is a request; it has a status and tells nothing.
+/// Actix itself rejects malformed HTTP, with a status and no further information.
 #[actix_web::test]
-async fn what_is_no_http_is_refused_without_a_word_about_us() {
+async fn malformed_http_is_rejected_without_server_details() {
     each_backend(async |app: &App| {
         let address = app.running().address();
         let long = format!("GET / HTTP/1.1\r\nx-long: {}\r\n\r\n", "x".repeat(300_000));

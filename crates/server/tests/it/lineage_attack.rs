@@ -1,5 +1,5 @@
-//! A stolen key creates keys while it is revoked: one revocation rejects all of them, and no key uses more than its
-//! ancestors may. What a subscriber of an earlier release is sent says the same.
+//! A stolen key creates keys while it is revoked: one revocation rejects all of them, and no key exceeds the limits of
+//! its ancestors. Subscribers of the previous release receive equivalent restrictions.
 
 use std::{
     cell::RefCell,
@@ -27,10 +27,10 @@ use crate::{
     },
 };
 
-/// How often each thief tries to create a key, and for how long.
+/// How often each attacker tries to create a key, and for how long.
 const ATTEMPTS: usize = 400;
 const ATTACK: Duration = Duration::from_secs(60);
-/// How many keys the thieves hold, and every verifier has cached, when the attack begins.
+/// How many keys the attackers hold, and every verifier has cached, at the start of the attack.
 const HEAD_START: usize = 12;
 /// The largest depth that a server can be configured with.
 const LARGEST_DEPTH: usize = 8;
@@ -38,10 +38,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// The hyphenated form of a key's ID, which the audit log and the dashboard print.
 fn hyphenated(key: &Key) -> String {
-    key.id
-        .parse::<KeyId>()
-        .expect("the ID of a key")
-        .to_string()
+    key.id.parse::<KeyId>().expect("a key ID").to_string()
 }
 
 /// Requests a secret key.
@@ -51,16 +48,16 @@ fn create(address: SocketAddr, creator: &str) -> Call {
         .bearer(creator)
 }
 
-/// Creates keys with every stolen key, the newest first, until the server rejects all of them or there are `enough`.
+/// Creates keys with every stolen key, newest first, until the server rejects all of them or `enough` exist.
 async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough: usize) {
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut creators = stolen.borrow().clone();
     let mut at = creators.len() - 1;
     for _ in 0..ATTEMPTS {
         let Some(creator) = creators.get(at) else {
             return;
         };
-        if begun.elapsed() > ATTACK || stolen.borrow().len() >= enough {
+        if start.elapsed() > ATTACK || stolen.borrow().len() >= enough {
             return;
         }
         let reply = create(address, creator).await;
@@ -73,7 +70,7 @@ async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough:
                 continue;
             }
             401 => drop(creators.remove(at)),
-            // The depth limit or the key limit, or a busy server. Another key can succeed, and this one later.
+            // The depth limit, the key limit or a busy server. Another key may succeed, and this one later.
             403 | 503 => {}
             _ => panic!("{reply}"),
         }
@@ -83,7 +80,7 @@ async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough:
     }
 }
 
-/// Every place that verifies keys: two replicas, and a resource server that subscribes to the second one.
+/// All verifiers of keys: two replicas, and a resource server that subscribes to the second one.
 struct Verifiers {
     server: Server,
     replica: Server,
@@ -94,9 +91,9 @@ impl Verifiers {
     /// Asserts that each of them returns this code for each of these keys.
     async fn assert_code(&self, keys: &[String], code: &str, when: &str) {
         let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
-        for (place, server) in [("server", &self.server), ("replica", &self.replica)] {
+        for (name, server) in [("server", &self.server), ("replica", &self.replica)] {
             for (at, actual) in server.codes(&texts).await.iter().enumerate() {
-                assert_eq!(actual, code, "key {at} of {}, {place}, {when}", keys.len());
+                assert_eq!(actual, code, "key {at} of {}, {name}, {when}", keys.len());
             }
         }
         for (at, key) in keys.iter().enumerate() {
@@ -106,7 +103,7 @@ impl Verifiers {
             )
             .await;
             let outcome = verdict
-                .expect("a response in time")
+                .expect("a response within 20 s")
                 .expect("a decision")
                 .outcome;
             let actual = outcome.map_or_else(Denial::code, |()| "valid");
@@ -120,7 +117,7 @@ impl Verifiers {
     }
 }
 
-/// Revokes a root key while three thieves extend its tree through two replicas.
+/// Revokes a root key while three attackers extend its tree through two replicas.
 async fn revoke_during_attack(settings: &[(&str, &str)]) {
     for database in backends() {
         let tollkey = settings
@@ -129,7 +126,7 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
                 tollkey.with(name, value)
             });
         tollkey.answer(&["migrate"]).await;
-        // Two processes cannot wake each other through one SQLite file: a change waits for a lease, so it is short.
+        // Two processes cannot notify each other through one SQLite file, so leases are short.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let (server, replica) = (tollkey.serve().await, tollkey.serve().await);
         let gateway = server.service_key().await;
@@ -161,14 +158,14 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
             .assert_code(&cached, "valid", "before the revocation")
             .await;
 
-        let thieves = [server.address, replica.address, server.address];
-        let attack = join_all(thieves.map(|address| extend_tree(address, &stolen, usize::MAX)));
+        let attackers = [server.address, replica.address, server.address];
+        let attack = join_all(attackers.map(|address| extend_tree(address, &stolen, usize::MAX)));
         let revocation = async {
             eventually("the attack has begun", async || {
                 stolen.borrow().len() > HEAD_START
             })
             .await;
-            // A response that takes longer than the bound of `Call` fails here.
+            // Fails if the response takes longer than the timeout of `Call`.
             let revoked = server
                 .delete(&format!("{KEYS}/{}", root.id))
                 .bearer(&token)
@@ -176,7 +173,7 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
             let held = stolen.borrow().clone();
             assert_eq!(revoked.status, 200, "{revoked}");
             verifiers
-                .assert_code(&held, "revoked", "once the revocation was answered")
+                .assert_code(&held, "revoked", "after the response to the revocation")
                 .await;
         };
         tokio::join!(attack, revocation);
@@ -195,23 +192,23 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
 }
 
 #[actix_web::test]
-async fn revocation_outruns_a_thread_that_extends_the_tree() {
+async fn revocation_rejects_keys_created_during_it() {
     revoke_during_attack(&[]).await;
 }
 
 #[actix_web::test]
-async fn revocation_outruns_a_thread_that_waits_for_free_quota() {
+async fn revocation_rejects_keys_created_on_freed_quota() {
     revoke_during_attack(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "20")]).await;
 }
 
-/// A root key, and everything below it.
+/// A root key and all its descendants.
 struct Tree {
     root: Key,
     descendants: Vec<Key>,
 }
 
 impl Tree {
-    /// A chain down to the depth limit, and this number of children of the root.
+    /// Creates a chain down to the depth limit, and this number of children of the root.
     async fn grow(server: &Server, token: &str, children: usize) -> Self {
         let root = made(&create(server.address, token).await);
         let mut descendants: Vec<Key> = Vec::new();
@@ -234,7 +231,7 @@ impl Tree {
         Self { root, descendants }
     }
 
-    /// All keys, the root first.
+    /// All keys, root first.
     fn keys(&self) -> Vec<&str> {
         std::iter::once(&self.root)
             .chain(&self.descendants)
@@ -243,8 +240,8 @@ impl Tree {
     }
 }
 
-/// Revokes a key with itself, and kills the server once it responds, at the latest after that time. Returns whether the
-/// server has responded.
+/// Revokes a key with itself, and kills the server after the response, or after `patience`. Returns
+/// whether there was a response.
 async fn revoke_and_kill(server: Server, key: &str, patience: Duration) -> bool {
     let mut connection = Connection::open(server.address)
         .await
@@ -252,7 +249,7 @@ async fn revoke_and_kill(server: Server, key: &str, patience: Duration) -> bool 
     connection
         .send("DELETE", "/api/v1/whoami", key, "")
         .await
-        .expect("the server reads");
+        .expect("the request is sent");
     let response = timeout(patience, connection.answer()).await.ok().flatten();
     server.kill().await;
     if let Some((status, body)) = &response {
@@ -281,11 +278,11 @@ async fn revocations(server: &Server, token: &str) -> Vec<Value> {
 }
 
 #[actix_web::test]
-async fn interrupted_cascade_is_resumed_by_a_replica() {
+async fn interrupted_revocation_is_resumed_by_a_replica() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         tollkey.answer(&["migrate"]).await;
-        // The lease of a killed server has to end before the next revocation is answered.
+        // The next revocation waits until the lease of the killed server expires.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let token = merchant("acme");
         let mut revoked = 0;
@@ -300,14 +297,14 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
             } else {
                 None
             };
-            let answered = revoke_and_kill(server, &tree.root.text, patience).await;
+            let responded = revoke_and_kill(server, &tree.root.text, patience).await;
             let server = match replica {
                 Some(replica) => replica,
                 None => tollkey.serve().await,
             };
 
             let codes = server.codes(&tree.keys()).await;
-            let expected = if answered {
+            let expected = if responded {
                 "revoked"
             } else {
                 codes[0].as_str()
@@ -315,10 +312,10 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
             assert!(["valid", "revoked"].contains(&expected), "{expected}");
             assert!(
                 codes.iter().all(|code| code == expected),
-                "answered: {answered}, the root is {expected}: {codes:?}"
+                "responded: {responded}, the root is {expected}: {codes:?}"
             );
             if expected == "valid" {
-                // The server was killed before it committed anything.
+                // The server was killed before it committed the revocation.
                 let reply = server.delete("/whoami").bearer(&tree.root.text).await;
                 assert_eq!(reply.status, 204, "{reply}");
                 let codes = server.codes(&tree.keys()).await;
@@ -326,12 +323,13 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
             }
 
             let all = revoked + 1 + tree.descendants.len();
-            eventually("every descendant is marked", async || {
-                revocations(&server, &token).await.len() >= all
-            })
+            eventually(
+                "the revocation is recorded on every descendant",
+                async || revocations(&server, &token).await.len() >= all,
+            )
             .await;
             let entries = revocations(&server, &token).await;
-            assert_eq!(entries.len(), all, "one entry a key");
+            assert_eq!(entries.len(), all, "one entry for each key");
             revoked = all;
             let mut of_target: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
             for entry in &entries {
@@ -357,7 +355,7 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
                 );
                 assert_eq!(
                     &entry["request_id"], request,
-                    "the request that revoked the root: {entry}"
+                    "the request ID of the revocation: {entry}"
                 );
             }
             server.stop().await;
@@ -369,7 +367,7 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
     }
 }
 
-/// A key with that limit of uses a day, its child with that limit, and a grandchild. Nothing of any limit is used.
+/// A root key with a daily limit, its child and grandchild with another one. All limits are unused.
 async fn limited_family(app: &App, root: u32, child: u32) -> [Key; 3] {
     let limited = |limit: u32| {
         let mut body = wanted("live", "secret");
@@ -379,7 +377,7 @@ async fn limited_family(app: &App, root: u32, child: u32) -> [Key; 3] {
     let root = make(app, &app.merchant("acme"), limited(root)).await;
     let child_key = make(app, &root.text, limited(child)).await;
     let grandchild = make(app, &child_key.text, limited(child)).await;
-    // Each creation was a use of its creator and of the ancestors.
+    // Each creation used the limits of its creator and the creator's ancestors.
     app.clock.advance(2 * DAY);
     [root, child_key, grandchild]
 }
@@ -389,7 +387,7 @@ async fn uses_of_a_child_count_against_its_parents_limit() {
     each_backend(async |app: &App| {
         let family = limited_family(app, 2, 2).await;
         for first in 0..family.len() {
-            // A denial for another reason takes nothing from any limit.
+            // A denial for another reason uses no limit.
             for key in family.iter().cycle().take(9) {
                 assert_eq!(
                     app.verify(&key.text, json!({"mode": "test"})).await["code"],
@@ -408,7 +406,7 @@ async fn uses_of_a_child_count_against_its_parents_limit() {
             app.clock.advance(2 * DAY);
         }
 
-        // The same at the same time.
+        // The same with parallel requests.
         let requests = family
             .iter()
             .cycle()
@@ -429,7 +427,7 @@ async fn uses_of_a_child_count_against_its_parents_limit() {
 }
 
 #[actix_web::test]
-async fn use_that_one_limit_denies_takes_nothing_from_the_others() {
+async fn use_denied_by_one_limit_does_not_use_the_others() {
     each_backend(async |app: &App| {
         let [root, child, grandchild] = limited_family(app, 5, 2).await;
         let codes = async |key: &Key, times: usize| {
@@ -440,7 +438,7 @@ async fn use_that_one_limit_denies_takes_nothing_from_the_others() {
             codes
         };
         assert_eq!(codes(&grandchild, 2).await, ["valid", "valid"]);
-        // The child has no use left, and its parent has three.
+        // The child has no use remaining, its parent three.
         assert_eq!(codes(&child, 5).await, ["rate_limited"; 5]);
         assert_eq!(codes(&grandchild, 5).await, ["rate_limited"; 5]);
         assert_eq!(
@@ -452,7 +450,7 @@ async fn use_that_one_limit_denies_takes_nothing_from_the_others() {
 }
 
 #[actix_web::test]
-async fn reported_rate_limit_is_the_one_with_the_least_left() {
+async fn reported_rate_limit_has_the_fewest_remaining_uses() {
     each_backend(async |app: &App| {
         let [root, child, grandchild] = limited_family(app, 4, 2).await;
         let reported = async |key: &Key| {
@@ -463,16 +461,16 @@ async fn reported_rate_limit_is_the_one_with_the_least_left() {
                 verdict["rate_limit"]["remaining"].clone(),
             )
         };
-        // Left of root and child: 3 and 1.
+        // Remaining: 3 for the root, 1 for the child.
         assert_eq!(reported(&child).await, (json!(2), json!(1)));
-        // 2 and 1, but the request is about the root.
+        // Remaining: 2 and 1, but this request is about the root.
         assert_eq!(reported(&root).await, (json!(4), json!(2)));
         assert_eq!(reported(&root).await, (json!(4), json!(1)));
         app.clock.advance(2 * DAY);
         for left in [3, 2, 1] {
             assert_eq!(reported(&root).await, (json!(4), json!(left)));
         }
-        // Left of root, child and grandchild: 0, 1 and 1.
+        // Remaining: 0 for the root, 1 each for child and grandchild.
         assert_eq!(reported(&grandchild).await, (json!(4), json!(0)));
         let reply = app.get("/whoami").bearer(&grandchild.text).await;
         assert_eq!(reply.status, 429, "{reply}");
@@ -480,7 +478,7 @@ async fn reported_rate_limit_is_the_one_with_the_least_left() {
     .await;
 }
 
-/// A browser that is signed in.
+/// Signs in to the dashboard.
 async fn sign_in(app: &App, account: &str) -> String {
     let token = app.merchant(account);
     let fields =
@@ -500,7 +498,7 @@ async fn sign_in(app: &App, account: &str) -> String {
 }
 
 #[actix_web::test]
-async fn effective_status_shows_everywhere_at_once() {
+async fn effective_status_is_the_same_in_all_apis() {
     // The root, a chain below it, and children.
     const TREE: usize = 13;
     each_backend_with(
@@ -626,16 +624,16 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
                 "valid",
                 "the key itself stays valid"
             );
-            // A token creates keys at depth 0, whatever the limit is.
+            // A token creates keys at depth 0, regardless of the limit.
             make(app, &token, wanted("live", "secret")).await;
         })
         .await;
     }
 }
 
-/// What a subscriber of the release before authorizes by: it knows every field but the last.
+/// Subscribers of the previous release know every field but the last, and authorize by these.
 #[actix_web::test]
-async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
+async fn lookup_merges_the_restrictions_of_ancestors() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let root = make(app, &token, wanted("live", "secret")).await;
@@ -643,7 +641,7 @@ async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
         body["allowedIps"] = json!(["203.0.113.0/24", "198.51.100.0/24"]);
         body["rateLimit"] = json!({"limit": 5, "windowSeconds": 60});
         let child = made(&app.post(KEYS, body).bearer(&root.text).await);
-        let looked_up = async || {
+        let lookup = async || {
             let body = json!({"digest": Digest::of(&child.text).hex().to_string()});
             let reply = app.post("/sync/lookup", body).bearer(&app.service()).await;
             assert_eq!(reply.status, 200, "{reply}");
@@ -701,7 +699,7 @@ async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
         ];
         for (edit, expected) in rows {
             app.edit_key("acme", &root.id, move |key| edit(key, at)).await;
-            let key = looked_up().await;
+            let key = lookup().await;
             assert_eq!(fields.map(|field| key[field].clone()), expected, "{key}");
         }
     })
@@ -709,7 +707,7 @@ async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
 }
 
 #[actix_web::test]
-async fn deleted_application_skips_keys_that_had_expired() {
+async fn deleting_an_application_skips_expired_keys() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -752,7 +750,7 @@ async fn deleted_application_skips_keys_that_had_expired() {
     .await;
 }
 
-/// A server of the release before revokes the root, tells verifiers of that key alone, and is killed before it walks the tree.
+/// Simulates a server of the previous release that was killed after it revoked the root, before its descendants.
 #[actix_web::test]
 async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
     each_backend(async |app: &App| {
@@ -775,7 +773,7 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
         let hex = root
             .id
             .parse::<KeyId>()
-            .expect("the ID of a key")
+            .expect("a key ID")
             .as_bytes()
             .map(|byte| format!("{byte:02x}"))
             .concat();
@@ -787,11 +785,7 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
             "UPDATE api_keys SET revoked_at = {} WHERE id = {id}",
             at.as_microsecond()
         ));
-        assert_eq!(
-            app.code(&child.text).await,
-            "valid",
-            "what was cached before"
-        );
+        assert_eq!(app.code(&child.text).await, "valid", "the child is cached");
 
         let repeat = app
             .delete(&format!("{KEYS}/{}", root.id))
@@ -812,7 +806,7 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
         assert_eq!(
             log.as_array().map(Vec::len),
             Some(2),
-            "one for each descendant: {log}"
+            "one entry for each descendant: {log}"
         );
     })
     .await;

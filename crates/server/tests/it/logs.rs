@@ -1,4 +1,4 @@
-//! What is logged, and at which level, of what strangers and gateways send.
+//! The log lines, and their levels, of requests by clients and gateways.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     support::SECRET,
 };
 
-/// A server that logs in JSON. Its database ends with this value.
+/// A server with a JSON log. Its database is deleted with the value.
 fn logging(filter: &str) -> Tollkey {
     Tollkey::development()
         .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
@@ -22,13 +22,13 @@ fn logging(filter: &str) -> Tollkey {
         .with("TOLLKEY_LOG", filter)
 }
 
-/// The lines of the log.
+/// The parsed lines of the log.
 fn lines(finished: &Finished) -> Vec<Value> {
     let json = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     finished.stderr.lines().map(json).collect()
 }
 
-/// Sends bytes, and waits until the server closes the connection, or for a moment.
+/// Sends bytes, then waits up to 3 s for the server to close the connection.
 async fn send(server: &Server, bytes: &[u8]) {
     let mut stream = TcpStream::connect(server.address)
         .await
@@ -40,7 +40,7 @@ async fn send(server: &Server, bytes: &[u8]) {
 }
 
 #[actix_web::test]
-async fn malformed_requests_are_no_errors_of_the_server() {
+async fn malformed_requests_are_logged_below_warn() {
     let oversized = format!(
         "GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n",
         "x".repeat(400_000)
@@ -94,7 +94,7 @@ async fn malformed_requests_are_no_errors_of_the_server() {
             "{filter}"
         );
     }
-    // An operator who asks for the lines of the library gets them.
+    // An explicit filter for the HTTP library enables its lines.
     let tollkey = logging("info,actix_http=error");
     let server = tollkey.serve().await;
     send(&server, malformed[0]).await;
@@ -122,10 +122,10 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
         let tollkey = tollkey.with("TOLLKEY_LISTEN", &server.address.to_string());
         assert!(tollkey.run(&["healthcheck"]).await.success());
         let finished = server.stop().await;
-        let answered = lines(&finished)
+        let requests = lines(&finished)
             .into_iter()
             .filter(|line| line["message"] == "request completed");
-        let answered: Vec<_> = answered
+        let requests: Vec<_> = requests
             .map(|line| {
                 (
                     line["route"].clone(),
@@ -135,7 +135,7 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
             })
             .collect();
         let quiet = |route: &str| {
-            answered
+            requests
                 .iter()
                 .filter(|(own, status, _)| own == route && *status == 200)
                 .count()
@@ -152,16 +152,16 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
         );
         for failed in [(json!("-"), 404), (json!("/api/v1/sync"), 400)] {
             assert!(
-                answered.contains(&(failed.0.clone(), json!(failed.1), json!("INFO"))),
+                requests.contains(&(failed.0.clone(), json!(failed.1), json!("INFO"))),
                 "{failed:?}: {finished}"
             );
         }
     }
 }
 
-/// A path that has to be decoded is left to the application, which has the same routes.
+/// The second path has to be decoded, so the application routes it instead of the fast path for gateways.
 #[actix_web::test]
-async fn direct_and_routed_gateway_requests_have_the_same_lines() {
+async fn direct_and_routed_gateway_requests_have_the_same_log_lines() {
     let tollkey = logging("info").with("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0");
     let server = tollkey.serve().await;
     let token = merchant("acme");
@@ -178,21 +178,21 @@ async fn direct_and_routed_gateway_requests_have_the_same_lines() {
         }
     }
     let finished = server.stop().await;
-    let answered = lines(&finished).into_iter().filter_map(|mut line| {
+    let requests = lines(&finished).into_iter().filter_map(|mut line| {
         let is_of_gateway = line["request_id"] == "of-the-gateway";
         for field in ["timestamp", "duration_us"] {
             line.as_object_mut()?.remove(field);
         }
         (is_of_gateway && line["message"] == "request completed").then_some(line)
     });
-    let answered: Vec<_> = answered.collect();
-    assert_eq!(answered.len(), 6, "{finished}");
-    assert_eq!(answered[..3], answered[3..]);
-    assert_eq!(answered[0]["route"], "/api/v1/authz/forward-auth");
+    let requests: Vec<_> = requests.collect();
+    assert_eq!(requests.len(), 6, "{finished}");
+    assert_eq!(requests[..3], requests[3..]);
+    assert_eq!(requests[0]["route"], "/api/v1/authz/forward-auth");
 }
 
 #[actix_web::test]
-async fn gateway_warnings_name_the_request_and_a_plain_scope() {
+async fn gateway_warnings_have_the_request_id_and_plain_scopes() {
     let tollkey = logging("warn");
     let server = tollkey.serve().await;
     let token = merchant("acme");
@@ -260,7 +260,7 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
 }
 
 #[actix_web::test]
-async fn unreadable_hop_is_logged_once_without_its_value() {
+async fn invalid_forwarded_address_is_logged_once_without_its_value() {
     let tollkey = logging("warn");
     let server = tollkey.serve().await;
     let token = merchant("acme");

@@ -1,4 +1,4 @@
-//! The server over real HTTP, on each backend that is there. Modules are laid out like the routes.
+//! Tests of the server over real HTTP, on each available backend.
 
 mod applications;
 mod audit;

@@ -1,5 +1,5 @@
-//! The memory of a server, and of a resource server that subscribes to it, with thousands of the largest keys: both are
-//! processes of their own, and stay within the bound on what they cache.
+//! The memory of a server and of a subscribed resource server with thousands of the largest keys:
+//! both run as separate processes, and stay within the limit of their cache.
 
 use std::{env, fs, process::Stdio, sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::{
     support::eventually,
 };
 
-/// As many keys as a tenant creates in five seconds. One takes 27 KB, and took 200 KB with its metadata parsed.
+/// As many keys as a tenant creates in five seconds. One takes 27 KB, or 200 KB with parsed metadata.
 const KEYS: usize = 5000;
-/// What the server and the guard may cache.
+/// The cache limit of the server and of the guard.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
-/// What else a process may need meanwhile: connections, buffers, what an allocator keeps, and with SQLite pages of the file.
-const ELSE: usize = 24 * 1024 * 1024;
+/// The limit of all other memory: connections, buffers, unused memory of the allocator, and SQLite pages.
+const OTHER_BYTES: usize = 24 * 1024 * 1024;
 
-/// Names the server that the process of [`is_a_guard`] subscribes to.
+/// The variable with the URL of the server that [`guard_process`] subscribes to.
 const SERVER: &str = "TOLLKEY_TEST_GUARD_SERVER";
 const SERVICE_KEY: &str = "TOLLKEY_TEST_GUARD_SERVICE_KEY";
 
@@ -33,7 +33,7 @@ fn text(n: usize) -> String {
     format!("ck_live_{n:032}")
 }
 
-/// A key with the largest metadata, as many and as long merchants as can be, and the longest IP allowlist.
+/// A key with the largest metadata, the longest list of the longest merchants, and the longest IP allowlist.
 fn largest_key(n: usize) -> (ApiKey, Digest) {
     let mut key = testing::record(&text(n)).key;
     key.account_id = testing::account(&format!("acme-{}", n % 5));
@@ -46,7 +46,7 @@ fn largest_key(n: usize) -> (ApiKey, Digest) {
     (key, Digest::of(&text(n)))
 }
 
-/// How many bytes of memory a process has.
+/// The resident memory of a process, in bytes.
 fn resident(pid: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
     let kilobytes = status
@@ -54,7 +54,7 @@ fn resident(pid: &str) -> usize {
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
     kilobytes
         .and_then(|number| number.trim().parse::<usize>().ok())
-        .expect("its memory")
+        .expect("the memory")
         * 1024
 }
 
@@ -62,8 +62,8 @@ fn resident(pid: &str) -> usize {
 async fn memory_stays_bounded_with_the_largest_keys() {
     let weight: usize = (0..KEYS).map(|n| record(n).heap_bytes()).sum();
     assert!(
-        weight > 2 * (CACHE_BYTES + ELSE),
-        "{weight} bytes have to be more than what is allowed"
+        weight > 2 * (CACHE_BYTES + OTHER_BYTES),
+        "{weight} bytes of keys do not exceed the limits"
     );
     let database = Database::sqlite();
     database
@@ -90,7 +90,7 @@ async fn memory_stays_bounded_with_the_largest_keys() {
     };
     verify(&[0, 1, 2]).await;
     let before = resident(&pid);
-    let bounded = |when: &str| {
+    let assert_bounded = |when: &str| {
         let after = resident(&pid);
         eprintln!(
             "server, {when}: {} kB before, {} kB after",
@@ -98,14 +98,19 @@ async fn memory_stays_bounded_with_the_largest_keys() {
             after / 1024
         );
         assert!(
-            after.saturating_sub(before) < CACHE_BYTES + ELSE,
+            after.saturating_sub(before) < CACHE_BYTES + OTHER_BYTES,
             "{before} bytes before, {after} bytes after"
         );
     };
 
-    // The guard looks each key up in the server, so that both cache it.
+    // The guard looks up each key, so that both the server and the guard cache it.
     let mut guard = Command::new(env::current_exe().expect("this test binary"));
-    guard.args(["--exact", "memory::is_a_guard", "--ignored", "--nocapture"]);
+    guard.args([
+        "--exact",
+        "memory::guard_process",
+        "--ignored",
+        "--nocapture",
+    ]);
     guard.env_clear().envs(Tollkey::bare().environment());
     guard
         .env(SERVER, format!("http://{}", server.address))
@@ -115,7 +120,7 @@ async fn memory_stays_bounded_with_the_largest_keys() {
         .kill_on_drop(true)
         .output()
         .await
-        .expect("it ends");
+        .expect("the guard ends");
     let printed = String::from_utf8_lossy(&output.stderr);
     eprintln!("{printed}");
     assert!(
@@ -123,14 +128,14 @@ async fn memory_stays_bounded_with_the_largest_keys() {
         "{}",
         String::from_utf8_lossy(&output.stdout)
     );
-    bounded("looked up by a guard");
+    assert_bounded("looked up by a guard");
 
-    // More keys than fit, by the server's own verification.
+    // More keys than fit into the cache, verified by the server itself.
     let keys: Vec<usize> = (0..1000).collect();
     for keys in keys.chunks(50) {
         verify(keys).await;
     }
-    bounded("verified");
+    assert_bounded("verified");
     server.stop().await;
 }
 
@@ -144,10 +149,10 @@ fn record(n: usize) -> Record {
     .compacted()
 }
 
-/// The process of a resource server that verifies all keys by its own cache.
+/// The process of a resource server, which verifies all keys with its own cache.
 #[test]
-#[ignore = "another test starts it as a process of its own"]
-fn is_a_guard() {
+#[ignore = "another test starts it as a separate process"]
+fn guard_process() {
     let (Ok(server), Ok(service_key)) = (env::var(SERVER), env::var(SERVICE_KEY)) else {
         return;
     };
@@ -172,7 +177,7 @@ fn is_a_guard() {
             let verdict = verifier
                 .verify(&text(n), &Need::default())
                 .await
-                .expect("an answer");
+                .expect("a verdict");
             assert_eq!(verdict.outcome, Err(tollkey_core::Denial::IpNotAllowed));
         };
         for n in 0..3 {
@@ -191,7 +196,7 @@ fn is_a_guard() {
             stats.entries
         );
         assert!(
-            after.saturating_sub(before) < CACHE_BYTES + ELSE,
+            after.saturating_sub(before) < CACHE_BYTES + OTHER_BYTES,
             "{before} bytes before, {after} bytes after"
         );
         assert!(
@@ -201,7 +206,7 @@ fn is_a_guard() {
         subscription.abort();
         tokio::time::timeout(Duration::from_secs(5), subscription)
             .await
-            .expect("it ends")
+            .expect("the subscription ends")
             .expect_err("aborted");
     });
 }

@@ -11,12 +11,12 @@ fn document() -> Value {
     serde_json::from_str(tollkey_server::openapi::json()).expect("the document is JSON")
 }
 
-/// Every value under a member of that name, wherever it stands.
+/// Every value of a field with that name, at any depth.
 fn all<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
     match value {
-        Value::Object(members) => {
-            found.extend(members.get(name));
-            members.values().for_each(|member| all(member, name, found));
+        Value::Object(fields) => {
+            found.extend(fields.get(name));
+            fields.values().for_each(|member| all(member, name, found));
         }
         Value::Array(items) => items.iter().for_each(|item| all(item, name, found)),
         _ => {}
@@ -38,7 +38,7 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     let document = document();
     let mut references = Vec::new();
     all(&document, "$ref", &mut references);
@@ -48,12 +48,15 @@ fn every_reference_leads_somewhere() {
             .as_str()
             .and_then(|text| text.strip_prefix('#'))
             .expect("a reference within the document");
-        assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
+        assert!(
+            document.pointer(pointer).is_some(),
+            "{pointer} does not exist"
+        );
     }
 }
 
 #[test]
-fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
+fn every_operation_is_documented() {
     let document = document();
     assert_eq!(document["openapi"], "3.1.0");
     let schemes: BTreeSet<&String> = document["components"]["securitySchemes"]
@@ -66,7 +69,7 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
         assert!(
             operation["summary"]
                 .as_str()
-                .is_some_and(|words| words.len() > 8),
+                .is_some_and(|text| text.len() > 8),
             "{name} has no summary"
         );
         assert!(
@@ -79,8 +82,8 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
             assert!(parameter["description"].is_string(), "{name} {parameter}");
         }
         assert!(
-            ids.insert(operation["operationId"].as_str().expect("an operation id")),
-            "{name} has another's id"
+            ids.insert(operation["operationId"].as_str().expect("an operation ID")),
+            "{name} has the ID of another operation"
         );
         assert!(operation["tags"][0].is_string(), "{name} has no tag");
         let responses = operation["responses"].as_object().expect("responses");
@@ -88,7 +91,7 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
             assert!(
                 response["description"]
                     .as_str()
-                    .is_some_and(|words| !words.is_empty()),
+                    .is_some_and(|text| !text.is_empty()),
                 "{name} {status}"
             );
             if !status.starts_with('2') {
@@ -127,7 +130,10 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
         for status in ["400", "401", "403", "503"] {
             assert!(responses.contains_key(status), "{name} {status}");
         }
-        for requirement in operation["security"].as_array().expect("who may call it") {
+        for requirement in operation["security"]
+            .as_array()
+            .expect("security requirements")
+        {
             for scheme in requirement.as_object().expect("a scheme").keys() {
                 assert!(schemes.contains(scheme), "{name} {scheme}");
             }
@@ -136,35 +142,35 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
 }
 
 #[test]
-fn every_member_of_a_body_has_words() {
+fn every_field_of_a_body_has_a_description() {
     let document = document();
     for (name, schema) in document["components"]["schemas"]
         .as_object()
         .expect("schemas")
     {
-        for (member, words) in schema["properties"].as_object().into_iter().flatten() {
+        for (member, schema) in schema["properties"].as_object().into_iter().flatten() {
             let mut descriptions = Vec::new();
-            all(words, "description", &mut descriptions);
+            all(schema, "description", &mut descriptions);
             assert!(
-                !descriptions.is_empty() || words["$ref"].is_string(),
-                "{name}.{member} has no words"
+                !descriptions.is_empty() || schema["$ref"].is_string(),
+                "{name}.{member} has no description"
             );
         }
     }
 }
 
 #[test]
-fn the_committed_document_is_the_servers() {
+fn committed_document_matches_the_server() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/tollkey.json");
     let committed = std::fs::read_to_string(path).expect("openapi/tollkey.json");
     assert!(
         committed == tollkey_server::openapi::json(),
-        "run `cargo xtask openapi` and commit what it writes"
+        "run `cargo xtask openapi` and commit the result"
     );
 }
 
 #[actix_web::test]
-async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
+async fn document_and_swagger_ui_are_served_without_other_hosts() {
     each_backend(async |app: &App| {
         let reply = app.get("/openapi.json").await;
         assert_eq!(
@@ -202,9 +208,9 @@ async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
     .await;
 }
 
-/// A route outside of the prefixes of its surface would have the error format and headers of another one.
+/// A route outside the prefixes of its API would have the error format and headers of another API.
 #[test]
-fn every_operation_is_under_a_prefix_of_its_surface() {
+fn every_operation_has_a_prefix_of_its_api() {
     let document = tollkey_server::openapi::document();
     for (path, item) in &document.paths.paths {
         let operations = [&item.get, &item.post, &item.put, &item.patch, &item.delete];

@@ -1,4 +1,4 @@
-//! What operators manage: accounts and service keys.
+//! Operations for operators: accounts and service keys.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[actix_web::test]
-async fn an_account_needs_no_creation_and_has_a_model() {
+async fn account_exists_without_creation_and_has_a_model() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         assert_answer!(app.get("/accounts/acme").bearer(&operator).await, @r#"
@@ -56,7 +56,7 @@ async fn an_account_needs_no_creation_and_has_a_model() {
 }
 
 #[actix_web::test]
-async fn a_bad_account_is_told_by_member_and_a_malformed_id_is_404() {
+async fn invalid_account_is_400_and_malformed_id_404() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         let models = "must be one of primary_merchant, platform, ecosystem, managed_ecosystem";
@@ -107,7 +107,7 @@ async fn a_bad_account_is_told_by_member_and_a_malformed_id_is_404() {
 }
 
 #[actix_web::test]
-async fn a_service_key_is_shown_once_and_listed_newest_first() {
+async fn service_key_is_returned_once_and_listed_newest_first() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         assert_eq!(app.get("/service-keys").bearer(&operator).await.body, "[]");
@@ -152,16 +152,16 @@ async fn a_service_key_is_shown_once_and_listed_newest_first() {
 }
 
 #[actix_web::test]
-async fn a_revoked_service_key_is_dead_at_once_and_a_repeat_changes_nothing() {
+async fn revoked_service_key_is_rejected_immediately() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         let (first, second) = (app.service_key().await, app.service_key().await);
-        let ask = |key: &str| app.post("/verify", json!({"key": "x"})).bearer(key);
+        let verify = |key: &str| app.post("/verify", json!({"key": "x"})).bearer(key);
         for _ in 0..2 {
             assert_eq!(
                 (
-                    ask(&first.text).await.status,
-                    ask(&second.text).await.status
+                    verify(&first.text).await.status,
+                    verify(&second.text).await.status
                 ),
                 (200, 200)
             );
@@ -170,17 +170,17 @@ async fn a_revoked_service_key_is_dead_at_once_and_a_repeat_changes_nothing() {
         let reply = app.delete(&path).bearer(&operator).await;
         assert_eq!((reply.status, reply.body.as_str()), (204, ""));
         for path in ["/verify", "/verify/batch", "/introspect"] {
-            let refused = app
+            let rejected = app
                 .post(path, json!({"key": "x"}))
                 .bearer(&first.text)
                 .await;
             assert_eq!(
-                (refused.status, refused.code().as_str()),
+                (rejected.status, rejected.code().as_str()),
                 (401, "invalid_api_key"),
                 "{path}"
             );
         }
-        assert_eq!(ask(&second.text).await.status, 200);
+        assert_eq!(verify(&second.text).await.status, 200);
         let revoked_at = async || {
             let list = app.get("/service-keys").bearer(&operator).await.json();
             let row = list
@@ -202,7 +202,7 @@ async fn a_revoked_service_key_is_dead_at_once_and_a_repeat_changes_nothing() {
 }
 
 #[actix_web::test]
-async fn an_unknown_or_malformed_service_key_is_404() {
+async fn unknown_or_malformed_service_key_is_404() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         let application = app.application(&app.merchant("acme"), "Web Store").await;

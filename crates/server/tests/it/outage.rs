@@ -1,4 +1,4 @@
-//! PostgreSQL goes away under running servers, and comes back.
+//! Outages of PostgreSQL while servers run.
 
 use std::{
     cell::Cell,
@@ -18,29 +18,29 @@ use crate::{
     wire::Wire,
 };
 
-/// The longest that a request waits for a database that is gone: its turn, and a connection.
+/// The longest that a request waits during an outage: its turn in the pool, and a connection attempt.
 const WAIT: Duration = Duration::from_secs(5);
-/// For how long the database is still gone after the leases have ended.
+/// How long the outage continues after the leases have expired.
 const LONGER: Duration = Duration::from_millis(2500);
-/// Within which time keys must be verified again. A second is what is aimed at; this is a busy machine's.
+/// The time limit for keys to be verified again. The goal is 1 s; a busy machine needs longer.
 const RECOVERY: Duration = Duration::from_secs(3);
 
-/// A question about a key, and its answer.
-struct Asked {
+/// A request and its response.
+struct Exchange {
     began: Instant,
-    answered: Instant,
+    ended: Instant,
     status: u16,
 }
 
-/// Asks the same again and again.
-async fn ask_until(over: &Cell<bool>, call: impl Fn() -> Call) -> Vec<Asked> {
+/// Sends the same request until `over` is set.
+async fn send_until(over: &Cell<bool>, call: impl Fn() -> Call) -> Vec<Exchange> {
     let mut all = Vec::new();
     while !over.get() {
         let began = Instant::now();
         let status = call().await.status;
-        all.push(Asked {
+        all.push(Exchange {
             began,
-            answered: Instant::now(),
+            ended: Instant::now(),
             status,
         });
         sleep(Duration::from_millis(10)).await;
@@ -48,101 +48,98 @@ async fn ask_until(over: &Cell<bool>, call: impl Fn() -> Call) -> Vec<Asked> {
     all
 }
 
-/// When PostgreSQL was told what, and had done it.
-struct Story {
-    stopping: Instant,
-    gone: Instant,
-    starting: Instant,
-    back: Instant,
+/// When PostgreSQL's stop and start began and ended.
+struct Outage {
+    stop_began: Instant,
+    stopped: Instant,
+    start_began: Instant,
+    started: Instant,
 }
 
-impl Story {
-    /// What one caller has seen, in the order in which it must be.
-    fn check(&self, who: &str, asked: &[Asked]) -> Seen {
-        let leases_end = self.gone + LEASE;
-        for Asked {
+impl Outage {
+    /// Checks the responses to one caller against the times of the outage.
+    fn check(&self, caller: &str, exchanges: &[Exchange]) -> Summary {
+        let leases_end = self.stopped + LEASE;
+        for Exchange {
             began,
-            answered,
+            ended,
             status,
-        } in asked
+        } in exchanges
         {
-            let yes_is_possible = *began <= leases_end || *answered >= self.starting;
+            let may_be_valid = *began <= leases_end || *ended >= self.start_began;
             assert!(
-                *status == 503 || (*status == 200 && yes_is_possible),
-                "{who}: {status} at the wrong time"
+                *status == 503 || (*status == 200 && may_be_valid),
+                "{caller}: {status} at the wrong time"
             );
         }
-        let valid = || asked.iter().filter(|asked| asked.status == 200);
+        let valid = || exchanges.iter().filter(|exchange| exchange.status == 200);
         assert!(
-            valid().any(|asked| asked.answered < self.stopping),
-            "{who}: it answers before"
+            valid().any(|exchange| exchange.ended < self.stop_began),
+            "{caller}: valid before the outage"
         );
-        let from_memory = valid()
-            .filter(|asked| asked.began > self.gone && asked.began <= leases_end)
+        let from_cache = valid()
+            .filter(|exchange| exchange.began > self.stopped && exchange.began <= leases_end)
             .count();
         assert!(
-            from_memory > 0,
-            "{who}: memory answers while PostgreSQL is gone"
+            from_cache > 0,
+            "{caller}: cached keys are valid during the outage"
         );
         let last_valid = valid()
-            .filter(|asked| asked.began <= leases_end)
-            .map(|asked| asked.began)
+            .filter(|exchange| exchange.began <= leases_end)
+            .map(|exchange| exchange.began)
             .max();
-        let refused: Vec<&Asked> = asked
+        let rejected: Vec<&Exchange> = exchanges
             .iter()
-            .filter(|asked| asked.began > self.stopping && asked.status == 503)
+            .filter(|exchange| exchange.began > self.stop_began && exchange.status == 503)
             .collect();
-        assert!(
-            !refused.is_empty(),
-            "{who}: without a lease nothing is answered"
-        );
+        assert!(!rejected.is_empty(), "{caller}: 503 without a lease");
         let recovered = valid()
-            .map(|asked| asked.answered)
-            .find(|answered| *answered >= self.back);
-        Seen {
-            from_memory,
+            .map(|exchange| exchange.ended)
+            .find(|ended| *ended >= self.started);
+        Summary {
+            from_cache,
             last_valid: last_valid.map_or(Duration::ZERO, |last| {
-                last.saturating_duration_since(self.gone)
+                last.saturating_duration_since(self.stopped)
             }),
-            refused: refused.len(),
-            longest_refusal: refused
+            rejected: rejected.len(),
+            longest_rejection: rejected
                 .iter()
-                .map(|asked| asked.answered - asked.began)
+                .map(|exchange| exchange.ended - exchange.began)
                 .max()
                 .unwrap_or_default(),
-            recovered: recovered.expect("asked until it recovered") - self.back,
+            recovered: recovered.expect("valid after the outage") - self.started,
         }
     }
 }
 
-struct Seen {
-    from_memory: usize,
+struct Summary {
+    from_cache: usize,
     last_valid: Duration,
-    refused: usize,
-    longest_refusal: Duration,
+    rejected: usize,
+    longest_rejection: Duration,
     recovered: Duration,
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            from_memory,
+            from_cache,
             last_valid,
-            refused,
-            longest_refusal,
+            rejected,
+            longest_rejection,
             recovered,
         } = self;
         write!(
             f,
-            "{from_memory} valid from memory, the last {last_valid:.1?} after the stop; {refused} refused, the slowest in \
-             {longest_refusal:.1?}; valid again {recovered:.1?} after the start"
+            "{from_cache} valid from the cache, the last {last_valid:.1?} after the stop; {rejected} rejected, the slowest in \
+             {longest_rejection:.1?}; valid again {recovered:.1?} after the start"
         )
     }
 }
 
-/// What must be refused at once or after a bounded wait, whatever is remembered.
-async fn needs_the_database(server: &Server, token: &str, application: &str, keys: &[&Key; 2]) {
-    let [remembered, other] = keys;
+/// Asserts that everything that needs the database fails within a bounded time, even if keys are cached.
+async fn assert_unavailable(server: &Server, token: &str, application: &str, keys: &[&Key; 2]) {
+    let [cached, other] = keys;
     let verify = |text: &str| {
         server
             .post("/verify", json!({"key": text}))
@@ -161,7 +158,7 @@ async fn needs_the_database(server: &Server, token: &str, application: &str, key
         server
             .delete(&format!(
                 "/applications/{application}/api-keys/{}",
-                remembered.id
+                cached.id
             ))
             .bearer(token),
         server.get("/readyz"),
@@ -175,21 +172,21 @@ async fn needs_the_database(server: &Server, token: &str, application: &str, key
         assert_eq!(reply.status, 503, "call {number}: {reply}");
     }
     let took = begun.elapsed();
-    assert!(took < 2 * WAIT, "503 took {took:?}"); // twice: the machine may be busy
+    assert!(took < 2 * WAIT, "503 took {took:?}"); // twice, as the machine may be busy
     let alive = timeout(WAIT, server.get("/livez").into_future())
         .await
-        .expect("it depends on nothing");
+        .expect("a response without the database");
     assert_eq!(alive.status, 200);
     let nonsense = verify("no key at all").await;
     assert_eq!(
         (nonsense.status, nonsense.code().as_str()),
         (200, "unknown_key"),
-        "nobody has to be asked"
+        "a malformed key needs no lookup"
     );
 }
 
 #[actix_web::test]
-async fn verification_while_postgresql_is_down() {
+async fn cached_keys_stay_valid_for_a_lease_while_postgresql_is_down() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -198,98 +195,102 @@ async fn verification_while_postgresql_is_down() {
     let servers = [tollkey.serve().await, tollkey.serve().await];
     let token = merchant("acme");
     let application = servers[0].application(&token, "Web Store").await;
-    let (remembered, other) = (
+    let (cached, other) = (
         servers[0].key(&token, &application).await,
         servers[0].key(&token, &application).await,
     );
     for server in &servers {
-        assert_eq!(server.code(&remembered.text).await, "valid");
+        assert_eq!(server.code(&cached.text).await, "valid");
     }
 
     let control = async |arguments: &'static str| {
         tokio::task::spawn_blocking(move || postgres.control(arguments))
             .await
-            .expect("PostgreSQL obeys");
+            .expect("PostgreSQL stops or starts");
     };
     let (over, service) = (Cell::new(false), service());
     let callers = join_all(servers.iter().flat_map(|server| {
         let verify = || {
             server
-                .post("/verify", json!({"key": remembered.text}))
+                .post("/verify", json!({"key": cached.text}))
                 .bearer(&service)
         };
-        let forward = || server.get("/authz/forward-auth").bearer(&remembered.text);
-        let asked: [std::pin::Pin<Box<dyn Future<Output = Vec<Asked>>>>; 2] = [
-            Box::pin(ask_until(&over, verify)),
-            Box::pin(ask_until(&over, forward)),
+        let forward = || server.get("/authz/forward-auth").bearer(&cached.text);
+        let exchanges: [std::pin::Pin<Box<dyn Future<Output = Vec<Exchange>>>>; 2] = [
+            Box::pin(send_until(&over, verify)),
+            Box::pin(send_until(&over, forward)),
         ];
-        asked
+        exchanges
     }));
-    let story = async {
-        sleep(LEASE / 2).await; // leases are held
-        let stopping = Instant::now();
+    let outage = async {
+        sleep(LEASE / 2).await; // until the servers have leases
+        let stop_began = Instant::now();
         control("-m immediate stop").await;
-        let gone = Instant::now();
-        let keys = [&remembered, &other];
+        let stopped = Instant::now();
+        let keys = [&cached, &other];
         join_all(
             servers
                 .iter()
-                .map(|server| needs_the_database(server, &token, &application, &keys)),
+                .map(|server| assert_unavailable(server, &token, &application, &keys)),
         )
         .await;
-        sleep((LEASE + LONGER).saturating_sub(gone.elapsed())).await;
+        sleep((LEASE + LONGER).saturating_sub(stopped.elapsed())).await;
         for server in &servers {
             assert_eq!(server.get("/livez").await.status, 200);
         }
-        let starting = Instant::now();
+        let start_began = Instant::now();
         control("start").await;
-        let back = Instant::now();
+        let started = Instant::now();
         sleep(RECOVERY).await;
         over.set(true);
-        Story {
-            stopping,
-            gone,
-            starting,
-            back,
+        Outage {
+            stop_began,
+            stopped,
+            start_began,
+            started,
         }
     };
-    let (asked, story) = tokio::join!(callers, story);
+    let (exchanges, outage) = tokio::join!(callers, outage);
 
     let mut report = String::from("verification while PostgreSQL is down:");
-    let who = ["/verify", "forward-auth"];
-    for (number, asked) in asked.iter().enumerate() {
-        let who = format!("server {}, {}", number / who.len(), who[number % who.len()]);
-        let seen = story.check(&who, asked);
-        report.push_str(&format!("\n  {who}: {seen}"));
+    let caller = ["/verify", "forward-auth"];
+    for (number, exchanges) in exchanges.iter().enumerate() {
+        let caller = format!(
+            "server {}, {}",
+            number / caller.len(),
+            caller[number % caller.len()]
+        );
+        let seen = outage.check(&caller, exchanges);
+        report.push_str(&format!("\n  {caller}: {seen}"));
         assert!(seen.recovered < RECOVERY, "{report}");
-        assert!(seen.longest_refusal < 2 * WAIT, "{report}");
+        assert!(seen.longest_rejection < 2 * WAIT, "{report}");
     }
-    // Past the test harness, which shows nothing of a test that passes.
+    // Written directly to stderr, as the test harness hides the output of a passing test.
     let _ = writeln!(io::stderr(), "\n{report}\n");
 
-    // Everything is as before: changes too.
+    // Everything works again, including changes.
     for server in &servers {
         assert_eq!(server.get("/readyz").await.status, 200);
         assert_eq!(server.code(&other.text).await, "valid");
     }
-    let path = format!("/applications/{application}/api-keys/{}", remembered.id);
+    let path = format!("/applications/{application}/api-keys/{}", cached.id);
     assert!([204, 400].contains(&servers[1].delete(&path).bearer(&token).await.status));
     for server in servers {
-        assert_eq!(server.code(&remembered.text).await, "revoked");
+        assert_eq!(server.code(&cached.text).await, "revoked");
         server.stop().await;
     }
 }
 
-/// The longest that a request waits for a connection that fell silent: its turn, a sign of life that does not come, and a
-/// statement that is not answered.
+/// The longest that a request waits for a silent connection: its turn in the pool, a failed ping
+/// and a statement without a response.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Within which time everything is as before. It takes 9 s, but for the listener, who asks for a sign of life after 30 s.
+/// The time limit for a full recovery. It takes 9 s, but the listener only pings its connection after 30 s.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// What a proxy does whose far side has died: existing connections are acknowledged each byte and get no answer, and only
-/// new ones work.
+/// Simulates a proxy whose backend has died: existing connections accept data but return none; new
+/// ones work.
 #[actix_web::test]
-async fn connections_that_fall_silent_cost_some_seconds() {
+async fn server_recovers_when_database_connections_go_silent() {
     let Some(postgres) = Postgres::shared() else {
         return;
     };
@@ -316,18 +317,18 @@ async fn connections_that_fall_silent_cost_some_seconds() {
             .bearer(&token)
     };
     let ready = || server.get("/readyz");
-    let warm = join_all((0..12).map(|_| create().into_future())).await; // as many connections as there may be
+    let warm = join_all((0..12).map(|_| create().into_future())).await; // opens every connection of the pool
     assert!(warm.iter().all(|reply| reply.status == 201));
-    sleep(LEASE / 2).await; // a lease is held, and connections have rested
+    sleep(LEASE / 2).await; // until the server has a lease and idle connections
 
     wire.silence_existing();
     let begun = Instant::now();
     let over = Cell::new(false);
-    let story = async {
+    let outage = async {
         while !server.stderr().contains("listening for changes again") {
             assert!(
                 begun.elapsed() < RETURN,
-                "nobody listens: {}",
+                "the server does not listen: {}",
                 server.stderr()
             );
             sleep(Duration::from_millis(50)).await;
@@ -335,54 +336,60 @@ async fn connections_that_fall_silent_cost_some_seconds() {
         over.set(true);
         begun.elapsed()
     };
-    let (verified, created, asked, listening) = tokio::join!(
-        ask_until(&over, verify),
-        ask_until(&over, create),
-        ask_until(&over, ready),
-        story
+    let (verified, created, readiness, listening) = tokio::join!(
+        send_until(&over, verify),
+        send_until(&over, create),
+        send_until(&over, ready),
+        outage
     );
 
-    let mut report = format!("connections that fell silent: listening again {listening:.1?} later");
-    for (who, asked) in [
+    let mut report = format!("silent connections: listening again after {listening:.1?}");
+    for (caller, exchanges) in [
         ("/verify", verified),
         ("creation", created),
-        ("/readyz", asked),
+        ("/readyz", readiness),
     ] {
-        let refused: Vec<&Asked> = asked.iter().filter(|asked| asked.status == 503).collect();
-        let other = asked
+        let rejected: Vec<&Exchange> = exchanges
             .iter()
-            .find(|asked| ![200, 201, 503].contains(&asked.status));
+            .filter(|exchange| exchange.status == 503)
+            .collect();
+        let other = exchanges
+            .iter()
+            .find(|exchange| ![200, 201, 503].contains(&exchange.status));
         assert!(
             other.is_none(),
-            "{who}: {:?}",
-            other.map(|asked| asked.status)
+            "{caller}: {:?}",
+            other.map(|exchange| exchange.status)
         );
-        assert!(!refused.is_empty(), "{who}: the silence is noticed");
-        let longest = asked
+        assert!(
+            !rejected.is_empty(),
+            "{caller}: silent connections cause 503"
+        );
+        let longest = exchanges
             .iter()
-            .map(|asked| asked.answered - asked.began)
+            .map(|exchange| exchange.ended - exchange.began)
             .max()
             .unwrap_or_default();
-        assert!(longest < SILENCE, "{who} took {longest:?}");
-        let last = refused
+        assert!(longest < SILENCE, "{caller} took {longest:?}");
+        let last = rejected
             .iter()
-            .map(|asked| asked.answered - begun)
+            .map(|exchange| exchange.ended - begun)
             .max()
             .unwrap_or_default();
         assert!(
-            asked
+            exchanges
                 .iter()
-                .any(|asked| asked.status < 300 && asked.began > begun + last),
-            "{who}: it is back"
+                .any(|exchange| exchange.status < 300 && exchange.began > begun + last),
+            "{caller}: successful after the last 503"
         );
-        assert!(last < RETURN / 2, "{who}: the last 503 after {last:?}");
+        assert!(last < RETURN / 2, "{caller}: the last 503 after {last:?}");
         report.push_str(&format!(
-            "\n  {who}: {} refused, the slowest answer in {longest:.1?}, the last 503 after {last:.1?}",
-            refused.len()
+            "\n  {caller}: {} rejected, the slowest response in {longest:.1?}, the last 503 after {last:.1?}",
+            rejected.len()
         ));
     }
 
-    // It ends in good order, too, with connections that are silent.
+    // The server also stops gracefully while its connections are silent.
     wire.silence_existing();
     let begun = Instant::now();
     let (reply, ended) = tokio::join!(timeout(RETURN, create().into_future()), async {
@@ -394,9 +401,9 @@ async fn connections_that_fall_silent_cost_some_seconds() {
     let finished = server.ended().await;
     assert_eq!(finished.code, Some(0), "{finished}");
     let took = begun.elapsed();
-    assert!(took < RETURN / 2, "ending took {took:?}");
+    assert!(took < RETURN / 2, "stopping took {took:?}");
     let _ = writeln!(
         io::stderr(),
-        "\n{report}\n  it ended {took:.1?} after the next silence\n"
+        "\n{report}\n  stopped {took:.1?} after the connections went silent\n"
     );
 }

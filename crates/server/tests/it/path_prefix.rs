@@ -1,5 +1,5 @@
-//! The server behind a path prefix, `TOLLKEY_PUBLIC_URL=https://…/keys/`. Each request is sent with the prefix, as a proxy sends
-//! it that passes the prefix on, and without it, as a proxy sends it that strips the prefix.
+//! The server behind a path prefix, `TOLLKEY_PUBLIC_URL=https://…/keys/`. Each request is sent with
+//! the prefix and without it, as by a proxy that keeps it and by one that strips it.
 
 use serde_json::{Value, json};
 use tollkey_core::{Family, Mode};
@@ -14,14 +14,14 @@ const BEHIND: &[(&str, &str)] = &[
     ("TOLLKEY_PUBLIC_URL", "https://example.com/keys/"),
     TOKEN_SIGN_IN,
 ];
-/// What a proxy leaves of the prefix.
+/// The prefix of requests that pass a proxy.
 const PROXIES: [&str; 2] = [PREFIX, ""];
 
 fn call(app: &App, method: &str, path: &str) -> Call {
     Call::to(app.running().address(), method, path)
 }
 
-/// A URL of a response, as it arrives at the server behind that proxy.
+/// The path of a response's URL, after the proxy.
 fn arriving(proxy: &str, url: &str) -> String {
     let own = url
         .strip_prefix(PREFIX)
@@ -56,7 +56,10 @@ async fn paths_in_responses_begin_with_the_prefix() {
             for _ in 0..2 {
                 let key = call(app, "POST", &format!("{proxy}/api/v1/api-keys"));
                 let key = key.json(json!({"name": "Till"})).bearer(&token).await;
-                let location = key.header("location").expect("a location").to_owned();
+                let location = key
+                    .header("location")
+                    .expect("a Location header")
+                    .to_owned();
                 assert!(location.starts_with("/keys/api/v1/api-keys/"), "{location}");
                 assert_eq!(
                     call(app, "GET", &arriving(proxy, &location))
@@ -139,7 +142,7 @@ async fn paths_in_responses_begin_with_the_prefix() {
                 .expect("an object")
                 .remove("servers");
             let own: Value = serde_json::from_str(tollkey_server::openapi::json()).expect("JSON");
-            assert_eq!(without_servers, own, "nothing else differs");
+            assert_eq!(without_servers, own, "only the servers differ");
         }
         for root in ["/keys", "/keys/", "/keys?a=b", "/"] {
             let reply = call(app, "GET", root).header("accept", "text/html").await;
@@ -174,7 +177,7 @@ async fn request_is_the_same_with_and_without_the_prefix() {
             .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
 
-        // The account surface keeps its envelope, the gateways their headers.
+        // The account API keeps its envelope, the gateway API its headers.
         let unknown = call(app, "GET", "/keys/v1/nothing").await;
         assert_eq!(
             (unknown.status, unknown.json()["error"]["code"].as_str()),
@@ -207,25 +210,25 @@ async fn routes_of_a_key_do_not_depend_on_the_prefix() {
             ("/keys/v1/storefront/products", 403),
         ] {
             for proxy in PROXIES {
-                let asked = call(app, "GET", &format!("{proxy}/api/v1/authz/auth-request"));
-                let asked = asked
+                let request = call(app, "GET", &format!("{proxy}/api/v1/authz/auth-request"));
+                let request = request
                     .header("x-original-uri", uri)
                     .header("x-original-method", "GET")
                     .bearer(&key);
-                assert_eq!(asked.await.status, status, "auth-request {proxy} {uri}");
-                let asked = call(app, "GET", &format!("{proxy}/api/v1/authz/forward-auth"));
-                let asked = asked
+                assert_eq!(request.await.status, status, "auth-request {proxy} {uri}");
+                let request = call(app, "GET", &format!("{proxy}/api/v1/authz/forward-auth"));
+                let request = request
                     .header("x-forwarded-uri", uri)
                     .header("x-forwarded-method", "GET")
                     .bearer(&key);
-                assert_eq!(asked.await.status, status, "forward-auth {proxy} {uri}");
-                let asked = call(
+                assert_eq!(request.await.status, status, "forward-auth {proxy} {uri}");
+                let request = call(
                     app,
                     "GET",
                     &format!("{proxy}/api/v1/authz/ext-authz/-{uri}"),
                 )
                 .bearer(&key);
-                assert_eq!(asked.await.status, status, "ext-authz {proxy} {uri}");
+                assert_eq!(request.await.status, status, "ext-authz {proxy} {uri}");
             }
             let verdict = app
                 .verify(&key, json!({"method": "GET", "path": uri}))
@@ -237,7 +240,7 @@ async fn routes_of_a_key_do_not_depend_on_the_prefix() {
 }
 
 #[actix_web::test]
-async fn path_that_only_resembles_the_prefix_is_unknown() {
+async fn path_that_only_resembles_the_prefix_is_404() {
     each_backend_with(BEHIND, async |app: &App| {
         for path in [
             "/keys/keys/livez",
@@ -260,7 +263,7 @@ async fn path_that_only_resembles_the_prefix_is_unknown() {
 }
 
 #[actix_web::test]
-async fn server_without_a_prefix_has_its_own_paths() {
+async fn server_without_a_prefix_has_paths_from_the_root() {
     for settings in [&[][..], &[("TOLLKEY_PUBLIC_URL", "https://example.com")]] {
         each_backend_with(settings, async |app: &App| {
             assert_eq!(call(app, "GET", "/keys/livez").await.status, 404);
@@ -271,7 +274,7 @@ async fn server_without_a_prefix_has_its_own_paths() {
             assert!(
                 created
                     .header("location")
-                    .expect("a location")
+                    .expect("a Location header")
                     .starts_with("/api/v1/applications/"),
                 "{created}"
             );
@@ -331,28 +334,28 @@ async fn root_redirects_browsers_to_the_dashboard() {
 async fn provider_sends_browsers_back_under_the_prefix() {
     let provider = Provider::start().await;
     let mut settings = vec![("TOLLKEY_PUBLIC_URL", UNDER_PREFIX)];
-    settings.extend(provider.settings()); // the first of a name counts
+    settings.extend(provider.settings()); // the first setting of a name counts
     each_backend_with(&settings, async |app: &App| {
         for proxy in PROXIES {
-            let begun = call(
+            let started = call(
                 app,
                 "GET",
                 &format!("{proxy}/dashboard/sign-in/oidc?next=/dashboard/audit"),
             )
             .await;
-            let url: reqwest::Url = begun
+            let url: reqwest::Url = started
                 .header("location")
-                .expect("a location")
+                .expect("a Location header")
                 .parse()
                 .expect("a URL");
             assert_eq!(
                 url.origin().ascii_serialization(),
                 provider.issuer,
-                "a URL of another server stays"
+                "a URL of another server has no prefix"
             );
             let back = format!("{UNDER_PREFIX}/dashboard/sign-in/callback");
             assert_eq!(parameter(&url, "redirect_uri"), back);
-            let cookie = begun.header("set-cookie").expect("a cookie").to_owned();
+            let cookie = started.header("set-cookie").expect("a cookie").to_owned();
             assert!(
                 cookie.starts_with("__Host-") && cookie.contains("; Path=/;"),
                 "{cookie}"
@@ -367,7 +370,7 @@ async fn provider_sends_browsers_back_under_the_prefix() {
                 &format!("{proxy}/dashboard/sign-in/callback?code={code}&state={state}"),
             );
             let returned = returned
-                .header("cookie", cookie.split(';').next().expect("a pair"))
+                .header("cookie", cookie.split(';').next().expect("a cookie"))
                 .await;
             assert_eq!(returned.status, 200, "{returned}");
             assert!(

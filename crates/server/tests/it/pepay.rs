@@ -1,4 +1,4 @@
-//! Commerce keys as pepay's document has them, read from top to bottom, and what the contract adds to it: suspension,
+//! Commerce keys, in the order of pepay's document. Tests of the additions follow: suspension,
 //! changes and the limit of keys.
 
 use std::{collections::HashSet, time::Duration};
@@ -19,17 +19,17 @@ fn path(key: &Key) -> String {
 }
 
 fn crockford(id: &str) -> String {
-    id.parse::<KeyId>().expect("the id of a key").crockford()
+    id.parse::<KeyId>().expect("a key ID").crockford()
 }
 
-/// The row of a key.
+/// The key as the API returns it.
 async fn row(app: &App, token: &str, key: &Key) -> Value {
     let reply = app.get(&path(key)).bearer(token).await;
     assert_eq!(reply.status, 200, "{reply}");
     reply.json()
 }
 
-/// The `status` that row has.
+/// The status of the key.
 async fn status(app: &App, token: &str, key: &Key) -> String {
     row(app, token, key).await["status"]
         .as_str()
@@ -37,13 +37,13 @@ async fn status(app: &App, token: &str, key: &Key) -> String {
         .to_owned()
 }
 
-/// One of `suspend`, `resume` and `revoke`, without a body.
+/// A call of `suspend`, `resume` or `revoke`, without a body.
 fn act(app: &App, token: &str, key: &Key, action: &str) -> Call {
     app.call("POST", &format!("{}/{action}", path(key)))
         .bearer(token)
 }
 
-/// Action and changes of every audit entry about a key, the oldest first.
+/// Action and changes of every audit entry about the key, oldest first.
 async fn log(app: &App, token: &str, key: &Key) -> Vec<(String, Value)> {
     let entries = app
         .get(&format!("/audit-log?target_id={}", key.id))
@@ -61,7 +61,7 @@ async fn log(app: &App, token: &str, key: &Key) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Where the `Link` header leads on.
+/// The target of the `Link` header.
 fn next(reply: &Reply) -> Option<String> {
     let link = reply.header("link")?;
     let target = link
@@ -81,7 +81,7 @@ fn ids(list: &Value) -> Vec<String> {
 // Request: list
 
 #[actix_web::test]
-async fn list_commerce_api_keys() {
+async fn list_returns_the_documented_fields() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @"
@@ -125,8 +125,7 @@ async fn list_commerce_api_keys() {
 }
 
 #[actix_web::test]
-async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_no_part_of_the_list()
-{
+async fn list_has_only_commerce_keys_of_the_account() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -152,15 +151,15 @@ async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_n
 }
 
 #[actix_web::test]
-async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
+async fn pages_of_a_list_have_every_key_exactly_once() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let mut made = Vec::new();
+        let mut created = Vec::new();
         for count in [1, 7, 1, 8, 4] {
             for _ in 0..count {
-                made.push(app.commerce_key(&token, json!({})).await.id); // made in one moment
+                created.push(app.commerce_key(&token, json!({})).await.id); // all with the same time
             }
-            app.clock.advance(Duration::from_millis(700)); // a second here and there
+            app.clock.advance(Duration::from_millis(700)); // sometimes into the next second
         }
         let all = ids(&app.get("/api-keys").bearer(&token).await.json());
         let sorted = |ids: &[String]| {
@@ -168,11 +167,11 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
             ids.sort();
             ids
         };
-        assert_eq!(sorted(&all), sorted(&made));
+        assert_eq!(sorted(&all), sorted(&created));
         let moments = |ids: &[String]| {
             let times = ids
                 .iter()
-                .map(|id| made.iter().position(|own| own == id).unwrap());
+                .map(|id| created.iter().position(|own| own == id).unwrap());
             times
                 .map(|at| {
                     [
@@ -207,7 +206,7 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
             assert_eq!(pages, all.len().div_ceil(limit).max(1), "limit {limit}");
         }
 
-        // A key made or revoked meanwhile moves nothing.
+        // Keys created or revoked in the meantime do not shift later pages.
         let reply = app.get("/api-keys?limit=10").bearer(&token).await;
         app.commerce_key(&token, json!({})).await;
         let gone = Key {
@@ -221,7 +220,7 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
             .await;
         assert_eq!(ids(&rest.json()), all[10..20]);
 
-        // An operator is led on within the account it asked for; elsewhere a cursor shows nothing of it.
+        // An operator's next page keeps the account; another account's cursor reveals nothing.
         let reply = app
             .get("/api-keys?account=acme&limit=20")
             .bearer(&app.operator())
@@ -250,11 +249,11 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
 }
 
 #[actix_web::test]
-async fn a_list_has_1000_keys_when_nobody_says_how_many() {
+async fn default_page_size_is_1000() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let (state, now) = (app.running().state(), app.clock.now());
-        let account: AccountId = "acme".parse().expect("an account id");
+        let account: AccountId = "acme".parse().expect("an account ID");
         let keys: Vec<(ApiKey, KeyText)> = (0..1001)
             .map(|n| {
                 let text = app.mint(Family::Commerce, Mode::Live);
@@ -298,7 +297,7 @@ async fn a_list_has_1000_keys_when_nobody_says_how_many() {
 }
 
 #[actix_web::test]
-async fn a_query_that_cannot_be_read_is_400() {
+async fn invalid_query_parameters_are_400() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.commerce_key(&token, json!({})).await;
@@ -349,7 +348,7 @@ async fn a_query_that_cannot_be_read_is_400() {
 // Request: create
 
 #[actix_web::test]
-async fn create_a_commerce_api_key() {
+async fn creation_returns_the_documented_fields() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "Commerce Server Key", "expires_at": null});
@@ -385,7 +384,7 @@ async fn create_a_commerce_api_key() {
 }
 
 #[actix_web::test]
-async fn the_key_is_in_the_answer_that_made_it_and_never_again() {
+async fn key_is_only_in_the_response_of_its_creation() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -411,7 +410,7 @@ async fn the_key_is_in_the_answer_that_made_it_and_never_again() {
 }
 
 #[actix_web::test]
-async fn what_may_be_left_out_may_be_null() {
+async fn optional_fields_may_be_null() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let bare = app.commerce_key(&token, json!({"name": "n"})).await;
@@ -437,17 +436,17 @@ async fn what_may_be_left_out_may_be_null() {
             let key = app
                 .commerce_key(&token, json!({"name": "n", member: null}))
                 .await;
-            assert_same_but_who(&row(app, &token, &key).await, &bare, member);
+            assert_same_except_ids(&row(app, &token, &key).await, &bare, member);
         }
         let key = app.commerce_key(&token, all).await;
-        assert_same_but_who(&row(app, &token, &key).await, &bare, "all of them");
+        assert_same_except_ids(&row(app, &token, &key).await, &bare, "all fields");
         let key = app.commerce_key(&token, json!({"metadata": {}})).await;
         assert_eq!(row(app, &token, &key).await["metadata"], json!({}));
     })
     .await;
 }
 
-fn assert_same_but_who(row: &Value, other: &Value, why: &str) {
+fn assert_same_except_ids(row: &Value, other: &Value, why: &str) {
     let (mut row, mut other) = (row.clone(), other.clone());
     for row in [&mut row, &mut other] {
         for member in ["key_id", "prefix", "last4"] {
@@ -458,7 +457,7 @@ fn assert_same_but_who(row: &Value, other: &Value, why: &str) {
 }
 
 #[actix_web::test]
-async fn a_key_ends_at_a_time_of_either_form_that_lies_in_the_future() {
+async fn expiration_is_a_future_time_in_either_format() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for (end, shown) in [
@@ -524,7 +523,7 @@ async fn a_key_ends_at_a_time_of_either_form_that_lies_in_the_future() {
 }
 
 #[actix_web::test]
-async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
+async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -591,7 +590,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
                 json!({"name": "n", "metadata": {"x": "y".repeat(4096)}}),
                 "/metadata must be at most 4096 bytes of JSON".to_owned(),
             ),
-            // Members of other surfaces, and what nobody may choose.
+            // Fields of other APIs, and fields that the server sets.
             (
                 json!({"name": "n", "expiresAt": null}),
                 "/expiresAt is unknown; use `expires_at`".to_owned(),
@@ -609,7 +608,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             let reply = app.post("/api-keys", body.clone()).bearer(&token).await;
             assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{body}");
         }
-        // All that is wrong with the values is told at once.
+        // All errors in one response.
         let body = json!({
             "name": "", "scopes": [], "expires_at": 0, "merchants": [], "features": [], "allowed_ips": [],
             "rate_limit": {"limit": 0, "window_seconds": 0}, "metadata": {"x": "\u{0}"}
@@ -644,7 +643,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
 // Request: revoke
 
 #[actix_web::test]
-async fn revoke_a_commerce_api_key() {
+async fn revocation_has_the_documented_response() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -671,7 +670,7 @@ async fn revoke_a_commerce_api_key() {
             ],
             [&json!("revoked"), &json!(START + 5), &Value::Null]
         );
-        // A repeat changes nothing, not even the reason, and is no entry.
+        // A repeated revocation changes nothing, not even the reason, and adds no audit entry.
         app.clock.advance(Duration::from_secs(5));
         let again = app
             .post(
@@ -696,7 +695,7 @@ async fn revoke_a_commerce_api_key() {
 }
 
 #[actix_web::test]
-async fn a_revocation_takes_no_body_an_empty_one_or_a_reason_and_either_form_of_the_id() {
+async fn revocation_has_an_optional_body_with_a_reason() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let longest = "é".repeat(255);
@@ -769,22 +768,22 @@ async fn a_revocation_takes_no_body_an_empty_one_or_a_reason_and_either_form_of_
 // Authentication and errors
 
 #[actix_web::test]
-async fn key_management_uses_a_management_token() {
+async fn key_management_requires_a_management_token() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let secret = app.insert_key("acme", Family::Secret, Mode::Live).await;
         let calls = |app: &App| {
-            let at = path(&key);
+            let path = path(&key);
             [
                 app.get("/api-keys?scope=commerce"),
                 app.post("/api-keys", json!({"name": "n"})),
-                app.get(&at),
-                app.patch(&at, json!({"name": "n"})),
-                app.call("POST", &format!("{at}/revoke")),
-                app.call("POST", &format!("{at}/suspend")),
-                app.call("POST", &format!("{at}/resume")),
-                app.call("POST", &format!("{at}/rotate")),
+                app.get(&path),
+                app.patch(&path, json!({"name": "n"})),
+                app.call("POST", &format!("{path}/revoke")),
+                app.call("POST", &format!("{path}/suspend")),
+                app.call("POST", &format!("{path}/resume")),
+                app.call("POST", &format!("{path}/rotate")),
             ]
         };
         for call in calls(app) {
@@ -831,7 +830,7 @@ async fn key_management_uses_a_management_token() {
 }
 
 #[actix_web::test]
-async fn commerce_operations_use_x_commerce_api_key() {
+async fn commerce_operations_accept_x_commerce_api_key() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -909,7 +908,7 @@ async fn commerce_operations_use_x_commerce_api_key() {
             let twice = app.get(at).header("x-commerce-api-key", &key.text).bearer(&key.text).await;
             assert_eq!((twice.status, twice.code().as_str()), (400, "multiple_credentials"), "{at}");
             let query = app.get(&format!("{at}?x-commerce-api-key={}", key.text)).await;
-            assert_ne!(query.status, 200, "{at}: never from the query");
+            assert_ne!(query.status, 200, "{at}: not accepted in the query");
         }
         for (key, expected) in [(&key, "active"), (&gone, "revoked"), (&suspended, "suspended"), (&expired, "expired")] {
             assert_eq!(status(app, &token, key).await, expected);
@@ -919,7 +918,7 @@ async fn commerce_operations_use_x_commerce_api_key() {
 }
 
 #[actix_web::test]
-async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
+async fn only_successful_uses_update_last_used_at() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -939,7 +938,7 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
             200
         );
         assert_eq!(last_used().await, json!(START + 7));
-        // Denials, management and suspension leave it where it was.
+        // Denials, management calls and suspension do not change it.
         app.clock.advance(Duration::from_secs(7));
         assert_eq!(
             at(app, "/authz/forward-auth?scope=links:write")
@@ -957,7 +956,7 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
         assert_eq!(act(app, &token, &key, "suspend").await.status, 200);
         assert_eq!(at(app, "/whoami").await.status, 403);
         assert_eq!(last_used().await, json!(START + 7));
-        // What is not yet written down survives a change of the key, and its end.
+        // Uses that are not yet written survive a change of the key and its revocation.
         assert_eq!(act(app, &token, &key, "resume").await.status, 200);
         assert_eq!(at(app, "/whoami").await.status, 200);
         assert_eq!(
@@ -975,7 +974,7 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
         assert_eq!(
             row(app, &token, &key).await["name"],
             "Newer",
-            "writing it down changes nothing else"
+            "writing the usage changes nothing else"
         );
     })
     .await;
@@ -984,7 +983,7 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
 // What the contract adds: get
 
 #[actix_web::test]
-async fn a_key_is_read_by_either_form_of_its_id_as_its_row_in_the_list() {
+async fn get_returns_the_row_of_the_list_for_either_id_format() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app
@@ -1006,7 +1005,7 @@ async fn a_key_is_read_by_either_form_of_its_id_as_its_row_in_the_list() {
 }
 
 #[actix_web::test]
-async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404() {
+async fn inaccessible_keys_and_malformed_ids_are_the_same_404() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let theirs = app.commerce_key(&app.merchant("globex"), json!({})).await;
@@ -1039,7 +1038,7 @@ async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404
             ("POST", "/resume", None),
             ("POST", "/rotate", None),
         ] {
-            let mut answers = Vec::new();
+            let mut replies = Vec::new();
             for id in &ids {
                 let call = app
                     .call(method, &format!("/api-keys/{id}{rest}"))
@@ -1056,10 +1055,10 @@ async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404
                     (404, "not_found"),
                     "{method} {id}{rest}"
                 );
-                answers.push(reply.to_string());
+                replies.push(reply.to_string());
             }
-            answers.dedup();
-            assert_eq!(answers.len(), 1, "{method} {rest}");
+            replies.dedup();
+            assert_eq!(replies.len(), 1, "{method} {rest}");
         }
         let theirs = row(app, &app.merchant("globex"), &theirs).await;
         assert_eq!(
@@ -1076,7 +1075,7 @@ async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404
 // Suspend and resume
 
 #[actix_web::test]
-async fn suspend_and_resume_a_key() {
+async fn suspended_key_is_denied_until_it_is_resumed() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -1098,7 +1097,7 @@ async fn suspend_and_resume_a_key() {
         assert_eq!((resumed.status, &resumed.json()), (200, &active));
         assert_eq!(app.code(&key.text).await, "valid");
         assert_eq!(act(app, &token, &key, "resume").json(json!({})).await.json(), active);
-        // Repeats are no entries.
+        // Repeated calls add no audit entry.
         assert_eq!(
             log(app, &token, &key).await[1..],
             [
@@ -1115,8 +1114,7 @@ async fn suspend_and_resume_a_key() {
 }
 
 #[actix_web::test]
-async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_expired_one_not_changed()
- {
+async fn revoked_and_expired_keys_cannot_be_changed() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let revoked = app.commerce_key(&token, json!({})).await;
@@ -1165,7 +1163,7 @@ async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_e
         let rotated = act(app, &token, &expired, "rotate").await;
         assert_eq!((rotated.status, rotated.code().as_str()), (409, "key_expired"));
         assert_eq!(app.code(&expired.text).await, "expired");
-        // Suspending or resuming it is possible, and no way back.
+        // It can still be suspended or resumed, but stays expired.
         for action in ["suspend", "resume"] {
             let reply = act(app, &token, &expired, action).await;
             assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("expired")), "{action}");
@@ -1176,7 +1174,7 @@ async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_e
         assert_eq!(act(app, &token, &key, "suspend").await.status, 200);
         let reply = app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await;
         assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("suspended")));
-        // And revoked: that comes first.
+        // Revocation takes precedence over suspension.
         assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
         assert_eq!(status(app, &token, &key).await, "revoked");
         assert_eq!(act(app, &token, &expired, "revoke").await.status, 200);
@@ -1187,7 +1185,7 @@ async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_e
 
 // Patch
 
-/// A key with everything there is.
+/// A key with a value in every field.
 async fn full(app: &App, token: &str) -> Key {
     let body = json!({
         "name": "Server", "scopes": ["links:read", "links:write"], "expires_at": START + 1000,
@@ -1198,7 +1196,7 @@ async fn full(app: &App, token: &str) -> Key {
 }
 
 #[actix_web::test]
-async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_has_a_value() {
+async fn merge_patch_sets_values_and_clears_nulls() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -1257,7 +1255,7 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
             ),
             (json!({"rate_limit": {}}), json!({}), json!({})),
             (json!({"rate_limit": null}), json!({"rate_limit": null}), json!({"rate_limit": [was, null]})),
-            // Metadata may be about people: the log, which is for ever, only says that it changed.
+            // Metadata may be personal data, so the permanent audit log only records that it changed.
             (json!({"metadata": null}), json!({"metadata": null}), json!({"metadata": "changed"})),
             (json!({"metadata": {}}), json!({}), json!({})),
             (
@@ -1271,7 +1269,7 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
                 json!({"metadata": "changed"}),
             ),
             (json!({"metadata": {"d": [1, 2]}}), json!({}), json!({})),
-            // Up to 4096 bytes with what is there already.
+            // Up to 4096 bytes after merging.
             (
                 json!({"metadata": {"x": "y".repeat(4060)}}),
                 json!({"metadata": {"a": {"b": 1, "c": 2}, "d": [1, 2], "x": "y".repeat(4060)}}),
@@ -1305,7 +1303,7 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
                 entries.push(("api_key.updated".to_owned(), changes));
             }
             assert_eq!(log(app, &token, &key).await[1..], entries, "{patch}");
-            // A repeat finds it so already.
+            // A repeated patch changes nothing.
             assert_eq!(app.patch(&path(&key), patch.clone()).bearer(&token).await.json(), expected, "{patch}");
             assert_eq!(log(app, &token, &key).await.len(), 1 + entries.len(), "{patch}");
         }
@@ -1315,7 +1313,7 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
 }
 
 #[actix_web::test]
-async fn an_empty_body_counts_as_an_empty_object() {
+async fn empty_body_is_an_empty_object() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let reply = app.call("POST", "/api-keys").bearer(&token).await;
@@ -1332,12 +1330,12 @@ async fn an_empty_body_counts_as_an_empty_object() {
 }
 
 #[actix_web::test]
-async fn a_merge_patch_of_a_key_without_anything() {
+async fn merge_patch_of_a_key_without_optional_values() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
         for (patch, differs) in [
-            // Null is no news where there is nothing.
+            // Null for an absent value changes nothing.
             (
                 json!({"expires_at": null, "merchants": null, "features": null}),
                 json!({}),
@@ -1369,7 +1367,7 @@ async fn a_merge_patch_of_a_key_without_anything() {
             for (member, value) in differs.as_object().unwrap() {
                 expected[member] = value.clone();
             }
-            // As what it is, too.
+            // With the media type of merge patches, too.
             let call = app
                 .call("PATCH", &path(&key))
                 .header("content-type", "application/merge-patch+json");
@@ -1400,7 +1398,7 @@ async fn a_merge_patch_of_a_key_without_anything() {
 }
 
 #[actix_web::test]
-async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
+async fn invalid_merge_patch_changes_nothing() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -1471,10 +1469,10 @@ async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
     .await;
 }
 
-// Changes hold once answered
+// Changes hold after the response
 
 #[actix_web::test]
-async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answered() {
+async fn change_holds_on_all_replicas_after_its_response() {
     each_backend_with_replica(None, async |app: &App, replica: &Running| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -1483,7 +1481,7 @@ async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answ
             "key": key.text, "method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7",
             "scopes": ["links:read"]
         });
-        let says = async |expected: &str, after: &str| {
+        let assert_code = async |expected: &str, after: &str| {
             for at in [app.running().address(), replica.address()] {
                 for _ in 0..2 {
                     let call = Call::new(at, "POST", "/verify").json(need.clone()).bearer(&app.service());
@@ -1491,10 +1489,10 @@ async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answ
                 }
             }
         };
-        says("valid", "made").await;
+        assert_code("valid", "created").await;
         for (action, expected) in [("suspend", "suspended"), ("resume", "valid")] {
             assert_eq!(act(app, &token, &key, action).await.status, 200);
-            says(expected, action).await;
+            assert_code(expected, action).await;
         }
         for (patch, expected) in [
             (json!({"scopes": ["links:write"]}), "insufficient_scope"),
@@ -1510,26 +1508,26 @@ async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answ
         ] {
             let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
             assert_eq!(reply.status, 200, "{patch} {reply}");
-            says(expected, &patch.to_string()).await;
+            assert_code(expected, &patch.to_string()).await;
         }
         assert_eq!(app.verify(&key.text, need.clone()).await["key"]["name"], "New");
         let reply = app.patch(&path(&key), json!({"expires_at": START + 60})).bearer(&token).await;
         assert_eq!(reply.status, 200);
-        says("valid", "an end").await;
+        assert_code("valid", "an expiration").await;
         let reply = app.patch(&path(&key), json!({"expires_at": START + 120})).bearer(&token).await;
         assert_eq!(reply.status, 200);
         app.clock.advance(Duration::from_secs(119));
-        says("valid", "a later end").await;
+        assert_code("valid", "a later expiration").await;
         app.clock.advance(Duration::from_secs(1));
-        says("expired", "its end").await;
+        assert_code("expired", "the expiration").await;
         assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
-        says("revoked", "revoked").await;
+        assert_code("revoked", "revoked").await;
     })
     .await;
 }
 
 #[actix_web::test]
-async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
+async fn parallel_changes_are_all_applied_and_logged_once() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let token = app.merchant("acme");
@@ -1547,7 +1545,7 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
                 .filter(|(own, _)| own == action)
                 .count()
         };
-        // Each adds a member of its own, while the key is used.
+        // Parallel patches each add a metadata field, while the key is used.
         let patch = |n: usize| {
             let body = json!({"metadata": {(format!("n_{n}")): n}});
             Call::new(at(n), "PATCH", &path(&key))
@@ -1602,10 +1600,10 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
     .await;
 }
 
-// The limit of keys
+// Limit of keys
 
 #[actix_web::test]
-async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
+async fn key_limit_counts_usable_commerce_keys() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
         let token = app.merchant("acme");
         let create = |body: Value| app.post("/api-keys", body).bearer(&token);
@@ -1620,7 +1618,7 @@ async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
 
         {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account already has its maximum number of keys of this kind that are neither revoked nor expired (2). Revoke a key first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
         "#);
-        // A suspended key counts, a revoked one does not, an expired one neither.
+        // Suspended keys count, revoked and expired keys do not.
         assert_eq!(act(app, &token, &second, "suspend").await.status, 200);
         assert_eq!(create(json!({"name": "n"})).await.code(), "key_limit_reached");
         assert_eq!(act(app, &token, &second, "revoke").await.status, 200);
@@ -1631,7 +1629,7 @@ async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
         app.commerce_key(&token, json!({"mode": "test"})).await;
         assert_eq!(create(json!({"name": "n", "mode": "test"})).await.code(), "key_limit_reached");
         assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()).len(), 4);
-        // Other accounts and other families have limits of their own.
+        // Other accounts and families are counted separately.
         app.commerce_key(&app.merchant("globex"), json!({})).await;
         let application = app.application(&token, "Web Store").await;
         app.key(&token, &application, json!({})).await;
@@ -1640,7 +1638,7 @@ async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
 }
 
 #[actix_web::test]
-async fn the_limit_of_keys_is_exact_under_fifty_parallel_creations() {
+async fn key_limit_is_exact_under_50_parallel_creations() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "7")], async |app: &App| {
         let token = app.merchant("acme");
         let replica = app.replica().await;
@@ -1652,13 +1650,13 @@ async fn the_limit_of_keys_is_exact_under_fifty_parallel_creations() {
             call.into_future()
         });
         let replies = join_all(calls).await;
-        let made = replies.iter().filter(|reply| reply.status == 201).count();
-        let refused = replies
+        let created = replies.iter().filter(|reply| reply.status == 201).count();
+        let rejected = replies
             .iter()
             .filter(|reply| reply.status == 403 && reply.code() == "key_limit_reached")
             .count();
         assert_eq!(
-            (made, refused),
+            (created, rejected),
             (7, 43),
             "{:?}",
             replies.iter().map(|reply| reply.status).collect::<Vec<_>>()

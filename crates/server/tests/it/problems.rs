@@ -1,4 +1,4 @@
-//! All problems as one table, so that their texts can be reviewed on one page.
+//! All problems in one table, so that their texts can be reviewed together.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use tollkey_core::{
 
 use crate::support::{App, Call, Reply, each_backend_with, settings};
 
-/// The problem after this one in the table. Without a wildcard, so that a new code does not compile until it is in the table.
+/// The problem after this one in the table. There is no wildcard, so a new code compiles only with a row in the table.
 fn next(code: ProblemCode) -> Option<ProblemCode> {
     use ProblemCode as Code;
     Some(match code {
@@ -89,7 +89,7 @@ fn of_problem(problem: &Problem) -> Row {
     )
 }
 
-/// The problems that follow from the core alone.
+/// The problems of the core crate.
 fn of_core() -> Vec<Row> {
     let headers = CredentialHeaders::default();
     let presented = |credential: Credential<'_>, expected| {
@@ -134,7 +134,7 @@ fn of_core() -> Vec<Row> {
     .collect()
 }
 
-/// The problems of requests to the server.
+/// The problems of the server.
 async fn of_server(app: &App) -> Vec<Row> {
     let (token, service) = (app.merchant("acme"), app.service());
     let application = app.application(&token, "Web Store").await;

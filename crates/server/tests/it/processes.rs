@@ -1,4 +1,4 @@
-//! The server as a process: killed, stopped, started in development mode, watched from outside.
+//! The server as a process: crashes, shutdown, start in development mode, migrations, metrics and logs.
 
 use std::{
     fs,
@@ -30,34 +30,34 @@ use crate::{
 /// How often the server is killed.
 const KILLS: usize = 4;
 
-/// What a client knows of a key it was given.
+/// What a client knows about a key it created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Created,
-    /// Its revocation was asked for and not answered: it may have happened or not.
+    /// Its revocation was requested, but the response was lost: the key may be revoked or not.
     Revoking,
     Revoked,
 }
 
-/// Makes keys and revokes every third until the server is gone.
-async fn burst(server: SocketAddr, application: &str, made: &AtomicUsize) -> Vec<(Key, Fate)> {
+/// Creates keys and revokes every third until the server is killed.
+async fn burst(server: SocketAddr, application: &str, count: &AtomicUsize) -> Vec<(Key, Fate)> {
     let (token, path) = (
         merchant("acme"),
         format!("/api/v1/applications/{application}/api-keys"),
     );
     let body = json!({"description": "Checkout"}).to_string();
     let mut keys = Vec::new();
-    while let Some(created) = answer(server, "POST", &path, &token, &body, 201).await {
+    while let Some(created) = request(server, "POST", &path, &token, &body, 201).await {
         let created: Value = serde_json::from_str(&created).expect("JSON");
-        let text = |name: &str| created[name].as_str().expect("a text").to_owned();
+        let text = |name: &str| created[name].as_str().expect("a string").to_owned();
         let key = Key {
             id: text("id"),
             text: text("fullKey"),
         };
-        made.fetch_add(1, Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
         let fate = if keys.len() % 3 == 2 {
             let path = format!("{path}/{}", key.id);
-            answer(server, "DELETE", &path, &token, "", 204)
+            request(server, "DELETE", &path, &token, "", 204)
                 .await
                 .map_or(Fate::Revoking, |_| Fate::Revoked)
         } else {
@@ -68,8 +68,8 @@ async fn burst(server: SocketAddr, application: &str, made: &AtomicUsize) -> Vec
     keys
 }
 
-/// The body of the answer, which must have that status; `None` when the server died before it had answered.
-async fn answer(
+/// Returns the response's body, or `None` if the server was killed first. Panics on another status.
+async fn request(
     server: SocketAddr,
     method: &str,
     path: &str,
@@ -85,11 +85,11 @@ async fn answer(
 }
 
 #[actix_web::test]
-async fn what_was_answered_survives_kills() {
+async fn acknowledged_changes_survive_crashes() {
     for database in backends() {
         let tollkey = Tollkey::on(&database).with("TOLLKEY_APPLICATION_KEY_LIMIT", "10000");
         tollkey.answer(&["migrate"]).await;
-        // A killed server's lease has to end before the next revocation is answered; with a short one that is soon.
+        // After a kill, the next revocation waits until the killed server's lease expires, hence short leases.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let mut keys: Vec<(Key, Fate)> = Vec::new();
         let mut application = None;
@@ -99,7 +99,7 @@ async fn what_was_answered_survives_kills() {
             if application.is_none() {
                 application = Some(server.application(&merchant("acme"), "Web Store").await);
             }
-            let application = application.as_deref().expect("made in the first round");
+            let application = application.as_deref().expect("created in the first round");
 
             let texts: Vec<&str> = keys.iter().map(|(key, _)| key.text.as_str()).collect();
             for (code, (key, fate)) in server.codes(&texts).await.iter().zip(&keys) {
@@ -123,17 +123,17 @@ async fn what_was_answered_survives_kills() {
 
             let mut verify = vec!["audit", "verify"];
             verify.extend(kept_heads.iter().flat_map(|head| ["--head", head.as_str()]));
-            let whole = tollkey.answer(&verify).await;
-            assert!(whole.contains("\nthe audit log is intact ("), "{whole}");
-            let line = whole.lines().next().expect("a line for the account");
+            let report = tollkey.answer(&verify).await;
+            assert!(report.contains("\nthe audit log is intact ("), "{report}");
+            let line = report.lines().next().expect("a line for the account");
             let words: Vec<&str> = line.split_whitespace().collect();
             let ["acme", entries, "entries", "head", head] = words[..] else {
                 panic!("{line}")
             };
             kept_heads.push(head.to_owned());
-            // A change and its entry are one: the application, each key, each revocation.
+            // A change and its audit entry are atomic: the application, each key, each revocation.
             let entries: u64 = entries.parse().expect("a count");
-            let fates = |wanted| keys.iter().filter(|(_, fate)| *fate == wanted).count() as u64;
+            let fates = |expected| keys.iter().filter(|(_, fate)| *fate == expected).count() as u64;
             let least = 1 + stored + fates(Fate::Revoked);
             assert!(
                 (least..=least + fates(Fate::Revoking)).contains(&entries),
@@ -144,22 +144,22 @@ async fn what_was_answered_survives_kills() {
                 server.stop().await;
                 break;
             }
-            let (address, made) = (server.address, AtomicUsize::new(0));
+            let (address, count) = (server.address, AtomicUsize::new(0));
             let enough = 10 + 13 * round;
             let kill = async {
-                while made.load(Ordering::Relaxed) < enough {
+                while count.load(Ordering::Relaxed) < enough {
                     sleep(Duration::from_millis(1)).await;
                 }
                 server.kill().await;
             };
-            let bursts = join_all((0..4).map(|_| burst(address, application, &made)));
+            let bursts = join_all((0..4).map(|_| burst(address, application, &count)));
             keys.extend(tokio::join!(bursts, kill).0.into_iter().flatten());
         }
         assert!(keys.len() >= 10 * KILLS);
     }
 }
 
-/// Everything that can be asked of an account.
+/// All resources of an account.
 async fn everything(server: &Server, application: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for (path, token) in [
@@ -180,7 +180,7 @@ async fn everything(server: &Server, application: &str) -> Vec<Value> {
 }
 
 #[actix_web::test]
-async fn a_restart_finds_everything_again() {
+async fn restart_keeps_all_resources() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
@@ -224,19 +224,19 @@ async fn a_restart_finds_everything_again() {
             server.codes(&texts).await,
             ["revoked", "valid", "valid", "application_disabled"]
         );
-        let ask = |credential: &str| {
+        let verify = |credential: &str| {
             server
                 .post("/verify", json!({"key": texts[1]}))
                 .bearer(credential)
         };
-        assert_eq!(ask(&gateway.text).await.status, 200);
-        assert_eq!(ask(&former.text).await.status, 401);
+        assert_eq!(verify(&gateway.text).await.status, 200);
+        assert_eq!(verify(&former.text).await.status, 401);
         server.stop().await;
     }
 }
 
 #[actix_web::test]
-async fn sigterm_and_sigint_stop_in_good_order() {
+async fn sigterm_and_sigint_shut_down_gracefully() {
     for database in backends() {
         for signal in ["TERM", "INT"] {
             let tollkey = Tollkey::on(&database);
@@ -246,14 +246,18 @@ async fn sigterm_and_sigint_stop_in_good_order() {
                 .application(&token, &format!("Used until {signal}"))
                 .await;
             let key = server.key(&token, &application).await;
-            assert_eq!(server.code(&key.text).await, "valid"); // counted in memory
+            assert_eq!(server.code(&key.text).await, "valid"); // this use is still in memory
 
-            let mut idle = Connection::open(server.address).await.expect("it listens");
+            let mut idle = Connection::open(server.address)
+                .await
+                .expect("a connection");
             idle.send("GET", "/readyz", "", "").await.expect("sent");
             assert_eq!(idle.answer().await, Some((200, "ok".to_owned())));
-            let late = json!({"name": format!("Under way at {signal}")}).to_string();
-            let mut under_way = Connection::open(server.address).await.expect("it listens");
-            under_way
+            let late = json!({"name": format!("In flight at {signal}")}).to_string();
+            let mut in_flight = Connection::open(server.address)
+                .await
+                .expect("a connection");
+            in_flight
                 .begin("POST", "/api/v1/applications", &token, &late)
                 .await;
 
@@ -262,21 +266,21 @@ async fn sigterm_and_sigint_stop_in_good_order() {
             while Connection::open(server.address).await.is_some() {
                 assert!(
                     stopping.elapsed() < Duration::from_secs(30),
-                    "it still accepts connections after {signal}"
+                    "the server still accepts connections after {signal}"
                 );
                 sleep(Duration::from_millis(5)).await;
             }
-            // An open connection is either closed or told.
+            // An idle connection is closed, or its next request gets a 503.
             if idle.send("GET", "/readyz", "", "").await.is_ok()
                 && let Some((status, _)) = idle.answer().await
             {
                 assert_eq!(status, 503);
             }
-            under_way.finish(&late).await;
-            let (status, body) = under_way
+            in_flight.finish(&late).await;
+            let (status, body) = in_flight
                 .answer()
                 .await
-                .expect("what is under way is answered");
+                .expect("the request in flight gets a response");
             assert_eq!(status, 201, "{body}");
             let finished = server.ended().await;
             assert_eq!(finished.code, Some(0), "{finished}");
@@ -293,7 +297,7 @@ async fn sigterm_and_sigint_stop_in_good_order() {
             let reply = server.get("/applications?limit=1").bearer(&token).await;
             assert_eq!(
                 reply.json()["items"][0]["name"],
-                format!("Under way at {signal}"),
+                format!("In flight at {signal}"),
                 "{reply}"
             );
             server.stop().await;
@@ -302,7 +306,7 @@ async fn sigterm_and_sigint_stop_in_good_order() {
 }
 
 #[actix_web::test]
-async fn a_signal_counts_from_the_moment_it_listens() {
+async fn signal_right_after_start_is_handled() {
     for _ in 0..10 {
         let server = Tollkey::development().serve().await;
         server.stop().await;
@@ -311,7 +315,7 @@ async fn a_signal_counts_from_the_moment_it_listens() {
 
 /// A supervisor may have closed its end of the pipe.
 #[actix_web::test]
-async fn nobody_has_to_read_what_it_prints() {
+async fn server_runs_with_a_closed_stdout() {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let tollkey = Tollkey::development().with("TOLLKEY_LISTEN", &address.to_string());
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -321,24 +325,24 @@ async fn nobody_has_to_read_what_it_prints() {
         .stdout(writer)
         .stderr(Stdio::null())
         .spawn()
-        .expect("it starts");
+        .expect("the server starts");
     while Connection::open(address).await.is_none() {
         assert!(
-            server.try_wait().expect("it can be asked").is_none(),
-            "it ended"
+            server.try_wait().expect("the process status").is_none(),
+            "the server exited"
         );
         sleep(Duration::from_millis(5)).await;
     }
-    sleep(Duration::from_millis(200)).await; // it has printed by now
+    sleep(Duration::from_millis(200)).await; // until it has printed
     assert_eq!(Call::new(address, "GET", "/livez").await.status, 200);
     assert!(
-        server.try_wait().expect("it can be asked").is_none(),
-        "it ended"
+        server.try_wait().expect("the process status").is_none(),
+        "the server exited"
     );
 }
 
 #[actix_web::test]
-async fn a_stopped_server_keeps_nobody_waiting() {
+async fn stopped_server_returns_its_lease() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
@@ -347,7 +351,7 @@ async fn a_stopped_server_keeps_nobody_waiting() {
             store
                 .behind(Seq(i64::MAX), nobody)
                 .await
-                .expect("an answer")
+                .expect("the leases")
                 .len()
         };
         timeout(Duration::from_secs(30), async {
@@ -358,12 +362,12 @@ async fn a_stopped_server_keeps_nobody_waiting() {
         .await
         .expect("the server takes a lease");
         server.stop().await;
-        assert_eq!(holders().await, 0, "its lease is given back");
+        assert_eq!(holders().await, 0, "the server returns its lease");
     }
 }
 
 #[actix_web::test]
-async fn a_draining_server_is_alive_but_not_ready() {
+async fn draining_server_is_alive_but_not_ready() {
     each_backend(async |app: &App| {
         assert_eq!(app.get("/readyz").await.status, 200);
         app.running()
@@ -376,7 +380,7 @@ async fn a_draining_server_is_alive_but_not_ready() {
     .await;
 }
 
-/// What development mode prints once it listens.
+/// The output of development mode.
 struct Welcome {
     base: String,
     swagger: String,
@@ -386,7 +390,7 @@ struct Welcome {
 
 impl Welcome {
     async fn of(server: &Server) -> Self {
-        // It comes after the line that was waited for.
+        // It is printed after the line that `serve` waits for.
         let mut stdout = server.stdout();
         while !stdout.contains("curl ") || !stdout.ends_with('\n') {
             sleep(Duration::from_millis(5)).await;
@@ -409,7 +413,7 @@ impl Welcome {
 }
 
 #[actix_web::test]
-async fn development_mode_tells_how_to_begin() {
+async fn development_mode_prints_commands_that_work() {
     let tollkey = Tollkey::development();
     for start in 0..2 {
         let server = tollkey.serve().await;
@@ -426,24 +430,24 @@ async fn development_mode_tells_how_to_begin() {
         assert_eq!(list.status, 200, "{list}");
         let found = list.json()["totalItems"].as_u64();
 
-        // As pasted: by a shell, in a directory that does not matter.
+        // Run by a shell as a user would paste it, in any directory.
         if curl_is_installed().await {
-            assert_eq!(found, Some(start), "as many as were made before");
-            let pasted = Command::new("sh")
+            assert_eq!(found, Some(start), "one application for each earlier start");
+            let output = Command::new("sh")
                 .args(["-c", &welcome.curl])
                 .output()
                 .await
                 .expect("a shell");
-            let stdout = String::from_utf8_lossy(&pasted.stdout);
+            let stdout = String::from_utf8_lossy(&output.stdout);
             assert!(
-                pasted.status.success() && pasted.stderr.is_empty(),
-                "{pasted:?}"
+                output.status.success() && output.stderr.is_empty(),
+                "{output:?}"
             );
-            let made: Value =
+            let created: Value =
                 serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"));
-            assert!(made["id"].is_string(), "{made}");
+            assert!(created["id"].is_string(), "{created}");
         }
-        // The log is for others than the one at the terminal.
+        // The log does not go to stdout, and does not contain the token.
         assert!(!server.stdout().contains("INFO"));
         assert!(!server.stderr().contains(&welcome.token));
         server.stop().await;
@@ -458,19 +462,19 @@ async fn development_mode_tells_how_to_begin() {
 }
 
 async fn curl_is_installed() -> bool {
-    let there = Command::new("curl").arg("--version").output().await.is_ok();
-    if !there {
-        // Past the test harness, which would swallow it.
+    let installed = Command::new("curl").arg("--version").output().await.is_ok();
+    if !installed {
+        // Written directly to stderr, as the test harness captures `eprintln!`.
         let _ = writeln!(
             std::io::stderr(),
-            "\nWARNING: curl is not installed: printed lines are NOT tried\n"
+            "\nWARNING: curl is not installed: printed commands are NOT tested\n"
         );
     }
-    there
+    installed
 }
 
 #[actix_web::test]
-async fn development_mode_works_in_memory() {
+async fn development_mode_works_with_an_in_memory_database() {
     let tollkey = Tollkey::development().with("DATABASE_URL", "sqlite://:memory:");
     let server = tollkey.serve().await;
     let token = Welcome::of(&server).await.token;
@@ -485,10 +489,10 @@ async fn development_mode_works_in_memory() {
     server.stop().await;
     assert_eq!(
         fs::read_dir(tollkey.directory())
-            .expect("its directory")
+            .expect("the directory")
             .count(),
         0,
-        "nothing is left on disk"
+        "no file is written"
     );
     tollkey
         .run(&["token", "--account", "acme"])
@@ -497,12 +501,12 @@ async fn development_mode_works_in_memory() {
 }
 
 #[actix_web::test]
-async fn development_mode_is_for_its_owner_alone() {
+async fn development_mode_is_only_for_the_local_user() {
     let tollkey = Tollkey::development();
     let refused = |started: Result<Server, Finished>, words: &[&str]| {
         started
             .err()
-            .expect("it does not start")
+            .expect("the server does not start")
             .refused(words)
             .to_owned()
     };
@@ -523,10 +527,10 @@ async fn development_mode_is_for_its_owner_alone() {
     );
     assert_eq!(
         fs::read_dir(tollkey.directory())
-            .expect("its directory")
+            .expect("the directory")
             .count(),
         0,
-        "a refusal leaves nothing behind"
+        "a failed start writes no file"
     );
 
     let server = tollkey.serve().await;
@@ -551,7 +555,7 @@ async fn development_mode_is_for_its_owner_alone() {
             .await;
         assert_eq!(
             reply.status, 200,
-            "gateways forward, and judge keys: {name}: {reply}"
+            "gateways may forward and verify keys: {name}: {reply}"
         );
         let reply = Call::to(server.address, "GET", "/dashboard/sign-in")
             .header(name, value)
@@ -561,29 +565,30 @@ async fn development_mode_is_for_its_owner_alone() {
     server.stop().await;
 
     let secret = tollkey.directory().join("tollkey.db.jwt-secret");
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).expect("its mode is set");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).expect("the mode is changed");
     refused(
         tollkey.start(&[]).await,
         &["can be read by other users", "chmod 600"],
     );
 }
 
-/// A fresh PostgreSQL database, where there is a PostgreSQL.
+/// A fresh PostgreSQL database, or `None` without PostgreSQL.
 fn postgres() -> Option<Database> {
     Postgres::shared().map(Postgres::database)
 }
 
 #[actix_web::test]
-async fn postgresql_is_migrated_only_when_told() {
+async fn postgresql_is_migrated_only_on_request() {
     let Some(database) = postgres() else { return };
     let tollkey = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
-    let told = tollkey.clone().with("TOLLKEY_MIGRATE", "true");
+    let migrating = tollkey.clone().with("TOLLKEY_MIGRATE", "true");
     for arguments in [
         &["audit", "verify"][..],
         &["service-key", "list"],
         &["session", "end", "--all"],
     ] {
-        told.run(arguments)
+        migrating
+            .run(arguments)
             .await
             .refused(&["schema is older", "tollkey migrate"]);
     }
@@ -597,11 +602,11 @@ async fn postgresql_is_migrated_only_when_told() {
             .start(arguments)
             .await
             .err()
-            .expect("it does not start");
+            .expect("the server does not start");
         finished.refused(&["schema is older", "tollkey migrate", "serve --migrate"]);
         assert_eq!(finished.stdout, "");
     }
-    assert_eq!(database.columns(), [""; 0], "nothing was touched");
+    assert_eq!(database.columns(), [""; 0], "the database is unchanged");
     let migrated = tollkey.answer(&["migrate"]).await;
     assert!(
         migrated.starts_with("applied 2026") && migrated.ends_with("\nthe schema is up to date"),
@@ -620,7 +625,7 @@ async fn postgresql_is_migrated_only_when_told() {
 }
 
 #[actix_web::test]
-async fn a_schema_from_the_future_is_refused() {
+async fn newer_schema_is_rejected() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         tollkey.answer(&["migrate"]).await;
@@ -630,7 +635,7 @@ async fn a_schema_from_the_future_is_refused() {
                 .start(arguments)
                 .await
                 .err()
-                .expect("it does not start");
+                .expect("the command fails");
             finished.refused(&["schema is newer"]);
         }
     }
@@ -648,7 +653,7 @@ async fn servers_that_start_together_do_not_race() {
             server.stop().await;
         }
     }
-    // The secret of development mode is made once, too.
+    // The secret of development mode is also created only once.
     let tollkey = Tollkey::development();
     let started = join_all((0..3).map(|_| tollkey.serve())).await;
     let token = Welcome::of(&started[0]).await.token;
@@ -658,14 +663,14 @@ async fn servers_that_start_together_do_not_race() {
     }
 }
 
-/// A port nobody listens on.
+/// A free port.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
+    listener.local_addr().expect("the address").port()
 }
 
 #[actix_web::test]
-async fn metrics_have_a_listener_of_their_own() {
+async fn metrics_have_their_own_listener() {
     for database in backends() {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let server = Tollkey::on(&database)
@@ -675,7 +680,7 @@ async fn metrics_have_a_listener_of_their_own() {
         assert_eq!(
             server.get("/metrics").await.status,
             404,
-            "not where everybody can come"
+            "not on the public listener"
         );
         let token = merchant("acme");
         let application = server.application(&token, "Web Store").await;
@@ -694,7 +699,7 @@ async fn metrics_have_a_listener_of_their_own() {
             .bearer(&token);
         assert_eq!(revoke.await.status, 204);
 
-        // Outcomes of known keys are counted with the usage, every few seconds.
+        // Verifications of known keys are counted when the usage is written, every few seconds.
         let text = timeout(Duration::from_secs(30), async {
             loop {
                 let reply = Call::new(metrics, "GET", "/metrics").await;
@@ -756,13 +761,10 @@ async fn logs_are_json_lines_on_stderr() {
         .serve()
         .await;
     let reply = server.get("/applications").bearer(&merchant("acme")).await;
-    let request_id = reply.header("x-request-id").expect("an id").to_owned();
+    let request_id = reply.header("x-request-id").expect("an ID").to_owned();
     let listening = format!("listening on http://{}\n", server.address);
     let finished = server.stop().await;
-    assert_eq!(
-        finished.stdout, listening,
-        "stdout has that line and nothing else"
-    );
+    assert_eq!(finished.stdout, listening, "only this line");
 
     let lines: Vec<Value> = finished
         .stderr
@@ -777,16 +779,16 @@ async fn logs_are_json_lines_on_stderr() {
             "{line}"
         );
     }
-    let answered = lines
+    let logged = lines
         .iter()
         .find(|line| line["request_id"] == request_id.as_str())
         .expect("the request is logged");
     assert_eq!(
         (
-            &answered["level"],
-            &answered["method"],
-            &answered["route"],
-            &answered["status"]
+            &logged["level"],
+            &logged["method"],
+            &logged["route"],
+            &logged["status"]
         ),
         (
             &json!("INFO"),
@@ -797,7 +799,7 @@ async fn logs_are_json_lines_on_stderr() {
     );
 }
 
-/// Secrets, and where one must not be found.
+/// Secrets that must not occur in any output, with their names.
 struct Canaries(Vec<(&'static str, String)>);
 
 impl Canaries {
@@ -805,7 +807,7 @@ impl Canaries {
         self.0.push((what, secret.to_owned()));
     }
 
-    /// A key: neither its random part nor its digest.
+    /// Adds the random part and the hash of a key.
     fn add_key(&mut self, what: &'static str, text: &str) {
         self.add(what, text.rsplit('_').next().expect("the random part"));
         let digest: String = Digest::of(text)
@@ -813,7 +815,7 @@ impl Canaries {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        self.add("the digest of a key", &digest);
+        self.add("the hash of a key", &digest);
     }
 
     fn assert_absent(&self, place: &str, text: &str) {
@@ -832,7 +834,7 @@ impl Canaries {
 }
 
 #[actix_web::test]
-async fn no_secret_is_logged_or_kept() {
+async fn secrets_are_neither_logged_nor_stored() {
     for database in backends() {
         let mut canaries = Canaries(vec![("the signing secret", SECRET.to_owned())]);
         let mut tollkey = Tollkey::on(&database).with("TOLLKEY_LOG", "trace");
@@ -913,7 +915,7 @@ async fn no_secret_is_logged_or_kept() {
                 .get(&format!("/authz/forward-auth?{text}=1&scope={text}"))
                 .bearer(text),
             server.get("/authz/forward-auth").bearer(&unknown),
-            // Bodies that are refused.
+            // Requests with an invalid body.
             server
                 .call("POST", "/verify")
                 .json(json!({}))
@@ -927,7 +929,7 @@ async fn no_secret_is_logged_or_kept() {
                 .header("content-type", "text/plain")
                 .body(in_json)
                 .bearer(&service),
-            // A key where it does not belong.
+            // Requests with a credential of the wrong kind.
             server.get("/applications").bearer(text),
             server.get("/applications").bearer(&gateway.text),
             server.get("/applications").bearer(&format!("{token}x")),
@@ -936,12 +938,12 @@ async fn no_secret_is_logged_or_kept() {
         for call in calls {
             let reply = call.await;
             assert!((200..500).contains(&reply.status), "{reply}");
-            canaries.assert_absent("an answer", &reply.body);
+            canaries.assert_absent("a response", &reply.body);
             for (name, value) in &reply.headers {
                 canaries.assert_absent(name, value);
             }
         }
-        // What is unknown is named to whoever sent it, and to nobody else.
+        // Error responses repeat unknown names and values to the client, but no log does.
         for call in [
             server
                 .post("/verify", json!({"keys": text, text.as_str(): 1}))
@@ -965,13 +967,13 @@ async fn no_secret_is_logged_or_kept() {
         canaries.assert_absent("the audit log", &log.body);
 
         let finished = server.stop().await;
-        assert!(finished.stderr.contains("TRACE"), "it logs all there is");
+        assert!(finished.stderr.contains("TRACE"), "logging is at TRACE");
         canaries.assert_absent("the log", &finished.stderr);
         canaries.assert_absent("stdout", &finished.stdout);
         for file in database
             .directory()
             .iter()
-            .flat_map(|directory| fs::read_dir(directory).expect("its directory"))
+            .flat_map(|directory| fs::read_dir(directory).expect("the directory"))
         {
             let bytes = fs::read(file.expect("an entry").path()).expect("a file");
             let mut stored = String::from_utf8_lossy(&bytes).into_owned();
@@ -981,23 +983,23 @@ async fn no_secret_is_logged_or_kept() {
     }
 }
 
-/// What a server writes while it waits for its database.
-async fn waits_for(process: &mut tokio::process::Child, stderr: &std::path::Path, words: &str) {
+/// Waits until the process has logged `words`.
+async fn wait_for_log(process: &mut tokio::process::Child, stderr: &std::path::Path, words: &str) {
     timeout(Duration::from_secs(30), async {
-        while !fs::read_to_string(stderr).expect("its log").contains(words) {
+        while !fs::read_to_string(stderr).expect("the log").contains(words) {
             assert!(
-                process.try_wait().expect("it can be asked").is_none(),
-                "it ended"
+                process.try_wait().expect("the process status").is_none(),
+                "the process exited"
             );
             sleep(Duration::from_millis(5)).await;
         }
     })
     .await
-    .expect("it waits");
+    .expect("the process waits for the database");
 }
 
 #[actix_web::test]
-async fn a_database_that_comes_later_is_waited_for() {
+async fn server_and_commands_wait_for_postgresql_to_start() {
     let Some(postgres) = Postgres::private("") else {
         return;
     };
@@ -1010,31 +1012,31 @@ async fn a_database_that_comes_later_is_waited_for() {
         command
             .stdout(Stdio::null())
             .stderr(fs::File::create(&stderr).expect("a file"));
-        command.spawn().expect("it starts")
+        command.spawn().expect("the process starts")
     };
     let wait = "waiting for the database";
 
     let mut migrating = start(&["migrate"]);
-    waits_for(&mut migrating, &stderr, wait).await;
+    wait_for_log(&mut migrating, &stderr, wait).await;
     tokio::task::spawn_blocking(|| postgres.control("start"))
         .await
-        .expect("it starts");
+        .expect("PostgreSQL starts");
     assert!(
-        migrating.wait().await.expect("it ends").success(),
+        migrating.wait().await.expect("the exit status").success(),
         "{}",
-        fs::read_to_string(&stderr).expect("its log")
+        fs::read_to_string(&stderr).expect("the log")
     );
-    let log = fs::read_to_string(&stderr).expect("its log");
+    let log = fs::read_to_string(&stderr).expect("the log");
     assert!(
         log.contains("PostgreSQL database") && log.contains(".s.PGSQL.5432"),
         "{log}"
     );
     tollkey.serve().await.stop().await;
 
-    // A signal ends the wait: the server in good order, a command with the exit code of a shell.
+    // A signal ends the wait: the server exits with 0, a command with 128 plus the signal's number.
     tokio::task::spawn_blocking(|| postgres.control("-m fast stop"))
         .await
-        .expect("it stops");
+        .expect("PostgreSQL stops");
     for (arguments, signal, code) in [
         (&["serve"][..], "TERM", 0),
         (&["serve"], "INT", 0),
@@ -1042,8 +1044,11 @@ async fn a_database_that_comes_later_is_waited_for() {
         (&["audit", "verify"], "INT", 130),
     ] {
         let mut process = start(arguments);
-        waits_for(&mut process, &stderr, wait).await;
-        let kill = format!("kill -{signal} {}", process.id().expect("it runs"));
+        wait_for_log(&mut process, &stderr, wait).await;
+        let kill = format!(
+            "kill -{signal} {}",
+            process.id().expect("a running process")
+        );
         assert!(
             Command::new("sh")
                 .args(["-c", &kill])
@@ -1052,11 +1057,11 @@ async fn a_database_that_comes_later_is_waited_for() {
                 .expect("a shell")
                 .success()
         );
-        let ended = timeout(Duration::from_secs(30), process.wait())
+        let status = timeout(Duration::from_secs(30), process.wait())
             .await
-            .expect("the signal ends it");
+            .expect("the signal ends the process");
         assert_eq!(
-            ended.expect("its status").code(),
+            status.expect("the exit status").code(),
             Some(code),
             "{arguments:?} {signal}"
         );
@@ -1077,11 +1082,11 @@ async fn a_database_that_comes_later_is_waited_for() {
     }
     tokio::task::spawn_blocking(|| postgres.control("start"))
         .await
-        .expect("it starts");
+        .expect("PostgreSQL starts");
 }
 
 #[actix_web::test]
-async fn a_database_that_will_not_come_is_not_waited_for() {
+async fn permanent_connection_errors_are_not_retried() {
     let Some(database) = postgres() else { return };
     let (base, query) = database.url().split_once('?').expect("a query");
     for (url, words) in [
@@ -1105,7 +1110,7 @@ async fn a_database_that_will_not_come_is_not_waited_for() {
 }
 
 #[actix_web::test]
-async fn an_address_in_use_is_a_sentence() {
+async fn address_in_use_is_reported_in_a_readable_message() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let address = server.address.to_string();
@@ -1113,7 +1118,7 @@ async fn an_address_in_use_is_a_sentence() {
         .start(&["--listen", &address])
         .await
         .err()
-        .expect("the address is taken");
+        .expect("the server does not start");
     finished.refused(&["cannot listen on", &address]);
     assert_eq!(finished.stdout, "");
     assert_eq!(

@@ -1,5 +1,5 @@
-//! How often a key may be used, and from where: exact, told in the fields of draft-ietf-httpapi-ratelimit-headers-11,
-//! and judged by the address of whoever the request is about.
+//! Rate limits, which are exact and reported in the fields of
+//! draft-ietf-httpapi-ratelimit-headers-11, and IP allowlists, which apply to the client's address.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
-/// A key of that family that may be used so often.
+/// A key of that family with that rate limit.
 async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> Key {
     let rate_limit = RateLimit::new(limit, window_seconds).ok();
     let grants = Grants {
@@ -27,7 +27,7 @@ async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> 
     .await
 }
 
-/// The fields about the rate limit: policy, what is left, and when to come back.
+/// The response's fields about the rate limit: `RateLimit-Policy`, `RateLimit` and `Retry-After`.
 fn fields(reply: &Reply) -> [Option<&str>; 3] {
     ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| reply.header(name))
 }
@@ -35,7 +35,7 @@ fn fields(reply: &Reply) -> [Option<&str>; 3] {
 const NONE: [Option<&str>; 3] = [None; 3];
 
 #[actix_web::test]
-async fn of_two_hundred_at_once_exactly_as_many_pass_as_may() {
+async fn rate_limit_is_exact_for_200_parallel_requests() {
     each_backend(async |app: &App| {
         for limit in [1, 7, 199, 200] {
             let key = limited(app, Family::Commerce, limit, 1000).await.text;
@@ -67,7 +67,7 @@ async fn of_two_hundred_at_once_exactly_as_many_pass_as_may() {
                 .filter_map(|verdict| verdict["rate_limit"]["remaining"].as_i64())
                 .collect();
             left.sort_unstable();
-            // Each use took one of its own.
+            // Each use got its own `remaining`.
             assert_eq!(left, (0..limit).collect::<Vec<_>>(), "verify with {limit}");
             let denied = verdicts
                 .iter()
@@ -98,7 +98,7 @@ async fn of_two_hundred_at_once_exactly_as_many_pass_as_may() {
 }
 
 #[actix_web::test]
-async fn a_denial_for_another_reason_costs_no_allowance() {
+async fn denial_for_another_reason_does_not_use_the_limit() {
     each_backend(async |app: &App| {
         assert_eq!(
             app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&app.operator()).await.status,
@@ -142,7 +142,7 @@ async fn a_denial_for_another_reason_costs_no_allowance() {
                 assert_eq!(verdict, json!({"valid": false, "code": code}), "{need}");
             }
         }
-        // Nor a use by somebody else's secret key, nor while it is suspended.
+        // Nor does a verification by another account's secret key, or of a suspended key.
         let stranger = app.insert_key("globex", Family::Secret, Mode::Live).await;
         let id = key.id.clone();
         for _ in 0..4 {
@@ -162,7 +162,7 @@ async fn a_denial_for_another_reason_costs_no_allowance() {
         );
         assert_eq!(remaining().await, 1);
         assert_eq!(remaining().await, 0);
-        // Once nothing is left, what is wrong besides is still said first.
+        // Even with no use remaining, other denials come first.
         assert_eq!(app.verify(&key.text, need.clone()).await["code"], "rate_limited");
         assert_eq!(app.verify(&key.text, with("mode", json!("test"))).await["code"], "wrong_mode");
     })
@@ -170,7 +170,7 @@ async fn a_denial_for_another_reason_costs_no_allowance() {
 }
 
 #[actix_web::test]
-async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
+async fn gateway_denial_for_another_reason_does_not_use_the_limit() {
     each_backend(async |app: &App| {
         let grants = Grants {
             scopes: vec![Scope::LINKS_READ],
@@ -180,7 +180,7 @@ async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
         let key = app
             .insert_key_with("acme", Family::Commerce, Mode::Live, grants)
             .await;
-        let ask = |query: &str| {
+        let forward_auth = |query: &str| {
             app.get(&format!("/authz/forward-auth{query}"))
                 .header("x-api-key", &key)
         };
@@ -191,7 +191,7 @@ async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
             ("?nope=1", "invalid_requirement"),
         ] {
             for _ in 0..3 {
-                let reply = ask(query).await;
+                let reply = forward_auth(query).await;
                 assert_eq!(
                     (reply.status, reply.code().as_str()),
                     (403, code),
@@ -201,18 +201,18 @@ async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
             }
         }
         let statuses = [
-            ask("").await.status,
-            ask("?scope=links:read").await.status,
-            ask("").await.status,
+            forward_auth("").await.status,
+            forward_auth("?scope=links:read").await.status,
+            forward_auth("").await.status,
         ];
         assert_eq!(statuses, [200, 200, 429]);
     })
     .await;
 }
 
-/// Nor is that a use of it: `last_used` stays where it is.
+/// Nor does it count as a use: `last_used` stays unchanged.
 #[actix_web::test]
-async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
+async fn request_with_the_wrong_key_family_does_not_use_the_limit() {
     each_backend(async |app: &App| {
         for family in [Family::Commerce, Family::Secret, Family::Publishable] {
             let key = limited(app, family, 1, 300).await;
@@ -257,7 +257,7 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
 }
 
 #[actix_web::test]
-async fn what_is_left_is_told_to_the_key_that_calls() {
+async fn responses_report_the_rate_limit_of_the_calling_key() {
     each_backend(async |app: &App| {
         let key = limited(app, Family::Secret, 3, 30).await;
         let other = app.insert_key("acme", Family::Commerce, Mode::Live).await;
@@ -272,13 +272,13 @@ async fn what_is_left_is_told_to_the_key_that_calls() {
 
         {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"secret","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Example","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
         "#);
-        // Of the key that calls, not of the one that is verified; on the account surface too.
+        // The fields describe the calling key, not the verified one; on the account API, too.
         let verified = app.post("/verify", json!({"key": other})).bearer(&key.text).await;
         assert_eq!(fields(&verified), [Some("\"key\";q=3;w=30"), Some("\"key\";r=1;t=20"), None]);
         assert_eq!(verified.json()["rate_limit"], Value::Null);
         let listed = app.get("/v1/account/api-keys").bearer(&key.text).await;
         assert_eq!(fields(&listed), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]);
-        // Nothing is left: t is when there is one again, and Retry-After says the same.
+        // Nothing remains: `t` and `Retry-After` are the seconds until the next use.
         assert_answer!(app.get("/whoami").bearer(&key.text).await, @r#"
         429
         cache-control: no-store
@@ -305,14 +305,14 @@ async fn what_is_left_is_told_to_the_key_that_calls() {
             let reply = call.bearer(&key.text).await;
             assert_eq!((reply.status, fields(&reply)), (429, fields(&account)), "{reply}");
         }
-        assert_eq!(app.code(&key.text).await, "rate_limited", "it was not revoked by what it may no longer do");
-        // A key without a limit, a management token and a service key are told nothing.
+        assert_eq!(app.code(&key.text).await, "rate_limited", "the denied DELETE did not revoke it");
+        // Responses to a key without a limit, a management token and a service key have no such fields.
         let service_key = app.service_key().await.text;
         for call in [
             app.get("/whoami").bearer(&other),
             app.get("/v1/account/api-keys").bearer(&app.merchant("acme")),
             app.post("/verify", json!({"key": other})).bearer(&service_key),
-            // of a limited key, by somebody else: it stands in the body
+            // the limit of the verified key is only in the body
             app.post("/verify", json!({"key": key.text})).bearer(&service_key),
         ] {
             let reply = call.await;
@@ -323,10 +323,10 @@ async fn what_is_left_is_told_to_the_key_that_calls() {
 }
 
 #[actix_web::test]
-async fn a_gateway_tells_what_is_left_only_when_that_is_nothing() {
+async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
     each_backend(async |app: &App| {
         let application_key = limited(app, Family::Commerce, 6, 60).await.text;
-        let asks = || {
+        let calls = || {
             [
                 app.get("/authz/forward-auth").header("x-forwarded-method", "GET").header("x-forwarded-uri", "/x"),
                 app.get("/authz/auth-request").header("x-original-method", "GET").header("x-original-uri", "/x"),
@@ -334,15 +334,15 @@ async fn a_gateway_tells_what_is_left_only_when_that_is_nothing() {
             ]
             .map(|call| call.bearer(&application_key))
         };
-        for call in asks().into_iter().chain(asks()) {
+        for call in calls().into_iter().chain(calls()) {
             let reply = call.await;
             assert_eq!((reply.status, fields(&reply)), (200, NONE), "{reply}");
         }
         let mut denied = Vec::new();
-        for call in asks() {
+        for call in calls() {
             let reply = call.await;
-            let told = [Some("\"key\";q=6;w=60"), Some("\"key\";r=0;t=10"), Some("10")];
-            assert_eq!((reply.status, fields(&reply)), (429, told), "{reply}");
+            let expected = [Some("\"key\";q=6;w=60"), Some("\"key\";r=0;t=10"), Some("10")];
+            assert_eq!((reply.status, fields(&reply)), (429, expected), "{reply}");
             denied.push(reply);
         }
         assert_answer!(denied[0], @r#"
@@ -360,10 +360,10 @@ async fn a_gateway_tells_what_is_left_only_when_that_is_nothing() {
 }
 
 #[actix_web::test]
-async fn an_allowance_comes_back_evenly_by_the_clock() {
+async fn remaining_uses_are_restored_evenly_over_time() {
     each_backend(async |app: &App| {
         let key = limited(app, Family::Commerce, 3, 30).await.text;
-        let ask = async || {
+        let usage = async || {
             let verdict = app.verify(&key, json!({})).await;
             let state = &verdict["rate_limit"];
             (verdict["valid"] == true).then(|| {
@@ -373,56 +373,56 @@ async fn an_allowance_comes_back_evenly_by_the_clock() {
                 )
             })
         };
-        // All at once.
+        // A burst of three.
         assert_eq!(
-            [ask().await, ask().await, ask().await, ask().await],
+            [usage().await, usage().await, usage().await, usage().await],
             [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
         );
-        // One every ten seconds, not a moment before.
+        // One more use every ten seconds.
         app.clock.advance(Duration::from_millis(9_999));
-        assert_eq!(ask().await, None);
+        assert_eq!(usage().await, None);
         app.clock.advance(Duration::from_millis(1));
-        assert_eq!([ask().await, ask().await], [Some((0, 30)), None]);
+        assert_eq!([usage().await, usage().await], [Some((0, 30)), None]);
         app.clock.advance(Duration::from_secs(25));
         assert_eq!(
-            [ask().await, ask().await, ask().await],
+            [usage().await, usage().await, usage().await],
             [Some((1, 15)), Some((0, 25)), None]
         );
-        // Never more than the whole.
+        // Never more than the limit.
         app.clock.advance(Duration::from_secs(86_400));
         assert_eq!(
-            [ask().await, ask().await, ask().await, ask().await],
+            [usage().await, usage().await, usage().await, usage().await],
             [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
         );
-        // The wall clock alone does nothing.
+        // The monotonic clock counts, not the wall clock.
         app.clock
             .set(app.clock.now() + jiff::SignedDuration::from_hours(1));
-        assert_eq!(ask().await, None);
+        assert_eq!(usage().await, None);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn each_verifier_counts_for_itself() {
+async fn each_verifier_counts_on_its_own() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let key = limited(app, Family::Commerce, 2, 60).await.text;
-        let there = || {
+        let on_replica = || {
             Call::new(replica.address(), "GET", "/whoami")
                 .bearer(&key)
                 .into_future()
         };
-        let here = || app.get("/whoami").bearer(&key).into_future();
+        let on_server = || app.get("/whoami").bearer(&key).into_future();
         let statuses = [
-            here().await.status,
-            here().await.status,
-            here().await.status,
+            on_server().await.status,
+            on_server().await.status,
+            on_server().await.status,
         ];
         assert_eq!(statuses, [200, 200, 429]);
         let statuses = [
-            there().await.status,
-            there().await.status,
-            there().await.status,
+            on_replica().await.status,
+            on_replica().await.status,
+            on_replica().await.status,
         ];
         assert_eq!(statuses, [200, 200, 429]);
         replica.stop().await;
@@ -430,16 +430,16 @@ async fn each_verifier_counts_for_itself() {
     .await;
 }
 
-/// A change to a key gives it no new allowance, unless its limit is what changed.
+/// A change to a key does not reset its rate limit, unless it changes the limit.
 #[actix_web::test]
-async fn a_changed_key_has_used_what_it_has_used() {
+async fn change_to_a_key_does_not_reset_its_rate_limit() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "Checkout", "rate_limit": {"limit": 2, "window_seconds": 60}});
-        let made = app.post("/api-keys", body).bearer(&token).await.json();
+        let created = app.post("/api-keys", body).bearer(&token).await.json();
         let (id, text) = (
-            made["key_id"].as_str().unwrap(),
-            made["api_key"].as_str().unwrap(),
+            created["key_id"].as_str().unwrap(),
+            created["api_key"].as_str().unwrap(),
         );
         let path = format!("/api-keys/{id}");
         assert_eq!(
@@ -492,7 +492,7 @@ async fn a_changed_key_has_used_what_it_has_used() {
 }
 
 #[actix_web::test]
-async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_given() {
+async fn cidrs_with_host_bits_or_without_a_length_are_rejected() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -568,7 +568,7 @@ async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_g
     .await;
 }
 
-/// The list of the key below.
+/// The allowlist of the key that [`key_with_allowlist`] creates.
 const NETWORKS: [&str; 4] = [
     "203.0.113.0/24",
     "198.51.100.7/32",
@@ -576,7 +576,7 @@ const NETWORKS: [&str; 4] = [
     "::ffff:192.0.2.0/120",
 ];
 
-/// Addresses, and whether they are in it.
+/// Addresses, and whether the allowlist has them.
 const ADDRESSES: [(&str, bool); 16] = [
     ("203.0.113.0", true),
     ("203.0.113.255", true),
@@ -596,7 +596,7 @@ const ADDRESSES: [(&str, bool); 16] = [
     ("127.0.0.1", false),
 ];
 
-async fn from_networks(app: &App) -> String {
+async fn key_with_allowlist(app: &App) -> String {
     let body = json!({"name": "Checkout", "allowed_ips": NETWORKS});
     let reply = app
         .post("/api-keys", body)
@@ -607,9 +607,9 @@ async fn from_networks(app: &App) -> String {
 }
 
 #[actix_web::test]
-async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
+async fn verify_checks_only_the_client_ip_of_the_request() {
     each_backend(async |app: &App| {
-        let key = from_networks(app).await;
+        let key = key_with_allowlist(app).await;
         for (address, allowed) in ADDRESSES {
             let verdict = app.verify(&key, json!({"client_ip": address})).await;
             assert_eq!(
@@ -618,22 +618,22 @@ async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
                 "{address}"
             );
         }
-        // Where the resource server's own request comes from says nothing about its client.
-        let ask = |body: Value| {
+        // The source of the resource server's own request does not matter.
+        let verify = |body: Value| {
             app.post("/verify", body)
                 .bearer(&app.service())
                 .header("x-forwarded-for", "203.0.113.9")
         };
         assert_eq!(
-            ask(json!({"key": key})).await.json()["code"],
+            verify(json!({"key": key})).await.json()["code"],
             "ip_not_allowed"
         );
         assert_eq!(
-            ask(json!({"key": key, "client_ip": null})).await.json()["code"],
+            verify(json!({"key": key, "client_ip": null})).await.json()["code"],
             "ip_not_allowed"
         );
         assert_eq!(
-            ask(json!({"key": key, "client_ip": "127.0.0.1"}))
+            verify(json!({"key": key, "client_ip": "127.0.0.1"}))
                 .await
                 .json()["code"],
             "ip_not_allowed"
@@ -681,7 +681,7 @@ async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
             "0313.0.113.9",
             "localhost",
         ] {
-            let reply = ask(json!({"key": key, "client_ip": unreadable})).await;
+            let reply = verify(json!({"key": key, "client_ip": unreadable})).await;
             assert_eq!(
                 reply.errors(),
                 ["/client_ip must be an IPv4 or IPv6 address"],
@@ -693,20 +693,20 @@ async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
 }
 
 #[actix_web::test]
-async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy() {
+async fn rightmost_untrusted_hop_is_the_client() {
     each_backend_with(
         &[(
             "TOLLKEY_TRUSTED_PROXIES",
             "127.0.0.0/8, 10.0.0.0/8, 2001:dba::/48",
         )],
         async |app: &App| {
-            let key = from_networks(app).await;
+            let key = key_with_allowlist(app).await;
             let paths = [
                 "/authz/forward-auth",
                 "/authz/auth-request",
                 "/authz/ext-authz/-/x",
             ];
-            let ask = async |hops: &[&str]| {
+            let authorize = async |hops: &[&str]| {
                 let mut outcomes = Vec::new();
                 for path in paths {
                     let call = app.get(path).header("x-api-key", &key);
@@ -734,10 +734,10 @@ async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy(
                 } else {
                     (403, "ip_not_allowed".to_owned())
                 };
-                assert_eq!(ask(&[address]).await, expected, "{address}");
+                assert_eq!(authorize(&[address]).await, expected, "{address}");
             }
             for (hops, allowed) in [
-                // What stands left of the rightmost untrusted hop could have been written by anybody.
+                // A client can write anything to the left of the rightmost untrusted hop.
                 (&["203.0.113.9, 198.51.100.99"][..], false),
                 (&["198.51.100.99, 203.0.113.9"], true),
                 (&["x, 203.0.113.9"], true),
@@ -749,7 +749,7 @@ async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy(
                 (&["203.0.113.9", "198.51.100.99"], false),
                 (&["198.51.100.99", "203.0.113.9"], true),
                 (&["203.0.113.9", "10.1.2.3"], true),
-                // Missing, empty, unreadable, or nothing but proxies.
+                // Missing, empty or unreadable, or only trusted proxies.
                 (&[], false),
                 (&[""], false),
                 (&["203.0.113.9, "], false),
@@ -763,9 +763,9 @@ async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy(
                 } else {
                     (403, "ip_not_allowed".to_owned())
                 };
-                assert_eq!(ask(hops).await, expected, "{hops:?}");
+                assert_eq!(authorize(hops).await, expected, "{hops:?}");
             }
-            // Other headers about addresses are nobody's word.
+            // No other header can set the client's address.
             for (name, value) in [
                 ("x-real-ip", "203.0.113.9"),
                 ("forwarded", "for=203.0.113.9"),
@@ -783,27 +783,27 @@ async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy(
     .await;
 }
 
-/// Who is no trusted proxy is the client, whatever it says.
+/// A peer that is no trusted proxy is the client, regardless of its headers.
 #[actix_web::test]
-async fn a_peer_that_is_no_trusted_proxy_is_the_client() {
+async fn untrusted_peer_is_the_client() {
     each_backend_with(
         &[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8")],
         async |app: &App| {
-            let key = from_networks(app).await;
+            let key = key_with_allowlist(app).await;
             let mut body = wanted("live", "secret");
             body["allowedIps"] = json!(["127.0.0.0/8"]);
-            let here = make(app, &app.merchant("acme"), body).await.text;
+            let local_key = make(app, &app.merchant("acme"), body).await.text;
             for hops in ["203.0.113.9", "10.1.2.3", ""] {
-                let ask = |key: &str| {
+                let forward_auth = |key: &str| {
                     app.get("/authz/forward-auth")
                         .header("x-api-key", key)
                         .header("x-forwarded-for", hops)
                 };
-                assert_eq!(ask(&key).await.code(), "ip_not_allowed", "{hops}");
-                assert_eq!(ask(&here).await.status, 200, "{hops}");
+                assert_eq!(forward_auth(&key).await.code(), "ip_not_allowed", "{hops}");
+                assert_eq!(forward_auth(&local_key).await.status, 200, "{hops}");
                 assert_eq!(
                     app.get("/whoami")
-                        .bearer(&here)
+                        .bearer(&local_key)
                         .header("x-forwarded-for", hops)
                         .await
                         .status,

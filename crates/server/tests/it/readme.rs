@@ -1,4 +1,4 @@
-//! The shell blocks of the README run, and the links of the documentation resolve.
+//! Runs the shell blocks of the README and the quick start; `links` checks the links of the documentation.
 
 use std::{path::Path, process::Stdio};
 
@@ -8,14 +8,14 @@ use crate::binary::Tollkey;
 
 mod links;
 
-/// The line before a block that is to be run.
+/// The line before a block to run.
 const RUN: &str = "<!-- run -->";
-/// The address of the server in the documentation.
+/// The server's URL in the documentation.
 const SERVER: &str = "http://127.0.0.1:8080";
-/// How the documentation runs the binary.
+/// The binary's command in the documentation.
 const BINARY: &str = "cargo run --release --quiet --";
 
-/// Returns the blocks of a page that are to be run, in their order.
+/// Returns the blocks of a page to run, in their order.
 fn blocks(page: &str) -> Vec<&str> {
     let marked = page.split(RUN).skip(1);
     let blocks = marked.map(|rest| {
@@ -41,7 +41,7 @@ async fn run_blocks(path: &str) -> (String, String) {
     let script = blocks.join("\n");
     assert!(
         script.contains(SERVER) && script.contains(BINARY),
-        "{path} names the server and the binary in another way now:\n{script}"
+        "{path} has another URL or command now:\n{script}"
     );
     let script = script
         .replace(SERVER, &format!("http://{}", server.address))
@@ -65,8 +65,8 @@ async fn run_blocks(path: &str) -> (String, String) {
     (page, stdout)
 }
 
-/// Asserts that the page mentions these results, and that its blocks print them in this order: each as a line, or
-/// as a part of one if it begins with a quotation mark.
+/// Asserts that the page has these results, and that its blocks print them in this order: as whole
+/// lines, or as a part of a line if they begin with a quotation mark.
 fn assert_prints(page: &str, stdout: &str, results: &[&str]) {
     let mut lines = stdout.lines();
     for result in results {
@@ -76,7 +76,7 @@ fn assert_prints(page: &str, stdout: &str, results: &[&str]) {
         );
         assert!(
             lines.any(|line| line == *result || result.starts_with('"') && line.contains(result)),
-            "{result} is not printed in its turn:\n{stdout}"
+            "{result} is not printed in this order:\n{stdout}"
         );
     }
 }

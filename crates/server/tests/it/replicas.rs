@@ -1,4 +1,4 @@
-//! Replicas: what one answers holds on every other one for each request that starts afterwards.
+//! Replicas: a change holds on every replica after its response.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -16,12 +16,12 @@ use crate::{
     support::{Call, Key},
 };
 
-/// What a change may take beyond a lease.
+/// What a revocation may take in addition to a lease.
 const BEYOND: Duration = Duration::from_millis(500);
 
 impl Server {
-    /// What it says of a key, from memory if it remembers it.
-    async fn says(&self, service: &str, key: &str) -> String {
+    /// The code of a verification, or the status of another response.
+    async fn code_of(&self, service: &str, key: &str) -> String {
         let need = json!({"key": key, "method": "GET", "path": "/tokens", "merchant": "m_1"});
         let reply = self.post("/verify", need).bearer(service).await;
         match reply.status {
@@ -31,7 +31,7 @@ impl Server {
     }
 }
 
-/// Who may do what in the stories below.
+/// The tokens of the tests.
 struct Tokens {
     merchant: String,
     operator: String,
@@ -48,7 +48,7 @@ impl Tokens {
     }
 }
 
-async fn done(call: Call, status: u16) -> Value {
+async fn succeed(call: Call, status: u16) -> Value {
     let reply = call.await;
     assert_eq!(reply.status, status, "{reply}");
     if reply.body.is_empty() {
@@ -59,33 +59,33 @@ async fn done(call: Call, status: u16) -> Value {
 }
 
 async fn application(at: &Server, tokens: &Tokens, name: &str) -> String {
-    let made = done(
+    let created = succeed(
         at.post("/applications", json!({"name": name}))
             .bearer(&tokens.merchant),
         201,
     )
     .await;
-    made["id"].as_str().expect("an id").to_owned()
+    created["id"].as_str().expect("an ID").to_owned()
 }
 
 async fn key(at: &Server, tokens: &Tokens, application: &str) -> Key {
     let path = format!("/applications/{application}/api-keys");
-    let made = done(
+    let created = succeed(
         at.post(&path, json!({"description": "Checkout"}))
             .bearer(&tokens.merchant),
         201,
     )
     .await;
-    let text = |member: &str| made[member].as_str().expect("a text").to_owned();
+    let text = |member: &str| created[member].as_str().expect("a string").to_owned();
     Key {
         id: text("id"),
         text: text("fullKey"),
     }
 }
 
-/// A story of changes: made at `one`, each holds at the other the moment it is answered. `changes.rs` has every change
-/// there is; here the replicas are processes, and service keys are among what changes.
-async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str) {
+/// Changes on `one`, each of which must hold on `other` after its response. `changes.rs` tests all
+/// changes; here the replicas are separate processes, and service keys change, too.
+async fn assert_changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str) {
     let Tokens {
         merchant,
         operator,
@@ -98,35 +98,35 @@ async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str)
         key(one, tokens, &app).await,
         key(one, tokens, &app).await,
     );
-    let says = async |key: &Key, expected: &str, when: &str| {
-        for asked in 0..2 {
+    let assert_code = async |key: &Key, expected: &str, when: &str| {
+        for repeat in 0..2 {
             assert_eq!(
-                other.says(service, &key.text).await,
+                other.code_of(service, &key.text).await,
                 expected,
-                "{when}, asked {asked} times before"
+                "{when}, other replica, repeat {repeat}"
             );
             assert_eq!(
-                one.says(service, &key.text).await,
+                one.code_of(service, &key.text).await,
                 expected,
-                "{when}, where it was done"
+                "{when}, same replica"
             );
         }
     };
     for key in [&first, &second, &third] {
-        says(key, "valid", "made").await;
+        assert_code(key, "valid", "made").await;
     }
 
-    done(
+    succeed(
         one.call("DELETE", &format!("{path}/api-keys/{}", first.id))
             .bearer(merchant),
         204,
     )
     .await;
-    says(&first, "revoked", "revoked").await;
-    says(&second, "valid", "another key was revoked").await;
+    assert_code(&first, "revoked", "revoked").await;
+    assert_code(&second, "valid", "after another revocation").await;
 
-    done(one.call("DELETE", "/whoami").bearer(&second.text), 204).await;
-    says(&second, "revoked", "revoked by itself").await;
+    succeed(one.call("DELETE", "/whoami").bearer(&second.text), 204).await;
+    assert_code(&second, "revoked", "after revoking itself").await;
     assert_eq!(
         other
             .call("GET", "/whoami")
@@ -150,8 +150,8 @@ async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str)
                 .json(json!({"isEnabled": is}))
                 .bearer(merchant)
         };
-        done(enabled(false), 200).await;
-        says(&third, "application_disabled", "disabled").await;
+        succeed(enabled(false), 200).await;
+        assert_code(&third, "application_disabled", "disabled").await;
         assert_eq!(
             other
                 .call("GET", "/authz/forward-auth")
@@ -161,77 +161,77 @@ async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str)
             403,
             "{round}"
         );
-        done(enabled(true), 200).await;
-        says(&third, "valid", "enabled").await;
+        succeed(enabled(true), 200).await;
+        assert_code(&third, "valid", "enabled").await;
     }
 
-    done(one.call("DELETE", &path).bearer(merchant), 204).await;
-    says(&third, "revoked", "its application was deleted").await;
+    succeed(one.call("DELETE", &path).bearer(merchant), 204).await;
+    assert_code(&third, "revoked", "after its application was deleted").await;
 
-    let gateway = done(
+    let gateway = succeed(
         one.post("/service-keys", json!({"name": "gateway"}))
             .bearer(operator),
         201,
     )
     .await;
     let (id, text) = (
-        gateway["id"].as_str().expect("an id"),
-        gateway["key"].as_str().expect("a text"),
+        gateway["id"].as_str().expect("an ID"),
+        gateway["key"].as_str().expect("a string"),
     );
-    assert_eq!(other.says(text, &third.text).await, "revoked");
-    assert_eq!(other.says(text, &third.text).await, "revoked");
-    done(
+    assert_eq!(other.code_of(text, &third.text).await, "revoked");
+    assert_eq!(other.code_of(text, &third.text).await, "revoked");
+    succeed(
         one.call("DELETE", &format!("/service-keys/{id}"))
             .bearer(operator),
         204,
     )
     .await;
     assert_eq!(
-        other.says(text, &third.text).await,
+        other.code_of(text, &third.text).await,
         "401",
         "the service key was revoked"
     );
     assert_eq!(
-        one.says(text, &third.text).await,
+        one.code_of(text, &third.text).await,
         "401",
         "the service key was revoked"
     );
 }
 
-/// Makes leases short, so that two processes on one SQLite file, which cannot wake each other, are quick. The clock
-/// of the servers in this process stands still: no lease of theirs ends by itself, so nothing but forgetting helps.
+/// Makes leases short, as two processes on one SQLite file cannot notify each other, so each change
+/// waits for a lease.
 pub fn with_short_leases(database: &Database) {
     let _migrated = database.store();
     database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
 }
 
 #[actix_web::test]
-async fn a_change_holds_in_the_other_process_once_answered() {
+async fn change_holds_in_another_process_after_its_response() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let (one, other) = tokio::join!(tollkey.serve(), tollkey.serve());
         let tokens = Tokens::now();
-        changes_hold(&one, &other, &tokens, "Web Store").await;
-        changes_hold(&other, &one, &tokens, "Web Store 2").await;
+        assert_changes_hold(&one, &other, &tokens, "Web Store").await;
+        assert_changes_hold(&other, &one, &tokens, "Web Store 2").await;
         one.stop().await;
         other.stop().await;
     }
 }
 
-/// Asks about a key without pause; gives when each `valid` was asked for.
-async fn hammer(at: &Server, service: &str, key: &str, over: &AtomicBool) -> Vec<Instant> {
+/// Verifies a key without pause until `over`. Returns the start times of the requests that found it valid.
+async fn verify_until(at: &Server, service: &str, key: &str, over: &AtomicBool) -> Vec<Instant> {
     let mut valid = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        let asked = Instant::now();
-        if at.says(service, key).await == "valid" {
-            valid.push(asked);
+        let start = Instant::now();
+        if at.code_of(service, key).await == "valid" {
+            valid.push(start);
         }
     }
     valid
 }
 
 #[actix_web::test]
-async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
+async fn no_request_is_accepted_after_a_revocation_under_load() {
     for database in backends() {
         with_short_leases(&database);
         let tollkey = Tollkey::on(&database);
@@ -241,33 +241,36 @@ async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
         for round in 0..5 {
             let key = key(&replicas[0], &tokens, &app).await;
             let over = AtomicBool::new(false);
-            let hammers = join_all(
+            let verifications = join_all(
                 replicas
                     .iter()
-                    .map(|replica| hammer(replica, &tokens.service, &key.text, &over)),
+                    .map(|replica| verify_until(replica, &tokens.service, &key.text, &over)),
             );
             let revoking = async {
                 sleep(Duration::from_millis(150)).await;
                 let path = format!("/applications/{app}/api-keys/{}", key.id);
-                done(
+                succeed(
                     replicas[round % 3]
                         .call("DELETE", &path)
                         .bearer(&tokens.merchant),
                     204,
                 )
                 .await;
-                let answered = Instant::now();
+                let revoked = Instant::now();
                 sleep(Duration::from_millis(100)).await;
                 over.store(true, Ordering::Relaxed);
-                answered
+                revoked
             };
-            let (valid, answered) = tokio::join!(hammers, revoking);
+            let (valid, revoked) = tokio::join!(verifications, revoking);
             for (replica, valid) in valid.iter().enumerate() {
-                assert!(!valid.is_empty(), "replica {replica} let it through before");
-                let late = valid.iter().filter(|asked| **asked > answered).count();
+                assert!(
+                    !valid.is_empty(),
+                    "replica {replica} had no valid result before"
+                );
+                let late = valid.iter().filter(|start| **start > revoked).count();
                 assert_eq!(
                     late, 0,
-                    "round {round}: replica {replica} said yes to requests that started afterwards"
+                    "round {round}: replica {replica} accepted requests after the revocation"
                 );
             }
         }
@@ -277,35 +280,35 @@ async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
     }
 }
 
-/// Waits until so many verifiers hold leases.
+/// Waits until this number of verifiers hold leases.
 async fn holders(database: &Database, count: usize) {
-    let (store, nobody) = (database.store(), VerifierId::from_bytes([0; 16]));
-    let there = async {
+    let (store, no_replica) = (database.store(), VerifierId::from_bytes([0; 16]));
+    let leased = async {
         while store
-            .behind(Seq(i64::MAX), nobody)
+            .behind(Seq(i64::MAX), no_replica)
             .await
-            .expect("an answer")
+            .expect("the leases")
             .len()
             != count
         {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(30), there)
+    timeout(Duration::from_secs(30), leased)
         .await
-        .expect("their leases");
+        .expect("that number of leases");
 }
 
-/// Revokes a key; gives how long that took.
+/// Revokes a key. Returns how long the response took.
 async fn revoke(at: &Server, tokens: &Tokens, app: &str, key: &Key) -> Duration {
     let path = format!("/applications/{app}/api-keys/{}", key.id);
-    let begun = Instant::now();
-    done(at.call("DELETE", &path).bearer(&tokens.merchant), 204).await;
-    begun.elapsed()
+    let start = Instant::now();
+    succeed(at.call("DELETE", &path).bearer(&tokens.merchant), 204).await;
+    start.elapsed()
 }
 
 #[actix_web::test]
-async fn a_killed_replica_costs_one_lease_once() {
+async fn crashed_replica_delays_one_revocation_by_a_lease() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let (one, other) = (tollkey.serve().await, tollkey.serve().await);
@@ -316,45 +319,45 @@ async fn a_killed_replica_costs_one_lease_once() {
             key(&one, &tokens, &app).await,
         );
         holders(&database, 2).await;
-        assert_eq!(other.says(&tokens.service, &first.text).await, "valid");
+        assert_eq!(other.code_of(&tokens.service, &first.text).await, "valid");
         other.kill().await;
         let took = revoke(&one, &tokens, &app, &first).await;
         assert!(took <= LEASE + BEYOND, "it took {took:?}");
-        assert_eq!(one.says(&tokens.service, &first.text).await, "revoked");
+        assert_eq!(one.code_of(&tokens.service, &first.text).await, "revoked");
         holders(&database, 1).await;
         let took = revoke(&one, &tokens, &app, &second).await;
         assert!(
             took < LEASE,
-            "nobody waits for it any more, yet it took {took:?}"
+            "the crashed replica is removed, yet it took {took:?}"
         );
         one.stop().await;
     }
 }
 
 #[actix_web::test]
-async fn a_frozen_replica_refuses_when_it_wakes() {
+async fn paused_replica_rejects_a_key_revoked_during_the_pause() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
-        let (one, frozen) = (tollkey.serve().await, tollkey.serve().await);
+        let (one, paused) = (tollkey.serve().await, tollkey.serve().await);
         let tokens = Tokens::now();
         let app = application(&one, &tokens, "Web Store").await;
         let key = key(&one, &tokens, &app).await;
         holders(&database, 2).await;
-        assert_eq!(frozen.says(&tokens.service, &key.text).await, "valid");
-        assert_eq!(frozen.says(&tokens.service, &key.text).await, "valid");
-        frozen.signal("STOP").await;
+        assert_eq!(paused.code_of(&tokens.service, &key.text).await, "valid");
+        assert_eq!(paused.code_of(&tokens.service, &key.text).await, "valid");
+        paused.signal("STOP").await;
         let took = revoke(&one, &tokens, &app, &key).await;
         assert!(took <= LEASE + BEYOND, "it took {took:?}");
-        // Asked while it is frozen: the first thing it sees when it wakes.
-        let asked = join_all((0..4).map(|_| frozen.says(&tokens.service, &key.text)));
-        let (answers, ()) = tokio::join!(asked, async {
+        // Requests during the pause, which the replica processes first after it continues.
+        let requests = join_all((0..4).map(|_| paused.code_of(&tokens.service, &key.text)));
+        let (codes, ()) = tokio::join!(requests, async {
             sleep(Duration::from_millis(50)).await;
-            frozen.signal("CONT").await;
+            paused.signal("CONT").await;
         });
-        assert_eq!(answers, ["revoked"; 4]);
-        // It finds its row gone, and takes part again.
+        assert_eq!(codes, ["revoked"; 4]);
+        // The replica finds its lease removed, and takes a new one.
         holders(&database, 2).await;
         one.stop().await;
-        frozen.stop().await;
+        paused.stop().await;
     }
 }

@@ -1,4 +1,4 @@
-//! Three replicas on PostgreSQL, replaced one after the other under load behind the nginx configuration that is shipped.
+//! Three replicas on PostgreSQL, restarted one after the other under load behind the shipped nginx configuration.
 
 use std::{
     env, fs,
@@ -17,9 +17,9 @@ use crate::{
     support::eventually,
 };
 
-/// Where the configuration says that the replicas are.
+/// The addresses of the replicas in the shipped configuration.
 const REPLICAS: [&str; 3] = ["127.0.0.1:8080", "127.0.0.1:8082", "127.0.0.1:8083"];
-/// Where they are here, and nginx: ports of these addresses are not used by anything else.
+/// The addresses in this test; nothing else uses ports of these loopback addresses.
 const REPLICA_HOST: &str = "127.0.0.3";
 const NGINX_HOST: &str = "127.0.0.2";
 const CLIENTS: usize = 12;
@@ -38,7 +38,7 @@ async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
     for (from, to) in servers.chain([listen]) {
         assert!(
             shipped.contains(&from),
-            "the configuration has no {from:?} any more"
+            "the configuration no longer has {from:?}"
         );
         shipped = shipped.replace(&from, &to);
     }
@@ -57,7 +57,7 @@ async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
             .path()
             .join(name)
             .to_str()
-            .expect("a path that is text")
+            .expect("a UTF-8 path")
             .to_owned()
     };
     let arguments = ["-e", "stderr", "-p", &path(""), "-c", &path("nginx.conf")].map(str::to_owned);
@@ -114,16 +114,16 @@ async fn rolling_restart_behind_nginx_fails_no_request() {
                 2 | 3 => ("GET", "/api/v1/authz/forward-auth", &key, "", 200),
                 _ => ("POST", "/api/v1/verify", &service, verify.as_str(), 200),
             };
-            let answer = match connection.send(method, path, credential, body).await {
+            let response = match connection.send(method, path, credential, body).await {
                 Ok(()) => connection.answer().await,
                 Err(_) => None,
             };
             sent.fetch_add(1, Ordering::Relaxed);
-            if answer
+            if response
                 .as_ref()
                 .is_none_or(|(status, _)| *status != expected)
             {
-                failed.push(format!("{method} {path}: {answer:?}"));
+                failed.push(format!("{method} {path}: {response:?}"));
                 connection = Connection::open(nginx.address)
                     .await
                     .expect("nginx listens");
@@ -135,13 +135,13 @@ async fn rolling_restart_behind_nginx_fails_no_request() {
     let restarts = async {
         for (tollkey, replica) in tollkeys.iter().zip(replicas) {
             let before = sent.load(Ordering::Relaxed);
-            eventually("the load goes on", async || {
+            eventually("50 more requests are sent", async || {
                 sent.load(Ordering::Relaxed) > before + 50
             })
             .await;
             replica.stop().await;
             let replica = tollkey.serve().await;
-            eventually("the new one is ready", async || {
+            eventually("the new replica is ready", async || {
                 replica.get("/readyz").await.status == 200
             })
             .await;

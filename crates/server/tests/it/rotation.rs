@@ -1,5 +1,5 @@
-//! Rotation as an object: a key and its successor name each other, both work during the overlap, and the old one's last
-//! use tells when it is no longer needed.
+//! Rotation: a key and its successor refer to each other, both work during the overlap, and
+//! `last_used_at` of the predecessor shows when it is no longer in use.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ fn rotate(app: &App, token: &str, key: &Key, body: Value) -> Call {
         .bearer(token)
 }
 
-/// The key of an answer that made one.
-fn made(reply: &Reply) -> Key {
+/// The created key of a response.
+fn created(reply: &Reply) -> Key {
     assert_eq!(reply.status, 201, "{reply}");
     let json = reply.json();
-    let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+    let text = |member: &str| json[member].as_str().expect("a string").to_owned();
     Key {
         id: text("key_id"),
         text: text("api_key"),
@@ -52,10 +52,10 @@ async fn revoke(app: &App, token: &str, key: &Key) {
     assert_eq!(reply.status, 200, "{reply}");
 }
 
-/// Action, target and changes of every entry but those of creations, the oldest first.
+/// Action, target and changes of every audit entry except creations, oldest first.
 async fn log(app: &App, token: &str) -> Vec<(String, String, Value)> {
     let entries = app.get("/audit-log").bearer(token).await.json();
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
     let entries = entries.as_array().expect("an array").iter().rev();
     let entries = entries.map(|entry| {
         (
@@ -70,7 +70,7 @@ async fn log(app: &App, token: &str) -> Vec<(String, String, Value)> {
 }
 
 #[actix_web::test]
-async fn a_key_and_its_successor_name_each_other_and_both_work_during_the_overlap() {
+async fn predecessor_and_successor_both_work_during_the_overlap() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let old = app.commerce_key(&token, json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]})).await;
@@ -86,7 +86,7 @@ async fn a_key_and_its_successor_name_each_other_and_both_work_during_the_overla
 
         {"key_id":"019b76da-cf10-7cee-941f-6a00f65f1e53","name":"WooCommerce plugin","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["sessions:write"],"prefix":"ck_live_hMKncW","merchants":null,"features":null,"created_at":1767225610}
         "#);
-        let new = made(&reply);
+        let new = created(&reply);
         assert_eq!(reply.header("location"), Some(format!("/api/v1/api-keys/{}", new.id).as_str()));
         assert_answer!(app.get("/api-keys").bearer(&token).await, @r#"
         200
@@ -102,7 +102,7 @@ async fn a_key_and_its_successor_name_each_other_and_both_work_during_the_overla
             let reply = app.get("/authz/forward-auth?scope=sessions:write").bearer(&key.text).await;
             assert_eq!((reply.status, reply.header("x-auth-key-id")), (200, Some(key.id.as_str())));
         }
-        // The old one ends exactly at the end of the overlap.
+        // The predecessor expires exactly at the end of the overlap.
         app.clock.advance(Duration::from_millis(3_599_999));
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
         app.clock.advance(Duration::from_millis(1));
@@ -117,7 +117,7 @@ async fn a_key_and_its_successor_name_each_other_and_both_work_during_the_overla
 }
 
 #[actix_web::test]
-async fn a_successor_has_the_same_grants_metadata_and_absolute_end() {
+async fn successor_keeps_restrictions_metadata_and_expiration() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -136,7 +136,7 @@ async fn a_successor_has_the_same_grants_metadata_and_absolute_end() {
             let old = app.commerce_key(&token, body.clone()).await;
             let before = row(app, &token, &old).await;
             app.clock.advance(Duration::from_secs(100));
-            let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": overlap})).await);
+            let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": overlap})).await);
             assert_ne!((&old.id, &old.text), (&new.id, &new.text));
             let (old, new) = (row(app, &token, &old).await, row(app, &token, &new).await);
             for member in [
@@ -158,7 +158,7 @@ async fn a_successor_has_the_same_grants_metadata_and_absolute_end() {
                 [&Value::Null, &Value::Null, &Value::Null]
             );
             assert_eq!(new["created_at"], app.clock.now().as_second());
-            // Of the old one nothing else has changed.
+            // Nothing else of the predecessor has changed.
             for (member, value) in before.as_object().unwrap() {
                 if !["status", "expires_at", "rotated_to"].contains(&member.as_str()) {
                     assert_eq!(&old[member], value, "{member} of {body}");
@@ -170,7 +170,7 @@ async fn a_successor_has_the_same_grants_metadata_and_absolute_end() {
 }
 
 #[actix_web::test]
-async fn without_an_overlap_the_old_key_ends_at_once() {
+async fn predecessor_expires_immediately_without_an_overlap() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for body in [
@@ -180,14 +180,14 @@ async fn without_an_overlap_the_old_key_ends_at_once() {
             Some(json!({"overlap_seconds": 0})),
         ] {
             let old = app.commerce_key(&token, json!({})).await;
-            assert_eq!(app.code(&old.text).await, "valid", "remembered");
+            assert_eq!(app.code(&old.text).await, "valid", "cached");
             let call = match &body {
                 None => app
                     .call("POST", &format!("{}/rotate", path(&old)))
                     .bearer(&token),
                 Some(body) => rotate(app, &token, &old, body.clone()),
             };
-            let new = made(&call.await);
+            let new = created(&call.await);
             assert_eq!(
                 codes(app, [&old, &new]).await,
                 ["expired", "valid"],
@@ -206,12 +206,12 @@ async fn without_an_overlap_the_old_key_ends_at_once() {
 }
 
 #[actix_web::test]
-async fn a_replica_agrees_at_once_whatever_its_clock_says() {
-    let behind = ManualClock::default();
-    each_backend_with_replica(Some(&behind), async |app: &App, replica: &Running| {
-        app.clock.advance(Duration::from_secs(5)); // so the replica's is five seconds behind
+async fn rotation_holds_on_a_replica_with_a_slow_clock() {
+    let slow_clock = ManualClock::default();
+    each_backend_with_replica(Some(&slow_clock), async |app: &App, replica: &Running| {
+        app.clock.advance(Duration::from_secs(5)); // the replica's clock is five seconds slow
         let token = app.merchant("acme");
-        let says = async |key: &Key| {
+        let code = async |key: &Key| {
             let call =
                 Call::new(replica.address(), "POST", "/verify").json(json!({"key": key.text}));
             let reply = call.bearer(&app.service()).await;
@@ -221,10 +221,10 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
                 .to_owned()
         };
         let old = app.commerce_key(&token, json!({})).await;
-        assert_eq!(says(&old).await, "valid");
-        let new = made(&rotate(app, &token, &old, json!({})).await);
+        assert_eq!(code(&old).await, "valid");
+        let new = created(&rotate(app, &token, &old, json!({})).await);
         assert_eq!(
-            (says(&old).await.as_str(), says(&new).await.as_str()),
+            (code(&old).await.as_str(), code(&new).await.as_str()),
             ("expired", "valid")
         );
         let seen = Call::new(replica.address(), "GET", &path(&old))
@@ -232,7 +232,7 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
             .await
             .json();
         assert_eq!(seen["status"], "expired");
-        // It can be rotated there no more, and changed neither.
+        // The replica also rejects another rotation and changes.
         for call in [
             Call::new(replica.address(), "POST", &format!("{}/rotate", path(&old))),
             Call::new(replica.address(), "PATCH", &path(&old)).json(json!({"expires_at": null})),
@@ -244,16 +244,16 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
                 "{reply}"
             );
         }
-        // A remembered key that is rotated with an overlap goes on there, and ends early when it is revoked.
-        assert_eq!(says(&new).await, "valid");
-        let newest = made(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
+        // A cached key that is rotated with an overlap stays valid, until it is revoked.
+        assert_eq!(code(&new).await, "valid");
+        let newest = created(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
         assert_eq!(
-            (says(&new).await.as_str(), says(&newest).await.as_str()),
+            (code(&new).await.as_str(), code(&newest).await.as_str()),
             ("valid", "valid")
         );
         revoke(app, &token, &new).await;
         assert_eq!(
-            (says(&new).await.as_str(), says(&newest).await.as_str()),
+            (code(&new).await.as_str(), code(&newest).await.as_str()),
             ("revoked", "valid")
         );
     })
@@ -261,7 +261,7 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
 }
 
 #[actix_web::test]
-async fn the_old_key_ends_at_its_own_end_if_that_comes_before_the_overlaps() {
+async fn predecessor_expires_at_the_earlier_of_two_times() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let start = app.clock.now().as_second();
@@ -275,7 +275,8 @@ async fn the_old_key_ends_at_its_own_end_if_that_comes_before_the_overlaps() {
             let old = app
                 .commerce_key(&token, json!({"expires_at": start + own}))
                 .await;
-            let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": overlap})).await);
+            let new =
+                created(&rotate(app, &token, &old, json!({"overlap_seconds": overlap})).await);
             assert_eq!(
                 row(app, &token, &old).await["expires_at"],
                 start + end,
@@ -290,7 +291,7 @@ async fn the_old_key_ends_at_its_own_end_if_that_comes_before_the_overlaps() {
         let old = app
             .commerce_key(&token, json!({"expires_at": start + 50}))
             .await;
-        let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 100})).await);
+        let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 100})).await);
         app.clock.advance(Duration::from_secs(49));
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
         app.clock.advance(Duration::from_secs(1));
@@ -300,13 +301,13 @@ async fn the_old_key_ends_at_its_own_end_if_that_comes_before_the_overlaps() {
 }
 
 #[actix_web::test]
-async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overlap_early() {
+async fn revoking_the_predecessor_ends_the_overlap() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let old = app.commerce_key(&token, json!({})).await;
         assert_eq!(app.code(&old.text).await, "valid");
         app.clock.advance(Duration::from_secs(10));
-        let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 3600})).await);
+        let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 3600})).await);
         let last_used = async |key: &Key| {
             app.running().state().service.flush_usage().await;
             row(app, &token, key).await["last_used_at"].clone()
@@ -319,7 +320,7 @@ async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overl
         assert_eq!(
             app.code(&old.text).await,
             "valid",
-            "somebody still has the old one"
+            "a client still uses the predecessor"
         );
         assert_eq!(
             (last_used(&old).await, last_used(&new).await),
@@ -348,8 +349,8 @@ async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overl
                 &json!(new.id)
             ]
         );
-        // Revoking the successor instead leaves the old one to its end.
-        let newest = made(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
+        // Revoking the successor does not affect the predecessor.
+        let newest = created(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
         revoke(app, &token, &newest).await;
         assert_eq!(codes(app, [&new, &newest]).await, ["valid", "revoked"]);
         app.clock.advance(Duration::from_secs(60));
@@ -359,7 +360,7 @@ async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overl
 }
 
 #[actix_web::test]
-async fn only_an_active_key_that_was_not_rotated_yet_is_rotated() {
+async fn only_active_keys_without_a_successor_can_be_rotated() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let suspended = app.commerce_key(&token, json!({})).await;
@@ -369,11 +370,11 @@ async fn only_an_active_key_that_was_not_rotated_yet_is_rotated() {
         revoke(app, &token, &revoked).await;
         let expired = app.commerce_key(&token, json!({"expires_at": START + 1})).await;
         let rotated = app.commerce_key(&token, json!({})).await;
-        let successor = made(&rotate(app, &token, &rotated, json!({"overlap_seconds": 3600})).await);
+        let successor = created(&rotate(app, &token, &rotated, json!({"overlap_seconds": 3600})).await);
         let over = app.commerce_key(&token, json!({})).await;
-        made(&rotate(app, &token, &over, json!({})).await);
+        created(&rotate(app, &token, &over, json!({})).await);
         let ended = app.commerce_key(&token, json!({})).await;
-        made(&rotate(app, &token, &ended, json!({"overlap_seconds": 3600})).await);
+        created(&rotate(app, &token, &ended, json!({"overlap_seconds": 3600})).await);
         revoke(app, &token, &ended).await;
         app.clock.advance(Duration::from_secs(1));
         assert_answer!(rotate(app, &token, &rotated, json!({})).await, @r#"
@@ -402,18 +403,18 @@ async fn only_an_active_key_that_was_not_rotated_yet_is_rotated() {
             }
             assert_eq!(row(app, &token, key).await, was, "{code}");
         }
-        assert_eq!((count().await, log(app, &token).await.len()), before, "nothing was made");
-        // A rotated key that is suspended is told so first; resumed, it goes on for the rest of the overlap.
+        assert_eq!((count().await, log(app, &token).await.len()), before, "no key was created");
+        // For a suspended key, suspension is reported first. After it is resumed, the overlap continues.
         let act = |action: &str| app.call("POST", &format!("{}/{action}", path(&rotated))).bearer(&token);
         assert_eq!(act("suspend").await.status, 200);
         assert_eq!(codes(app, [&rotated, &successor]).await, ["suspended", "valid"]);
         assert_eq!(rotate(app, &token, &rotated, json!({})).await.code(), "key_suspended");
         assert_eq!(act("resume").await.status, 200);
         assert_eq!(codes(app, [&rotated, &successor]).await, ["valid", "valid"]);
-        // What was suspended can be rotated once it is resumed; a successor can be rotated in its turn.
+        // A resumed key can be rotated, and so can a successor.
         assert_eq!(app.call("POST", &format!("{}/resume", path(&suspended))).bearer(&token).await.status, 200);
-        made(&rotate(app, &token, &suspended, json!({})).await);
-        let third = made(&rotate(app, &token, &successor, json!({"overlap_seconds": 60})).await);
+        created(&rotate(app, &token, &suspended, json!({})).await);
+        let third = created(&rotate(app, &token, &successor, json!({"overlap_seconds": 60})).await);
         assert_eq!(codes(app, [&rotated, &successor]).await, ["valid", "valid"]);
         let rows = [row(app, &token, &rotated).await, row(app, &token, &successor).await, row(app, &token, &third).await];
         let chain: Vec<[&Value; 2]> = rows.iter().map(|row| [&row["rotated_from"], &row["rotated_to"]]).collect();
@@ -430,7 +431,7 @@ async fn only_an_active_key_that_was_not_rotated_yet_is_rotated() {
 }
 
 #[actix_web::test]
-async fn the_overlap_is_0_to_604800_seconds() {
+async fn overlap_is_0_to_604800_seconds() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -479,7 +480,7 @@ async fn the_overlap_is_0_to_604800_seconds() {
         assert_eq!(row(app, &token, &key).await["rotated_to"], Value::Null);
         for overlap in [0, 1, 604_800] {
             let key = app.commerce_key(&token, json!({})).await;
-            made(&rotate(app, &token, &key, json!({"overlap_seconds": overlap})).await);
+            created(&rotate(app, &token, &key, json!({"overlap_seconds": overlap})).await);
             assert_eq!(row(app, &token, &key).await["expires_at"], START + overlap);
         }
     })
@@ -487,11 +488,11 @@ async fn the_overlap_is_0_to_604800_seconds() {
 }
 
 #[actix_web::test]
-async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() {
+async fn predecessor_can_be_changed_but_not_extended() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let old = app.commerce_key(&token, json!({})).await;
-        let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
+        let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
         let patch = async |body: Value| {
             let reply = app.patch(&path(&old), body).bearer(&token).await;
             assert_eq!(reply.status, 200, "{reply}");
@@ -525,7 +526,7 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
             .bearer(&token)
             .await;
         assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"));
-        // The successor's end is its own.
+        // The successor's expiration can be changed freely.
         let reply = app
             .patch(&path(&new), json!({"expires_at": START + 1000}))
             .bearer(&token)
@@ -541,7 +542,7 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
 }
 
 #[actix_web::test]
-async fn an_overlap_needs_room_for_both_keys() {
+async fn both_keys_count_towards_the_limit_during_the_overlap() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
         let token = app.merchant("acme");
         let (first, second) = (
@@ -556,11 +557,11 @@ async fn an_overlap_needs_room_for_both_keys() {
         assert_eq!(
             row(app, &token, &first).await["rotated_to"],
             Value::Null,
-            "nothing has happened to it"
+            "the key is not rotated"
         );
         assert_eq!(app.code(&first.text).await, "valid");
-        // Without an overlap one takes the other's place.
-        let third = made(&rotate(app, &token, &first, json!({})).await);
+        // Without an overlap, the successor takes the predecessor's place in the count.
+        let third = created(&rotate(app, &token, &first, json!({})).await);
         assert_eq!(
             rotate(app, &token, &third, json!({"overlap_seconds": 1}))
                 .await
@@ -568,7 +569,7 @@ async fn an_overlap_needs_room_for_both_keys() {
             "key_limit_reached"
         );
         revoke(app, &token, &second).await;
-        let fourth = made(&rotate(app, &token, &third, json!({"overlap_seconds": 60})).await);
+        let fourth = created(&rotate(app, &token, &third, json!({"overlap_seconds": 60})).await);
         assert_eq!(codes(app, [&third, &fourth]).await, ["valid", "valid"]);
         assert_eq!(
             app.post("/api-keys", json!({"name": "n"}))
@@ -584,7 +585,7 @@ async fn an_overlap_needs_room_for_both_keys() {
 }
 
 #[actix_web::test]
-async fn a_scoped_key_has_a_successor_only_where_it_could_be_made_today() {
+async fn scoped_key_is_rotated_only_if_it_could_be_created_now() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -613,7 +614,7 @@ async fn a_scoped_key_has_a_successor_only_where_it_could_be_made_today() {
                 assert_eq!(row(app, &token, key).await["rotated_to"], Value::Null);
             }
         }
-        let plain = made(&rotate(app, &token, &plain, json!({})).await);
+        let plain = created(&rotate(app, &token, &plain, json!({})).await);
         app.set_model("acme", "managed_ecosystem").await;
         let reply = rotate(app, &token, &lists, json!({})).await;
         assert_eq!(
@@ -621,10 +622,10 @@ async fn a_scoped_key_has_a_successor_only_where_it_could_be_made_today() {
             (403, "feature_unavailable")
         );
         for key in [&forwards, &merchants, &plain] {
-            made(&rotate(app, &token, key, json!({})).await);
+            created(&rotate(app, &token, key, json!({})).await);
         }
         app.set_model("acme", "ecosystem").await;
-        let lists = made(&rotate(app, &token, &lists, json!({})).await);
+        let lists = created(&rotate(app, &token, &lists, json!({})).await);
         let verify = async |path: &str| {
             app.verify(&lists.text, json!({"method": "GET", "path": path}))
                 .await
@@ -636,12 +637,12 @@ async fn a_scoped_key_has_a_successor_only_where_it_could_be_made_today() {
 }
 
 #[actix_web::test]
-async fn a_rotation_is_one_entry_of_the_audit_log_without_any_secret() {
+async fn rotation_is_one_audit_entry_without_secrets() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"expires_at": START + 100, "scopes": ["links:read"], "metadata": {"owner": "a person"}});
         let old = app.commerce_key(&token, body).await;
-        let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
+        let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
         let changes = json!({
             "expires_at": [START + 100, START + 60],
             "rotated_to": new.id,
@@ -663,7 +664,7 @@ async fn a_rotation_is_one_entry_of_the_audit_log_without_any_secret() {
 }
 
 #[actix_web::test]
-async fn anothers_key_is_not_there_to_be_rotated() {
+async fn rotating_another_accounts_key_is_404() {
     each_backend(async |app: &App| {
         let (acme, globex) = (app.merchant("acme"), app.merchant("globex"));
         let key = app.commerce_key(&acme, json!({})).await;
@@ -689,12 +690,12 @@ async fn anothers_key_is_not_there_to_be_rotated() {
         }
         assert_eq!(row(app, &acme, &key).await, before);
         assert_eq!(app.get("/api-keys").bearer(&globex).await.json(), json!([]));
-        // By its other form, its own account can; and an operator for it.
+        // Its own account can rotate it by either format of its ID, and so can an operator.
         let reply = app
             .post(&format!("/api-keys/{crockford}/rotate"), json!({}))
             .bearer(&acme)
             .await;
-        let new = made(&reply);
+        let new = created(&reply);
         let operator = app.operator();
         let path = format!("/api-keys/{}/rotate", new.id);
         assert_eq!(
@@ -704,7 +705,7 @@ async fn anothers_key_is_not_there_to_be_rotated() {
                 .status,
             404
         );
-        made(
+        created(
             &app.post(&format!("{path}?account=acme"), json!({}))
                 .bearer(&operator)
                 .await,
@@ -715,19 +716,19 @@ async fn anothers_key_is_not_there_to_be_rotated() {
 }
 
 #[actix_web::test]
-async fn of_twenty_rotations_at_once_one_makes_a_successor() {
+async fn only_one_of_20_parallel_rotations_creates_a_successor() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let token = app.merchant("acme");
         for overlap in [0, 3600] {
             let old = app.commerce_key(&token, json!({})).await;
             let calls = (0..20).map(|n| {
-                let at = if n % 2 == 0 {
+                let address = if n % 2 == 0 {
                     app.running().address()
                 } else {
                     replica.address()
                 };
-                let call = Call::new(at, "POST", &format!("{}/rotate", path(&old)));
+                let call = Call::new(address, "POST", &format!("{}/rotate", path(&old)));
                 call.json(json!({"overlap_seconds": overlap}))
                     .bearer(&token)
                     .into_future()
@@ -738,13 +739,13 @@ async fn of_twenty_rotations_at_once_one_makes_a_successor() {
             } else {
                 "key_already_rotated"
             };
-            let refused = replies
+            let rejected = replies
                 .iter()
                 .filter(|reply| reply.status == 409 && reply.code() == code)
                 .count();
             let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
-            assert_eq!(refused, 19, "{statuses:?}");
-            let new = made(
+            assert_eq!(rejected, 19, "{statuses:?}");
+            let new = created(
                 replies
                     .iter()
                     .find(|reply| reply.status == 201)

@@ -1,4 +1,4 @@
-//! Signing in to the dashboard, by each way there is, and what is refused.
+//! Tests of the dashboard's sign-in methods, of sessions and of sign-out.
 
 pub mod provider;
 
@@ -24,7 +24,6 @@ use crate::{
 const SESSION: &str = "__Host-tollkey_session";
 const SIGN_IN: &str = "__Host-tollkey_sign_in";
 
-/// A server on SQLite.
 async fn sqlite(settings: &[(&str, &str)]) -> App {
     let database: Database = backends()
         .into_iter()
@@ -33,7 +32,7 @@ async fn sqlite(settings: &[(&str, &str)]) -> App {
     App::start(database, settings).await
 }
 
-/// `name=value` of the cookie of that name that an answer sets.
+/// Returns `name=value` of the cookie that the response sets, or `None` if it sets none or clears it.
 fn cookie(reply: &Reply, name: &str) -> Option<String> {
     let set = reply
         .all("set-cookie")
@@ -43,51 +42,51 @@ fn cookie(reply: &Reply, name: &str) -> Option<String> {
     (!pair.ends_with('=')).then(|| pair.to_owned())
 }
 
-/// A form of our own page.
+/// A form submission from a page of the same origin.
 fn form(app: &App, path: &str, body: &str) -> Call {
     app.call("POST", path)
         .header("sec-fetch-site", "same-origin")
         .form(body)
 }
 
-/// A sign-in that was begun: where the browser is sent, and the cookie it keeps.
-struct Begun {
+/// A started sign-in: the URL of the redirect to the provider, and the cookie that the browser stores.
+struct StartedSignIn {
     url: Url,
     cookie: String,
 }
 
-async fn begin(app: &App, next: &str) -> Begun {
+async fn start_sign_in(app: &App, next: &str) -> StartedSignIn {
     let reply = app
         .get(&format!("/dashboard/sign-in/oidc?next={next}"))
         .await;
-    begun(&reply)
+    started(&reply)
 }
 
-fn begun(reply: &Reply) -> Begun {
+fn started(reply: &Reply) -> StartedSignIn {
     assert_eq!(reply.status, 303, "{reply}");
     let url = reply
         .header("location")
-        .expect("a place")
+        .expect("a Location header")
         .parse()
         .expect("a URL");
-    Begun {
+    StartedSignIn {
         url,
         cookie: cookie(reply, SIGN_IN).expect("a cookie"),
     }
 }
 
-impl Begun {
+impl StartedSignIn {
     fn state(&self) -> String {
         parameter(&self.url, "state")
     }
 
-    /// Comes back with that code, in the browser that began.
-    fn come_back(&self, app: &App, code: &str) -> Call {
+    /// A request to the callback with that code, from the same browser.
+    fn callback(&self, app: &App, code: &str) -> Call {
         let path = format!(
             "/dashboard/sign-in/callback?code={code}&state={}&session_state=x",
             self.state()
         );
-        // As a browser that was sent across sites asks for it.
+        // The headers of a browser that is redirected across sites.
         app.get(&path)
             .header("sec-fetch-site", "cross-site")
             .header("cookie", &self.cookie)
@@ -98,46 +97,51 @@ fn seconds(app: &App) -> i64 {
     app.clock.now().as_second()
 }
 
-/// The whole way, with what `edit` makes of the claims.
+/// A complete sign-in, whose claims `edit` changes.
 async fn sign_in_with(app: &App, provider: &Provider, edit: impl FnOnce(&mut Value)) -> Reply {
-    let begun = begin(app, "/dashboard/keys").await;
-    let mut claims = provider.claims(&begun.url, seconds(app));
+    let started = start_sign_in(app, "/dashboard/keys").await;
+    let mut claims = provider.claims(&started.url, seconds(app));
     edit(&mut claims);
-    let code = provider.sign_in(&begun.url, Some(provider.key.token(&claims)));
-    begun.come_back(app, &code).await
+    let code = provider.sign_in(&started.url, Some(provider.key.token(&claims)));
+    started.callback(app, &code).await
 }
 
-/// The session's cookie of who was signed in.
-fn signed_in(reply: &Reply) -> String {
+/// Returns the session cookie of a successful sign-in.
+fn session_of(reply: &Reply) -> String {
     assert_eq!(reply.status, 200, "{reply}");
     cookie(reply, SESSION).expect("a session")
 }
 
-/// Asserts that nobody was signed in, and goes to the door to read why. Gives the door's status.
-async fn refused(app: &App, reply: &Reply, word: &str) -> u16 {
-    assert_eq!(reply.status, 303, "{word}: {reply}");
-    let place = reply.header("location").expect("a place");
+/// Asserts that the sign-in failed, and opens the sign-in page with the message. Returns the page's status.
+async fn assert_failed(app: &App, reply: &Reply, failure: &str) -> u16 {
+    assert_eq!(reply.status, 303, "{failure}: {reply}");
+    let location = reply.header("location").expect("a Location header");
     assert!(
-        place.starts_with("/dashboard/sign-in?next=")
-            && place.ends_with(&format!("&failed={word}")),
-        "{word}: {place}"
+        location.starts_with("/dashboard/sign-in?next=")
+            && location.ends_with(&format!("&failed={failure}")),
+        "{failure}: {location}"
     );
-    assert_eq!(cookie(reply, SESSION), None, "{word}");
+    assert_eq!(cookie(reply, SESSION), None, "{failure}");
     assert!(
-        !place.contains("code") && !place.contains("state"),
-        "{place}"
+        !location.contains("code") && !location.contains("state"),
+        "{location}"
     );
-    let door = app.get(place).await;
-    assert!(door.body.contains("role=\"alert\""), "it says why: {door}");
+    let sign_in_page = app.get(location).await;
     assert!(
-        door.body.contains("href=\"/dashboard/sign-in/oidc?next="),
-        "a way to try again: {door}"
+        sign_in_page.body.contains("role=\"alert\""),
+        "the failure is shown: {sign_in_page}"
     );
     assert!(
-        !door.body.contains(SECRET) && !door.body.contains("canary"),
-        "{door}"
+        sign_in_page
+            .body
+            .contains("href=\"/dashboard/sign-in/oidc?next="),
+        "a link to try again: {sign_in_page}"
     );
-    door.status
+    assert!(
+        !sign_in_page.body.contains(SECRET) && !sign_in_page.body.contains("canary"),
+        "{sign_in_page}"
+    );
+    sign_in_page.status
 }
 
 async fn page(app: &App, path: &str, cookie: &str) -> Reply {
@@ -145,35 +149,36 @@ async fn page(app: &App, path: &str, cookie: &str) -> Reply {
 }
 
 #[actix_web::test]
-async fn who_signs_in_at_the_provider_has_a_session() {
+async fn provider_sign_in_creates_a_session() {
     let provider = Provider::start().await;
     each_backend_with(&provider.settings(), async |app| {
-        let door = app
+        let sign_in_page = app
             .get("/dashboard/sign-in?next=/dashboard/keys?mode%3Dtest")
             .await;
         assert!(
-            door.body
+            sign_in_page
+                .body
                 .contains("href=\"/dashboard/sign-in/oidc?next=/dashboard/keys%3Fmode%3Dtest\""),
-            "{door}"
+            "{sign_in_page}"
         );
-        let begun = begin(app, "/dashboard/keys%3Fmode%3Dtest").await;
+        let started = start_sign_in(app, "/dashboard/keys%3Fmode%3Dtest").await;
         let token = provider
             .key
-            .token(&provider.claims(&begun.url, seconds(app)));
-        let code = provider.sign_in(&begun.url, Some(token));
-        let back = begun.come_back(app, &code).await;
+            .token(&provider.claims(&started.url, seconds(app)));
+        let code = provider.sign_in(&started.url, Some(token));
+        let back = started.callback(app, &code).await;
         assert!(
             back.body
                 .contains("content=\"0;url=/dashboard/keys?mode=test\""),
             "{back}"
         );
         assert!(
-            !back.body.contains(&code) && !back.body.contains(&begun.state()),
+            !back.body.contains(&code) && !back.body.contains(&started.state()),
             "{back}"
         );
         assert_eq!(back.header("referrer-policy"), Some("no-referrer"));
         assert_eq!(back.header("cache-control"), Some("no-store"));
-        let session = signed_in(&back);
+        let session = session_of(&back);
         let keys = page(app, "/dashboard/keys?mode=test", &session).await;
         assert_eq!(keys.status, 200, "{keys}");
         assert!(
@@ -190,7 +195,7 @@ async fn who_signs_in_at_the_provider_has_a_session() {
 }
 
 #[actix_web::test]
-async fn cookies_say_who_may_read_and_send_them() {
+async fn cookies_have_restrictive_attributes() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     let reply = app.get("/dashboard/sign-in/oidc").await;
@@ -202,20 +207,20 @@ async fn cookies_say_who_may_read_and_send_them() {
         attributes,
         "HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=600"
     );
-    let begun = begun(&reply);
-    assert_eq!(pair, begun.cookie);
+    let started = started(&reply);
+    assert_eq!(pair, started.cookie);
     assert!(pair.len() < 400);
 
     let code = provider.sign_in(
-        &begun.url,
+        &started.url,
         Some(
             provider
                 .key
-                .token(&provider.claims(&begun.url, seconds(&app))),
+                .token(&provider.claims(&started.url, seconds(&app))),
         ),
     );
-    let back = begun.come_back(&app, &code).await;
-    let session = signed_in(&back);
+    let back = started.callback(&app, &code).await;
+    let session = session_of(&back);
     assert_eq!(session.len(), SESSION.len() + 1 + 64);
     let mut set = back.all("set-cookie");
     set.sort_unstable();
@@ -248,7 +253,7 @@ async fn cookies_say_who_may_read_and_send_them() {
 }
 
 #[actix_web::test]
-async fn a_client_authenticates_as_the_provider_wants_it() {
+async fn client_authenticates_with_the_providers_method() {
     for (auth, secret) in [
         (ClientAuth::Basic, SECRET),
         (ClientAuth::Body, SECRET),
@@ -258,27 +263,25 @@ async fn a_client_authenticates_as_the_provider_wants_it() {
         provider.inner().client = auth;
         let mut settings = provider.settings();
         settings.push(("TOLLKEY_OIDC_CLIENT_SECRET", secret));
-        settings.rotate_right(1); // the first of a name counts
+        settings.rotate_right(1); // the first setting of a name counts
         let app = sqlite(&settings).await;
-        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        session_of(&sign_in_with(&app, &provider, |_| {}).await);
         app.stop().await;
     }
 }
 
 #[actix_web::test]
-async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
-    type Make = fn(&Provider, Value) -> Option<String>;
+async fn foreign_or_malformed_id_tokens_are_rejected() {
+    type BuildToken = fn(&Provider, Value) -> Option<String>;
     fn with(provider: &Provider, mut claims: Value, name: &str, value: Value) -> Option<String> {
         claims[name] = value;
         Some(provider.key.token(&claims))
     }
-    fn headed(provider: &Provider, header: Value, claims: &Value) -> Option<String> {
+    fn with_header(provider: &Provider, header: Value, claims: &Value) -> Option<String> {
         Some(token(&header, claims, |message| provider.key.sign(message)))
     }
-    let rows: &[(&str, Option<&str>, Make)] = &[
-        ("as it should be", None, |it, claims| {
-            Some(it.key.token(&claims))
-        }),
+    let rows: &[(&str, Option<&str>, BuildToken)] = &[
+        ("valid", None, |it, claims| Some(it.key.token(&claims))),
         ("signed with RSA", None, |_, claims| {
             Some(token(
                 &json!({"alg": "RS256", "kid": "rsa"}),
@@ -286,13 +289,13 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
                 rs256,
             ))
         }),
-        ("no key id, and one key of its kind", None, |it, claims| {
-            headed(it, json!({"alg": "ES256"}), &claims)
+        ("no key ID, but a single key", None, |it, claims| {
+            with_header(it, json!({"alg": "ES256"}), &claims)
         }),
-        ("an audience of one", None, |it, claims| {
+        ("a list with one audience", None, |it, claims| {
             with(it, claims, "aud", json!([CLIENT]))
         }),
-        ("words of other providers", None, |it, mut claims| {
+        ("claims of other providers", None, |it, mut claims| {
             claims["email_verified"] = json!("true");
             claims["updated_at"] = json!("2026-01-01T00:00:00.000Z");
             claims["nbf"] = json!(0);
@@ -303,7 +306,7 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             claims["phone_number"] = json!(4915);
             Some(it.key.token(&claims))
         }),
-        ("none at all", Some("no-id-token"), |_, _| None),
+        ("no ID token", Some("no-id-token"), |_, _| None),
         ("another nonce", Some("nonce"), |it, claims| {
             with(it, claims, "nonce", json!("n".repeat(64)))
         }),
@@ -346,7 +349,7 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))
         }),
         ("alg none, signed", Some("unsigned"), |it, claims| {
-            headed(it, json!({"alg": "none"}), &claims)
+            with_header(it, json!({"alg": "none"}), &claims)
         }),
         (
             "HS256 with the client's secret",
@@ -384,14 +387,14 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             ))
         }),
         (
-            "somebody else's key of that id",
+            "another key with that ID",
             Some("signature"),
             |it, claims| Some(Key::new(it.key.id).token(&claims)),
         ),
-        ("a key nobody knows", Some("unknown-key"), |_, claims| {
+        ("an unknown key", Some("unknown-key"), |_, claims| {
             Some(Key::new("two").token(&claims))
         }),
-        ("a key it brings along", Some("signature"), |_, claims| {
+        ("a key in its header", Some("signature"), |_, claims| {
             let own = Key::new("own");
             let header = json!({"alg": "ES256", "jwk": own.jwk()});
             Some(token(&header, &claims, |message| own.sign(message)))
@@ -407,14 +410,14 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             },
         ),
         ("critical extensions", Some("form"), |it, claims| {
-            headed(
+            with_header(
                 it,
                 json!({"alg": "ES256", "kid": it.key.id, "crit": ["b64"]}),
                 &claims,
             )
         }),
         ("an access token", Some("form"), |it, claims| {
-            headed(
+            with_header(
                 it,
                 json!({"alg": "ES256", "kid": it.key.id, "typ": "at+jwt"}),
                 &claims,
@@ -428,11 +431,11 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             Some("authorized-party"),
             |it, claims| with(it, claims, "azp", json!("another")),
         ),
-        ("issued to no client", Some("claim-azp"), |it, claims| {
+        ("a number as azp", Some("claim-azp"), |it, claims| {
             with(it, claims, "azp", json!(7))
         }),
         (
-            "several audiences, issued to none",
+            "several audiences, no authorized party",
             Some("authorized-party"),
             |it, claims| with(it, claims, "aud", json!([CLIENT, CLIENT])),
         ),
@@ -459,13 +462,11 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
         ("no account", Some("no-account"), |it, claims| {
             with(it, claims, "account_id", json!(null))
         }),
+        ("an invalid account", Some("account-form"), |it, claims| {
+            with(it, claims, "account_id", json!("a b"))
+        }),
         (
-            "an account that can be none",
-            Some("account-form"),
-            |it, claims| with(it, claims, "account_id", json!("a b")),
-        ),
-        (
-            "a role that is none here",
+            "unknown and insufficient roles",
             Some("no-account"),
             |it, mut claims| {
                 claims["account_id"] = json!(null);
@@ -473,42 +474,42 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             },
         ),
         (
-            "a nonce that is no string",
+            "a nonce that is not a string",
             Some("claim-nonce"),
             |it, claims| with(it, claims, "nonce", json!(5)),
         ),
         ("an unknown algorithm", Some("algorithm"), |it, claims| {
-            headed(it, json!({"alg": "XX"}), &claims)
+            with_header(it, json!({"alg": "XX"}), &claims)
         }),
-        ("no token", Some("form"), |_, _| Some("canary".to_owned())),
-        ("claims that are none", Some("form"), |it, _| {
+        ("not a JWT", Some("form"), |_, _| Some("canary".to_owned())),
+        ("claims that are not an object", Some("form"), |it, _| {
             Some(it.key.token(&json!([1])))
         }),
         ("no subject", Some("claim-sub"), |it, claims| {
             with(it, claims, "sub", json!(null))
         }),
-        ("no end", Some("claim-exp"), |it, claims| {
+        ("no expiration", Some("claim-exp"), |it, claims| {
             with(it, claims, "exp", json!(null))
         }),
     ];
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    for (name, word, make) in rows {
-        let begun = begin(&app, "").await;
-        let mut claims = provider.claims(&begun.url, seconds(&app));
-        // A member set to null is one that is not there.
+    for (name, failure, build) in rows {
+        let started = start_sign_in(&app, "").await;
+        let mut claims = provider.claims(&started.url, seconds(&app));
+        // A claim set to null is removed.
         claims
             .as_object_mut()
             .unwrap()
             .retain(|_, value| !value.is_null());
-        let id_token = make(&provider, claims);
-        let code = provider.sign_in(&begun.url, id_token);
-        let back = begun.come_back(&app, &code).await;
-        match word {
+        let id_token = build(&provider, claims);
+        let code = provider.sign_in(&started.url, id_token);
+        let back = started.callback(&app, &code).await;
+        match failure {
             None => assert!(cookie(&back, SESSION).is_some(), "{name}: {back}"),
-            Some(word) => {
-                let status = refused(&app, &back, word).await;
-                let expected = match *word {
+            Some(failure) => {
+                let status = assert_failed(&app, &back, failure).await;
+                let expected = match *failure {
                     "unavailable" => 503,
                     "no-account" | "account-type" | "account-form" => 403,
                     _ => 401,
@@ -518,7 +519,7 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
                     .all("set-cookie")
                     .into_iter()
                     .any(|set| set.starts_with("__Host-tollkey_sign_in=;"));
-                assert!(used, "{name}: one attempt: {back}");
+                assert!(used, "{name}: the cookie is cleared: {back}");
             }
         }
     }
@@ -526,16 +527,16 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
 }
 
 #[actix_web::test]
-async fn who_comes_back_otherwise_than_they_went_is_refused() {
+async fn mismatched_or_failed_callbacks_are_rejected() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     let ready = async || {
-        let begun = begin(&app, "").await;
+        let started = start_sign_in(&app, "").await;
         let token = provider
             .key
-            .token(&provider.claims(&begun.url, seconds(&app)));
-        let code = provider.sign_in(&begun.url, Some(token));
-        (begun, code)
+            .token(&provider.claims(&started.url, seconds(&app)));
+        let code = provider.sign_in(&started.url, Some(token));
+        (started, code)
     };
     let call = |query: &str, cookie: Option<&str>| {
         let call = app.get(&format!("/dashboard/sign-in/callback?{query}"));
@@ -544,11 +545,11 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             None => call,
         }
     };
-    let (begun, code) = ready().await;
+    let (started, code) = ready().await;
     let (other, other_code) = ready().await;
-    let (state, own) = (begun.state(), Some(begun.cookie.as_str()));
+    let (state, own) = (started.state(), Some(started.cookie.as_str()));
     let issuer = &provider.issuer;
-    for (name, query, cookie, word, status) in [
+    for (name, query, cookie, failure, status) in [
         (
             "no cookie",
             format!("code={code}&state={state}"),
@@ -579,7 +580,7 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             403,
         ),
         (
-            "the state twice",
+            "a repeated state",
             format!("code={code}&state={state}&state={state}"),
             own,
             "unknown",
@@ -600,29 +601,29 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             403,
         ),
         (
-            "a cookie that is none",
+            "a malformed cookie",
             format!("code={code}&state={state}"),
             Some("__Host-tollkey_sign_in=x"),
             "unknown",
             403,
         ),
-        // Outside of development mode a cookie that any page of the host could have set does not count.
+        // Outside development mode the `__Host-` prefix is required: any page of the host could set a plain cookie.
         (
             "a plain cookie",
             format!("code={code}&state={state}"),
-            Some(&begun.cookie["__Host-".len()..]),
+            Some(&started.cookie["__Host-".len()..]),
             "unknown",
             403,
         ),
         (
-            "an error of nobody's",
+            "an error with an unknown state",
             format!("error=access_denied&state={}", "0".repeat(64)),
             own,
             "unknown",
             403,
         ),
         (
-            "another issuer's answer",
+            "a response of another issuer",
             format!("code={code}&state={state}&iss=https%3A%2F%2Fi.example"),
             own,
             "response-issuer",
@@ -664,7 +665,7 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             401,
         ),
         (
-            "a code of nobody's",
+            "an unknown code",
             format!("code=canary&state={state}"),
             own,
             "invalid-grant",
@@ -672,39 +673,39 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
         ),
     ] {
         let reply = call(&query, cookie).await;
-        assert_eq!(refused(&app, &reply, word).await, status, "{name}");
-        // Nobody can end a sign-in by making its browser come here.
+        assert_eq!(assert_failed(&app, &reply, failure).await, status, "{name}");
+        // A forged callback must not end a started sign-in, so it does not clear the cookie.
         assert_eq!(
             reply.all("set-cookie").is_empty(),
-            word == "unknown",
+            failure == "unknown",
             "{name}: {reply}"
         );
     }
-    // The attempt is good all the same, once.
+    // The sign-in still succeeds, once.
     let query = format!("code={code}&state={state}&iss={issuer}");
-    signed_in(&call(&query, own).await);
+    session_of(&call(&query, own).await);
     assert_eq!(
-        refused(&app, &call(&query, own).await, "invalid-grant").await,
+        assert_failed(&app, &call(&query, own).await, "invalid-grant").await,
         401,
         "the code was used"
     );
     assert_eq!(
-        refused(&app, &call(&query, None).await, "unknown").await,
+        assert_failed(&app, &call(&query, None).await, "unknown").await,
         403,
-        "as the browser would, without its cookie"
+        "the browser no longer has the cookie"
     );
 
     let (late, code) = ready().await;
     app.clock.advance(Duration::from_secs(600));
     assert_eq!(
-        refused(&app, &late.come_back(&app, &code).await, "unknown").await,
+        assert_failed(&app, &late.callback(&app, &code).await, "unknown").await,
         403
     );
     app.stop().await;
 }
 
 #[actix_web::test]
-async fn a_token_endpoint_that_does_not_answer_as_it_should_is_an_outage() {
+async fn token_endpoint_failures_are_reported_as_an_outage() {
     let elsewhere = Provider::start().await;
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
@@ -740,37 +741,41 @@ async fn a_token_endpoint_that_does_not_answer_as_it_should_is_an_outage() {
                 json!({"error": "invalid_client", "error_description": "canary"}),
             ),
         ),
-        ("an error of its own", json(400, json!({"error": "canary"}))),
+        ("unknown error", json(400, json!({"error": "canary"}))),
         ("307", redirect(307)),
         ("302", redirect(302)),
         ("never", never()),
     ] {
-        let begun = begin(&app, "").await;
+        let started = start_sign_in(&app, "").await;
         let token = provider
             .key
-            .token(&provider.claims(&begun.url, seconds(&app)));
-        let code = provider.sign_in(&begun.url, Some(token));
+            .token(&provider.claims(&started.url, seconds(&app)));
+        let code = provider.sign_in(&started.url, Some(token));
         provider.answer("/token", answer);
-        let asked = Instant::now();
-        let reply = begun.come_back(&app, &code).await;
-        assert_eq!(refused(&app, &reply, "unavailable").await, 503, "{name}");
+        let start = Instant::now();
+        let reply = started.callback(&app, &code).await;
+        assert_eq!(
+            assert_failed(&app, &reply, "unavailable").await,
+            503,
+            "{name}"
+        );
         assert!(
-            asked.elapsed() < Duration::from_secs(15),
+            start.elapsed() < Duration::from_secs(15),
             "{name}: {:?}",
-            asked.elapsed()
+            start.elapsed()
         );
     }
     assert_eq!(elsewhere.asked("/token"), 0);
     provider.inner().instead.clear();
-    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    session_of(&sign_in_with(&app, &provider, |_| {}).await);
     app.stop().await;
 }
 
 #[actix_web::test]
-async fn malformed_token_response_says_what_is_wrong() {
+async fn malformed_token_response_has_its_own_failure_code() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    for (body, word, status) in [
+    for (body, failure, status) in [
         (
             json!({"access_token": "canary", "token_type": "Bearer", "id_token": 5}),
             "form",
@@ -788,17 +793,17 @@ async fn malformed_token_response_says_what_is_wrong() {
         ),
         (json!({"error": "invalid_client"}), "unavailable", 503),
     ] {
-        let begun = begin(&app, "").await;
-        let code = provider.sign_in(&begun.url, None);
+        let started = start_sign_in(&app, "").await;
+        let code = provider.sign_in(&started.url, None);
         provider.answer("/token", ResponseTemplate::new(200).set_body_json(&body));
-        let reply = begun.come_back(&app, &code).await;
-        assert_eq!(refused(&app, &reply, word).await, status, "{body}");
+        let reply = started.callback(&app, &code).await;
+        assert_eq!(assert_failed(&app, &reply, failure).await, status, "{body}");
     }
     app.stop().await;
 }
 
 #[actix_web::test]
-async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
+async fn invalid_provider_metadata_is_reported_as_an_outage() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
@@ -816,7 +821,7 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
             ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html"),
         ),
         (
-            "no member",
+            "no field",
             DISCOVERY,
             ResponseTemplate::new(200).set_body_json(json!({})),
         ),
@@ -831,7 +836,7 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
         provider.inner().instead.clear();
         provider.answer(path, answer);
         app.clock.advance(Duration::from_secs(10));
-        let asked = Instant::now();
+        let start = Instant::now();
         let reply = app.get("/dashboard/sign-in/oidc").await;
         assert_eq!(reply.status, 503, "{name}: {reply}");
         assert!(
@@ -841,9 +846,9 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
         );
         assert!(reply.all("set-cookie").is_empty(), "{name}: {reply}");
         assert!(
-            asked.elapsed() < Duration::from_secs(12),
+            start.elapsed() < Duration::from_secs(12),
             "{name}: {:?}",
-            asked.elapsed()
+            start.elapsed()
         );
     }
     assert_eq!(elsewhere.asked(DISCOVERY), 0);
@@ -861,36 +866,36 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
     }
     provider.inner().metadata = json!({});
     app.clock.advance(Duration::from_secs(10));
-    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    session_of(&sign_in_with(&app, &provider, |_| {}).await);
     app.stop().await;
 }
 
 #[actix_web::test]
-async fn a_provider_that_is_down_stops_no_server_and_is_asked_once_at_a_time() {
+async fn unreachable_provider_is_fetched_once_at_a_time() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    assert_eq!(provider.asked(DISCOVERY), 0, "nothing is asked at start");
+    assert_eq!(provider.asked(DISCOVERY), 0, "no request at start");
     provider.answer(DISCOVERY, never());
-    let asked = Instant::now();
-    let one = || async { app.get("/dashboard/sign-in/oidc").await.status };
-    let (a, b, c) = futures_util::join!(one(), one(), one());
+    let start = Instant::now();
+    let status = || async { app.get("/dashboard/sign-in/oidc").await.status };
+    let (a, b, c) = futures_util::join!(status(), status(), status());
     assert_eq!([a, b, c], [503; 3]);
     assert!(
-        asked.elapsed() < Duration::from_secs(8),
-        "who waited does not wait again: {:?}",
-        asked.elapsed()
+        start.elapsed() < Duration::from_secs(8),
+        "concurrent requests share one fetch: {:?}",
+        start.elapsed()
     );
     assert_eq!(provider.asked(DISCOVERY), 1);
-    assert_eq!(one().await, 503);
-    assert_eq!(provider.asked(DISCOVERY), 1, "not all the time");
+    assert_eq!(status().await, 503);
+    assert_eq!(provider.asked(DISCOVERY), 1, "no fetch within 10 s");
     assert_eq!(app.get("/dashboard/sign-in").await.status, 200);
     provider.inner().instead.clear();
     app.clock.advance(Duration::from_secs(10));
-    assert_eq!(one().await, 303);
+    assert_eq!(status().await, 303);
     app.stop().await;
 
-    // Where nobody listens.
+    // A provider that refuses connections.
     let mut settings = provider.settings();
     settings.insert(0, ("TOLLKEY_OIDC_ISSUER", "http://127.0.0.1:1"));
     let app = sqlite(&settings).await;
@@ -900,45 +905,48 @@ async fn a_provider_that_is_down_stops_no_server_and_is_asked_once_at_a_time() {
 }
 
 #[actix_web::test]
-async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
+async fn provider_metadata_and_keys_are_cached() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     for _ in 0..3 {
-        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        session_of(&sign_in_with(&app, &provider, |_| {}).await);
     }
     assert_eq!((provider.asked(DISCOVERY), provider.asked("/keys")), (1, 1));
     app.clock.advance(Duration::from_secs(599));
-    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    session_of(&sign_in_with(&app, &provider, |_| {}).await);
     assert_eq!(provider.asked(DISCOVERY), 1);
     app.clock.advance(Duration::from_secs(1));
-    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    session_of(&sign_in_with(&app, &provider, |_| {}).await);
     eventually("a fetch in the background", async || {
         provider.asked("/keys") == 2
     })
     .await;
     assert_eq!(provider.asked(DISCOVERY), 2);
 
-    // A new key is fetched when a token names it, but not with every token that names one.
-    let new = Key::new("new");
+    // A new key is fetched when a token names it, but not for every token that names an unknown key.
+    let new_key = Key::new("new");
     let by_new_key = async || {
-        let begun = begin(&app, "").await;
+        let started = start_sign_in(&app, "").await;
         let code = provider.sign_in(
-            &begun.url,
-            Some(new.token(&provider.claims(&begun.url, seconds(&app)))),
+            &started.url,
+            Some(new_key.token(&provider.claims(&started.url, seconds(&app)))),
         );
-        begun.come_back(&app, &code).await
+        started.callback(&app, &code).await
     };
-    provider.inner().keys = vec![new.jwk()];
-    assert_eq!(refused(&app, &by_new_key().await, "unknown-key").await, 401);
-    assert_eq!(provider.asked("/keys"), 2, "a moment after the last time");
+    provider.inner().keys = vec![new_key.jwk()];
+    assert_eq!(
+        assert_failed(&app, &by_new_key().await, "unknown-key").await,
+        401
+    );
+    assert_eq!(provider.asked("/keys"), 2, "no fetch within 10 s");
     app.clock.advance(Duration::from_secs(10));
-    signed_in(&by_new_key().await);
+    session_of(&by_new_key().await);
     assert_eq!(provider.asked("/keys"), 3);
-    // The old one went with the old set.
+    // The old key is no longer in the provider's key set.
     for _ in 0..3 {
         assert_eq!(
-            refused(
+            assert_failed(
                 &app,
                 &sign_in_with(&app, &provider, |_| {}).await,
                 "unknown-key"
@@ -952,16 +960,16 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
 }
 
 #[actix_web::test]
-async fn a_provider_whose_metadata_hangs_delays_no_sign_in() {
+async fn sign_in_does_not_wait_for_a_metadata_refresh() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    session_of(&sign_in_with(&app, &provider, |_| {}).await);
     provider.answer(DISCOVERY, never());
     for minutes in [10, 11, 60] {
         app.clock.advance(Duration::from_secs(60 * minutes));
         // A sign-in that waited for the metadata would fail with it.
-        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        session_of(&sign_in_with(&app, &provider, |_| {}).await);
         eventually("a fetch in the background", async || {
             provider.asked(DISCOVERY) >= 2
         })
@@ -971,7 +979,7 @@ async fn a_provider_whose_metadata_hangs_delays_no_sign_in() {
 }
 
 #[actix_web::test]
-async fn an_operator_without_an_account_chooses_one() {
+async fn operator_without_an_account_chooses_one() {
     let provider = Provider::start().await;
     each_backend_with(&provider.settings(), async |app| {
         let back = sign_in_with(app, &provider, |claims| {
@@ -979,7 +987,7 @@ async fn an_operator_without_an_account_chooses_one() {
             claims["roles"] = json!(["operator"]);
         })
         .await;
-        let session = signed_in(&back);
+        let session = session_of(&back);
         let keys = page(app, "/dashboard/keys", &session).await;
         assert_eq!(
             (keys.status, keys.header("location")),
@@ -997,7 +1005,7 @@ async fn an_operator_without_an_account_chooses_one() {
 }
 
 #[actix_web::test]
-async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_settings() {
+async fn roles_are_ignored_until_their_claim_is_configured() {
     let provider = Provider::start().await;
     let mut settings = provider.settings();
     settings.retain(|(name, _)| *name != "TOLLKEY_OIDC_ROLES_CLAIM");
@@ -1007,13 +1015,13 @@ async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_
         claims["roles"] = json!(["operator"])
     })
     .await;
-    assert_eq!(refused(&app, &back, "no-account").await, 403);
+    assert_eq!(assert_failed(&app, &back, "no-account").await, 403);
     let back = sign_in_with(&app, &provider, |claims| {
         claims["roles"] = json!(["operator"]);
         claims["email"] = json!("ada@example.com");
     })
     .await;
-    let session = signed_in(&back);
+    let session = session_of(&back);
     assert!(
         page(&app, "/dashboard/keys", &session)
             .await
@@ -1025,7 +1033,7 @@ async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_
 }
 
 #[actix_web::test]
-async fn without_a_provider_there_is_no_such_way() {
+async fn oidc_routes_are_404_without_a_provider() {
     let app = sqlite(&[]).await;
     for path in [
         "/dashboard/sign-in/oidc",
@@ -1043,7 +1051,7 @@ async fn without_a_provider_there_is_no_such_way() {
 }
 
 #[actix_web::test]
-async fn one_goes_on_to_pages_of_the_dashboard_only() {
+async fn sign_in_redirects_only_to_dashboard_pages() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     for (next, expected) in [
@@ -1056,16 +1064,16 @@ async fn one_goes_on_to_pages_of_the_dashboard_only() {
         ("/dashboard/sign-in/oidc", "/dashboard/keys"),
         ("", "/dashboard/keys"),
     ] {
-        let begun = begin(&app, next).await;
+        let started = start_sign_in(&app, next).await;
         let code = provider.sign_in(
-            &begun.url,
+            &started.url,
             Some(
                 provider
                     .key
-                    .token(&provider.claims(&begun.url, seconds(&app))),
+                    .token(&provider.claims(&started.url, seconds(&app))),
             ),
         );
-        let back = begun.come_back(&app, &code).await;
+        let back = started.callback(&app, &code).await;
         let body = back.body.replace("&#38;", "&amp;");
         assert!(
             body.contains(&format!("content=\"0;url={expected}\"")),
@@ -1076,7 +1084,7 @@ async fn one_goes_on_to_pages_of_the_dashboard_only() {
 }
 
 #[actix_web::test]
-async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
+async fn sign_in_secrets_are_not_logged_at_trace() {
     let provider = Provider::start().await;
     let database = backends().into_iter().next().expect("a backend");
     let mut tollkey = Tollkey::on(&database).with("TOLLKEY_LOG", "trace");
@@ -1091,21 +1099,21 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
     ];
     let now = jiff::Timestamp::now().as_second();
     for outcome in ["in", "another nonce", "an outage", "declined"] {
-        let begun = begun(
+        let started = started(
             &server
                 .get("/dashboard/sign-in/oidc?next=/dashboard/keys")
                 .await,
         );
-        let mut claims = provider.claims(&begun.url, now);
-        let cookie_value = begun.cookie.split_once('=').unwrap().1;
+        let mut claims = provider.claims(&started.url, now);
+        let cookie_value = started.cookie.split_once('=').unwrap().1;
         canaries.extend(cookie_value.split('.').take(3).map(str::to_owned));
-        canaries.push(parameter(&begun.url, "code_challenge"));
+        canaries.push(parameter(&started.url, "code_challenge"));
         if outcome == "another nonce" {
             claims["nonce"] = json!("canary-of-the-nonce");
         }
         let id_token = provider.key.token(&claims);
         canaries.extend(id_token.split('.').skip(1).map(str::to_owned));
-        let code = provider.sign_in(&begun.url, Some(id_token));
+        let code = provider.sign_in(&started.url, Some(id_token));
         canaries.push(code.clone());
         let sent_back = if outcome == "declined" {
             "error=access_denied&error_description=canary-text"
@@ -1113,7 +1121,7 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
             "x=1"
         };
         if outcome == "an outage" {
-            // Its description repeats what it was sent.
+            // The error description repeats the request.
             provider.inner().client = ClientAuth::Public;
         }
         let code = if outcome == "declined" {
@@ -1123,9 +1131,9 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
         };
         let path = format!(
             "/dashboard/sign-in/callback?{sent_back}{code}&state={}",
-            begun.state()
+            started.state()
         );
-        let back = server.get(&path).header("cookie", &begun.cookie).await;
+        let back = server.get(&path).header("cookie", &started.cookie).await;
         match cookie(&back, SESSION) {
             Some(session) => {
                 assert_eq!(outcome, "in");
@@ -1150,7 +1158,7 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
             .iter()
             .any(|(path, credentials, _)| path == "/token" && !credentials.is_empty())
     );
-    // The header of a client that authenticates.
+    // The Authorization header of the client.
     let basic = provider
         .inner()
         .requests
@@ -1163,10 +1171,10 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
             && finished
                 .stderr
                 .contains("sign-in with OpenID Connect failed"),
-        "it logs all there is"
+        "logging is at TRACE"
     );
     for canary in canaries {
-        assert!(canary.len() > 8, "{canary:?} is no canary");
+        assert!(canary.len() > 8, "{canary:?} is too short for a canary");
         for (name, text) in [("stderr", &finished.stderr), ("stdout", &finished.stdout)] {
             let line = text.lines().find(|line| line.contains(&canary));
             assert_eq!(line, None, "{canary} in {name}");
@@ -1203,49 +1211,49 @@ async fn failed_sign_in_is_logged_once_with_the_claim() {
         ),
     ];
     for (claim, value, ..) in edits {
-        let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
-        let mut claims = provider.claims(&begun.url, now);
+        let started = started(&server.get("/dashboard/sign-in/oidc").await);
+        let mut claims = provider.claims(&started.url, now);
         claims[*claim] = value.clone();
-        let code = provider.sign_in(&begun.url, Some(provider.key.token(&claims)));
+        let code = provider.sign_in(&started.url, Some(provider.key.token(&claims)));
         let path = format!(
             "/dashboard/sign-in/callback?code={code}&state={}",
-            begun.state()
+            started.state()
         );
         assert_eq!(
             server
                 .get(&path)
-                .header("cookie", &begun.cookie)
+                .header("cookie", &started.cookie)
                 .await
                 .status,
             303
         );
     }
-    // What comes with no ID token.
+    // Failures without an ID token.
     let mut expected: Vec<_> = edits
         .iter()
-        .map(|(.., word, claim)| (*word, *claim))
+        .map(|(.., failure, claim)| (*failure, *claim))
         .collect();
-    for (sent, word) in [
+    for (sent, failure) in [
         ("code=x", "unknown"),
         ("error=access_denied", "declined"),
         ("error=can%20ary", "declined"),
     ] {
-        let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
-        let state = if word == "unknown" {
+        let started = started(&server.get("/dashboard/sign-in/oidc").await);
+        let state = if failure == "unknown" {
             "x".to_owned()
         } else {
-            begun.state()
+            started.state()
         };
         let path = format!("/dashboard/sign-in/callback?{sent}&state={state}");
         assert_eq!(
             server
                 .get(&path)
-                .header("cookie", &begun.cookie)
+                .header("cookie", &started.cookie)
                 .await
                 .status,
             303
         );
-        expected.push((word, None));
+        expected.push((failure, None));
     }
     let finished = server.stop().await;
     let lines: Vec<Value> = finished
@@ -1293,18 +1301,20 @@ async fn account_and_roles_claims_can_be_nested() {
             claims["realm_access"] = json!({"roles": ["operator"]});
         })
         .await;
-        let session = signed_in(&back);
+        let session = session_of(&back);
         let keys = page(&app, "/dashboard/keys", &session).await;
         assert!(
             keys.body.contains(">4711</a>"),
-            "an operator, who can change the account: {keys}"
+            "an operator can switch the account: {keys}"
         );
-        // What is wrong is told with the name of the claim.
+        // The message names the claim.
         let back = sign_in_with(&app, &provider, |claims| {
             claims["shop"] = json!({"id": [1]})
         })
         .await;
-        let sign_in = app.get(back.header("location").expect("a place")).await;
+        let sign_in = app
+            .get(back.header("location").expect("a Location header"))
+            .await;
         assert!(
             sign_in.body.contains(
                 account
@@ -1324,7 +1334,7 @@ async fn account_and_roles_claims_can_be_nested() {
 }
 
 #[actix_web::test]
-async fn sign_out_says_that_it_happened() {
+async fn sign_out_is_confirmed_on_a_page() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
         assert_eq!(
@@ -1357,7 +1367,7 @@ async fn sign_out_says_that_it_happened() {
 }
 
 #[actix_web::test]
-async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
+async fn sign_out_continues_at_the_provider_of_the_session() {
     let provider = Provider::start().await;
     let settings: Vec<_> = provider
         .settings()
@@ -1374,14 +1384,17 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
     ] {
         provider.inner().metadata = json!({"end_session_endpoint": endpoint});
         let app = sqlite(&settings).await;
-        let session = signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        let session = session_of(&sign_in_with(&app, &provider, |_| {}).await);
         let out = form(&app, "/dashboard/sign-out", "")
             .header("cookie", &session)
             .await;
         if expected {
-            assert_eq!(out.status, 200, "a page, which a form may lead to: {out}");
+            assert_eq!(
+                out.status, 200,
+                "a page with a redirect, as form-action allows no other origin: {out}"
+            );
             let body = out.body.replace("&#38;", "&").replace("&amp;", "&");
-            let (_, rest) = body.split_once("content=\"0;url=").expect("a place");
+            let (_, rest) = body.split_once("content=\"0;url=").expect("a redirect URL");
             let url: Url = rest.split('"').next().unwrap().parse().expect("a URL");
             assert!(url.as_str().starts_with(&good), "{url}");
             assert_eq!(parameter(&url, "client_id"), CLIENT);
@@ -1392,7 +1405,7 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
             assert_eq!(
                 url.query_pairs().count(),
                 3,
-                "neither a token nor a name: {url}"
+                "no ID token and no user name: {url}"
             );
         } else {
             assert_eq!(
@@ -1405,9 +1418,9 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
         assert_eq!(
             page(&app, "/dashboard/keys", &session).await.status,
             303,
-            "ended here, too"
+            "the session is ended on the server"
         );
-        // A session that a token began has none at the provider.
+        // A session of a pasted token has no session at the provider.
         let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
         let out = form(&app, "/dashboard/sign-out", "")
             .header("cookie", &session)
@@ -1422,12 +1435,12 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
 }
 
 #[actix_web::test]
-async fn sign_out_ends_the_session_before_it_asks_the_provider() {
+async fn sign_out_ends_the_session_before_it_calls_the_provider() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    let session = signed_in(&sign_in_with(&app, &provider, |_| {}).await);
-    // A replica that has not fetched the provider's metadata yet, of a provider that now hangs.
+    let session = session_of(&sign_in_with(&app, &provider, |_| {}).await);
+    // A replica that has not fetched the provider's metadata yet; the provider now hangs.
     let replica = app.replica().await;
     let fetched = provider.asked(DISCOVERY);
     provider.answer(DISCOVERY, never());
@@ -1457,9 +1470,9 @@ async fn sign_out_ends_the_session_before_it_asks_the_provider() {
     app.stop().await;
 }
 
-// The other ways in.
+// Sign-in links of development mode, and pasted tokens.
 
-/// A server in development mode, and the code of the link that it prints.
+/// A server in development mode, and the code of the sign-in link that it prints.
 async fn development() -> (App, String) {
     let app = sqlite(&[("TOLLKEY_JWT_HS256_SECRET", "")]).await;
     let message = app.message.clone().expect("development mode");
@@ -1471,9 +1484,9 @@ async fn development() -> (App, String) {
 }
 
 #[actix_web::test]
-async fn the_link_of_development_mode_signs_in_once() {
+async fn development_link_signs_in_once() {
     let (app, code) = development().await;
-    // Looking at it, as whatever previews links does, is no use of it.
+    // A GET does not use the link up: mail clients and chat tools preview links.
     for _ in 0..3 {
         let seen = app
             .get(&format!("/dashboard/sign-in/link?code={code}"))
@@ -1504,7 +1517,7 @@ async fn the_link_of_development_mode_signs_in_once() {
     let (session, attributes) = set.split_once("; ").unwrap();
     assert_eq!(
         attributes, "HttpOnly; SameSite=Strict; Path=/",
-        "the browser did not show that it takes another"
+        "the browser sent no probe cookie"
     );
     assert!(session.starts_with("tollkey_session="));
     assert_eq!(page(&app, "/dashboard/keys", session).await.status, 200);
@@ -1522,7 +1535,7 @@ async fn the_link_of_development_mode_signs_in_once() {
 }
 
 #[actix_web::test]
-async fn the_link_of_development_mode_lasts_five_minutes() {
+async fn development_link_expires_after_five_minutes() {
     for (waited, status) in [(299, 303), (300, 403)] {
         let (app, code) = development().await;
         app.clock.advance(Duration::from_secs(waited));
@@ -1533,14 +1546,14 @@ async fn the_link_of_development_mode_lasts_five_minutes() {
 }
 
 #[actix_web::test]
-async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
+async fn browsers_that_accept_secure_cookies_get_them_in_development() {
     let provider = Provider::start().await;
     let mut settings = provider.settings();
     settings.push(("TOLLKEY_JWT_HS256_SECRET", ""));
     let app = sqlite(&settings).await;
-    let door = app.get("/dashboard/sign-in").await;
+    let sign_in_page = app.get("/dashboard/sign-in").await;
     assert_eq!(
-        door.all("set-cookie"),
+        sign_in_page.all("set-cookie"),
         ["__Host-tollkey_probe=1; HttpOnly; SameSite=Strict; Secure; Path=/"]
     );
     for (probe, prefix) in [("__Host-tollkey_probe=1", "__Host-"), ("x=1", "")] {
@@ -1559,7 +1572,7 @@ async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
             &url,
             Some(provider.key.token(&provider.claims(&url, seconds(&app)))),
         );
-        // The probe is not sent on the way back.
+        // Browsers do not send the `Strict` probe cookie on the redirect back from the provider.
         let path = format!(
             "/dashboard/sign-in/callback?code={code}&state={}",
             parameter(&url, "state")
@@ -1573,7 +1586,7 @@ async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
 }
 
 #[actix_web::test]
-async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
+async fn pasted_token_signs_in_where_it_is_enabled() {
     let app = sqlite(&[]).await;
     let body = format!("token={}&next=/dashboard/audit", app.merchant("acme"));
     assert_eq!(
@@ -1623,7 +1636,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
             ("canary-of-a-token", 401),
             (&format!("{good}canary"), 401),
             ("", 401),
-            // Known, but nobody here.
+            // A valid token, whose role has no access to the dashboard.
             (&app.token(None, &["service"]), 403),
         ] {
             let reply = form(app, "/dashboard/sign-in/token", &format!("token={wrong}")).await;
@@ -1631,7 +1644,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
             assert!(reply.all("set-cookie").is_empty(), "{reply}");
             assert!(
                 wrong.is_empty() || !reply.body.contains(wrong),
-                "what was typed is a secret: {reply}"
+                "the token must not be repeated: {reply}"
             );
         }
     })
@@ -1639,7 +1652,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
 }
 
 #[actix_web::test]
-async fn a_session_by_a_token_ends_with_it() {
+async fn token_session_ends_when_the_token_expires() {
     let app = sqlite(&[TOKEN_SIGN_IN]).await;
     let short = tollkey_server::auth::jwt::NewToken {
         subject: "ada".to_owned(),
@@ -1659,10 +1672,10 @@ async fn a_session_by_a_token_ends_with_it() {
     app.stop().await;
 }
 
-// Sessions, however they began.
+// Sessions of every sign-in method.
 
 #[actix_web::test]
-async fn a_cookie_from_before_is_not_the_one_after() {
+async fn sign_in_replaces_the_previous_session() {
     let provider = Provider::start().await;
     let mut settings = provider.settings();
     settings.push(TOKEN_SIGN_IN);
@@ -1675,7 +1688,7 @@ async fn a_cookie_from_before_is_not_the_one_after() {
     let first = cookie(&reply, SESSION).expect("a session");
     assert_ne!(first, planted);
     assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
-    // Who signs in again has another one, and the one before is over.
+    // Another sign-in creates a new session and ends the previous one.
     let reply = form(&app, "/dashboard/sign-in/token", &body)
         .header("cookie", &first)
         .await;
@@ -1684,8 +1697,8 @@ async fn a_cookie_from_before_is_not_the_one_after() {
     assert_eq!(page(&app, "/dashboard/keys", &first).await.status, 303);
     assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200);
 
-    // The one before is over too when its cookie, which is `Strict`, does not come back from the provider.
-    let begun = begun(
+    // The previous session also ends if its `Strict` cookie is not sent on the redirect from the provider.
+    let started = started(
         &app.get("/dashboard/sign-in/oidc")
             .header("cookie", &second)
             .await,
@@ -1693,21 +1706,21 @@ async fn a_cookie_from_before_is_not_the_one_after() {
     assert_eq!(
         page(&app, "/dashboard/keys", &second).await.status,
         200,
-        "while somebody is away"
+        "during the second sign-in"
     );
     let code = provider.sign_in(
-        &begun.url,
+        &started.url,
         Some(
             provider
                 .key
-                .token(&provider.claims(&begun.url, seconds(&app))),
+                .token(&provider.claims(&started.url, seconds(&app))),
         ),
     );
-    let with_planted = Begun {
-        cookie: format!("{}; {planted}", begun.cookie),
-        url: begun.url.clone(),
+    let with_planted = StartedSignIn {
+        cookie: format!("{}; {planted}", started.cookie),
+        url: started.url.clone(),
     };
-    let third = signed_in(&with_planted.come_back(&app, &code).await);
+    let third = session_of(&with_planted.callback(&app, &code).await);
     assert_ne!(third, planted);
     assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
     assert_eq!(page(&app, "/dashboard/keys", &third).await.status, 200);
@@ -1716,12 +1729,12 @@ async fn a_cookie_from_before_is_not_the_one_after() {
 }
 
 #[actix_web::test]
-async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
+async fn session_ends_after_one_idle_hour_or_twelve_hours() {
     let provider = Provider::start().await;
     each_backend_with(&provider.settings(), async |app| {
         let minute = Duration::from_secs(60);
-        let session = signed_in(&sign_in_with(app, &provider, |_| {}).await);
-        // The ID token was good for five minutes.
+        let session = session_of(&sign_in_with(app, &provider, |_| {}).await);
+        // The ID token expired after five minutes.
         app.clock.advance(59 * minute);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         app.clock.advance(60 * minute);
@@ -1730,7 +1743,7 @@ async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
             303,
             "idle"
         );
-        let session = signed_in(&sign_in_with(app, &provider, |_| {}).await);
+        let session = session_of(&sign_in_with(app, &provider, |_| {}).await);
         assert_eq!(Session::LONGEST.as_mins(), 720);
         for at in (30..720).step_by(30) {
             app.clock.advance(30 * minute);
@@ -1751,7 +1764,7 @@ async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
     .await;
 }
 
-/// Signs in with a token, at any server; gives the session's cookie.
+/// Signs in with a management token. Returns the session cookie.
 async fn sign_in_at(address: SocketAddr, token: &str) -> String {
     let path = "/dashboard/sign-in/token";
     let form = Call::new(address, "POST", path)
@@ -1760,7 +1773,7 @@ async fn sign_in_at(address: SocketAddr, token: &str) -> String {
     cookie(&form.await, SESSION).expect("a session")
 }
 
-/// What a server says to a session: 200, or 303 to the door.
+/// The status for a session: 200, or 303 to the sign-in page.
 async fn keys_at(address: SocketAddr, session: &str) -> u16 {
     Call::new(address, "GET", "/dashboard/keys")
         .header("cookie", session)
@@ -1769,7 +1782,7 @@ async fn keys_at(address: SocketAddr, session: &str) -> u16 {
 }
 
 #[actix_web::test]
-async fn replicas_share_sessions_and_their_end() {
+async fn replicas_share_sessions_and_sign_outs() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         let replica = app.replica().await;
         let session = sign_in_at(replica.address(), &app.merchant("acme")).await;
@@ -1782,7 +1795,7 @@ async fn replicas_share_sessions_and_their_end() {
         assert_eq!(
             keys_at(replica.address(), &session).await,
             303,
-            "ended on the server, not in the browser alone"
+            "the session is ended on the server"
         );
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303);
         replica.stop().await;
@@ -1791,7 +1804,7 @@ async fn replicas_share_sessions_and_their_end() {
 }
 
 #[actix_web::test]
-async fn a_session_holds_as_long_as_what_it_rests_on() {
+async fn session_ends_when_its_sign_in_settings_change() {
     let provider = Provider::start().await;
     let settings: Vec<_> = provider
         .settings()
@@ -1800,9 +1813,9 @@ async fn a_session_holds_as_long_as_what_it_rests_on() {
         .collect();
     each_backend_with(&settings, async |app| {
         let by_token = sign_in_at(app.running().address(), &app.merchant("acme")).await;
-        let by_provider = signed_in(&sign_in_with(app, &provider, |_| {}).await);
+        let by_provider = session_of(&sign_in_with(app, &provider, |_| {}).await);
         let other_secret = "EXAMPLE-another-secret-of-32-bytes-or-more";
-        // What a server is set to, and whether each of the two is signed in there.
+        // The replica's setting, and the statuses for the session of the token and of the provider.
         for (name, value, token, oidc) in [
             ("TOLLKEY_LISTEN", "127.0.0.1:0", 200, 200),
             ("TOLLKEY_ROUTE_BASE", "/other", 200, 200),
@@ -1831,7 +1844,7 @@ async fn a_session_holds_as_long_as_what_it_rests_on() {
             assert_eq!(seen, (token, oidc), "{name}={value}");
             replica.stop().await;
         }
-        // Nothing was ended by that: servers may be set otherwise one after the other.
+        // The sessions still exist, so that replicas can be reconfigured one after the other.
         assert_eq!(page(app, "/dashboard/keys", &by_token).await.status, 200);
         assert_eq!(page(app, "/dashboard/keys", &by_provider).await.status, 200);
     })
@@ -1839,7 +1852,7 @@ async fn a_session_holds_as_long_as_what_it_rests_on() {
 }
 
 #[actix_web::test]
-async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
+async fn development_sessions_are_invalid_in_production() {
     let (app, code) = development().await;
     let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
     let session = cookie(&reply, "tollkey_session")
@@ -1858,7 +1871,7 @@ async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
 }
 
 #[actix_web::test]
-async fn sessions_are_ended_at_the_command_line() {
+async fn session_end_command_ends_the_selected_sessions() {
     for database in backends() {
         let tollkey = Tollkey::on(&database).with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1);
         let server = tollkey.serve().await;
@@ -1885,8 +1898,8 @@ async fn sessions_are_ended_at_the_command_line() {
             &["--all", "--account", "acme"],
             &["--all", "--subject", "ada"],
         ] {
-            let refused = tollkey.run(&[&end, arguments].concat()).await;
-            assert!(!refused.success(), "{arguments:?}: {refused}");
+            let finished = tollkey.run(&[&end, arguments].concat()).await;
+            assert!(!finished.success(), "{arguments:?}: {finished}");
         }
         assert_eq!(seen().await, [true, true, true, true]);
         for (arguments, answer, left) in [
@@ -1923,7 +1936,7 @@ async fn sessions_are_ended_at_the_command_line() {
 }
 
 #[actix_web::test]
-async fn who_signed_in_and_out_is_logged() {
+async fn sign_in_and_sign_out_are_logged() {
     let database = backends().into_iter().next().expect("a backend");
     let server = Tollkey::on(&database)
         .with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1)
@@ -1939,7 +1952,7 @@ async fn who_signed_in_and_out_is_logged() {
         .header("sec-fetch-site", "same-origin");
     assert_eq!(out.header("cookie", &session).await.status, 303);
     let finished = server.stop().await;
-    for (text, members) in [
+    for (text, values) in [
         (
             "signed in to the dashboard",
             &["ada", "acme", "operator"][..],
@@ -1951,7 +1964,7 @@ async fn who_signed_in_and_out_is_logged() {
             .lines()
             .find(|line| line.contains(text))
             .unwrap_or_else(|| panic!("{finished}"));
-        assert!(members.iter().all(|member| line.contains(member)), "{line}");
+        assert!(values.iter().all(|value| line.contains(value)), "{line}");
     }
     assert!(
         !finished.stderr.contains(session.split_once('=').unwrap().1),
@@ -1960,27 +1973,27 @@ async fn who_signed_in_and_out_is_logged() {
 }
 
 #[actix_web::test]
-async fn a_sign_in_goes_on_at_another_replica() {
+async fn sign_in_can_finish_on_another_replica() {
     let provider = Provider::start().await;
     each_backend_with(&provider.settings(), async |app| {
         let replica = app.replica().await;
-        let begun = begin(app, "").await;
+        let started = start_sign_in(app, "").await;
         let code = provider.sign_in(
-            &begun.url,
+            &started.url,
             Some(
                 provider
                     .key
-                    .token(&provider.claims(&begun.url, seconds(app))),
+                    .token(&provider.claims(&started.url, seconds(app))),
             ),
         );
         let path = format!(
             "/dashboard/sign-in/callback?code={code}&state={}",
-            begun.state()
+            started.state()
         );
         let back = Call::new(replica.address(), "GET", &path)
-            .header("cookie", &begun.cookie)
+            .header("cookie", &started.cookie)
             .await;
-        let session = signed_in(&back);
+        let session = session_of(&back);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         replica.stop().await;
     })

@@ -1,5 +1,5 @@
-//! Resource servers whose connections to their server go silent one by one, or whose server hangs: no verification that
-//! began after a revocation was answered says that the key is valid, everybody recovers, and no use counts twice.
+//! Resource servers whose connections go silent or whose server hangs: after a revocation's response no verification
+//! reports the key as valid, every resource server recovers, and no use is counted twice.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,18 +34,18 @@ use crate::{
     wire::Wire,
 };
 
-/// How long everything that must happen in the end may take. A busy machine's time, no promise.
-const IN_THE_END: Duration = Duration::from_secs(60);
+/// The time limit of every wait; generous, for a busy machine.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// A resource server.
-struct Far {
+/// A resource server with a subscription.
+struct Guard {
     verifier: Verifier<HttpSource>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Far {
-    /// Subscribes at this address.
+impl Guard {
+    /// Starts a subscription at this URL.
     async fn start(base: &str, service_key: &str) -> Self {
         let mut id = [0; 16];
         SysRng.try_fill_bytes(&mut id).expect("randomness");
@@ -60,13 +60,13 @@ impl Far {
         let task = tokio::spawn(verifier.clone().subscribe(async {
             let _ = stopped.await;
         }));
-        let far = Self {
+        let guard = Self {
             verifier,
             stop,
             task,
         };
-        far.leased().await;
-        far
+        guard.leased().await;
+        guard
     }
 
     async fn leased(&self) {
@@ -75,30 +75,30 @@ impl Far {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(IN_THE_END, leased).await.expect("a lease");
+        timeout(TIME_LIMIT, leased).await.expect("a lease");
     }
 
-    /// Whether the key is valid; `None` without an answer.
+    /// Whether the key is valid, or `None` if that is unavailable.
     async fn is_valid(&self, key: &str) -> Option<bool> {
         let verdict = self.verifier.verify(key, &Need::default()).await.ok()?;
         Some(verdict.outcome.is_ok())
     }
 
-    /// Ends it in good order.
+    /// Stops the subscription gracefully.
     async fn shut_down(self) {
-        self.stop.send(()).expect("it runs");
-        timeout(IN_THE_END, self.task)
+        self.stop.send(()).expect("a running subscription");
+        timeout(TIME_LIMIT, self.task)
             .await
-            .expect("an end")
-            .expect("a good one");
+            .expect("the subscription ends")
+            .expect("no panic");
     }
 }
 
-/// How often a key of `acme` was valid, by the usage that was written down.
+/// The number of successful uses of a key of `acme`, according to the stored usage.
 async fn counted(database: &Database, id: &str) -> u64 {
     let (account, id) = (
-        "acme".parse().expect("an account"),
-        id.parse().expect("an id"),
+        "acme".parse().expect("an account ID"),
+        id.parse().expect("a key ID"),
     );
     let rows = database
         .store()
@@ -111,8 +111,8 @@ async fn counted(database: &Database, id: &str) -> u64 {
         .sum()
 }
 
-/// Past the test harness, which shows nothing of a test that passes.
-fn say(text: &str) {
+/// Writes directly to stderr, as the test harness hides the output of a passing test.
+fn print(text: &str) {
     let _ = writeln!(io::stderr(), "\n{text}\n");
 }
 
@@ -120,7 +120,7 @@ fn url(address: std::net::SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// Several servers on PostgreSQL, one on SQLite.
+/// Three servers on PostgreSQL, one on SQLite.
 async fn servers(tollkey: &Tollkey, database: &Database) -> Vec<Server> {
     let count = if database.backend() == Backend::Postgres {
         3
@@ -131,7 +131,7 @@ async fn servers(tollkey: &Tollkey, database: &Database) -> Vec<Server> {
 }
 
 #[actix_web::test]
-async fn usage_in_flight_at_graceful_ends_is_written_once() {
+async fn usage_in_flight_at_a_graceful_stop_is_written_once() {
     const GUARDS: u64 = 20;
     for database in backends() {
         let tollkey = Tollkey::on(&database);
@@ -141,15 +141,15 @@ async fn usage_in_flight_at_graceful_ends_is_written_once() {
         let gateway = servers[0].service_key().await;
         let guards = (0..GUARDS).map(async |n| {
             let server = &servers[n as usize % servers.len()];
-            let far = Far::start(&url(server.address), &gateway.text).await;
+            let guard = Guard::start(&url(server.address), &gateway.text).await;
             let mut uses = 0;
-            // Some of them end while a poll waits that has taken usage along, others with usage that no poll has.
+            // Some stop during a poll that reports usage, others with usage that no poll has reported yet.
             for _ in 0..40 + n * 3 {
-                assert_eq!(far.is_valid(&key.text).await, Some(true));
+                assert_eq!(guard.is_valid(&key.text).await, Some(true));
                 uses += 1;
                 sleep(Duration::from_millis(30)).await;
             }
-            far.shut_down().await;
+            guard.shut_down().await;
             uses
         });
         let uses: u64 = join_all(guards).await.into_iter().sum();
@@ -157,8 +157,8 @@ async fn usage_in_flight_at_graceful_ends_is_written_once() {
             assert!(server.stop().await.success());
         }
         let counted = counted(&database, &key.id).await;
-        say(&format!(
-            "{GUARDS} graceful ends on {:?}: {uses} uses, {counted} counted",
+        print(&format!(
+            "{GUARDS} graceful stops on {:?}: {uses} uses, {counted} counted",
             database.backend()
         ));
         assert_eq!(counted, uses, "on {:?}", database.backend());
@@ -177,33 +177,33 @@ async fn resource_server_recovers_when_its_connections_go_silent() {
         let gateway = servers[0].service_key().await;
         let recoveries = servers.iter().map(async |server| {
             let wire = Wire::to_address(server.address);
-            let far = Far::start(&url(wire.address), &gateway.text).await;
-            // Look-ups at the same time, so that there are many connections.
-            join_all(keys.iter().map(|key| far.is_valid(&key.text))).await;
+            let guard = Guard::start(&url(wire.address), &gateway.text).await;
+            // Parallel lookups open many connections.
+            join_all(keys.iter().map(|key| guard.is_valid(&key.text))).await;
             wire.silence_existing();
-            let begun = Instant::now();
+            let start = Instant::now();
             let (mut failed, mut turn) = (0, 0);
             let (mut slowest, mut last_failure) = (Duration::ZERO, Duration::ZERO);
-            while begun.elapsed() < last_failure + Duration::from_secs(6) {
-                let asked = Instant::now();
-                if far.is_valid(&keys[turn % keys.len()].text).await != Some(true) {
-                    (failed, last_failure) = (failed + 1, begun.elapsed());
+            while start.elapsed() < last_failure + Duration::from_secs(6) {
+                let sent = Instant::now();
+                if guard.is_valid(&keys[turn % keys.len()].text).await != Some(true) {
+                    (failed, last_failure) = (failed + 1, start.elapsed());
                     assert!(
                         last_failure < Duration::from_secs(15),
-                        "each silent connection costs a request"
+                        "the requests fail for too long"
                     );
                 }
-                slowest = slowest.max(asked.elapsed());
+                slowest = slowest.max(sent.elapsed());
                 turn += 1;
                 sleep(Duration::from_millis(10)).await;
             }
-            assert!(!far.verifier.stats().lease_left.is_zero());
-            far.shut_down().await;
+            assert!(!guard.verifier.stats().lease_left.is_zero());
+            guard.shut_down().await;
             (last_failure, failed, slowest)
         });
         for (recovery, failed, slowest) in join_all(recoveries).await {
-            say(&format!(
-                "connections silent on {:?}: all is well after {recovery:.1?}, {failed} requests failed, the slowest took \
+            print(&format!(
+                "connections silent on {:?}: recovered after {recovery:.1?}, {failed} requests failed, the slowest took \
                  {slowest:.1?}",
                 database.backend()
             ));
@@ -215,84 +215,79 @@ async fn resource_server_recovers_when_its_connections_go_silent() {
 }
 
 #[actix_web::test]
-async fn requests_do_not_wait_for_a_server_that_hangs() {
+async fn requests_do_not_wait_for_a_hanging_server() {
     const REQUESTS: u32 = 30;
     let database = Database::sqlite();
     let server = Tollkey::on(&database).serve().await;
     let application = server.application(&merchant("acme"), "Web Store").await;
     let key = server.key(&merchant("acme"), &application).await;
     let gateway = server.service_key().await;
-    let far = Far::start(&url(server.address), &gateway.text).await;
-    assert_eq!(far.is_valid(&key.text).await, Some(true));
+    let guard = Guard::start(&url(server.address), &gateway.text).await;
+    assert_eq!(guard.is_valid(&key.text).await, Some(true));
     server.signal("STOP").await;
-    while !far.verifier.stats().lease_left.is_zero() {
+    while !guard.verifier.stats().lease_left.is_zero() {
         sleep(Duration::from_millis(5)).await;
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     for _ in 0..REQUESTS {
-        assert_eq!(far.is_valid(&key.text).await, None);
+        assert_eq!(guard.is_valid(&key.text).await, None);
     }
-    let took = begun.elapsed();
+    let took = start.elapsed();
     let grace = Duration::from_secs(600);
-    let begun = Instant::now();
+    let start = Instant::now();
     for _ in 0..REQUESTS {
-        let reserved = far
+        let reserved = guard
             .verifier
             .reserve_without_immediate_revocation(&key.text, &Need::default(), grace)
             .await;
         assert!(reserved.expect("by the cached key").is_ok());
     }
-    let took_with_grace = begun.elapsed();
+    let took_with_grace = start.elapsed();
     server.signal("CONT").await;
-    far.leased().await;
-    assert_eq!(far.is_valid(&key.text).await, Some(true));
+    guard.leased().await;
+    assert_eq!(guard.is_valid(&key.text).await, Some(true));
     let (each, each_with_grace) = (took / REQUESTS, took_with_grace / REQUESTS);
-    say(&format!(
+    print(&format!(
         "a server hangs: {each:.1?} a request, {each_with_grace:.1?} with a grace period"
     ));
-    // Each would wait for two seconds.
+    // A request that waits for the server would take two seconds.
     assert!(
         took.max(took_with_grace) < Duration::from_secs(20),
         "{took:?}, {took_with_grace:?}"
     );
-    far.shut_down().await;
+    guard.shut_down().await;
     server.stop().await;
 }
 
-/// A key, and what is known of it.
+/// A key, its revocation and its uses.
 struct Subject {
     id: String,
     text: String,
-    /// When its revocation was answered.
-    answered: Cell<Option<Instant>>,
-    /// How often it was valid for a resource server. A client that gets no response does not know whether the key was used;
-    /// so clients use the keys with odd numbers, and resource servers the others.
+    /// When the response to its revocation arrived.
+    revoked: Cell<Option<Instant>>,
+    /// Successful uses by resource servers. A client that gets no response cannot know whether the key was used, so
+    /// clients only use the keys with odd numbers, and resource servers the others.
     uses: Cell<u64>,
 }
 
-/// What happens while connections go silent.
-struct Story {
+/// The state of the test, in which connections go silent.
+struct Run {
     servers: Vec<Server>,
     wires: Vec<Wire>,
     application: String,
     subjects: Vec<Subject>,
-    wrong: RefCell<Vec<String>>,
+    violations: RefCell<Vec<String>>,
     clients_served: Cell<u64>,
     is_over: Cell<bool>,
 }
 
-impl Story {
-    /// Notes what was said of a key for a request that began then.
-    fn judge(&self, subject: &Subject, began: Instant, is_valid: bool, by: &str) {
-        if is_valid
-            && subject
-                .answered
-                .get()
-                .is_some_and(|answered| began > answered)
-        {
-            let late = began - subject.answered.get().expect("it is there");
-            self.wrong.borrow_mut().push(format!(
-                "valid by {by}, {late:?} after the revocation was answered"
+impl Run {
+    /// Records a violation if a request that began after the revocation's response found the key valid.
+    fn check(&self, subject: &Subject, start: Instant, is_valid: bool, by: &str) {
+        if is_valid && subject.revoked.get().is_some_and(|revoked| start > revoked) {
+            let late = start - subject.revoked.get().expect("a revocation");
+            self.violations.borrow_mut().push(format!(
+                "valid by {by}, {late:?} after the response to its revocation"
             ));
         }
     }
@@ -301,12 +296,12 @@ impl Story {
         &self.subjects[rng.random_range(0..self.subjects.len() / 2) * 2 + usize::from(is_odd)]
     }
 
-    async fn resource_server(&self, far: &Far, mut rng: StdRng) {
+    async fn resource_server(&self, guard: &Guard, mut rng: StdRng) {
         while !self.is_over.get() {
             let subject = self.pick(&mut rng, false);
-            let began = Instant::now();
-            if let Some(is_valid) = far.is_valid(&subject.text).await {
-                self.judge(subject, began, is_valid, "a resource server");
+            let start = Instant::now();
+            if let Some(is_valid) = guard.is_valid(&subject.text).await {
+                self.check(subject, start, is_valid, "a resource server");
                 subject.uses.set(subject.uses.get() + u64::from(is_valid));
             }
             sleep(Duration::from_millis(rng.random_range(0..4))).await;
@@ -316,10 +311,10 @@ impl Story {
     async fn client(&self, client: &Client, mut rng: StdRng) {
         while !self.is_over.get() {
             let subject = self.pick(&mut rng, true);
-            let began = Instant::now();
+            let start = Instant::now();
             if let Ok(verdict) = client.verify(subject.text.as_str()).await {
                 self.clients_served.set(self.clients_served.get() + 1);
-                self.judge(subject, began, verdict.is_valid(), "a client");
+                self.check(subject, start, verdict.is_valid(), "a client");
             }
             sleep(Duration::from_millis(rng.random_range(0..10))).await;
         }
@@ -335,18 +330,18 @@ impl Story {
         count
     }
 
-    /// Revokes most keys, one after the other. The slowest revocation.
+    /// Revokes most keys, one after the other. Returns the duration of the slowest revocation.
     async fn revoke(&self, mut rng: StdRng) -> Duration {
         let mut slowest = Duration::ZERO;
         for subject in &self.subjects[self.subjects.len() / 4..] {
             sleep(Duration::from_millis(rng.random_range(100..500))).await;
             let server = &self.servers[rng.random_range(0..self.servers.len())];
             let path = format!("/applications/{}/api-keys/{}", self.application, subject.id);
-            let asked = Instant::now();
+            let sent = Instant::now();
             let reply = server.delete(&path).bearer(&merchant("acme")).await;
             assert_eq!(reply.status, 204, "{reply}");
-            subject.answered.set(Some(Instant::now()));
-            slowest = slowest.max(asked.elapsed());
+            subject.revoked.set(Some(Instant::now()));
+            slowest = slowest.max(sent.elapsed());
         }
         sleep(Duration::from_secs(1)).await;
         self.is_over.set(true);
@@ -355,7 +350,7 @@ impl Story {
 }
 
 #[actix_web::test]
-async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
+async fn silent_connections_delay_no_revocation_or_usage() {
     let seed = SysRng.try_next_u64().expect("randomness");
     let mut rng = StdRng::seed_from_u64(seed);
     for database in backends() {
@@ -370,7 +365,7 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             subjects.push(Subject {
                 id: key.id,
                 text: key.text,
-                answered: Cell::new(None),
+                revoked: Cell::new(None),
                 uses: Cell::new(0),
             });
         }
@@ -378,21 +373,21 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             .iter()
             .map(|server| Wire::to_address(server.address))
             .collect();
-        let story = Story {
+        let run = Run {
             servers,
             wires,
             application,
             subjects,
-            wrong: RefCell::default(),
+            violations: RefCell::default(),
             clients_served: Cell::new(0),
             is_over: Cell::new(false),
         };
-        let bases: Vec<_> = story.wires.iter().map(|wire| url(wire.address)).collect();
-        let far = join_all(
+        let bases: Vec<_> = run.wires.iter().map(|wire| url(wire.address)).collect();
+        let guards = join_all(
             bases
                 .iter()
                 .chain(&bases)
-                .map(|base| Far::start(base, &gateway.text)),
+                .map(|base| Guard::start(base, &gateway.text)),
         )
         .await;
         let clients: Vec<_> = bases
@@ -401,53 +396,60 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
                 let client = Client::new(base)
                     .expect("a client")
                     .with_auth(Auth::service(gateway.text.as_str()));
-                // A verification that is sent twice is two uses.
+                // No retries, as a repeated verification is a second use.
                 client
                     .with_max_retries(0)
                     .with_timeout(Duration::from_secs(2))
             })
             .collect();
         let mut fork = || StdRng::from_rng(&mut rng);
-        let callers = join_all(far.iter().map(|far| story.resource_server(far, fork())));
-        let client_callers = join_all(clients.iter().map(|client| story.client(client, fork())));
-        let silences = join_all(story.wires.iter().map(|wire| story.silences(wire, fork())));
-        let revocations = story.revoke(fork());
+        let callers = join_all(
+            guards
+                .iter()
+                .map(|guard| run.resource_server(guard, fork())),
+        );
+        let client_callers = join_all(clients.iter().map(|client| run.client(client, fork())));
+        let silences = join_all(run.wires.iter().map(|wire| run.silences(wire, fork())));
+        let revocations = run.revoke(fork());
         let (slowest, silences, ..) = tokio::join!(revocations, silences, callers, client_callers);
         let silences: u32 = silences.into_iter().sum();
-        let wrong = story.wrong.borrow().join("\n");
-        assert!(wrong.is_empty(), "seed {seed}: {wrong}");
+        let violations = run.violations.borrow().join("\n");
+        assert!(violations.is_empty(), "seed {seed}: {violations}");
 
-        // Now that the faults are over, everybody verifies again.
-        let begun = Instant::now();
-        let of_far = join_all(far.iter().map(async |far| {
-            while far.is_valid(&story.subjects[0].text).await != Some(true) {
+        // After the faults, every caller verifies keys again.
+        let start = Instant::now();
+        let guards_recover = join_all(guards.iter().map(async |guard| {
+            while guard.is_valid(&run.subjects[0].text).await != Some(true) {
                 sleep(Duration::from_millis(10)).await;
             }
-            story.subjects[0].uses.set(story.subjects[0].uses.get() + 1);
-            far.leased().await;
+            run.subjects[0].uses.set(run.subjects[0].uses.get() + 1);
+            guard.leased().await;
         }));
-        let of_clients = join_all(clients.iter().map(async |client| {
+        let clients_recover = join_all(clients.iter().map(async |client| {
             while !client
-                .verify(story.subjects[1].text.as_str())
+                .verify(run.subjects[1].text.as_str())
                 .await
                 .is_ok_and(|verdict| verdict.is_valid())
             {
                 sleep(Duration::from_millis(10)).await;
             }
         }));
-        let recovered = timeout(IN_THE_END, async { tokio::join!(of_far, of_clients) }).await;
-        assert!(recovered.is_ok(), "seed {seed}: somebody does not recover");
-        let recovery = begun.elapsed();
-        let hits: u64 = far.iter().map(|far| far.verifier.stats().hits).sum();
-        for far in far {
-            far.shut_down().await;
+        let recovered = timeout(TIME_LIMIT, async {
+            tokio::join!(guards_recover, clients_recover)
+        })
+        .await;
+        assert!(recovered.is_ok(), "seed {seed}: a caller does not recover");
+        let recovery = start.elapsed();
+        let hits: u64 = guards.iter().map(|guard| guard.verifier.stats().hits).sum();
+        for guard in guards {
+            guard.shut_down().await;
         }
-        let Story {
+        let Run {
             servers,
             subjects,
             clients_served,
             ..
-        } = story;
+        } = run;
         let count = servers.len();
         for server in servers {
             assert!(server.stop().await.success());
@@ -462,17 +464,17 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             );
             (uses, all_counted) = (uses + used, all_counted + counted);
         }
-        say(&format!(
+        print(&format!(
             "{silences} silences between {} resource servers, {count} clients and {count} servers on {:?}: {uses} uses ({hits} \
-             from the cache), {all_counted} counted; {} verifications of clients; the slowest revocation {slowest:.1?}, all \
-             is well after {recovery:.1?}",
+             from the cache), {all_counted} counted; {} verifications of clients; the slowest revocation {slowest:.1?}, \
+             recovered after {recovery:.1?}",
             2 * count,
             database.backend(),
             clients_served.get(),
         ));
         assert_eq!(
             all_counted, uses,
-            "seed {seed}: none is lost either, since no server crashed"
+            "seed {seed}: no use is lost, as no server crashed"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! The client in front of replicas, while the connections that are open go silent again and again (new ones work), and while
-//! responses are damaged on their way. Nothing is created twice, and every call succeeds in the end.
+//! The client in front of replicas, while its open connections repeatedly go silent (new ones work) and responses are
+//! damaged in transit. Nothing is created twice, and every call eventually succeeds.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,18 +14,18 @@ mod proxy;
 
 use proxy::Proxy;
 
-/// Callers at the same time.
+/// The number of parallel callers.
 const CALLERS: usize = 4;
-/// How many keys each of them creates.
+/// The number of keys that each of them creates.
 const CREATIONS: usize = 12;
-/// How often the connections go silent: before every third creation of the first caller.
+/// The connections go silent before every third creation of the first caller.
 const SILENT_EVERY: usize = 3;
-/// How many responses are damaged.
+/// The number of damaged responses.
 const DAMAGED: usize = 3;
-/// How long one attempt may take. On a silent connection it takes as long.
+/// The timeout of one attempt, which a silent connection uses up.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// Creates a key, and revokes every second one. Returns its name, its text and whether it is revoked.
+/// Creates a key, and revokes it if `is_revoked`. Returns its name, the key and whether it is revoked.
 async fn create(client: &Client, name: String, is_revoked: bool) -> (String, String, bool) {
     let keys = client.commerce().api_keys();
     let created = keys
@@ -41,7 +41,7 @@ async fn create(client: &Client, name: String, is_revoked: bool) -> (String, Str
 }
 
 #[actix_web::test]
-async fn calls_survive_silent_connections_without_doubled_keys() {
+async fn calls_survive_silent_connections_without_duplicate_keys() {
     for database in backends() {
         let replicas = if database.backend() == Backend::Postgres {
             3
@@ -91,7 +91,7 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
             created.push(create(&merchant, format!("damaged-{number}"), false).await);
         }
 
-        // Every key exists once, in the state in which its creator left it.
+        // Every key exists once, in the expected state.
         let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut list = merchant.commerce().api_keys().list().items();
         while let Some(key) = list.next().await.transpose().expect("the list") {
@@ -107,7 +107,7 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
         assert_eq!(expected.len(), CALLERS * CREATIONS + DAMAGED);
         assert_eq!(found, expected);
 
-        // And every replica verifies the text that its creator got, from a repeated response too.
+        // Every replica verifies the key from the response, which may have been a replay.
         for server in &servers {
             let service = client(format!("http://{server}"), &app.service());
             for (name, text, is_revoked) in &created {
@@ -121,7 +121,7 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
             }
         }
 
-        // The silent connections were closed, and no more connections were opened than the faults explain.
+        // The silent connections were closed, and the faults explain all connections that were opened.
         let silenced = CREATIONS / SILENT_EVERY;
         proxy.closed(silenced).await;
         assert!(

@@ -1,4 +1,4 @@
-//! What clients and subscribers see of a server that stops.
+//! The shutdown of a server, from the perspective of clients and subscribers.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use crate::{
 
 const METRICS: &[(&str, &str)] = &[("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0")];
 
-/// The status of the response to a request without a body, which ends its connection.
+/// Sends a request without a body, the last of its connection. Returns the status of the response.
 async fn last_response(stream: &mut TcpStream, request: &str) -> u16 {
     send(stream, request).await;
     let (head, body) = read_response(stream).await.expect("a response");
@@ -61,7 +61,7 @@ async fn draining_server_responds_and_ends_each_connection() {
             assert_eq!(
                 last_response(&mut stream, LIVEZ).await,
                 200,
-                "an open connection has one more request"
+                "an open connection may send one more request"
             );
             for (path, status) in [("/readyz", 503), ("/livez", 200), ("/nothing", 404)] {
                 let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -117,8 +117,8 @@ async fn refused(address: SocketAddr) {
     .await;
 }
 
-/// The beginning of a request that creates an application, and the rest of it.
-fn halves(name: &str) -> (String, String) {
+/// The first and second half of a request that creates an application.
+fn request_halves(name: &str) -> (String, String) {
     let (token, body) = (merchant("acme"), json!({"name": name}).to_string());
     let head = format!(
         "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
@@ -129,7 +129,7 @@ fn halves(name: &str) -> (String, String) {
 }
 
 #[actix_web::test]
-async fn request_in_flight_at_the_stop_is_answered() {
+async fn request_in_flight_at_the_stop_gets_a_response() {
     for database in backends() {
         for drain in ["0", "1"] {
             let server = Tollkey::on(&database)
@@ -139,7 +139,7 @@ async fn request_in_flight_at_the_stop_is_answered() {
             let mut busy = connect(server.address).await;
             send(&mut busy, LIVEZ).await;
             read_response(&mut busy).await.expect("a response");
-            let (first, rest) = halves(&format!("In flight, drain {drain}"));
+            let (first, rest) = request_halves(&format!("In flight, drain {drain}"));
             send(&mut busy, first).await;
             server.signal("TERM").await;
             refused(server.address).await;
@@ -156,7 +156,7 @@ async fn request_in_flight_at_the_stop_is_answered() {
     }
 }
 
-/// Stops every thread of a server for the time of `during`.
+/// Pauses every thread of a server while `during` runs.
 #[cfg(target_os = "linux")]
 async fn paused(server: &Server, during: impl Future<Output = ()>) {
     server.signal("STOP").await;
@@ -170,11 +170,11 @@ async fn paused(server: &Server, during: impl Future<Output = ()>) {
 
 #[cfg(target_os = "linux")]
 #[actix_web::test]
-async fn connections_queued_at_the_stop_are_answered() {
+async fn connections_queued_at_the_stop_get_a_response() {
     for database in backends() {
         let server = Tollkey::on(&database).serve().await;
         let mut queued = Vec::new();
-        // The kernel accepts connections and requests for a server that does not run.
+        // The kernel accepts connections and requests for a paused server.
         paused(&server, async {
             for _ in 0..100 {
                 let mut stream = connect(server.address).await;
@@ -187,7 +187,7 @@ async fn connections_queued_at_the_stop_are_answered() {
         for stream in &mut queued {
             let (head, body) = read_response(stream).await.expect("a response");
             assert!(head.starts_with("http/1.1 200"), "{head}{body}");
-            // Announced, unless the response was written before the server looked at the signal.
+            // The response announces the close, unless it was written before the server handled the signal.
             assert!(is_closed(stream).await);
         }
         let finished = server.ended().await;
@@ -219,7 +219,7 @@ async fn second_signal_ends_the_drain() {
 }
 
 #[actix_web::test]
-async fn further_signal_cuts_off_requests_in_flight() {
+async fn further_signal_closes_connections_with_requests() {
     for drain in ["0", "300"] {
         let database = backends().into_iter().next().expect("a backend");
         let server = Tollkey::on(&database)
@@ -229,7 +229,7 @@ async fn further_signal_cuts_off_requests_in_flight() {
         let mut busy = connect(server.address).await;
         send(&mut busy, LIVEZ).await;
         read_response(&mut busy).await.expect("a response");
-        let (first, _rest) = halves("Cut off");
+        let (first, _rest) = request_halves("Cut off");
         send(&mut busy, first).await;
         server.signal("TERM").await;
         if drain != "0" {
@@ -259,7 +259,7 @@ async fn further_signal_cuts_off_requests_in_flight() {
     }
 }
 
-/// A server on each backend whose leases are so long that a poll waits for 20 s.
+/// Starts a server on each backend, with leases so long that a poll waits for 20 s.
 async fn each_backend_with_long_leases(test: impl AsyncFn(&App)) {
     for database in backends() {
         let _migrated = database.store();
@@ -291,14 +291,14 @@ async fn polls_return_when_the_drain_begins() {
         let lease =
             |reply: &crate::support::Reply| reply.json()["lease_ms"].as_u64().expect("a lease");
         let waiting = actix_web::rt::spawn(poll(60_000).into_future());
-        // It is registered as a subscriber once its poll has a response.
+        // A response to its poll means that the subscriber is registered.
         sleep(Duration::from_millis(300)).await;
         assert!(!waiting.is_finished());
         app.running().begin_drain();
         for poll in [waiting, actix_web::rt::spawn(poll(60_000).into_future())] {
             let reply = timeout(Duration::from_secs(15), poll)
                 .await
-                .expect("long before its time")
+                .expect("a response before the wait of the poll ends")
                 .expect("no panic");
             assert_eq!((reply.status, lease(&reply) > 0), (200, true), "{reply}");
         }
@@ -313,7 +313,7 @@ async fn polls_return_when_the_drain_begins() {
     .await;
 }
 
-/// A balancer of TCP connections, which counts them.
+/// A TCP load balancer that counts connections.
 struct Balancer {
     address: SocketAddr,
     target: Arc<Mutex<SocketAddr>>,
@@ -354,7 +354,7 @@ fn subscriber(source: HttpSource) -> Verifier<HttpSource> {
 }
 
 #[actix_web::test]
-async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
+async fn subscriber_of_a_draining_replica_moves_to_another() {
     each_backend_with(&[], async |app: &App| {
         let (first, second) = (app.running(), app.replica().await);
         let subscribers = |running: &tollkey_server::server::Running| {
@@ -377,11 +377,11 @@ async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
         let polls = balancer.connections.load(Ordering::Relaxed) - before;
         assert!(
             (1..=15).contains(&polls),
-            "{polls} polls in a second of the drain, each on a connection of its own"
+            "{polls} polls in a second of the drain, each on its own connection"
         );
         assert!(
             !far.stats().lease_left.is_zero(),
-            "without another replica it keeps its lease"
+            "the subscriber keeps its lease without another replica"
         );
         *balancer.target.lock().expect("no panic") = second.address();
         timeout(PATIENCE, async {
@@ -390,7 +390,7 @@ async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
             }
         })
         .await
-        .expect("it moves to the second replica");
+        .expect("the subscriber moves to the second replica");
         assert!(!far.stats().lease_left.is_zero());
         polling.abort();
         second.stop().await;

@@ -1,5 +1,5 @@
-//! Account keys, in the order of the storlaunch document: list, create, revoke, key types recap, events. What the
-//! document leaves open (the envelope of errors, paging, who may call) follows.
+//! Account keys, in the order of the storlaunch document: list, create, revoke, key types recap,
+//! events. Tests of what the document leaves open (error envelope, pagination, permissions) follow.
 
 use std::time::Duration;
 
@@ -12,25 +12,24 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend, eventually},
 };
 
-/// Where the document has the surface, and where the other surfaces are.
+/// The prefix of the document, and the prefix of the other APIs.
 const MOUNTS: [&str; 2] = ["/v1", "/api/v1"];
-/// The path of account keys.
 pub const KEYS: &str = "/v1/account/api-keys";
 const AUDIT_LOG: &str = "/v1/account/audit-log";
 
-/// The body of a request for a key.
+/// A request body for a new account key.
 pub fn wanted(environment: &str, access: &str) -> Value {
     json!({"name": "Production webhook handler", "environment": environment, "access": access})
 }
 
-/// Makes an account key.
+/// Creates an account key.
 pub async fn make(app: &App, by: &str, body: Value) -> Key {
     let reply = app.post(KEYS, body).bearer(by).await;
     assert_eq!(reply.status, 201, "{reply}");
     made(&reply)
 }
 
-/// The key that an answer says was made.
+/// Returns the created key of a response.
 pub fn made(reply: &Reply) -> Key {
     let data = reply.json()["data"].clone();
     let text = |member: &str| {
@@ -45,8 +44,8 @@ pub fn made(reply: &Reply) -> Key {
     }
 }
 
-/// The names of an object's members, in their order.
-fn members(object: &Value) -> Vec<&str> {
+/// The field names of an object, in their order.
+fn names(object: &Value) -> Vec<&str> {
     object
         .as_object()
         .expect("an object")
@@ -62,13 +61,13 @@ fn is_request_id(text: &str) -> bool {
         .is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
 }
 
-/// Asserts that an answer is an envelope, whatever is in it; gives its JSON.
+/// Asserts that a response has a valid envelope. Returns its JSON.
 pub fn envelope(app: &App, reply: &Reply) -> Value {
     let json = reply.json();
-    assert_eq!(members(&json), ["data", "error", "meta"], "{reply}");
+    assert_eq!(names(&json), ["data", "error", "meta"], "{reply}");
     assert_ne!(json["data"].is_null(), json["error"].is_null(), "{reply}");
     assert_eq!(json["error"].is_null(), reply.status < 400, "{reply}");
-    let own = json["meta"]["requestId"].as_str().expect("a request id");
+    let own = json["meta"]["requestId"].as_str().expect("a request ID");
     assert!(is_request_id(own), "{reply}");
     assert_eq!(reply.header("x-request-id"), Some(own), "{reply}");
     let whole_seconds = jiff::Timestamp::from_second(app.clock.now().as_second())
@@ -84,7 +83,7 @@ pub fn envelope(app: &App, reply: &Reply) -> Value {
     json
 }
 
-/// Status and code of a refusal in its envelope.
+/// Status and code of an error in its envelope.
 pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
     let error = envelope(app, reply)["error"].clone();
     assert!(
@@ -94,7 +93,7 @@ pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
         "{reply}"
     );
     assert!(
-        members(&error)
+        names(&error)
             .iter()
             .all(|member| ["code", "message", "details"].contains(member)),
         "{reply}"
@@ -105,15 +104,15 @@ pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
     )
 }
 
-fn refused(status: u16, code: &str) -> (u16, String) {
+fn failure(status: u16, code: &str) -> (u16, String) {
     (status, code.to_owned())
 }
 
-/// The rules that a 400 names, each with its pointer.
+/// The errors of a 400, each as its pointer and detail.
 pub fn rules(app: &App, reply: &Reply) -> Vec<String> {
     assert_eq!(
         refusal(app, reply),
-        refused(400, "VALIDATION_ERROR"),
+        failure(400, "VALIDATION_ERROR"),
         "{reply}"
     );
     let errors = reply.json()["error"]["details"]["errors"].clone();
@@ -137,11 +136,11 @@ async fn data(app: &App, path: &str, by: &str) -> Vec<Value> {
 
 fn ids(rows: &[Value]) -> Vec<&str> {
     rows.iter()
-        .map(|row| row["id"].as_str().expect("an id"))
+        .map(|row| row["id"].as_str().expect("an ID"))
         .collect()
 }
 
-/// The secret key of acme that everything else is done with.
+/// A secret key of `acme`.
 async fn secret_key(app: &App, environment: &str) -> Key {
     make(app, &app.merchant("acme"), wanted(environment, "secret")).await
 }
@@ -149,7 +148,7 @@ async fn secret_key(app: &App, environment: &str) -> Key {
 // List
 
 #[actix_web::test]
-async fn list_keys_newest_first_with_metadata_only() {
+async fn list_has_metadata_of_keys_newest_first() {
     each_backend(async |app: &App| {
         let first = secret_key(app, "live").await;
         app.clock.advance(Duration::from_secs(60));
@@ -169,9 +168,9 @@ async fn list_keys_newest_first_with_metadata_only() {
         for row in &rows {
             let documented =
                 ["id", "name", "prefix", "last4", "environment", "access", "createdAt", "lastUsedAt", "revokedAt"];
-            assert_eq!(members(row), documented);
+            assert_eq!(names(row), documented);
         }
-        // Prefix and last4 are enough to tell which key is which.
+        // `prefix` and `last4` identify a key.
         assert!(first.text.starts_with("sk_live_") && first.text.ends_with(rows[1]["last4"].as_str().unwrap()));
         assert!(second.text.starts_with("pk_test_") && second.text.ends_with(rows[0]["last4"].as_str().unwrap()));
         let listed = app.get(KEYS).bearer(&first.text).await.body;
@@ -181,7 +180,7 @@ async fn list_keys_newest_first_with_metadata_only() {
 }
 
 #[actix_web::test]
-async fn last_used_is_null_and_then_moves() {
+async fn last_used_at_is_null_until_the_first_use() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = secret_key(app, "live").await;
@@ -196,7 +195,7 @@ async fn last_used_is_null_and_then_moves() {
         assert_eq!(
             last_used().await,
             "2026-01-01T00:00:00Z",
-            "a list asked for by somebody else is no use"
+            "a list requested with a token is no use of the key"
         );
         assert_eq!(app.code(&key.text).await, "valid");
         assert_eq!(last_used().await, "2026-01-01T00:01:30Z");
@@ -205,19 +204,19 @@ async fn last_used_is_null_and_then_moves() {
 }
 
 #[actix_web::test]
-async fn a_list_is_paged_by_limit_and_cursor() {
+async fn list_is_paginated_by_limit_and_cursor() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let mut made = Vec::new();
         for i in 0..5 {
             made.push(make(app, &token, wanted("live", "secret")).await.id);
-            // Two in the same instant: the cursor has to tell them apart.
+            // Two have the same time, so the cursor needs the ID, too.
             app.clock.advance(Duration::from_secs(i % 2));
         }
-        // Neither another account's nor keys of other families.
+        // Neither a key of another account nor one of another family is listed.
         make(app, &app.merchant("globex"), wanted("live", "secret")).await;
         app.insert_key("acme", Family::Commerce, Mode::Live).await;
-        // Newest first; in one instant by id.
+        // Newest first, and by ID within the same time.
         made.sort_by(|a, b| b.cmp(a));
         let (mut seen, mut cursor, mut sizes) = (Vec::new(), None::<String>, Vec::new());
         loop {
@@ -235,7 +234,7 @@ async fn a_list_is_paged_by_limit_and_cursor() {
             sizes.push(rows.len());
             seen.extend(ids(rows).into_iter().map(str::to_owned));
             assert_eq!(
-                members(&page["meta"]),
+                names(&page["meta"]),
                 ["requestId", "timestamp", "nextCursor"]
             );
             match page["meta"]["nextCursor"].as_str() {
@@ -279,7 +278,7 @@ async fn a_list_is_paged_by_limit_and_cursor() {
 // Create
 
 #[actix_web::test]
-async fn create_a_key() {
+async fn creation_returns_the_key_once() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let body = json!({"name": "  Production webhook handler ", "environment": "live", "access": "secret"});
@@ -305,10 +304,10 @@ async fn create_a_key() {
         {"data":{"id":"key_01KDVDNBN4FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:01Z"},"error":null,"meta":{"requestId":"req_01KDVDNBN40QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:01Z"}}
         "#);
         let data = first.json()["data"].clone();
-        assert_eq!(members(&data), ["id", "name", "environment", "access", "value", "createdAt"]);
+        assert_eq!(names(&data), ["id", "name", "environment", "access", "value", "createdAt"]);
         assert_eq!(key.text.len(), "sk_live_".len() + 32);
         assert!(key.text["sk_live_".len()..].bytes().all(|b| b.is_ascii_alphanumeric()));
-        // The value is in no other answer.
+        // No other response contains the key.
         for path in [KEYS, AUDIT_LOG, "/audit-log"] {
             let by = if path == "/audit-log" { &token } else { &key.text };
             assert!(!app.get(path).bearer(by).await.body.contains(&key.text[8..]), "{path}");
@@ -318,7 +317,7 @@ async fn create_a_key() {
 }
 
 #[actix_web::test]
-async fn name_environment_and_access_are_required_and_of_their_kind() {
+async fn invalid_creation_is_400_with_every_error() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let now = app.in_seconds(0);
@@ -367,7 +366,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
             let rule = format!("/{member} is required");
             assert_eq!(rules(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
         }
-        // All of them at once.
+        // All errors in one response.
         let mut body = wanted("live", "secret");
         (body["name"], body["expiresAt"], body["allowedIps"]) = (json!(""), json!(0), json!(["x"]));
         assert_answer!(app.post(KEYS, body).bearer(&token).await, @r#"
@@ -390,15 +389,15 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
 }
 
 #[actix_web::test]
-async fn what_the_document_does_not_know_is_printed_only_when_it_is_set() {
+async fn undocumented_fields_are_returned_only_if_they_are_set() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let mut body = wanted("live", "secret");
         for member in ["expiresAt", "allowedIps", "rateLimit", "metadata"] {
-            body[member] = Value::Null; // as absent
+            body[member] = Value::Null; // null is the same as an absent field
         }
         let plain = app.post(KEYS, body).bearer(&token).await.json();
-        assert_eq!(members(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
+        assert_eq!(names(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
         let mut body = wanted("test", "publishable");
         body["expiresAt"] = json!("2026-02-01T01:00:00+01:00");
         body["allowedIps"] = json!(["203.0.113.0/24", "::ffff:10.0.0.0/104"]);
@@ -414,7 +413,7 @@ async fn what_the_document_does_not_know_is_printed_only_when_it_is_set() {
         {"data":{"id":"key_01KDVDNA00FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:00Z","expiresAt":"2026-02-01T00:00:00Z","allowedIps":["203.0.113.0/24","10.0.0.0/8"],"rateLimit":{"limit":10,"windowSeconds":60},"metadata":{"owner":"checkout","b":[1,null],"a":{}}},"error":null,"meta":{"requestId":"req_01KDVDNA000QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
         let row = data(app, KEYS, &token).await[0].clone();
-        assert_eq!(members(&row)[9..], ["expiresAt", "allowedIps", "rateLimit", "metadata"]);
+        assert_eq!(names(&row)[9..], ["expiresAt", "allowedIps", "rateLimit", "metadata"]);
         assert_eq!(row["expiresAt"], "2026-02-01T00:00:00Z");
         assert_eq!(row["allowedIps"], json!(["203.0.113.0/24", "10.0.0.0/8"]));
         assert_eq!(row["rateLimit"], json!({"limit": 10, "windowSeconds": 60}));
@@ -426,7 +425,7 @@ async fn what_the_document_does_not_know_is_printed_only_when_it_is_set() {
 // Revoke
 
 #[actix_web::test]
-async fn revoke_a_key_by_delete_or_by_post() {
+async fn delete_and_post_revoke_a_key() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let (deleted, posted) = (
@@ -453,7 +452,7 @@ async fn revoke_a_key_by_delete_or_by_post() {
         assert_eq!((row["id"].as_str(), row["revokedAt"].as_str()), (Some(&*posted.id), Some("2026-01-01T00:00:05Z")));
         for key in [&deleted, &posted] {
             let denied = app.get(KEYS).bearer(&key.text).await;
-            assert_eq!(refusal(app, &denied), refused(401, "INVALID_API_KEY"));
+            assert_eq!(refusal(app, &denied), failure(401, "INVALID_API_KEY"));
             assert_eq!(app.code(&key.text).await, "revoked");
         }
         assert_answer!(app.get(KEYS).bearer(&deleted.text).await, @r#"
@@ -467,7 +466,7 @@ async fn revoke_a_key_by_delete_or_by_post() {
         {"data":null,"error":{"code":"INVALID_API_KEY","message":"The API key is unknown or revoked. Check the key, or use another one."},"meta":{"requestId":"req_01KDVDNEW8Q340Z7PASX79EXQC","timestamp":"2026-01-01T00:00:05Z"}}
         "#);
 
-        // A repeat, by either way, answers the same row and leaves no second entry. There is no way back.
+        // Repeated revocations return the same row and add no audit entry.
         app.clock.advance(Duration::from_secs(5));
         for (method, path) in [
             ("DELETE", format!("{KEYS}/{}", deleted.id)),
@@ -479,7 +478,7 @@ async fn revoke_a_key_by_delete_or_by_post() {
             assert_eq!(envelope(app, &again)["data"]["revokedAt"], "2026-01-01T00:00:05Z");
         }
         assert_eq!(data(app, &format!("{AUDIT_LOG}?action=api_key.revoked"), &owner.text).await.len(), 2);
-        // The other keys are as they were.
+        // Other keys are unchanged.
         assert_eq!(app.code(&owner.text).await, "valid");
         let rows = data(app, KEYS, &owner.text).await;
         assert_eq!(rows.iter().filter(|row| row["revokedAt"].is_null()).count(), 1);
@@ -488,7 +487,7 @@ async fn revoke_a_key_by_delete_or_by_post() {
 }
 
 #[actix_web::test]
-async fn the_post_that_revokes_takes_no_members() {
+async fn revocation_accepts_no_fields() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let path = format!(
@@ -507,7 +506,7 @@ async fn the_post_that_revokes_takes_no_members() {
             .bearer(&owner.text);
         assert_eq!(
             refusal(app, &refused_text.await),
-            refused(415, "UNSUPPORTED_MEDIA_TYPE")
+            failure(415, "UNSUPPORTED_MEDIA_TYPE")
         );
         assert_eq!(
             app.post(&path, json!({})).bearer(&owner.text).await.status,
@@ -518,21 +517,21 @@ async fn the_post_that_revokes_takes_no_members() {
 }
 
 #[actix_web::test]
-async fn a_key_can_revoke_itself_and_is_gone() {
+async fn key_can_revoke_itself() {
     each_backend(async |app: &App| {
         let key = secret_key(app, "test").await;
         let path = format!("{KEYS}/{}", key.id);
         assert_eq!(app.delete(&path).bearer(&key.text).await.status, 200);
         assert_eq!(
             refusal(app, &app.delete(&path).bearer(&key.text).await),
-            refused(401, "INVALID_API_KEY")
+            failure(401, "INVALID_API_KEY")
         );
     })
     .await;
 }
 
 #[actix_web::test]
-async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
+async fn ids_are_accepted_in_both_formats_and_returned_in_one() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let key = make(app, &owner.text, wanted("live", "secret")).await;
@@ -556,7 +555,7 @@ async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
                 "{form}: {reply}"
             );
         }
-        // A malformed id is an unknown one.
+        // A malformed ID has the same response as an unknown one.
         let unknown = KeyId::from_bytes([9; 16]);
         let mut bodies = Vec::new();
         for form in [
@@ -571,7 +570,7 @@ async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
                     .call(method, &format!("{KEYS}/{form}{rest}"))
                     .bearer(&owner.text)
                     .await;
-                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"), "{form}");
+                assert_eq!(refusal(app, &reply), failure(404, "NOT_FOUND"), "{form}");
                 bodies.push(reply.json()["error"].clone());
             }
         }
@@ -584,7 +583,7 @@ async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
 // Key types recap
 
 #[actix_web::test]
-async fn key_types_recap() {
+async fn key_types_have_the_documented_access() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for (prefix, environment, access) in [
@@ -599,12 +598,12 @@ async fn key_types_recap() {
             let row = rows
                 .iter()
                 .find(|row| row["id"] == key.id.as_str())
-                .expect("its row");
+                .expect("a row for the family");
             assert_eq!(
                 (&row["prefix"], &row["environment"], &row["access"]),
                 (&json!(prefix), &json!(environment), &json!(access))
             );
-            // Full account access, or the public catalogue alone.
+            // Full account access, or only the public catalogue.
             let lists = app.get(KEYS).bearer(&key.text).await;
             let catalogue = json!({"method": "GET", "path": "/v1/storefront/products"});
             assert_eq!(
@@ -620,7 +619,7 @@ async fn key_types_recap() {
                 assert_eq!(lists.status, 200, "{prefix}");
                 assert_eq!(order.await["valid"], true, "{prefix}");
             } else {
-                assert_eq!(refusal(app, &lists), refused(403, "FORBIDDEN"), "{prefix}");
+                assert_eq!(refusal(app, &lists), failure(403, "FORBIDDEN"), "{prefix}");
                 assert_eq!(order.await["code"], "route_not_allowed", "{prefix}");
             }
         }
@@ -629,7 +628,7 @@ async fn key_types_recap() {
 }
 
 #[actix_web::test]
-async fn a_publishable_key_can_only_call_the_documented_routes() {
+async fn publishable_key_can_only_call_the_documented_routes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let service = app.service();
@@ -664,7 +663,7 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
                 ("GET", "/api/v1/storefront/products/prod_1?expand=x", true),
                 ("PATCH", "/v1/storefront/products/prod_1", false),
                 ("GET", "/v1/storefront/products/prod_1/reviews", false),
-                // Anything else, and whatever could be read as something else.
+                // Other paths, and ambiguous ones.
                 ("GET", "/v1/storefront", false),
                 ("GET", "/v1/storefront/cart", false),
                 ("GET", "/v1/account/api-keys", false),
@@ -690,7 +689,7 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
                     .header("x-forwarded-uri", path)
                     .header("x-api-key", &key)
                     .await;
-                let said = (
+                let actual = (
                     verdict["code"].as_str().unwrap().to_owned(),
                     forwarded.status,
                 );
@@ -699,12 +698,16 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
                 } else {
                     ("route_not_allowed", 403)
                 };
-                assert_eq!(said, (expected.0.to_owned(), expected.1), "{method} {path}");
+                assert_eq!(
+                    actual,
+                    (expected.0.to_owned(), expected.1),
+                    "{method} {path}"
+                );
                 if !allowed {
                     assert_eq!(forwarded.code(), "route_not_allowed", "{method} {path}");
                 }
             }
-            // No method or no path is no documented route.
+            // A request without a method or a path matches no route.
             for need in [
                 json!({}),
                 json!({"method": "GET"}),
@@ -717,7 +720,7 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
     .await;
 }
 
-/// Every operation of the surface on each mount, on a key with that id.
+/// Every operation of the API under each prefix, on the key with that ID.
 fn operations(app: &App, id: &str) -> Vec<(String, Call)> {
     let on = |mount: &str| {
         let keys = format!("{mount}/account/api-keys");
@@ -734,7 +737,7 @@ fn operations(app: &App, id: &str) -> Vec<(String, Call)> {
 }
 
 #[actix_web::test]
-async fn every_operation_is_under_both_mounts() {
+async fn every_operation_exists_under_both_prefixes() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let key = make(app, &owner.text, wanted("live", "secret")).await;
@@ -748,7 +751,7 @@ async fn every_operation_is_under_both_mounts() {
             );
             answers.push((reply.status, envelope(app, &reply)["data"].clone()));
         }
-        // What was revoked under one mount is revoked under the other.
+        // A key revoked under one prefix is also revoked under the other.
         let (v1, api) = answers.split_at(5);
         assert_eq!((&v1[2], &v1[3]), (&api[2], &api[3]));
         assert_eq!(
@@ -775,31 +778,31 @@ async fn only_secret_keys_and_management_tokens_may_call() {
         let application_key = app.key(&token, &application, json!({})).await.text;
         let service_key = app.service_key().await.text;
         let before = data(app, KEYS, &token).await;
-        for (who, credential) in [
+        for (caller, credential) in [
             ("pk_", &publishable),
             ("ck_", &commerce),
             ("ks_", &application_key),
             ("tks_", &service_key),
             ("a token with the role service", &app.service()),
-            ("a token of no account", &app.token(None, &[])),
+            ("a token without an account", &app.token(None, &[])),
         ] {
             for (name, call) in operations(app, &owner.id) {
                 assert_eq!(
                     refusal(app, &call.bearer(credential).await),
-                    refused(403, "FORBIDDEN"),
-                    "{who}: {name}"
+                    failure(403, "FORBIDDEN"),
+                    "{caller}: {name}"
                 );
             }
         }
         for (name, call) in operations(app, &owner.id) {
             assert_eq!(
                 refusal(app, &call.await),
-                refused(401, "INVALID_API_KEY"),
-                "nobody: {name}"
+                failure(401, "INVALID_API_KEY"),
+                "no credential: {name}"
             );
         }
         assert_eq!(data(app, KEYS, &token).await, before);
-        // As Bearer, or in either of the other headers; not twice, and not in the query.
+        // The key is accepted in three headers, but not in two at the same time, nor in the query.
         for header in ["x-api-key", "x-commerce-api-key"] {
             assert_eq!(
                 app.get(KEYS).header(header, &owner.text).await.status,
@@ -813,18 +816,18 @@ async fn only_secret_keys_and_management_tokens_may_call() {
                 .await;
             assert_eq!(
                 refusal(app, &twice),
-                refused(400, "VALIDATION_ERROR"),
+                failure(400, "VALIDATION_ERROR"),
                 "{header}"
             );
         }
         let in_query = app.get(&format!("{KEYS}?api_key={}", owner.text)).await;
-        assert_eq!(refusal(app, &in_query), refused(401, "INVALID_API_KEY"));
+        assert_eq!(refusal(app, &in_query), failure(401, "INVALID_API_KEY"));
     })
     .await;
 }
 
 #[actix_web::test]
-async fn only_an_operator_names_an_account() {
+async fn only_operators_can_select_an_account() {
     each_backend(async |app: &App| {
         let (token, operator) = (app.merchant("acme"), app.operator());
         let owner = secret_key(app, "live").await;
@@ -847,7 +850,7 @@ async fn only_an_operator_names_an_account() {
         assert_eq!(log[0]["actor"], json!({"type": "operator", "id": "user_1"}));
         for mount in MOUNTS {
             let keys = format!("{mount}/account/api-keys");
-            for (who, credential) in [("merchant", &token), ("sk_", &owner.text)] {
+            for (caller, credential) in [("merchant", &token), ("sk_", &owner.text)] {
                 for call in [
                     app.get(&named(&keys)),
                     app.post(&named(&keys), wanted("live", "secret")),
@@ -860,8 +863,8 @@ async fn only_an_operator_names_an_account() {
                 ] {
                     assert_eq!(
                         refusal(app, &call.bearer(credential).await),
-                        refused(403, "FORBIDDEN"),
-                        "{who}"
+                        failure(403, "FORBIDDEN"),
+                        "{caller}"
                     );
                 }
             }
@@ -874,7 +877,7 @@ async fn only_an_operator_names_an_account() {
                 let reply = app.get(&format!("{keys}{query}")).bearer(&operator).await;
                 assert_eq!(
                     refusal(app, &reply),
-                    refused(400, "VALIDATION_ERROR"),
+                    failure(400, "VALIDATION_ERROR"),
                     "{query}"
                 );
             }
@@ -892,7 +895,7 @@ async fn only_an_operator_names_an_account() {
 }
 
 #[actix_web::test]
-async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
+async fn test_key_manages_only_test_keys_and_a_live_key_both() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let (live, test) = (secret_key(app, "live").await, secret_key(app, "test").await);
@@ -908,13 +911,13 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
                 .post(KEYS, wanted("live", access))
                 .bearer(&test.text)
                 .await;
-            assert_eq!(refusal(app, &refused_live), refused(403, "FORBIDDEN"));
+            assert_eq!(refusal(app, &refused_live), failure(403, "FORBIDDEN"));
             for by in [&test, &live] {
                 make(app, &by.text, wanted("test", access)).await;
             }
             make(app, &live.text, wanted("live", access)).await;
         }
-        // A live key is to it what an unknown one is.
+        // For a test key, a live key has the same response as an unknown key.
         let unknown = KeyId::from_bytes([9; 16]).crockford();
         for (method, rest) in [("DELETE", ""), ("POST", "/revoke")] {
             let mut errors = Vec::new();
@@ -928,7 +931,7 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
                     .call(method, &format!("{KEYS}/{id}{rest}"))
                     .bearer(&test.text)
                     .await;
-                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"));
+                assert_eq!(refusal(app, &reply), failure(404, "NOT_FOUND"));
                 errors.push(reply.json()["error"].clone());
             }
             errors.dedup();
@@ -973,7 +976,7 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
 // Events: the audit log
 
 #[actix_web::test]
-async fn the_audit_log_has_an_entry_for_a_key_created_and_for_one_revoked() {
+async fn creation_and_revocation_have_an_audit_entry() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let first = secret_key(app, "live").await;
@@ -1002,7 +1005,7 @@ async fn the_audit_log_has_an_entry_for_a_key_created_and_for_one_revoked() {
         assert_eq!(log[2]["actor"], json!({"type": "merchant", "id": "user_1"}));
         assert_eq!(log[1]["changes"]["created_by"], first.id.parse::<KeyId>().unwrap().to_string());
         assert_eq!(data(app, AUDIT_LOG, &token).await, log);
-        // The same entries as the account's whole log has, with their ids in its form.
+        // The account's whole audit log has the same entries, with IDs in the other format.
         let whole = app.get("/audit-log").bearer(&token).await.json();
         let hashes = |log: &[Value]| log.iter().map(|entry| entry["hash"].clone()).collect::<Vec<_>>();
         assert_eq!(hashes(whole.as_array().unwrap()), hashes(&log));
@@ -1012,7 +1015,7 @@ async fn the_audit_log_has_an_entry_for_a_key_created_and_for_one_revoked() {
 }
 
 #[actix_web::test]
-async fn the_audit_log_is_paged_and_filtered() {
+async fn audit_log_is_paginated_and_filtered() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let live = secret_key(app, "live").await;
@@ -1051,7 +1054,7 @@ async fn the_audit_log_is_paged_and_filtered() {
         }
         assert_eq!(seen, all);
 
-        // A test key sees the entries about test keys, whatever their family, and no others; its pages too.
+        // A test key sees only entries about test keys, of all families. The same holds for its pages.
         let target = |entry: &Value| entry["target"]["id"].as_str().unwrap().to_owned();
         let seen: Vec<String> = data(app, AUDIT_LOG, &test.text)
             .await
@@ -1123,7 +1126,7 @@ async fn the_audit_log_is_paged_and_filtered() {
     .await;
 }
 
-// The envelope of everything that goes wrong
+// Error envelopes
 
 #[actix_web::test]
 async fn every_error_has_its_code_in_an_envelope() {
@@ -1148,7 +1151,7 @@ async fn every_error_has_its_code_in_an_envelope() {
                 (app.get(&keys).bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"), 401, "INVALID_API_KEY"),
                 (app.get(&keys).header("authorization", "Basic eDp5"), 401, "INVALID_API_KEY"),
                 (create(), 401, "INVALID_API_KEY"),
-                // Who is not known learns nothing about a body.
+                // Without a valid credential the body is not examined.
                 (broken("{"), 401, "INVALID_API_KEY"),
                 (app.get(&keys).bearer(&owner.text).bearer(&owner.text), 400, "VALIDATION_ERROR"),
                 (broken("{").bearer(&owner.text), 400, "VALIDATION_ERROR"),
@@ -1179,16 +1182,16 @@ async fn every_error_has_its_code_in_an_envelope() {
                 (create().header("idempotency-key", "short").bearer(&owner.text), 400, "VALIDATION_ERROR"),
             ] {
                 let reply = call.await;
-                assert_eq!(refusal(app, &reply), refused(status, code), "{reply}");
+                assert_eq!(refusal(app, &reply), failure(status, code), "{reply}");
             }
             // 409 and 422
             let key = format!("an idempotency key of {mount}");
             assert_eq!(create().header("idempotency-key", &key).bearer(&owner.text).await.status, 201);
             let other = app.post(&keys, wanted("test", "secret")).header("idempotency-key", &key).bearer(&owner.text);
-            assert_eq!(refusal(app, &other.await), refused(422, "IDEMPOTENCY_MISMATCH"));
+            assert_eq!(refusal(app, &other.await), failure(422, "IDEMPOTENCY_MISMATCH"));
             app.database.sql("UPDATE kept_answers SET sealed = fingerprint");
             let unreadable = create().header("idempotency-key", &key).bearer(&owner.text).await;
-            assert_eq!(refusal(app, &unreadable), refused(409, "CONFLICT"));
+            assert_eq!(refusal(app, &unreadable), failure(409, "CONFLICT"));
             assert_eq!(unreadable.json()["error"]["details"]["code"], "idempotency_replay_unavailable");
         }
         // 429
@@ -1205,27 +1208,27 @@ async fn every_error_has_its_code_in_an_envelope() {
 
         {"data":null,"error":{"code":"RATE_LIMITED","message":"The key's rate limit is exceeded. Try again after the time in Retry-After."},"meta":{"requestId":"req_01KDVDNA005Z6FVABXAW0DBHFX","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
-        // 500: what was lost is no business of the caller's.
+        // 500, without internal details.
         app.database.sql("ALTER TABLE audit_log RENAME TO lost");
         let reply = app.get(AUDIT_LOG).bearer(&owner.text).await;
-        assert_eq!(refusal(app, &reply), refused(500, "INTERNAL_ERROR"));
+        assert_eq!(refusal(app, &reply), failure(500, "INTERNAL_ERROR"));
         assert!(!reply.body.contains("audit_log") && !reply.body.contains("lost"), "{reply}");
         app.database.sql("ALTER TABLE lost RENAME TO audit_log");
         // 503
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
             let reply = app.get(KEYS).bearer(&token).await;
-            assert_eq!(refusal(app, &reply), refused(503, "UNAVAILABLE"), "{reply}");
+            assert_eq!(refusal(app, &reply), failure(503, "UNAVAILABLE"), "{reply}");
             assert_eq!(reply.header("retry-after"), Some("1"));
             app.database.refuse_connections(false);
-            eventually("the store is back", async || app.get(KEYS).bearer(&token).await.status == 200).await;
+            eventually("the database is reachable again", async || app.get(KEYS).bearer(&token).await.status == 200).await;
         }
     })
     .await;
 }
 
 #[actix_web::test]
-async fn every_path_under_v1_answers_in_an_envelope() {
+async fn every_path_under_v1_returns_an_envelope() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         for method in [
@@ -1261,12 +1264,12 @@ async fn every_path_under_v1_answers_in_an_envelope() {
                 let reply = app.call(method, path).bearer(&owner.text).await;
                 assert_eq!(
                     refusal(app, &reply),
-                    refused(404, "NOT_FOUND"),
+                    failure(404, "NOT_FOUND"),
                     "{method} {path}"
                 );
             }
         }
-        // Those beside it have problems.
+        // Other paths return problems instead.
         for path in [
             "/v1x",
             "/api/v1/accountx",
@@ -1281,7 +1284,7 @@ async fn every_path_under_v1_answers_in_an_envelope() {
                 "{path}: {reply}"
             );
         }
-        // An escape of what needs none is the same path.
+        // Needlessly percent-encoded paths are equivalent.
         for path in [
             "/%761/account/api-keys",
             "/v1/account/%61pi-keys",
@@ -1292,7 +1295,7 @@ async fn every_path_under_v1_answers_in_an_envelope() {
             envelope(app, &reply);
             assert_eq!(
                 refusal(app, &app.get(path).await),
-                refused(401, "INVALID_API_KEY"),
+                failure(401, "INVALID_API_KEY"),
                 "{path}"
             );
         }
@@ -1301,7 +1304,7 @@ async fn every_path_under_v1_answers_in_an_envelope() {
 }
 
 #[actix_web::test]
-async fn a_wrong_method_is_405_with_those_that_are_there() {
+async fn unsupported_method_is_405_with_the_allowed_methods() {
     each_backend(async |app: &App| {
         for mount in MOUNTS {
             for (path, allow) in [
@@ -1314,7 +1317,7 @@ async fn a_wrong_method_is_405_with_those_that_are_there() {
                     let reply = app.call(method, &format!("{mount}{path}")).await;
                     assert_eq!(
                         refusal(app, &reply),
-                        refused(405, "METHOD_NOT_ALLOWED"),
+                        failure(405, "METHOD_NOT_ALLOWED"),
                         "{method} {mount}{path}"
                     );
                     assert_eq!(reply.header("allow"), Some(allow), "{method} {mount}{path}");
@@ -1326,7 +1329,7 @@ async fn a_wrong_method_is_405_with_those_that_are_there() {
 }
 
 #[actix_web::test]
-async fn head_is_get_without_the_body() {
+async fn head_returns_the_headers_of_get() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         for (path, status) in [(KEYS, 200), (AUDIT_LOG, 200), ("/v1/x", 404)] {
@@ -1348,7 +1351,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[actix_web::test]
-async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
+async fn request_id_in_the_documented_format_is_kept() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let own = "req_01KDVDNA00ZZZZZZZZZZZZZZZZ";
@@ -1367,7 +1370,7 @@ async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
                 (status, Some(own))
             );
         }
-        // It is in the log of what the request did, too.
+        // The audit entry has the request ID, too.
         app.post(KEYS, wanted("live", "secret"))
             .header("x-request-id", own)
             .bearer(&owner.text)
@@ -1404,7 +1407,7 @@ async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
 }
 
 #[actix_web::test]
-async fn an_account_has_as_many_account_keys_as_it_may() {
+async fn key_limit_applies_to_account_keys() {
     for database in tollkey_store::testing::backends() {
         let app = App::start(database, &[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")]).await;
         let owner = secret_key(&app, "live").await;
@@ -1413,12 +1416,12 @@ async fn an_account_has_as_many_account_keys_as_it_may() {
             .post(KEYS, wanted("live", "secret"))
             .bearer(&owner.text)
             .await;
-        assert_eq!(refusal(&app, &third), refused(403, "FORBIDDEN"));
+        assert_eq!(refusal(&app, &third), failure(403, "FORBIDDEN"));
         assert_eq!(
             third.json()["error"]["details"]["code"],
             "key_limit_reached"
         );
-        // Those of another surface and of another account have a count of their own.
+        // Keys of other families and accounts are counted separately.
         make(&app, &app.merchant("globex"), wanted("live", "secret")).await;
         assert_eq!(
             app.post("/api-keys", json!({"name": "x"}))
@@ -1440,7 +1443,7 @@ async fn an_account_has_as_many_account_keys_as_it_may() {
 }
 
 #[actix_web::test]
-async fn an_expired_key_is_403_and_says_so() {
+async fn expired_key_is_403_with_key_expired() {
     each_backend(async |app: &App| {
         let mut body = wanted("live", "secret");
         body["expiresAt"] = json!(app.in_seconds(60));
@@ -1448,7 +1451,7 @@ async fn an_expired_key_is_403_and_says_so() {
         assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
         app.clock.advance(Duration::from_secs(60));
         let reply = app.get(KEYS).bearer(&key.text).await;
-        assert_eq!(refusal(app, &reply), refused(403, "FORBIDDEN"));
+        assert_eq!(refusal(app, &reply), failure(403, "FORBIDDEN"));
         assert_eq!(reply.json()["error"]["details"]["code"], "expired");
         assert!(app.clock.now() > "2026-01-01T00:00:59Z".parse().unwrap());
     })

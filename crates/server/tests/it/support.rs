@@ -1,4 +1,4 @@
-//! A server for a test: real HTTP on a loopback port, a real store, a clock that stands still and seeded randomness.
+//! A server for a test: real HTTP on a loopback port, a real store, a clock set by the test and seeded randomness.
 
 use std::{
     ffi::OsString,
@@ -36,17 +36,16 @@ use tollkey_verifier::testing::ManualClock;
 /// Signs the management tokens of tests.
 pub const SECRET: &str = "an example secret for tests, 32+ bytes";
 
-/// A running server.
 pub struct App {
     pub database: Database,
     pub clock: ManualClock,
     pub settings: Settings,
-    /// What is printed at start in development mode.
+    /// The message of development mode, which the binary prints at start.
     pub message: Option<String>,
     running: Running,
 }
 
-/// The setting by which whoever has a management token may sign in to the dashboard with it.
+/// The setting that allows sign-in with a management token.
 pub const TOKEN_SIGN_IN: (&str, &str) = ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
 
 /// Runs a test on each backend.
@@ -54,7 +53,7 @@ pub async fn each_backend(test: impl AsyncFn(&App)) {
     each_backend_with(&[], test).await;
 }
 
-/// Runs a test on each backend, with these settings besides the usual ones.
+/// Runs a test on each backend, with these settings in addition to the usual ones.
 pub async fn each_backend_with(settings: &[(&str, &str)], test: impl AsyncFn(&App)) {
     for database in backends() {
         let app = App::start(database, settings).await;
@@ -67,7 +66,7 @@ pub async fn each_backend_with(settings: &[(&str, &str)], test: impl AsyncFn(&Ap
 pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
     let env = |name: &str| -> Option<OsString> {
         if let Some((_, value)) = extra.iter().find(|(key, _)| *key == name) {
-            return (!value.is_empty()).then(|| value.into()); // "" takes one of the usual settings away
+            return (!value.is_empty()).then(|| value.into()); // "" removes one of the usual settings
         }
         let value = match name {
             "TOLLKEY_LISTEN" => "127.0.0.1:0",
@@ -80,12 +79,11 @@ pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
         };
         Some(value.into())
     };
-    Settings::resolve(&Options::default(), &env, Path::new("no such file"))
-        .expect("settings of a test")
+    Settings::resolve(&Options::default(), &env, Path::new("no such file")).expect("valid settings")
 }
 
-/// Runs a test on each backend beside a second replica with that clock. Leases are short: two replicas on one SQLite
-/// file cannot wake each other, so a change waits until the other's lease is over.
+/// Runs a test on each backend with a second replica, which has that clock. Leases are short: two replicas on one
+/// SQLite file cannot notify each other, so a change waits until the other's lease has expired.
 pub async fn each_backend_with_replica(
     clock: Option<&ManualClock>,
     test: impl AsyncFn(&App, &Running),
@@ -139,17 +137,17 @@ impl App {
         }
     }
 
-    /// A second server on the same database: another replica.
+    /// A second replica on the same database.
     pub async fn replica(&self) -> Running {
         self.replica_like(&self.settings, &self.clock).await
     }
 
-    /// A replica with a clock of its own.
+    /// A replica with its own clock.
     pub async fn replica_at(&self, clock: &ManualClock) -> Running {
         self.replica_like(&self.settings, clock).await
     }
 
-    /// A replica with settings of its own.
+    /// A replica with its own settings.
     pub async fn replica_with(&self, settings: &Settings) -> Running {
         self.replica_like(settings, &self.clock).await
     }
@@ -158,11 +156,11 @@ impl App {
         let random = Random::new(StdRng::seed_from_u64(2));
         let opened = assembly::open(settings, Arc::new(clock.clone()), random)
             .await
-            .expect("a replica opens");
-        server::start(settings, opened.state, None).expect("a replica starts")
+            .expect("the replica opens");
+        server::start(settings, opened.state, None).expect("the replica starts")
     }
 
-    /// Stops the server. Returns its database, which is dropped with the value.
+    /// Stops the server. Returns its database, which is deleted when the value is dropped.
     pub async fn stop(self) -> Database {
         self.running.stop().await;
         self.database
@@ -190,7 +188,7 @@ impl App {
     pub fn token(&self, account: Option<&str>, roles: &[&str]) -> String {
         let token = NewToken {
             subject: "user_1".to_owned(),
-            account: account.map(|account| account.parse().expect("an account id")),
+            account: account.map(|account| account.parse().expect("an account ID")),
             roles: roles.iter().map(ToString::to_string).collect(),
             lifetime: jiff::SignedDuration::from_hours(24 * 365),
         };
@@ -218,27 +216,27 @@ impl App {
         self.call("DELETE", path)
     }
 
-    /// A request; a path that does not begin with a room of its own is below `/api/v1`.
+    /// A request. `/api/v1` is prepended unless the path begins with one of the prefixes listed in [`Call::new`].
     pub fn call(&self, method: &str, path: &str) -> Call {
         Call::new(self.running.address(), method, path)
     }
 
-    /// So many seconds from now, as RFC 3339.
+    /// The time that many seconds from now, as RFC 3339.
     pub fn in_seconds(&self, seconds: i64) -> String {
         (self.clock.now() + jiff::SignedDuration::from_secs(seconds)).to_string()
     }
 
-    /// Makes an application; gives its id.
+    /// Creates an application. Returns its ID.
     pub async fn application(&self, token: &str, name: &str) -> String {
         let reply = self
             .post("/applications", json!({"name": name}))
             .bearer(token)
             .await;
         assert_eq!(reply.status, 201, "{reply}");
-        reply.json()["id"].as_str().expect("an id").to_owned()
+        reply.json()["id"].as_str().expect("an ID").to_owned()
     }
 
-    /// Makes a key for an application from a body with its `description` filled in.
+    /// Creates a key of an application; the `description` is filled in.
     pub async fn key(&self, token: &str, application: &str, mut body: Value) -> Key {
         body["description"] = json!("Checkout");
         let reply = self
@@ -247,14 +245,14 @@ impl App {
             .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("fullKey"),
         }
     }
 
-    /// Makes a commerce key from a body, with a `name` where it has none.
+    /// Creates a commerce key, with a default `name`.
     pub async fn commerce_key(&self, token: &str, mut body: Value) -> Key {
         if body.get("name").is_none() {
             body["name"] = json!("Commerce Server Key");
@@ -262,14 +260,14 @@ impl App {
         let reply = self.post("/api-keys", body).bearer(token).await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
         Key {
             id: text("key_id"),
             text: text("api_key"),
         }
     }
 
-    /// Says how an account does business.
+    /// Sets the operating model of an account.
     pub async fn set_model(&self, account: &str, model: &str) {
         let path = format!("/accounts/{account}");
         let reply = self
@@ -279,7 +277,7 @@ impl App {
         assert_eq!(reply.status, 200, "{reply}");
     }
 
-    /// Makes a service key.
+    /// Creates a service key.
     pub async fn service_key(&self) -> Key {
         let reply = self
             .post("/service-keys", json!({"name": "gateway"}))
@@ -287,14 +285,14 @@ impl App {
             .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("key"),
         }
     }
 
-    /// Puts a key into the store whose surface is not there yet, or that has grants no surface gives.
+    /// Inserts a key with these grants into the store, including grants that no API can give.
     pub async fn insert_key_with(
         &self,
         account: &str,
@@ -307,7 +305,7 @@ impl App {
             .text
     }
 
-    /// The text of a key that is nowhere yet.
+    /// Generates a key that is not in the store.
     pub fn mint(&self, family: Family, mode: Mode) -> KeyText {
         self.running
             .state()
@@ -316,7 +314,7 @@ impl App {
             .with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
     }
 
-    /// Puts a key with that text into the store: scope `commerce`, no restriction, but for what `edit` makes of it.
+    /// Inserts that key into the store: with the scope `commerce` and no restriction, unless `edit` changes it.
     pub async fn insert(
         &self,
         account: &str,
@@ -324,12 +322,12 @@ impl App {
         edit: impl FnOnce(&mut ApiKey),
     ) -> Key {
         let Some(Kind::Key(family, mode)) = Kind::of(text.expose()) else {
-            panic!("no text of an API key")
+            panic!("not an API key")
         };
         let now = self.clock.now();
         let state = self.running.state();
         let id = state.service.random.with(|rng| KeyId::new(now, rng));
-        let account_id: AccountId = account.parse().expect("an account id");
+        let account_id: AccountId = account.parse().expect("an account ID");
         let mut key = ApiKey {
             name: "Example".to_owned(),
             grants: Grants {
@@ -352,29 +350,31 @@ impl App {
         }
     }
 
-    /// Changes a key in the store as a surface would that is not there yet; it holds once this returns.
+    /// Changes a key in the store, including fields that no API can change. Returns once the change has propagated.
     pub async fn edit_key(
         &self,
         account: &str,
         id: &str,
         edit: impl FnOnce(&mut ApiKey) + Clone + Send + 'static,
     ) {
-        let account: AccountId = account.parse().expect("an account id");
-        let id: KeyId = id.parse().expect("the id of a key");
+        let account: AccountId = account.parse().expect("an account ID");
+        let id: KeyId = id.parse().expect("a key ID");
         let changed =
             self.running
                 .state()
                 .service
                 .change(Owner::from(&account.clone()), move |tx| {
                     let mut account = tx.account(&account);
-                    let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
+                    let mut key = account
+                        .lock_key(&Family::ALL, &id)?
+                        .expect("the key exists");
                     edit(&mut key);
                     Ok(account.save_key(&key)?)
                 });
         changed.await.expect("a change");
     }
 
-    /// Waits until every revocation is recorded on all of its keys. The keys are rejected before.
+    /// Waits until every revocation is recorded on all affected keys. The keys are rejected before that.
     pub async fn revocations_recorded(&self) {
         let store = &self.running.state().service.store;
         eventually("every revocation is recorded", async || {
@@ -386,7 +386,7 @@ impl App {
         .await;
     }
 
-    /// As [`Self::insert_key_with`], without any restriction.
+    /// Inserts a key without restrictions. See [`Self::insert_key_with`].
     pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
         let grants = Grants {
             scopes: vec![Scope::COMMERCE],
@@ -395,7 +395,7 @@ impl App {
         self.insert_key_with(account, family, mode, grants).await
     }
 
-    /// What `POST /verify` says about a key, asked with the role `service`.
+    /// The response of `POST /verify` to the role `service`.
     pub async fn verify(&self, key: &str, mut need: Value) -> Value {
         need["key"] = json!(key);
         let reply = self.post("/verify", need).bearer(&self.service()).await;
@@ -403,7 +403,7 @@ impl App {
         reply.json()
     }
 
-    /// The `code` of a verification that needs nothing.
+    /// The `code` of a verification without requirements.
     pub async fn code(&self, key: &str) -> String {
         self.verify(key, json!({})).await["code"]
             .as_str()
@@ -412,7 +412,7 @@ impl App {
     }
 }
 
-/// A server, subscribed to with that service key.
+/// A source that is subscribed to this server with that service key.
 pub fn source(base: &str, service_key: &str) -> HttpSource {
     let client = Client::new(base)
         .expect("a client")
@@ -420,7 +420,7 @@ pub fn source(base: &str, service_key: &str) -> HttpSource {
     HttpSource::new(&client, Arc::default())
 }
 
-/// Waits until something outside the server's control is so: a pool that connects again.
+/// Waits up to 20 s for a condition that the test cannot trigger, such as a reconnecting pool.
 pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !is_so().await {
@@ -432,13 +432,13 @@ pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     }
 }
 
-/// A key that was made.
+/// A created key.
 pub struct Key {
     pub id: String,
     pub text: String,
 }
 
-/// A request to be sent; `.await` sends it. Written to the socket as it is: nothing tidies its path or its headers.
+/// A request; `.await` sends it. Path and headers are written to the socket unchanged.
 pub struct Call {
     address: SocketAddr,
     source: Option<IpAddr>,
@@ -450,7 +450,7 @@ pub struct Call {
 
 impl Call {
     pub fn new(address: SocketAddr, method: &str, path: &str) -> Self {
-        let own = [
+        let prefixes = [
             "/livez",
             "/readyz",
             "/openapi.json",
@@ -463,7 +463,7 @@ impl Call {
             "/nothing",
             "/_tollkey",
         ];
-        let is_whole = path == "/api" || own.iter().any(|room| path.starts_with(room));
+        let is_whole = path == "/api" || prefixes.iter().any(|prefix| path.starts_with(prefix));
         if is_whole {
             Self::to(address, method, path)
         } else {
@@ -471,7 +471,7 @@ impl Call {
         }
     }
 
-    /// A request whose path is taken as it is: to a server of another kind.
+    /// A request whose path is used unchanged, also for servers other than Tollkey.
     pub fn to(address: SocketAddr, method: &str, path: &str) -> Self {
         let (method, path) = (method.to_owned(), path.to_owned());
         Self {
@@ -484,7 +484,7 @@ impl Call {
         }
     }
 
-    /// From this address of the machine's.
+    /// Sends from this local address.
     pub fn from(mut self, source: IpAddr) -> Self {
         self.source = Some(source);
         self
@@ -515,7 +515,7 @@ impl Call {
         self
     }
 
-    /// A body in chunks of 4 KiB, without its length told beforehand.
+    /// A body in chunks of 4 KiB, without a `Content-Length`.
     pub fn chunked(self, body: &[u8]) -> Self {
         let mut chunks = Vec::new();
         for chunk in body.chunks(4096) {
@@ -527,26 +527,26 @@ impl Call {
         self.header("transfer-encoding", "chunked").body(chunks)
     }
 
-    /// Sends the head alone: the server knows who calls and waits for the body.
+    /// Sends only the head: the server authenticates the request and waits for the body.
     pub async fn hold_body(self) -> HeldBack {
         let mut stream = self.connect().await.expect("a connection");
         stream
             .write_all(&self.head())
             .await
-            .expect("the server reads");
+            .expect("the server accepts the head");
         HeldBack {
             stream,
             body: self.body,
         }
     }
 
-    /// Sends the whole request and hangs up without waiting for the answer.
+    /// Sends the whole request and closes the connection without waiting for the response.
     pub async fn hang_up(self) {
         let mut held = self.hold_body().await;
         held.stream
             .write_all(&held.body)
             .await
-            .expect("the server reads");
+            .expect("the server accepts the body");
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
@@ -573,9 +573,9 @@ impl Call {
             request.extend_from_slice(value);
             request.extend_from_slice(b"\r\n");
         }
-        let tells_length =
+        let has_length =
             |(name, _): &(String, _)| name == "content-length" || name == "transfer-encoding";
-        if !self.body.is_empty() && !self.headers.iter().any(tells_length) {
+        if !self.body.is_empty() && !self.headers.iter().any(has_length) {
             request
                 .extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
         }
@@ -587,21 +587,21 @@ impl Call {
         let exchange = async {
             let mut stream = self.connect().await?;
             stream.write_all(&self.head()).await?;
-            // A server that refuses a body early may close while we still write; its answer counts.
+            // A server that rejects a body early may close the connection during the write; its response still counts.
             let _ = stream.write_all(&self.body).await;
             io::Result::Ok(read(stream, self.method == "HEAD").await)
         };
         let reply = tokio::time::timeout(Duration::from_secs(30), exchange)
             .await
-            .expect("an answer in time")
-            .expect("an answer");
+            .expect("a response within 30 s")
+            .expect("a response");
         Reply::parse(&reply)
     }
 }
 
-/// What the server answers on this connection.
+/// Reads the response.
 async fn read(mut stream: TcpStream, to_head: bool) -> Vec<u8> {
-    // A server that has left a body unread lingers before it closes; its answer is there long before.
+    // After rejecting an unread body the server lingers before it closes, so do not wait for the end of the stream.
     let (mut reply, mut buffer) = (Vec::new(), [0; 8192]);
     while !is_whole(&reply, to_head) {
         match stream.read(&mut buffer).await {
@@ -612,18 +612,18 @@ async fn read(mut stream: TcpStream, to_head: bool) -> Vec<u8> {
     reply
 }
 
-/// A request whose head was sent, and whose body was not.
+/// A request of which only the head was sent.
 pub struct HeldBack {
     stream: TcpStream,
     body: Vec<u8>,
 }
 
 impl HeldBack {
-    /// Sends the body and reads the answer.
+    /// Sends the body and reads the response.
     pub async fn send_body(mut self) -> Reply {
         let _ = self.stream.write_all(&self.body).await;
         let reply = tokio::time::timeout(Duration::from_secs(30), read(self.stream, false)).await;
-        Reply::parse(&reply.expect("an answer in time"))
+        Reply::parse(&reply.expect("a response within 30 s"))
     }
 }
 
@@ -636,7 +636,7 @@ impl IntoFuture for Call {
     }
 }
 
-/// Whether these bytes are an answer with as much body as its head says.
+/// Whether these bytes are a complete response, according to its head.
 fn is_whole(bytes: &[u8], to_head: bool) -> bool {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         return false;
@@ -656,14 +656,14 @@ fn is_whole(bytes: &[u8], to_head: bool) -> bool {
     }
 }
 
-/// A body that came in chunks (RFC 9112, section 7.1), all of them.
+/// Decodes a chunked body (RFC 9112, section 7.1), which must be complete.
 fn unchunked(mut rest: &str) -> String {
     let mut body = String::new();
     loop {
         let (size, after) = rest.split_once("\r\n").expect("the size of a chunk");
         let size = usize::from_str_radix(size, 16).expect("a size in hex");
         let Some((chunk, after)) = after.split_at_checked(size) else {
-            panic!("a chunk broke off")
+            panic!("the last chunk is incomplete")
         };
         if size == 0 {
             return body;
@@ -673,7 +673,7 @@ fn unchunked(mut rest: &str) -> String {
     }
 }
 
-/// An answer. Prints whole, with the text of every key taken out.
+/// A response. Its `Display` hides the random part of keys.
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -685,7 +685,7 @@ impl Reply {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text
             .split_once("\r\n\r\n")
-            .unwrap_or_else(|| panic!("no HTTP answer: {text:?}"));
+            .unwrap_or_else(|| panic!("not an HTTP response: {text:?}"));
         let mut lines = head.lines();
         let status = lines
             .next()
@@ -732,7 +732,7 @@ impl Reply {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The problem's errors, each as its pointer and the rule.
+    /// The problem's `errors`, each as its pointer and detail.
     pub fn errors(&self) -> Vec<String> {
         let json = self.json();
         let errors = json["errors"]
@@ -759,7 +759,7 @@ impl fmt::Display for Reply {
     }
 }
 
-/// A text without the random part of any key in it.
+/// Replaces the random part of every key in a text.
 pub fn without_secrets(text: &str) -> String {
     static FAMILIES: LazyLock<Vec<String>> = LazyLock::new(|| {
         let keys = ["ck", "ks", "sk", "pk"]
@@ -787,11 +787,11 @@ pub fn without_secrets(text: &str) -> String {
     text
 }
 
-/// Asserts a whole answer against an inline snapshot, the same on each backend.
+/// Asserts a whole response against an inline snapshot, which is the same on each backend.
 #[macro_export]
 macro_rules! assert_answer {
     ($reply:expr, @$snapshot:literal) => {{
-        let reply = &$reply; // awaited here: what follows is a closure
+        let reply = &$reply; // awaited here, as the snapshot is taken in a closure
         insta::allow_duplicates! { insta::assert_snapshot!(reply, @$snapshot) }
     }};
 }

@@ -1,5 +1,5 @@
-//! The subscription of verifiers (`POST /sync`, `POST /sync/lookup`): what is on the wire, and resource servers that
-//! use it.
+//! The subscription of verifiers (`POST /sync`, `POST /sync/lookup`): its format, and resource
+//! servers that use it.
 
 use std::{
     sync::{Arc, Mutex},
@@ -31,14 +31,14 @@ fn sync(app: &App, body: Value) -> Call {
     app.post("/sync", body).bearer(&app.service())
 }
 
-async fn polled(app: &App, mut body: Value) -> Value {
+async fn poll_json(app: &App, mut body: Value) -> Value {
     body["subscriber"] = json!(SUBSCRIBER);
     let reply = sync(app, body).await;
     assert_eq!(reply.status, 200, "{reply}");
     reply.json()
 }
 
-/// The replica has its lease: one that was just started asks for it.
+/// Waits until the replica has a lease, which it requests at its start.
 async fn leased(app: &App) {
     while app
         .running()
@@ -54,7 +54,7 @@ async fn leased(app: &App) {
 }
 
 #[actix_web::test]
-async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
+async fn poll_returns_a_lease_and_the_changes_since_its_cursor() {
     each_backend(async |app| {
         leased(app).await;
         let token = app.merchant("acme");
@@ -63,7 +63,7 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
         let gateway = app.service_key().await;
         let reply = sync(app, json!({"subscriber": SUBSCRIBER})).await;
         assert_eq!(reply.header("cache-control"), Some("no-store"));
-        // The clock stands still: a lease of three seconds less its margin.
+        // The clock does not advance, so the lease is three seconds minus its margin.
         assert_eq!(
             reply.body,
             r#"{"seq":0,"cursor":"0-0","changes":[],"lease_ms":2996}"#
@@ -84,25 +84,25 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
             app,
             json!({"subscriber": SUBSCRIBER, "cursor": "0-0", "wait_ms": 60000}),
         );
-        let begun = Instant::now();
+        let start = Instant::now();
         let (news, _) = tokio::join!(hanging, async {
             let [first, second, third] = changes;
-            // The first is answered only when the subscriber has acknowledged it; nobody does so here.
+            // The suspension waits for the subscriber's acknowledgment, which this test never sends.
             let suspended = actix_web::rt::spawn(async move { first.await });
             sleep(Duration::from_millis(20)).await;
             assert!(!suspended.is_finished());
             let left = async {
                 sleep(Duration::from_millis(300)).await;
-                polled(app, json!({"leave": true})).await
+                poll_json(app, json!({"leave": true})).await
             };
             let (left, ..) = tokio::join!(left, second, third);
             assert_eq!(
                 left,
                 json!({"seq": 0, "cursor": "0-0", "changes": [], "lease_ms": 0})
             );
-            assert_eq!(suspended.await.expect("an answer").status, 200);
+            assert_eq!(suspended.await.expect("a response").status, 200);
         });
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(20));
         assert_eq!(
             news.json()["changes"][0],
             json!({"type": "key", "id": key.id}),
@@ -116,21 +116,21 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
         assert_eq!(revoked.status, 204, "{revoked}");
         let body = json!({"subscriber": "ff".repeat(16), "cursor": "0-0"});
         let all = sync(app, body).await.json();
-        let told: Vec<_> = all["changes"]
+        let types: Vec<_> = all["changes"]
             .as_array()
             .expect("a list")
             .iter()
             .map(|change| &change["type"])
             .collect();
-        assert_eq!(told[0], "key");
-        assert_eq!(told[3], "service_key");
+        assert_eq!(types[0], "key");
+        assert_eq!(types[3], "service_key");
         assert_eq!(all["changes"][3]["id"], gateway.id);
-        let mut middle = [told[1], told[2]].map(|word| word.as_str().expect("a word"));
+        let mut middle = [types[1], types[2]].map(|kind| kind.as_str().expect("a string"));
         middle.sort_unstable();
         assert_eq!(middle, ["account", "application"]);
         assert_eq!(all["cursor"], "4-1767225600000000");
 
-        // Where that leads there is nothing more; elsewhere nobody knows.
+        // The current cursor has no changes; `changes` is null for an unknown cursor.
         for (cursor, changes) in [
             (json!("4-1767225600000000"), json!([])),
             (json!("4-1767225600000001"), Value::Null),
@@ -150,13 +150,13 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
 }
 
 #[actix_web::test]
-async fn a_poll_waits_no_longer_than_a_third_of_a_lease() {
+async fn poll_waits_at_most_a_third_of_a_lease() {
     each_backend(async |app| {
         leased(app).await;
-        let begun = Instant::now();
-        let reply = polled(app, json!({"cursor": "0-0", "wait_ms": 60000})).await;
+        let start = Instant::now();
+        let reply = poll_json(app, json!({"cursor": "0-0", "wait_ms": 60000})).await;
         assert_eq!(reply["changes"], json!([]));
-        let waited = begun.elapsed();
+        let waited = start.elapsed();
         assert!(
             waited >= Duration::from_secs(1) && waited < Duration::from_secs(30),
             "{waited:?}"
@@ -166,7 +166,7 @@ async fn a_poll_waits_no_longer_than_a_third_of_a_lease() {
 }
 
 #[actix_web::test]
-async fn a_lookup_tells_everything_a_key_is_judged_by() {
+async fn lookup_returns_everything_needed_for_a_decision() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
@@ -177,7 +177,7 @@ async fn a_lookup_tells_everything_a_key_is_judged_by() {
             assert_eq!(reply.header("cache-control"), Some("no-store"));
             reply.body
         };
-        assert_eq!(lookup("nobody's").await, r#"{"seq":1,"key":null}"#);
+        assert_eq!(lookup("unknown").await, r#"{"seq":1,"key":null}"#);
         let body = json!({
             "mode": "test", "scopes": ["links:read", "links:write"], "merchants": ["m_1"], "features": ["tokens.list"],
             "allowed_ips": ["203.0.113.0/24"], "rate_limit": {"limit": 100, "window_seconds": 60},
@@ -202,7 +202,7 @@ async fn a_lookup_tells_everything_a_key_is_judged_by() {
             (&disabled["key"]["application_enabled"], &disabled["key"]["application_id"]),
             (&json!(false), &json!(application))
         );
-        // An API key, a service key: only the former are found.
+        // Lookups find API keys, but no service keys.
         let gateway = app.service_key().await;
         assert!(lookup(&gateway.text).await.ends_with(r#""key":null}"#));
     })
@@ -210,7 +210,7 @@ async fn a_lookup_tells_everything_a_key_is_judged_by() {
 }
 
 #[actix_web::test]
-async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
+async fn invalid_polls_are_400_and_add_no_subscriber() {
     each_backend(async |app| {
         leased(app).await;
         let usage = |row: Value| json!({"subscriber": SUBSCRIBER, "usage": [row]});
@@ -275,17 +275,17 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
 }
 
 #[actix_web::test]
-async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
+async fn usage_reported_by_a_subscriber_is_written() {
     each_backend(async |app| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let row = |outcome: &str, count: u32, at: Value| json!({"key_id": key.id, "outcome": outcome, "count": count, "last_used_at": at});
-        polled(app, json!({"usage": [row("valid", 5, json!(1_767_225_500)), row("wrong_mode", 2, Value::Null)]})).await;
-        // A clock that goes fast uses nothing ahead of ours.
-        polled(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
+        poll_json(app, json!({"usage": [row("valid", 5, json!(1_767_225_500)), row("wrong_mode", 2, Value::Null)]})).await;
+        // The last use is at most the server's time, even if the subscriber's clock is fast.
+        poll_json(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
         let state = app.running().state();
-        // Far more rows than one batch, of one key: all of them are written down by one flush. The largest poll fits into a
-        // request body.
+        // Many more rows than one batch: a single flush writes all of them. The largest poll fits
+        // into a request body.
         let id = |n: u32| format!("{n:016x}");
         for n in 1..4 {
             let usage = vec![row("valid", 1, json!(1_767_225_500)); Poll::USAGE];
@@ -299,7 +299,7 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         state.service.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
         assert_eq!(shown["last_used_at"], 1_767_225_600);
-        let (account, id) = ("acme".parse().expect("an account"), key.id.parse().expect("an id"));
+        let (account, id) = ("acme".parse().expect("an account ID"), key.id.parse().expect("a key ID"));
         let rows = state.service.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
         let mut counts: Vec<_> = rows.iter().map(|row| (row.outcome, row.count)).collect();
         counts.sort_unstable();
@@ -310,7 +310,7 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
 }
 
 #[actix_web::test]
-async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
+async fn repeated_poll_is_counted_once_and_a_clone_gets_409() {
     each_backend(async |app| {
         leased(app).await;
         let token = app.merchant("acme");
@@ -332,7 +332,7 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
         assert_eq!(
             sync(app, first).await.json()["lease_ms"],
             0,
-            "a poll that comes late gets no lease"
+            "a late poll gets no lease"
         );
         let clone = poll("00000000000000b1", &["00000000000000a1"], 5);
         for body in [clone, second, json!({"subscriber": SUBSCRIBER})] {
@@ -343,7 +343,7 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
                 "{reply}"
             );
         }
-        // What it could not tell, it tells under its new ID, and its end is repeated.
+        // The clone reports its usage under a new ID; its last poll is repeated.
         let mut farewell = poll("00000000000000b2", &[], 5);
         farewell["subscriber"] = json!("ff".repeat(16));
         farewell["leave"] = json!(true);
@@ -353,8 +353,8 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
         let state = app.running().state();
         state.service.flush_usage().await;
         let (account, id) = (
-            "acme".parse().expect("an account"),
-            key.id.parse().expect("an id"),
+            "acme".parse().expect("an account ID"),
+            key.id.parse().expect("a key ID"),
         );
         let rows = state
             .service
@@ -367,8 +367,8 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
     .await;
 }
 
-/// Responds to each poll and look-up with these, in this order.
-async fn responding(
+/// A server that returns these responses to polls and lookups, in this order.
+async fn mock_server(
     responses: impl IntoIterator<Item = ResponseTemplate>,
 ) -> (MockServer, HttpSource) {
     let server = MockServer::start().await;
@@ -400,9 +400,9 @@ fn news(lease: u64) -> ResponseTemplate {
         .set_body_json(json!({"seq": 1, "cursor": "1-1", "changes": [], "lease_ms": lease}))
 }
 
-/// Accounts were named so before the rule; their keys are still verified.
+/// Accounts with such IDs, which are no longer accepted, still have keys.
 #[actix_web::test]
-async fn keys_of_an_account_named_by_dots_are_read() {
+async fn keys_of_accounts_named_by_dots_are_found() {
     for account in [".", ".."] {
         let key = json!({
             "id": "0198c0de-0000-7000-8000-000000000002", "account_id": account, "application_id": null, "name": "n",
@@ -412,7 +412,7 @@ async fn keys_of_an_account_named_by_dots_are_read() {
             "application_enabled": true, "operating_model": "ecosystem",
         });
         let (_server, source) =
-            responding([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))])
+            mock_server([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))])
                 .await;
         let found = source
             .find(&Digest::of("EXAMPLE"))
@@ -427,7 +427,7 @@ async fn keys_of_an_account_named_by_dots_are_read() {
 
 fn a_poll() -> Poll {
     let ids = PollIds {
-        id: "00000000000000a2".parse().expect("an id"),
+        id: "00000000000000a2".parse().expect("a poll ID"),
         previous: Vec::new(),
     };
     Poll {
@@ -440,7 +440,7 @@ fn a_poll() -> Poll {
 }
 
 #[actix_web::test]
-async fn server_of_the_release_before_gets_polls_without_ids() {
+async fn server_of_the_previous_release_gets_polls_without_ids() {
     let unknown = || problem(400, "validation_failed", Some("/poll_id"));
     let responses = [
         unknown(),
@@ -450,7 +450,7 @@ async fn server_of_the_release_before_gets_polls_without_ids() {
         unknown(),
         news(12),
     ];
-    let (server, source) = responding(responses).await;
+    let (server, source) = mock_server(responses).await;
     let mut leases = Vec::new();
     for _ in 0..4 {
         leases.push(
@@ -461,7 +461,7 @@ async fn server_of_the_release_before_gets_polls_without_ids() {
         );
     }
     assert_eq!(leases, [Ok(10), Ok(11), Err(PollError::Rejected), Ok(12)]);
-    let requests = server.received_requests().await.expect("they are kept");
+    let requests = server.received_requests().await.expect("recorded requests");
     let with_ids: Vec<_> = requests
         .iter()
         .map(|request| request.body_json::<Value>().expect("JSON"))
@@ -473,7 +473,7 @@ async fn server_of_the_release_before_gets_polls_without_ids() {
     assert_eq!(
         with_ids,
         [true, false, false, false, true, false],
-        "after a failure it may be another release"
+        "after a failure, the server may run another release"
     );
 }
 
@@ -481,7 +481,7 @@ async fn server_of_the_release_before_gets_polls_without_ids() {
 async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
     let unknown = problem(400, "validation_failed", Some("/poll_id"));
     let responses = std::iter::once(unknown).chain((0..63).map(news));
-    let (server, source) = responding(responses).await;
+    let (server, source) = mock_server(responses).await;
     for lease in 0..63 {
         assert_eq!(
             source
@@ -491,7 +491,7 @@ async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
             Ok(lease)
         );
     }
-    let requests = server.received_requests().await.expect("they are kept");
+    let requests = server.received_requests().await.expect("recorded requests");
     let bodies = requests
         .iter()
         .map(|request| request.body_json::<Value>().expect("JSON"));
@@ -501,7 +501,7 @@ async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
 }
 
 #[actix_web::test]
-async fn failures_of_a_server_are_told_apart() {
+async fn server_failures_have_distinct_errors() {
     let redirect =
         ResponseTemplate::new(302).insert_header("location", "https://elsewhere.example.com/");
     let rows = [
@@ -553,29 +553,32 @@ async fn failures_of_a_server_are_told_apart() {
         ),
     ];
     for (response, poll, look_up) in rows {
-        let (_server, source) = responding([response.clone(), response]).await;
+        let (_server, source) = mock_server([response.clone(), response]).await;
         assert_eq!(source.poll(a_poll()).await.expect_err("no news"), poll);
         assert_eq!(
             source.find(&Digest::of("a key")).await.expect_err("no key"),
             look_up
         );
     }
-    let nobody = source(
+    let unreachable = source(
         "http://127.0.0.1:1",
         &format!("tks_{}", "EXAMPLE1".repeat(4)),
     );
     assert_eq!(
-        nobody.poll(a_poll()).await.expect_err("no news"),
+        unreachable.poll(a_poll()).await.expect_err("no news"),
         PollError::Unavailable
     );
     assert_eq!(
-        nobody.find(&Digest::of("a key")).await.expect_err("no key"),
+        unreachable
+            .find(&Digest::of("a key"))
+            .await
+            .expect_err("no key"),
         SourceError::Unavailable
     );
 }
 
 #[actix_web::test]
-async fn key_that_the_server_cannot_read_fails_alone() {
+async fn unreadable_key_does_not_affect_others() {
     each_backend(async |app| {
         let [broken, intact] =
             [(); 2].map(|()| app.insert_key("acme", Family::Commerce, Mode::Test));
@@ -607,7 +610,7 @@ async fn key_that_the_server_cannot_read_fails_alone() {
     .await;
 }
 
-/// Keeps the text of errors of the connection to the server.
+/// Records the middleware's errors.
 #[derive(Clone, Default)]
 struct Errors(Arc<Mutex<Vec<String>>>);
 
@@ -629,7 +632,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
 }
 
 #[actix_web::test]
-async fn rejected_service_key_is_logged_once_and_not_shown() {
+async fn rejected_service_key_is_logged_once_without_the_key() {
     let errors = Errors::default();
     let _guard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(errors.clone()));
@@ -641,16 +644,16 @@ async fn rejected_service_key_is_logged_once_and_not_shown() {
             .bearer(&app.operator())
             .await;
         assert_eq!(revoked.status, 204);
-        let far = subscriber(
+        let guard = subscriber(
             &format!("http://{}", app.running().address()),
             &gateway.text,
         );
-        let running = tokio::spawn(far.clone().subscribe(std::future::pending()));
+        let running = tokio::spawn(guard.clone().subscribe(std::future::pending()));
         let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
         for _ in 0..50 {
-            assert_eq!(says(&far, &key).await, Err(Unavailable));
+            assert_eq!(outcome(&guard, &key).await, Err(Unavailable));
         }
-        sleep(Duration::from_millis(500)).await; // some polls
+        sleep(Duration::from_millis(500)).await; // several polls
         running.abort();
         let errors = errors.0.lock().expect("no panic").clone();
         assert_eq!(errors.len(), 1, "{errors:?}");
@@ -658,7 +661,10 @@ async fn rejected_service_key_is_logged_once_and_not_shown() {
             errors[0].contains("rejects the service key of this process"),
             "{errors:?}"
         );
-        assert!(!errors[0].contains(&gateway.text[4..]), "the key itself");
+        assert!(
+            !errors[0].contains(&gateway.text[4..]),
+            "the service key is not logged"
+        );
     })
     .await;
 }
@@ -673,39 +679,35 @@ fn subscriber(base: &str, service_key: &str) -> Verifier<HttpSource> {
     )
 }
 
-/// What it says within a generous while.
-async fn says(
-    verifier: &Verifier<HttpSource>,
+/// The outcome of a verification within 20 s.
+async fn outcome(
+    guard: &Verifier<HttpSource>,
     key: &str,
 ) -> Result<Result<(), Denial>, Unavailable> {
-    let verdict = timeout(
-        Duration::from_secs(20),
-        verifier.verify(key, &Need::default()),
-    )
-    .await;
+    let verdict = timeout(Duration::from_secs(20), guard.verify(key, &Need::default())).await;
     verdict
-        .expect("an answer in time")
+        .expect("a verdict within 20 s")
         .map(|verdict| verdict.outcome)
 }
 
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let asked = async {
-        while !is_so().await {
+async fn until(what: &str, is_met: impl AsyncFn() -> bool) {
+    let condition = async {
+        while !is_met().await {
             sleep(Duration::from_millis(10)).await;
         }
     };
     assert!(
-        timeout(Duration::from_secs(20), asked).await.is_ok(),
+        timeout(Duration::from_secs(20), condition).await.is_ok(),
         "{what}"
     );
 }
 
 #[actix_web::test]
-async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
+async fn resource_server_enforces_every_restriction() {
     each_backend(async |app| {
         let grants = Grants {
             scopes: vec![Scope::LINKS_READ],
-            allowed_ips: Some(tollkey_core::IpList::parse(["203.0.113.0/24"]).expect("networks")),
+            allowed_ips: Some(tollkey_core::IpList::parse(["203.0.113.0/24"]).expect("CIDRs")),
             rate_limit: Some(tollkey_core::RateLimit::new(2, 60).expect("a limit")),
             ..Grants::default()
         };
@@ -713,7 +715,7 @@ async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
             .insert_key_with("acme", Family::Commerce, Mode::Test, grants)
             .await;
         let gateway = app.service_key().await;
-        let far = subscriber(
+        let guard = subscriber(
             &format!("http://{}", app.running().address()),
             &gateway.text,
         );
@@ -749,13 +751,13 @@ async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
             (inside, Err(Denial::RateLimited)),
         ] {
             assert_eq!(
-                far.verify(&key, &need).await.expect("a verdict").outcome,
+                guard.verify(&key, &need).await.expect("a verdict").outcome,
                 expected,
                 "{need:?}"
             );
         }
         assert_eq!(
-            says(&far, app.mint(Family::Secret, Mode::Live).expose()).await,
+            outcome(&guard, app.mint(Family::Secret, Mode::Live).expose()).await,
             Ok(Err(Denial::UnknownKey))
         );
     })
@@ -763,65 +765,74 @@ async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
 }
 
 #[actix_web::test]
-async fn a_service_key_that_is_refused_gets_no_lease_and_says_unavailable() {
+async fn resource_server_with_a_rejected_service_key_is_unavailable() {
     each_backend_with(&[], async |app| {
         leased(app).await;
         let gateway = app.service_key().await;
-        let far = subscriber(
+        let guard = subscriber(
             &format!("http://{}", app.running().address()),
             &gateway.text,
         );
         let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
-        assert_eq!(says(&far, &key).await, Ok(Ok(())));
+        assert_eq!(outcome(&guard, &key).await, Ok(Ok(())));
         let revoked = app
             .delete(&format!("/service-keys/{}", gateway.id))
             .bearer(&app.operator())
             .await;
         assert_eq!(revoked.status, 204);
         assert_eq!(
-            says(&far, &key).await,
+            outcome(&guard, &key).await,
             Err(Unavailable),
-            "it remembered nothing without a lease"
+            "nothing is cached without a lease"
         );
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_resource_server_outlives_its_server_by_a_lease_and_no_longer() {
+async fn resource_server_outlives_its_server_by_one_lease() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
         let application = server.application(&merchant("acme"), "Web Store").await;
         let key = server.key(&merchant("acme"), &application).await;
         let gateway = server.service_key().await;
-        let far = subscriber(&format!("http://{}", server.address), &gateway.text);
-        let running = tokio::spawn(far.clone().subscribe(std::future::pending()));
-        until("a lease", async || !far.stats().lease_left.is_zero()).await;
-        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
+        let guard = subscriber(&format!("http://{}", server.address), &gateway.text);
+        let running = tokio::spawn(guard.clone().subscribe(std::future::pending()));
+        until("a lease", async || !guard.stats().lease_left.is_zero()).await;
+        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
 
-        // Frozen: nobody answers, and connections stay open.
+        // A paused server accepts connections, but does not respond.
         server.signal("STOP").await;
-        let hits = far.stats().hits;
-        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
-        assert_eq!(far.stats().hits, hits + 1, "from memory");
-        until("its lease ends", async || far.stats().lease_left.is_zero()).await;
-        assert_eq!(says(&far, &key.text).await, Err(Unavailable));
+        let hits = guard.stats().hits;
+        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
+        assert_eq!(guard.stats().hits, hits + 1, "a cache hit");
+        until("its lease ends", async || {
+            guard.stats().lease_left.is_zero()
+        })
+        .await;
+        assert_eq!(outcome(&guard, &key.text).await, Err(Unavailable));
         server.signal("CONT").await;
-        until("a lease again", async || !far.stats().lease_left.is_zero()).await;
-        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
+        until("a lease again", async || {
+            !guard.stats().lease_left.is_zero()
+        })
+        .await;
+        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
 
-        // Revoked while it subscribes: at once.
+        // A revocation during the subscription applies immediately.
         let path = format!("/applications/{application}/api-keys/{}", key.id);
         assert_eq!(
             server.delete(&path).bearer(&merchant("acme")).await.status,
             204
         );
-        assert_eq!(says(&far, &key.text).await, Ok(Err(Denial::Revoked)));
+        assert_eq!(outcome(&guard, &key.text).await, Ok(Err(Denial::Revoked)));
 
         server.kill().await;
-        until("its lease ends", async || far.stats().lease_left.is_zero()).await;
-        assert_eq!(says(&far, &key.text).await, Err(Unavailable));
+        until("its lease ends", async || {
+            guard.stats().lease_left.is_zero()
+        })
+        .await;
+        assert_eq!(outcome(&guard, &key.text).await, Err(Unavailable));
         running.abort();
     }
 }

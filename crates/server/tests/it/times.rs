@@ -1,4 +1,4 @@
-//! The end of a key, at the edge of what a time can be: what is taken is read again, and the key can be ended.
+//! Expirations near the largest time: every accepted value can be read again, and the key can be revoked.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::{
     support::{App, Key, each_backend},
 };
 
-/// A surface with a key on it: where it is listed, where it is read, and how it is revoked.
-struct Made {
+/// A key, and how an API lists, returns and revokes it.
+struct CreatedKey {
     key: Key,
     list: String,
     row: Option<String>,
     revoke: (&'static str, String, u16),
 }
 
-async fn commerce(app: &App, token: &str, end: &Value) -> Made {
+async fn commerce(app: &App, token: &str, end: &Value) -> CreatedKey {
     let key = app.commerce_key(token, json!({"expires_at": end})).await;
     let path = format!("/api-keys/{}", key.id);
-    Made {
+    CreatedKey {
         key,
         list: "/api-keys".to_owned(),
         revoke: ("POST", format!("{path}/revoke"), 200),
@@ -30,13 +30,13 @@ async fn commerce(app: &App, token: &str, end: &Value) -> Made {
     }
 }
 
-async fn application(app: &App, token: &str, end: &Value) -> Made {
+async fn application(app: &App, token: &str, end: &Value) -> CreatedKey {
     let application = app.application(token, &format!("Web Store {end}")).await;
     let key = app
         .key(token, &application, json!({"expiresAt": end}))
         .await;
     let list = format!("/applications/{application}/api-keys");
-    Made {
+    CreatedKey {
         revoke: ("DELETE", format!("{list}/{}", key.id), 204),
         key,
         list,
@@ -44,12 +44,12 @@ async fn application(app: &App, token: &str, end: &Value) -> Made {
     }
 }
 
-async fn account(app: &App, token: &str, end: &Value) -> Made {
+async fn account(app: &App, token: &str, end: &Value) -> CreatedKey {
     let mut body = storlaunch::wanted("live", "secret");
     body["expiresAt"] = end.clone();
     let key = storlaunch::make(app, token, body).await;
     let list = "/v1/account/api-keys";
-    Made {
+    CreatedKey {
         revoke: ("POST", format!("{list}/{}/revoke", key.id), 200),
         key,
         list: list.to_owned(),
@@ -57,9 +57,9 @@ async fn account(app: &App, token: &str, end: &Value) -> Made {
     }
 }
 
-impl Made {
-    /// Reads the key wherever it can be read, revokes it and reads it again.
-    async fn lives_and_dies(self, app: &App, token: &str, context: &str) {
+impl CreatedKey {
+    /// Reads the key from its list and by its ID, verifies it and revokes it.
+    async fn assert_usable_until_revoked(self, app: &App, token: &str, context: &str) {
         let end = Timestamp::MAX.as_second();
         for path in [Some(&self.list), self.row.as_ref()].into_iter().flatten() {
             let reply = app.get(path).bearer(token).await;
@@ -89,7 +89,7 @@ impl Made {
     }
 }
 
-/// The last second there is, in every form.
+/// The largest expiration, in every accepted format.
 fn last() -> [Value; 4] {
     [
         json!(Timestamp::MAX.as_second()),
@@ -100,27 +100,27 @@ fn last() -> [Value; 4] {
 }
 
 #[actix_web::test]
-async fn a_key_that_ends_at_the_last_time_there_is_can_be_read_used_and_revoked() {
+async fn key_with_the_largest_expiration_can_be_used_and_revoked() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for end in &last() {
             commerce(app, &token, end)
                 .await
-                .lives_and_dies(app, &token, &format!("commerce {end}"))
+                .assert_usable_until_revoked(app, &token, &format!("commerce {end}"))
                 .await;
             application(app, &token, end)
                 .await
-                .lives_and_dies(app, &token, &format!("application {end}"))
+                .assert_usable_until_revoked(app, &token, &format!("application {end}"))
                 .await;
             account(app, &token, end)
                 .await
-                .lives_and_dies(app, &token, &format!("account {end}"))
+                .assert_usable_until_revoked(app, &token, &format!("account {end}"))
                 .await;
 
-            let made = commerce(app, &token, &json!(START + 60)).await;
+            let created = commerce(app, &token, &json!(START + 60)).await;
             let reply = app
                 .patch(
-                    &format!("/api-keys/{}", made.key.id),
+                    &format!("/api-keys/{}", created.key.id),
                     json!({"expires_at": end}),
                 )
                 .bearer(&token)
@@ -131,7 +131,8 @@ async fn a_key_that_ends_at_the_last_time_there_is_can_be_read_used_and_revoked(
                 (200, &json!(Timestamp::MAX.as_second())),
                 "{end}: {reply}"
             );
-            made.lives_and_dies(app, &token, &format!("changed to {end}"))
+            created
+                .assert_usable_until_revoked(app, &token, &format!("changed to {end}"))
                 .await;
 
             let query = format!(
@@ -148,9 +149,9 @@ async fn a_key_that_ends_at_the_last_time_there_is_can_be_read_used_and_revoked(
     .await;
 }
 
-/// Written by an earlier build, which did not cut.
+/// Earlier builds stored the expiration without truncating it.
 #[actix_web::test]
-async fn a_key_that_was_stored_with_a_later_end_is_read_too() {
+async fn stored_expiration_beyond_the_largest_is_read() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let text = app.mint(Family::Commerce, Mode::Live);
@@ -161,20 +162,22 @@ async fn a_key_that_was_stored_with_a_later_end_is_read_too() {
             .await;
         let path = format!("/api-keys/{}", key.id);
         let revoke = ("POST", format!("{path}/revoke"), 200);
-        let made = Made {
+        let created = CreatedKey {
             key,
             list: "/api-keys".to_owned(),
             row: Some(path),
             revoke,
         };
-        made.lives_and_dies(app, &token, "stored").await;
+        created
+            .assert_usable_until_revoked(app, &token, "stored")
+            .await;
     })
     .await;
 }
 
-/// The clock stands in the middle of a second, which is over once it is cut.
+/// Whole seconds are stored, so an expiration within the current second is already past.
 #[actix_web::test]
-async fn an_end_that_is_not_in_the_future_once_it_is_cut_is_refused() {
+async fn expiration_within_the_current_second_is_rejected() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -204,9 +207,9 @@ async fn an_end_that_is_not_in_the_future_once_it_is_cut_is_refused() {
             ] {
                 let reply = call.bearer(&token).await;
                 assert_eq!(reply.status, 400, "{reply}");
-                let said =
+                let has_error =
                     reply.body.contains(pointer) && reply.body.contains("must be in the future");
-                assert!(said, "{reply}");
+                assert!(has_error, "{reply}");
             }
         }
     })

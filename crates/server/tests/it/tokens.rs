@@ -1,5 +1,5 @@
-//! Management tokens over HTTP: which are refused, and that every refusal reads the same. The rules themselves are
-//! tested where they are, in `auth::jwt`.
+//! Management tokens over HTTP: which are rejected, and that all rejections look the same. The unit
+//! tests of the rules are in `auth::jwt`.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ use crate::{
     support::{App, SECRET, each_backend, each_backend_with},
 };
 
-/// A token of these parts, signed by `sign` whatever its header says.
+/// A token of these parts, signed by `sign` regardless of the header.
 fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
     let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
     let message = format!("{}.{}", part(header), part(claims));
@@ -34,7 +34,7 @@ fn hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
     move |message| hmac::sign(&key, message).as_ref().to_vec()
 }
 
-/// Good claims with one of them changed; `null` takes it out.
+/// Valid claims with one of them changed, or removed by `null`.
 fn claims(app: &App, name: &str, value: Value) -> Value {
     let mut claims =
         json!({"sub": "ann", "account_id": "acme", "exp": app.clock.now().as_second() + 60});
@@ -47,7 +47,7 @@ fn claims(app: &App, name: &str, value: Value) -> Value {
 }
 
 #[actix_web::test]
-async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
+async fn invalid_tokens_are_401_without_a_reason() {
     each_backend(async |app: &App| {
         let now = app.clock.now().as_second();
         let header = json!({"alg": "HS256", "typ": "JWT"});
@@ -64,16 +64,16 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
             ("expired long ago", signed(&claims(app, "exp", json!(0)))),
             ("not yet valid", signed(&claims(app, "nbf", json!(now + 31)))),
             ("no exp", signed(&claims(app, "exp", Value::Null))),
-            ("exp as a text", signed(&claims(app, "exp", json!((now + 60).to_string())))),
+            ("exp as a string", signed(&claims(app, "exp", json!((now + 60).to_string())))),
             ("exp in milliseconds", signed(&claims(app, "exp", json!((now + 60) * 1000)))),
             ("no sub", signed(&claims(app, "sub", Value::Null))),
             ("empty sub", signed(&claims(app, "sub", json!("")))),
-            ("for somebody else", signed(&claims(app, "aud", json!("another")))),
+            ("another audience", signed(&claims(app, "aud", json!("another")))),
             ("oversized", sized(6_200)),
-            ("another's secret", token(&header, &claims(app, "x", Value::Null), hs256(&[b'o'; 32]))),
-            ("another's claims", format!("{other_message}.{signature}")),
+            ("another secret", token(&header, &claims(app, "x", Value::Null), hs256(&[b'o'; 32]))),
+            ("claims of another token", format!("{other_message}.{signature}")),
             ("no signature", format!("{message}.")),
-            ("half a signature", format!("{message}.{}", &signature[..20])),
+            ("a truncated signature", format!("{message}.{}", &signature[..20])),
             ("alg none", token(&json!({"alg": "none"}), &claims(app, "x", Value::Null), |_| Vec::new())),
             ("alg nOnE", token(&json!({"alg": "nOnE"}), &claims(app, "x", Value::Null), |_| Vec::new())),
             ("no alg", token(&json!({}), &claims(app, "x", Value::Null), hs256(SECRET.as_bytes()))),
@@ -87,20 +87,20 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
                 ),
             ),
             ("no claims", token(&header, &json!(["acme"]), hs256(SECRET.as_bytes()))),
-            ("no JSON", format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode("{ x"), URL_SAFE_NO_PAD.encode("y"))),
+            ("not JSON", format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode("{ x"), URL_SAFE_NO_PAD.encode("y"))),
         ];
-        let mut answers = std::collections::BTreeSet::new();
+        let mut replies = std::collections::BTreeSet::new();
         for (name, bad) in &bad {
             for path in ["/applications", "/accounts/acme", "/whoami", "/authz/forward-auth"] {
                 let reply = app.get(path).bearer(bad).header("x-request-id", "same").await;
                 assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_token"), "{name} {path}: {reply}");
                 let challenge = reply.header("www-authenticate").unwrap_or_default().to_owned();
                 assert!(challenge.contains("error=\"invalid_token\""), "{name}: {challenge}");
-                // Behind a gateway, which gets fewer headers, the same words.
-                answers.insert(if path.starts_with("/authz") { reply.body } else { reply.to_string() });
+                // Gateways get fewer headers, but the same body.
+                replies.insert(if path.starts_with("/authz") { reply.body } else { reply.to_string() });
             }
         }
-        assert_eq!(answers.len(), 2, "{answers:?}");
+        assert_eq!(replies.len(), 2, "{replies:?}");
         assert_answer!(app.get("/applications").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").header("x-request-id", "same").await, @r#"
         401
         cache-control: no-store
@@ -111,7 +111,7 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
 
         {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is invalid or has expired. Get a new token.","code":"invalid_token","request_id":"same"}
         "#);
-        // An almost expired one, as far as clocks may differ.
+        // Clocks may differ by 30 s.
         let late = signed(&claims(app, "exp", json!(now - 29)));
         assert_eq!(app.get("/applications").bearer(&late).await.status, 200);
         app.clock.advance(std::time::Duration::from_secs(1));
@@ -121,7 +121,7 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
 }
 
 #[actix_web::test]
-async fn a_valid_token_that_names_no_account_is_403() {
+async fn valid_token_without_an_account_is_403() {
     each_backend(async |app: &App| {
         app.application(&app.merchant("acme"), "Web Store").await;
         let signed =
@@ -146,16 +146,16 @@ async fn a_valid_token_that_names_no_account_is_403() {
             );
             assert!(
                 reply.body.contains("its claim `account_id` "),
-                "it names the claim: {reply}"
+                "the detail has the claim's name: {reply}"
             );
         }
-        // An integer is the account of its decimal form.
+        // An integer is accepted in its decimal form.
         let reply = app
             .get("/applications")
             .bearer(&signed(&claims(app, "account_id", json!(7))))
             .await;
         assert_eq!(reply.status, 200, "{reply}");
-        // No other claim stands in for it.
+        // Other claims are not used instead.
         let mut other = claims(app, "account_id", Value::Null);
         other["accountId"] = json!("acme");
         other["account"] = json!("acme");
@@ -167,7 +167,7 @@ async fn a_valid_token_that_names_no_account_is_403() {
                 .status,
             403
         );
-        // Accounts are compared as they are.
+        // Account IDs are case-sensitive and compared exactly.
         for account in ["Acme", "acme.", "acme:1"] {
             let reply = app
                 .get("/applications")
@@ -175,7 +175,7 @@ async fn a_valid_token_that_names_no_account_is_403() {
                 .await;
             assert_eq!(reply.json()["totalItems"], 0, "{account}");
         }
-        // Roles that are none.
+        // Invalid roles.
         for roles in [
             json!("operators"),
             json!(["OPERATOR"]),
@@ -203,7 +203,7 @@ async fn a_valid_token_that_names_no_account_is_403() {
 }
 
 #[actix_web::test]
-async fn the_account_claim_is_the_one_that_is_set_without_fallback() {
+async fn account_is_read_only_from_the_configured_claim() {
     each_backend_with(
         &[("TOLLKEY_JWT_ACCOUNT_CLAIM", "org")],
         async |app: &App| {
@@ -229,8 +229,7 @@ async fn the_account_claim_is_the_one_that_is_set_without_fallback() {
 }
 
 #[actix_web::test]
-async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_nobody_has_a_role()
-{
+async fn public_key_requires_its_algorithm_issuer_and_audience() {
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let stranger = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let der = key.public_key().as_der().unwrap();
@@ -269,7 +268,7 @@ async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_
         let good = with(app, "roles", json!(["operator", "service"]));
         let mine = es256(&key, &good);
         assert_eq!(app.get("/applications").bearer(&mine).await.status, 200);
-        // A claim that anybody at the issuer may be able to set gives no role until the operator says so.
+        // Tokens of an issuer have no role until the operator configures the claim of the roles.
         assert_eq!(app.get("/accounts/acme").bearer(&mine).await.code(), "forbidden");
         assert_eq!(app.get("/applications?account=globex").bearer(&mine).await.code(), "forbidden");
         assert_eq!(app.post("/verify", json!({"key": "x"})).bearer(&mine).await.code(), "forbidden");
@@ -277,12 +276,12 @@ async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_
         let confused = |secret: &[u8]| token(&json!({"alg": "HS256"}), &good, hs256(secret));
         for (name, bad) in [
             ("another key", es256(&stranger, &good)),
-            ("its PEM as a secret", confused(pem.as_bytes())),
-            ("its DER as a secret", confused(der.as_ref())),
-            ("its point as a secret", confused(key.public_key().as_ref())),
+            ("the public key's PEM as a secret", confused(pem.as_bytes())),
+            ("the public key's DER as a secret", confused(der.as_ref())),
+            ("the public key's point as a secret", confused(key.public_key().as_ref())),
             ("the secret of another server", confused(SECRET.as_bytes())),
             ("alg none", token(&json!({"alg": "none"}), &good, |_| Vec::new())),
-            ("a key of its own", {
+            ("a key in the token's header", {
                 let header = json!({"alg": "ES256", "jwk": {"kty": "EC"}, "jku": "https://evil.example/keys"});
                 token(&header, &good, |message| stranger.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec())
             }),
@@ -296,7 +295,7 @@ async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_
         }
     })
     .await;
-    // Until the operator says so.
+    // With a configured claim.
     let mut source = source.to_vec();
     source.push(("TOLLKEY_JWT_ROLES_CLAIM", "tollkey_roles"));
     each_backend_with(&source, async |app: &App| {

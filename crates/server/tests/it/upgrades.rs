@@ -1,5 +1,5 @@
-//! Databases that earlier releases filled, in `fixtures/`: each is loaded, migrated by this build, and verified. The last test here holds
-//! migrations to the rule that makes rolling upgrades safe. `fixtures/README.md` describes the files.
+//! Databases of earlier releases in `fixtures/` (see `fixtures/README.md`): each is loaded, migrated by this build and
+//! verified. The last test enforces the rule for migrations that makes rolling upgrades safe.
 
 mod fill;
 
@@ -26,7 +26,7 @@ use crate::{
 
 /// The last migration of release 0.1.0. Every later one only expands the schema.
 const LAST_OF_0_1_0: &str = "2026-11-21-500000_keys_by_status";
-/// Whether a verification evaluates the ancestors of a key. Where it does, [`FixtureKey::code_by_ancestors`] is what is expected.
+/// Whether a verification evaluates the ancestors of a key. If so, [`FixtureKey::code_by_ancestors`] is expected.
 const EVALUATES_ANCESTORS: bool = true;
 
 /// A directory of the repository.
@@ -47,7 +47,7 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     entries
 }
 
-/// `keys.json` of a fixture: what its database contains and how this release has to judge it.
+/// `keys.json` of a fixture: what its database contains, and the expected responses of this release.
 #[derive(Serialize, Deserialize)]
 struct Fixture {
     /// The release that filled the database.
@@ -76,24 +76,24 @@ struct FixtureAccount {
 struct FixtureKey {
     name: String,
     account: String,
-    /// Family and mode as the key begins: `ck_live`. The 32 characters after `_` are all this letter.
+    /// Family and mode, the prefix of the key: `ck_live`. The 32 characters after `_` are all this letter.
     kind: String,
     letter: char,
     id: String,
     /// The name of the key that created it.
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
-    /// What `POST /verify` is sent besides the key.
+    /// The body of `POST /verify`, without the key.
     verify: Value,
-    /// The code of the response by the rules of the release that filled the database.
+    /// The code of the response according to the release that filled the database.
     code: String,
-    /// The code where the ancestors of a key are evaluated, for descendants of a revoked key.
+    /// The code if the ancestors of a key are evaluated, for descendants of a revoked key.
     #[serde(skip_serializing_if = "Option::is_none")]
     code_by_ancestors: Option<String>,
-    /// `key` of the response, if the key is valid.
+    /// `key` of the response if the key is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Value>,
-    /// The list that shows the key, and its row there. Keys of a deleted application are in none.
+    /// The list with the key, and its row there. Keys of a deleted application are in no list.
     #[serde(skip_serializing_if = "Option::is_none")]
     listed: Option<(String, Value)>,
 }
@@ -119,7 +119,7 @@ struct FixtureServiceKey {
     revoked: bool,
 }
 
-/// A request to create a commerce key, which is sent again.
+/// A request that created a commerce key, to be repeated.
 #[derive(Serialize, Deserialize)]
 struct FixtureRecord {
     account: String,
@@ -133,11 +133,11 @@ struct FixtureRecord {
 struct FixtureSession {
     /// The 32 bytes of the cookie, in hexadecimal digits, are all this one.
     byte: u8,
-    /// None for an operator who has not chosen one yet.
+    /// `None` for an operator who has not chosen an account yet.
     account: Option<String>,
 }
 
-/// The rows of a list, whatever it wraps them in.
+/// The rows of a list, in any envelope.
 fn rows(list: &Value) -> &Vec<Value> {
     let places = [list, &list["items"], &list["data"]];
     places
@@ -153,14 +153,14 @@ fn row<'a>(list: &'a Value, id: &str) -> Option<&'a Value> {
         .find(|row| row["key_id"] == id || row["id"] == id)
 }
 
-/// Asserts that an object has all these fields with these values. Later releases may have added others.
+/// Asserts that an object has these fields with these values. Later releases may add fields.
 fn assert_includes(what: &str, actual: &Value, expected: &Value) {
     for (name, value) in expected.as_object().expect("an object") {
         assert_eq!(&actual[name], value, "{what}: {name} of {actual}");
     }
 }
 
-/// The codes of these verifications, and the keys that the server describes in the responses.
+/// The codes of these verifications, and the keys in the responses.
 async fn verify(
     call: impl Fn(&str) -> Call,
     bearer: &str,
@@ -184,7 +184,7 @@ async fn verify(
 impl Fixture {
     fn read(directory: &Path) -> Self {
         let json = fs::read_to_string(directory.join("keys.json")).expect("keys.json");
-        serde_json::from_str(&json).expect("keys.json is as described")
+        serde_json::from_str(&json).expect("keys.json has the expected fields")
     }
 
     /// Starts this build on the database of the fixture, which migrates it.
@@ -212,19 +212,23 @@ impl Fixture {
         self.keys.iter().map(request).collect()
     }
 
-    /// Every key is judged as expected by the server of these calls.
+    /// Asserts that the server of these calls verifies every key as expected.
     async fn assert_codes(&self, call: impl Fn(&str) -> Call, bearer: &str) {
         let results = verify(call, bearer, &self.requests()).await;
         for (key, (code, verified)) in self.keys.iter().zip(results) {
             assert_eq!(code, key.expected_code(), "{}", key.name);
             if code == "valid" {
-                let expected = key.verified.as_ref().expect("a valid key was described");
-                assert_includes(&key.name, &verified.expect("the key"), expected);
+                let expected = key.verified.as_ref().expect("the expected key");
+                assert_includes(
+                    &key.name,
+                    &verified.expect("the key in the response"),
+                    expected,
+                );
             }
         }
     }
 
-    /// Management shows every row that there was, as it was.
+    /// Asserts that the management APIs still return every row unchanged.
     async fn assert_lists(&self, app: &App) {
         for account in &self.accounts {
             for (list, count) in &account.lists {
@@ -246,7 +250,7 @@ impl Fixture {
             let reply = app.get(list).bearer(&token).await.json();
             let mut expected = expected.clone();
             if key.expected_code() != key.code {
-                // Revoked with its ancestor, whenever its own row says so.
+                // A key is revoked with its ancestor, even if its row does not say so.
                 let fields = expected.as_object_mut().expect("an object");
                 fields.retain(|name, _| {
                     !matches!(name.as_str(), "revokedAt" | "revokedReason" | "status")
@@ -300,18 +304,18 @@ impl Fixture {
             .keys
             .iter()
             .find(|key| key.name == record.created)
-            .expect("that key");
+            .expect("the key exists");
         assert_eq!(reply.json()["api_key"], created.text(), "{reply}");
     }
 
-    /// The dashboard accepts the cookie of every session. A request without a session is redirected.
+    /// Asserts that the dashboard accepts every session cookie, and redirects a request without one.
     async fn assert_sessions(&self, app: &App) {
         for session in &self.sessions {
             let cookie = format!(
                 "__Host-tollkey_session={}",
                 format!("{:02x}", session.byte).repeat(32)
             );
-            // An operator without an account has only the page that chooses one.
+            // An operator without an account only has the page to choose one.
             let path = if session.account.is_some() {
                 "/dashboard/keys"
             } else {
@@ -323,7 +327,7 @@ impl Fixture {
     }
 }
 
-/// Loads the database of a fixture into an empty one.
+/// Loads the database of a fixture into an empty database.
 fn load(directory: &Path, database: &Database) {
     let file = format!("{}.sql", database.backend().as_str());
     database.sql(&fs::read_to_string(directory.join(file)).expect("the script of the database"));
@@ -349,7 +353,7 @@ async fn databases_of_earlier_releases_are_migrated_and_verified() {
                 .service
                 .store
                 .check_schema()
-                .expect("the schema is that of this build");
+                .expect("the schema of this build");
             fixture.assert_lists(&app).await;
             fixture
                 .assert_codes(|path| app.call("POST", path), &app.service())
@@ -397,7 +401,7 @@ async fn key_creation_continues_on_a_migrated_database() {
                 .keys
                 .iter()
                 .find(|key| key.account == "acme" && key.name == "Commerce live");
-            let valid = valid.expect("that key");
+            let valid = valid.expect("the key exists");
             let revoke = app
                 .post(&format!("/api-keys/{}/revoke", valid.id), json!({}))
                 .bearer(&token)
@@ -409,7 +413,7 @@ async fn key_creation_continues_on_a_migrated_database() {
     }
 }
 
-/// A script without its comments, as statements of one line each in capitals.
+/// The statements of a script without comments, each on one line in capitals.
 fn statements(script: &str) -> Vec<String> {
     let code: String = script
         .lines()
@@ -428,7 +432,7 @@ fn statements(script: &str) -> Vec<String> {
         .collect()
 }
 
-/// What a statement of a migration breaks for a server of the release before, which still serves on the schema.
+/// Returns what a statement breaks for a server of the previous release, which still runs on the schema.
 fn contraction(statement: &str) -> Option<&'static str> {
     let is_word = |word: &str| {
         statement

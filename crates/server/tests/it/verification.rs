@@ -1,4 +1,4 @@
-//! Verification asked for by resource servers: `POST /verify`, `/verify/batch`, `/introspect`.
+//! Verification by resource servers: `POST /verify`, `/verify/batch`, `/introspect`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -41,7 +41,7 @@ async fn code(app: &App, key: &str, need: Value) -> String {
 }
 
 #[actix_web::test]
-async fn verify_a_key() {
+async fn verification_returns_the_key_and_its_rate_limit() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -99,7 +99,7 @@ async fn verify_a_key() {
 }
 
 #[actix_web::test]
-async fn a_scoped_key_shows_what_it_is_bound_to() {
+async fn scoped_key_has_its_merchants_and_features_in_the_response() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
         let grants = scoped(Some(&["m_1", "m_2"]), Some(&[Feature::TokensList, Feature::CardholderDataForward]));
@@ -124,10 +124,10 @@ async fn a_scoped_key_shows_what_it_is_bound_to() {
     .await;
 }
 
-/// A key that breaks every rule is mended one rule at a time: each answer is the first that still applies, whatever
-/// else is wrong.
+/// A key that violates every rule is fixed one rule at a time. Each response has the first denial
+/// that still applies.
 #[actix_web::test]
-async fn the_first_denial_that_applies_is_the_answer_in_the_order_of_the_contract() {
+async fn denial_has_the_first_code_in_the_documented_order() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
         let token = app.merchant("acme");
@@ -154,7 +154,7 @@ async fn the_first_denial_that_applies_is_the_answer_in_the_order_of_the_contrac
             "scopes": ["links:write"]
         });
 
-        // 1: somebody else's secret key must not even learn that it is there.
+        // 1: another account's secret key must not learn that the key exists.
         let stranger = app.insert_key("globex", Family::Secret, Mode::Live).await;
         let mut body = need.clone();
         body["key"] = json!(key.text);
@@ -178,23 +178,23 @@ async fn the_first_denial_that_applies_is_the_answer_in_the_order_of_the_contrac
             ("insufficient_scope", "scopes", json!(["links:read"])),
         ];
         let mut wrong = BTreeMap::new();
-        for (expected, member, right) in &steps {
+        for (expected, member, allowed_value) in &steps {
             assert_eq!(code(app, &key.text, need.clone()).await, *expected);
-            wrong.insert(*member, std::mem::replace(&mut need[*member], right.clone()));
+            wrong.insert(*member, std::mem::replace(&mut need[*member], allowed_value.clone()));
         }
-        // 11: none of all that has cost of the allowance, which is one.
+        // 11: no denial so far used the rate limit of one.
         let mut codes = Vec::new();
         for _ in 0..2 {
             codes.push(code(app, &key.text, need.clone()).await);
         }
         assert_eq!(codes, ["valid", "rate_limited"]);
-        // Whatever else is wrong comes before an allowance that is used up.
+        // Every other denial comes before an exceeded rate limit.
         for (expected, member, _) in &steps {
             let mut need = need.clone();
             need[*member] = wrong[member].clone();
             assert_eq!(code(app, &key.text, need).await, *expected);
         }
-        // And a denial says nothing but its code.
+        // A denial contains only its code.
         let denied = app.verify(&key.text, need).await;
         assert_eq!(denied, json!({"valid": false, "code": "rate_limited"}));
     })
@@ -202,7 +202,7 @@ async fn the_first_denial_that_applies_is_the_answer_in_the_order_of_the_contrac
 }
 
 #[actix_web::test]
-async fn what_a_restriction_needs_and_the_request_lacks_denies() {
+async fn restricted_key_is_denied_without_the_field_it_needs() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
         let insert = async |grants| {
@@ -263,7 +263,7 @@ async fn what_a_restriction_needs_and_the_request_lacks_denies() {
 }
 
 #[actix_web::test]
-async fn a_scoped_key_reaches_its_features_and_nothing_else() {
+async fn scoped_key_is_valid_only_for_routes_of_its_features() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
         let insert = async |features| {
@@ -291,7 +291,7 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
             (&list, "GET", "/tokens/t_1", false),
             (&list, "GET", "tokens", false),
             (&list, "GET", "", false),
-            // The route base is cut once.
+            // The route base is removed once.
             (&list, "GET", "/api/tokens", true),
             (&list, "GET", "/api/api/tokens", false),
             (&list, "GET", "/apitokens", false),
@@ -300,7 +300,7 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
             (&retrieve, "GET", "/tokens/t%201", true),
             (&retrieve, "GET", "/tokens", false),
             (&retrieve, "GET", "/tokens/t_1/payment-data", false),
-            // What two readers may read differently matches nothing.
+            // Ambiguous paths, which two parsers could read differently, match nothing.
             (&retrieve, "GET", "/tokens/..", false),
             (&retrieve, "GET", "/tokens/.", false),
             (&retrieve, "GET", "/tokens//t_1", false),
@@ -337,7 +337,7 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
 }
 
 #[actix_web::test]
-async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_already_made() {
+async fn operating_model_limits_features_of_existing_keys() {
     each_backend(async |app: &App| {
         let all = app
             .insert_key_with(
@@ -357,7 +357,7 @@ async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_
         let list = json!({"method": "GET", "path": "/tokens", "merchant": "m_1"});
         let forward = json!({"method": "POST", "path": "/forward", "merchant": "m_1"});
         for (model, lists, forwards) in [
-            (None, false, false), // primary_merchant, nobody has said otherwise
+            (None, false, false), // the default, primary_merchant
             (Some("ecosystem"), true, true),
             (Some("managed_ecosystem"), false, true),
             (Some("platform"), false, false),
@@ -366,7 +366,7 @@ async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_
         ] {
             if let Some(model) = model {
                 set_model(app, "acme", model).await;
-                set_model(app, "globex", "ecosystem").await; // another account's model is no help
+                set_model(app, "globex", "ecosystem").await; // another account's model does not matter
             }
             for key in [&all, &two] {
                 for (need, allowed) in [(&list, lists), (&forward, forwards)] {
@@ -388,7 +388,7 @@ async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_
 }
 
 #[actix_web::test]
-async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
+async fn publishable_key_is_valid_only_for_publishable_routes() {
     each_backend_with(&[("TOLLKEY_ROUTE_BASE", "/shop")], async |app: &App| {
         let key = app
             .insert_key("acme", Family::Publishable, Mode::Live)
@@ -420,7 +420,7 @@ async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
             );
         }
         assert_eq!(code(app, &key, json!({})).await, "route_not_allowed");
-        // It satisfies no scope at all.
+        // It has no scopes.
         let need =
             json!({"method": "GET", "path": "/v1/storefront/products", "scopes": ["links:read"]});
         assert_eq!(code(app, &key, need).await, "insufficient_scope");
@@ -431,7 +431,7 @@ async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
 }
 
 #[actix_web::test]
-async fn an_ip_list_is_of_networks_and_a_mapped_address_is_its_ipv4_one() {
+async fn ip_allowlist_matches_cidrs_and_ipv4_mapped_addresses() {
     each_backend(async |app: &App| {
         let allowed_ips = IpList::parse(["203.0.113.0/24", "2001:db8::/32", "192.0.2.7/32"]).ok();
         let grants = Grants {
@@ -465,7 +465,7 @@ async fn an_ip_list_is_of_networks_and_a_mapped_address_is_its_ipv4_one() {
 }
 
 #[actix_web::test]
-async fn scopes_are_all_needed_and_printed_expanded() {
+async fn all_scopes_are_required_and_aliases_are_expanded() {
     let settings = [
         ("TOLLKEY_SCOPES", "orders:read,orders:write"),
         ("TOLLKEY_COMMERCE_SCOPES", "orders:read"),
@@ -481,7 +481,7 @@ async fn scopes_are_all_needed_and_printed_expanded() {
         };
         let commerce = insert(Family::Commerce, &[Scope::COMMERCE]).await;
         let nine = insert(Family::Commerce, &Scope::BUILT_IN[1..]).await;
-        let one = insert(Family::Commerce, &[Scope::SESSIONS_WRITE]).await;
+        let write_only = insert(Family::Commerce, &[Scope::SESSIONS_WRITE]).await;
         let secret = insert(Family::Secret, &[]).await;
         let built_in = Scope::BUILT_IN.map(|scope| scope.to_string());
         let with = |more: &[&str]| {
@@ -491,7 +491,7 @@ async fn scopes_are_all_needed_and_printed_expanded() {
         let printed = async |key| app.verify(key, json!({})).await["key"]["scopes"].clone();
         assert_eq!(printed(&commerce).await, json!(with(&["orders:read"])));
         assert_eq!(printed(&nine).await, json!(built_in[1..]));
-        assert_eq!(printed(&one).await, json!(["sessions:write"]));
+        assert_eq!(printed(&write_only).await, json!(["sessions:write"]));
         assert_eq!(
             printed(&secret).await,
             json!(with(&["orders:read", "orders:write"]))
@@ -501,11 +501,11 @@ async fn scopes_are_all_needed_and_printed_expanded() {
             (&commerce, json!(["links:read", "orders:write"]), false),
             (&nine, json!(["links:read", "customers:write"]), true),
             (&nine, json!(["commerce"]), false),
-            (&one, json!(["sessions:write"]), true),
-            (&one, json!(["sessions:read"]), false), // write does not imply read
-            (&one, json!(["sessions:write", "links:read"]), false),
-            (&one, json!([]), true),
-            (&one, Value::Null, true),
+            (&write_only, json!(["sessions:write"]), true),
+            (&write_only, json!(["sessions:read"]), false), // write does not imply read
+            (&write_only, json!(["sessions:write", "links:read"]), false),
+            (&write_only, json!([]), true),
+            (&write_only, Value::Null, true),
             (&secret, json!(["commerce", "orders:write"]), true),
         ] {
             let expected = if allowed {
@@ -524,14 +524,14 @@ async fn scopes_are_all_needed_and_printed_expanded() {
 }
 
 #[actix_web::test]
-async fn a_rate_limit_is_exact_under_parallel_use_and_comes_back_evenly() {
+async fn rate_limit_is_exact_in_parallel_and_restored_evenly() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
         let limited =
             json!({"scopes": ["links:read"], "rateLimit": {"limit": 50, "windowSeconds": 100}});
         let key = app.key(&token, &application, limited).await;
-        // What is denied for another reason costs nothing.
+        // A denial for another reason does not use the limit.
         for _ in 0..60 {
             assert_eq!(
                 code(app, &key.text, json!({"scopes": ["links:write"]})).await,
@@ -563,23 +563,23 @@ async fn a_rate_limit_is_exact_under_parallel_use_and_comes_back_evenly() {
         app.clock.advance(Duration::from_secs(2));
         let codes = [app.code(&key.text).await, app.code(&key.text).await];
         assert_eq!(codes, ["valid", "rate_limited"]);
-        // A change to the key is no new allowance.
+        // A change to the key does not reset the rate limit.
         app.edit_key("acme", &key.id, |key| key.name = "Renamed".to_owned())
             .await;
         assert_eq!(app.code(&key.text).await, "rate_limited");
         app.clock.advance(Duration::from_secs(100));
-        let whole = app.verify(&key.text, json!({})).await;
+        let verdict = app.verify(&key.text, json!({})).await;
         assert_eq!(
-            whole["rate_limit"],
+            verdict["rate_limit"],
             json!({"limit": 50, "remaining": 49, "reset_seconds": 2, "window_seconds": 100})
         );
-        assert_eq!(whole["key"]["name"], "Renamed");
+        assert_eq!(verdict["key"]["name"], "Renamed");
     })
     .await;
 }
 
 #[actix_web::test]
-async fn what_is_no_api_key_is_unknown() {
+async fn anything_but_an_api_key_is_unknown() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service_key = app.service_key().await.text;
@@ -610,7 +610,7 @@ async fn what_is_no_api_key_is_unknown() {
         }
         assert_eq!(app.code(&key).await, "valid");
         assert_eq!(app.code(&format!("secret-token:{key}")).await, "valid"); // RFC 8959
-        // A service key presented with that prefix is as good as without.
+        // A service key with that prefix authenticates, too.
         let with_prefix = app
             .post("/verify", json!({"key": key}))
             .bearer(&format!("secret-token:{service_key}"))
@@ -621,7 +621,7 @@ async fn what_is_no_api_key_is_unknown() {
 }
 
 #[actix_web::test]
-async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_keys() {
+async fn secret_key_verifies_only_keys_of_its_account_and_mode() {
     each_backend(async |app: &App| {
         let mut keys = BTreeMap::new();
         for account in ["acme", "globex"] {
@@ -637,7 +637,7 @@ async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_
                 );
             }
         }
-        for (viewer, sees) in [
+        for (viewer, visible) in [
             (
                 "acme sk_live",
                 &[
@@ -660,26 +660,26 @@ async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_
                     .form(&format!("token={key}"))
                     .bearer(&keys[viewer])
                     .await;
-                if sees.contains(&name.as_str()) {
-                    assert_eq!(reply.json()["valid"], true, "{viewer} asks about {name}");
+                if visible.contains(&name.as_str()) {
+                    assert_eq!(reply.json()["valid"], true, "{viewer} verifies {name}");
                     assert_eq!(
                         introspected.json()["active"],
                         true,
-                        "{viewer} asks about {name}"
+                        "{viewer} verifies {name}"
                     );
                 } else {
                     assert_eq!(
                         reply.body, r#"{"valid":false,"code":"unknown_key"}"#,
-                        "{viewer} asks about {name}"
+                        "{viewer} verifies {name}"
                     );
                     assert_eq!(
                         introspected.body, r#"{"active":false}"#,
-                        "{viewer} asks about {name}"
+                        "{viewer} verifies {name}"
                     );
                 }
             }
         }
-        // Nor does it tell a revoked key it may not see from an unknown one, in a batch neither.
+        // A revoked key of another account looks like an unknown key in a batch, too.
         let revoked = app
             .insert("globex", &app.mint(Family::Commerce, Mode::Test), |key| {
                 key.revoked_at = Some(key.created_at)
@@ -699,7 +699,7 @@ async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_
 }
 
 #[actix_web::test]
-async fn verify_a_batch_in_the_order_of_its_requests() {
+async fn batch_has_its_results_in_the_order_of_requests() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -767,7 +767,7 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
             verdict["missing_scopes"],
             json!(["commerce", "events:read"])
         );
-        // The same words as for one.
+        // The same result as from `/verify`.
         assert_eq!(
             reply["results"][5],
             app.verify(&key.text, json!({"scopes": ["links:read"]}))
@@ -778,23 +778,23 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         let reply = batch(json!(hundred)).await;
         assert_eq!(reply.json()["results"].as_array().map(Vec::len), Some(100));
         for count in [0, 101] {
-            let refused = batch(json!(vec![json!({"key": key.text}); count])).await;
+            let rejected = batch(json!(vec![json!({"key": key.text}); count])).await;
             assert_eq!(
-                (refused.status, refused.errors()),
+                (rejected.status, rejected.errors()),
                 (400, vec!["/requests must have 1 to 100 items".to_owned()])
             );
         }
-        // One that breaks a rule refuses all, each named, and none is judged: the allowance is as it was.
+        // One invalid request rejects the batch before any verification, so the rate limit is unchanged.
         app.clock.advance(Duration::from_secs(60));
-        let refused = batch(json!([
+        let rejected = batch(json!([
             {"key": limited.text},
             {"key": limited.text, "scopes": ["links:delete"]},
             {"key": limited.text},
             {"key": limited.text, "client_ip": "10.0.0.0/8", "merchant": "a b"},
         ]))
         .await;
-        assert_eq!(refused.status, 400);
-        let pointers: Vec<String> = refused
+        assert_eq!(rejected.status, 400);
+        let pointers: Vec<String> = rejected
             .errors()
             .iter()
             .map(|error| error.split(' ').next().unwrap_or_default().to_owned())
@@ -831,7 +831,7 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
 }
 
 #[actix_web::test]
-async fn a_verification_that_breaks_a_rule_is_told_by_member_and_rule() {
+async fn invalid_verification_requests_are_400_with_the_field() {
     each_backend(async |app: &App| {
         let service = app.service();
         for (body, expected) in [
@@ -859,13 +859,13 @@ async fn a_verification_that_breaks_a_rule_is_told_by_member_and_rule() {
 }
 
 #[actix_web::test]
-async fn introspect_a_key() {
+async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let wanted =
+        let body =
             json!({"mode": "test", "scopes": ["sessions:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z"});
-        let key: Key = app.key(&token, &application, wanted).await;
+        let key: Key = app.key(&token, &application, body).await;
         let plain = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service = app.service_key().await.text;
         let introspect = |form: &str| app.call("POST", "/introspect").form(form).bearer(&service);
@@ -909,7 +909,7 @@ async fn introspect_a_key() {
             assert_eq!(reply.json()["active"], active, "{extension}");
             assert!(active || reply.body == r#"{"active":false}"#, "{extension}");
         }
-        // Whatever the reason, inactive reads the same.
+        // All inactive keys have the same response.
         app.edit_key("acme", &key.id, |key| key.suspended_at = Some(key.created_at)).await;
         assert_eq!(introspect(&format!("token={}", key.text)).await.body, r#"{"active":false}"#);
         assert_eq!(introspect(&format!("token={service}")).await.body, r#"{"active":false}"#);
@@ -919,7 +919,7 @@ async fn introspect_a_key() {
 }
 
 #[actix_web::test]
-async fn an_introspection_that_breaks_a_rule_is_told_by_member_and_rule() {
+async fn invalid_introspection_requests_are_400_with_the_field() {
     each_backend(async |app: &App| {
         let service = app.service();
         for (form, expected) in [
@@ -968,7 +968,7 @@ async fn an_introspection_that_breaks_a_rule_is_told_by_member_and_rule() {
 }
 
 #[actix_web::test]
-async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
+async fn key_created_after_a_failed_lookup_is_found() {
     each_backend(async |app: &App| {
         let text = app.mint(Family::Commerce, Mode::Live);
         for _ in 0..3 {
@@ -976,17 +976,17 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
         }
         app.insert("acme", &text, |_| ()).await;
         assert_eq!(app.code(text.expose()).await, "valid");
-        // A service key neither.
+        // The same for a service key.
         let state = app.running().state();
         let text = state
             .service
             .random
             .with(|rng| KeyText::mint(Kind::ServiceKey, rng));
-        let ask = || {
+        let verify = || {
             app.post("/verify", json!({"key": "x"}))
                 .bearer(text.expose())
         };
-        assert_eq!(ask().await.status, 401);
+        assert_eq!(verify().await.status, 401);
         let id = state
             .service
             .random
@@ -1005,13 +1005,13 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
             .write(move |tx| tx.insert_service_key(&key, &digest))
             .await;
         let _ = written.expect("a service key in the store");
-        assert_eq!(ask().await.status, 200);
+        assert_eq!(verify().await.status, 200);
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_remembered_key_expires_by_the_clock() {
+async fn cached_key_expires_on_time() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
@@ -1031,14 +1031,14 @@ async fn a_remembered_key_expires_by_the_clock() {
         assert_eq!(
             app.running().state().service.verifier.stats().hits,
             hits + 1,
-            "answered from memory"
+            "a cache hit"
         );
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_change_holds_for_the_next_verification_of_a_remembered_key() {
+async fn change_applies_to_the_next_use_of_a_cached_key() {
     each_backend(async |app: &App| {
         let key = app
             .insert("acme", &app.mint(Family::Commerce, Mode::Live), |_| ())

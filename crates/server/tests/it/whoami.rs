@@ -1,4 +1,4 @@
-//! What a key can do about itself.
+//! `/whoami`: what a key can read about itself, and how it can revoke itself.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::{
 };
 
 #[actix_web::test]
-async fn a_key_learns_what_it_is() {
+async fn whoami_returns_the_key_of_the_request() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let wanted = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
-        let key = app.key(&token, &application, wanted).await.text;
+        let body = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
+        let key = app.key(&token, &application, body).await.text;
         assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
         200
         cache-control: no-store
@@ -26,7 +26,7 @@ async fn a_key_learns_what_it_is() {
 
         {"id":"019b76da-a800-7a88-a527-a819b062c680","family":"application","mode":"test","status":"active","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","scopes":["links:read"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":4102444800}
         "#);
-        // In whichever header, by HEAD too; with a trailing query nobody reads.
+        // The key is accepted in each of its headers, also by HEAD.
         let body = app.get("/whoami").bearer(&key).await.body;
         for call in [
             app.get("/whoami").header("x-api-key", &key),
@@ -43,7 +43,7 @@ async fn a_key_learns_what_it_is() {
 }
 
 #[actix_web::test]
-async fn a_publishable_key_learns_only_id_family_mode_and_status() {
+async fn publishable_key_reads_only_id_family_mode_and_status() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
         assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
@@ -60,7 +60,7 @@ async fn a_publishable_key_learns_only_id_family_mode_and_status() {
 }
 
 #[actix_web::test]
-async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
+async fn whoami_ignores_only_routes_merchants_and_scopes() {
     each_backend(async |app: &App| {
         let insert = async |grants| {
             app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
@@ -89,36 +89,36 @@ async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
         })
         .await;
         assert_eq!(app.get("/whoami").bearer(&limited).await.status, 200);
-        let refused = app.get("/whoami").bearer(&limited).await;
+        let denied = app.get("/whoami").bearer(&limited).await;
         assert_eq!(
             (
-                refused.status,
-                refused.code().as_str(),
-                refused.header("retry-after")
+                denied.status,
+                denied.code().as_str(),
+                denied.header("retry-after")
             ),
             (429, "rate_limited", Some("60"))
         );
 
-        let here = insert(Grants {
+        let from_loopback = insert(Grants {
             allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(),
             ..bound.clone()
         })
         .await;
-        let there = insert(Grants {
+        let from_client = insert(Grants {
             allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
             ..bound.clone()
         })
         .await;
         for (key, hops, status) in [
-            // Loopback is a trusted proxy: what it does not tell is unknown.
-            (&here, None, 403),
-            (&here, Some("127.0.0.1"), 403),
-            (&here, Some("203.0.113.9"), 403),
-            (&there, None, 403),
-            (&there, Some("203.0.113.9"), 200),
-            (&there, Some("\"203.0.113.9:4711\""), 200),
-            (&there, Some("203.0.113.9, 198.51.100.1"), 403),
-            (&there, Some("nonsense"), 403),
+            // Loopback is a trusted proxy, so without a valid forwarded address the client's address is unknown.
+            (&from_loopback, None, 403),
+            (&from_loopback, Some("127.0.0.1"), 403),
+            (&from_loopback, Some("203.0.113.9"), 403),
+            (&from_client, None, 403),
+            (&from_client, Some("203.0.113.9"), 200),
+            (&from_client, Some("\"203.0.113.9:4711\""), 200),
+            (&from_client, Some("203.0.113.9, 198.51.100.1"), 403),
+            (&from_client, Some("nonsense"), 403),
         ] {
             let call = app.get("/whoami").bearer(key);
             let reply = match hops {
@@ -150,11 +150,11 @@ async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
 }
 
 #[actix_web::test]
-async fn a_key_of_any_family_but_publishable_revokes_itself() {
+async fn every_key_except_publishable_can_revoke_itself() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let made = app.key(&token, &application, json!({})).await;
+        let created = app.key(&token, &application, json!({})).await;
         let commerce = app
             .insert("acme", &app.mint(Family::Commerce, Mode::Test), |_| ())
             .await;
@@ -162,7 +162,7 @@ async fn a_key_of_any_family_but_publishable_revokes_itself() {
             .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
             .await;
         let kept = app.insert_key("acme", Family::Secret, Mode::Live).await;
-        for key in [&made, &commerce, &secret] {
+        for key in [&created, &commerce, &secret] {
             assert_eq!(app.code(&key.text).await, "valid");
             let reply = app.delete("/whoami").bearer(&key.text).await;
             assert_eq!((reply.status, reply.body.as_str()), (204, ""));

@@ -1,4 +1,4 @@
-//! A network between a server and PostgreSQL, or between a client and a server, that a test can make slow, mute or gone.
+//! A TCP proxy between a server and PostgreSQL, or a client and a server, that can delay, block or cut its connections.
 
 use std::{
     cell::Cell,
@@ -26,52 +26,52 @@ use tokio::{
     time::sleep,
 };
 
-/// What happens to bytes on their way.
+/// How the proxy transfers bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
-    /// They arrive.
+    /// Immediately.
     Clear,
-    /// Each piece arrives later, by up to so much, in both directions: what is sent on two connections does not arrive
-    /// in the order in which it was sent.
+    /// With a random delay of up to this time, in both directions. Connections do not preserve
+    /// their relative order.
     Slow(Duration),
-    /// They do not arrive until the weather changes, on the way there or on the way back or on both.
+    /// Blocked in one or both directions until the condition changes.
     Mute { requests: bool, answers: bool },
-    /// Notifications do not arrive until the weather changes, and everything else does.
+    /// Connections that wait for notifications receive nothing until the condition changes; everything else works.
     Unheard,
-    /// Connections break and new ones are refused.
+    /// Connections are cut, and new ones are closed.
     Cut,
 }
 
-/// What a client says that waits for notifications.
+/// The statement of a client that waits for notifications.
 const LISTEN: &[u8] = b"LISTEN ";
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy)]
-enum Way {
-    There,
-    Back,
+enum Direction {
+    ToServer,
+    ToClient,
 }
 
 impl Weather {
-    fn holds_up(self, way: Way, listens: bool) -> bool {
-        match (self, way) {
-            (Self::Mute { requests, .. }, Way::There) => requests,
-            (Self::Mute { answers, .. }, Way::Back) => answers,
-            (Self::Unheard, Way::Back) => listens,
+    fn blocks(self, direction: Direction, listens: bool) -> bool {
+        match (self, direction) {
+            (Self::Mute { requests, .. }, Direction::ToServer) => requests,
+            (Self::Mute { answers, .. }, Direction::ToClient) => answers,
+            (Self::Unheard, Direction::ToClient) => listens,
             _ => false,
         }
     }
 }
 
-/// Where a wire leads.
+/// The destination of the proxy.
 #[derive(Debug, Clone)]
 enum Target {
     Unix(PathBuf),
     Tcp(SocketAddr),
 }
 
-/// A TCP address behind which a Unix socket or another TCP address is. Gone when dropped. On a thread of its own, so that
-/// a busy test is no slow network.
+/// A TCP address that forwards to a Unix socket or another TCP address until it is dropped. It runs
+/// on its own thread, so that a busy test does not slow it down.
 pub struct Wire {
     pub address: SocketAddr,
     target: Arc<Mutex<Target>>,
@@ -84,31 +84,35 @@ impl Wire {
         Self::new(Target::Unix(socket))
     }
 
-    /// To a server.
     pub fn to_address(address: SocketAddr) -> Self {
         Self::new(Target::Tcp(address))
     }
 
-    /// Leads new connections to this server instead.
+    /// Forwards new connections to this server instead.
     pub fn lead_to(&self, address: SocketAddr) {
         *self.target.lock().expect("no panic") = Target::Tcp(address);
     }
 
     fn new(target: Target) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("it can be awaited");
-        let address = listener.local_addr().expect("its address");
-        let (weather, seen) = watch::channel(Weather::Clear);
+        listener
+            .set_nonblocking(true)
+            .expect("a non-blocking listener");
+        let address = listener.local_addr().expect("the address");
+        let (weather, weather_changes) = watch::channel(Weather::Clear);
         let silences = Arc::new(AtomicU64::new(0));
-        let heard = Arc::clone(&silences);
+        let shared_silences = Arc::clone(&silences);
         let target = Arc::new(Mutex::new(target));
-        let led_to = Arc::clone(&target);
+        let shared_target = Arc::clone(&target);
         thread::spawn(move || {
             let runtime = Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .expect("a runtime");
-            LocalSet::new().block_on(&runtime, accept(listener, led_to, seen, heard));
+            LocalSet::new().block_on(
+                &runtime,
+                accept(listener, shared_target, weather_changes, shared_silences),
+            );
         });
         Self {
             address,
@@ -122,27 +126,27 @@ impl Wire {
         self.weather.send_replace(weather);
     }
 
-    /// From now on nothing arrives on the connections of until now, not even their end, though each byte is acknowledged;
-    /// new ones are as ever. So it is with a proxy whose far side has died.
+    /// Makes all existing connections silent: they accept every byte, but deliver nothing, not even the end of the
+    /// stream. New connections work. A proxy whose backend has died behaves like this.
     pub fn silence_existing(&self) {
         self.silences.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Ends when the wire is dropped; what it has spawned ends with it.
+/// Accepts connections until the wire is dropped.
 async fn accept(
     listener: TcpListener,
     target: Arc<Mutex<Target>>,
     mut weather: watch::Receiver<Weather>,
     silences: Arc<AtomicU64>,
 ) {
-    let listener = tokio::net::TcpListener::from_std(listener).expect("it is non-blocking");
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a non-blocking listener");
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
                 let target = target.lock().expect("no panic").clone();
-                spawn_local(carry(client, target, weather.clone(), Arc::clone(&silences)));
+                spawn_local(forward(client, target, weather.clone(), Arc::clone(&silences)));
             }
             changed = weather.changed() => if changed.is_err() {
                 return;
@@ -151,7 +155,7 @@ async fn accept(
     }
 }
 
-async fn carry(
+async fn forward(
     client: TcpStream,
     target: Target,
     weather: watch::Receiver<Weather>,
@@ -166,7 +170,7 @@ async fn carry(
                 return;
             };
             let (from, to) = server.into_split();
-            carry_between(client, from, to, weather, silences).await;
+            forward_between(client, from, to, weather, silences).await;
         }
         Target::Tcp(address) => {
             let Ok(server) = TcpStream::connect(address).await else {
@@ -174,12 +178,12 @@ async fn carry(
             };
             let _ = server.set_nodelay(true);
             let (from, to) = server.into_split();
-            carry_between(client, from, to, weather, silences).await;
+            forward_between(client, from, to, weather, silences).await;
         }
     }
 }
 
-async fn carry_between(
+async fn forward_between(
     client: TcpStream,
     from_server: impl AsyncRead + Unpin,
     to_server: impl AsyncWrite + Unpin,
@@ -192,34 +196,34 @@ async fn carry_between(
     let listens = Cell::new(false);
     let before = silences.load(Ordering::Relaxed);
     let is_silent = || silences.load(Ordering::Relaxed) != before;
-    let there = pump(
+    let to_server_pump = pump(
         from_client,
         to_server,
-        Way::There,
+        Direction::ToServer,
         &listens,
         weather.clone(),
         is_silent,
     );
-    let back = pump(
+    let to_client_pump = pump(
         from_server,
         to_client,
-        Way::Back,
+        Direction::ToClient,
         &listens,
         weather.clone(),
         is_silent,
     );
     tokio::select! {
-        _ = there => {}
-        _ = back => {}
+        _ = to_server_pump => {}
+        _ = to_client_pump => {}
         _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
     }
 }
 
-/// Ends with either side; `None` always.
+/// Copies bytes until either side closes. Always returns `None`, so that `?` can be used.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    way: Way,
+    direction: Direction,
     listens: &Cell<bool>,
     mut weather: watch::Receiver<Weather>,
     is_silent: impl Fn() -> bool,
@@ -229,14 +233,14 @@ async fn pump(
     loop {
         let count = from.read(&mut piece).await.ok().filter(|count| *count > 0);
         if is_silent() {
-            match (count, way) {
+            match (count, direction) {
                 (Some(_), _) => continue,
-                (None, Way::There) => return None,
-                (None, Way::Back) => pending().await,
+                (None, Direction::ToServer) => return None,
+                (None, Direction::ToClient) => pending().await,
             }
         }
         let count = count?;
-        if matches!(way, Way::There)
+        if matches!(direction, Direction::ToServer)
             && piece[..count]
                 .windows(LISTEN.len())
                 .any(|bytes| bytes == LISTEN)
@@ -244,7 +248,7 @@ async fn pump(
             listens.set(true);
         }
         let weather = *weather
-            .wait_for(|weather| !weather.holds_up(way, listens.get()))
+            .wait_for(|weather| !weather.blocks(direction, listens.get()))
             .await
             .ok()?;
         if let Weather::Slow(later) = weather {

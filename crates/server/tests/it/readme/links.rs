@@ -57,7 +57,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the lines outside of fenced code blocks, with their numbers.
+/// Returns the lines outside fenced code blocks, with their numbers.
 fn prose(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut in_code = false;
     markdown
@@ -71,7 +71,7 @@ fn prose(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
         })
 }
 
-/// Removes `code` from a line: a link in there is text.
+/// Removes `code` from a line, as links in code are not links.
 fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
@@ -123,7 +123,7 @@ fn fault(page: &Path, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
     }
-    // A README that is the documentation of its crate has links to items, which rustdoc checks.
+    // rustdoc checks the links to items in the README of a crate.
     let is_item = target
         .chars()
         .all(|character| character.is_ascii_alphanumeric() || matches!(character, ':' | '_'));
@@ -143,7 +143,7 @@ fn fault(page: &Path, target: &str) -> Option<String> {
     }
     let docs = root().join("docs");
     if page.starts_with(&docs) && !file.starts_with(&docs) {
-        return Some("the book has only the files of docs/".to_owned());
+        return Some("the published pages are only those of docs/".to_owned());
     }
     let anchor = anchor?;
     (!file.is_file() || !anchors(&read(&file)).contains(anchor))
@@ -240,10 +240,10 @@ fn pages_that_the_code_names_exist() {
             named += 1;
             assert!(
                 root().join(&path).is_file(),
-                "{} names {path}, which does not exist",
+                "{} mentions {path}, which does not exist",
                 file.display()
             );
         }
     }
-    assert!(named > 5, "only {named} names were found");
+    assert!(named > 5, "only {named} paths were found");
 }

@@ -1,5 +1,5 @@
-//! An OpenID Connect provider for tests: discovery, keys and a token endpoint that is strict about what it is sent. What stands
-//! between, where people type passwords, is [`Provider::sign_in`].
+//! An OpenID Connect provider for tests: discovery, keys and a strict token endpoint.
+//! [`Provider::sign_in`] replaces the page where users enter their password.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ pub const PUBLIC: &str = "https://keys.example.com";
 /// [`PUBLIC`] of a server behind a path prefix.
 pub const UNDER_PREFIX: &str = "https://example.com/keys";
 
-/// One RSA key for all tests: they are slow to make.
+/// One RSA key for all tests, as generating it is slow.
 static RSA: LazyLock<RsaKeyPair> =
     LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
@@ -38,7 +38,7 @@ pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A token of these parts, signed by `sign` whatever the header says.
+/// A token of these parts, signed by `sign` regardless of the header.
 pub fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
     let message = format!(
         "{}.{}",
@@ -72,7 +72,7 @@ pub fn rsa_jwk(id: &str) -> Value {
     json!({"kty": "RSA", "use": "sig", "kid": id, "n": base64url(n), "e": "AQAB"})
 }
 
-/// A key of the provider's, or of somebody who would like to be.
+/// A signing key of the provider, or of an attacker.
 #[derive(Clone)]
 pub struct Key {
     pub id: &'static str,
@@ -113,7 +113,7 @@ impl Key {
     }
 }
 
-/// An Ed25519 key's set entry, and a token signed with it.
+/// An Ed25519 key as JWK, and a token signed with it.
 pub fn eddsa(claims: &Value) -> (Value, String) {
     let pair = Ed25519KeyPair::generate().unwrap();
     let jwk =
@@ -127,7 +127,7 @@ pub fn eddsa(claims: &Value) -> (Value, String) {
     )
 }
 
-/// What a code is good for, once.
+/// What the provider exchanges for a code, once.
 struct Grant {
     challenge: String,
     redirect: String,
@@ -136,12 +136,12 @@ struct Grant {
 
 pub struct Inner {
     issuer: String,
-    /// Members of the discovery document that are not the usual ones.
+    /// Fields of the discovery document that replace the usual ones.
     pub metadata: Value,
     pub keys: Vec<Value>,
     grants: HashMap<String, Grant>,
     codes: u32,
-    /// Instead of an answer, by path.
+    /// Responses that replace the usual ones, by path.
     pub instead: HashMap<&'static str, ResponseTemplate>,
     /// The requests so far: path, credentials in the header, body.
     pub requests: Vec<(String, String, String)>,
@@ -157,12 +157,12 @@ pub enum ClientAuth {
 }
 
 #[derive(Clone)]
-struct Answers(Arc<Mutex<Inner>>);
+struct Responder(Arc<Mutex<Inner>>);
 
 pub struct Provider {
     pub issuer: String,
     pub key: Key,
-    answers: Answers,
+    responder: Responder,
     _server: MockServer,
 }
 
@@ -180,24 +180,24 @@ impl Provider {
             requests: Vec::new(),
             client: ClientAuth::Basic,
         };
-        let answers = Answers(Arc::new(Mutex::new(inner)));
+        let responder = Responder(Arc::new(Mutex::new(inner)));
         Mock::given(any())
-            .respond_with(answers.clone())
+            .respond_with(responder.clone())
             .mount(&server)
             .await;
         Self {
             issuer: server.uri(),
             key,
-            answers,
+            responder,
             _server: server,
         }
     }
 
     pub fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.answers.0.lock().unwrap()
+        self.responder.0.lock().unwrap()
     }
 
-    /// How often that path was asked for.
+    /// The number of requests to that path.
     pub fn asked(&self, path: &str) -> usize {
         self.inner()
             .requests
@@ -206,12 +206,12 @@ impl Provider {
             .count()
     }
 
-    /// From now on this path answers that.
+    /// Replaces the responses of that path.
     pub fn answer(&self, path: &'static str, answer: ResponseTemplate) {
         self.inner().instead.insert(path, answer);
     }
 
-    /// The settings that name it.
+    /// The server's settings for this provider.
     pub fn settings(&self) -> Vec<(&str, &str)> {
         vec![
             ("TOLLKEY_OIDC_ISSUER", &self.issuer),
@@ -223,7 +223,7 @@ impl Provider {
         ]
     }
 
-    /// What an ID token says about who was sent here by that URL.
+    /// The claims of the ID token for the user who was redirected by that URL.
     pub fn claims(&self, sent_by: &Url, now: i64) -> Value {
         json!({
             "iss": self.issuer, "sub": "ada", "aud": CLIENT, "exp": now + 300, "iat": now,
@@ -231,7 +231,7 @@ impl Provider {
         })
     }
 
-    /// Somebody who was sent here by that URL signs in: the code they go back with, good for that ID token.
+    /// Signs in the user who was redirected by that URL. Returns the code to exchange for the ID token.
     pub fn sign_in(&self, sent_by: &Url, id_token: Option<String>) -> String {
         assert_eq!(
             sent_by.as_str().split('?').next(),
@@ -245,7 +245,7 @@ impl Provider {
         ] {
             assert_eq!(parameter(sent_by, name), expected, "{name}");
         }
-        // Of a test behind a path prefix, or of the others.
+        // With and without a path prefix.
         let redirects = [
             format!("{PUBLIC}/dashboard/sign-in/callback"),
             format!("{UNDER_PREFIX}/dashboard/sign-in/callback"),
@@ -270,14 +270,14 @@ impl Provider {
     }
 }
 
-/// A parameter of a URL that is there once.
+/// The value of a URL's parameter, which must occur once.
 pub fn parameter(url: &Url, name: &str) -> String {
     let values: Vec<_> = url.query_pairs().filter(|(own, _)| own == name).collect();
     assert_eq!(values.len(), 1, "{name} in {url}");
     values[0].1.clone().into_owned()
 }
 
-impl Respond for Answers {
+impl Respond for Responder {
     fn respond(&self, request: &Request) -> ResponseTemplate {
         let mut inner = self.0.lock().unwrap();
         let path = request.url.path().to_owned();
@@ -332,12 +332,12 @@ impl Inner {
     }
 
     fn exchange(&mut self, credentials: &str, body: &str) -> ResponseTemplate {
-        let refuse = |error: &str| {
-            // The description repeats what was sent, as some do.
-            let said =
+        let reject = |error: &str| {
+            // Some providers repeat the request in the description.
+            let response =
                 json!({"error": error, "error_description": format!("{credentials} {body}")});
             ResponseTemplate::new(if error == "invalid_client" { 401 } else { 400 })
-                .set_body_json(said)
+                .set_body_json(response)
         };
         let sent: HashMap<String, String> = Url::parse(&format!("http://x/?{body}"))
             .unwrap()
@@ -345,7 +345,7 @@ impl Inner {
             .into_owned()
             .collect();
         let has = |name: &str, value: &str| sent.get(name).is_some_and(|own| own == value);
-        // RFC 6749, section 2.3.1: id and secret are form-encoded before they are put together.
+        // RFC 6749, section 2.3.1: the client ID and the secret are form-encoded before they are joined.
         let basic = format!(
             "Basic {}",
             STANDARD.encode("tollkey+dashboard:canary%3Asecret%2Fof+the+client")
@@ -360,10 +360,10 @@ impl Inner {
             }
         };
         if !known {
-            return refuse("invalid_client");
+            return reject("invalid_client");
         }
         let Some(grant) = sent.get("code").and_then(|code| self.grants.remove(code)) else {
-            return refuse("invalid_grant");
+            return reject("invalid_grant");
         };
         let verifier = sent
             .get("code_verifier")
@@ -375,7 +375,7 @@ impl Inner {
             || verifier.len() < 43
             || challenge != grant.challenge
         {
-            return refuse("invalid_grant");
+            return reject("invalid_grant");
         }
         let mut tokens = json!({"access_token": "canary-access-token", "token_type": "Bearer", "expires_in": 300});
         if let Some(id_token) = grant.id_token {
@@ -385,7 +385,7 @@ impl Inner {
     }
 }
 
-/// No answer for longer than anybody waits.
+/// A response that takes longer than any client waits.
 pub fn never() -> ResponseTemplate {
     ResponseTemplate::new(200).set_delay(Duration::from_secs(120))
 }

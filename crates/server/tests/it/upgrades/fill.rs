@@ -29,21 +29,21 @@ use super::{
 };
 use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN};
 
-/// The time of the expectations, in seconds after [`START`]: when the short-lived keys have expired and the sessions have not.
+/// The time of the expectations, in seconds after [`START`]: short-lived keys have expired, sessions have not.
 const OPENED_AFTER: i64 = 1800;
 const ACCOUNT_KEYS: &str = "/v1/account/api-keys";
 const COMMERCE_KEYS: &str = "/api-keys";
 const SERVICE_KEYS: &str = "/service-keys";
 const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Randomness by which the text of a key is one letter and the secret of a session one byte, so that neither has to be written down.
-/// IDs are random.
+/// Randomness that makes a key of one letter and a session secret of one byte, so that the fixture
+/// need not contain them. IDs are random.
 struct ExampleRandom {
     next: Next,
     ids: StdRng,
 }
 
-/// What the next key and the next session are made of.
+/// The letter of the next key and the byte of the next session.
 #[derive(Clone, Default)]
 struct Next {
     letter: Arc<AtomicU8>,
@@ -61,7 +61,7 @@ impl Next {
 impl TryRng for ExampleRandom {
     type Error = Infallible;
 
-    /// What a character of a key is taken from, its upper six bits.
+    /// The upper six bits select a character of a key.
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
         let letter = self.next.letter.load(Ordering::Relaxed);
         let index = ALPHABET
@@ -86,18 +86,18 @@ impl TryRng for ExampleRandom {
 
 impl TryCryptoRng for ExampleRandom {}
 
-/// A key that is created, before the server said anything about it.
-struct Wanted<'a> {
+/// A key to be created.
+struct KeySpec<'a> {
     name: &'a str,
     /// Family and mode: `ck_live`.
     kind: &'a str,
     body: Value,
-    /// What a verification says besides the key.
+    /// The body of its verification, without the key.
     verify: Value,
 }
 
-fn wanted<'a>(name: &'a str, kind: &'a str) -> Wanted<'a> {
-    Wanted {
+fn spec<'a>(name: &'a str, kind: &'a str) -> KeySpec<'a> {
+    KeySpec {
         name,
         kind,
         body: json!({}),
@@ -105,7 +105,7 @@ fn wanted<'a>(name: &'a str, kind: &'a str) -> Wanted<'a> {
     }
 }
 
-impl Wanted<'_> {
+impl KeySpec<'_> {
     fn with(mut self, body: Value) -> Self {
         self.body = body;
         self
@@ -121,16 +121,16 @@ impl Wanted<'_> {
     }
 }
 
-struct Filling<'a> {
+struct Filler<'a> {
     app: &'a App,
     next: Next,
     keys: Vec<FixtureKey>,
-    /// How many keys of each kind there are.
+    /// The number of keys of each kind.
     letters: BTreeMap<String, usize>,
 }
 
-impl Filling<'_> {
-    /// Lets a second pass and sends a request, which has to succeed.
+impl Filler<'_> {
+    /// Advances the clock by one second and sends a request, which must succeed.
     async fn call(&self, call: Call, bearer: &str) -> Reply {
         self.app.clock.advance(Duration::from_secs(1));
         let reply = call.bearer(bearer).await;
@@ -142,21 +142,21 @@ impl Filling<'_> {
         self.call(self.app.post(path, body), bearer).await
     }
 
-    /// Sets the letter of the next key of a kind.
+    /// Returns the letter of the next key of a kind.
     fn next_letter(&mut self, kind: &str) -> char {
         let count = self.letters.entry(kind.to_owned()).or_default();
-        // Lower-case letters first, which read as examples.
+        // Lower-case letters first, as they look like examples.
         let letter = char::from(ALPHABET[(26 + *count) % ALPHABET.len()]);
         *count += 1;
         self.next.set_letter(letter);
         letter
     }
 
-    /// Notes a key that was created, whose text is in this field of the response.
-    fn note(
+    /// Records a created key, whose response has the full key in one of these fields.
+    fn record(
         &mut self,
         account: &str,
-        wanted: &Wanted<'_>,
+        spec: &KeySpec<'_>,
         letter: char,
         list: &str,
         created: &Value,
@@ -170,19 +170,19 @@ impl Filling<'_> {
             .expect("an ID")
             .to_owned();
         let key = FixtureKey {
-            name: wanted.name.to_owned(),
+            name: spec.name.to_owned(),
             account: account.to_owned(),
-            kind: wanted.kind.to_owned(),
+            kind: spec.kind.to_owned(),
             letter,
             id: id.clone(),
             parent: None,
-            verify: wanted.verify.clone(),
+            verify: spec.verify.clone(),
             code: String::new(),
             code_by_ancestors: None,
             verified: None,
             listed: Some((list.to_owned(), Value::Null)),
         };
-        assert_eq!(text, Some(key.text().as_str()), "{}", wanted.name);
+        assert_eq!(text, Some(key.text().as_str()), "{}", spec.name);
         self.keys.push(key);
         id
     }
@@ -199,63 +199,57 @@ impl Filling<'_> {
         &mut self,
         account: &str,
         application: &str,
-        wanted: Wanted<'_>,
+        spec: KeySpec<'_>,
     ) -> String {
-        let letter = self.next_letter(wanted.kind);
+        let letter = self.next_letter(spec.kind);
         let path = format!("/applications/{application}/api-keys");
-        let mut body = wanted.body.clone();
-        (body["description"], body["mode"]) = (json!(wanted.name), json!(wanted.mode()));
+        let mut body = spec.body.clone();
+        (body["description"], body["mode"]) = (json!(spec.name), json!(spec.mode()));
         let reply = self.post(&path, body, &self.app.merchant(account)).await;
-        self.note(
+        self.record(
             account,
-            &wanted,
+            &spec,
             letter,
             &format!("{path}?limit=100"),
             &reply.json(),
         )
     }
 
-    async fn commerce_key(&mut self, account: &str, wanted: Wanted<'_>) -> String {
-        let letter = self.next_letter(wanted.kind);
-        let mut body = wanted.body.clone();
-        (body["name"], body["mode"]) = (json!(wanted.name), json!(wanted.mode()));
+    async fn commerce_key(&mut self, account: &str, spec: KeySpec<'_>) -> String {
+        let letter = self.next_letter(spec.kind);
+        let mut body = spec.body.clone();
+        (body["name"], body["mode"]) = (json!(spec.name), json!(spec.mode()));
         let reply = self
             .post(COMMERCE_KEYS, body, &self.app.merchant(account))
             .await;
-        self.note(account, &wanted, letter, COMMERCE_KEYS, &reply.json())
+        self.record(account, &spec, letter, COMMERCE_KEYS, &reply.json())
     }
 
-    /// A key of an account, created by a token or by the key with this name.
+    /// Creates a key of an account with a token, or with the key with this name.
     async fn account_key(
         &mut self,
         account: &str,
         parent: Option<&str>,
-        mut wanted: Wanted<'_>,
+        mut spec: KeySpec<'_>,
     ) -> String {
-        let letter = self.next_letter(wanted.kind);
-        let access = if wanted.kind.starts_with("sk") {
+        let letter = self.next_letter(spec.kind);
+        let access = if spec.kind.starts_with("sk") {
             "secret"
         } else {
             "publishable"
         };
         if access == "publishable" {
-            (wanted.verify["method"], wanted.verify["path"]) =
+            (spec.verify["method"], spec.verify["path"]) =
                 (json!("GET"), json!("/v1/storefront/products"));
         }
-        let mut body = wanted.body.clone();
+        let mut body = spec.body.clone();
         (body["name"], body["environment"], body["access"]) =
-            (json!(wanted.name), json!(wanted.mode()), json!(access));
+            (json!(spec.name), json!(spec.mode()), json!(access));
         let bearer =
             parent.map_or_else(|| self.app.merchant(account), |name| self.key(name).text());
         let reply = self.post(ACCOUNT_KEYS, body, &bearer).await;
-        let id = self.note(
-            account,
-            &wanted,
-            letter,
-            ACCOUNT_KEYS,
-            &reply.json()["data"],
-        );
-        self.keys.last_mut().expect("that key").parent = parent.map(str::to_owned);
+        let id = self.record(account, &spec, letter, ACCOUNT_KEYS, &reply.json()["data"]);
+        self.keys.last_mut().expect("the key was recorded").parent = parent.map(str::to_owned);
         id
     }
 
@@ -275,23 +269,23 @@ impl Filling<'_> {
         .await;
     }
 
-    async fn rotate(&mut self, account: &str, id: &str, wanted: Wanted<'_>) {
-        let letter = self.next_letter(wanted.kind);
+    async fn rotate(&mut self, account: &str, id: &str, spec: KeySpec<'_>) {
+        let letter = self.next_letter(spec.kind);
         let path = format!("{COMMERCE_KEYS}/{id}/rotate");
         let reply = self
-            .post(&path, wanted.body.clone(), &self.app.merchant(account))
+            .post(&path, spec.body.clone(), &self.app.merchant(account))
             .await;
-        self.note(account, &wanted, letter, COMMERCE_KEYS, &reply.json());
+        self.record(account, &spec, letter, COMMERCE_KEYS, &reply.json());
     }
 
     async fn applications(&mut self) {
         let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
         let shop = self.application("acme", "Web Store").await;
-        self.application_key("acme", &shop, wanted("Application live", "ks_live"))
+        self.application_key("acme", &shop, spec("Application live", "ks_live"))
             .await;
-        self.application_key("acme", &shop, wanted("Application test", "ks_test"))
+        self.application_key("acme", &shop, spec("Application test", "ks_test"))
             .await;
-        let restricted = wanted("Application restricted", "ks_live").with(json!({
+        let restricted = spec("Application restricted", "ks_live").with(json!({
             "scopes": ["links:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z",
             "allowedIps": ["203.0.113.0/24", "2001:db8::/32"], "rateLimit": {"limit": 1000, "windowSeconds": 60},
             "metadata": {"owner": "checkout", "n": 1.5}
@@ -299,10 +293,10 @@ impl Filling<'_> {
         let presented = json!({"client_ip": "203.0.113.7", "scopes": ["links:read"]});
         self.application_key("acme", &shop, restricted.verified_with(presented))
             .await;
-        let expiring = wanted("Application expired", "ks_test").with(json!({"expiresAt": soon}));
+        let expiring = spec("Application expired", "ks_test").with(json!({"expiresAt": soon}));
         self.application_key("acme", &shop, expiring).await;
         let revoked = self
-            .application_key("acme", &shop, wanted("Application revoked", "ks_live"))
+            .application_key("acme", &shop, spec("Application revoked", "ks_live"))
             .await;
         self.call(
             self.app
@@ -312,7 +306,7 @@ impl Filling<'_> {
         .await;
 
         let disabled = self.application("acme", "Disabled Store").await;
-        self.application_key("acme", &disabled, wanted("Application disabled", "ks_live"))
+        self.application_key("acme", &disabled, spec("Application disabled", "ks_live"))
             .await;
         let status = self.app.patch(
             &format!("/applications/{disabled}/status"),
@@ -321,11 +315,11 @@ impl Filling<'_> {
         self.call(status, &token).await;
 
         let deleted = self.application("acme", "Deleted Store").await;
-        self.application_key("acme", &deleted, wanted("Application deleted", "ks_live"))
+        self.application_key("acme", &deleted, spec("Application deleted", "ks_live"))
             .await;
         self.call(self.app.delete(&format!("/applications/{deleted}")), &token)
             .await;
-        self.keys.last_mut().expect("that key").listed = None;
+        self.keys.last_mut().expect("the key was recorded").listed = None;
         self.call(
             self.app.patch(
                 &format!("/applications/{shop}"),
@@ -339,82 +333,76 @@ impl Filling<'_> {
         self.application_key(
             "globex",
             &other,
-            wanted("Application of another account", "ks_live"),
+            spec("Application of another account", "ks_live"),
         )
         .await;
     }
 
     async fn commerce(&mut self) {
         let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
-        self.commerce_key("acme", wanted("Commerce live", "ck_live"))
+        self.commerce_key("acme", spec("Commerce live", "ck_live"))
             .await;
-        self.commerce_key("acme", wanted("Commerce test", "ck_test"))
+        self.commerce_key("acme", spec("Commerce test", "ck_test"))
             .await;
-        let scopes = wanted("Commerce scopes", "ck_live")
+        let scopes = spec("Commerce scopes", "ck_live")
             .with(json!({"scopes": ["links:read", "customers:write"]}));
         self.commerce_key(
             "acme",
             scopes.verified_with(json!({"scopes": ["customers:write"]})),
         )
         .await;
-        let scopes = wanted("Commerce insufficient scope", "ck_live")
-            .with(json!({"scopes": ["links:write"]}));
+        let scopes =
+            spec("Commerce insufficient scope", "ck_live").with(json!({"scopes": ["links:write"]}));
         self.commerce_key(
             "acme",
             scopes.verified_with(json!({"scopes": ["links:read"]})),
         )
         .await;
         let network = || json!({"allowed_ips": ["203.0.113.0/24"]});
-        let inside = wanted("Commerce inside its networks", "ck_test").with(network());
+        let inside = spec("Commerce inside its networks", "ck_test").with(network());
         self.commerce_key(
             "acme",
             inside.verified_with(json!({"client_ip": "203.0.113.255"})),
         )
         .await;
-        let outside = wanted("Commerce outside its networks", "ck_test").with(network());
+        let outside = spec("Commerce outside its networks", "ck_test").with(network());
         self.commerce_key(
             "acme",
             outside.verified_with(json!({"client_ip": "203.0.114.0"})),
         )
         .await;
         let limited = json!({"rate_limit": {"limit": 5000, "window_seconds": 3600}, "metadata": {"team": "payments"}});
-        self.commerce_key(
-            "acme",
-            wanted("Commerce rate limit", "ck_live").with(limited),
-        )
-        .await;
+        self.commerce_key("acme", spec("Commerce rate limit", "ck_live").with(limited))
+            .await;
         let far = json!({"expires_at": 4_102_444_800_i64});
+        self.commerce_key("acme", spec("Commerce far expiration", "ck_live").with(far))
+            .await;
         self.commerce_key(
             "acme",
-            wanted("Commerce far expiration", "ck_live").with(far),
-        )
-        .await;
-        self.commerce_key(
-            "acme",
-            wanted("Commerce expired", "ck_test").with(json!({"expires_at": soon})),
+            spec("Commerce expired", "ck_test").with(json!({"expires_at": soon})),
         )
         .await;
         let id = self
-            .commerce_key("acme", wanted("Commerce suspended", "ck_live"))
+            .commerce_key("acme", spec("Commerce suspended", "ck_live"))
             .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
         let id = self
-            .commerce_key("acme", wanted("Commerce resumed", "ck_live"))
+            .commerce_key("acme", spec("Commerce resumed", "ck_live"))
             .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
         self.of_commerce("acme", &id, "resume", json!({})).await;
         let id = self
-            .commerce_key("acme", wanted("Commerce revoked", "ck_live"))
+            .commerce_key("acme", spec("Commerce revoked", "ck_live"))
             .await;
         self.of_commerce("acme", &id, "revoke", json!({"reason": "leaked"}))
             .await;
         let id = self
-            .commerce_key("acme", wanted("Commerce revoked and suspended", "ck_test"))
+            .commerce_key("acme", spec("Commerce revoked and suspended", "ck_test"))
             .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
         self.of_commerce("acme", &id, "revoke", json!({})).await;
         let changed = self
-            .commerce_key("acme", wanted("Commerce updated", "ck_live"))
+            .commerce_key("acme", spec("Commerce updated", "ck_live"))
             .await;
         let change = json!({"scopes": ["events:read"], "metadata": {"changed": true}});
         self.call(
@@ -425,21 +413,18 @@ impl Filling<'_> {
         .await;
         // A rotation keeps the name.
         let id = self
-            .commerce_key("acme", wanted("Commerce rotated with overlap", "ck_live"))
+            .commerce_key("acme", spec("Commerce rotated with overlap", "ck_live"))
             .await;
-        let successor = wanted("Commerce successor within overlap", "ck_live")
+        let successor = spec("Commerce successor within overlap", "ck_live")
             .with(json!({"overlap_seconds": 604_800}));
         self.rotate("acme", &id, successor).await;
         let id = self
-            .commerce_key(
-                "acme",
-                wanted("Commerce rotated without overlap", "ck_test"),
-            )
+            .commerce_key("acme", spec("Commerce rotated without overlap", "ck_test"))
             .await;
         self.rotate(
             "acme",
             &id,
-            wanted("Commerce successor without overlap", "ck_test"),
+            spec("Commerce successor without overlap", "ck_test"),
         )
         .await;
     }
@@ -454,30 +439,30 @@ impl Filling<'_> {
                 json!(["tokens.list", "payment_data.forward"]),
             )
         };
-        let key = wanted("Scoped valid", "ck_live")
+        let key = spec("Scoped valid", "ck_live")
             .with(both())
             .verified_with(listed.clone());
         self.commerce_key("globex", key).await;
-        let key = wanted("Scoped other route", "ck_live").with(both());
+        let key = spec("Scoped other route", "ck_live").with(both());
         let presented = json!({"method": "GET", "path": "/tokens/tok_1", "merchant": "merchant_1"});
         self.commerce_key("globex", key.verified_with(presented))
             .await;
-        let key = wanted("Scoped other merchant", "ck_live").with(both());
+        let key = spec("Scoped other merchant", "ck_live").with(both());
         let presented = json!({"method": "GET", "path": "/tokens", "merchant": "merchant_3"});
         self.commerce_key("globex", key.verified_with(presented))
             .await;
-        let key = wanted("Scoped merchants alone", "ck_test")
+        let key = spec("Scoped merchants alone", "ck_test")
             .with(scoped(json!(["merchant_1"]), Value::Null));
         self.commerce_key("globex", key.verified_with(listed.clone()))
             .await;
-        let key = wanted("Scoped features alone", "ck_test")
+        let key = spec("Scoped features alone", "ck_test")
             .with(scoped(Value::Null, json!(["tokens.list"])));
         self.commerce_key("globex", key.verified_with(listed.clone()))
             .await;
 
-        // Its keys outlive the model that allowed them.
+        // Its keys stay valid after the operating model changes.
         self.app.set_model("umbrella", "managed_ecosystem").await;
-        let key = wanted("Scoped by an earlier model", "ck_live");
+        let key = spec("Scoped by an earlier model", "ck_live");
         let key = key.with(scoped(
             json!(["merchant_1"]),
             json!(["cardholder_data.forward"]),
@@ -494,55 +479,47 @@ impl Filling<'_> {
         for name in [
             "Chain 1", "Chain 2", "Chain 3", "Chain 4", "Chain 5", "Chain 6",
         ] {
-            self.account_key("initech", parent, wanted(name, "sk_live"))
+            self.account_key("initech", parent, spec(name, "sk_live"))
                 .await;
             parent = Some(name);
         }
         self.account_key(
             "initech",
             Some("Chain 6"),
-            wanted("Chain 6 publishable", "pk_live"),
+            spec("Chain 6 publishable", "pk_live"),
         )
         .await;
-        self.account_key(
-            "initech",
-            Some("Chain 2"),
-            wanted("Chain 2 test", "sk_test"),
-        )
-        .await;
+        self.account_key("initech", Some("Chain 2"), spec("Chain 2 test", "sk_test"))
+            .await;
         self.account_key(
             "initech",
             Some("Chain 2 test"),
-            wanted("Chain 2 test publishable", "pk_test"),
+            spec("Chain 2 test publishable", "pk_test"),
         )
         .await;
 
         let token = self.app.merchant("initech");
-        self.account_key("initech", None, wanted("Middle revoked, root", "sk_live"))
+        self.account_key("initech", None, spec("Middle revoked, root", "sk_live"))
             .await;
         let root = Some("Middle revoked, root");
         let middle = self
-            .account_key("initech", root, wanted("Middle revoked, middle", "sk_live"))
+            .account_key("initech", root, spec("Middle revoked, middle", "sk_live"))
             .await;
         self.account_key(
             "initech",
             Some("Middle revoked, middle"),
-            wanted("Middle revoked, leaf", "sk_live"),
+            spec("Middle revoked, leaf", "sk_live"),
         )
         .await;
-        let publishable = wanted("Middle revoked, publishable leaf", "pk_live");
+        let publishable = spec("Middle revoked, publishable leaf", "pk_live");
         self.account_key("initech", Some("Middle revoked, leaf"), publishable)
+            .await;
+        self.account_key("initech", root, spec("Middle revoked, sibling", "sk_live"))
             .await;
         self.account_key(
             "initech",
-            root,
-            wanted("Middle revoked, sibling", "sk_live"),
-        )
-        .await;
-        self.account_key(
-            "initech",
             Some("Middle revoked, sibling"),
-            wanted("Middle revoked, nephew", "pk_test"),
+            spec("Middle revoked, nephew", "pk_test"),
         )
         .await;
         self.call(self.app.delete(&format!("{ACCOUNT_KEYS}/{middle}")), &token)
@@ -553,37 +530,37 @@ impl Filling<'_> {
             "rateLimit": {"limit": 1000, "windowSeconds": 60}, "metadata": {"owner": "webhooks"}
         });
         let inside = json!({"client_ip": "203.0.113.7"});
-        let key = wanted("Restricted, root", "sk_live")
+        let key = spec("Restricted, root", "sk_live")
             .with(limits)
             .verified_with(inside.clone());
         self.account_key("initech", None, key).await;
-        let key = wanted("Restricted, child", "sk_test").verified_with(inside);
+        let key = spec("Restricted, child", "sk_test").verified_with(inside);
         self.account_key("initech", Some("Restricted, root"), key)
             .await;
-        let key = wanted("Restricted, outside its networks", "pk_live")
+        let key = spec("Restricted, outside its networks", "pk_live")
             .verified_with(json!({"client_ip": "10.0.0.1"}));
         self.account_key("initech", Some("Restricted, root"), key)
             .await;
         self.account_key(
             "initech",
             None,
-            wanted("Expired, root", "sk_test").with(json!({"expiresAt": soon})),
+            spec("Expired, root", "sk_test").with(json!({"expiresAt": soon})),
         )
         .await;
         self.account_key(
             "initech",
             Some("Expired, root"),
-            wanted("Expired, child", "sk_test"),
+            spec("Expired, child", "sk_test"),
         )
         .await;
 
         self.account_key(
             "hooli:eu@example.com",
             None,
-            wanted("Secret of another account", "sk_live"),
+            spec("Secret of another account", "sk_live"),
         )
         .await;
-        let child = wanted("Publishable of another account", "pk_live");
+        let child = spec("Publishable of another account", "pk_live");
         self.account_key(
             "hooli:eu@example.com",
             Some("Secret of another account"),
@@ -592,28 +569,28 @@ impl Filling<'_> {
         .await;
     }
 
-    /// Trees of which release 0.1.0 had revoked only the upper part when it crashed: it wrote one transaction for the key whose
-    /// revocation was requested, and further ones for its descendants, one level after the other.
+    /// Trees that release 0.1.0 had only partly revoked when it crashed: it revoked the requested
+    /// key in one transaction, and its descendants in further transactions, level by level.
     async fn interrupted_revocations(&mut self) {
         for (tree, levels_revoked) in [("Crashed at once", 1), ("Crashed later", 2)] {
             let name = |part: &str| format!("{tree}, {part}");
             let (root, child, twin) = (name("root"), name("child"), name("second child"));
             let (grandchild, leaf) = (name("grandchild"), name("leaf"));
             let mut levels = vec![vec![
-                self.account_key("initech", None, wanted(&root, "sk_live"))
+                self.account_key("initech", None, spec(&root, "sk_live"))
                     .await,
             ]];
             let first = self
-                .account_key("initech", Some(&root), wanted(&child, "sk_live"))
+                .account_key("initech", Some(&root), spec(&child, "sk_live"))
                 .await;
             levels.push(vec![
                 first,
-                self.account_key("initech", Some(&root), wanted(&twin, "pk_live"))
+                self.account_key("initech", Some(&root), spec(&twin, "pk_live"))
                     .await,
             ]);
-            self.account_key("initech", Some(&child), wanted(&grandchild, "sk_test"))
+            self.account_key("initech", Some(&child), spec(&grandchild, "sk_test"))
                 .await;
-            self.account_key("initech", Some(&grandchild), wanted(&leaf, "pk_test"))
+            self.account_key("initech", Some(&grandchild), spec(&leaf, "pk_test"))
                 .await;
 
             levels.truncate(levels_revoked);
@@ -624,7 +601,7 @@ impl Filling<'_> {
         }
     }
 
-    /// Revokes the rows of these keys with their audit entries, and nothing else.
+    /// Revokes only the rows of these keys, with their audit entries.
     async fn revoke_rows(&self, account: &str, ids: Vec<String>, reason: Option<&'static str>) {
         self.app.clock.advance(Duration::from_secs(1));
         let (state, now) = (self.app.running().state(), self.app.clock.now());
@@ -637,8 +614,8 @@ impl Filling<'_> {
             .change(Owner::from(&account.clone()), move |tx| {
                 let mut writer = tx.account(&account);
                 for id in &ids {
-                    let id: KeyId = id.parse().expect("the ID of a key");
-                    let mut key = writer.lock_key(&Family::ALL, &id)?.expect("that key");
+                    let id: KeyId = id.parse().expect("a key ID");
+                    let mut key = writer.lock_key(&Family::ALL, &id)?.expect("the key exists");
                     (key.revoked_at, key.revoked_reason) = (Some(now), reason.map(str::to_owned));
                     writer.save_key(&key)?;
                     writer.append(Draft {
@@ -692,18 +669,18 @@ impl Filling<'_> {
     }
 
     async fn idempotency_record(&mut self) -> FixtureRecord {
-        let wanted = wanted("Commerce by a repeatable request", "ck_live");
-        let letter = self.next_letter(wanted.kind);
+        let spec = spec("Commerce by a repeatable request", "ck_live");
+        let letter = self.next_letter(spec.kind);
         let record = FixtureRecord {
             account: "acme".to_owned(),
             idempotency_key: "an example of an Idempotency-Key".to_owned(),
-            body: json!({"name": wanted.name}),
-            created: wanted.name.to_owned(),
+            body: json!({"name": spec.name}),
+            created: spec.name.to_owned(),
         };
         let call = self.app.post(COMMERCE_KEYS, record.body.clone());
         let call = call.header("idempotency-key", &record.idempotency_key);
         let reply = self.call(call, &self.app.merchant("acme")).await;
-        self.note("acme", &wanted, letter, COMMERCE_KEYS, &reply.json());
+        self.record("acme", &spec, letter, COMMERCE_KEYS, &reply.json());
         record
     }
 
@@ -733,7 +710,7 @@ impl Filling<'_> {
         sessions
     }
 
-    /// Notes how this release judges and shows every key.
+    /// Records the expected response of this release for every key.
     async fn note_expectations(&mut self) {
         let service = self.app.service();
         let request = |key: &FixtureKey| {
@@ -747,7 +724,7 @@ impl Filling<'_> {
         let mut revoked: Vec<String> = Vec::new();
         for (key, (code, verified)) in self.keys.iter_mut().zip(results) {
             (key.code, key.verified) = (code, verified);
-            // Parents come before their children.
+            // Parents are in the list before their children.
             if key
                 .parent
                 .as_ref()
@@ -802,7 +779,7 @@ impl Filling<'_> {
 }
 
 async fn fill(app: &App, next: Next) -> Fixture {
-    let mut filling = Filling {
+    let mut filling = Filler {
         app,
         next,
         keys: Vec::new(),
@@ -819,7 +796,7 @@ async fn fill(app: &App, next: Next) -> Fixture {
     let opened_at = jiff::Timestamp::from_second(START + OPENED_AFTER).expect("a time");
     assert!(
         app.clock.now() < opened_at - jiff::SignedDuration::from_mins(20),
-        "a second for each request is too long"
+        "the requests advanced the clock too far"
     );
     app.clock.set(opened_at);
     filling.note_expectations().await;
@@ -836,7 +813,7 @@ async fn fill(app: &App, next: Next) -> Fixture {
     }
 }
 
-/// A line for each field, and in lists for each item, so that a diff shows what is different.
+/// One line for each field and each item of a list, for readable diffs.
 fn printed(fixture: &Fixture) -> String {
     let fields = serde_json::to_value(fixture).expect("JSON");
     let fields = fields
