@@ -157,7 +157,7 @@ impl Subscriber {
             .outcome
     }
 
-    async fn asks(&self, n: usize) -> bool {
+    async fn looks_up(&self, n: usize) -> bool {
         let before = self.link.0.finds.load(Ordering::SeqCst);
         let _ = self.verifier.verify(&text(n), &Need::default()).await;
         self.link.0.finds.load(Ordering::SeqCst) > before
@@ -190,10 +190,10 @@ impl Subscriber {
 async fn a_subscriber_answers_from_its_own_memory() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert!(far.asks(0).await);
+    assert!(far.looks_up(0).await);
     for _ in 0..10 {
         sleep(LEASE / 2).await;
-        assert!(!far.asks(0).await, "a lease follows upon the other");
+        assert!(!far.looks_up(0).await, "a lease follows upon the other");
         assert_eq!(far.outcome(0).await, Ok(()));
     }
     assert_eq!(world.source.finds(), 1, "the replica asked its source once");
@@ -206,7 +206,7 @@ async fn what_a_replica_remembers_is_not_asked_of_its_source_for_a_subscriber() 
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(far.outcome(0).await, Ok(()));
-    assert!(!far.asks(0).await);
+    assert!(!far.looks_up(0).await);
     assert_eq!(world.source.finds(), 1);
 }
 
@@ -216,7 +216,7 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for (n, revoker) in [&world.one, &other].into_iter().enumerate() {
-        assert_eq!((far.outcome(n).await, far.asks(n).await), (Ok(()), false));
+        assert_eq!((far.outcome(n).await, far.looks_up(n).await), (Ok(()), false));
         sleep(Duration::from_millis(10)).await;
         let (seq, since) = world.revoke(n);
         world.one.verifier.notify(); // as a NOTIFY would
@@ -307,10 +307,10 @@ async fn the_lease_of_a_subscriber_ends_no_later_than_its_replicas() {
         if lower.is_zero() {
             break;
         }
-        assert!(!far.asks(0).await);
+        assert!(!far.looks_up(0).await);
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(far.asks(0).await);
+    assert!(far.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -451,7 +451,7 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     for to in [1, 0, 1] {
         far.link.0.to.store(to, Ordering::SeqCst);
         sleep(LEASE).await;
-        assert!(!far.asks(0).await);
+        assert!(!far.looks_up(0).await);
     }
     assert_eq!(far.verifier.stats().resets, 0);
     // The one it left goes by the lease it granted last; the other one is answered at once.
@@ -462,7 +462,7 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     other.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     assert_eq!(
-        (far.outcome(0).await, far.asks(1).await),
+        (far.outcome(0).await, far.looks_up(1).await),
         (Err(Denial::Revoked), false)
     );
 }
@@ -483,7 +483,7 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
         Ok(()),
         "the change is not settled yet"
     );
-    assert!(far.asks(0).await, "it was not remembered");
+    assert!(far.looks_up(0).await, "it was not remembered");
     other.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
@@ -765,7 +765,7 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
-    assert_eq!((far.verifier.stats().resets, far.asks(0).await), (0, false));
+    assert_eq!((far.verifier.stats().resets, far.looks_up(0).await), (0, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -778,7 +778,7 @@ async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves
     let ids = [one.verifier.id(), other.verifier.id()];
     assert!(ids[0] != ids[1] && !ids.contains(&shared), "{ids:?}");
     for far in [&one, &other] {
-        assert_eq!((far.outcome(0).await, far.asks(0).await), (Ok(()), false));
+        assert_eq!((far.outcome(0).await, far.looks_up(0).await), (Ok(()), false));
     }
     assert_eq!(world.one.verifier.stats().subscribers, 2);
 
