@@ -172,7 +172,9 @@ impl World {
         let database = self.database.lock().unwrap();
         (
             database.position.seq,
-            !changed.iter().any(|changed| database.revoked.contains(changed)),
+            !changed
+                .iter()
+                .any(|changed| database.revoked.contains(changed)),
         )
     }
 

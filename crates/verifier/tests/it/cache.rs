@@ -356,7 +356,11 @@ async fn service_keys_are_cached_and_evicted() {
     let unknown = format!("tks_{}", "c".repeat(32));
     assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
     assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
-    assert_eq!(world.source.finds(), 4, "an unknown service key is not cached");
+    assert_eq!(
+        world.source.finds(),
+        4,
+        "an unknown service key is not cached"
+    );
 
     world.source.revoke_service_key(id);
     one.wait_until_all_propagated().await.unwrap();

@@ -157,7 +157,11 @@ async fn waiting_look_ups_of_two_clients_are_served_in_turn() {
     let finds = world.source.finds();
     drop(held);
     let (outcome, finds_until) = late.await.unwrap();
-    assert_eq!(outcome, Ok(Ok(())), "another look-up loses its place in the queue");
+    assert_eq!(
+        outcome,
+        Ok(Ok(())),
+        "another look-up loses its place in the queue"
+    );
     assert!(
         finds_until - finds <= 6,
         "it waits for {} of 20 look-ups",
@@ -184,11 +188,7 @@ async fn look_ups_and_queue_are_bounded_during_a_flood() {
         "half of the look-ups of clients, which are half of all"
     );
     let rejected = flood.iter().filter(|look_up| look_up.is_finished()).count();
-    assert_eq!(
-        rejected,
-        1000 - 4 - 20,
-        "all others fail immediately"
-    );
+    assert_eq!(rejected, 1000 - 4 - 20, "all others fail immediately");
 
     // A cached key is verified immediately. A look-up of another key fails, because the queue is full.
     let before = world.clock.elapsed();

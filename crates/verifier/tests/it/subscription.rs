@@ -190,7 +190,10 @@ async fn subscriber_verifies_from_its_own_cache() {
     assert!(far.looks_up(0).await);
     for _ in 0..10 {
         sleep(LEASE / 2).await;
-        assert!(!far.looks_up(0).await, "leases follow each other without a gap");
+        assert!(
+            !far.looks_up(0).await,
+            "leases follow each other without a gap"
+        );
         assert_eq!(far.outcome(0).await, Ok(()));
     }
     assert_eq!(
@@ -217,7 +220,10 @@ async fn change_waits_briefly_until_the_subscriber_applies_it() {
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for (n, revoker) in [&world.one, &other].into_iter().enumerate() {
-        assert_eq!((far.outcome(n).await, far.looks_up(n).await), (Ok(()), false));
+        assert_eq!(
+            (far.outcome(n).await, far.looks_up(n).await),
+            (Ok(()), false)
+        );
         sleep(Duration::from_millis(10)).await;
         let (seq, since) = world.revoke(n);
         world.one.verifier.notify(); // as a NOTIFY would
@@ -279,7 +285,10 @@ async fn change_waits_for_the_lease_of_a_paused_subscriber() {
                 }
             }
         }
-        assert!(allowed > 0, "it verified from the cache until its lease ended");
+        assert!(
+            allowed > 0,
+            "it verified from the cache until its lease ended"
+        );
         assert_eq!(
             paused
                 .verify(&text(0), &Need::default())
@@ -766,7 +775,10 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
-    assert_eq!((far.verifier.stats().resets, far.looks_up(0).await), (0, false));
+    assert_eq!(
+        (far.verifier.stats().resets, far.looks_up(0).await),
+        (0, false)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -779,7 +791,10 @@ async fn processes_that_share_an_id_take_new_ids() {
     let ids = [one.verifier.id(), other.verifier.id()];
     assert!(ids[0] != ids[1] && !ids.contains(&shared), "{ids:?}");
     for far in [&one, &other] {
-        assert_eq!((far.outcome(0).await, far.looks_up(0).await), (Ok(()), false));
+        assert_eq!(
+            (far.outcome(0).await, far.looks_up(0).await),
+            (Ok(()), false)
+        );
     }
     assert_eq!(world.one.verifier.stats().subscribers, 2);
 
