@@ -221,8 +221,8 @@ impl HttpSource {
         }
     }
 
-    /// Returns the failure of a poll without IDs. The next poll has IDs again, because the server may have been upgraded,
-    /// unless it did respond.
+    /// Returns the failure of a poll without IDs. Except after an unreadable response, the next poll has IDs again: the
+    /// server may have been upgraded.
     fn without_ids(&self, error: &Error) -> Failure {
         let failure = self.log.failure(error);
         if failure != Failure::Unreadable {
