@@ -280,7 +280,6 @@ where
     }
 }
 
-/// The parts of a request that the guard reads.
 struct RequestParts<'a> {
     request: &'a HttpRequest,
     headers: HttpHeaders<'a>,

@@ -365,7 +365,6 @@ where
     }
 }
 
-/// The parts of a request that the guard reads.
 struct RequestParts<'a> {
     method: &'a Method,
     uri: &'a Uri,

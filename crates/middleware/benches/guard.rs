@@ -29,7 +29,6 @@ impl Headers for Presenting {
     }
 }
 
-/// Returns a guard that has cached that key.
 async fn warm(keys: &TestKeys, key: &str) -> Guard {
     let guard = keys.caching_guard().await.expect("a guard");
     while guard.stats().lease_left.is_zero() {

@@ -26,7 +26,6 @@ pub(crate) enum Verifiers {
     Memory(Verifier<MemorySource>),
 }
 
-/// Evaluates an expression with the verifier of either variant.
 macro_rules! each {
     ($verifiers:expr, $verifier:ident => $expression:expr) => {
         match $verifiers {
@@ -38,7 +37,6 @@ macro_rules! each {
 }
 
 impl Verifiers {
-    /// Reserves a use of a cached key; `None` if the key is not cached.
     fn reserve_cached(&self, key: &str, need: &Need<'_>) -> Option<Result<Reservation, Verdict>> {
         each!(self, verifier => verifier.reserve_cached(key, need))
     }

@@ -22,7 +22,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) struct Background {
     runtime: Handle,
     stop: watch::Sender<bool>,
-    /// The sender is dropped when the thread ends.
     ended: watch::Receiver<()>,
     subscription: Arc<Mutex<Option<JoinHandle<()>>>>,
 }

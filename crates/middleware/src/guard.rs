@@ -30,7 +30,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The time limit for one response while connecting.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
-/// The pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Authorizes requests. Cheap to clone; clones share one subscription and one cache, which end with the last clone or with
@@ -58,7 +57,6 @@ pub(crate) struct Policy {
     pub(crate) warnings: Warnings,
 }
 
-/// The warnings about requests, and limits for them.
 pub(crate) struct Warnings {
     started: Instant,
     unreadable_hop: LogLimit,
@@ -447,7 +445,6 @@ impl GuardBuilder {
         })))
     }
 
-    /// Returns the scopes that routes can require.
     pub(crate) fn catalogue(&self) -> Result<Catalogue, ConnectError> {
         let mut catalogue = Catalogue::default();
         for name in &self.scopes {
@@ -534,7 +531,6 @@ async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
     }
 }
 
-/// The parts of a guard that has not started yet.
 struct Prepared {
     client: Client,
     settings: Settings,

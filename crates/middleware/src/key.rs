@@ -240,7 +240,6 @@ impl VerifiedKey {
         Some(self.0.reservation.decide_further(&need))
     }
 
-    /// Rejects the request unless the decision allows it.
     fn rejected_unless(
         &self,
         decision: Option<Result<(), Denial>>,

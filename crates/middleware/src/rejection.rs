@@ -33,7 +33,6 @@ pub enum RejectionForm {
     Grpc,
 }
 
-/// How a guard formats its rejections.
 pub(crate) struct RejectionSettings {
     pub(crate) realm: String,
     pub(crate) format: Option<Arc<Format>>,
@@ -279,7 +278,6 @@ impl Rejection {
     }
 }
 
-/// Encodes a `grpc-message`.
 fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
@@ -290,7 +288,6 @@ fn percent_encoded(text: &str) -> String {
     })
 }
 
-/// Returns the fields `RateLimit-Policy` and `RateLimit`.
 pub(crate) fn rate_fields(
     rate: &RateStatus,
     retry_after_seconds: Option<u32>,

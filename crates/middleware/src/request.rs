@@ -30,7 +30,6 @@ pub struct RequestHead<'a> {
 }
 
 impl<'a> RequestHead<'a> {
-    /// Returns all values of a header.
     pub(crate) fn all(&self, name: &str) -> Vec<&'a [u8]> {
         let mut values = Vec::new();
         self.headers.each(&mut |own, value| {

@@ -68,18 +68,14 @@ struct Log {
     older_release: LogLimit,
 }
 
-/// What a failed request means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
-    /// The server does not respond.
     NoResponse,
-    /// The server rejects the request.
     Rejected,
     /// The server, or a proxy in front of it, responds that it is unavailable.
     Unavailable,
     /// This release cannot read the response, or the server cannot read its data.
     Unreadable,
-    /// Another process uses the subscriber ID.
     SharedId,
 }
 
@@ -118,7 +114,6 @@ impl Log {
         limit.allows(self.started.elapsed())
     }
 
-    /// Returns the meaning of an error, and logs it.
     fn failure(&self, error: &Error) -> Failure {
         match (error.kind(), error.status()) {
             (ErrorKind::Refused, Some(401 | 403)) => {
@@ -232,7 +227,6 @@ impl HttpSource {
     }
 }
 
-/// Whether the error means that the server's release does not know poll IDs.
 fn rejects_poll_ids(error: &Error) -> bool {
     let is_about_ids = |pointer: &str| matches!(pointer, "/poll_id" | "/previous_poll_ids");
     error.is_validation()

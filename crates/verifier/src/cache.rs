@@ -99,7 +99,6 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// The bounds of the cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// The most keys.
@@ -580,7 +579,6 @@ impl Cache {
         self.state().subscribers.end()
     }
 
-    /// Returns the number of subscribers that hold a lease at `elapsed`.
     pub(crate) fn subscribers(&self, elapsed: u64) -> usize {
         self.state().subscribers.len(elapsed)
     }
@@ -593,7 +591,6 @@ impl Cache {
         self.keys.len()
     }
 
-    /// Returns the estimated bytes of the entries and the rate limits.
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();
         state.shares.held() + state.limiters.bytes()

@@ -186,7 +186,6 @@ impl Limiters {
     /// The maximum number of limiters that are scanned to find one to drop, so that the work of one cache miss is bounded.
     const SCANNED: usize = 32;
 
-    /// Creates limiters of at most `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             all: BTreeMap::new(),
@@ -195,7 +194,6 @@ impl Limiters {
         }
     }
 
-    /// Returns the estimated bytes of all limiters.
     pub(crate) fn bytes(&self) -> usize {
         self.shares.held()
     }

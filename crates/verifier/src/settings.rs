@@ -52,7 +52,6 @@ impl Settings {
         self.max_bytes.max(Self::MIN_BYTES) / 16
     }
 
-    /// The bounds of the cache.
     pub(crate) fn cache(&self) -> cache::Bounds {
         let entry_bytes = self.max_bytes / 16 * 9;
         cache::Bounds {

@@ -36,7 +36,6 @@ struct Share<T> {
 }
 
 impl<T: Default> Shares<T> {
-    /// Creates shares of `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
@@ -51,7 +50,6 @@ impl<T: Default> Shares<T> {
         self.max / PARTS
     }
 
-    /// Returns the bytes that all accounts hold.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
@@ -63,7 +61,6 @@ impl<T: Default> Shares<T> {
             .map(|(id, _)| id.clone())
     }
 
-    /// Returns the value of an account that holds bytes.
     pub(crate) fn get_mut(&mut self, account: &AccountId) -> Option<&mut T> {
         self.accounts.get_mut(account).map(|share| &mut share.value)
     }
@@ -93,7 +90,6 @@ impl<T: Default> Shares<T> {
         (most > (self.held + bytes) / accounts.clamp(1, PARTS)).then(|| id.clone())
     }
 
-    /// Returns the account that holds the most bytes, and how many.
     pub(crate) fn heaviest(&self) -> Option<(&AccountId, usize)> {
         self.by_bytes
             .last()

@@ -160,7 +160,6 @@ struct State {
     unreadable: HashSet<Digest>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
-    /// The number of renewals of all verifiers.
     renewals: u64,
     finds: u64,
 }

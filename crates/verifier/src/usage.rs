@@ -71,9 +71,7 @@ const ROW: usize = (size_of::<RowKey>() + size_of::<Sum>()) * 3 / 2;
 /// The maximum bytes that wait to be taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Of tallies.
     pub(crate) tally_bytes: usize,
-    /// Of rows that were put back.
     pub(crate) row_bytes: usize,
 }
 
@@ -139,13 +137,11 @@ impl Ledger {
         }
     }
 
-    /// Returns the number of tallies and rows that wait to be taken.
     pub(crate) fn len(&self) -> usize {
         let waiting = self.waiting();
         waiting.tallies + waiting.rows.len()
     }
 
-    /// Returns the estimated bytes that wait to be taken.
     pub(crate) fn bytes(&self) -> usize {
         let waiting = self.waiting();
         waiting.queues.held() + waiting.rows.len() * ROW
@@ -198,7 +194,6 @@ impl Ledger {
         merged.rows
     }
 
-    /// Puts back counts that could not be stored.
     pub(crate) fn restore(&self, rows: Vec<Usage>) {
         let mut waiting = self.waiting();
         for Usage {

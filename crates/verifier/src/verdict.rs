@@ -20,7 +20,6 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Returns the verdict for an unknown key.
     pub(crate) fn unknown() -> Self {
         Self {
             outcome: Err(Denial::UnknownKey),

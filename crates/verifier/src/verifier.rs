@@ -442,7 +442,6 @@ struct Decision {
 }
 
 impl Decision {
-    /// Decides without applying the rate limits.
     fn without_rate(entry: &Entry, need: &Need<'_>, now: Timestamp) -> Self {
         Self {
             outcome: decide(&entry.record, need, now).map(|_| ()),

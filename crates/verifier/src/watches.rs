@@ -15,7 +15,6 @@ struct Watched {
     changed: watch::Sender<()>,
 }
 
-/// The keys that are watched.
 #[derive(Debug)]
 pub(crate) struct Watches {
     by_key: HashMap<KeyId, Watched>,
@@ -45,7 +44,6 @@ impl Watches {
         watched.changed.subscribe()
     }
 
-    /// Notifies the watchers of the keys that the change may affect.
     pub(crate) fn notify(&self, changed: &Changed) {
         match changed {
             Changed::Key(id) => self.by_key.get(id).into_iter().for_each(Watched::notify),

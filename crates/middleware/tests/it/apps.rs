@@ -7,7 +7,6 @@ use tollkey_middleware::{
     Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey,
 };
 
-/// Describes the key of a request.
 fn describe(key: &tollkey_middleware::VerifiedKey) -> String {
     let scopes: Vec<_> = key.scopes().map(Scope::as_str).collect();
     format!(
@@ -299,7 +298,6 @@ mod in_actix {
     }
 }
 
-/// Both applications, with one guard.
 pub struct Apps {
     http: Client,
     addresses: [(&'static str, SocketAddr); 2],
@@ -333,7 +331,6 @@ impl Apps {
         axum
     }
 
-    /// Returns the address of an application.
     pub fn address(&self, name: &str) -> SocketAddr {
         self.addresses
             .into_iter()

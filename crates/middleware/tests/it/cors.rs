@@ -20,7 +20,6 @@ enum Cors {
     Inside,
 }
 
-/// A request of a browser.
 #[derive(Debug, Clone)]
 struct BrowserRequest {
     method: &'static str,

@@ -23,7 +23,6 @@ fn limited(limit: i64) -> Option<RateLimit> {
     RateLimit::new(limit, 60).ok()
 }
 
-/// Returns the status and the code of a rejection.
 fn rejected(response: &AppResponse) -> (u16, String) {
     let body: serde_json::Value = serde_json::from_str(&response.body).expect("a problem");
     assert_eq!(body["status"], response.status);

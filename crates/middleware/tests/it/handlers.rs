@@ -5,7 +5,6 @@ use tollkey_middleware::{Denial, Guard, Merchant, testing::TestKeys};
 
 use crate::apps::{AppResponse, Apps};
 
-/// Returns the status and the code of a rejection.
 fn rejected(response: &AppResponse) -> (u16, String) {
     let body: serde_json::Value = serde_json::from_str(&response.body).expect("a problem");
     assert_eq!(response.header("cache-control"), Some("no-store"));

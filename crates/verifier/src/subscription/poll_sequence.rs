@@ -16,9 +16,7 @@ const LEAST_PREVIOUS: usize = 16;
 pub(crate) struct PollSequence {
     /// The polls that had a response and the times of the responses, the newest first.
     previous: VecDeque<(PollId, Duration)>,
-    /// When the last poll was sent.
     begun_at: Option<Duration>,
-    /// The longest lease that was ever granted.
     longest_lease: Duration,
     /// The poll that has no response so far.
     current: Option<PollId>,
@@ -27,7 +25,6 @@ pub(crate) struct PollSequence {
 }
 
 impl PollSequence {
-    /// Returns the usage of the current poll.
     pub(crate) fn usage(&self) -> &[Usage] {
         &self.usage
     }

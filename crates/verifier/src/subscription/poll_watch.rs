@@ -73,7 +73,6 @@ impl PollWatch {
                 .saturating_add(nanos(STALLED))
     }
 
-    /// Logs that this process does not run the subscription.
     pub(crate) fn log_stalled(&self, now: Duration) {
         if self.stalled.allows(now) {
             tracing::error!(

@@ -89,7 +89,6 @@ struct Subscriber {
     newest: Option<PollIds>,
     /// The poll whose usage was counted last.
     counted: Option<PollId>,
-    /// When its newest poll arrived.
     heard_at: u64,
 }
 
@@ -118,7 +117,6 @@ impl Subscriber {
     }
 }
 
-/// The subscribers of one verifier.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     known: HashMap<VerifierId, Subscriber>,
@@ -320,7 +318,6 @@ impl Subscribers {
             .min()
     }
 
-    /// Returns when the last lease of a subscriber ends.
     pub(crate) fn end(&self) -> Option<u64> {
         let subscribed = self
             .known
@@ -331,7 +328,6 @@ impl Subscribers {
             .max()
     }
 
-    /// Returns the number of subscribers with a lease at `now`.
     pub(crate) fn len(&mut self, now: u64) -> usize {
         self.with_lease(now).count()
     }

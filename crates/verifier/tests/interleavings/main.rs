@@ -147,7 +147,6 @@ impl World {
         Arc::new(world)
     }
 
-    /// Commits a change.
     fn revoke(&self, changed: Changed) {
         let mut database = self.database.lock().unwrap();
         database.position = Position {
@@ -233,7 +232,6 @@ impl World {
         }
     }
 
-    /// Whether the key is verified from the cache at `elapsed`.
     fn verifies(&self, key: u8, elapsed: u64) -> bool {
         self.cache.get(&digest(key), elapsed).is_some()
     }

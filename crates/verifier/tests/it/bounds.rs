@@ -102,7 +102,6 @@ impl World {
             .count()
     }
 
-    /// Evicts all keys of an account.
     async fn change(&self, name: &str) {
         self.source
             .change_all(Changed::Account(account(name)), |_| ());
@@ -110,7 +109,6 @@ impl World {
     }
 }
 
-/// Creates a key of one shape.
 type Shape = fn(usize) -> Record;
 
 #[tokio::test(start_paused = true)]

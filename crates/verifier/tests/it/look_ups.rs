@@ -46,7 +46,6 @@ fn client(address: &str) -> Requester {
     Requester::client(Some(address.parse().unwrap()))
 }
 
-/// Uses the default bounds.
 #[tokio::test(start_paused = true)]
 async fn unknown_keys_of_one_network_do_not_delay_other_clients() {
     let world = World::with(3, Settings::default()).await;

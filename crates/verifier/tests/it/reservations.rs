@@ -8,7 +8,6 @@ use tollkey_verifier::{Reservation, Unavailable, Verdict, testing::record};
 
 use crate::world::{LEASE, World, text};
 
-/// Returns the counts by outcome.
 fn counted(world: &World) -> BTreeMap<Option<&'static str>, u64> {
     let rows = world.one.verifier.take_usage();
     rows.into_iter()

@@ -38,7 +38,6 @@ struct Shared {
     /// Requests get neither a response nor an error.
     hangs: AtomicBool,
     finds: AtomicUsize,
-    /// The last poll that was sent.
     last_poll: Mutex<Option<Poll>>,
 }
 
@@ -118,7 +117,6 @@ impl Upstream for Link {
     }
 }
 
-/// A subscriber and the task that keeps its subscription.
 struct Subscriber {
     verifier: Verifier<Link>,
     link: Link,
@@ -160,7 +158,6 @@ impl Subscriber {
         self.link.0.finds.load(Ordering::SeqCst) > before
     }
 
-    /// Waits until a poll with usage has been sent.
     async fn until_poll_has_usage(&self) {
         while self
             .link
@@ -1013,7 +1010,6 @@ async fn stalled_subscription_is_logged_every_30_seconds() {
     }
 }
 
-/// Counts log lines of level ERROR.
 #[derive(Clone, Default)]
 struct Log(Arc<AtomicUsize>);
 

@@ -14,7 +14,6 @@ use crate::world::{World, text};
 
 const TODAY: i32 = (START / 86_400) as i32;
 
-/// Returns the counts by key, day and outcome.
 fn sums(rows: &[Usage]) -> BTreeMap<(String, i32, Option<&'static str>), u64> {
     let mut sums = BTreeMap::new();
     for row in rows {

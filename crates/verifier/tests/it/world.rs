@@ -41,7 +41,6 @@ impl World {
         Self { source, clock, one }
     }
 
-    /// Starts another verifier of the same source.
     pub(crate) async fn another(&self, id: u8) -> Running {
         Running::start(id, &self.source, &self.clock, Settings::default()).await
     }
@@ -55,7 +54,6 @@ impl World {
     }
 }
 
-/// A verifier and the task that keeps its lease.
 pub(crate) struct Running {
     pub(crate) verifier: Verifier<MemorySource>,
     shutdown: oneshot::Sender<()>,
@@ -87,7 +85,6 @@ impl Running {
         }
     }
 
-    /// Stops the verifier gracefully.
     pub(crate) async fn stop(self) -> Verifier<MemorySource> {
         self.shutdown.send(()).unwrap();
         self.task.await.unwrap();
@@ -117,7 +114,6 @@ impl Running {
         self.verify(n).await.outcome
     }
 
-    /// Returns whether verifying that key looks it up at the source.
     pub(crate) async fn looks_up(&self, n: usize) -> bool {
         let before = self.verifier.source().finds();
         self.verify(n).await;
