@@ -4,7 +4,7 @@
 //!
 //! | type | use |
 //! |---|---|
-//! | [`Tollkey`], [`require`] | the middleware around an application, and the one at a route |
+//! | [`Tollkey`], [`require`] | the middleware around routes, and further requirements of a route |
 //! | [`VerifiedKey`] | the key of a request, as an extractor |
 //! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
 //! | [`Requirement`], [`Merchant`] | what a route requires |
@@ -29,7 +29,7 @@ use actix_web::{
 use pin_project_lite::pin_project;
 pub use tollkey_middleware::*;
 
-/// Guards what it wraps.
+/// A middleware that authorizes the requests to the services that it wraps.
 #[derive(Debug, Clone)]
 pub struct Tollkey {
     guard: Guard,
@@ -38,7 +38,7 @@ pub struct Tollkey {
 }
 
 impl Tollkey {
-    /// Admits any key that may make the request.
+    /// Creates a middleware that admits any key whose own restrictions allow the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl Tollkey {
         }
     }
 
-    /// Requires this of every key.
+    /// Sets a requirement for all requests.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
         Self {
@@ -83,7 +83,6 @@ pub struct TollkeyService<S> {
     layer: Tollkey,
 }
 
-/// A future in a box.
 type Boxed<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>>>>;
 
 impl<S, B> Service<ServiceRequest> for TollkeyService<S>
@@ -102,8 +101,8 @@ where
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        // Almost always the key is cached. Then no future is boxed.
-        let checked = guard.check_cached(&Seen::of(request.request()).head(), requirement);
+        // The key is nearly always cached. Then no future is boxed.
+        let checked = guard.check_cached(&RequestParts::of(request.request()).head(), requirement);
         if let Some(checked) = checked {
             let stage = match checked {
                 Ok(admission) => {
@@ -121,26 +120,26 @@ where
         }
         let inner = Rc::clone(&self.inner);
         let Tollkey { guard, requirement } = self.layer.clone();
-        let asked = async move {
+        let looking_up = async move {
             let checked = guard
-                .check(&Seen::of(request.request()).head(), &requirement)
+                .check(&RequestParts::of(request.request()).head(), &requirement)
                 .await;
             let admission = match checked {
                 Ok(admission) => admission,
                 Err(rejection) => return Ok(reject(request, &rejection)),
             };
             admit(&mut request, &admission);
-            Ok(concluded(inner.call(request).await?, &admission))
+            Ok(conclude(inner.call(request).await?, &admission))
         };
         ResponseFuture {
-            stage: Stage::Asked {
-                future: Box::pin(asked),
+            stage: Stage::LookingUp {
+                future: Box::pin(looking_up),
             },
         }
     }
 }
 
-/// Passes the admission on with the request, and marks the header with the key as sensitive, so that nothing inside logs it.
+/// Adds the admission to the request, and marks the header with the key as sensitive, so that inner services do not log it.
 fn admit(request: &mut ServiceRequest, admission: &Admission) {
     if let Some(key) = admission.key() {
         // A constant needs no parsing.
@@ -166,11 +165,10 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<F, B> {
-        /// Decided from the cache,
         Rejected { response: Option<ServiceResponse<EitherBody<B>>> },
         Running { #[pin] future: F, admission: Admission },
-        /// or by the server.
-        Asked { future: Boxed<B> },
+        /// The look-up at the server, and the inner service after it.
+        LookingUp { future: Boxed<B> },
     }
 }
 
@@ -182,14 +180,14 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().stage.project() {
-            // A future that is polled after its end stays pending.
+            // A future that is polled after completion stays pending.
             StageProjection::Rejected { response } => response
                 .take()
-                .map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
+                .map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
             StageProjection::Running { future, admission } => Poll::Ready(
-                ready!(future.poll(context)).map(|response| concluded(response, admission)),
+                ready!(future.poll(context)).map(|response| conclude(response, admission)),
             ),
-            StageProjection::Asked { future } => future.as_mut().poll(context),
+            StageProjection::LookingUp { future } => future.as_mut().poll(context),
         }
     }
 }
@@ -200,8 +198,8 @@ impl<F, B> std::fmt::Debug for ResponseFuture<F, B> {
     }
 }
 
-/// Ends the request, and adds to the response what remains of the key's rate limit.
-fn concluded<B>(
+/// Counts the request, and adds the state of the key's rate limit to the response.
+fn conclude<B>(
     mut response: ServiceResponse<B>,
     admission: &Admission,
 ) -> ServiceResponse<EitherBody<B>> {
@@ -215,8 +213,8 @@ fn concluded<B>(
     response.map_into_left_body()
 }
 
-/// Requires more of the key that a [`Tollkey`] outside of it has admitted: scopes by name (`require("links:read")`,
-/// `require(["links:read", "events:read"])`), or a [`Requirement`].
+/// Returns a middleware with a further requirement for requests that an outer [`Tollkey`] has admitted: scopes by name
+/// (`require("links:read")`, `require(["links:read", "events:read"])`), or a [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> Require {
     Require(requirement.into())
 }
@@ -269,7 +267,10 @@ where
             .cloned()
             .ok_or_else(Rejection::unguarded);
         let allowed = admission.and_then(|admission| {
-            admission.require(&Seen::of(request.request()).head(), &self.requirement)
+            admission.require(
+                &RequestParts::of(request.request()).head(),
+                &self.requirement,
+            )
         });
         if let Err(rejection) = allowed {
             return Box::pin(ready(Ok(reject(request, &rejection))));
@@ -279,13 +280,12 @@ where
     }
 }
 
-/// A request as the guard reads it.
-struct Seen<'a> {
+struct RequestParts<'a> {
     request: &'a HttpRequest,
     headers: HttpHeaders<'a>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> RequestParts<'a> {
     fn of(request: &'a HttpRequest) -> Self {
         Self {
             request,

@@ -7,18 +7,18 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, time::timeout};
 
-/// How much of it is read and discarded: as much as nginx accepts by default (`client_max_body_size`).
+/// The maximum bytes to read and discard: nginx's default for `client_max_body_size`.
 const MAX_DISCARDED: usize = 1024 * 1024;
-/// And for how long.
+/// The time limit for reading.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads and discards what is still coming, within limits, while the response is sent. Without it the server closes the
-/// connection, and a client that is still sending, such as nginx, may see a reset instead of the response.
+/// Reads and discards the rest of the body, within limits, while the response is sent. Otherwise, the server closes the
+/// connection, and a client that is still sending, such as nginx, may get a reset instead of the response.
 pub(crate) fn discard<B>(headers: &HeaderMap, body: B)
 where
     B: Body<Data: Send, Error: Send> + Send + 'static,
 {
-    // A client that waits for 100 (Continue) sends no body after the response; reading it would invite it to.
+    // A client that waits for 100 (Continue) sends no body after the response. Reading the body would send the 100.
     if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;
     }

@@ -4,7 +4,7 @@
 //!
 //! | type | use |
 //! |---|---|
-//! | [`TollkeyLayer`], [`require`] | the layer around routes, and the one at a route |
+//! | [`TollkeyLayer`], [`require`] | the layer around routes, and further requirements of a route |
 //! | [`VerifiedKey`] | the key of a request, as an extractor |
 //! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
 //! | [`Requirement`], [`Merchant`] | what a route requires |
@@ -36,7 +36,7 @@ pub use tollkey_middleware::*;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Guards what is inside of it.
+/// A layer that authorizes the requests to the services inside of it.
 #[derive(Debug, Clone)]
 pub struct TollkeyLayer {
     guard: Guard,
@@ -46,7 +46,7 @@ pub struct TollkeyLayer {
 }
 
 impl TollkeyLayer {
-    /// Admits any key that may make the request.
+    /// Creates a layer that admits any key whose own restrictions allow the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl TollkeyLayer {
         }
     }
 
-    /// Requires this of every key.
+    /// Sets a requirement for all requests.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
         Self {
@@ -65,17 +65,17 @@ impl TollkeyLayer {
         }
     }
 
-    /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with HTTP status 200, as gRPC
-    /// clients expect them. A gRPC request is a `POST` over HTTP/2 whose content type is `application/grpc` or begins with
+    /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with HTTP status 200,
+    /// as gRPC clients expect. A gRPC request is a `POST` over HTTP/2 whose content type is `application/grpc` or begins with
     /// `application/grpc+`; any other request gets the usual response.
     ///
-    /// For layers around gRPC services alone: a proxy that decides by the HTTP status takes this rejection for a success.
+    /// Use this only around gRPC services: a proxy that reads the HTTP status would take the rejection for a success.
     #[must_use]
     pub fn grpc(self) -> Self {
         Self { grpc: true, ..self }
     }
 
-    /// The form in which a request is rejected. Without [`grpc`](Self::grpc) nothing in the request decides it.
+    /// Returns the form of a rejection. Without [`grpc`](Self::grpc), it does not depend on the request.
     fn form(&self, method: &Method, version: Version, headers: &HeaderMap) -> RejectionForm {
         let is_grpc = |value: &HeaderValue| {
             let value = value.as_bytes();
@@ -103,15 +103,14 @@ impl<S> Layer<S> for TollkeyLayer {
 
 /// The service of [`TollkeyLayer`].
 ///
-/// It is always ready: the inner service is asked whether it is ready only for requests that are admitted, so that no other
-/// request takes a permit of a limit in there.
+/// It is always ready. The inner service is polled for readiness only when a request is admitted, so that rejected requests
+/// do not take a permit of an inner limit.
 #[derive(Debug, Clone)]
 pub struct Tollkey<S> {
     inner: S,
     layer: TollkeyLayer,
 }
 
-/// A future in a box.
 type Boxed<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
 
 impl<S, B> Service<Request<B>> for Tollkey<S>
@@ -137,9 +136,9 @@ where
         let form = self
             .layer
             .form(request.method(), request.version(), request.headers());
-        // Almost always the key is cached. Then no future is boxed, and the service is not cloned.
+        // The key is nearly always cached. Then no future is boxed, and the service is not cloned.
         if let Some(checked) =
-            guard.check_cached(&Seen::of_request(&request).head(form), requirement)
+            guard.check_cached(&RequestParts::of_request(&request).head(form), requirement)
         {
             return match checked {
                 Ok(admission) => {
@@ -150,15 +149,15 @@ where
                 Err(rejection) => ResponseFuture::reject(rejection, request),
             };
         }
-        // A clone that is not ready yet: it takes no permit while the server is asked.
+        // The clone is not ready yet, so it holds no permit during the look-up.
         let mut inner = self.inner.clone();
         let TollkeyLayer {
             guard, requirement, ..
         } = self.layer.clone();
-        let asked = async move {
+        let looking_up = async move {
             let (mut parts, body) = request.into_parts();
             let admission = match guard
-                .check(&Seen::of(&parts).head(form), &requirement)
+                .check(&RequestParts::of(&parts).head(form), &requirement)
                 .await
             {
                 Ok(admission) => admission,
@@ -174,15 +173,15 @@ where
             Ok(conclude(response.into_response(), Some(&admission)))
         };
         ResponseFuture {
-            stage: Stage::Asked {
-                future: Box::pin(asked),
+            stage: Stage::LookingUp {
+                future: Box::pin(looking_up),
             },
             admission: None,
         }
     }
 }
 
-/// Marks the header with the key as sensitive, so that nothing inside of the layer logs it.
+/// Marks the header with the key as sensitive, so that inner services do not log it.
 fn hide_credential(headers: &mut HeaderMap, admission: &Admission) {
     if let Some(credential) = admission
         .key()
@@ -200,7 +199,7 @@ pin_project! {
     {
         #[pin]
         stage: Stage<S, B, S::Future, S::Error>,
-        // What ends with the response.
+        // Concluded with the response.
         admission: Option<Admission>,
     }
 }
@@ -208,13 +207,13 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<S, B, F, E> {
-        /// Rejected, or failed before it was called.
+        /// Rejected, or the inner service failed before the call.
         Done { outcome: Option<Result<Response, E>> },
-        /// Admitted while the inner service was not ready.
+        /// Admitted, but the inner service is not ready.
         Waiting { inner: S, request: Option<Request<B>> },
         Running { #[pin] future: F },
-        /// The server is asked, and everything that follows.
-        Asked { future: Boxed<E> },
+        /// The look-up at the server, and the inner service after it.
+        LookingUp { future: Boxed<E> },
     }
 }
 
@@ -222,7 +221,7 @@ impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>> + Clone,
 {
-    /// Calls the inner service, at once if it is ready.
+    /// Calls the inner service, immediately if it is ready.
     fn run(inner: &mut S, request: Request<B>, admission: Option<Admission>) -> Self {
         // If it is not ready, the poll of `Waiting` registers the waker.
         let stage = match inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
@@ -233,7 +232,7 @@ where
                 outcome: Some(Err(error)),
             },
             Poll::Pending => {
-                // The one that waits, and a clone in its place.
+                // The polled service waits; a clone replaces it.
                 let clone = inner.clone();
                 Stage::Waiting {
                     inner: std::mem::replace(inner, clone),
@@ -269,7 +268,7 @@ where
         let mut this = self.project();
         if let StageProjection::Waiting { inner, request } = this.stage.as_mut().project() {
             ready!(inner.poll_ready(context))?;
-            // Taken once: the stage is another one from here on.
+            // The request is taken only once, because the stage changes below.
             let Some(request) = request.take() else {
                 return Poll::Pending;
             };
@@ -284,8 +283,8 @@ where
                     this.admission.as_ref(),
                 )))
             }
-            StageProjection::Asked { future } => future.as_mut().poll(context),
-            // A future that is polled after its end stays pending.
+            StageProjection::LookingUp { future } => future.as_mut().poll(context),
+            // A future that is polled after completion stays pending.
             StageProjection::Done { outcome } => outcome.take().map_or(Poll::Pending, Poll::Ready),
             StageProjection::Waiting { .. } => Poll::Pending,
         }
@@ -298,7 +297,7 @@ impl<S: Service<Request<B>>, B> std::fmt::Debug for ResponseFuture<S, B> {
     }
 }
 
-/// Ends the request, and adds to the response what remains of the key's rate limit.
+/// Counts the request, and adds the state of the key's rate limit to the response.
 fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
     for (name, value) in admission.map(Admission::conclude).unwrap_or_default() {
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -310,8 +309,8 @@ fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
     response
 }
 
-/// Requires more of the key that a [`TollkeyLayer`] outside of it has admitted: scopes by name (`require("links:read")`,
-/// `require(["links:read", "events:read"])`), or a [`Requirement`].
+/// Returns a layer with a further requirement for requests that an outer [`TollkeyLayer`] has admitted: scopes by name
+/// (`require("links:read")`, `require(["links:read", "events:read"])`), or a [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> RequireLayer {
     RequireLayer(Arc::new(requirement.into()))
 }
@@ -331,7 +330,7 @@ impl<S> Layer<S> for RequireLayer {
     }
 }
 
-/// The service of [`require`]. It is always ready, as [`Tollkey`] is.
+/// The service of [`require`]. It is always ready, like [`Tollkey`].
 #[derive(Debug, Clone)]
 pub struct Require<S> {
     inner: S,
@@ -356,7 +355,7 @@ where
             .extensions()
             .get::<Admission>()
             .ok_or_else(Rejection::unguarded);
-        let head = Seen::of_request(&request);
+        let head = RequestParts::of_request(&request);
         match admission.and_then(|admission| {
             admission.require(&head.head(RejectionForm::default()), &self.requirement)
         }) {
@@ -366,15 +365,14 @@ where
     }
 }
 
-/// A request as the guard reads it.
-struct Seen<'a> {
+struct RequestParts<'a> {
     method: &'a Method,
     uri: &'a Uri,
     extensions: &'a Extensions,
     headers: HttpHeaders<'a>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> RequestParts<'a> {
     fn of(parts: &'a Parts) -> Self {
         let Parts {
             method,
@@ -402,7 +400,7 @@ impl<'a> Seen<'a> {
     }
 
     fn head(&self, form: RejectionForm) -> RequestHead<'_> {
-        // A prefix that a router has cut off is part of the path on the wire.
+        // The path as sent, with any prefix that a router has removed.
         let uri = self
             .extensions
             .get::<OriginalUri>()

@@ -1,8 +1,9 @@
-//! What a remembered key costs inside each framework, next to the verifier's own floor, to the same app
-//! without a layer, and to one whose layer does nothing: the framework's own price of a layer.
+//! Measures a request with a cached key in each framework, compared with the verifier alone (the floor), with the same app
+//! without a layer, and with a layer that does nothing.
 //!
-//! `cargo bench -p tollkey-middleware --bench guard`; what is aimed at: the layer costs at most twice the floor. The last lines say
-//! whether: criterion measures one thing after another, and a machine that is not one's own is at times half as fast.
+//! Run it with `cargo bench -p tollkey-middleware --bench guard`. The goal is that the layer costs at most twice the floor.
+//! The last lines print the ratio from interleaved runs: criterion measures one after another, and the speed of a shared
+//! machine varies by a factor of two.
 
 use std::{
     hint::black_box,
@@ -28,7 +29,6 @@ impl Headers for Presenting {
     }
 }
 
-/// A guard that remembers that key.
 async fn warm(keys: &TestKeys, key: &str) -> Guard {
     let guard = keys.caching_guard().await.expect("a guard");
     while guard.stats().lease_left.is_zero() {
@@ -46,15 +46,15 @@ async fn warm(keys: &TestKeys, key: &str) -> Guard {
     guard
 }
 
-/// So many of one thing, and how long they took.
+/// Runs one measured operation a number of times, and returns the time.
 type Run<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
 
 async fn time(times: u64, mut once: impl AsyncFnMut()) -> Duration {
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..times {
         once().await;
     }
-    begun.elapsed()
+    started.elapsed()
 }
 
 fn main() {
@@ -71,7 +71,7 @@ fn main() {
     let bearer = format!("Bearer {key}");
     let guard = runtime.block_on(warm(&keys, &key));
 
-    // The floor: the verifier alone, asked for the same.
+    // The floor: the verifier alone, with the same requirement.
     let verifier = runtime.block_on(async {
         let verifier = keys.verifier().await.expect("a verifier");
         tokio::spawn(verifier.clone().run(std::future::pending()));
@@ -123,7 +123,7 @@ fn main() {
     ));
 
     let bare = Router::new().route(PATH, get(async || "links"));
-    // What any layer costs there: a future in a box, a clone of what is inside.
+    // The cost of any layer: a boxed future and a clone of the inner service.
     let idle = bare.clone().layer(axum::middleware::from_fn(
         async |request, next: axum::middleware::Next| next.run(request).await,
     ));
@@ -142,12 +142,12 @@ fn main() {
                     let request = Request::get(PATH)
                         .header("authorization", bearer)
                         .body(Body::empty());
-                    let answer = app
+                    let response = app
                         .clone()
                         .call(request.expect("a request"))
                         .await
-                        .expect("an answer");
-                    assert_eq!(answer.status(), 200);
+                        .expect("a response");
+                    assert_eq!(response.status(), 200);
                 }))
             }),
         ));
@@ -189,8 +189,9 @@ fn main() {
     ratios(&mut runs);
 }
 
-/// Prints what a layer adds to an app, in floors: everything in turn, a millisecond each, so that what slows the machine slows all.
-#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+/// Prints the cost that the layer adds to an app, as a multiple of the floor. Runs all operations in turn for a millisecond
+/// each, so that a slow phase of the machine affects all of them.
+#[expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 fn ratios(runs: &mut [(&str, Run<'_>)]) {
     const ROUNDS: usize = 400;
     const TIMES: u64 = 500;

@@ -37,7 +37,7 @@ impl ResponseError for Rejection {
             StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::new(status);
         for (name, value) in rejected.headers {
-            // An application's own format may have set what is no header.
+            // The application's own format may have set an invalid header; it is left out.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::try_from(name), HeaderValue::try_from(value))
             {

@@ -1,4 +1,4 @@
-//! One request: the credential it presents, what it needs, and the decision.
+//! Authorizing a request: reading its credential, computing what it requires, and deciding.
 
 use std::{future::pending, sync::Arc};
 
@@ -21,12 +21,11 @@ use crate::{
 pub(crate) enum Verifiers {
     /// Subscribed to a server.
     Server(Verifier<HttpSource>),
-    /// Of keys declared in code.
+    /// With keys declared in code.
     #[cfg(feature = "test-util")]
     Memory(Verifier<MemorySource>),
 }
 
-/// The same expression for either.
 macro_rules! each {
     ($verifiers:expr, $verifier:ident => $expression:expr) => {
         match $verifiers {
@@ -38,7 +37,6 @@ macro_rules! each {
 }
 
 impl Verifiers {
-    /// Reserves a use of a cached key; `None` if the key has to be looked up.
     fn reserve_cached(&self, key: &str, need: &Need<'_>) -> Option<Result<Reservation, Verdict>> {
         each!(self, verifier => verifier.reserve_cached(key, need))
     }
@@ -57,7 +55,7 @@ impl Verifiers {
         })
     }
 
-    /// Waits until the key can no longer be used, on that runtime.
+    /// Spawns a task on `runtime` that waits until the key can no longer be used.
     fn until_unusable(&self, key: &Known, runtime: &Handle) -> JoinHandle<Denial> {
         let key = key.clone();
         each!(self, verifier => {
@@ -71,19 +69,19 @@ impl Verifiers {
     }
 }
 
-/// A request that was admitted: by which guard, and with which key.
+/// The admission of a request by a guard, with its key.
 #[derive(Debug, Clone)]
 pub struct Admission(Admitted);
 
 #[derive(Debug, Clone)]
 enum Admitted {
     With(VerifiedKey),
-    /// Where the key is optional and none was presented.
+    /// The key is optional and the request has none.
     WithoutKey(Guard, RejectionForm),
 }
 
 impl Admission {
-    /// The key; `None` where it is optional and none was presented.
+    /// Returns the key, or `None` if it is optional and the request has none.
     #[must_use]
     pub fn key(&self) -> Option<&VerifiedKey> {
         match &self.0 {
@@ -92,10 +90,10 @@ impl Admission {
         }
     }
 
-    /// The key, where the handler requires one.
+    /// Returns the key, for a handler that requires one.
     ///
     /// # Errors
-    /// The [`Rejection`] to respond with, where the key is optional and none was presented.
+    /// The [`Rejection`] to respond with, if the key is optional and the request has none.
     pub fn required_key(&self) -> Result<&VerifiedKey, Rejection> {
         match &self.0 {
             Admitted::With(key) => Ok(key),
@@ -103,8 +101,8 @@ impl Admission {
         }
     }
 
-    /// Requires more, inside of the layer. A rejection gives back what the request took from the key's rate limit, and is no
-    /// use of the key.
+    /// Checks a further requirement inside of the layer. A rejected request gives its use back to the key's rate limit and
+    /// does not count as a use.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
@@ -120,8 +118,8 @@ impl Admission {
         }
     }
 
-    /// Ends the request: it was a use of the key, unless it was rejected inside of the layer. Returns the headers that belong
-    /// into the response to a use, lower-case names and values.
+    /// Counts the request as a use of the key, unless it was rejected inside of the layer. Returns the lower-case names and
+    /// the values of the headers to add to the response.
     pub fn conclude(&self) -> Vec<(&'static str, String)> {
         match &self.0 {
             Admitted::With(key) if key.commit() => key.rate_limit_fields().collect(),
@@ -129,8 +127,8 @@ impl Admission {
         }
     }
 
-    /// Withdraws this admission if that guard is about to decide the same request again, as a layer inside of a layer
-    /// does: only the inner one counts.
+    /// Cancels this admission if `guard` is the same and authorizes the request again, as with nested layers: only the inner
+    /// layer counts.
     pub fn give_way_to(&self, guard: &Guard) {
         match &self.0 {
             Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.cancel(),
@@ -140,7 +138,7 @@ impl Admission {
 }
 
 impl Guard {
-    /// Authorizes a request, with a request to the server where its key is not cached.
+    /// Authorizes a request. Sends a request to the server if the key is not cached.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
@@ -160,9 +158,10 @@ impl Guard {
         self.admit(reserved, (header, key), merchant, requirement, request.form)
     }
 
-    /// [`check`](Self::check) without a request to the server. Returns `None`, and counts nothing, if it needs one.
+    /// Authorizes a request from the cache. Returns `None`, and counts nothing, if the key is not cached: call
+    /// [`check`](Self::check) then.
     ///
-    /// It saves a framework a boxed future for the request.
+    /// This saves a framework a boxed future per request.
     #[must_use]
     pub fn check_cached(
         &self,
@@ -189,12 +188,12 @@ impl Guard {
         let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
         match waiting.await {
             Ok(denial) => denial,
-            // The guard was shut down, and its key with it.
+            // The guard was shut down, so nothing can be reported any more.
             Err(_) => pending().await,
         }
     }
 
-    /// The key that a request presents and the header it is in; `None` where it is optional and none is presented.
+    /// Returns the key of a request and the name of its header, or `None` if the key is optional and the request has none.
     fn presented<'a>(
         &self,
         request: &RequestHead<'a>,
@@ -246,14 +245,14 @@ impl Guard {
                 let rejection = self.deny(denial, requirement, Some(&key), form);
                 Err(rejection.with_rate(rate, retry_after_seconds))
             }
-            // The form of the credential says more, and the same of every text with the form of a key.
+            // The problem depends only on the form of the credential, so all unknown keys get the same one.
             Err(_) => Err(self
                 .reject(Expected::ApiKey.problem(presented), form)
                 .because_of(Denial::UnknownKey)),
         }
     }
 
-    /// What the request needs of its key.
+    /// Returns what the request requires of its key.
     pub(crate) fn need<'a>(
         &self,
         request: &RequestHead<'a>,
@@ -281,7 +280,8 @@ impl Guard {
         })
     }
 
-    /// The part of it that is about the key alone; `None` for a scope that the guard does not know, which is logged.
+    /// Returns the requirements that do not depend on the request. `None` for a scope that the guard does not know, which is
+    /// logged.
     pub(crate) fn need_of_key<'a>(
         &self,
         requirement: &Requirement,
@@ -302,7 +302,7 @@ impl Guard {
         })
     }
 
-    /// For a requirement that the guard cannot check. Its cause is in the log.
+    /// Returns the rejection for a requirement that the guard cannot check. The cause has been logged.
     pub(crate) fn misconfigured(&self, form: RejectionForm) -> Rejection {
         let detail = "The route requires something unknown; its operator's log says what.";
         self.reject(Problem::new(ProblemCode::InvalidRequirement, detail), form)
@@ -332,7 +332,7 @@ impl Guard {
                     problem.missing_scopes = missing.cloned().collect();
                 }
             }
-            // Unless the verdict knows more.
+            // The default; `with_rate` sets the time of the verdict.
             Denial::RateLimited => problem.retry_after = Some(1),
             _ => {}
         }

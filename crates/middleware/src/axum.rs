@@ -1,4 +1,4 @@
-//! [`VerifiedKey`] and [`Rejection`] in axum, and in whatever else uses the crate `http`.
+//! [`VerifiedKey`] and [`Rejection`] in axum and in other frameworks that use the crate `http`.
 
 use axum_core::{
     body::Body,
@@ -10,9 +10,8 @@ use http::{Extensions, HeaderName, HeaderValue, StatusCode, request::Parts};
 use crate::{Admission, Rejection, VerifiedKey};
 
 impl VerifiedKey {
-    /// The key that a request was admitted with, from the request's extensions: where there are no extractors, as in tonic and
-    /// hyper. `None` where there is no Tollkey layer around, or where the key is [optional](crate::Requirement::optional) and
-    /// none was presented.
+    /// Returns the key from the extensions of a request, for frameworks without extractors such as tonic and hyper. `None`
+    /// without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and the request has none.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Option<Self> {
         extensions.get::<Admission>()?.key().cloned()
@@ -50,7 +49,7 @@ impl IntoResponse for Rejection {
         *response.status_mut() =
             StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         for (name, value) in rejected.headers {
-            // An application's own format may have set what is no header.
+            // The application's own format may have set an invalid header; it is left out.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::try_from(name), HeaderValue::try_from(value))
             {

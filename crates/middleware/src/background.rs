@@ -1,5 +1,5 @@
-//! The thread of a guard. Its subscription and its look-ups run there, whatever runtime the application's requests are on:
-//! a runtime that ends, or a worker that is blocked, takes neither of them along.
+//! The thread of a guard. Its subscription and its look-ups run there, independent of the runtimes of the application: they
+//! continue when such a runtime ends or a worker is blocked.
 
 use std::{
     io,
@@ -15,14 +15,13 @@ use tokio::{
     time::timeout,
 };
 
-/// How long the end of a subscription may take: a lease of the default length. Afterwards no revocation waits for this process.
+/// How long the end of a subscription may take: a lease of the default length. After that, no change waits for this process.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-/// A thread with a runtime, until it is [stopped](Background::stop) or dropped.
+/// A thread with a runtime. It ends when this is [stopped](Background::stop) or dropped.
 pub(crate) struct Background {
     runtime: Handle,
     stop: watch::Sender<bool>,
-    /// Its sender is dropped when the thread ends.
     ended: watch::Receiver<()>,
     subscription: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -31,7 +30,7 @@ impl Background {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the operating system gives no thread or no event queue.
+    /// If the operating system cannot create the thread or an event queue.
     pub(crate) fn start() -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = watch::channel(());
@@ -42,7 +41,7 @@ impl Background {
             .name("tollkey-guard".to_owned())
             .spawn(move || {
                 let _alive = alive;
-                // Built here: a runtime must not be dropped in another one, as it would be if there were no thread.
+                // The runtime is built in the thread, because a runtime must not be dropped inside another one.
                 let runtime = match Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(started.send(Err(error))),
@@ -63,7 +62,7 @@ impl Background {
                         ),
                     }
                 });
-                // A look-up of a host name may still hang in a thread of its own.
+                // A DNS look-up may still block another thread of the runtime.
                 runtime.shutdown_background();
             })?;
         let runtime = runtime
@@ -82,7 +81,7 @@ impl Background {
         &self.runtime
     }
 
-    /// Runs the subscription that `subscribe` makes of the future that says when it has to end.
+    /// Runs the subscription that `subscribe` returns. Its argument resolves when the subscription has to end.
     pub(crate) fn subscribe<F: Future<Output = ()> + Send + 'static>(
         &self,
         subscribe: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> F,
@@ -96,15 +95,15 @@ impl Background {
             .unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    /// Ends the subscription and the thread, and waits for that: no longer than a lease. Needs no runtime of the caller's.
+    /// Ends the subscription and the thread, and waits for both, for at most a lease. Does not need a runtime.
     pub(crate) async fn stop(&self) {
         self.stop.send_replace(true);
-        // An error says that the thread has ended; nothing is ever sent.
+        // Nothing is ever sent. An error means that the thread has ended.
         let _ = self.ended.clone().changed().await;
     }
 }
 
-/// Waits until the thread is to end: it was stopped, or the last clone of the guard was dropped.
+/// Waits until the thread has to end: it was stopped, or the last clone of the guard was dropped.
 async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }

@@ -24,20 +24,19 @@ use crate::{
     source::HttpSource,
 };
 
-/// How long [`GuardBuilder::connect`] tries.
+/// The default time limit of [`GuardBuilder::connect`].
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The longest that it can be told to try, so that a deadline can be computed from it.
+/// The longest time limit, so that the deadline does not overflow.
 const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long one response may take meanwhile,
+/// The time limit for one response while connecting.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
-/// and the pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Authorizes requests. Cheap to clone; clones share one subscription and one cache, which end with the last clone or with
 /// [`Guard::shutdown`].
 ///
-/// The subscription and all requests to the server run on a thread of the guard's own, so a guard can be connected in one
-/// runtime and used in others, and no blocked worker of the application holds them up.
+/// The subscription and all requests to the server run on a separate thread. A guard can be connected in one runtime and used
+/// in others, and a blocked worker of the application does not delay it.
 #[derive(Clone)]
 pub struct Guard(pub(crate) Arc<Inner>);
 
@@ -58,7 +57,6 @@ pub(crate) struct Policy {
     pub(crate) warnings: Warnings,
 }
 
-/// What is logged about requests, and how often.
 pub(crate) struct Warnings {
     started: Instant,
     unreadable_hop: LogLimit,
@@ -76,7 +74,7 @@ impl Default for Warnings {
 }
 
 impl Warnings {
-    /// Logs, once in 30 s, that a trusted proxy sends something that is not an IP address.
+    /// Logs, at most once in 30 s, that a trusted proxy sends a value that is not an IP address.
     pub(crate) fn unreadable_hop(&self) {
         if self.unreadable_hop.allows(self.started.elapsed()) {
             tracing::warn!(
@@ -96,23 +94,23 @@ impl Warnings {
     }
 }
 
-/// Why there is no guard. Its text includes the cause.
+/// The error of [`Guard::connect`] and [`GuardBuilder`]. Its message includes the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// A setting cannot be used.
+    /// A setting is invalid.
     #[error("{0}")]
     Settings(String),
     /// The HTTP client cannot be built.
     #[error("the HTTP client cannot be built: {0}")]
     Client(Error),
-    /// The operating system gives no thread or no random numbers.
+    /// The operating system cannot create a thread or random numbers.
     #[error("the guard cannot be started: {0}")]
     System(std::io::Error),
     /// The server rejects the service key.
     #[error("the server rejects the service key: {0}")]
     Rejected(Error),
-    /// The response is not that of a Tollkey server that has subscriptions.
+    /// The response is not from a Tollkey server with subscriptions.
     #[error("this is not a Tollkey server with subscriptions: {0}")]
     Incompatible(Error),
     /// The server did not respond within the limit.
@@ -121,7 +119,7 @@ pub enum ConnectError {
 }
 
 impl Guard {
-    /// Subscribes to the server at this URL with a service key (`tks_…`), and returns once keys are authorized from the cache.
+    /// Subscribes to the server at this URL with a service key (`tks_…`). Returns when keys are authorized from the cache.
     ///
     /// ```no_run
     /// # async fn example(service_key: String) -> Result<(), tollkey_middleware::ConnectError> {
@@ -143,19 +141,19 @@ impl Guard {
             .await
     }
 
-    /// A guard with other settings.
+    /// Returns a builder for a guard with other settings.
     pub fn builder() -> GuardBuilder {
         GuardBuilder::default()
     }
 
-    /// Ends the subscription: the last counts of usage are sent, and revocations no longer wait for this process. Call it
-    /// when the last request is done; requests that come later are rejected with 503. It takes a lease (3 s) at most.
-    /// Without it the same begins when the last clone is dropped, in the background.
+    /// Ends the subscription: sends the remaining usage, and revocations no longer wait for this process. Call it when the
+    /// last request is done; later requests are rejected with 503. It takes at most a lease (3 s). Without this call, the
+    /// subscription ends in the background when the last clone is dropped.
     pub async fn shutdown(&self) {
         self.0.background.stop().await;
     }
 
-    /// The state of the verifier: hits, misses, what is left of the lease.
+    /// Returns the state of the verifier, such as hits, misses and the remaining lease.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.verifiers().stats()
@@ -201,8 +199,8 @@ pub struct GuardBuilder {
     connect_limit: Option<Duration>,
 }
 
-/// IP ranges (CIDR) of proxies, from an array of texts, or a slice or vector of texts or of [`IpNet`]s. An empty list trusts
-/// no proxy.
+/// The IP ranges (CIDR) of proxies, from an array of strings, or from a slice or vector of strings or [`IpNet`]s. An empty
+/// list trusts no proxy.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Vec<String>);
 
@@ -232,7 +230,7 @@ impl<T: ToString> From<Vec<T>> for TrustedProxies {
 
 impl fmt::Debug for GuardBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URL, which is parsed later: a password may be in it.
+        // Without the URL, which may contain a password.
         f.debug_struct("GuardBuilder")
             .field("realm", &self.realm)
             .finish_non_exhaustive()
@@ -240,34 +238,34 @@ impl fmt::Debug for GuardBuilder {
 }
 
 impl GuardBuilder {
-    /// The URL of the server.
+    /// Sets the URL of the server.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// The service key (`tks_…`) to present to the server.
+    /// Sets the service key (`tks_…`) for requests to the server.
     pub fn service_key(mut self, key: impl Into<Secret>) -> Self {
         self.service_key = Some(key.into());
         self
     }
 
-    /// A client of the server to use in place of URL and service key. It presents the service key. The guard opens connections
-    /// of its own, unless the client was built with its own [`http_client`](tollkey_client::ClientBuilder::http_client): that
-    /// one must not be used on another runtime, and needs HTTP/2 keep-alive of its own to notice a silent connection.
+    /// Sets a client with a service key, instead of the URL and the service key. The guard opens new connections, unless the
+    /// client was built with an [`http_client`](tollkey_client::ClientBuilder::http_client). Such a client must not be used
+    /// on another runtime, and needs HTTP/2 keep-alive to detect a silent connection.
     pub fn client(mut self, client: Client) -> Self {
         self.client = Some(client);
         self
     }
 
-    /// Scopes besides the built-in ones that routes require: those of the server's `TOLLKEY_SCOPES`.
+    /// Sets the scopes that routes may require in addition to the built-in ones: those of the server's `TOLLKEY_SCOPES`.
     pub fn scopes(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.scopes = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// The headers that a key is read from, out of `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`; all three when
-    /// not set. No other header is read.
+    /// Sets the headers from which a key is read: `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`, or some of
+    /// them. The default is all three. No other header can be used.
     pub fn credential_headers(
         mut self,
         names: impl IntoIterator<Item = impl Into<String>>,
@@ -276,7 +274,8 @@ impl GuardBuilder {
         self
     }
 
-    /// The proxies whose entry in `X-Forwarded-For` is trusted, as IP ranges; loopback when not set, none when empty.
+    /// Sets the IP ranges of the proxies whose entries in `X-Forwarded-For` are trusted. The default is loopback; an empty
+    /// list trusts no proxy.
     ///
     /// ```
     /// # use tollkey_middleware::Guard;
@@ -288,28 +287,29 @@ impl GuardBuilder {
         self
     }
 
-    /// Where a request names the merchant that it is about; the header `x-merchant-id` when not set.
+    /// Sets how the merchant of a request is determined. The default is the header `x-merchant-id`.
     pub fn merchant(mut self, merchant: Merchant) -> Self {
         self.merchant = Some(merchant);
         self
     }
 
-    /// What is cut once from the front of a path before it is compared with the routes of scoped and publishable keys:
-    /// literal segments, and `{name}` for any one segment, as in `/merchants/{merchant}`. `/api` when not set, nothing for `/`.
+    /// Sets the prefix that is removed once from a path before it is compared with the routes of scoped and publishable keys:
+    /// literal segments, and `{name}` for any segment, as in `/merchants/{merchant}`. The default is `/api`; `/` removes
+    /// nothing.
     pub fn route_base(mut self, base: impl Into<String>) -> Self {
         self.route_base = Some(base.into());
         self
     }
 
-    /// The realm in the challenge of a 401 (RFC 6750); `tollkey` when not set.
+    /// Sets the realm in the challenge of a 401 (RFC 6750). The default is `tollkey`.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// Formats rejections in the application's own way. The closure gets each response as it would be sent, and changes what it
-    /// likes: body, headers, and the status to another error's. Rejections by layers, by `require`, by the extractor and by
-    /// [`VerifiedKey::require`](crate::VerifiedKey::require) all go through it; those in gRPC form do not.
+    /// Sets a closure that formats rejections. It gets each response before it is sent, and can change the body, the headers
+    /// and the status to that of another error. It is called for rejections by layers, by `require`, by the extractor and by
+    /// [`VerifiedKey::require`](crate::VerifiedKey::require), but not for rejections in gRPC form.
     ///
     /// A status below 400 is not used, and `cache-control` stays `no-store`.
     ///
@@ -328,30 +328,30 @@ impl GuardBuilder {
         self
     }
 
-    /// How many bytes the cached keys, their rate limits and the counts of their usage take at most, as estimated; 256 MiB when
-    /// not set, 4 MiB at least. Accounts have fair shares of it; `docs/middleware.md` says how.
+    /// Sets the maximum estimated bytes of cached keys, rate limits and usage counts, at least 4 MiB. The default is 256 MiB.
+    /// Accounts have fair shares; see `docs/middleware.md`.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
         self
     }
 
-    /// How many keys are cached, within [`cache_bytes`](Self::cache_bytes); a million when not set.
+    /// Sets the maximum number of cached keys, within [`cache_bytes`](Self::cache_bytes). The default is a million.
     pub fn max_cached_keys(mut self, keys: usize) -> Self {
         self.max_cached_keys = Some(keys);
         self
     }
 
-    /// How long [`connect`](Self::connect) tries; ten seconds when not set, a year at most.
+    /// Sets the time limit of [`connect`](Self::connect), at most a year. The default is ten seconds.
     pub fn connect_limit(mut self, limit: Duration) -> Self {
         self.connect_limit = Some(limit);
         self
     }
 
-    /// The guard, once the server has responded and keys are authorized from the cache.
+    /// Connects to the server, and returns the guard when keys are authorized from the cache.
     ///
     /// # Errors
-    /// [`ConnectError`]: immediately when the server rejects the service key or is not a Tollkey server, and after the limit when
-    /// it does not respond.
+    /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after the time limit
+    /// if it does not respond.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
         let limit = self
             .connect_limit
@@ -363,7 +363,7 @@ impl GuardBuilder {
             .on_background(probe(prepared.client.clone(), deadline))
             .await??;
         let guard = prepared.start()?;
-        // Without a lease every request asks the server, which works as well.
+        // If there is no lease by the deadline, the guard works too: it looks up every key at the server.
         let subscribed = guard.clone();
         let leased = async move {
             while subscribed.stats().lease_left.is_zero() && Instant::now() < deadline {
@@ -374,7 +374,7 @@ impl GuardBuilder {
         Ok(guard)
     }
 
-    /// The guard immediately, whether or not the server responds: until it does, requests are rejected with 503.
+    /// Returns the guard immediately. Until the server responds, requests are rejected with 503.
     ///
     /// # Errors
     /// [`ConnectError::Settings`], [`ConnectError::Client`] and [`ConnectError::System`].
@@ -382,7 +382,7 @@ impl GuardBuilder {
         self.prepare()?.start()
     }
 
-    /// Everything a guard is made of, with all settings checked.
+    /// Validates all settings, and creates the parts of the guard.
     fn prepare(self) -> Result<Prepared, ConnectError> {
         let client = self.built_client()?;
         let defaults = Settings::default();
@@ -408,7 +408,7 @@ impl GuardBuilder {
 
     fn built_client(&self) -> Result<Client, ConnectError> {
         match (&self.client, &self.url, &self.service_key) {
-            // Connections belong to the runtime that opened them.
+            // Connections cannot be shared with another runtime.
             (Some(client), None, None) => {
                 client.with_new_connections().map_err(ConnectError::Client)
             }
@@ -425,7 +425,7 @@ impl GuardBuilder {
         }
     }
 
-    /// A guard over keys in memory. With `leased` it keeps a lease, as against a server.
+    /// Returns a guard with keys in memory. With `leased`, it keeps a lease, as with a server.
     #[cfg(feature = "test-util")]
     pub(crate) fn over(
         self,
@@ -445,7 +445,6 @@ impl GuardBuilder {
         })))
     }
 
-    /// The scopes that routes can require.
     pub(crate) fn catalogue(&self) -> Result<Catalogue, ConnectError> {
         let mut catalogue = Catalogue::default();
         for name in &self.scopes {
@@ -508,7 +507,7 @@ impl GuardBuilder {
     }
 }
 
-/// Asks the server for a key that does not exist until it responds, and whether it is the right one.
+/// Looks up a key that does not exist until the server responds, and checks that it is a Tollkey server.
 async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -532,7 +531,6 @@ async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
     }
 }
 
-/// A guard that has not begun yet.
 struct Prepared {
     client: Client,
     settings: Settings,
@@ -568,7 +566,7 @@ impl Prepared {
         })))
     }
 
-    /// Runs something on the thread of the guard: the client's connections live there.
+    /// Runs a future on the thread of the guard, which has the client's connections.
     async fn on_background<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,

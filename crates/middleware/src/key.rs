@@ -10,8 +10,8 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
 /// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
-/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does as soon as there
-/// is a response, or when the last clone is dropped.
+/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does when the
+/// handler responds, or when the last clone is dropped.
 #[derive(Clone)]
 pub struct VerifiedKey(Arc<Inner>);
 
@@ -48,72 +48,72 @@ impl VerifiedKey {
         self.0.reservation.key()
     }
 
-    /// The ID.
+    /// Returns the ID of the key.
     #[must_use]
     pub fn id(&self) -> String {
         self.record().key.id.to_string()
     }
 
-    /// The account that owns it.
+    /// Returns the ID of the account that owns the key.
     #[must_use]
     pub fn account_id(&self) -> &str {
         self.record().key.account_id.as_str()
     }
 
-    /// The application, for a key of an application.
+    /// Returns the ID of the application, for a key of an application.
     #[must_use]
     pub fn application_id(&self) -> Option<String> {
         self.record().key.application_id.map(|id| id.to_string())
     }
 
-    /// The name that it was given.
+    /// Returns the name of the key.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.record().key.name
     }
 
-    /// The family: commerce, application, secret or publishable.
+    /// Returns the family: commerce, application, secret or publishable.
     #[must_use]
     pub fn family(&self) -> Family {
         self.record().key.family
     }
 
-    /// Live or test.
+    /// Returns the mode: live or test.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.record().key.mode
     }
 
-    /// The scopes it satisfies, of those that this guard knows.
+    /// Returns the scopes that the key satisfies, of those that this guard knows.
     pub fn scopes(&self) -> impl Iterator<Item = &Scope> {
         self.0.guard.policy().catalogue.names(self.record().scopes)
     }
 
-    /// Whether it satisfies that scope.
+    /// Returns whether the key satisfies a scope.
     #[must_use]
     pub fn has_scope(&self, scope: &Scope) -> bool {
         self.scopes().any(|own| own == scope)
     }
 
-    /// The merchant that the request is about, where it names one. A key that is bound to merchants may be used for this one.
+    /// Returns the merchant that the request names, if any. The key may be used for it.
     #[must_use]
     pub fn merchant(&self) -> Option<&str> {
         self.0.merchant.as_deref()
     }
 
-    /// The merchants that it is bound to; `None` is any.
+    /// Returns the merchants that the key is restricted to, or `None` for all merchants.
     #[must_use]
     pub fn merchants(&self) -> Option<&[String]> {
         self.record().key.grants.merchants.as_deref()
     }
 
-    /// When it expires; `None` is never.
+    /// Returns when the key expires, or `None` if it does not expire.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.record().key.grants.expires_at
     }
 
-    /// The metadata that was attached to it. Parsed by each call: keep the result.
+    /// Returns the metadata of the key. Each call parses it, so store the result.
     #[must_use]
     pub fn metadata(&self) -> Option<Map<String, Value>> {
         self.record()
@@ -123,9 +123,10 @@ impl VerifiedKey {
             .map(tollkey_core::metadata::Metadata::object)
     }
 
-    /// Requires more of the key, in a handler: a mode, scopes, a merchant ([`Merchant::id`](crate::Merchant::id)). The client's
-    /// address and the route were authorized by the layer. A rejection takes nothing from the key's rate limit, and is no
-    /// use of the key; the handler returns it as its error. To ask without rejecting, see [`can`](Self::can).
+    /// Checks a further requirement in a handler: a mode, scopes, or a merchant ([`Merchant::id`](crate::Merchant::id)). The
+    /// layer has authorized the client IP address and the route. A rejected request takes nothing from the key's rate limit
+    /// and does not count as a use; the handler returns the rejection as its error. To check without rejecting, see
+    /// [`can`](Self::can).
     ///
     /// ```
     /// # use tollkey_middleware::{Merchant, Rejection, Requirement, VerifiedKey};
@@ -137,23 +138,24 @@ impl VerifiedKey {
     /// ```
     ///
     /// # Errors
-    /// The [`Rejection`] to respond with. A requirement whose merchant stands in the request cannot be checked here: it is
-    /// rejected, with an error in the log.
+    /// The [`Rejection`] to respond with. A requirement whose merchant is read from the request cannot be checked here: it is
+    /// rejected, and an error is logged.
     pub fn require(&self, requirement: impl Into<Requirement>) -> Result<(), Rejection> {
         let requirement = requirement.into();
         let decision = self.decide_here(&requirement);
         self.rejected_unless(decision, &requirement)
     }
 
-    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that continues either
-    /// way: it rejects nothing, and the request counts as a use of the key.
+    /// Returns whether [`require`](Self::require) would succeed. It does not reject the request, which still counts as a use
+    /// of the key.
     #[must_use]
     pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
         self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
-    /// Rejects the request with this denial, for a rule of the application: with the response that the layer would send. The
-    /// request counts as denied, and gives back what it took from the key's rate limit. With [`Denial::RateLimited`] the response asks to retry after a second.
+    /// Rejects the request because of a rule of the application. The response is the same as from the layer. The request
+    /// counts as denied, and its use is given back to the key's rate limit. With [`Denial::RateLimited`] the response has
+    /// `Retry-After: 1`.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.reservation.reject(denial);
@@ -166,9 +168,9 @@ impl VerifiedKey {
     }
 
     /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its application is
-    /// disabled. Returns which. For responses that continue after the request was authorized, such as WebSockets and event
-    /// streams: end them when it resolves. It resolves as fast as a new request would be rejected, and never for a change of
-    /// scopes or other restrictions. While the server cannot be reached, it keeps waiting.
+    /// disabled. Returns the denial. Use it to end responses that continue after the request was authorized, such as
+    /// WebSockets and event streams. It resolves as soon as a new request would be rejected, but not for a change of scopes
+    /// or other restrictions. While the server cannot be reached, it keeps waiting.
     ///
     /// ```
     /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
@@ -182,13 +184,13 @@ impl VerifiedKey {
         self.guard().until_unusable(self.0.reservation.key()).await
     }
 
-    /// The name of the header that held the key, in lower case.
+    /// Returns the lower-case name of the header with the key.
     #[must_use]
     pub fn credential_header(&self) -> &'static str {
         self.0.header
     }
 
-    /// The fields `RateLimit-Policy` and `RateLimit` for the response, where the key has a limit.
+    /// Returns the fields `RateLimit-Policy` and `RateLimit` for the response, if the key has a limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0
             .reservation
@@ -197,7 +199,7 @@ impl VerifiedKey {
             .flat_map(|rate| crate::rejection::rate_fields(rate, None))
     }
 
-    /// [`require`](Self::require) with the request at hand.
+    /// Checks a further requirement, as [`require`](Self::require) does, and reads its merchant from the request.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
@@ -228,7 +230,7 @@ impl VerifiedKey {
         self.decide(requirement, Some(merchant?))
     }
 
-    /// Decides a requirement; `None` if it cannot be, and the log says why.
+    /// Decides a requirement. Returns `None` if it cannot be decided; the cause has been logged.
     fn decide(
         &self,
         requirement: &Requirement,
@@ -238,7 +240,6 @@ impl VerifiedKey {
         Some(self.0.reservation.decide_further(&need))
     }
 
-    /// Ends the request with a rejection unless the decision allows it.
     fn rejected_unless(
         &self,
         decision: Option<Result<(), Denial>>,
@@ -258,12 +259,12 @@ impl VerifiedKey {
         }
     }
 
-    /// Ends the request: it was a use of the key. Returns `false` if the request had ended before.
+    /// Counts the request as a use of the key. Returns `false` if it was counted or rejected before.
     pub(crate) fn commit(&self) -> bool {
         self.0.reservation.commit()
     }
 
-    /// Ends the request as if the key had not been presented.
+    /// Ends the reservation without counting the request.
     pub(crate) fn cancel(&self) {
         self.0.reservation.cancel();
     }

@@ -33,7 +33,7 @@ pub use tollkey_core::{
 };
 pub use tollkey_verifier::{Seq, Stats};
 
-// Here, because this crate has both frameworks and the client for its tests.
+// These doctests are in this crate because its tests have both frameworks and the client.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 mod project_readme {}

@@ -1,10 +1,10 @@
-//! Where a request names its merchant.
+//! How the merchant of a request is determined.
 
 use std::{fmt, sync::Arc};
 
 use crate::RequestHead;
 
-/// Where a request names the merchant that it is about. A key that is bound to merchants is rejected unless that is one of them.
+/// How the merchant of a request is determined. A key that is restricted to merchants is rejected for any other merchant.
 #[derive(Clone)]
 pub struct Merchant(Source);
 
@@ -27,18 +27,18 @@ enum Segment {
 }
 
 impl Merchant {
-    /// In a header; a guard reads `x-merchant-id` unless it is told otherwise. A repeated header denies.
+    /// Reads the merchant from a header; the default is `x-merchant-id`. A repeated header is denied.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self(Source::Header(name.to_ascii_lowercase().into()))
     }
 
-    /// In the path: `{merchant}` stands for the merchant, any other `{name}` for one segment, and whatever follows the template
-    /// does not matter. A path that does not match names no merchant.
+    /// Reads the merchant from the path: `{merchant}` matches the merchant, any other `{name}` one segment, and the path may
+    /// continue after the template. A path that does not match names no merchant.
     ///
-    /// Keys that are bound to merchants are also bound to routes such as `GET /tokens`, which are compared with the whole path
-    /// after the [route base](crate::GuardBuilder::route_base). Where the merchant stands in front of these routes, the
-    /// route base has to cut it:
+    /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`, which are compared with the
+    /// whole path after the [route base](crate::GuardBuilder::route_base). If the merchant comes before these routes, include
+    /// it in the route base:
     ///
     /// ```
     /// use tollkey_middleware::{Guard, Merchant};
@@ -49,7 +49,7 @@ impl Merchant {
     /// ```
     ///
     /// # Panics
-    /// Unless the template begins with `/` and has `{merchant}` exactly once: it could never name a merchant.
+    /// Unless the template begins with `/` and has `{merchant}` exactly once.
     #[must_use]
     pub fn path(template: &str) -> Self {
         let segment = |part: &str| match part {
@@ -72,7 +72,7 @@ impl Merchant {
         Self(Source::Path(segments.into()))
     }
 
-    /// Wherever the closure finds it.
+    /// Reads the merchant with a closure.
     #[must_use]
     pub fn from_fn(
         find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static,
@@ -80,14 +80,15 @@ impl Merchant {
         Self(Source::Function(Arc::new(find)))
     }
 
-    /// This merchant, for a handler that knows it from the body or the database:
-    /// [`VerifiedKey::require`](crate::VerifiedKey::require).
+    /// Uses this merchant, for a handler that has its ID from the body or the database
+    /// ([`VerifiedKey::require`](crate::VerifiedKey::require)).
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
         Self(Source::Id(id.into().into()))
     }
 
-    /// The merchant of a request. What cannot be read as one is returned as a text that is no merchant's ID, so that it denies.
+    /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a valid merchant ID,
+    /// so that the request is denied.
     pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
         match &self.0 {
             Source::Header(name) => tollkey_core::text::reference_in(request.all(name)),
@@ -97,7 +98,7 @@ impl Merchant {
         }
     }
 
-    /// The merchant where no request is at hand; `None` for one that stands in the request.
+    /// Returns the merchant of [`Merchant::id`], or `None` if it is read from the request.
     pub(crate) fn without_request(&self) -> Option<&str> {
         match &self.0 {
             Source::Id(id) => Some(id),
@@ -112,7 +113,7 @@ fn in_path(template: &[Segment], path: &str) -> Option<String> {
     for segment in template {
         let part = parts.next()?;
         match segment {
-            // A router that decodes what it matches may take this for the literal.
+            // A router that decodes the path may match this part to the literal.
             Segment::Literal(literal) if literal != part => {
                 return part.contains('%').then(|| part.to_owned());
             }

@@ -1,4 +1,5 @@
-//! The response to a request that is rejected: RFC 9457 in the body, RFC 6750 in the header, the same in every framework.
+//! The response to a rejected request, the same in every framework: a problem (RFC 9457) in the body and a challenge
+//! (RFC 6750) in the header.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,21 +9,21 @@ use tollkey_verifier::RateStatus;
 
 /// Why a request is rejected. It converts into the response of the framework, so that a handler can return it as its error.
 ///
-/// Every response with a rejection carries it in its extensions, for a layer outside of Tollkey's that logs or counts it.
+/// The response to a rejected request has the rejection in its extensions, for outer layers that log or count rejections.
 #[derive(Debug, Clone)]
 pub struct Rejection(Arc<Inner>);
 
 #[derive(Debug, Clone)]
 struct Inner {
     problem: Problem,
-    /// Not in the problem: an unknown key and a revoked one have the same.
+    /// Separate from the problem, which is the same for an unknown and a revoked key.
     denial: Option<Denial>,
     settings: Arc<RejectionSettings>,
     form: RejectionForm,
     rate: Option<(RateStatus, Option<u32>)>,
 }
 
-/// In which form a rejection is sent.
+/// The form in which a rejection is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RejectionForm {
     /// A problem (RFC 9457) with its own HTTP status.
@@ -32,7 +33,6 @@ pub enum RejectionForm {
     Grpc,
 }
 
-/// How a guard formats its rejections.
 pub(crate) struct RejectionSettings {
     pub(crate) realm: String,
     pub(crate) format: Option<Arc<Format>>,
@@ -71,7 +71,7 @@ pub struct RejectionResponse {
 }
 
 impl RejectionResponse {
-    /// The value of a header; its name in lower case.
+    /// Returns the value of a header. `name` must be in lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
@@ -80,7 +80,7 @@ impl RejectionResponse {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Sets a header, its name in lower case, in place of any value it has.
+    /// Sets a header, and replaces its values. `name` must be in lower case.
     pub fn set_header(&mut self, name: &'static str, value: impl Into<String>) {
         self.headers.retain(|(own, _)| *own != name);
         self.headers.push((name, value.into()));
@@ -114,23 +114,23 @@ impl Rejection {
         }))
     }
 
-    /// Because of the key.
+    /// Sets the denial of the key that caused this rejection.
     pub(crate) fn because_of(mut self, denial: Denial) -> Self {
         Arc::make_mut(&mut self.0).denial = Some(denial);
         self
     }
 
-    /// For a route that requires a key without a layer of Tollkey around it: a mistake of the application, which admits no
-    /// request.
+    /// Creates the rejection for a route that requires a key without a Tollkey layer around it. This is a mistake of the
+    /// application; every request is rejected with 500, and an error is logged.
     #[must_use]
     pub fn unguarded() -> Self {
         tracing::error!(
-            "a route requires a key, and no Tollkey layer is around it; the request is rejected"
+            "a route requires a key, but has no Tollkey layer around it; the request is rejected"
         );
         Self::new(Problem::internal(), &Arc::default(), RejectionForm::Problem)
     }
 
-    /// What remains of the key's rate limit, and in how many seconds a use is possible again.
+    /// Sets the state of the key's rate limit, and the seconds until a use is possible again.
     pub(crate) fn with_rate(
         mut self,
         rate: Option<RateStatus>,
@@ -146,50 +146,50 @@ impl Rejection {
         self
     }
 
-    /// The stable code of the problem, such as `insufficient_scope`.
+    /// Returns the stable code of the problem, such as `insufficient_scope`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.0.problem.code.as_str()
     }
 
-    /// The HTTP status: 400, 401, 403, 429, 500 or 503.
+    /// Returns the HTTP status: 400, 401, 403, 429, 500 or 503.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.0.problem.code.status()
     }
 
-    /// What is wrong, in one sentence that the caller may read.
+    /// Returns the detail of the problem, which may be shown to the caller.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.0.problem.detail
     }
 
-    /// Why the key was denied; `None` where the request was not rejected because of its key. For logs and metrics: a caller
-    /// must not be told more of it than [`code`](Self::code) says, which is the same for an unknown key and a revoked one.
+    /// Returns why the key was denied, or `None` if the request was not rejected because of its key. For logs and metrics
+    /// only: callers may only get the [`code`](Self::code), which is the same for an unknown and a revoked key.
     #[must_use]
     pub fn denial(&self) -> Option<Denial> {
         self.0.denial
     }
 
-    /// The scopes that the route requires, where the key lacks one of them.
+    /// Returns the scopes that the route requires, if the key lacks one of them.
     #[must_use]
     pub fn needed_scopes(&self) -> &[Scope] {
         &self.0.problem.needed_scopes
     }
 
-    /// Those of [`needed_scopes`](Self::needed_scopes) that the key does not satisfy.
+    /// Returns the [`needed_scopes`](Self::needed_scopes) that the key does not satisfy.
     #[must_use]
     pub fn missing_scopes(&self) -> &[Scope] {
         &self.0.problem.missing_scopes
     }
 
-    /// When the request can succeed again: with 429, and with 503.
+    /// Returns when the request can succeed, for 429 and 503.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.problem.retry_after.map(Duration::from_secs)
     }
 
-    /// The code of the gRPC status, such as 16 for `UNAUTHENTICATED`.
+    /// Returns the code of the gRPC status, such as 16 for `UNAUTHENTICATED`.
     #[must_use]
     pub fn grpc_code(&self) -> i32 {
         match self.status() {
@@ -202,7 +202,7 @@ impl Rejection {
         }
     }
 
-    /// The rejection as an HTTP response, in the application's own format where it has one
+    /// Returns the rejection as an HTTP response, in the application's own format if it is set
     /// ([`GuardBuilder::on_rejection`](crate::GuardBuilder::on_rejection)).
     #[must_use]
     pub fn response(&self) -> RejectionResponse {
@@ -226,8 +226,7 @@ impl Rejection {
         let mut response = RejectionResponse {
             status,
             headers: self.fields(),
-            // A struct of texts and a number.
-            body: serde_json::to_string(&body).expect("a problem is JSON"),
+            body: serde_json::to_string(&body).expect("strings and a number serialize as JSON"),
         };
         response.set_header("content-type", tollkey_api::problem::MEDIA_TYPE);
         if let Some(format) = &self.0.settings.format {
@@ -236,7 +235,7 @@ impl Rejection {
                 tracing::error!(
                     status = response.status,
                     code,
-                    "on_rejection set a status that is no error; it is not used"
+                    "on_rejection set a status that is not an error; it is not used"
                 );
                 response.status = status;
             }
@@ -245,8 +244,8 @@ impl Rejection {
         response
     }
 
-    /// A response that is nothing but trailers (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). The stable
-    /// code is in `tollkey-code`.
+    /// Returns a trailers-only response (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). The stable code
+    /// is in `tollkey-code`.
     fn grpc_response(&self) -> RejectionResponse {
         let mut response = RejectionResponse {
             status: 200,
@@ -261,7 +260,7 @@ impl Rejection {
         response
     }
 
-    /// The headers of both forms.
+    /// Returns the headers that both forms have.
     fn fields(&self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
         let challenge = self.0.problem.challenge(&self.0.settings.realm);
@@ -279,7 +278,6 @@ impl Rejection {
     }
 }
 
-/// As the gRPC protocol has `grpc-message`.
 fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
@@ -290,7 +288,6 @@ fn percent_encoded(text: &str) -> String {
     })
 }
 
-/// The fields `RateLimit-Policy` and `RateLimit`.
 pub(crate) fn rate_fields(
     rate: &RateStatus,
     retry_after_seconds: Option<u32>,
@@ -316,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_has_a_status_for_each() {
+    fn each_problem_has_a_grpc_status() {
         for (code, expected) in [
             (ProblemCode::MultipleCredentials, "3"),
             (ProblemCode::MissingCredentials, "16"),
@@ -361,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn own_format_cannot_make_a_rejection_succeed_or_be_cached() {
+    fn own_format_cannot_make_a_rejection_ok_or_cacheable() {
         let format: Arc<Format> = Arc::new(|rejection, response| {
             response.status = if rejection.status() == 403 { 404 } else { 200 };
             response.body = format!("{{\"error\":\"{}\"}}", rejection.code());

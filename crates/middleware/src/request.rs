@@ -6,31 +6,30 @@ use tollkey_core::credential::{self, CredentialHeaders};
 
 use crate::RejectionForm;
 
-/// The headers of a request, in any framework's type.
+/// The headers of a request in any framework.
 pub trait Headers: Sync {
-    /// Calls `show` with the name and the value of every header; those of one name in the order in which they came.
+    /// Calls `show` with the name and the value of every header, with the values of one name in the order of the request.
     ///
-    /// All of them, because a few look-ups by name cost more than one pass over what a request has.
+    /// One pass over all headers is faster than a few look-ups by name.
     fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8]));
 }
 
 /// A request without its body.
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
-    /// The method on the wire.
+    /// The method as sent.
     pub method: &'a str,
-    /// Path and query on the wire, with any prefix that a router has cut off.
+    /// The path and query as sent, with any prefix that a router has removed.
     pub target: &'a str,
-    /// The address of the other end of the connection, where it is known.
+    /// The IP address of the peer of the connection, if it is known.
     pub peer: Option<IpAddr>,
     /// The headers.
     pub headers: &'a dyn Headers,
-    /// In which form the request is rejected, by the guard and by a handler.
+    /// The form of a rejection by the guard or by a handler.
     pub form: RejectionForm,
 }
 
 impl<'a> RequestHead<'a> {
-    /// All values of a header.
     pub(crate) fn all(&self, name: &str) -> Vec<&'a [u8]> {
         let mut values = Vec::new();
         self.headers.each(&mut |own, value| {
@@ -41,8 +40,8 @@ impl<'a> RequestHead<'a> {
         values
     }
 
-    /// The first two headers that a credential is read from and that present something, each with its lower-case name: a third
-    /// changes nothing.
+    /// Returns the first two credential headers that are not empty, each with its lower-case name. A third would not change
+    /// the decision.
     pub(crate) fn first_two(
         &self,
         headers: CredentialHeaders,
@@ -59,7 +58,8 @@ impl<'a> RequestHead<'a> {
         found
     }
 
-    /// The value of a header that is present once and is a text; `None` otherwise. For closures of [`crate::Merchant::from_fn`].
+    /// Returns the value of a header, for closures of [`crate::Merchant::from_fn`]. `None` if the header is missing, repeated
+    /// or not UTF-8.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a str> {
         match self.all(name)[..] {
@@ -68,7 +68,7 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// The path, without the query.
+    /// Returns the path without the query.
     #[must_use]
     pub fn path(&self) -> &'a str {
         self.target
@@ -79,7 +79,7 @@ impl<'a> RequestHead<'a> {
 
 impl std::fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Neither headers nor query: a key may be in them.
+        // The headers and the query may contain a key.
         f.debug_struct("RequestHead")
             .field("method", &self.method)
             .field("path", &self.path())

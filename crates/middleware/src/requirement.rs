@@ -6,12 +6,12 @@ use tollkey_core::{Mode, Scope};
 
 use crate::Merchant;
 
-/// What a route requires of the key that a request presents. The default is any key that may make the request, as its own
-/// restrictions say.
+/// What a route requires of the key of a request. By default, any key whose own restrictions allow the request.
 ///
-/// Publishable keys can call the routes that the storefront publishes, and only where no scope is required.
+/// Publishable keys can call only the storefront's published routes, and only if no scope is required.
 ///
-/// Scopes convert into a requirement: a name, one [`Scope`], or an array, slice or vector of either (also by reference), of which all are required.
+/// Scopes convert into a requirement: a name or a [`Scope`], or an array, slice or vector of these (also by reference), which
+/// requires all of them.
 ///
 /// ```
 /// use tollkey_middleware::{Mode, Requirement, Scope};
@@ -30,13 +30,13 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    /// Any key.
+    /// Requires any key.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// All of these scopes. A scope that the guard does not know ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)) rejects
-    /// every request, with an error in the log.
+    /// Requires all of these scopes. If the guard does not know a scope ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)),
+    /// every request is rejected, and an error is logged.
     pub fn scopes(scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         Self {
             scopes: scopes.into_iter().map(Into::into).collect(),
@@ -44,30 +44,30 @@ impl Requirement {
         }
     }
 
-    /// This mode.
+    /// Requires this mode.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// Where the request names its merchant, instead of where the guard reads it. At a layer it is also the merchant that a
-    /// handler is given ([`VerifiedKey::merchant`](crate::VerifiedKey::merchant)); a `require` inside of it authorizes that
-    /// merchant, and the handler is still given the layer's.
+    /// Determines the merchant of the request in another way than the guard's setting. If set at a layer, handlers get this
+    /// merchant from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A `require` inside of the layer authorizes its
+    /// own merchant, but handlers still get the layer's.
     pub fn merchant(mut self, merchant: Merchant) -> Self {
         self.merchant = Some(merchant);
         self
     }
 
-    /// Admits requests without any credential, without a key. A request whose credential is rejected is rejected.
+    /// Also admits requests without a credential. A request with an invalid credential is still rejected.
     pub fn optional(mut self) -> Self {
         self.optional = true;
         self
     }
 
-    /// When the server cannot be reached, authorizes cached keys for this long after the lease has ended.
+    /// If the server cannot be reached, authorizes cached keys for this long after the lease has ended.
     ///
-    /// **A key that was revoked meanwhile is accepted for that long.** Without this, requests are rejected with 503 once the
-    /// lease has ended, which takes three seconds at most.
+    /// **A key that is revoked meanwhile is still accepted for that long.** Without this, requests are rejected with 503 once
+    /// the lease has ended, which takes at most three seconds.
     pub fn cached_without_immediate_revocation(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self

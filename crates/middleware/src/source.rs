@@ -39,26 +39,26 @@ use tollkey_verifier::{
     Leave, LogLimit, News, Poll, PollError, PollIds, Snapshot, Source, SourceError, Upstream,
 };
 
-/// The longest time for a response, without the time that a poll asks the server to wait.
+/// The time limit for a response, without the wait of a poll.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A subscription to a server over HTTP.
 ///
-/// The client opens new connections by itself when those it has are silent.
+/// The client opens a new connection if the current one is silent.
 #[derive(Debug)]
 pub struct HttpSource {
     subscription: Subscription,
     catalogue: Arc<Catalogue>,
-    /// How many more polls are sent without IDs, because the server is of a release that rejects them.
+    /// The number of polls that are still sent without IDs, because the server's release rejects them.
     without_ids: AtomicU32,
     log: Log,
 }
 
-/// After how many polls without IDs one with IDs is sent again: a minute's when nothing changes. The server may have been
-/// upgraded without a poll that failed.
+/// The number of polls without IDs before IDs are sent again, because the server may have been upgraded without a failed
+/// poll. They take about a minute if nothing changes.
 const WITHOUT_IDS: u32 = 60;
 
-/// At most one line per 30 s about each kind of failure.
+/// Logs at most one line per 30 s for each kind of failure.
 #[derive(Debug)]
 struct Log {
     started: Instant,
@@ -68,18 +68,14 @@ struct Log {
     older_release: LogLimit,
 }
 
-/// What a failed request means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
-    /// There is no response.
     NoResponse,
-    /// The server rejects the request.
     Rejected,
-    /// The server, or a proxy before it, responds that it does not work now.
+    /// The server, or a proxy in front of it, responds that it is unavailable.
     Unavailable,
     /// This release cannot read the response, or the server cannot read its data.
     Unreadable,
-    /// Another process uses the subscriber ID.
     SharedId,
 }
 
@@ -118,7 +114,6 @@ impl Log {
         limit.allows(self.started.elapsed())
     }
 
-    /// Returns the meaning of an error, and logs it.
     fn failure(&self, error: &Error) -> Failure {
         match (error.kind(), error.status()) {
             (ErrorKind::Refused, Some(401 | 403)) => {
@@ -143,7 +138,7 @@ impl Log {
                 }
                 Failure::Rejected
             }
-            // Not from a proxy, which knows no codes: the server works, and fails with this request.
+            // Proxies do not send this code: the server is available, but fails with this request.
             (ErrorKind::Refused, _)
                 if error.code() == Some(ProblemCode::InternalError.as_str()) =>
             {
@@ -170,7 +165,7 @@ impl Log {
         }
     }
 
-    /// Logs a response that cannot be read; `error` has no values of it.
+    /// Logs a response that cannot be read. `error` must not contain values of the response.
     fn unreadable(&self, error: &dyn std::fmt::Display) -> Failure {
         if self.allows(&self.unreadable) {
             tracing::warn!(%error, "a response of the server cannot be read; it may be of a newer release");
@@ -180,8 +175,8 @@ impl Log {
 }
 
 impl HttpSource {
-    /// The server of this client, which presents a service key. `catalogue` has the scopes that requests will need; other
-    /// scopes of a key are ignored. The client's timeouts are replaced: a response may take two seconds.
+    /// Creates a source from a client with a service key. `catalogue` has the scopes that requests can require; other scopes
+    /// of a key are ignored. The client's timeout is replaced by two seconds.
     #[must_use]
     pub fn new(client: &Client, catalogue: Arc<Catalogue>) -> Self {
         Self {
@@ -192,7 +187,7 @@ impl HttpSource {
         }
     }
 
-    /// Sends a poll with its IDs, or without them to a server that does not know them yet.
+    /// Sends a poll with its IDs, or without them to a server of an older release.
     async fn send(
         &self,
         poll: subscription::Poll,
@@ -221,7 +216,8 @@ impl HttpSource {
         }
     }
 
-    /// The failure of a poll without IDs. A server that had no response may be another release when it is back.
+    /// Returns the failure of a poll without IDs. Except after an unreadable response, the next poll has IDs again: the
+    /// server may have been upgraded.
     fn without_ids(&self, error: &Error) -> Failure {
         let failure = self.log.failure(error);
         if failure != Failure::Unreadable {
@@ -231,7 +227,6 @@ impl HttpSource {
     }
 }
 
-/// Whether the server is of a release that knows no poll IDs.
 fn rejects_poll_ids(error: &Error) -> bool {
     let is_about_ids = |pointer: &str| matches!(pointer, "/poll_id" | "/previous_poll_ids");
     error.is_validation()
@@ -269,18 +264,18 @@ impl Upstream for HttpSource {
         if poll.position != Position::default() {
             call = call.cursor(poll.position.to_string());
         }
-        let answer = self.send(call, poll.ids).await?;
+        let response = self.send(call, poll.ids).await?;
         let change = |change: &api::Change| Changed::from_parts(&change.kind, &change.id);
         Ok(News {
-            position: answer
+            position: response
                 .cursor
                 .parse()
                 .map_err(|rule: Invalid| self.log.unreadable(&rule))?,
-            // A kind of change that only a newer server knows may be about any key.
-            changes: answer
+            // An unknown kind of change, from a newer server, may affect any key, so the cache is cleared.
+            changes: response
                 .changes
                 .and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
-            lease: Duration::from_millis(answer.lease_ms),
+            lease: Duration::from_millis(response.lease_ms),
         })
     }
 
@@ -304,7 +299,7 @@ fn usage(usage: &Usage) -> api::Usage {
     }
 }
 
-/// The key of a response. Scopes that are not in the catalogue are left out, because no request can need them.
+/// Converts the key of a response. Leaves out scopes that are not in the catalogue, because no request can require them.
 fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid> {
     let scopes: Vec<Scope> = key
         .scopes
@@ -315,18 +310,18 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
     let rate_limits = rate_limits
         .map(|limit| Ok((limit.key_id.parse()?, limit.rate_limit.try_into()?)))
         .collect::<Result<Vec<(KeyId, RateLimit)>, Invalid>>()?;
-    let networks = key
+    let allowed_ips = key
         .allowed_ips
         .as_deref()
         .map(|list| IpList::parse_common(list.iter().map(String::as_str)));
     Ok(Record {
-        // Expanded by the server; nothing is implied by anything here.
+        // The server has expanded the scopes.
         scopes: catalogue.needed(scopes.iter().map(Scope::as_str))?,
         application_enabled: key.application_enabled,
         operating_model: key.operating_model,
         key: ApiKey {
             id: key.id.parse()?,
-            // As stored: the rules for a new ID may have become stricter.
+            // Parsed as a stored ID, because the rules for new IDs may be stricter.
             account_id: AccountId::stored(&key.account_id)?,
             application_id: key.application_id.map(|id| id.parse()).transpose()?,
             name: key.name,
@@ -338,7 +333,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
                 scopes,
                 merchants: key.merchants,
                 features: key.features,
-                allowed_ips: networks.transpose()?,
+                allowed_ips: allowed_ips.transpose()?,
                 rate_limit: key.rate_limit.map(RateLimit::try_from).transpose()?,
                 expires_at: key.expires_at.map(Into::into),
             },
@@ -352,7 +347,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
             rotated_from: None,
             rotated_to: None,
             rotated_at: key.rotated_at.map(Into::into),
-            // The server has applied the restrictions of the ancestors. Only their rate limits come separately.
+            // The server has applied the restrictions of the ancestors, except their rate limits.
             inherited: (!rate_limits.is_empty()).then(|| {
                 Box::new(Inherited {
                     rate_limits,

@@ -1,4 +1,4 @@
-//! A guard over keys that are declared in code, for tests of the API that it protects. No server, no network.
+//! A guard with keys that are declared in code, for tests of the API that it protects. It needs no server and no network.
 //!
 //! ```
 //! # async fn example() -> Result<(), tollkey_middleware::ConnectError> {
@@ -7,7 +7,7 @@
 //! let keys = TestKeys::new();
 //! let key = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
 //! let guard = keys.guard().await?;
-//! // … requests with `Authorization: Bearer {key}` may now do what needs `links:read`
+//! // … requests with `Authorization: Bearer {key}` may now call routes that require `links:read`
 //! keys.revoke(&key);
 //! # Ok(())
 //! # }
@@ -33,28 +33,28 @@ use crate::{ConnectError, Guard, GuardBuilder};
 #[derive(Debug, Clone, Default)]
 pub struct TestKeys {
     source: MemorySource,
-    made: Arc<AtomicU64>,
+    count: Arc<AtomicU64>,
     /// The scopes of the last guard.
     catalogue: Arc<Mutex<Catalogue>>,
 }
 
-/// A server that keeps its responses back: [`TestKeys::pause`].
+/// A paused server: see [`TestKeys::pause`].
 #[derive(Debug)]
 pub struct Paused {
     _held: OwnedRwLockWriteGuard<()>,
 }
 
 impl TestKeys {
-    /// No keys yet.
+    /// Creates an empty set of keys.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Creates a key of account `acme` without restrictions, with the scope `commerce`, but for what `edit` changes. Returns the
-    /// full key.
+    /// Creates a key of account `acme` without restrictions and with the scope `commerce`, which `edit` can change. Returns
+    /// the full key.
     pub fn add(&self, family: Family, mode: Mode, edit: impl FnOnce(&mut ApiKey)) -> String {
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
         let text = format!("{}_{}_EXAMPLE{number:0>25}", family.prefix(), mode.as_str());
         let mut key = record(&text).key;
         edit(&mut key);
@@ -90,15 +90,14 @@ impl TestKeys {
         self.source.set_down(unreachable);
     }
 
-    /// Keeps the responses of the server back, as one that hangs does, until the returned value is dropped. Keys that are looked
-    /// up meanwhile wait for it, two seconds at most.
+    /// Pauses the responses of the server until the returned value is dropped. Look-ups wait for it, for at most two seconds.
     pub async fn pause(&self) -> Paused {
         Paused {
             _held: self.source.hold().await,
         }
     }
 
-    /// A guard over these keys, with the usual settings.
+    /// Returns a guard with these keys and the default settings.
     ///
     /// # Errors
     /// As [`TestKeys::guard_with`].
@@ -106,8 +105,8 @@ impl TestKeys {
         self.guard_with(Guard::builder()).await
     }
 
-    /// A guard over these keys. Of the builder's settings those apply that say how requests are read and rejected. All guards
-    /// over the same keys must have the same [scopes](GuardBuilder::scopes).
+    /// Returns a guard with these keys. It uses the builder's settings for reading and rejecting requests. All guards with
+    /// the same keys must have the same [scopes](GuardBuilder::scopes).
     ///
     /// # Errors
     /// [`ConnectError::Settings`].
@@ -121,11 +120,11 @@ impl TestKeys {
                 *record = self.record(record.key.clone())
             });
         }
-        // Nothing renews its lease: it looks every key up, so that a change applies immediately.
+        // It has no lease, so it looks up every key, and a change applies immediately.
         builder.over(self.verifier().await?, false)
     }
 
-    /// A guard over these keys that caches them, as against a server: for benchmarks. A change applies within a second.
+    /// Returns a guard that caches these keys, as with a server, for benchmarks. A change applies within a second.
     ///
     /// # Errors
     /// As [`TestKeys::guard_with`].
@@ -133,7 +132,7 @@ impl TestKeys {
         Guard::builder().over(self.verifier().await?, true)
     }
 
-    /// A verifier over these keys, for this workspace's benchmarks.
+    /// Returns a verifier with these keys, for this workspace's benchmarks.
     ///
     /// # Errors
     /// [`ConnectError::Settings`] while they are [unreachable](Self::set_unreachable).

@@ -1,10 +1,9 @@
-//! What a verification from memory costs, against a floor measured in the same run: SHA-256 of the key's text and one
-//! look-up in a plain `std::collections::HashMap` of the same size. At the end it prints the ratios and how often a
-//! verification allocates.
+//! Measures a verification from the cache against a floor from the same run: the SHA-256 of the key and one look-up in a
+//! `std::collections::HashMap` of the same size. At the end it prints the ratios and the number of allocations.
 //!
-//! `cargo bench -p tollkey-verifier`. The keys are visited in a random order, so that with a million of them each
-//! visit finds little in the processor's caches, as it would be in production.
-#![allow(clippy::print_stdout)] // this is what a benchmark is for
+//! Run it with `cargo bench -p tollkey-verifier`. The keys are verified in a random order, so that with a million keys most
+//! memory accesses miss the processor's caches, as in production.
+#![allow(clippy::print_stdout)] // a benchmark prints its results
 
 use std::{
     collections::HashMap,
@@ -47,7 +46,7 @@ impl Random {
     }
 }
 
-/// A scoped key with a feature, scopes and a list of networks, in an ecosystem.
+/// A key with features and an IP allowlist, in an ecosystem.
 fn scoped(text: &str) -> Record {
     let mut key = record(text).key;
     key.grants.features = Some(vec![Feature::TokensList, Feature::TokensRetrieve]);
@@ -55,11 +54,11 @@ fn scoped(text: &str) -> Record {
     Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
 }
 
-/// Runs what is expected to be ready at once.
-fn now<T>(future: impl Future<Output = T>) -> T {
+/// Polls a future that must be ready immediately.
+fn poll_ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("a remembered key had to be asked for"),
+        Poll::Pending => panic!("a cached key was looked up"),
     }
 }
 
@@ -67,25 +66,25 @@ struct World {
     runtime: Runtime,
     verifier: Verifier<MemorySource>,
     floor: HashMap<[u8; 32], Arc<Record>>,
-    /// The texts, in the order in which they are visited.
-    texts: Vec<String>,
+    /// The keys, in the order in which they are verified.
+    keys: Vec<String>,
 }
 
 impl World {
     fn new(size: usize) -> Self {
         let mut random = Random(size as u64);
-        let mut texts: Vec<String> = (0..size)
+        let mut keys: Vec<String> = (0..size)
             .map(|_| format!("ck_live_{:016x}{:016x}", random.next(), random.next()))
             .collect();
         let source = MemorySource::default();
         let mut floor = HashMap::with_capacity(size);
-        for text in &texts {
+        for text in &keys {
             let record = scoped(text);
             floor.insert(*Digest::of(text).as_bytes(), Arc::new(record.clone()));
             source.put(text, record);
         }
         for i in (1..size).rev() {
-            texts.swap(i, random.below(i + 1));
+            keys.swap(i, random.below(i + 1));
         }
 
         let runtime = Builder::new_multi_thread()
@@ -104,7 +103,7 @@ impl World {
             .unwrap();
         runtime.spawn(verifier.clone().run(std::future::pending()));
         runtime.block_on(async {
-            for text in &texts {
+            for text in &keys {
                 verifier.verify(text, &Need::default()).await.unwrap();
             }
             while verifier.stats().lease_left.is_zero() {
@@ -116,7 +115,7 @@ impl World {
             runtime,
             verifier,
             floor,
-            texts,
+            keys,
         }
     }
 
@@ -134,7 +133,7 @@ impl World {
     }
 
     fn verify(&self, text: &str, need: &Need<'_>) {
-        let verdict = now(self.verifier.verify(text, need)).unwrap();
+        let verdict = poll_ready(self.verifier.verify(text, need)).unwrap();
         assert!(verdict.outcome.is_ok());
         black_box(verdict);
     }
@@ -147,24 +146,24 @@ impl World {
         );
     }
 
-    /// How long `threads` threads need for `iterations` visits each, from different places on.
-    fn time(&self, threads: usize, iterations: u64, visit: &(impl Fn(&str) + Sync)) -> Duration {
+    /// How long `threads` threads take for `iterations` calls each, starting at different keys.
+    fn time(&self, threads: usize, iterations: u64, call: &(impl Fn(&str) + Sync)) -> Duration {
         let barrier = Barrier::new(threads);
         std::thread::scope(|scope| {
             let runs: Vec<_> = (0..threads)
                 .map(|thread| {
                     let barrier = &barrier;
                     scope.spawn(move || {
-                        let from = self.texts.len() / threads * thread;
-                        let visits = self
-                            .texts
+                        let from = self.keys.len() / threads * thread;
+                        let calls = self
+                            .keys
                             .iter()
                             .cycle()
                             .skip(from)
                             .take(iterations as usize);
                         barrier.wait();
                         let start = Instant::now();
-                        visits.for_each(|text| visit(text));
+                        calls.for_each(|text| call(text));
                         start.elapsed()
                     })
                 })
@@ -177,7 +176,7 @@ impl World {
     }
 }
 
-/// Nanoseconds per visit, sample by sample.
+/// Nanoseconds per call of each sample.
 type Samples = Mutex<Vec<f64>>;
 
 fn median(samples: &Samples) -> f64 {
@@ -197,11 +196,11 @@ fn main() {
     for size in SIZES {
         let world = World::new(size);
         let need = world.need();
-        // Once around, so that each key has been used and queued for its usage to be fetched: the steady state.
+        // Verify every key once, so that each has usage that waits to be taken: the steady state.
         world.time(1, size as u64, &|text| world.verify(text, &need));
         let allocations = allocation_counter::measure(|| {
             world
-                .texts
+                .keys
                 .iter()
                 .take(10_000)
                 .for_each(|text| world.verify(text, &need));
@@ -209,10 +208,10 @@ fn main() {
         for threads in THREADS {
             let (floor, verify) = (Samples::default(), Samples::default());
             let mut group = criterion.benchmark_group(format!("{size} keys, {threads} threads"));
-            let mut bench = |name: &str, samples: &Samples, visit: &(dyn Fn(&str) + Sync)| {
+            let mut bench = |name: &str, samples: &Samples, call: &(dyn Fn(&str) + Sync)| {
                 group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
                     bencher.iter_custom(|iterations| {
-                        let took = world.time(threads, iterations, &|text: &str| visit(text));
+                        let took = world.time(threads, iterations, &|text: &str| call(text));
                         samples
                             .lock()
                             .unwrap()

@@ -1,17 +1,13 @@
 //! The cached keys, the lease under which they may be used, and their eviction.
 //!
-//! Three rules make it safe to decide by a cached key. They come from the model; none may be loosened without it.
+//! Three rules make cached keys safe to use. They come from the model, and must not be loosened without it.
 //!
-//! - The lease is checked first, and the entry is read afterwards. The other way round, an entry could be read, evicted
-//!   while its reader is paused, and then accepted under a lease that was granted because of that eviction.
-//! - Entries are evicted under the lock under which they are inserted, and a fetched key is inserted only if no change
-//!   after the counter value of the response has begun to be applied. So a slow response never puts back a key that a
-//!   change has just evicted.
-//! - A log of changes that does not continue from our position (too many changes were missed, or the database was restored
-//!   or failed over) clears everything: all entries, the lease, and every response and renewal in flight.
-//!
-//! Entries are weighed in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, the
-//! account that holds the most evicts an entry that was not used lately, by the clock algorithm.
+//! - The lease is checked before the entry is read. Otherwise, an entry could be read, evicted while its reader is paused,
+//!   and then accepted under a lease that was granted because of that eviction.
+//! - Insertions and evictions hold the same lock, and a fetched key is inserted only if no change after the counter value
+//!   of its response has been applied. Otherwise, a slow response could put back a key that was just evicted.
+//! - If the log of changes does not continue from our position (too many changes were missed, or the database was restored
+//!   or failed over), all entries are evicted, the lease ends, and responses and renewals in flight are not used.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
@@ -38,18 +34,19 @@ use crate::{
     watches::Watches,
 };
 
-/// How many service keys are cached. Each belongs to a resource server or gateway, so there are few.
+/// The maximum number of cached service keys. A deployment has few: each belongs to a resource server or gateway.
 const MAX_SERVICE_KEYS: usize = 1024;
 
-/// How many changes are kept for subscribers. A subscriber that lags further behind clears its cache.
+/// The number of recent changes that are kept for subscribers. A subscriber that lags by more changes clears its cache.
 const RECENT_CHANGES: usize = 10_000;
 
-/// How many entries get a second chance before one is evicted without, so that the work of one cache miss is bounded.
+/// The maximum number of entries that a clock hand checks for one eviction. It evicts the last of them even if it was used,
+/// so that the work of one cache miss is bounded.
 const SECOND_CHANCES: usize = 64;
 
-/// How many bytes an entry takes, without those that its record owns: itself and its counts, each with two reference
-/// counts, and its slots in the maps and lists, which are half empty on average: a node and a slot of the map that readers
-/// use, and a slot in the list of all entries and in the indexes of keys, accounts and applications.
+/// The estimated bytes of an entry without the heap of its record: the entry and its counts, each with two reference counts;
+/// a node and a slot of the map that readers use; and a slot in the list of all entries and in the indexes of keys, accounts
+/// and applications. The slots are counted twice, because maps and lists are half empty on average.
 const ENTRY: usize = allocation(16 + size_of::<Entry>())
     + allocation(16 + size_of::<Tally>())
     + allocation(size_of::<Digest>() + 16)
@@ -62,13 +59,13 @@ const ENTRY: usize = allocation(16 + size_of::<Entry>())
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) record: Record,
-    /// The rate limits of its ancestors, the root's first, and its own: every use takes from all of them.
+    /// The rate limits of the key's ancestors, the root first, and of the key itself: every use takes from all of them.
     pub(crate) limiters: Box<[Arc<Limiter>]>,
-    /// Separate, so that counts that wait to be taken do not keep the record alive.
+    /// In a separate `Arc`, so that counts that wait to be taken do not keep the record alive.
     pub(crate) tally: Arc<Tally>,
-    /// How many bytes it takes in the cache, with its rate limits and its counts, as estimated.
+    /// The estimated bytes of the entry in the cache, with its rate limits and counts.
     weight: usize,
-    /// Whether it was used since the clock hand last passed.
+    /// Whether the entry was used since a clock hand last passed.
     touched: AtomicBool,
 }
 
@@ -88,7 +85,7 @@ impl Entry {
         }
     }
 
-    /// Returns whether it was used since a clock hand last passed, and clears that.
+    /// Returns whether the entry was used since a clock hand last passed, and resets that.
     fn was_used(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
     }
@@ -102,7 +99,6 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// The bounds of the cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// The most keys.
@@ -113,16 +109,16 @@ pub(crate) struct Bounds {
     pub(crate) limiter_bytes: usize,
 }
 
-/// Counts how often the lease was ended. A response or a renewal that was requested in an earlier generation is not used.
+/// The number of times that the lease was ended. A response or renewal requested in an earlier generation is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
-/// What a poll has acknowledged.
+/// The effect of the acknowledgement in a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Acknowledged {
-    /// More changes are applied everywhere because of it.
+    /// It increases the change up to which everything is applied everywhere.
     More,
-    /// The same changes are applied everywhere as before.
+    /// It does not increase that change.
     NoMore,
     /// The subscriber has sent a newer poll since, and does not wait for the response.
     Late,
@@ -144,11 +140,12 @@ pub(crate) struct Cache {
 
 /// The state behind the lock: up to where changes are applied, and the indexes by which a change finds its entries.
 struct CacheState {
-    /// Everything up to this change has been evicted. Applying and evicting happen in one critical section, so this
-    /// one number is both the model's `applying` and its `evicted`.
+    /// All changes up to this position are applied: their keys are evicted. This happens in one critical section, so this
+    /// position is both the model's `applying` and its `evicted`.
     applied: Position,
-    /// The changes that led to `applied`, for subscribers, and the position before the first of them.
+    /// The last changes up to `applied`, for subscribers.
     recent: VecDeque<(Position, Changed)>,
+    /// The position before the first change in `recent`.
     before_recent: Position,
     subscribers: Subscribers,
     generation: u64,
@@ -160,7 +157,7 @@ struct CacheState {
     by_key: HashMap<KeyId, u32>,
     by_application: BTreeSet<(ApplicationId, KeyId)>,
     by_account: BTreeSet<(AccountId, KeyId)>,
-    /// The bytes of the entries of each account, and the key that the account's own clock hand has passed.
+    /// The bytes of the entries of each account, and the key at which the account's own clock hand is.
     shares: Shares<Option<KeyId>>,
     service_keys: VecDeque<Digest>,
     limiters: Limiters,
@@ -168,8 +165,7 @@ struct CacheState {
 }
 
 impl Cache {
-    /// An empty cache within `bounds`, for which every change up to `applied` is applied. `margin`, in nanoseconds, is added
-    /// to the leases of subscribers.
+    /// Creates an empty cache at position `applied`. `margin`, in nanoseconds, is added to the leases of subscribers.
     pub(crate) fn new(bounds: &Bounds, applied: Position, margin: u64) -> Self {
         let hash = DigestHash::random();
         Self {
@@ -201,25 +197,25 @@ impl Cache {
     }
 
     fn state(&self) -> MutexGuard<'_, CacheState> {
-        // After a panic in the middle of an eviction `applied` has not moved yet: the same change is applied again.
+        // After a panic during an eviction, `applied` has not moved yet, so the same change is applied again.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the key with that digest if it is cached and the lease is valid at `elapsed`.
+    /// Returns the key with that hash if it is cached and the lease is valid at `elapsed`.
     pub(crate) fn get(&self, digest: &Digest, elapsed: u64) -> Option<Arc<Entry>> {
         if !self.has_lease(elapsed) {
             return None;
         }
         let entry = Arc::clone(self.keys.pin().get(digest)?);
-        // Read before it is written, so that readers of one key can share its cache line.
+        // The flag is written only if it changes, so that readers of one key can share its cache line.
         if !entry.touched.load(Ordering::Relaxed) {
             entry.touched.store(true, Ordering::Relaxed);
         }
         Some(entry)
     }
 
-    /// Returns the key with that digest if it is cached and the lease was valid `grace` before `elapsed`, or later. The key
-    /// may have been revoked since.
+    /// Returns the key with that hash if it is cached and the lease ended at most `grace` before `elapsed`. The key may have
+    /// been revoked since.
     pub(crate) fn get_within_grace(
         &self,
         digest: &Digest,
@@ -232,7 +228,7 @@ impl Cache {
         self.keys.pin().get(digest).map(Arc::clone)
     }
 
-    /// Returns the service key with that digest if it is cached and the lease is valid at `elapsed`.
+    /// Returns the service key with that hash if it is cached and the lease is valid at `elapsed`.
     pub(crate) fn get_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
         if self.has_lease(elapsed) {
             self.service_keys.pin().get(digest).copied()
@@ -246,12 +242,12 @@ impl Cache {
         elapsed < self.lease_end.load(Ordering::SeqCst)
     }
 
-    /// The current generation. Read it before a request is sent to the source, and pass it on with the response.
+    /// Returns the current generation. Read it before a request is sent to the source, and pass it on with the response.
     pub(crate) fn generation(&self) -> Generation {
         Generation(self.state().generation)
     }
 
-    /// Inserts a fetched key if that is safe. Returns its entry in any case, to decide one request by.
+    /// Inserts a fetched key if the response is fresh. Returns the entry in any case, for the request that fetched it.
     pub(crate) fn insert_fetched(
         &self,
         digest: &Digest,
@@ -275,14 +271,14 @@ impl Cache {
             })
             .collect();
         let entry = Arc::new(Entry::new(*digest, record, limiters));
-        // A large entry is used once and not cached: it would evict too many others.
+        // A large entry is not cached, because it would evict too many others.
         if fresh && self.max_entries > 0 && entry.weight <= state.shares.largest() {
             self.insert(&mut state, &entry);
         }
         entry
     }
 
-    /// Inserts a fetched service key if that is safe.
+    /// Inserts a fetched service key if the response is fresh.
     pub(crate) fn insert_fetched_service_key(
         &self,
         digest: &Digest,
@@ -324,39 +320,39 @@ impl Cache {
         let Some(at) = state.by_key.get(&key).copied() else {
             return false;
         };
-        // First from the map that readers use, so that no panic below leaves an evicted key there.
+        // Readers use this map, so the key is removed from it first: a panic below cannot leave an evicted key there.
         self.keys.pin().remove(&state.entries[at as usize].digest);
         state.remove(key, at);
         true
     }
 
-    /// Applies the changes after the position up to which everything is applied. Returns whether nothing is missing up to
-    /// the log's current position.
+    /// Applies the changes of a log that was read after the applied position. Returns whether all changes up to the log's
+    /// current position are applied.
     pub(crate) fn apply(&self, log: &ChangeLog) -> bool {
         let mut state = self.state();
         let before = state.applied;
-        let goes_on = |changes: &[(Position, Changed)]| {
+        let continues = |changes: &[(Position, Changed)]| {
             let gapless = changes
                 .iter()
                 .zip(before.seq.0 + 1..)
                 .all(|((at, _), expected)| at.seq.0 == expected);
             let last = changes.last().map_or(before, |(at, _)| *at);
-            // No changes although the counter has moved: that is a gap, too.
+            // A log without changes is a gap too if the counter has moved.
             gapless && (last == log.current || (last.seq < log.current.seq && !changes.is_empty()))
         };
-        let Some(changes) = log.changes.as_deref().filter(|changes| goes_on(changes)) else {
+        let Some(changes) = log.changes.as_deref().filter(|changes| continues(changes)) else {
             self.clear(&mut state, log.current);
             return true;
         };
         for (at, changed) in changes {
             self.evict(&mut state, changed);
-            state.applied = *at; // only now that it is evicted
+            state.applied = *at; // only after the eviction
             state.keep(*at, changed);
         }
         state.applied == log.current
     }
 
-    /// Applies what an upstream sent: all changes up to `position`, or `None` if they are unknown, which clears the cache.
+    /// Applies the changes up to `position` that an upstream sent. `None` means that they are unknown, and clears the cache.
     pub(crate) fn apply_news(&self, position: Position, changes: Option<&[Changed]>) {
         let mut state = self.state();
         match changes {
@@ -364,13 +360,13 @@ impl Cache {
                 changes
                     .iter()
                     .for_each(|changed| self.evict(&mut state, changed));
-                state.applied = position; // only now that all are evicted
+                state.applied = position; // only after all evictions
             }
             None => self.clear(&mut state, position),
         }
     }
 
-    /// Watches a key: the receiver is notified of every change to it that is applied after the returned one.
+    /// Watches a key: the receiver is notified of every change to the key after the returned change.
     pub(crate) fn watch(&self, key: &ApiKey) -> (watch::Receiver<()>, Seq) {
         let mut state = self.state();
         let applied = state.applied.seq;
@@ -408,7 +404,7 @@ impl Cache {
     }
 
     fn clear(&self, state: &mut CacheState, applied: Position) {
-        // Not when the verifier starts: its cache is empty.
+        // No warning when the verifier starts with an empty cache.
         if self.len() > 0 || self.lease_end() > 0 {
             tracing::warn!(
                 from = state.applied.seq.0,
@@ -434,7 +430,7 @@ impl Cache {
         state.applied = applied;
     }
 
-    /// Ends the lease. The next one is granted only by a renewal that is sent afterwards.
+    /// Ends the lease. Only a renewal that is sent afterwards grants the next one.
     fn end_lease(&self, state: &mut CacheState) {
         state.generation += 1;
         self.lease_end.store(0, Ordering::SeqCst);
@@ -452,7 +448,8 @@ impl Cache {
         self.end_lease(&mut state);
     }
 
-    /// Grants a lease until `end`, unless the lease was ended since the renewal was `sent`. Returns whether it was granted.
+    /// Grants a lease until `end`, unless the lease was ended after the renewal was sent in generation `sent`. Returns
+    /// whether it was granted.
     pub(crate) fn grant(&self, sent: Generation, end: u64) -> bool {
         let state = self.state();
         let valid = state.generation == sent.0 && !state.stopped;
@@ -471,21 +468,21 @@ impl Cache {
         self.lease_end() == 0
     }
 
-    /// The position up to which everything is applied, with the current generation.
+    /// Returns the position up to which everything is applied, and the current generation.
     pub(crate) fn applied(&self) -> (Position, Generation) {
         let state = self.state();
         (state.applied, Generation(state.generation))
     }
 
-    /// [`Cache::applied`], and the change up to which everything is applied here and by every subscriber whose lease may be
-    /// valid at `elapsed`.
+    /// Returns [`Cache::applied`], and the change up to which everything is applied by this verifier and by every subscriber
+    /// whose lease may be valid at `elapsed`.
     pub(crate) fn applied_everywhere(&self, elapsed: u64) -> (Position, Generation, Seq) {
         let mut state = self.state();
         let reported = state.reported(elapsed);
         (state.applied, Generation(state.generation), reported)
     }
 
-    /// Records that a poll has arrived, and what its subscriber has applied.
+    /// Records that a poll has arrived, and the position that its subscriber has applied.
     pub(crate) fn acknowledge(
         &self,
         subscriber: VerifierId,
@@ -498,7 +495,7 @@ impl Cache {
         if state.subscribers.arrive(subscriber, ids, false, elapsed)? == Arrival::Late {
             return Ok(Acknowledged::Late);
         }
-        // A position in another history says nothing about this one.
+        // A position of another history acknowledges nothing in this one.
         if state.changes_after(position).is_some() {
             state.subscribers.acknowledge(subscriber, position.seq);
         }
@@ -509,8 +506,8 @@ impl Cache {
         })
     }
 
-    /// Returns what a subscriber at `position` has to apply, at most `limit` changes, with the lease that it may take
-    /// afterwards, and whether the usage that came with the poll has to be counted, which is so once per poll.
+    /// Returns the response to a poll of a subscriber at `position`: at most `limit` changes, and the lease that it may take
+    /// after applying them. Also returns whether the usage in the poll has to be counted, which is true once per poll.
     pub(crate) fn serve(
         &self,
         subscriber: VerifierId,
@@ -532,7 +529,7 @@ impl Cache {
             Some([.., (last, _)]) if !is_complete => *last,
             _ => state.applied,
         };
-        // A lease comes only with all missing changes.
+        // A lease is granted only together with all missing changes.
         let mut left = if is_complete {
             self.lease_end().saturating_sub(elapsed)
         } else {
@@ -561,7 +558,8 @@ impl Cache {
         ))
     }
 
-    /// Ends a subscription: the subscriber uses its cache no more. Returns whether the usage that it sent has to be counted.
+    /// Ends the subscription of a subscriber that no longer uses its cache. Returns whether the usage that it sent has to be
+    /// counted.
     pub(crate) fn leave(
         &self,
         subscriber: VerifierId,
@@ -576,12 +574,11 @@ impl Cache {
         Ok(state.subscribers.counts(subscriber, ids))
     }
 
-    /// When the last lease of a subscriber ends; `None` if no subscriber holds one.
+    /// Returns when the last lease of a subscriber ends, or `None` if no subscriber holds one.
     pub(crate) fn subscribed_until(&self) -> Option<u64> {
         self.state().subscribers.end()
     }
 
-    /// How many subscribers hold a lease at `elapsed`.
     pub(crate) fn subscribers(&self, elapsed: u64) -> usize {
         self.state().subscribers.len(elapsed)
     }
@@ -594,13 +591,12 @@ impl Cache {
         self.keys.len()
     }
 
-    /// How many bytes the entries and the rate limits take, as estimated.
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();
         state.shares.held() + state.limiters.bytes()
     }
 
-    /// The number of keys evicted for room and by changes, and how often the cache was cleared.
+    /// Returns the number of keys evicted to free space, the number evicted by changes, and how often the cache was cleared.
     pub(crate) fn evicted(&self) -> [u64; 3] {
         [&self.evictions, &self.changed, &self.resets]
             .map(|counter| counter.load(Ordering::Relaxed))
@@ -608,12 +604,12 @@ impl Cache {
 }
 
 impl CacheState {
-    /// Whether a response at `seq` shows every change that has begun to be applied.
+    /// Whether a response that was read at `seq` includes every change that is applied here.
     fn is_fresh(&self, seq: Seq, requested: Generation) -> bool {
         !self.stopped && self.generation == requested.0 && seq >= self.applied.seq
     }
 
-    /// The change up to which everything is applied here and by every subscriber.
+    /// Returns the change up to which everything is applied by this verifier and by every subscriber with a lease.
     fn reported(&mut self, elapsed: u64) -> Seq {
         let applied = self.applied.seq;
         self.subscribers
@@ -631,7 +627,7 @@ impl CacheState {
         self.recent.push_back((at, changed.clone()));
     }
 
-    /// The changes after `position`; `None` if it is not a position of this log, or is too old.
+    /// Returns the changes after `position`, or `None` if the position is not in this log or is too old.
     fn changes_after(
         &self,
         position: Position,
@@ -659,7 +655,7 @@ impl CacheState {
         self.entries.push(Arc::clone(entry));
     }
 
-    /// Removes the entry of a key, which has that index.
+    /// Removes the entry of a key at index `at`.
     fn remove(&mut self, key: KeyId, at: u32) {
         let entry = self.entries.swap_remove(at as usize);
         self.by_key.remove(&key);
@@ -674,8 +670,8 @@ impl CacheState {
         self.shares.remove(&key.account_id, entry.weight);
     }
 
-    /// The key to evict so that an account gets so many bytes: a key of the account that holds the most, if that is more
-    /// than its fair share, and otherwise any. `None` if no key is cached.
+    /// Returns the key to evict so that an account gets `bytes` more: a key of the account that holds the most, if that is
+    /// more than its fair share, and otherwise any key. `None` if no key is cached.
     fn next_to_evict(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
         let payer = self.shares.payer(account, bytes);
         payer
@@ -683,7 +679,8 @@ impl CacheState {
             .or_else(|| self.next_of_all())
     }
 
-    /// The next key of an account to evict: in turn, except those that were used since the account's hand last passed.
+    /// Returns the next key of an account to evict, by the account's clock hand: it skips keys that were used since it last
+    /// passed them.
     fn next_of(&mut self, account: &AccountId) -> Option<KeyId> {
         let hand = self.shares.get_mut(account)?;
         let all = |range: (Bound<KeyId>, KeyId)| {
@@ -705,7 +702,7 @@ impl CacheState {
         *hand
     }
 
-    /// The next key to evict, whatever its account, by the clock hand that passes all of them.
+    /// Returns the next key of any account to evict, by the clock hand over all entries.
     fn next_of_all(&mut self) -> Option<KeyId> {
         let mut next = None;
         for _ in 0..SECOND_CHANCES {
@@ -720,8 +717,8 @@ impl CacheState {
     }
 }
 
-/// Hashes digests. They are evenly distributed already, so eight of their bytes are enough. They are mixed with secret
-/// random numbers, so that no client can choose keys that collide.
+/// A hash function for SHA-256 hashes. They are evenly distributed, so eight of their bytes are enough. These are mixed with
+/// secret random numbers, so that clients cannot choose keys that collide.
 #[derive(Clone, Copy)]
 struct DigestHash {
     add: u64,

@@ -1,11 +1,11 @@
-//! The clock of a real machine, and how far clocks drift apart.
+//! The system clock, and the margin for the drift of clocks.
 
 use std::time::Duration;
 
 use tollkey_core::{Clock, Timestamp};
 
-/// The machine's clock. `elapsed` is `CLOCK_BOOTTIME` on Linux, which goes on while the machine sleeps; elsewhere
-/// it is what the platform has as [`std::time::Instant`].
+/// The system clock. On Linux, `elapsed` is `CLOCK_BOOTTIME`, which also counts while the machine is suspended; on other
+/// platforms it is [`std::time::Instant`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -13,14 +13,14 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        // The kernel keeps nanoseconds below a second; whole microseconds are what the store can keep.
+        // `tv_nsec` is less than a second. The store has a resolution of microseconds.
         let micros = i32::try_from(now.tv_nsec / 1000).unwrap_or(0);
         Timestamp::new(now.tv_sec, micros * 1000).unwrap_or(Timestamp::MAX)
     }
 
     fn elapsed(&self) -> Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        // Never negative: it counts from boot.
+        // Never negative, because it counts from boot.
         Duration::new(
             u64::try_from(now.tv_sec).unwrap_or(0),
             u32::try_from(now.tv_nsec).unwrap_or(0),
@@ -41,14 +41,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// How far two clocks may drift apart over a lease: a thousandth of it (quartz drifts by less than a tenth of that, and NTP
-/// slews by at most half of it) and a millisecond for the resolution of clocks.
+/// Returns how far two clocks may drift apart over a lease: a thousandth of it (quartz drifts by less than a tenth of that,
+/// and NTP slews by at most half of it), plus a millisecond for the resolution of clocks.
 #[must_use]
 pub fn margin(lease: Duration) -> Duration {
     lease / 1000 + Duration::from_millis(1)
 }
 
-/// Nanoseconds of a duration, as kept in atomics. Saturates after 584 years.
+/// Converts a duration to nanoseconds. Saturates at 584 years.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     duration
         .as_secs()
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wall_clock_is_in_whole_microseconds_and_elapsed_does_not_go_back() {
+    fn wall_clock_has_microseconds_and_elapsed_is_monotonic() {
         let clock = SystemClock;
         assert_eq!(clock.now().subsec_nanosecond() % 1000, 0);
         assert!(

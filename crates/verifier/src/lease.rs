@@ -1,14 +1,14 @@
-//! Keeping the lease of a verifier that has the store itself.
+//! Keeping the lease of a verifier that has a store.
 //!
 //! The rules, which must not be loosened:
 //!
 //! - A lease counts from before its renewal was sent, and is granted only by a renewal at exactly the change up to which
 //!   everything has been evicted.
-//! - The holder of a lease subtracts the margin; a verifier that waits for its end adds it.
-//! - Reporting what has been applied does not extend the lease.
-//! - What is reported as applied is also applied by every subscriber whose lease is valid.
+//! - The holder of a lease subtracts the margin; a verifier that waits for the end of a lease adds it.
+//! - A report of applied changes does not extend the lease.
+//! - A change is reported as applied only if every subscriber whose lease is valid has applied it too.
 //!
-//! `docs/leases.md` has the reasons, and `propagation` the waiting for other verifiers.
+//! `docs/leases.md` has the reasons.
 
 use std::{pin::pin, sync::atomic::Ordering, time::Duration};
 
@@ -21,19 +21,18 @@ use crate::{
     verifier::{Inner, Verifier},
 };
 
-/// How many changes are read at a time.
+/// The maximum number of changes that are read at a time.
 const CHANGES: usize = 1000;
-/// The pause after the first renewal that was rejected because of a change that is being committed. It doubles each time,
+/// The first pause after a renewal that was rejected because a change is being committed. It doubles with each rejection.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// up to this one.
+/// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
-/// The longest that a verifier that stops waits for the leases of its subscribers, and then for the source.
+/// How long a stopping verifier waits for the leases of its subscribers, and then for the source.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
 impl<S: Primary> Verifier<S> {
-    /// Keeps the lease: renews it every third of its length, applies changes and reports them. Ends with
-    /// [`Verifier::stop`] when `shutdown` resolves. While the source is unavailable it keeps trying, and the lease ends by
-    /// itself.
+    /// Keeps the lease: renews it every third of its length, applies changes and reports them. When `shutdown` resolves,
+    /// [stops](Verifier::stop) the verifier. While the source is unavailable, it keeps trying, and the lease expires.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
@@ -47,16 +46,16 @@ impl<S: Primary> Verifier<S> {
         self.0.notification.notify_one();
     }
 
-    /// Stops verifying from the cache, for good, and removes this verifier's row once no subscriber holds a lease.
+    /// Permanently stops verifying from the cache, and removes this verifier's row once no subscriber holds a lease.
     ///
-    /// Takes at most ten seconds, however long a lease is. If a subscriber's lease is still valid after five, the row stays:
-    /// the next change waits for it, as it does for a verifier that crashed.
+    /// Takes at most ten seconds, even if leases are longer. If a subscriber's lease is still valid after five seconds, the
+    /// row stays, and the next change waits for it as for a crashed verifier.
     pub async fn stop(&self) {
         let inner = &*self.0;
         inner.cache.stop();
-        inner.notification.notify_one(); // so that a `run` that did not call this ends, too
+        inner.notification.notify_one(); // a concurrent `run` ends too
         if let Some(end) = inner.cache.subscribed_until() {
-            // No lease has been granted since. The runtime's clock is never ahead of ours: ours counts sleep, too.
+            // No lease is granted after `cache.stop`. The runtime's clock is never ahead of ours, which also counts suspension.
             let left = Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())));
             sleep(left.min(STOP_WAIT)).await;
             if left > STOP_WAIT {
@@ -117,8 +116,7 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Renews the lease, after applying the changes that are missing for it. Returns the change that was reported with the
-    /// renewal.
+    /// Renews the lease. If changes are missing, applies them first. Returns the change that was reported with the renewal.
     async fn renew(&self) -> Result<Seq, Unavailable> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -131,18 +129,18 @@ impl<S: Primary> Inner<S> {
                 if self.cache.grant(generation, nanos(end)) || self.cache.is_stopped() {
                     return Ok(reported);
                 }
-                continue; // the cache was cleared meanwhile, so this renewal says nothing about what is cached now
+                continue; // the cache was cleared meanwhile, so the renewal does not count
             }
             if self.catch_up().await? == applied {
-                // Rejected although nothing is missing: a change is being committed right now.
+                // The renewal was rejected although no change is missing: a change is being committed.
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     }
 
-    /// Applies the missing changes and reports what is applied everywhere, unless that is what `reported` says. Returns
-    /// what is reported now.
+    /// Applies the missing changes, and reports the change up to which everything is applied everywhere if it is not
+    /// `reported` already. Returns the reported change.
     async fn report(&self, reported: Seq) -> Result<Seq, Unavailable> {
         self.catch_up().await?;
         let (.., applied) = self.cache.applied_everywhere(nanos(self.clock.elapsed()));
@@ -152,7 +150,7 @@ impl<S: Primary> Inner<S> {
         Ok(applied)
     }
 
-    /// Applies all changes committed so far. Returns the position up to which all are applied.
+    /// Applies all changes committed so far. Returns their position.
     pub(crate) async fn catch_up(&self) -> Result<Position, Unavailable> {
         let _applying = self.applying.lock().await;
         loop {

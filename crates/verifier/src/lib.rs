@@ -1,22 +1,21 @@
 //! Verifies API keys from a cache, with immediate revocation.
 //!
-//! A [`Verifier`] decides whether a key may do what a request needs. It decides by cached keys, without the store, and yet
-//! a revocation returns only when no verifier can accept the key any more:
+//! A [`Verifier`] authorizes requests by cached keys, without the store. Nevertheless, the response to a revocation is sent
+//! only when no verifier can accept the key any more:
 //!
-//! - the store counts changes ([`Seq`]), and a verifier evicts what each of them is about;
-//! - a verifier decides by its cache only while it holds a *lease*, which is granted only at the newest change;
-//! - a process that makes a change waits, before it responds, until every other verifier has either reported the change as
+//! - The store numbers changes ([`Seq`]). For each change, a verifier evicts the keys that it affects.
+//! - A verifier uses its cache only while it holds a *lease*, which is granted only at the newest change.
+//! - A process that commits a change waits, before it responds, until every other verifier has either reported the change as
 //!   applied or lost its lease ([`Verifier::wait_until_propagated`]).
 //!
-//! The model checker in `tollkey-model` explores these rules; the comments in `cache.rs`, `lease.rs` and `propagation.rs`
-//! name those that must not be loosened. `docs/leases.md` has the reasons.
+//! The model checker in `tollkey-model` explores these rules. `docs/leases.md` has the reasons.
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`source`] | where keys, changes and leases come from: a [`Primary`] or an [`Upstream`] |
 //! | `verifier`, [`verdict`] | verifying a key, and the result |
-//! | `reservation` | one use of a key, reserved while its request runs |
-//! | `look_up`, `requester` | looking up keys that are not cached, and sharing the look-ups fairly |
+//! | `reservation` | a use of a key that is reserved while its request runs |
+//! | `look_up`, `requester` | looking up keys that are not cached, and sharing look-ups fairly |
 //! | `cache` | the cached keys, the lease, and evictions |
 //! | `lease` | keeping the lease of a primary, and applying changes |
 //! | `propagation` | waiting until a change is propagated |

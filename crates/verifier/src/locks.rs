@@ -1,5 +1,5 @@
-//! The locks, atomics and maps of `cache.rs`. A separate module, so that `tests/interleavings` can compile that file with the
-//! locks of a scheduler instead, which tries many orders of the threads.
+//! The locks, atomics and maps of `cache.rs`. They are a separate module so that `tests/interleavings` can replace them with
+//! those of a scheduler that tests many thread interleavings.
 
 pub(crate) use std::sync::{
     Mutex, MutexGuard,

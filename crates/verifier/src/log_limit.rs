@@ -1,4 +1,4 @@
-//! A limit for log lines that every request would write while something is wrong.
+//! A limit for log lines that otherwise every request could write.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -7,17 +7,17 @@ use std::{
 
 use crate::clock::nanos;
 
-/// The shortest time between two lines.
+/// The interval to which the limit applies.
 pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Limits how many lines of one kind are logged: by default one in 30 s.
+/// Limits the log lines of one kind: by default one line per 30 s.
 #[derive(Debug)]
 pub struct LogLimit {
-    /// How many lines an interval has.
+    /// The maximum number of lines in an interval.
     lines: u32,
-    /// When the next interval begins at the earliest, in nanoseconds.
+    /// The earliest start of the next interval, in nanoseconds.
     next: AtomicU64,
-    /// How many more lines this interval has.
+    /// The number of lines that remain in this interval.
     left: AtomicU32,
 }
 
@@ -28,7 +28,7 @@ impl Default for LogLimit {
 }
 
 impl LogLimit {
-    /// At most this many lines in 30 s.
+    /// Creates a limit of `lines` per 30 s.
     #[must_use]
     pub const fn new(lines: u32) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl LogLimit {
         }
     }
 
-    /// Whether a line may be logged now. `elapsed` is read from a clock that only goes forward.
+    /// Returns whether a line may be logged now. `elapsed` must be read from a monotonic clock.
     pub fn allows(&self, elapsed: Duration) -> bool {
         let now = nanos(elapsed);
         let next = self.next.load(Ordering::Relaxed);
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_per_interval_is_written() {
+    fn lines_per_interval_are_limited() {
         let limit = LogLimit::default();
         let lines = (0..65)
             .filter(|second| limit.allows(Duration::from_secs(*second)))

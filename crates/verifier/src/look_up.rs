@@ -1,5 +1,5 @@
-//! Looking up keys that are not cached, within bounds that keep a silent source or a flood of unknown keys from delaying
-//! other requests.
+//! Looking up keys that are not cached. Look-ups are bounded, so that a source that does not respond or a flood of unknown
+//! keys does not delay other requests.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,8 +19,8 @@ use crate::{
     verifier::{Found, Inner},
 };
 
-/// After so many look-ups in a row without a response, the source counts as not responding. Not after the first: a closed
-/// connection costs that much.
+/// The number of consecutive look-ups without a response after which the source counts as not responding. More than one,
+/// because a closed connection fails one look-up.
 const FAILURES: u64 = 3;
 
 impl<S: Source> Inner<S> {
@@ -36,18 +36,18 @@ impl<S: Source> Inner<S> {
                 let inner = Arc::clone(self);
                 let fetched =
                     runtime.spawn(async move { inner.fetch_key(&digest, requester).await });
-                // Canceled with the request; and with the runtime, which then fetches nothing any more.
+                // The task is canceled with the request, and fails when its runtime is shut down.
                 AbortOnDropHandle::new(fetched)
                     .await
                     .unwrap_or(Err(SourceError::Unavailable))?
             }
         };
-        // An unknown key is not cached: it could be created a moment later.
+        // An unknown key is not cached, because it could be created a moment later.
         let elapsed = nanos(self.clock.elapsed());
         Ok(entry.map(|entry| Found { entry, elapsed }))
     }
 
-    /// Fetches a key from the source, and caches it if that is safe.
+    /// Fetches a key from the source, and caches it if the response is fresh.
     pub(crate) async fn fetch_key(
         &self,
         digest: &Digest,
@@ -67,12 +67,11 @@ impl<S: Source> Inner<S> {
         Ok((snapshot, Some(entry)))
     }
 
-    /// Sends a request to the source when it is the requester's turn. Fails if too many requests wait, or after the limit,
-    /// which includes the wait: a flood of unknown keys slows the look-ups of its own requester, and nothing else.
+    /// Sends a request to the source when it is the requester's turn. Returns the response with the generation of the cache
+    /// in which it was requested. Fails if too many requests wait, or after `look_up_limit`, which includes the wait.
     ///
-    /// While the source does not respond, one look-up at a time probes whether it does again, and all others fail
-    /// immediately. In a subscriber without a lease, all fail immediately while its poll has no response: the poll is the
-    /// probe. Returns the response with the generation of the cache at which it was requested.
+    /// While the source does not respond, one look-up at a time probes it, and all others fail immediately. In a subscriber
+    /// without a lease, the poll is the probe: all look-ups fail immediately while it has no response.
     async fn fetch<T>(
         &self,
         request: impl Future<Output = Result<T, SourceError>>,
@@ -140,7 +139,7 @@ impl<S: Source> Inner<S> {
                 Ordering::Relaxed,
             );
         } else if response.is_err() && self.rejects.load(Ordering::Relaxed) {
-            // It was not sent, because too many wait. The source rejects them, so it can be reached.
+            // Not sent because too many look-ups wait. The source rejected the last one, so it can be reached.
             return Err(SourceError::Rejected);
         }
         match &response {
@@ -148,7 +147,7 @@ impl<S: Source> Inner<S> {
                 self.failures.store(0, Ordering::Relaxed)
             }
             Err(SourceError::Unavailable) => {
-                // After a long wait in the queue, too little of the limit was left for the source to respond.
+                // After a long wait in the queue, a timeout does not count: little time was left for the source to respond.
                 let limit_at = began_at + self.look_up_limit;
                 if sent_at.is_some_and(|at| {
                     self.clock.elapsed() < limit_at || at < began_at + self.look_up_limit / 2
@@ -162,7 +161,7 @@ impl<S: Source> Inner<S> {
 }
 
 impl<S: Primary> Inner<S> {
-    /// Fetches a service key from the source, and caches it if that is safe.
+    /// Fetches a service key from the source, and caches it if the response is fresh.
     pub(crate) async fn fetch_service_key(
         &self,
         digest: &Digest,

@@ -1,11 +1,11 @@
-//! Waiting until a change is propagated: until no verifier can decide by what was valid before it.
+//! Waiting until a change is propagated: until no verifier can decide by the state before it.
 //!
 //! The rules, which must not be loosened:
 //!
 //! - The wait ends when every other verifier has reported the change as applied, or when every lease that does not cover
-//!   it has ended: a lease and a margin after the change was made.
-//! - A silent verifier is removed only a lease and a margin after its renewals were read, and only if they have not moved
-//!   since. A verifier that renews is running, and its row is what the next change waits for.
+//!   it has ended: a lease and a margin after the change was committed.
+//! - A silent verifier is removed only a lease and a margin after its renewals were read, and only if it has not renewed
+//!   since. A verifier that renews is running, so its row must stay: the next change waits for it.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
@@ -19,17 +19,17 @@ use crate::{
     verifier::{Inner, Verifier},
 };
 
-/// The pause before the reports of other verifiers are read again. It doubles each time,
+/// The first pause before the reports of other verifiers are read again. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// up to this one.
+/// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 impl<S: Primary> Verifier<S> {
-    /// Waits until change `seq` is propagated: until no verifier, this one included, can decide by what was valid before
-    /// it. `since` is the clock's `elapsed`, read after the statement that raised the counter and before the commit.
+    /// Waits until change `seq` is propagated: until no verifier, this one included, can decide by the state before it.
+    /// `since` is the clock's `elapsed`, read after the statement that raised the counter and before the commit.
     ///
-    /// It takes as long as the slowest verifier needs to apply the change. If a verifier is silent or the source fails, it
-    /// takes a lease and a margin at most, and once per silent verifier a little longer to remove it.
+    /// This takes as long as the slowest verifier needs to apply the change. If a verifier is silent or the source fails, it
+    /// takes a lease and a margin at most, and once per silent verifier a little longer to remove its row.
     pub async fn wait_until_propagated(&self, seq: Seq, since: Duration) {
         let inner = &*self.0;
         let started = inner.clock.elapsed();
@@ -42,15 +42,15 @@ impl<S: Primary> Verifier<S> {
             .fetch_add(nanos(waited), Ordering::Relaxed);
     }
 
-    /// Waits until all changes committed so far are propagated. For a response that a change was already made: the process
-    /// that made it may still be waiting, or may have crashed while it waited.
+    /// Waits until all changes committed so far are propagated. For a response that a change already exists: the process that
+    /// committed it may still be waiting, or may have crashed while it waited.
     ///
     /// # Errors
-    /// [`Unavailable`] if the source does not say where the change counter stands.
+    /// [`Unavailable`] if the changes cannot be read from the source.
     pub async fn wait_until_all_propagated(&self) -> Result<(), Unavailable> {
         let inner = &*self.0;
         let seq = inner.within(inner.lease, inner.catch_up()).await?.seq;
-        // Read afterwards: the renewal of every lease that does not cover `seq` was sent before `seq` was committed.
+        // The clock is read last: the renewal of every lease that does not cover `seq` was sent before `seq` was committed.
         self.wait_until_propagated(seq, inner.clock.elapsed()).await;
         Ok(())
     }
@@ -64,14 +64,14 @@ impl<S: Primary> Inner<S> {
         let seen_at = self.clock.elapsed();
 
         if self.until(end, self.catch_up()).await.is_err() {
-            // This process must not decide by the cache either. A renewal in flight grants nothing any more.
+            // This process must not use its cache either. A renewal in flight grants no lease.
             self.cache.drop_lease();
             tracing::warn!(
                 seq = seq.0,
                 "a change could not be applied here; no key is verified from the cache"
             );
         }
-        // Another process may be waiting for this verifier, too.
+        // Another process may be waiting for this verifier to report.
         self.notification.notify_one();
 
         let mut lagging = first.as_ref().ok().map(Vec::len);
@@ -104,7 +104,7 @@ impl<S: Primary> Inner<S> {
             verifiers = ?first.iter().flatten().map(|(id, _)| id).collect::<Vec<_>>(),
             "a change had to wait for a whole lease: some verifier or subscriber did not report, or the source failed"
         );
-        // If the rows were read late, removing them would delay the response for as long again; the next change does it.
+        // If the rows were read late, removing them would delay the response again; the next change removes them.
         if let Ok(rows) = first
             && seen_at.saturating_sub(since) <= longest / 10
         {
@@ -113,8 +113,8 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Removes those of `seen` that lag behind `seq` and have not renewed until `silent_until`, a lease and a margin after
-    /// they were seen: no lease of theirs is valid any more.
+    /// Removes the verifiers of `seen` that have not reported `seq` and have not renewed until `silent_until`, a lease and a
+    /// margin after `seen` was read. None of their leases is valid any more.
     async fn remove_silent(
         &self,
         seq: Seq,
@@ -148,7 +148,7 @@ impl<S: Primary> Inner<S> {
         true
     }
 
-    /// Fails if `response` does not come before `end`.
+    /// Fails if `response` is not ready before `end`.
     async fn until<T>(
         &self,
         end: Duration,

@@ -1,8 +1,8 @@
 //! The rate limits of keys.
 //!
 //! The generic cell rate algorithm on one atomic number per key: the time at which the whole limit is available again. It is
-//! exact under concurrent use, because that number changes by compare-and-swap. A library would read the clock once more
-//! and does not tell when the whole limit is available again, so these few lines are our own.
+//! exact under concurrent use, because that number changes by compare-and-swap. No library is used, because it would read
+//! the clock again and does not report when the whole limit is available.
 
 use std::{
     collections::BTreeMap,
@@ -20,22 +20,22 @@ use crate::{
     share::{FIRST, LAST, Shares},
 };
 
-/// What remains of a key's rate limit after a verification.
+/// The state of a key's rate limit after a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateStatus {
-    /// How many uses the key has in a window.
+    /// The number of uses per window.
     pub limit: u32,
     /// The window, in seconds.
     pub window_seconds: u32,
-    /// How many uses remain now.
+    /// The number of uses that remain now.
     pub remaining: u32,
-    /// In how many whole seconds the whole limit is available again, if the key is not used until then.
+    /// The whole seconds until the whole limit is available again, if the key is not used until then.
     pub reset_seconds: u32,
 }
 
 impl RateStatus {
-    /// The values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After a
-    /// denial, `t` is the time until another use is possible, as in `Retry-After`.
+    /// Returns the values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After
+    /// a denial, `t` is the time until the next use is possible, as in `Retry-After`.
     #[must_use]
     pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
         let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
@@ -46,13 +46,13 @@ impl RateStatus {
     }
 }
 
-/// The rate limit of one key, and how far it is used up.
+/// The rate limit of a key and its current state.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limit: RateLimit,
-    /// Nanoseconds until one use is available again.
+    /// The nanoseconds until a used-up limit has one use again.
     each: u64,
-    /// When the whole limit is available again; in the past if it is.
+    /// When the whole limit is available again; in the past if it is available now.
     full_at: AtomicU64,
 }
 
@@ -65,7 +65,7 @@ impl Limiter {
         }
     }
 
-    /// Takes one use at `now`. The error is the number of seconds until one is available.
+    /// Takes one use at `now`. The error is the number of seconds until a use is available.
     pub(crate) fn take(&self, now: u64) -> (RateStatus, Result<(), u32>) {
         let whole = self.each * u64::from(self.limit.limit().get());
         let mut seen = self.full_at.load(Ordering::Acquire);
@@ -87,15 +87,15 @@ impl Limiter {
         }
     }
 
-    /// In how many seconds a use is available; `None` if one is at `now`.
+    /// Returns the seconds until a use is available, or `None` if one is available at `now`.
     fn wait(&self, now: u64) -> Option<u32> {
         let whole = self.each * u64::from(self.limit.limit().get());
         let used = self.full_at.load(Ordering::Acquire).max(now) + self.each - now;
         (used > whole).then(|| seconds(used - whole))
     }
 
-    /// Gives back one use, without the part of it that has become available again since it was taken: a request that runs
-    /// until its use is available again must not make another one available.
+    /// Gives back the part of one use that has not become available again since `taken_at`. Otherwise, a long request would
+    /// make a second use available.
     pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
         let left = self.each.saturating_sub(now.saturating_sub(taken_at));
         let _ = self
@@ -114,15 +114,15 @@ impl Limiter {
         }
     }
 
-    /// In how many nanoseconds the whole limit will be available again: 0 when it is.
+    /// Returns the nanoseconds until the whole limit is available again; 0 if it is available now.
     fn until_full(&self, now: u64) -> u64 {
         self.full_at.load(Ordering::Acquire).saturating_sub(now)
     }
 }
 
-/// Takes one use from every rate limit on the path from the root to the key, in this order: from all of them or from none.
-/// Returns the status of the limit with the fewest remaining uses and, if one has none, in how many seconds all have one.
-/// `None` without limits.
+/// Takes one use from every rate limit on the path from the root to the key, or from none of them. Returns the status of the
+/// limit with the fewest remaining uses. The error is the number of seconds until all limits have a use. `None` if the path
+/// has no limits.
 pub(crate) fn take_all(path: &[Arc<Limiter>], now: u64) -> Option<(RateStatus, Result<(), u32>)> {
     let mut least: Option<RateStatus> = None;
     for (taken, limiter) in path.iter().enumerate() {
@@ -134,7 +134,7 @@ pub(crate) fn take_all(path: &[Arc<Limiter>], now: u64) -> Option<(RateStatus, R
                 .filter_map(|limiter| limiter.wait(now));
             return Some((status, Err(later.fold(seconds, u32::max))));
         }
-        // Of two with the same remaining uses, the one that takes longer until all are available.
+        // Of two limits with the same remaining uses, the one that takes longer until it is fully available.
         let left =
             |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
         if least
@@ -158,35 +158,34 @@ fn seconds(nanos: u64) -> u32 {
     u32::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
 }
 
-/// The limiters of all keys that have a rate limit. They outlive the cached keys, so that a change to a key, or its eviction,
-/// does not reset its rate limit. A change of the limit does.
+/// The limiters of keys with a rate limit. They outlive the cached keys, so that a change to a key, or its eviction, does not
+/// reset its rate limit. Only a change of the limit does.
 ///
-/// They are bounded in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, a limiter that
-/// is full is dropped first, whatever its account: a new one is the same. If there is none, an account that holds more than
-/// its fair share loses one, so that the keys of one account cannot reset the rate limits of another. An account that uses
-/// more limited keys than its share has room for may lose its own.
+/// Their bytes are bounded, with fair shares for accounts ([`Shares`]). Above the bound, a limiter that is full is dropped
+/// first, of any account, because a new one has the same state. Otherwise, an account that holds more than its fair share
+/// loses a limiter, so that the keys of one account cannot reset the rate limits of another. An account whose limiters take
+/// more than its share may lose its own.
 #[derive(Debug)]
 pub(crate) struct Limiters {
     all: BTreeMap<LimiterId, Arc<Limiter>>,
-    /// The bytes of each account, and the key up to which its limiters have been scanned.
+    /// The bytes of each account, and the last of its keys that was scanned.
     shares: Shares<Option<KeyId>>,
-    /// Up to where the limiters of all accounts have been scanned.
+    /// The last limiter of all accounts that was scanned.
     scanned: Option<LimiterId>,
 }
 
-/// An account and a key of it. All keys of a tree belong to one account, so the limit of a parent key has one entry.
+/// An account and a key. All keys of a tree belong to one account, so the limit of a parent key has one entry.
 type LimiterId = (AccountId, KeyId);
 
 impl Limiters {
-    /// How many bytes a limiter takes: itself with two reference counts, and its slot in a tree whose nodes are half empty
-    /// at worst.
+    /// The bytes of a limiter: the limiter with two reference counts, and its slot in a tree whose nodes are half empty at
+    /// worst.
     pub(crate) const EACH: usize = allocation(16 + size_of::<Limiter>())
         + 2 * (size_of::<LimiterId>() + size_of::<Arc<Limiter>>());
 
-    /// How many limiters are scanned to find one to drop, so that the work of one cache miss is bounded.
+    /// The maximum number of limiters that are scanned to find one to drop, so that the work of one cache miss is bounded.
     const SCANNED: usize = 32;
 
-    /// At most so many bytes of limiters.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             all: BTreeMap::new(),
@@ -195,13 +194,12 @@ impl Limiters {
         }
     }
 
-    /// How many bytes they take, as estimated.
     pub(crate) fn bytes(&self) -> usize {
         self.shares.held()
     }
 
-    /// The limiter of a key. If the key's limit is a different one, a `fresh` record of the key resets the limiter; an
-    /// outdated record does not.
+    /// Returns the limiter of a key. If the limit has changed, a `fresh` record of the key resets the limiter; an outdated
+    /// record does not.
     pub(crate) fn get_or_insert(
         &mut self,
         account: &AccountId,
@@ -232,7 +230,7 @@ impl Limiters {
         limiter
     }
 
-    /// The limiter to drop for one more of an account; `None` if there is none at all.
+    /// Returns the limiter to drop so that an account gets one more, or `None` if there are no limiters.
     fn next_to_drop(&mut self, account: &AccountId, now: u64) -> Option<LimiterId> {
         let after = self
             .scanned
@@ -259,8 +257,8 @@ impl Limiters {
         Some(id)
     }
 
-    /// Scans the next few of `all`, in turn. Returns the last of them, and the one of which the least is lost when it is
-    /// dropped, with how much: nothing of a limiter that is full.
+    /// Scans the next limiters of the range `all` after `after`. Returns the last of them, and the one with the smallest
+    /// [`lost`] time, with that time: 0 for a limiter that is full.
     fn scan(
         &self,
         after: Bound<LimiterId>,
@@ -284,8 +282,8 @@ impl Limiters {
     }
 }
 
-/// For how long a key could be used beyond its limit if this limiter were dropped, in nanoseconds: a new one is full. A
-/// limiter that a cached key still takes from could be used up afterwards.
+/// Returns for how many nanoseconds a key could exceed its limit if this limiter were dropped, because a new one is full. For
+/// a limiter that a cached key uses, this is the whole window: it could be used up after it was dropped.
 fn lost(limiter: &Arc<Limiter>, now: u64) -> u64 {
     if Arc::strong_count(limiter) > 1 {
         nanos(limiter.limit.window())
@@ -335,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn use_that_is_given_back_was_never_taken() {
+    fn use_that_is_given_back_is_available_again() {
         let (one, other) = (limiter(3, 60), limiter(3, 60));
         let now = 1000 * SECOND;
         one.take(now).1.unwrap();
@@ -350,7 +348,7 @@ mod tests {
         let limiter = limiter(1, 60);
         let now = 1000 * SECOND;
         limiter.take(now).1.unwrap();
-        // After a minute the first use is available again, and is taken.
+        // After a minute the first use is available again, and is taken again.
         limiter.take(now + 60 * SECOND).1.unwrap();
         limiter.give_back(now, now + 61 * SECOND);
         assert_eq!(limiter.take(now + 61 * SECOND).1, Err(59));
@@ -425,17 +423,18 @@ mod tests {
         KeyId::from_bytes(bytes)
     }
 
-    /// Limiters of one use in so many seconds each, with room for so many of one account.
+    /// Limiters of one use per window.
     struct World {
         all: Limiters,
         max: usize,
     }
 
     impl World {
-        fn new(room: usize) -> Self {
+        /// Creates limiters whose bytes suffice for `count` limiters of one account.
+        fn new(count: usize) -> Self {
             let mut shares = Shares::<()>::new(usize::MAX);
             shares.add(&account("small"), Limiters::EACH);
-            let max = shares.held() + (room - 1) * Limiters::EACH;
+            let max = shares.held() + (count - 1) * Limiters::EACH;
             Self {
                 all: Limiters::new(max),
                 max,
@@ -478,7 +477,7 @@ mod tests {
             assert!(world.take("small", n, window, 0));
         }
         let later = 2 * SECOND;
-        // 32 are scanned for each new one.
+        // 32 limiters are scanned for each new one.
         for n in 0..3 {
             assert!(world.take("small", 1000 + n, 86_400, later));
         }
@@ -487,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn full_limiter_is_dropped_whatever_its_account() {
+    fn full_limiter_of_any_account_is_dropped_first() {
         let mut world = World::new(20);
         assert!(world.take("small", 0, 1, 0));
         (0..15).for_each(|n| assert!(world.take("flood", n, 86_400, 0)));
@@ -533,8 +532,11 @@ mod tests {
             world.take("flood", n, 86_400, 1);
         }
         assert!((0..500).all(|n| !world.take("small", n, 86_400, 2)));
-        assert!(world.len("flood") > 1490, "what the other leaves is used");
-        // An account that came first leaves room for others.
+        assert!(
+            world.len("flood") > 1490,
+            "the account uses all bytes that the other does not need"
+        );
+        // A later account gets its share.
         for n in 0..700 {
             world.take("late", n, 86_400, 3);
         }
@@ -543,12 +545,12 @@ mod tests {
     }
 
     #[test]
-    fn account_over_its_share_loses_the_soonest_full() {
+    fn account_over_its_share_loses_the_limiter_full_soonest() {
         let mut world = World::new(64);
         (0..32).for_each(|n| assert!(world.take("small", n, 86_400, 0)));
         (32..64).for_each(|n| assert!(world.take("small", n, 3600, 0)));
         (64..70).for_each(|n| assert!(world.take("small", n, 86_400, 1)));
-        // Of 32 that are scanned in turn, half have a window of an hour.
+        // Half of the limiters that are scanned have a window of an hour.
         let hours = (32..64).filter(|n| world.has("small", *n)).count();
         let days = (0..32).filter(|n| world.has("small", *n)).count();
         assert!(
@@ -568,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn limiter_is_made_even_without_room() {
+    fn limiter_is_created_even_above_the_bound() {
         let mut all = Limiters::new(0);
         let limit = RateLimit::new(1, 60).unwrap();
         for n in 0..10 {
@@ -583,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_fresh_record_with_another_limit_resets_it() {
+    fn only_a_fresh_record_with_another_limit_resets_a_limiter() {
         let (small, large) = (
             RateLimit::new(1, 60).unwrap(),
             RateLimit::new(2, 60).unwrap(),

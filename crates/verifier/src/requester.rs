@@ -1,4 +1,4 @@
-//! Fair shares of the look-ups that the source gets at the same time.
+//! Fair shares of the look-ups that run at the same time.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -7,29 +7,29 @@ use tollkey_fair::{FairSemaphore, Limits};
 
 use crate::settings::Settings;
 
-/// The client or authenticated caller that a look-up is made for. Look-ups are shared fairly among requesters, so that
-/// random keys presented by one do not delay the keys of others.
+/// The client or authenticated caller on whose behalf a key is looked up. Look-ups are shared fairly among requesters, so
+/// that one requester with random keys does not delay others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Requester {
-    /// A client that presents a key or a service key, by the network of its address; `None` if its address is unknown.
+    /// A client that presents a key or a service key, by the network of its IP address; `None` if the address is unknown.
     Client(Option<IpAddr>),
     /// An authenticated resource server or gateway, by the ID of its service key or the subject of its token.
     Service(Arc<str>),
-    /// An account, whose authenticated secret key verifies other keys.
+    /// An account that verifies other keys with a secret key.
     Account(AccountId),
 }
 
 impl Requester {
-    /// The client at this address, by [`client_network`].
+    /// Returns the requester for the client at this IP address, by [`client_network`].
     #[must_use]
     pub fn client(address: Option<IpAddr>) -> Self {
         Self::Client(address.map(client_network))
     }
 }
 
-/// Limits how many look-ups the source gets at the same time. Clients and authenticated callers have a semaphore each, so
-/// that unauthenticated clients, which may use any number of addresses, do not delay authenticated callers.
+/// Limits the look-ups that run at the same time. Clients and authenticated callers have separate semaphores, so that
+/// unauthenticated clients, which may use any number of addresses, do not delay authenticated callers.
 pub(crate) struct LookUps {
     clients: FairSemaphore<Requester>,
     authenticated: FairSemaphore<Requester>,

@@ -1,4 +1,4 @@
-//! One use of a key, reserved while its request runs.
+//! Reserving a use of a key while its request runs.
 
 use std::{
     fmt,
@@ -18,25 +18,25 @@ use crate::{
     verdict::Known,
 };
 
-/// What a reservation needs of its verifier, whatever the source.
+/// The parts of a verifier that a reservation uses, without the type of the source.
 pub(crate) trait Accounting: Send + Sync {
     fn ledger(&self) -> &Ledger;
 
     fn clock(&self) -> &dyn Clock;
 }
 
-/// One use of an allowed key, reserved for a request that can still be denied further in. It has already taken from the
-/// key's rate limit.
+/// A reserved use of an allowed key, for a request that can still be denied later. The use is already taken from the key's
+/// rate limit.
 ///
-/// A reservation ends once, by whichever comes first; later calls do nothing and return `false`.
+/// The first of these calls ends the reservation; later calls do nothing and return `false`.
 ///
-/// | | counted as | rate limit |
+/// | call | counts | use of the rate limit |
 /// |---|---|---|
 /// | [`commit`](Self::commit), or drop | a use | stays taken |
-/// | [`reject`](Self::reject) | the denial | given back |
-/// | [`cancel`](Self::cancel) | nothing | given back |
+/// | [`reject`](Self::reject) | the denial | is given back |
+/// | [`cancel`](Self::cancel) | nothing | is given back |
 ///
-/// Dropping it commits the use. Otherwise a client could use a key beyond its rate limit by disconnecting before the
+/// Dropping it commits the use. Otherwise, a client could exceed the rate limit of a key by disconnecting before the
 /// response.
 #[must_use = "a reservation that is dropped counts as a use of the key"]
 pub struct Reservation {
@@ -64,20 +64,20 @@ impl Reservation {
         }
     }
 
-    /// The key.
+    /// Returns the key.
     #[must_use]
     pub fn key(&self) -> &Known {
         &self.key
     }
 
-    /// What remains of the key's rate limit, if it has one.
+    /// Returns the state of the key's rate limit, if it has one.
     #[must_use]
     pub fn rate(&self) -> Option<&RateStatus> {
         self.rate.as_ref()
     }
 
-    /// Decides further requirements of the same request, by [`tollkey_core::decide_further`]. It counts nothing and does
-    /// not end the reservation: pass the denial to [`reject`](Self::reject) if the request is rejected because of it.
+    /// Decides further requirements of the same request, by [`tollkey_core::decide_further`]. Counts nothing and does not
+    /// end the reservation: if the request is rejected, pass the denial to [`reject`](Self::reject).
     ///
     /// # Errors
     /// The first [`Denial`] that applies.
@@ -85,7 +85,7 @@ impl Reservation {
         decide_further(&self.key, need, self.verifier.clock().now())
     }
 
-    /// Ends the reservation: the request was a use of the key. Returns whether this call ended it.
+    /// Ends the reservation and counts a use of the key. Returns whether this call ended it.
     pub fn commit(&self) -> bool {
         let ends = self.end();
         if ends {
@@ -94,7 +94,7 @@ impl Reservation {
         ends
     }
 
-    /// Ends the reservation: the request was denied further in. Counts the denial, except [`Denial::UnknownKey`], and
+    /// Ends the reservation because the request was denied later. Counts the denial, except [`Denial::UnknownKey`], and
     /// gives the use back to the rate limit. Returns whether this call ended it.
     pub fn reject(&self, denial: Denial) -> bool {
         let ends = self.end();
@@ -105,8 +105,8 @@ impl Reservation {
         ends
     }
 
-    /// Ends the reservation as if the key had not been presented: counts nothing and gives the use back to the rate limit.
-    /// For a request that is verified again, or that the caller's own mistake rejects. Returns whether this call ended it.
+    /// Ends the reservation without counting anything, and gives the use back to the rate limit. For a request that is
+    /// verified again, or that is rejected because of a mistake of the caller. Returns whether this call ended it.
     pub fn cancel(&self) -> bool {
         let ends = self.end();
         if ends {
@@ -115,7 +115,7 @@ impl Reservation {
         ends
     }
 
-    /// Returns `true` for the first call alone.
+    /// Returns `true` only for the first call.
     fn end(&self) -> bool {
         !self.has_ended.swap(true, Ordering::AcqRel)
     }

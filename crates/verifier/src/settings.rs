@@ -7,32 +7,31 @@ use crate::{cache, usage};
 /// The bounds of a verifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// The most keys that are cached. Beyond that, keys that were not used lately are evicted.
+    /// The maximum number of cached keys. Beyond it, keys that were not used lately are evicted.
     pub max_entries: usize,
-    /// The most bytes that cached keys, rate limits and usage counts take. Nine sixteenths are for keys, five for usage
-    /// counts that wait to be taken, and two for rate limits.
+    /// The maximum bytes of cached keys (nine sixteenths), usage counts that wait to be taken (five) and rate limits (two).
     ///
-    /// When there is no room, keys that were not used lately are evicted: keys of the account that holds the most, if that
-    /// is more than its fair share, and otherwise of any account. A key that takes more than a sixteenth of the bytes for
-    /// keys is not cached. Rate limits outlive the cached keys. When there is no room for them, one that is fully available
-    /// again is dropped first. If there is none, the account that holds the most loses one, and its key starts with a full
-    /// limit.
+    /// Above the limit, keys that were not used lately are evicted: keys of the account that holds the most, if that is more
+    /// than its fair share, and otherwise of any account. A key that takes more than a sixteenth of the bytes for keys is not
+    /// cached. Rate limits outlive the cached keys. Above their limit, one that is fully available again is dropped first,
+    /// and otherwise one of the account that holds the most: its key then starts with a full limit.
     ///
-    /// Below [`Settings::MIN_BYTES`], rate limits and usage counts have as much room as with that many bytes, so that keys
-    /// are limited and counted even if none is cached.
+    /// Below [`Settings::MIN_BYTES`], rate limits and usage counts are bounded as with that many bytes, so that keys are
+    /// limited and counted even if none is cached.
     pub max_bytes: usize,
-    /// The most look-ups that the source gets at the same time: half of them for clients and half for authenticated callers.
-    /// One [`Requester`](crate::Requester) gets at most half of its half.
+    /// The maximum number of look-ups at the same time: half of them for clients and half for authenticated callers. One
+    /// [`Requester`](crate::Requester) gets at most half of its half.
     pub max_look_ups: usize,
-    /// The most look-ups of clients that wait, and the most of authenticated callers. Requesters are served in turn. When so
-    /// many wait, the requester with the most of them gets [`Unavailable`](crate::Unavailable) immediately.
+    /// The maximum number of waiting look-ups, for clients and for authenticated callers each. Requesters are served in turn.
+    /// Above the limit, a look-up of the requester with the most of them fails immediately with
+    /// [`Unavailable`](crate::Unavailable).
     pub max_waiting: usize,
-    /// The longest time for a look-up, the wait included. After it, the request gets [`Unavailable`](crate::Unavailable).
+    /// The time limit for a look-up, including the wait. After it, the look-up fails with [`Unavailable`](crate::Unavailable).
     pub look_up_limit: Duration,
 }
 
 impl Default for Settings {
-    /// A million keys in 256 MiB; 64 look-ups at a time, with 1024 of each half waiting; two seconds.
+    /// A million keys in 256 MiB; 64 look-ups at the same time and 1024 waiting ones per half; a limit of two seconds.
     fn default() -> Self {
         Self {
             max_entries: 1_000_000,
@@ -45,7 +44,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// 4 MiB. Below it, fewer keys are cached, but rate limits and usage counts have the same room.
+    /// 4 MiB. Below it, fewer keys are cached, but rate limits and usage counts have the same bounds.
     pub const MIN_BYTES: usize = 4 * 1024 * 1024;
 
     /// A sixteenth of the bytes, for rate limits and counts.
@@ -53,7 +52,6 @@ impl Settings {
         self.max_bytes.max(Self::MIN_BYTES) / 16
     }
 
-    /// The bounds of the cache.
     pub(crate) fn cache(&self) -> cache::Bounds {
         let entry_bytes = self.max_bytes / 16 * 9;
         cache::Bounds {
@@ -63,7 +61,7 @@ impl Settings {
         }
     }
 
-    /// The bounds of the usage counts. There is room for the counts of as many keys as can be cached.
+    /// The bounds of the usage counts. The counts of as many keys fit as can be cached.
     pub(crate) fn ledger(&self) -> usage::Bounds {
         usage::Bounds {
             tally_bytes: 3 * self.sixteenth(),

@@ -1,26 +1,26 @@
 //! Fair shares of a bounded number of bytes.
 //!
-//! [`Shares`] counts the bytes that each account holds. While there is room an account may hold any number of them, up to
-//! all. When there is none, the account with the most bytes gives some up, whichever account needs them: so the accounts
-//! that need least keep what they have, and the others get equal parts of the rest.
+//! [`Shares`] counts the bytes that each account holds. While bytes are free, an account may hold any number of them. When
+//! an account needs more bytes than are free, the account with the most bytes gives some up. As a result, accounts that need
+//! little keep all of it, and the others share the rest equally.
 
 use std::collections::{BTreeSet, HashMap};
 
 use tollkey_core::{AccountId, KeyId, heap::allocation};
 
-/// The least and the greatest ID of a key.
+/// The smallest and the largest key ID.
 pub(crate) const FIRST: KeyId = KeyId::from_bytes([0; 16]);
 pub(crate) const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
 
-/// An account with no more than this part of all bytes is within its fair share, however many accounts there are:
-/// otherwise, with many accounts, the second entry of an account would have to make room for the first of another.
+/// An account with at most one part in `PARTS` of all bytes is within its fair share, for any number of accounts. Otherwise,
+/// with many accounts, the second entry of one would be evicted for the first entry of another.
 const PARTS: usize = 16;
 
-/// What an account itself takes: its ID, and its places in a map and in a tree, which are half empty on average.
+/// The bytes of an account without entries: its ID, and its slots in a map and in a tree, which are half empty on average.
 const ACCOUNT: usize =
     2 * (size_of::<AccountId>() + size_of::<usize>()) + 2 * (size_of::<AccountId>() + 48);
 
-/// The bytes that accounts hold, and something of each account.
+/// The bytes that accounts hold, with a value for each account.
 #[derive(Debug)]
 pub(crate) struct Shares<T> {
     max: usize,
@@ -32,11 +32,10 @@ pub(crate) struct Shares<T> {
 #[derive(Debug)]
 struct Share<T> {
     bytes: usize,
-    of: T,
+    value: T,
 }
 
 impl<T: Default> Shares<T> {
-    /// Shares of `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
@@ -46,29 +45,27 @@ impl<T: Default> Shares<T> {
         }
     }
 
-    /// The most bytes of one thing: an account that holds no more than that is always within its fair share.
+    /// Returns the maximum bytes of one entry. An account that holds at most as many is always within its fair share.
     pub(crate) fn largest(&self) -> usize {
         self.max / PARTS
     }
 
-    /// How many bytes all accounts hold.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
-    /// The ID of an account that holds bytes, to be shared by all that is kept of the account.
+    /// Returns a clone of the stored account ID, so that all entries of the account share its memory.
     pub(crate) fn id(&self, account: &AccountId) -> Option<AccountId> {
         self.accounts
             .get_key_value(account)
             .map(|(id, _)| id.clone())
     }
 
-    /// What is kept of an account that holds bytes.
     pub(crate) fn get_mut(&mut self, account: &AccountId) -> Option<&mut T> {
-        self.accounts.get_mut(account).map(|share| &mut share.of)
+        self.accounts.get_mut(account).map(|share| &mut share.value)
     }
 
-    /// Whether there is room for so many more bytes of an account.
+    /// Returns whether `bytes` more of an account fit.
     pub(crate) fn fits(&self, account: &AccountId, bytes: usize) -> bool {
         let own = if self.accounts.contains_key(account) {
             0
@@ -78,8 +75,8 @@ impl<T: Default> Shares<T> {
         self.held.saturating_add(bytes).saturating_add(own) <= self.max
     }
 
-    /// The account that makes room for `bytes` more of `account`: the one that holds the most, which can be the same
-    /// when it holds any. `None` when that is within its fair share too: then any account may make room.
+    /// Returns the account that has to give up bytes so that `account` gets `bytes` more: the account that would then hold
+    /// the most, which can be `account` itself. `None` if that account is within its fair share too: then any may give up bytes.
     pub(crate) fn payer(&self, account: &AccountId, bytes: usize) -> Option<AccountId> {
         let own = self.accounts.get(account).map_or(0, |share| share.bytes);
         let accounts = self.accounts.len() + usize::from(own == 0);
@@ -93,21 +90,20 @@ impl<T: Default> Shares<T> {
         (most > (self.held + bytes) / accounts.clamp(1, PARTS)).then(|| id.clone())
     }
 
-    /// The account that holds the most bytes, and how many.
     pub(crate) fn heaviest(&self) -> Option<(&AccountId, usize)> {
         self.by_bytes
             .last()
             .map(|(bytes, account)| (account, *bytes))
     }
 
-    /// Gives an account so many more bytes. Returns what is kept of it.
+    /// Adds bytes to an account. Returns its value.
     pub(crate) fn add(&mut self, account: &AccountId, bytes: usize) -> &mut T {
         let share = self
             .accounts
             .entry(account.clone())
             .or_insert_with(|| Share {
                 bytes: 0,
-                of: T::default(),
+                value: T::default(),
             });
         let before = share.bytes;
         share.bytes += if before == 0 {
@@ -120,10 +116,10 @@ impl<T: Default> Shares<T> {
             self.by_bytes.remove(&(before, account.clone()));
         }
         self.by_bytes.insert((share.bytes, account.clone()));
-        &mut share.of
+        &mut share.value
     }
 
-    /// Takes so many bytes from an account, which is gone when it holds no more.
+    /// Takes bytes from an account, and removes the account when it holds none any more.
     pub(crate) fn remove(&mut self, account: &AccountId, bytes: usize) {
         let Some(share) = self.accounts.get_mut(account) else {
             return;
@@ -145,7 +141,7 @@ impl<T: Default> Shares<T> {
     }
 }
 
-/// What an account takes itself, whatever it holds.
+/// The bytes that an account takes in addition to its entries.
 fn own_bytes(account: &AccountId) -> usize {
     ACCOUNT + allocation(2 * size_of::<usize>() + account.as_str().len())
 }
@@ -158,7 +154,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Gives bytes as the cache does: as long as there is no room, the payer gives up ten bytes, where there is one.
+    /// Gives bytes to an account as the cache does: until they fit, the payer, or the account itself, gives up ten bytes.
     fn give(shares: &mut Shares<()>, name: &str, bytes: usize) {
         let id = account(name);
         while !shares.fits(&id, bytes) {
@@ -186,12 +182,12 @@ mod tests {
         assert_eq!(
             shares.payer(&account("a"), 10),
             None,
-            "within its share: any of its entries may go"
+            "within its share: any entry may be evicted"
         );
     }
 
     #[test]
-    fn account_that_needs_little_keeps_it_from_one_that_takes_all() {
+    fn small_account_keeps_its_bytes_during_a_flood() {
         let mut shares = Shares::new(100_000);
         for _ in 0..100 {
             give(&mut shares, "small", 10);
@@ -204,7 +200,7 @@ mod tests {
             (bytes(&shares, "small"), bytes(&shares, "other")),
             (1000, 2000)
         );
-        // And the other way round: what was given to the flood first is given up for those that come later.
+        // A later account gets bytes that the flood held first.
         for _ in 0..3000 {
             give(&mut shares, "late", 10);
         }
@@ -229,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn account_that_holds_nothing_makes_no_room() {
+    fn account_without_bytes_is_no_payer() {
         let mut shares = Shares::<()>::new(100_000);
         assert_eq!(shares.payer(&account("a"), 10), None);
         shares.add(&account("a"), 10);
         assert_eq!(
             shares.payer(&account("b"), 5000),
             None,
-            "nobody else holds more than a fair share either"
+            "no account holds more than its fair share"
         );
         shares.add(&account("c"), 2000);
         assert_eq!(shares.payer(&account("b"), 500), Some(account("c")));
@@ -244,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn account_without_bytes_takes_none_itself() {
+    fn removed_account_takes_no_bytes() {
         let mut shares = Shares::<()>::new(100_000);
         shares.add(&account("a"), 10);
         shares.add(&account("a"), 20);

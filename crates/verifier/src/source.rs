@@ -1,8 +1,8 @@
-//! Where keys, changes and leases come from.
+//! Sources of keys, changes and leases.
 //!
-//! There are two kinds of sources. A server has a [`Primary`], the store: it keeps its lease there, and waits there for
-//! others when it has changed something. A resource server has an [`Upstream`], a verifier in another process, whose
-//! lease its own nests in. What both have in common, a [`Source`], is all that verifying needs.
+//! A server has a [`Primary`], the store: its lease is kept there, and after a change it waits there for other verifiers. A
+//! resource server has an [`Upstream`], a verifier in another process: its lease nests in the upstream's lease. Both are a
+//! [`Source`], which is all that verifying a key needs.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -11,26 +11,24 @@ use tollkey_core::{
     ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId,
 };
 
-/// The source did not respond in time, or cannot be reached. It has logged why.
+/// The source did not respond in time or cannot be reached. The source has logged the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the source of keys is unavailable")]
 pub struct Unavailable;
 
-/// A look-up that failed. The source has logged why.
+/// The reason why a look-up failed. The source has logged the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// The source did not respond in time, or cannot look anything up. After several of these in a row the verifier
-    /// sends one look-up at a time.
+    /// The source did not respond in time, or cannot look anything up. After several consecutive errors of this kind, the
+    /// verifier sends one look-up at a time.
     #[error("the source of keys is unavailable")]
     Unavailable,
-    /// The source responded and rejects the look-up: the service key of this process was revoked, for example. Such a
-    /// response is fast, so look-ups are sent as usual. Cached keys are not authorized after the end of the lease, not even
-    /// within a grace period: that is for a source that cannot be reached.
+    /// The source rejects the look-up, for example because the service key of this process was revoked. Such a response is
+    /// fast, so look-ups are sent as usual. A grace period does not apply: it is for a source that cannot be reached.
     #[error("the source rejects the look-up")]
     Rejected,
-    /// The source responded, but the key cannot be read: a newer release wrote it, for example. This fails this look-up
-    /// only; look-ups of other keys go on as usual. The key is not authorized within a grace period, because what cannot be
-    /// read may be a revocation.
+    /// The source responded, but the key cannot be read, for example because a newer release wrote it. Look-ups of other keys
+    /// are sent as usual. A grace period does not apply, because the record that cannot be read may be revoked.
     #[error("the source's response cannot be read")]
     Unreadable,
 }
@@ -47,17 +45,16 @@ impl From<SourceError> for Unavailable {
     }
 }
 
-/// A poll that brought nothing. The source has logged why.
+/// The reason why a poll failed. The source has logged the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PollError {
     /// The upstream did not respond in time.
     #[error("the upstream does not respond")]
     Unavailable,
-    /// The upstream responded without changes and without a lease: it rejects the poll, it stops, or its response cannot
-    /// be read.
+    /// The upstream rejects the poll, it is stopping, or its response cannot be read.
     #[error("the upstream rejects the poll")]
     Rejected,
-    /// Another process uses the same subscriber ID. Neither gets a lease under it any more. The subscriber must end its
+    /// Another process uses the same subscriber ID. No lease is granted under this ID any more: the subscriber must end its
     /// lease, clear its cache and continue under a new random ID.
     #[error("another process uses this subscriber ID")]
     SharedId,
@@ -69,51 +66,50 @@ impl From<Unavailable> for PollError {
     }
 }
 
-/// A key as the source had it.
+/// The response to a look-up of a key.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// The change counter, read no later than the record: one statement, or one transaction that sees one state.
+    /// The change counter, read no later than the record: in the same statement, or in a transaction with one snapshot.
     pub seq: Seq,
-    /// The key with that digest, if there is one.
+    /// The key with that hash, if it exists.
     pub record: Option<Record>,
 }
 
-/// A service key as the source had it.
+/// The response to a look-up of a service key.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceSnapshot {
     /// The change counter, read no later than the key.
     pub seq: Seq,
-    /// The service key with that digest, if there is one that is not revoked.
+    /// The ID of the service key with that hash, if it exists and is not revoked.
     pub id: Option<ServiceKeyId>,
 }
 
-/// Where a [`crate::Verifier`] looks up keys. Every call must end in bounded time.
+/// Looks up keys for a [`crate::Verifier`]. Every call must end in bounded time.
 pub trait Source: Send + Sync + 'static {
-    /// The key with that digest.
+    /// Looks up the key with that hash.
     fn find(&self, digest: &Digest) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
 }
 
-/// The source itself: the database that the change counter and the leases are in. Every call must read and write the
-/// primary, never a standby.
+/// The database that has the keys, the change counter and the leases. Every call must use the primary, never a standby.
 pub trait Primary: Source {
-    /// The service key with that digest.
+    /// Looks up the service key with that hash.
     fn find_service_key(
         &self,
         digest: &Digest,
     ) -> impl Future<Output = Result<ServiceSnapshot, SourceError>> + Send;
 
-    /// At most `limit` changes after `position`, and where the counter stands.
+    /// Returns at most `limit` changes after `position`, and the current position of the counter.
     fn changes_after(
         &self,
         position: Position,
         limit: usize,
     ) -> impl Future<Output = Result<ChangeLog, Unavailable>> + Send;
 
-    /// How long leases are, for all verifiers of this source. It may be changed only while none is running.
+    /// Returns the length of leases, for all verifiers of this source. It may be changed only while no verifier is running.
     fn lease_length(&self) -> impl Future<Output = Result<Duration, Unavailable>> + Send;
 
-    /// Writes that verifier `id` is alive and has, with its subscribers, applied everything up to `reported`; but only
-    /// if the change counter stands exactly at `evicted`. Whether it was so, all in one atomic step.
+    /// If the change counter is exactly at `evicted`, renews the lease of verifier `id` and stores that the verifier and its
+    /// subscribers have applied everything up to `reported`. Must be atomic. Returns whether the lease was renewed.
     fn renew(
         &self,
         id: VerifierId,
@@ -121,25 +117,25 @@ pub trait Primary: Source {
         evicted: Position,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
-    /// Writes that verifier `id` has applied everything up to `applied`, if it is registered. Extends no lease.
+    /// Stores that verifier `id` has applied everything up to `applied`, if it is registered. Does not renew the lease.
     fn report(
         &self,
         id: VerifierId,
         applied: Seq,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// Removes verifier `id`, which has ended its lease for good.
+    /// Removes verifier `id`, which has ended its lease and will not renew it.
     fn unregister(&self, id: VerifierId) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// The verifiers, but for `except`, that have reported less than `seq`, each with a number that is another one
-    /// after each of its renewals, and does not come back when it is removed and renews again.
+    /// Returns the verifiers, without `except`, that have reported less than `seq`. Each comes with a number that changes with
+    /// every renewal and never repeats, not even after the verifier was removed.
     fn behind(
         &self,
         seq: Seq,
         except: VerifierId,
     ) -> impl Future<Output = Result<Vec<(VerifierId, u64)>, Unavailable>> + Send;
 
-    /// Removes verifier `id` if that number is still `renewals`.
+    /// Removes verifier `id` if its number from [`Primary::behind`] is still `renewals`.
     fn remove_if_not_renewed(
         &self,
         id: VerifierId,
@@ -147,22 +143,22 @@ pub trait Primary: Source {
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 }
 
-/// Another verifier, which holds a lease and grants shorter ones: what a process without a database subscribes to.
-/// A verifier of a [`Primary`] is one itself; over HTTP it is `POST /sync`.
+/// A verifier that grants leases to subscribers, which have no database. A verifier of a [`Primary`] is an upstream; over
+/// HTTP it is `POST /sync`.
 pub trait Upstream: Source {
-    /// Acknowledges what has been applied, and waits a while for changes.
+    /// Acknowledges the applied changes, and waits for new ones.
     fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, PollError>> + Send;
 
-    /// Ends the subscription of a subscriber that has ended its lease for good, with the last usage that it counted.
+    /// Ends the subscription of a subscriber that has ended its lease, and sends its remaining usage.
     fn leave(&self, leave: Leave) -> impl Future<Output = Result<(), PollError>> + Send;
 }
 
-/// The random ID of one poll. A poll that is repeated because no response came has the same ID.
+/// The random ID of a poll. A poll that is repeated because it had no response has the same ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PollId(u64);
 
 impl PollId {
-    /// A new ID from `rng`, which must not be a generator whose state a snapshot of the machine would copy.
+    /// Creates an ID from `rng`, which must not be a generator whose state a snapshot of the machine copies.
     pub fn new(rng: &mut (impl Rng + ?Sized)) -> Self {
         Self(rng.next_u64())
     }
@@ -188,53 +184,53 @@ impl FromStr for PollId {
     }
 }
 
-/// The ID of a poll and of those before it, by which the upstream recognizes a repeat, a poll that arrives late, and a
-/// poll of another process.
+/// The IDs of a poll and of the polls before it. By them, the upstream recognizes a repeated poll, a poll that arrives late,
+/// and a poll of another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollIds {
     /// The ID of this poll.
     pub id: PollId,
-    /// The IDs of the polls before it that had a response within the last two leases, and at least the last 16, the newest
-    /// first, at most [`PollIds::PREVIOUS`]. They may have gone to other replicas.
+    /// The IDs of previous polls, the newest first: those that had a response within the last two leases and at least the
+    /// last 16, at most [`PollIds::PREVIOUS`]. They may have been sent to other replicas.
     pub previous: Vec<PollId>,
 }
 
 impl PollIds {
-    /// How many previous IDs a poll carries at most. A subscriber that a load balancer sends back to a replica after more
-    /// polls than this, while its lease from there is valid, is taken for another process. [`crate::Verifier::subscribe`]
-    /// polls so slowly that this does not happen.
+    /// The maximum number of previous IDs. If a load balancer sends a subscriber back to a replica after more polls than this,
+    /// while its lease from that replica is valid, the replica takes it for another process.
+    /// [`crate::Verifier::subscribe`] polls so slowly that this does not happen.
     pub const PREVIOUS: usize = 512;
 }
 
-/// What a subscriber sends with a poll.
+/// A poll of a subscriber.
 #[derive(Debug, Clone)]
 pub struct Poll {
-    /// Who.
+    /// The ID of the subscriber.
     pub subscriber: VerifierId,
-    /// Which poll this is. `None` for a subscriber of a release without poll IDs: its repeats count twice.
+    /// The ID of this poll and of previous ones. `None` for a subscriber of a release without poll IDs: the usage of its
+    /// repeated polls counts twice.
     pub ids: Option<PollIds>,
-    /// The position up to which it has evicted everything that was changed; the default if its cache was always empty.
+    /// The position up to which the subscriber has applied all changes; the default if its cache was always empty.
     pub position: Position,
     /// How long the response may wait for changes. The upstream waits for a third of a lease at most.
     pub wait: Duration,
-    /// What it has counted since its last poll that had a response, at most [`Poll::USAGE`] rows. A poll that is
-    /// repeated has the same rows.
+    /// The usage since the last poll that had a response, at most [`Poll::USAGE`] rows. A repeated poll has the same rows.
     pub usage: Vec<Usage>,
 }
 
 impl Poll {
-    /// How many counts one poll takes along.
+    /// The maximum number of rows of usage in a poll.
     pub const USAGE: usize = 400;
 }
 
 /// The end of a subscription.
 #[derive(Debug, Clone)]
 pub struct Leave {
-    /// Who.
+    /// The ID of the subscriber.
     pub subscriber: VerifierId,
-    /// As in [`Poll::ids`]. If the last poll had no response, its ID: `usage` then has the rows of that poll.
+    /// As in [`Poll::ids`]. If the last poll had no response, this has the ID and `usage` the rows of that poll.
     pub ids: Option<PollIds>,
-    /// What it had still counted, at most [`Poll::USAGE`] rows.
+    /// The remaining usage, at most [`Poll::USAGE`] rows.
     pub usage: Vec<Usage>,
 }
 
@@ -243,15 +239,16 @@ pub struct Leave {
 pub struct News {
     /// The subscriber's position once it has applied the changes.
     pub position: Position,
-    /// What has changed since its position; `None` if the log does not continue from there, and the cache has to be cleared.
+    /// The changes after the subscriber's position. `None` if the log does not continue from there: the subscriber must clear
+    /// its cache.
     pub changes: Option<Vec<Changed>>,
-    /// For how long it may use its cache, counted from before its poll, once it has applied the changes. Zero if the upstream
-    /// holds no lease, or if there are more changes than one response holds.
+    /// The lease that the subscriber may take once it has applied the changes, counted from before it sent the poll. Zero if
+    /// the upstream holds no lease, or if more changes are missing.
     pub lease: Duration,
 }
 
 impl News {
-    /// Nothing new for a subscriber at `position`, and no lease.
+    /// Returns a response without changes and without a lease for a subscriber at `position`.
     #[must_use]
     pub fn none(position: Position) -> Self {
         Self {

@@ -7,10 +7,10 @@ use std::{
 
 use tollkey_core::Seq;
 
-/// The state of a verifier and what it has done since it was started. Counters only grow.
+/// The state of a verifier, and counters since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Verifications from the cache, of keys and of service keys.
+    /// Verifications of keys and service keys from the cache.
     pub hits: u64,
     /// Verifications that looked a key up at the source.
     pub misses: u64,
@@ -18,10 +18,10 @@ pub struct Stats {
     pub unavailable: u64,
     /// Keys that are cached now.
     pub entries: usize,
-    /// How many bytes the cached keys, the rate limits and the usage counts take, as estimated; at most
+    /// The estimated bytes of the cached keys, the rate limits and the usage counts, at most
     /// [`crate::Settings::max_bytes`].
     pub bytes: usize,
-    /// Keys evicted to make room for others.
+    /// Keys evicted to free space.
     pub evictions: u64,
     /// Keys evicted because of a change.
     pub changed: u64,
@@ -29,19 +29,19 @@ pub struct Stats {
     pub resets: u64,
     /// The change up to which everything is applied.
     pub seq: Seq,
-    /// How long the lease is still valid.
+    /// The remaining time of the lease.
     pub lease_left: Duration,
-    /// Changes that have been waited for ([`crate::Verifier::wait_until_propagated`]).
+    /// Calls of [`crate::Verifier::wait_until_propagated`].
     pub propagations: u64,
-    /// How long all of those waits took together.
+    /// The total time of these calls.
     pub propagation_wait: Duration,
-    /// How many of them waited for a whole lease, because some verifier did not report.
+    /// Calls that waited for a whole lease, because a verifier did not report.
     pub propagations_over_a_lease: u64,
-    /// How many of them waited for another verifier of the source.
+    /// Calls that waited for another verifier of the source.
     pub propagations_for_verifiers: u64,
-    /// How many of them waited for a subscriber of this verifier.
+    /// Calls that waited for a subscriber of this verifier.
     pub propagations_for_subscribers: u64,
-    /// How many subscribers hold a lease from this verifier now.
+    /// Subscribers that hold a lease from this verifier now.
     pub subscribers: usize,
     /// Usage counts that were dropped because they were not taken in time.
     pub usage_dropped: u64,
@@ -60,13 +60,12 @@ pub(crate) struct Counters {
     pub(crate) propagations_for_subscribers: AtomicU64,
 }
 
-/// Adds one to a counter that orders nothing.
+/// Adds one to a counter, without any memory ordering.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A counter for the hot path: threads count in separate stripes, so that they do not take a cache line from each other
-/// with every verification.
+/// A counter for the hot path. Threads count in separate stripes, so that they do not contend for one cache line.
 #[derive(Debug, Default)]
 pub(crate) struct Striped([Stripe; STRIPES]);
 
@@ -77,7 +76,7 @@ const STRIPES: usize = 16;
 struct Stripe(AtomicU64);
 
 thread_local! {
-    static MINE: usize = {
+    static STRIPE: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
     };
@@ -85,7 +84,7 @@ thread_local! {
 
 impl Striped {
     pub(crate) fn count(&self) {
-        count(&self.0[MINE.with(|mine| *mine)].0);
+        count(&self.0[STRIPE.with(|stripe| *stripe)].0);
     }
 
     pub(crate) fn sum(&self) -> u64 {

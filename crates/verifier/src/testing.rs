@@ -1,4 +1,4 @@
-//! A source in memory and clocks that stand still, for tests of whatever verifies.
+//! An in-memory source and test clocks, for tests of code that verifies keys.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,7 +21,7 @@ use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Una
 /// The start of every test clock: 2026-01-01T00:00:00Z.
 pub const START: i64 = 1_767_225_600;
 
-/// A clock that moves only when it is told to. Clones are the same clock.
+/// A clock that moves only when a test moves it. Clones are the same clock.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<Mutex<(Timestamp, Duration)>>);
 
@@ -43,14 +43,14 @@ impl ManualClock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets time pass, on the wall clock too.
+    /// Moves both the wall clock and the elapsed time forward.
     pub fn advance(&self, by: Duration) {
         let mut times = self.times();
         times.0 = times.0.saturating_add(by).unwrap_or(Timestamp::MAX);
         times.1 += by;
     }
 
-    /// Sets the wall clock alone, as an operator or NTP would.
+    /// Sets only the wall clock, as an operator or NTP would.
     pub fn set(&self, now: Timestamp) {
         self.times().0 = now;
     }
@@ -66,7 +66,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// A clock that follows tokio's, which a test can pause: time then passes only while everybody waits.
+/// A clock that follows tokio's. If a test pauses that, time passes only while all tasks wait.
 #[derive(Debug, Clone, Copy)]
 pub struct TokioClock(Instant);
 
@@ -93,14 +93,15 @@ impl Clock for TokioClock {
     }
 }
 
-/// An active key of account `acme` with that text: no restrictions, scope `commerce`. Its id follows from the text.
+/// Returns the record of an active key of account `acme` without restrictions, with scope `commerce`. Its ID is derived
+/// from the key.
 ///
 /// # Panics
-/// When the text is not shaped like an API key.
+/// If `text` does not have the form of an API key.
 #[must_use]
 pub fn record(text: &str) -> Record {
     let (Some(Kind::Key(family, mode)), Some(text)) = (Kind::of(text), KeyText::parse(text)) else {
-        panic!("not shaped like an API key")
+        panic!("not the form of an API key")
     };
     let mut id = [0; 16];
     id.copy_from_slice(&text.digest().as_bytes()[..16]);
@@ -121,10 +122,10 @@ pub fn record(text: &str) -> Record {
     Record::new(key, None, OperatingModel::default(), &Catalogue::default())
 }
 
-/// The account of that name.
+/// Parses an account ID.
 ///
 /// # Panics
-/// When it is no account id.
+/// If `name` is not a valid account ID.
 #[must_use]
 pub fn account(name: &str) -> AccountId {
     match name.parse() {
@@ -133,16 +134,16 @@ pub fn account(name: &str) -> AccountId {
     }
 }
 
-/// A source that is nothing but memory. Clones are the same source.
+/// An in-memory source. Clones are the same source.
 #[derive(Debug, Clone)]
 pub struct MemorySource(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Held by a test to let answers be read but not delivered.
+    /// Held by a test to delay responses that have already been read.
     gate: Arc<RwLock<()>>,
-    /// The same for reports.
+    /// Held by a test to delay responses to `report`.
     report_gate: Arc<RwLock<()>>,
 }
 
@@ -152,14 +153,13 @@ struct State {
     down: bool,
     rejects_look_ups: bool,
     position: Position,
-    /// Counts all changes ever made, those of a history that was left too, in the place of time.
+    /// The number of all changes, including those lost by a restore. Used as the time of a change.
     ever: i64,
     changes: Vec<(Position, Changed)>,
     keys: HashMap<Digest, Record>,
     unreadable: HashSet<Digest>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
-    /// How many renewals there have been, of all verifiers.
     renewals: u64,
     finds: u64,
 }
@@ -199,7 +199,8 @@ impl MemorySource {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self) -> Result<MutexGuard<'_, State>, Unavailable> {
+    /// Returns the state, or an error while the source is down.
+    fn available_state(&self) -> Result<MutexGuard<'_, State>, Unavailable> {
         let state = self.state();
         if state.down {
             Err(Unavailable)
@@ -208,17 +209,17 @@ impl MemorySource {
         }
     }
 
-    /// Creates a key, or overwrites one without saying so to anybody.
+    /// Creates a key, or overwrites one without an entry in the log of changes.
     pub fn put(&self, text: &str, record: Record) {
         self.state().keys.insert(Digest::of(text), record);
     }
 
-    /// Makes the key with that text one that this release cannot read.
+    /// Makes look-ups of this key fail with [`SourceError::Unreadable`].
     pub fn make_unreadable(&self, text: &str) {
         self.state().unreadable.insert(Digest::of(text));
     }
 
-    /// Whether every look-up of a key is rejected, as by a server that has revoked the service key of the verifier.
+    /// Sets whether every look-up of a key is rejected, as by a server that has revoked the verifier's service key.
     pub fn reject_look_ups(&self, rejects: bool) {
         self.state().rejects_look_ups = rejects;
     }
@@ -228,7 +229,7 @@ impl MemorySource {
         self.state().service_keys.insert(Digest::of(text), id);
     }
 
-    /// Changes the key with that text, as one transaction. Answers the change.
+    /// Changes a key in one transaction. Returns the number of the change.
     pub fn change(&self, text: &str, change: impl FnOnce(&mut Record)) -> Seq {
         let mut state = self.state();
         let Some(record) = state.keys.get_mut(&Digest::of(text)) else {
@@ -239,26 +240,26 @@ impl MemorySource {
         state.changed(changed)
     }
 
-    /// Changes every key, and says that `changed` is what changed. Answers the change.
+    /// Changes every key, with `changed` as the entry in the log of changes. Returns the number of the change.
     pub fn change_all(&self, changed: Changed, mut change: impl FnMut(&mut Record)) -> Seq {
         let mut state = self.state();
         state.keys.values_mut().for_each(&mut change);
         state.changed(changed)
     }
 
-    /// Removes a service key. Answers the change.
+    /// Removes a service key. Returns the number of the change.
     pub fn revoke_service_key(&self, id: ServiceKeyId) -> Seq {
         let mut state = self.state();
-        state.service_keys.retain(|_, kept| *kept != id);
+        state.service_keys.retain(|_, stored| *stored != id);
         state.changed(Changed::ServiceKey(id))
     }
 
-    /// Whether nothing is answered.
+    /// Sets whether all requests fail with [`Unavailable`].
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
     }
 
-    /// Forgets the log of changes up to `seq`, as a store that keeps only the newest does.
+    /// Removes the log of changes up to `seq`, as a store does that keeps only the newest changes.
     pub fn prune(&self, seq: Seq) {
         self.state().changes.retain(|(at, _)| at.seq > seq);
     }
@@ -274,29 +275,29 @@ impl MemorySource {
         state.verifiers.clear();
     }
 
-    /// Keeps answers to `find`, `find_service_key` and `renew` back, once they have been made, until this is dropped.
+    /// Delays responses to `find`, `find_service_key` and `renew`, which are processed before, until the guard is dropped.
     pub async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.0.gate).write_owned().await
     }
 
-    /// Delays responses to `report`, which is done nevertheless, until this is dropped.
+    /// Delays responses to `report`, which is processed before, until the guard is dropped.
     pub async fn hold_reports(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.0.report_gate).write_owned().await
     }
 
-    /// Where the change counter stands.
+    /// The position of the change counter.
     #[must_use]
     pub fn position(&self) -> Position {
         self.state().position
     }
 
-    /// How often a key or a service key was looked for.
+    /// How often a key or a service key was looked up.
     #[must_use]
     pub fn finds(&self) -> u64 {
         self.state().finds
     }
 
-    /// The registered verifiers: what they have reported, and the number of their last renewal among those of all.
+    /// The registered verifiers: the change that each has reported, and the number of its last renewal.
     #[must_use]
     pub fn verifiers(&self) -> HashMap<VerifierId, (Seq, u64)> {
         self.state().verifiers.clone()
@@ -318,7 +319,7 @@ impl State {
 impl Source for MemorySource {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         let snapshot = {
-            let mut state = self.answer()?;
+            let mut state = self.available_state()?;
             state.finds += 1;
             if state.unreadable.contains(digest) {
                 return Err(SourceError::Unreadable);
@@ -341,7 +342,7 @@ impl Source for MemorySource {
 impl Primary for MemorySource {
     async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, SourceError> {
         let snapshot = {
-            let mut state = self.answer()?;
+            let mut state = self.available_state()?;
             state.finds += 1;
             ServiceSnapshot {
                 seq: state.position.seq,
@@ -357,12 +358,12 @@ impl Primary for MemorySource {
         position: Position,
         limit: usize,
     ) -> Result<ChangeLog, Unavailable> {
-        let state = self.answer()?;
+        let state = self.available_state()?;
         let after = |at: &Position| at.seq > position.seq;
         let known = position == state.position
             || position == Position::default()
             || state.changes.iter().any(|(at, _)| *at == position);
-        let whole = state.changes.iter().filter(|(at, _)| after(at)).count() as i64
+        let is_gapless = state.changes.iter().filter(|(at, _)| after(at)).count() as i64
             == state.position.seq.0 - position.seq.0;
         let changes = || {
             state
@@ -375,12 +376,12 @@ impl Primary for MemorySource {
         };
         Ok(ChangeLog {
             current: state.position,
-            changes: (known && whole).then(changes),
+            changes: (known && is_gapless).then(changes),
         })
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {
-        Ok(self.answer()?.lease)
+        Ok(self.available_state()?.lease)
     }
 
     async fn renew(
@@ -390,10 +391,10 @@ impl Primary for MemorySource {
         evicted: Position,
     ) -> Result<bool, Unavailable> {
         let current = {
-            let mut state = self.answer()?;
+            let mut state = self.available_state()?;
             let current = state.position == evicted;
             if current {
-                state.renewals += 1; // of all together, so that no number comes back
+                state.renewals += 1; // counted for all verifiers, so that no number repeats
                 let renewals = state.renewals;
                 let row = state.verifiers.entry(id).or_default();
                 *row = (reported, renewals);
@@ -405,7 +406,7 @@ impl Primary for MemorySource {
     }
 
     async fn report(&self, id: VerifierId, applied: Seq) -> Result<(), Unavailable> {
-        if let Some(row) = self.answer()?.verifiers.get_mut(&id) {
+        if let Some(row) = self.available_state()?.verifiers.get_mut(&id) {
             row.0 = applied;
         }
         let _delivered = self.0.report_gate.read().await;
@@ -413,7 +414,7 @@ impl Primary for MemorySource {
     }
 
     async fn unregister(&self, id: VerifierId) -> Result<(), Unavailable> {
-        self.answer()?.verifiers.remove(&id);
+        self.available_state()?.verifiers.remove(&id);
         Ok(())
     }
 
@@ -422,7 +423,7 @@ impl Primary for MemorySource {
         seq: Seq,
         except: VerifierId,
     ) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
-        let state = self.answer()?;
+        let state = self.available_state()?;
         let behind = state
             .verifiers
             .iter()
@@ -435,7 +436,7 @@ impl Primary for MemorySource {
         id: VerifierId,
         renewals: u64,
     ) -> Result<(), Unavailable> {
-        let mut state = self.answer()?;
+        let mut state = self.available_state()?;
         if state
             .verifiers
             .get(&id)

@@ -21,8 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 impl<S: Source> Verifier<S> {
     /// Waits until this key can no longer be used for any request: it is revoked, expired or suspended, or its application
-    /// is disabled. Returns which. Under a lease it resolves as fast as a verification would deny the key. While the source
-    /// does not respond, it keeps waiting.
+    /// is disabled. Returns the denial. Under a lease it resolves as soon as a verification would deny the key. While the
+    /// source does not respond, it keeps waiting.
     pub async fn until_unusable(&self, key: &Known) -> Denial {
         self.0.until_unusable(&key.0).await
     }
@@ -31,14 +31,14 @@ impl<S: Source> Verifier<S> {
 impl<S: Source> Inner<S> {
     async fn until_unusable(&self, entry: &Entry) -> Denial {
         loop {
-            // First watched, then read: a change in between notifies.
+            // Watch before reading, so that no change in between is missed.
             let (mut changed, applied) = self.cache.watch(&entry.record.key);
             let pause = match self.current(entry).await {
                 Ok(None) => return Denial::UnknownKey,
                 Ok(Some((seq, current))) => {
                     match decide_usable(&current.record, self.clock.now()) {
                         Err(denial) => return denial,
-                        // A record older than a change that was applied here may not show that change.
+                        // The record may not include a change that is applied here.
                         Ok(())
                             if seq < applied
                                 || !self.cache.has_lease(nanos(self.clock.elapsed())) =>
@@ -50,12 +50,12 @@ impl<S: Source> Inner<S> {
                 }
                 Err(_) => PAUSE,
             };
-            // Notified or not, the key is read again.
+            // Read the key again, with or without a notification.
             let _ = timeout(pause, changed.changed()).await;
         }
     }
 
-    /// The current key, and the change up to which it is current.
+    /// Returns the current key and the change up to which it is current, or `None` if it is unknown.
     async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, SourceError> {
         let (applied, _) = self.cache.applied();
         if let Some(current) = self.cache.get(&entry.digest, nanos(self.clock.elapsed())) {
@@ -67,14 +67,14 @@ impl<S: Source> Inner<S> {
     }
 }
 
-/// How long until the key expires, at most [`LONGEST_PAUSE`].
+/// Returns the time until the key expires, at most [`LONGEST_PAUSE`].
 fn until_expiration(record: &Record, now: Timestamp) -> Duration {
     let left = record
         .key
         .expiration()
         .map(|expires_at| expires_at.duration_since(now));
     let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
-    // A little later, so that it has expired by then.
+    // One millisecond longer, so that the key has expired by then.
     left.map_or(LONGEST_PAUSE, |left| {
         (left + Duration::from_millis(1)).min(LONGEST_PAUSE)
     })

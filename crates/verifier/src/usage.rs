@@ -1,12 +1,11 @@
-//! What is counted of verifications: per key, day and outcome, in memory, fetched in batches.
+//! Usage counts of verifications per key, day and outcome, which are kept in memory and taken in batches.
 //!
-//! Nothing is written per request. Each cached key has counts of its own (`Tally`); the first use after a fetch puts
-//! them into the queue of the key's account, which keeps them when the key is evicted in between, so no count is lost. What
-//! waits is bounded in bytes, with a fair share for each account: when there is no room, the account with the most waiting
-//! counts loses some.
+//! Nothing is written per request. Each cached key has a `Tally` of counts. The first use after the counts were taken puts
+//! the tally into the queue of the key's account, which keeps it even if the key is evicted, so no count is lost. The bytes
+//! that wait to be taken are bounded, with fair shares for accounts: above the bound, the account with the most loses some.
 //!
-//! Counts can wait as rows, too: those of subscribers, those that could not be written, and those that
-//! [`crate::Verifier::collect_usage`] moved there, so that they are merged until they are written and can be read by key.
+//! Counts also wait as rows: those of subscribers, those that could not be written, and those that
+//! [`crate::Verifier::collect_usage`] moved there. Rows are merged until they are written, and can be read by key.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, btree_map, hash_map},
@@ -20,18 +19,17 @@ use tollkey_core::{AccountId, Denial, KeyId, Timestamp, Usage, heap::allocation,
 
 use crate::share::Shares;
 
-/// How many keys one fetch takes: as many as can be written down in one small transaction. There may be more: fetch until
-/// nothing comes.
+/// The maximum number of keys whose counts are taken at a time: as many as one small transaction can store.
 pub const BATCH: usize = 500;
 
-/// The counts of one cached key since the last fetch.
+/// The counts of a cached key since they were last taken.
 #[derive(Debug)]
-#[repr(C)] // what a successful verification touches stands together, for the processor's caches
+#[repr(C)] // the fields that a successful verification writes are adjacent, for the processor's caches
 pub(crate) struct Tally {
     queued: AtomicBool,
     /// Microseconds since 1970 of the last success.
     last_used: AtomicI64,
-    /// By outcome, at its [`place`].
+    /// The count of each outcome, at its [`index`].
     counts: [AtomicU64; Denial::ALL.len()],
     key: KeyId,
     account: AccountId,
@@ -52,9 +50,9 @@ impl Tally {
     }
 }
 
-/// Where an outcome is counted: a success at 0, a denial at its own place. That of `UnknownKey` would be 0; it is not
-/// counted, because the store keeps no counts of keys that are unknown.
-fn place(outcome: Result<(), Denial>) -> Option<usize> {
+/// Returns the index of an outcome in [`Tally::counts`]: 0 for a success, and the discriminant of a denial. `UnknownKey`,
+/// whose discriminant is 0, is not counted, because the store has no counts of unknown keys.
+fn index(outcome: Result<(), Denial>) -> Option<usize> {
     match outcome {
         Ok(()) => Some(0),
         Err(Denial::UnknownKey) => None,
@@ -62,27 +60,25 @@ fn place(outcome: Result<(), Denial>) -> Option<usize> {
     }
 }
 
-fn outcome(place: usize) -> Option<Denial> {
-    (place > 0).then(|| Denial::ALL[place])
+fn outcome(index: usize) -> Option<Denial> {
+    (index > 0).then(|| Denial::ALL[index])
 }
 
-/// How many bytes a waiting tally takes: itself, with two reference counts, for its key may have been evicted, and its place
-/// in a queue that is half empty on average.
+/// The bytes of a waiting tally: the tally with two reference counts, because its key may have been evicted, and its slot in
+/// a queue that is half empty on average.
 const TALLY: usize = allocation(16 + size_of::<Tally>()) + 2 * size_of::<Arc<Tally>>();
 
-/// How many bytes a row takes that was put back: its place in a tree whose nodes are two thirds full.
+/// The bytes of a row that was put back: its slot in a tree whose nodes are two thirds full.
 const ROW: usize = (size_of::<RowKey>() + size_of::<Sum>()) * 3 / 2;
 
-/// The most bytes that wait to be fetched.
+/// The maximum bytes that wait to be taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Of tallies.
     pub(crate) tally_bytes: usize,
-    /// Of rows that were put back.
     pub(crate) row_bytes: usize,
 }
 
-/// The tallies of keys that have been used since the last fetch, and rows that could not be written down.
+/// The counts that wait to be taken: tallies of used keys, and rows that could not be stored and were put back.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     max_rows: usize,
@@ -92,18 +88,18 @@ pub(crate) struct Ledger {
 #[derive(Debug)]
 struct Waiting {
     queues: Shares<VecDeque<Arc<Tally>>>,
-    /// The accounts with a queue, the one to be fetched from next in front.
+    /// The accounts with a queue, in the order in which their counts are taken.
     turns: VecDeque<AccountId>,
     tallies: usize,
     rows: BTreeMap<RowKey, Sum>,
     dropped: u64,
-    /// What was counted by outcome since [`Ledger::take_outcomes`]: what left the tallies, and what subscribers sent.
+    /// Counts by outcome since the last [`Ledger::take_outcomes`], of taken tallies and of subscribers.
     outcomes: BTreeMap<Option<Denial>, u64>,
 }
 
 type RowKey = (KeyId, i32, Option<Denial>);
 
-/// How often, and when last.
+/// A count, and the time of the last use.
 #[derive(Debug, Clone, Copy)]
 struct Sum {
     count: u64,
@@ -127,39 +123,37 @@ impl Ledger {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Every change to it is complete at each point that could panic.
+        // The state is consistent at each point that could panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one verification of a key. [`Denial::UnknownKey`] is not counted.
     pub(crate) fn count(&self, tally: &Arc<Tally>, outcome: Result<(), Denial>, now: Timestamp) {
-        let Some(place) = place(outcome) else { return };
+        let Some(index) = index(outcome) else { return };
         if outcome.is_ok() {
             tally
                 .last_used
                 .store(now.as_microsecond(), Ordering::Relaxed);
         }
-        // First the count, then the look at the flag, both in the one order that all threads agree on: whoever fetches
-        // clears the flag first and reads the counts then, so either it sees this count or this sees the cleared flag.
-        tally.counts[place].fetch_add(1, Ordering::SeqCst);
+        // Count first, then read the flag, both sequentially consistent. `take` clears the flag first and then reads the
+        // counts, so either `take` sees this count, or the cleared flag is seen here.
+        tally.counts[index].fetch_add(1, Ordering::SeqCst);
         if !tally.queued.load(Ordering::SeqCst) && !tally.queued.swap(true, Ordering::SeqCst) {
             self.waiting().push(tally);
         }
     }
 
-    /// How many keys and rows there are to fetch.
     pub(crate) fn len(&self) -> usize {
         let waiting = self.waiting();
         waiting.tallies + waiting.rows.len()
     }
 
-    /// How many bytes wait to be fetched, as estimated.
     pub(crate) fn bytes(&self) -> usize {
         let waiting = self.waiting();
         waiting.queues.held() + waiting.rows.len() * ROW
     }
 
-    /// Fetches at most `max` rows that were put back and then the counts of keys, so that it is about `max` keys in all.
+    /// Takes rows that were put back and then tallies of keys, at most `max` together.
     pub(crate) fn take(&self, now: Timestamp, max: usize) -> Vec<Usage> {
         let (rows, tallies) = {
             let mut waiting = self.waiting();
@@ -176,9 +170,8 @@ impl Ledger {
         merged.rows
     }
 
-    /// Moves the counts of at most `max` keys to the rows, and returns how many keys that were: none when no key waits,
-    /// `None` when the rows fill half of their bytes. The other half is for rows of subscribers, and for those that could not
-    /// be written.
+    /// Moves the counts of at most `max` keys to the rows, and returns the number of keys: 0 if no key waits, `None` if the
+    /// rows fill half of their bytes. The other half is for rows of subscribers and rows that could not be written.
     pub(crate) fn collect(&self, now: Timestamp, max: usize) -> Option<usize> {
         let tallies = {
             let mut waiting = self.waiting();
@@ -200,17 +193,16 @@ impl Ledger {
         waiting.put_back(rows, self.max_rows);
     }
 
-    /// Puts counts back that could not be written down.
     pub(crate) fn restore(&self, rows: Vec<Usage>) {
         self.waiting().put_back(rows, self.max_rows);
     }
 
-    /// How often each outcome was counted since the last call, by tallies that were fetched since and by subscribers.
+    /// Returns the counts by outcome since the last call, those of subscribers included.
     pub(crate) fn take_outcomes(&self) -> BTreeMap<Option<Denial>, u64> {
         std::mem::take(&mut self.waiting().outcomes)
     }
 
-    /// The rows of a key that wait, by day.
+    /// Returns the waiting rows of a key, by day.
     pub(crate) fn rows_of(&self, key: KeyId) -> Vec<Usage> {
         let waiting = self.waiting();
         let from_first = waiting.rows.range((key, i32::MIN, None)..);
@@ -233,14 +225,14 @@ impl Waiting {
             last_used_at,
         } in rows
         {
-            let there_is_room = self.rows.len() < max_rows;
+            let fits = self.rows.len() < max_rows;
             match self.rows.entry((key_id, day, outcome)) {
                 btree_map::Entry::Occupied(mut row) => {
                     let sum = row.get_mut();
                     sum.count = sum.count.saturating_add(count);
                     sum.last_used_at = sum.last_used_at.max(last_used_at);
                 }
-                btree_map::Entry::Vacant(row) if there_is_room => {
+                btree_map::Entry::Vacant(row) if fits => {
                     row.insert(Sum {
                         count,
                         last_used_at,
@@ -258,13 +250,13 @@ impl Waiting {
         }
     }
 
-    /// At most `max` tallies, of all accounts in turn.
+    /// Takes at most `max` tallies, of all accounts in turn.
     fn pop_some(&mut self, max: usize) -> Vec<Arc<Tally>> {
         (0..max).map_while(|_| self.pop()).collect()
     }
 
-    /// Puts a tally into the queue of its account. Where there is no room, the last tally of the account with the most of
-    /// them leaves its queue; its counts stay with its key, and a later use tries again.
+    /// Puts a tally into the queue of its account. Above the bound, the last tally of the account with the most tallies is
+    /// removed from its queue. A removed tally keeps its counts, and the next use of its key queues it again.
     fn push(&mut self, tally: &Arc<Tally>) {
         while !self.queues.fits(&tally.account, TALLY) {
             self.dropped += 1;
@@ -296,7 +288,7 @@ impl Waiting {
         self.tallies += 1;
     }
 
-    /// The next tally of the account whose turn it is.
+    /// Removes and returns the next tally of the account whose turn it is.
     fn pop(&mut self) -> Option<Arc<Tally>> {
         let account = self.turns.pop_front()?;
         let queue = self.queues.get_mut(&account)?;
@@ -311,14 +303,14 @@ impl Waiting {
     }
 }
 
-/// Takes the counts out of tallies.
+/// Takes the counts from tallies.
 fn counts(tallies: &[Arc<Tally>], now: Timestamp) -> Vec<Usage> {
     let day = time::day(now);
     let mut counts = Vec::with_capacity(tallies.len());
     for tally in tallies {
         tally.queued.store(false, Ordering::SeqCst);
         for (place, count) in tally.counts.iter().enumerate() {
-            // Most outcomes never occur. What is counted after this load puts the tally into the queue again.
+            // Most outcomes never occur. A use that is counted after this load queues the tally again.
             if count.load(Ordering::SeqCst) == 0 {
                 continue;
             }
@@ -355,8 +347,8 @@ fn usage(
     }
 }
 
-/// Rows of which no two are about the same key, day and outcome: a key that was forgotten and seen again has several
-/// tallies, and a store may refuse to write one row twice in one statement.
+/// Rows without duplicates of a key, day and outcome. A key that was evicted and cached again has several tallies, and a
+/// store may reject a statement that writes one row twice.
 #[derive(Default)]
 struct Merged {
     rows: Vec<Usage>,

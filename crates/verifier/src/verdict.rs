@@ -6,22 +6,20 @@ use tollkey_core::{Denial, Digest, Record};
 
 use crate::{cache::Entry, rate::RateStatus};
 
-/// The result of a verification: the decision and the key it is about.
+/// The result of a verification: the decision and the key.
 #[derive(Debug, Clone)]
 pub struct Verdict {
-    /// `Ok` if the request is allowed, otherwise the first denial that applies. If it is allowed, the key may be used for
-    /// the merchant that the request names.
+    /// `Ok` if the request is allowed, otherwise the first denial that applies.
     pub outcome: Result<(), Denial>,
     /// The key; `None` for [`Denial::UnknownKey`], which includes a key that the caller may not see.
     pub record: Option<Known>,
-    /// What remains of the key's rate limit, if it has one and no other denial came first.
+    /// The state of the key's rate limit, if it has one and no other denial applies.
     pub rate: Option<RateStatus>,
-    /// With [`Denial::RateLimited`]: in how many whole seconds another use is possible, at least 1.
+    /// With [`Denial::RateLimited`]: the whole seconds until another use is possible, at least 1.
     pub retry_after_seconds: Option<u32>,
 }
 
 impl Verdict {
-    /// The verdict on a text that is not a key of this server.
     pub(crate) fn unknown() -> Self {
         Self {
             outcome: Err(Denial::UnknownKey),
@@ -31,7 +29,7 @@ impl Verdict {
         }
     }
 
-    /// The key, if the request is allowed.
+    /// Returns the key if the request is allowed.
     #[must_use]
     pub fn allowed(&self) -> Option<&Record> {
         self.outcome.ok()?;
@@ -39,7 +37,7 @@ impl Verdict {
     }
 }
 
-/// A key as it was known when the request was decided. Cheap to clone; dereferences to a [`Record`].
+/// The key by which a request was decided. Cheap to clone; dereferences to a [`Record`].
 #[derive(Clone)]
 pub struct Known(pub(crate) Arc<Entry>);
 
@@ -54,7 +52,7 @@ impl Deref for Known {
 impl From<Record> for Known {
     /// For tests of code that runs after a verification.
     fn from(record: Record) -> Self {
-        // It is never cached, so nothing looks for its digest.
+        // It is never cached, so its hash is not used.
         Self(Arc::new(Entry::new(
             Digest::from_bytes([0; 32]),
             record,

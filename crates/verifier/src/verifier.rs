@@ -1,4 +1,4 @@
-//! The verification of a key: found in the cache or at the source, then decided.
+//! Verifying a key: finding it in the cache or at the source, and deciding.
 
 use std::{
     collections::BTreeMap,
@@ -55,17 +55,18 @@ impl<S> std::fmt::Debug for Verifier<S> {
 }
 
 pub(crate) struct Inner<S> {
-    /// A subscriber takes a new one when another process uses this one as well.
+    /// A subscriber takes a new ID when another process uses the same one.
     id: RwLock<VerifierId>,
     pub(crate) source: S,
     pub(crate) clock: Arc<dyn Clock>,
-    /// The length of leases. With an upstream, which chooses the length of each lease, only the longest time for a response.
+    /// The length of leases. With an upstream, which chooses the length of each lease, this is only the longest time for a
+    /// response.
     pub(crate) lease: Duration,
     pub(crate) margin: Duration,
     pub(crate) cache: Cache,
-    /// Held while changes are read and applied, so that a log is applied to the state that it was read for.
+    /// Held while changes are read and applied, so that a log is applied at the position from which it was read.
     pub(crate) applying: Mutex<()>,
-    /// The position up to which everything is applied, for subscribers that wait for changes.
+    /// The position up to which all changes are applied, for subscribers that wait for changes.
     pub(crate) applied: watch::Sender<Position>,
     /// Whether the polls of subscribers return without waiting.
     pub(crate) releases_polls: watch::Sender<bool>,
@@ -73,24 +74,24 @@ pub(crate) struct Inner<S> {
     pub(crate) notification: Notify,
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
-    /// The polls of a subscriber. Locked while [`Verifier::subscribe`] runs, so that one subscription runs at a time.
+    /// The polls of a subscriber. Locked while [`Verifier::subscribe`] runs, so that only one subscription runs at a time.
     pub(crate) polls: Mutex<PollSequence>,
     pub(crate) poll_watch: PollWatch,
     pub(crate) look_ups: LookUps,
-    /// How many look-ups in a row had no response from the source.
+    /// The number of consecutive look-ups without a response from the source.
     pub(crate) failures: AtomicU64,
     /// Whether the source rejected the last look-up that was sent.
     pub(crate) rejects: AtomicBool,
-    /// The permit of the one look-up at a time that is sent to a source that does not respond.
+    /// One permit: while the source does not respond, one look-up at a time probes it.
     pub(crate) probe: Semaphore,
     pub(crate) look_up_limit: Duration,
-    /// The runtime on which keys are fetched, if not that of the request.
+    /// The runtime on which keys are fetched; the runtime of the request if not set.
     pub(crate) runtime: OnceLock<Handle>,
 }
 
 impl<S: Primary> Verifier<S> {
-    /// A verifier with an empty cache. `id` must be new for each start of a process. `clock` must be the clock by which the
-    /// `since` of [`Verifier::wait_until_propagated`] is read.
+    /// Creates a verifier with an empty cache. `id` must be new for each start of a process. The `since` of
+    /// [`Verifier::wait_until_propagated`] must be read from `clock`.
     ///
     /// # Errors
     /// [`Unavailable`] if the source does not respond with the length of leases and the position of the change counter.
@@ -180,26 +181,26 @@ impl<S: Source> Verifier<S> {
         }))
     }
 
-    /// The ID of this verifier, by which others know it. A subscriber takes a new ID when another process uses the same one.
+    /// Returns the ID of this verifier. A subscriber takes a new ID when another process uses the same one.
     #[must_use]
     pub fn id(&self) -> VerifierId {
         self.0.id()
     }
 
-    /// Fetches keys on this runtime from now on, instead of the runtimes of the requests, so that a blocked worker of theirs
-    /// holds no connection and no permit that others need. A second call changes nothing.
+    /// Fetches keys on this runtime from now on, instead of on the runtimes of the requests. A blocked worker there then
+    /// holds no connection and no permit that other requests need. A second call changes nothing.
     pub fn fetch_on(&self, runtime: Handle) {
         let _ = self.0.runtime.set(runtime);
     }
 
-    /// The source of this verifier's keys.
+    /// Returns the source of this verifier's keys.
     #[must_use]
     pub fn source(&self) -> &S {
         &self.0.source
     }
 
     /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from its rate
-    /// limit. A key that is not cached is looked up for the client at [`Need::client_ip`].
+    /// limit. Looks up a key that is not cached for the client at [`Need::client_ip`].
     ///
     /// # Errors
     /// [`Unavailable`] if the key is not cached and the source does not respond, or if too many look-ups wait.
@@ -212,8 +213,8 @@ impl<S: Source> Verifier<S> {
         self.on_behalf_of(client).verify(presented, need).await
     }
 
-    /// Verifies a presented key for a request that is rejected whatever the verdict: nothing is taken from its rate limit
-    /// and nothing is counted.
+    /// Verifies a presented key without using it: takes nothing from its rate limit and counts nothing. For a request that is
+    /// rejected for another reason.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -226,8 +227,8 @@ impl<S: Source> Verifier<S> {
         self.on_behalf_of(client).peek(presented, need).await
     }
 
-    /// Makes look-ups for this requester instead of the client at [`Need::client_ip`]: for an authenticated caller that
-    /// presents the keys of others. `requester` is called only if a key is not cached.
+    /// Verifies keys on behalf of an authenticated caller that presents the keys of others. Look-ups count for that
+    /// requester instead of the client at [`Need::client_ip`]. `requester` is called only if the key is not cached.
     pub fn on_behalf_of<R: FnOnce() -> Requester>(&self, requester: R) -> OnBehalfOf<'_, S, R> {
         OnBehalfOf {
             verifier: self,
@@ -235,9 +236,9 @@ impl<S: Source> Verifier<S> {
         }
     }
 
-    /// Verifies a presented key for a request that can still be denied further in. If the key is allowed, one use is
-    /// taken from its rate limit immediately, and the [`Reservation`] ends with the request. If it is denied, the denial is
-    /// counted and returned as the inner error, a [`Verdict`] that denies.
+    /// Verifies a presented key for a request that can still be denied later, for example by a handler. If the key is
+    /// allowed, takes one use from its rate limit immediately and returns a [`Reservation`], which ends with the request. If
+    /// the key is denied, counts the denial and returns the [`Verdict`] as the inner error.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -251,8 +252,7 @@ impl<S: Source> Verifier<S> {
         Ok(self.0.reserve(found, need))
     }
 
-    /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key has to be looked
-    /// up.
+    /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key is not cached.
     #[must_use]
     pub fn reserve_cached<'a>(
         &self,
@@ -263,13 +263,14 @@ impl<S: Source> Verifier<S> {
         Some(self.0.reserve(found, need))
     }
 
-    /// [Reserves](Verifier::reserve) a use, and if the source does not respond, decides by the cached key for up to `grace`
-    /// after the lease has ended. **Gives up immediate revocation**: a key that was revoked meanwhile is allowed for that
-    /// long.
+    /// [Reserves](Verifier::reserve) a use. If the source does not respond, decides by the cached key for up to `grace`
+    /// after the lease has ended. **This gives up immediate revocation**: a key that is revoked meanwhile is still allowed
+    /// for that long.
     ///
     /// # Errors
-    /// [`Unavailable`] if the key is not cached, if the lease ended longer ago, or if the source responds without the key:
-    /// it rejects the look-up ([`SourceError::Rejected`]), or the key cannot be read ([`SourceError::Unreadable`]).
+    /// [`Unavailable`] if the source does not respond and the key is not cached or the lease ended more than `grace` ago, if
+    /// the source rejects the look-up ([`SourceError::Rejected`]), or if the key cannot be read
+    /// ([`SourceError::Unreadable`]).
     pub async fn reserve_without_immediate_revocation<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
@@ -285,7 +286,7 @@ impl<S: Source> Verifier<S> {
         Ok(self.0.reserve(found, need))
     }
 
-    /// The key, from the cache or else from the source; `None` if it is unknown.
+    /// Returns the key from the cache, or else from the source; `None` if it is unknown.
     async fn find(
         &self,
         requester: impl FnOnce() -> Requester,
@@ -297,7 +298,8 @@ impl<S: Source> Verifier<S> {
         }
     }
 
-    /// The cached key, or `None` for what has no form of a key. The error is the hash of a key that has to be looked up.
+    /// Returns the cached key, or `None` if the credential does not have the form of a key. The error is the hash of a key
+    /// that is not cached.
     fn find_cached(&self, presented: Presented<'_>) -> Result<Option<Found>, Digest> {
         let Presented::ApiKey(_, key) = presented else {
             return Ok(None);
@@ -309,7 +311,7 @@ impl<S: Source> Verifier<S> {
         Ok(Some(Found { entry, elapsed }))
     }
 
-    /// The key that was cached under a lease which ended at most `grace` ago.
+    /// Returns the cached key if the lease ended at most `grace` ago.
     fn find_within_grace(
         &self,
         presented: Presented<'_>,
@@ -327,35 +329,35 @@ impl<S: Source> Verifier<S> {
         Ok(Some(Found { entry, elapsed }))
     }
 
-    /// Takes the usage counted since the last call: of at most [`crate::usage::BATCH`] keys, of all accounts in turn, rows
-    /// that were put back first. Call it until it returns nothing. No two rows have the same key, day and outcome.
+    /// Takes the usage counted since the last call, of at most [`crate::usage::BATCH`] keys: first rows that were put back,
+    /// then counts of all accounts in turn. Call it until it returns nothing. No two rows have the same key, day and outcome.
     #[must_use]
     pub fn take_usage(&self) -> Vec<Usage> {
         self.0.ledger.take(self.0.clock.now(), BATCH)
     }
 
-    /// Moves what was counted of at most [`crate::usage::BATCH`] keys to the rows that [`Verifier::take_usage`] returns first.
-    /// There it is merged until it is taken, and [`Verifier::waiting_usage`] returns it.
+    /// Moves the counts of at most [`crate::usage::BATCH`] keys to the rows that [`Verifier::take_usage`] returns first, where
+    /// they are merged until they are taken. [`Verifier::waiting_usage`] returns those of one key.
     ///
-    /// Returns how many keys that were: 0 when no key waits, and `None` when the rows have no room and should be taken.
+    /// Returns the number of keys: 0 if no key waits, `None` if the rows are full and should be taken.
     pub fn collect_usage(&self) -> Option<usize> {
         self.0.ledger.collect(self.0.clock.now(), BATCH)
     }
 
-    /// How often verifications of known keys had each outcome since the last call, with those that subscribers counted. A
-    /// verification is among them once [`Verifier::collect_usage`] or [`Verifier::take_usage`] has reached its key.
+    /// Returns the number of verifications of known keys by outcome since the last call, those of subscribers included. A
+    /// verification is counted here once [`Verifier::collect_usage`] or [`Verifier::take_usage`] has reached its key.
     #[must_use]
     pub fn take_outcomes(&self) -> BTreeMap<Option<Denial>, u64> {
         self.0.ledger.take_outcomes()
     }
 
-    /// The counts of a key that wait as rows, in ascending order of days.
+    /// Returns the counts of a key that wait as rows, in ascending order of days.
     #[must_use]
     pub fn waiting_usage(&self, key: &KeyId) -> Vec<Usage> {
         self.0.ledger.rows_of(*key)
     }
 
-    /// The number of keys with usage for [`Verifier::take_usage`], plus that of the rows that were put back.
+    /// Returns the number of keys with usage for [`Verifier::take_usage`], plus the number of rows that were put back.
     #[must_use]
     pub fn usage_waiting(&self) -> usize {
         self.0.ledger.len()
@@ -366,7 +368,7 @@ impl<S: Source> Verifier<S> {
         self.0.ledger.restore(rows);
     }
 
-    /// The state of this verifier and what it has done.
+    /// Returns the state and the counters of this verifier.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let Inner {
@@ -405,7 +407,7 @@ impl<S: Source> Verifier<S> {
     }
 }
 
-/// Verifies keys with look-ups that are made for an authenticated caller, from [`Verifier::on_behalf_of`].
+/// Verifies keys on behalf of an authenticated caller. Returned by [`Verifier::on_behalf_of`].
 #[must_use = "nothing is verified until a method is called"]
 pub struct OnBehalfOf<'v, S, R> {
     verifier: &'v Verifier<S>,
@@ -413,7 +415,7 @@ pub struct OnBehalfOf<'v, S, R> {
 }
 
 impl<S: Source, R: FnOnce() -> Requester> OnBehalfOf<'_, S, R> {
-    /// [`Verifier::verify`].
+    /// Verifies and counts, as [`Verifier::verify`] does.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -426,7 +428,7 @@ impl<S: Source, R: FnOnce() -> Requester> OnBehalfOf<'_, S, R> {
         Ok(self.verifier.0.verify(found, need))
     }
 
-    /// [`Verifier::peek`].
+    /// Verifies without using the key, as [`Verifier::peek`] does.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -448,13 +450,13 @@ impl<S, R> std::fmt::Debug for OnBehalfOf<'_, S, R> {
     }
 }
 
-/// A known key, and the clock at which it was found.
+/// A key, and the time of the clock when it was found.
 pub(crate) struct Found {
     pub(crate) entry: Arc<Entry>,
     pub(crate) elapsed: u64,
 }
 
-/// The decision on a request, and what it has taken from the rate limits of its key.
+/// The decision on a request, and the state of the key's rate limits.
 struct Decision {
     outcome: Result<(), Denial>,
     rate: Option<RateStatus>,
@@ -462,7 +464,6 @@ struct Decision {
 }
 
 impl Decision {
-    /// Decides without the rate limits.
     fn without_rate(entry: &Entry, need: &Need<'_>, now: Timestamp) -> Self {
         Self {
             outcome: decide(&entry.record, need, now).map(|_| ()),
@@ -471,7 +472,8 @@ impl Decision {
         }
     }
 
-    /// Decides, and takes one use from the rate limits last, so that no other denial costs one.
+    /// Decides, and then takes one use from the rate limits. They come last, so that a request that is denied for another
+    /// reason takes no use.
     fn with_rate(found: &Found, need: &Need<'_>, now: Timestamp) -> Self {
         let mut decision = Self::without_rate(&found.entry, need, now);
         if decision.outcome.is_ok()

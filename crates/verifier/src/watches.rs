@@ -1,6 +1,4 @@
-//! Notifies requests that continue after they were authorized when something about their key changes.
-//!
-//! Separate from the cached keys: a key that was evicted to make room is still watched.
+//! Notifies requests that continue after they were authorized of changes to their keys. An evicted key is still watched.
 
 use std::collections::HashMap;
 
@@ -17,7 +15,6 @@ struct Watched {
     changed: watch::Sender<()>,
 }
 
-/// The keys that are watched.
 #[derive(Debug)]
 pub(crate) struct Watches {
     by_key: HashMap<KeyId, Watched>,
@@ -32,7 +29,7 @@ impl Watches {
         }
     }
 
-    /// Watches a key, until the receiver is dropped. It is notified of every change that is applied from here on.
+    /// Watches a key until the receiver is dropped. The receiver is notified of every change that is applied from now on.
     pub(crate) fn watch(&mut self, key: &ApiKey) -> watch::Receiver<()> {
         if self.by_key.len() >= self.sweep_at {
             self.by_key
@@ -47,7 +44,6 @@ impl Watches {
         watched.changed.subscribe()
     }
 
-    /// Notifies the watchers of the keys that the change may be about.
     pub(crate) fn notify(&self, changed: &Changed) {
         match changed {
             Changed::Key(id) => self.by_key.get(id).into_iter().for_each(Watched::notify),
@@ -59,15 +55,15 @@ impl Watches {
         }
     }
 
-    /// Notifies all watchers, when it is unknown what has changed.
+    /// Notifies all watchers. Used when the changes are unknown.
     pub(crate) fn notify_all(&self) {
         self.notify_if(|_| true);
     }
 
-    fn notify_if(&self, concerns: impl Fn(&Watched) -> bool) {
+    fn notify_if(&self, is_affected: impl Fn(&Watched) -> bool) {
         self.by_key
             .values()
-            .filter(|watched| concerns(watched))
+            .filter(|watched| is_affected(watched))
             .for_each(Watched::notify);
     }
 }
@@ -94,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn watchers_are_notified_of_changes_to_their_key_alone() {
+    fn watchers_are_notified_only_of_changes_to_their_key() {
         let mut watches = Watches::new();
         let (mut one, mut other) = (key(1), key(2));
         one.application_id = Some(ApplicationId::from_bytes([1; 16]));
@@ -129,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_watched_no_more_are_dropped() {
+    fn keys_without_watchers_are_removed() {
         let mut watches = Watches::new();
         let kept = watches.watch(&key(0));
         for round in 0..1000_u16 {

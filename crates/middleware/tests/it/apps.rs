@@ -1,4 +1,4 @@
-//! One small API, twice.
+//! The same small API in axum and in actix-web.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -7,8 +7,7 @@ use tollkey_middleware::{
     Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey,
 };
 
-/// What a handler says of the key it was called with.
-fn said(key: &tollkey_middleware::VerifiedKey) -> String {
+fn describe(key: &tollkey_middleware::VerifiedKey) -> String {
     let scopes: Vec<_> = key.scopes().map(Scope::as_str).collect();
     format!(
         "{} {} {} [{}]",
@@ -27,11 +26,10 @@ fn of_merchant() -> Requirement {
     Requirement::any().merchant(Merchant::path("/of/{merchant}/tokens"))
 }
 
-/// What handlers of both require of the key: the library that they share.
 fn writes(key: &VerifiedKey) -> Result<String, Rejection> {
     key.require("links:write")?;
     key.require(Requirement::any().mode(Mode::Test))?;
-    Ok(said(key))
+    Ok(describe(key))
 }
 
 fn for_merchant(key: &VerifiedKey, merchant: &str) -> Result<String, Rejection> {
@@ -52,7 +50,7 @@ fn busy(key: &VerifiedKey) -> Result<String, Rejection> {
     Err(key.reject(Denial::RateLimited))
 }
 
-fn asks(key: &VerifiedKey) -> String {
+fn can(key: &VerifiedKey) -> String {
     format!(
         "reads: {}, writes: {}",
         key.can("links:read"),
@@ -64,18 +62,18 @@ mod in_axum {
     use axum::{Router, extract::Path, handler::Handler as _, routing::get};
     use tollkey_axum::{Rejection, TollkeyLayer, VerifiedKey, require};
 
-    use super::{Guard, Requirement, Scope, SocketAddr, live, of_merchant, said};
+    use super::{Guard, Requirement, Scope, SocketAddr, describe, live, of_merchant};
 
-    async fn who(key: VerifiedKey) -> String {
-        said(&key)
+    async fn show_key(key: VerifiedKey) -> String {
+        describe(&key)
     }
 
-    async fn maybe(key: Option<VerifiedKey>) -> String {
-        key.map_or_else(|| "nobody".to_owned(), |key| said(&key))
+    async fn show_optional_key(key: Option<VerifiedKey>) -> String {
+        key.map_or_else(|| "no key".to_owned(), |key| describe(&key))
     }
 
-    async fn of_one(Path(merchant): Path<String>, key: VerifiedKey) -> String {
-        format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
+    async fn show_merchant(Path(merchant): Path<String>, key: VerifiedKey) -> String {
+        format!("{merchant} is {}", key.merchant().unwrap_or("none"))
     }
 
     async fn for_merchant(
@@ -85,25 +83,25 @@ mod in_axum {
         super::for_merchant(&key, &merchant)
     }
 
-    async fn anyone() -> &'static str {
-        "no key was asked for"
+    async fn without_extractor() -> &'static str {
+        "no key is extracted"
     }
 
     pub fn app(guard: &Guard) -> Router {
         let layer = || TollkeyLayer::new(guard.clone());
         let guarded = Router::new()
-            .route("/any", get(who))
-            .route("/keyless", get(anyone))
-            .route("/live", get(who.layer(require(live()))))
+            .route("/any", get(show_key))
+            .route("/keyless", get(without_extractor))
+            .route("/live", get(show_key.layer(require(live()))))
             .route(
                 "/unheard",
-                get(who.layer(require(Scope::named("unheard:of")))),
+                get(show_key.layer(require(Scope::named("unheard:of")))),
             )
-            .route("/v1/storefront/products", get(who))
+            .route("/v1/storefront/products", get(show_key))
             .route(
                 "/api/v1/links",
-                get(who.layer(require(Scope::LINKS_READ)))
-                    .post(who.layer(require([Scope::LINKS_WRITE, Scope::LINKS_READ]))),
+                get(show_key.layer(require(Scope::LINKS_READ)))
+                    .post(show_key.layer(require([Scope::LINKS_WRITE, Scope::LINKS_READ]))),
             )
             .route(
                 "/handler/writes",
@@ -123,29 +121,33 @@ mod in_axum {
                 get(async |key: VerifiedKey| super::busy(&key)),
             )
             .route(
-                "/handler/asks",
-                get(async |key: VerifiedKey| super::asks(&key)),
+                "/handler/can",
+                get(async |key: VerifiedKey| super::can(&key)),
             )
             .layer(layer());
         let optional = Router::new()
-            .route("/optional", get(maybe))
-            .route("/needed", get(who))
-            .route("/required", get(maybe.layer(require(Scope::LINKS_READ))))
+            .route("/optional", get(show_optional_key))
+            .route("/needed", get(show_key))
+            .route(
+                "/required",
+                get(show_optional_key.layer(require(Scope::LINKS_READ))),
+            )
             .layer(layer().require(Requirement::any().optional()));
         let twice = Router::new()
-            .route("/twice", get(who))
+            .route("/twice", get(show_key))
             .route(
                 "/twice/unheard",
-                get(who.layer(require(Scope::named("unheard:of")))),
+                get(show_key.layer(require(Scope::named("unheard:of")))),
             )
             .layer(layer())
             .layer(layer());
         let merchants = Router::new()
-            .route("/of/{merchant}/tokens", get(of_one))
+            .route("/of/{merchant}/tokens", get(show_merchant))
             .layer(layer().require(of_merchant()));
-        let bare = Router::new()
-            .route("/bare", get(who))
-            .route("/bare/required", get(anyone.layer(require(live()))));
+        let bare = Router::new().route("/bare", get(show_key)).route(
+            "/bare/required",
+            get(without_extractor.layer(require(live()))),
+        );
         guarded
             .merge(optional)
             .merge(twice)
@@ -165,18 +167,18 @@ mod in_actix {
     use actix_web::{App, HttpServer, web};
     use tollkey_actix::{Rejection, Tollkey, VerifiedKey, require};
 
-    use super::{Guard, Requirement, Scope, TcpListener, live, of_merchant, said};
+    use super::{Guard, Requirement, Scope, TcpListener, describe, live, of_merchant};
 
-    async fn who(key: VerifiedKey) -> String {
-        said(&key)
+    async fn show_key(key: VerifiedKey) -> String {
+        describe(&key)
     }
 
-    async fn maybe(key: Option<VerifiedKey>) -> String {
-        key.map_or_else(|| "nobody".to_owned(), |key| said(&key))
+    async fn show_optional_key(key: Option<VerifiedKey>) -> String {
+        key.map_or_else(|| "no key".to_owned(), |key| describe(&key))
     }
 
-    async fn of_one(merchant: web::Path<String>, key: VerifiedKey) -> String {
-        format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
+    async fn show_merchant(merchant: web::Path<String>, key: VerifiedKey) -> String {
+        format!("{merchant} is {}", key.merchant().unwrap_or("none"))
     }
 
     async fn for_merchant(
@@ -186,49 +188,55 @@ mod in_actix {
         super::for_merchant(&key, &merchant)
     }
 
-    async fn anyone() -> &'static str {
-        "no key was asked for"
+    async fn without_extractor() -> &'static str {
+        "no key is extracted"
     }
 
     pub fn serve(guard: Guard, listener: TcpListener) {
         let app = move || {
             let layer = || Tollkey::new(guard.clone());
             let links = web::resource("/api/v1/links")
-                .route(web::get().to(who).wrap(require(Scope::LINKS_READ)))
+                .route(web::get().to(show_key).wrap(require(Scope::LINKS_READ)))
                 .route(
                     web::post()
-                        .to(who)
+                        .to(show_key)
                         .wrap(require([Scope::LINKS_WRITE, Scope::LINKS_READ])),
                 );
             App::new()
-                .service(web::resource("/any").wrap(layer()).get(who))
-                .service(web::resource("/keyless").wrap(layer()).get(anyone))
+                .service(web::resource("/any").wrap(layer()).get(show_key))
+                .service(
+                    web::resource("/keyless")
+                        .wrap(layer())
+                        .get(without_extractor),
+                )
                 .service(
                     web::resource("/live")
                         .wrap(require(live()))
                         .wrap(layer())
-                        .get(who),
+                        .get(show_key),
                 )
                 .service(
                     web::resource("/unheard")
                         .wrap(require(Scope::named("unheard:of")))
                         .wrap(layer())
-                        .get(who),
+                        .get(show_key),
                 )
                 .service(
                     web::resource("/v1/storefront/products")
                         .wrap(layer())
-                        .get(who),
+                        .get(show_key),
                 )
                 .service(links.wrap(layer()))
                 .service(
                     web::scope("/twice")
                         .wrap(layer())
                         .wrap(layer())
-                        .route("", web::get().to(who))
+                        .route("", web::get().to(show_key))
                         .route(
                             "/unheard",
-                            web::get().to(who).wrap(require(Scope::named("unheard:of"))),
+                            web::get()
+                                .to(show_key)
+                                .wrap(require(Scope::named("unheard:of"))),
                         ),
                 )
                 .service(
@@ -252,30 +260,30 @@ mod in_actix {
                             web::get().to(async |key: VerifiedKey| super::busy(&key)),
                         )
                         .route(
-                            "/asks",
-                            web::get().to(async |key: VerifiedKey| super::asks(&key)),
+                            "/can",
+                            web::get().to(async |key: VerifiedKey| super::can(&key)),
                         ),
                 )
-                .service(web::resource("/bare").get(who))
+                .service(web::resource("/bare").get(show_key))
                 .service(
                     web::resource("/bare/required")
                         .wrap(require(live()))
-                        .get(anyone),
+                        .get(without_extractor),
                 )
                 .service(
                     web::resource("/of/{merchant}/tokens")
                         .wrap(layer().require(of_merchant()))
-                        .get(of_one),
+                        .get(show_merchant),
                 )
                 .service(
                     web::scope("")
                         .wrap(layer().require(Requirement::any().optional()))
-                        .service(web::resource("/optional").get(maybe))
-                        .service(web::resource("/needed").get(who))
+                        .service(web::resource("/optional").get(show_optional_key))
+                        .service(web::resource("/needed").get(show_key))
                         .service(
                             web::resource("/required")
                                 .wrap(require(Scope::LINKS_READ))
-                                .get(maybe),
+                                .get(show_optional_key),
                         ),
                 )
         };
@@ -290,14 +298,13 @@ mod in_actix {
     }
 }
 
-/// Both applications, over one guard each.
 pub struct Apps {
     http: Client,
     addresses: [(&'static str, SocketAddr); 2],
 }
 
 impl Apps {
-    /// Starts both. They end with the test's process.
+    /// Starts both applications. They end with the test process.
     pub fn start(guard: &Guard) -> Self {
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
         let (axum, actix) = (listen(), listen());
@@ -313,34 +320,33 @@ impl Apps {
         Self { http, addresses }
     }
 
-    /// Asks both, one after the other, and gives their one answer. It is a mistake when they differ.
-    pub async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Told {
-        let mut answers = Vec::new();
+    /// Sends a request to both applications and returns their response, which must be the same.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> AppResponse {
+        let mut responses = Vec::new();
         for (name, _) in self.addresses {
-            answers.push((name, self.ask_one(name, method, path, headers).await));
+            responses.push((name, self.send_to(name, method, path, headers).await));
         }
-        let [(_, axum), (_, actix)] = <[_; 2]>::try_from(answers).expect("two answers");
+        let [(_, axum), (_, actix)] = <[_; 2]>::try_from(responses).expect("two responses");
         assert_eq!(axum, actix, "{method} {path} {headers:?}");
         axum
     }
 
-    /// Where one of them is.
     pub fn address(&self, name: &str) -> SocketAddr {
         self.addresses
             .into_iter()
             .find(|(other, _)| *other == name)
-            .expect("one of the two")
+            .expect("axum or actix")
             .1
     }
 
-    /// Asks one of them.
-    pub async fn ask_one(
+    /// Sends a request to one application.
+    pub async fn send_to(
         &self,
         name: &str,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
-    ) -> Told {
+    ) -> AppResponse {
         let address = self.address(name);
         let method = method.parse().expect("a method");
         let mut request: RequestBuilder =
@@ -348,38 +354,39 @@ impl Apps {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Told::by(request.send().await.expect("an answer")).await
+        AppResponse::read(request.send().await.expect("a response")).await
     }
 }
 
-/// An answer, as far as it is ours.
+/// The parts of a response that the guard determines.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct AppResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Told {
-    async fn by(response: Response) -> Self {
-        let ours = [
+impl AppResponse {
+    async fn read(response: Response) -> Self {
+        let names = [
             "cache-control",
             "ratelimit",
             "ratelimit-policy",
             "retry-after",
             "www-authenticate",
         ];
-        let refused = response.status().is_client_error() || response.status().is_server_error();
+        let is_rejected =
+            response.status().is_client_error() || response.status().is_server_error();
         let header = |name: &str| {
             let value = response.headers().get(name)?;
             Some((name.to_owned(), value.to_str().expect("a text").to_owned()))
         };
-        // What a handler's own answer is, is the framework's.
-        let kind = refused.then(|| header("content-type")).flatten();
-        let headers = ours
+        // The framework sets the content type of a handler's response.
+        let content_type = is_rejected.then(|| header("content-type")).flatten();
+        let headers = names
             .iter()
             .filter_map(|name| header(name))
-            .chain(kind)
+            .chain(content_type)
             .collect();
         Self {
             status: response.status().as_u16(),

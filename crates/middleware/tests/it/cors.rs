@@ -1,11 +1,11 @@
-//! CORS around a Tollkey layer, composed as in the documentation of both crates: the preflight request of a browser succeeds, and
-//! scripts can read why a request was rejected.
+//! CORS around a Tollkey layer, as in the documentation of both crates: the preflight request of a browser succeeds, and
+//! scripts can read rejections.
 
 use tollkey_middleware::{Family, Guard, Mode, RateLimit, Scope, testing::TestKeys};
 
 const ORIGIN: &str = "https://shop.example";
 const PATH: &str = "/api/v1/links";
-/// The headers of a rejection that scripts can read besides those that CORS always exposes.
+/// The headers of a rejection that scripts can read in addition to those that CORS always exposes.
 const EXPOSED: [&str; 4] = [
     "www-authenticate",
     "retry-after",
@@ -13,14 +13,13 @@ const EXPOSED: [&str; 4] = [
     "ratelimit-policy",
 ];
 
-/// Where the CORS layer is.
+/// The position of the CORS layer relative to the Tollkey layer.
 #[derive(Debug, Clone, Copy)]
 enum Cors {
     Outside,
     Inside,
 }
 
-/// A request of a browser.
 #[derive(Debug, Clone)]
 struct BrowserRequest {
     method: &'static str,
@@ -28,7 +27,7 @@ struct BrowserRequest {
 }
 
 impl BrowserRequest {
-    /// The preflight request before a script's `GET` with a key. It presents no key itself.
+    /// The preflight request before a script's `GET` with a key. It has no key.
     fn preflight() -> Self {
         Self::new("OPTIONS")
             .with("access-control-request-method", "GET")
@@ -68,7 +67,7 @@ impl Reply {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The names in a header that is a list, sorted.
+    /// Returns the sorted names in a header that is a list.
     fn names(&self, header: &str) -> Vec<String> {
         let list = self.header(header).unwrap_or_default();
         let mut names: Vec<_> = list
@@ -79,7 +78,7 @@ impl Reply {
         names
     }
 
-    /// Whether a script of the origin can read it and the exposed headers.
+    /// Whether a script of the origin can read the response and the exposed headers.
     fn is_readable(&self) -> bool {
         let mut exposed = EXPOSED.map(str::to_owned);
         exposed.sort();
@@ -198,7 +197,7 @@ mod in_actix {
     }
 }
 
-/// BrowserRequests both applications; the name is the framework's.
+/// Sends the request to both applications. Returns the name of each framework with the response.
 async fn replies(
     guard: &Guard,
     cors: Cors,
@@ -240,7 +239,7 @@ async fn preflight_without_a_key_gets_its_cors_response() {
 }
 
 #[actix_web::test]
-async fn scripts_can_read_why_a_request_is_rejected() {
+async fn scripts_can_read_rejections() {
     let keys = TestKeys::new();
     let reads = keys.add(Family::Commerce, Mode::Test, |_| {});
     let writes = keys.add(Family::Commerce, Mode::Test, |key| {
@@ -249,7 +248,7 @@ async fn scripts_can_read_why_a_request_is_rejected() {
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {
         key.grants.expires_at = Some(tollkey_middleware::Timestamp::UNIX_EPOCH);
     });
-    // Each application uses one.
+    // Each application takes one use.
     let limited = keys.add(Family::Commerce, Mode::Test, |key| {
         key.grants.rate_limit = RateLimit::new(2, 60).ok()
     });
@@ -262,7 +261,7 @@ async fn scripts_can_read_why_a_request_is_rejected() {
             Some("www-authenticate"),
         ),
         (Some(&*expired), 403, None),
-        // By `require` inside of the layer.
+        // Rejected by `require` inside of the layer.
         (Some(&*writes), 403, Some("www-authenticate")),
         (Some(&*reads), 200, None),
         (Some(&*limited), 200, Some("ratelimit")),
@@ -287,7 +286,7 @@ async fn scripts_can_read_why_a_request_is_rejected() {
     }
 }
 
-/// The reason for the order: the preflight request presents no key, and no script can read a rejection.
+/// This is why the CORS layer must be outside: the preflight request has no key, and scripts could not read rejections.
 #[actix_web::test]
 async fn cors_inside_of_the_layer_fails_the_preflight() {
     let keys = TestKeys::new();

@@ -1,4 +1,4 @@
-//! Credentials by their form: the same responses as the server's gateway routes give.
+//! Malformed and other credentials get the same responses as from the gateway routes of the server.
 
 use tollkey_core::{Family, Mode, Timestamp};
 use tollkey_middleware::testing::TestKeys;
@@ -20,16 +20,20 @@ async fn each_form_of_a_credential_has_its_response() {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        let told = apps.ask("GET", "/any", &headers).await;
-        assert_eq!(told.status, form.for_key.status, "{}: {told:?}", form.name);
+        let response = apps.send("GET", "/any", &headers).await;
         assert_eq!(
-            told.header("www-authenticate"),
+            response.status, form.for_key.status,
+            "{}: {response:?}",
+            form.name
+        );
+        assert_eq!(
+            response.header("www-authenticate"),
             form.for_key.challenge().as_deref(),
             "{}",
             form.name
         );
-        if told.status != 200 {
-            let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
+        if response.status != 200 {
+            let body: serde_json::Value = serde_json::from_str(&response.body).expect("a problem");
             let found = (body["code"].as_str(), body["detail"].as_str());
             assert_eq!(
                 found,
@@ -38,19 +42,19 @@ async fn each_form_of_a_credential_has_its_response() {
                 form.name
             );
         }
-        // An optional key may be absent, and must not be wrong.
-        let optional = apps.ask("GET", "/optional", &headers).await;
-        let absent = form.for_key.detail
+        // An optional key may be missing, but an invalid one is rejected.
+        let optional = apps.send("GET", "/optional", &headers).await;
+        let is_missing = form.for_key.detail
             == "Send an API key in the Authorization header with the scheme Bearer.";
         assert_eq!(
             optional.status,
-            if absent { 200 } else { form.for_key.status },
+            if is_missing { 200 } else { form.for_key.status },
             "{}",
             form.name
         );
     }
     let jwt = apps
-        .ask(
+        .send(
             "GET",
             "/any",
             &[("x-api-key", "eyEXAMPLE.eyEXAMPLE.EXAMPLE")],

@@ -1,11 +1,11 @@
-//! Who is let in, and how the others are answered.
+//! Which requests are admitted, and the responses to rejected ones.
 
 use std::time::Duration;
 
 use tollkey_core::{ApiKey, Family, IpList, Mode, RateLimit, Scope, Timestamp};
 use tollkey_middleware::{Guard, testing::TestKeys};
 
-use crate::apps::{Apps, Told};
+use crate::apps::{AppResponse, Apps};
 
 async fn started(keys: &TestKeys) -> Apps {
     Apps::start(&keys.guard().await.expect("a guard"))
@@ -23,23 +23,22 @@ fn limited(limit: i64) -> Option<RateLimit> {
     RateLimit::new(limit, 60).ok()
 }
 
-/// Status and code of a refusal.
-fn refused(told: &Told) -> (u16, String) {
-    let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
-    assert_eq!(body["status"], told.status);
+fn rejected(response: &AppResponse) -> (u16, String) {
+    let body: serde_json::Value = serde_json::from_str(&response.body).expect("a problem");
+    assert_eq!(body["status"], response.status);
     assert_eq!(
-        told.header("content-type"),
+        response.header("content-type"),
         Some("application/problem+json")
     );
-    assert_eq!(told.header("cache-control"), Some("no-store"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
     (
-        told.status,
+        response.status,
         body["code"].as_str().expect("a code").to_owned(),
     )
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_read_from_each_of_its_headers_and_from_nowhere_else() {
+async fn key_is_read_only_from_the_credential_headers() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
     let apps = started(&keys).await;
@@ -49,9 +48,9 @@ async fn a_key_is_read_from_each_of_its_headers_and_from_nowhere_else() {
         ("x-api-key", key.clone()),
         ("x-commerce-api-key", key.clone()),
     ] {
-        let told = apps.ask("GET", "/any", &[(name, &value)]).await;
+        let response = apps.send("GET", "/any", &[(name, &value)]).await;
         assert_eq!(
-            (told.status, &*told.body),
+            (response.status, &*response.body),
             (
                 200,
                 "acme commerce test [commerce links:read links:write sessions:read sessions:write webhooks:read webhooks:write events:read customers:read customers:write]"
@@ -88,20 +87,20 @@ async fn a_key_is_read_from_each_of_its_headers_and_from_nowhere_else() {
         (vec![("cookie", &*key)], 401, "missing_credentials"),
     ] {
         assert_eq!(
-            refused(&apps.ask("GET", "/any", &headers).await),
+            rejected(&apps.send("GET", "/any", &headers).await),
             (status, code.to_owned()),
             "{headers:?}"
         );
     }
-    let in_the_query = apps.ask("GET", &format!("/any?api_key={key}"), &[]).await;
+    let in_the_query = apps.send("GET", &format!("/any?api_key={key}"), &[]).await;
     assert_eq!(
-        refused(&in_the_query),
+        rejected(&in_the_query),
         (401, "missing_credentials".to_owned())
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_headers_that_were_named_are_looked_at() {
+async fn only_configured_credential_headers_are_read() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
     let guard = keys
@@ -110,21 +109,24 @@ async fn only_the_headers_that_were_named_are_looked_at() {
         .expect("a guard");
     let apps = Apps::start(&guard);
     assert_eq!(
-        apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status,
+        apps.send("GET", "/any", &[("x-api-key", &key)])
+            .await
+            .status,
         200
     );
-    let told = apps
-        .ask("GET", "/any", &[("authorization", &bearer(&key))])
+    let response = apps
+        .send("GET", "/any", &[("authorization", &bearer(&key))])
         .await;
-    assert_eq!(refused(&told), (401, "missing_credentials".to_owned()));
+    assert_eq!(rejected(&response), (401, "missing_credentials".to_owned()));
     assert!(
-        told.body
+        response
+            .body
             .contains("Send an API key in the header x-api-key."),
         "{}",
-        told.body
+        response.body
     );
     assert_eq!(
-        apps.ask(
+        apps.send(
             "GET",
             "/any",
             &[("authorization", "x"), ("x-api-key", &key)]
@@ -136,7 +138,7 @@ async fn only_the_headers_that_were_named_are_looked_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
+async fn denials_have_a_status_and_a_challenge_of_rfc_6750() {
     let keys = TestKeys::new();
     let reads = |key: &mut ApiKey| key.grants.scopes = vec![Scope::LINKS_READ];
     let rows = [
@@ -196,8 +198,8 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
     ];
     let apps = started(&keys).await;
     for (path, key, status, code) in rows {
-        let told = apps.ask("GET", path, &[("x-api-key", &key)]).await;
-        assert_eq!(refused(&told), (status, code.to_owned()));
+        let response = apps.send("GET", path, &[("x-api-key", &key)]).await;
+        assert_eq!(rejected(&response), (status, code.to_owned()));
         let challenge = match code {
             "invalid_api_key" => Some(
                 "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"The API key is unknown or revoked. Check the key, or use another one.\"",
@@ -207,21 +209,21 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
             ),
             _ => None,
         };
-        assert_eq!(told.header("www-authenticate"), challenge, "{code}");
+        assert_eq!(response.header("www-authenticate"), challenge, "{code}");
     }
-    let told = apps.ask("GET", "/any", &[]).await;
+    let response = apps.send("GET", "/any", &[]).await;
     assert_eq!(
-        told.header("www-authenticate"),
+        response.header("www-authenticate"),
         Some("Bearer realm=\"tollkey\"")
     );
     assert_eq!(
-        told.body,
+        response.body,
         r#"{"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials"}"#
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_asks_for_what_it_needs_by_its_method() {
+async fn requirements_depend_on_the_method_of_a_route() {
     let keys = TestKeys::new();
     let reads = commerce(&keys, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
     let writes = commerce(&keys, |key| {
@@ -240,74 +242,74 @@ async fn a_route_asks_for_what_it_needs_by_its_method() {
         ("GET", "/v1/storefront/products", &shop, 200),
     ] {
         assert_eq!(
-            apps.ask(method, path, &[("x-api-key", key)]).await.status,
+            apps.send(method, path, &[("x-api-key", key)]).await.status,
             status,
             "{method} {path}"
         );
     }
-    assert_eq!(apps.ask("GET", "/keyless", &[]).await.status, 401);
+    assert_eq!(apps.send("GET", "/keyless", &[]).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scope_of_ones_own_can_be_required() {
+async fn configured_scope_can_be_required() {
     let keys = TestKeys::new();
-    let heard = |key: &mut ApiKey| key.grants.scopes = vec![Scope::named("unheard:of")];
-    let (first, all) = (commerce(&keys, heard), commerce(&keys, |_| {}));
+    let with_scope = |key: &mut ApiKey| key.grants.scopes = vec![Scope::named("unheard:of")];
+    let (first, all) = (commerce(&keys, with_scope), commerce(&keys, |_| {}));
     let guard = keys
         .guard_with(Guard::builder().scopes(["other:one", "unheard:of"]))
         .await
         .expect("a guard");
-    let later = commerce(&keys, heard);
+    let later = commerce(&keys, with_scope);
     let apps = Apps::start(&guard);
     for key in [&first, &later] {
-        let told = apps.ask("GET", "/unheard", &[("x-api-key", key)]).await;
+        let response = apps.send("GET", "/unheard", &[("x-api-key", key)]).await;
         assert_eq!(
-            (told.status, &*told.body),
+            (response.status, &*response.body),
             (200, "acme commerce test [unheard:of]")
         );
     }
-    let told = apps.ask("GET", "/unheard", &[("x-api-key", &all)]).await;
-    assert_eq!(refused(&told), (403, "insufficient_scope".to_owned()));
+    let response = apps.send("GET", "/unheard", &[("x-api-key", &all)]).await;
+    assert_eq!(rejected(&response), (403, "insufficient_scope".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_can_be_optional_and_a_bad_one_is_still_refused() {
+async fn invalid_key_is_rejected_where_a_key_is_optional() {
     let keys = TestKeys::new();
     let (key, other) = (
         commerce(&keys, |_| {}),
         commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]),
     );
     let apps = started(&keys).await;
-    assert_eq!(apps.ask("GET", "/optional", &[]).await.body, "nobody");
+    assert_eq!(apps.send("GET", "/optional", &[]).await.body, "no key");
     assert!(
-        apps.ask("GET", "/optional", &[("x-api-key", &key)])
+        apps.send("GET", "/optional", &[("x-api-key", &key)])
             .await
             .body
             .starts_with("acme commerce")
     );
     assert_eq!(
-        apps.ask("GET", "/optional", &[("x-api-key", "no key")])
+        apps.send("GET", "/optional", &[("x-api-key", "no key")])
             .await
             .status,
         401
     );
-    // What is required further in, is.
+    // An inner requirement still applies.
     assert_eq!(
-        refused(&apps.ask("GET", "/needed", &[]).await),
+        rejected(&apps.send("GET", "/needed", &[]).await),
         (401, "missing_credentials".to_owned())
     );
     assert_eq!(
-        refused(&apps.ask("GET", "/required", &[]).await),
+        rejected(&apps.send("GET", "/required", &[]).await),
         (401, "missing_credentials".to_owned())
     );
     assert_eq!(
-        apps.ask("GET", "/required", &[("x-api-key", &other)])
+        apps.send("GET", "/required", &[("x-api-key", &other)])
             .await
             .status,
         403
     );
     assert_eq!(
-        apps.ask("GET", "/required", &[("x-api-key", &key)])
+        apps.send("GET", "/required", &[("x-api-key", &key)])
             .await
             .status,
         200
@@ -315,18 +317,22 @@ async fn a_key_can_be_optional_and_a_bad_one_is_still_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_without_a_layer_lets_nobody_in() {
+async fn route_without_a_layer_rejects_every_request() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
     let apps = started(&keys).await;
     for path in ["/bare", "/bare/required"] {
-        let told = apps.ask("GET", path, &[("x-api-key", &key)]).await;
-        assert_eq!(refused(&told), (500, "internal_error".to_owned()), "{path}");
+        let response = apps.send("GET", path, &[("x-api-key", &key)]).await;
+        assert_eq!(
+            rejected(&response),
+            (500, "internal_error".to_owned()),
+            "{path}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
+async fn client_address_comes_from_a_trusted_proxy() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |key| {
         key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
@@ -342,17 +348,17 @@ async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
         ("nonsense", 403),
         ("203.0.113.7\u{a0}", 403),
     ] {
-        let told = apps
-            .ask(
+        let response = apps
+            .send(
                 "GET",
                 "/any",
                 &[("x-api-key", &key), ("x-forwarded-for", forwarded)],
             )
             .await;
-        assert_eq!(told.status, status, "{forwarded}");
+        assert_eq!(response.status, status, "{forwarded}");
     }
-    let told = apps
-        .ask(
+    let response = apps
+        .send(
             "GET",
             "/any",
             &[
@@ -362,39 +368,39 @@ async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
             ],
         )
         .await;
-    assert_eq!(told.status, 403);
-    let free = commerce(&keys, |_| {});
+    assert_eq!(response.status, 403);
+    let unrestricted = commerce(&keys, |_| {});
     for (forwarded, status) in [
         ("nonsense", 403),
         ("nonsense, 203.0.113.7", 200),
         ("127.0.0.1", 200),
     ] {
-        let told = apps
-            .ask(
+        let response = apps
+            .send(
                 "GET",
                 "/any",
-                &[("x-api-key", &free), ("x-forwarded-for", forwarded)],
+                &[("x-api-key", &unrestricted), ("x-forwarded-for", forwarded)],
             )
             .await;
-        assert_eq!(told.status, status, "{forwarded}");
+        assert_eq!(response.status, status, "{forwarded}");
     }
     let strict = keys
         .guard_with(Guard::builder().trusted_proxies(["10.0.0.0/8"]))
         .await
         .expect("a guard");
     let apps = Apps::start(&strict);
-    let told = apps
-        .ask(
+    let response = apps
+        .send(
             "GET",
             "/any",
             &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7")],
         )
         .await;
-    assert_eq!(refused(&told), (403, "ip_not_allowed".to_owned()));
+    assert_eq!(rejected(&response), (403, "ip_not_allowed".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_merchant_is_in_a_header_or_in_the_path() {
+async fn merchant_is_read_from_a_header_or_the_path() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |key| {
         key.grants.merchants = Some(vec!["m1".to_owned()]);
@@ -403,29 +409,29 @@ async fn the_merchant_is_in_a_header_or_in_the_path() {
     let any = commerce(&keys, |_| {});
     let apps = started(&keys).await;
     assert_eq!(
-        apps.ask("GET", "/of/m1/tokens", &[("x-api-key", &any)])
+        apps.send("GET", "/of/m1/tokens", &[("x-api-key", &any)])
             .await
             .body,
         "m1 is m1"
     );
     assert_eq!(
-        apps.ask("GET", "/of/m2/tokens", &[("x-api-key", &any)])
+        apps.send("GET", "/of/m2/tokens", &[("x-api-key", &any)])
             .await
             .body,
         "m2 is m2"
     );
-    // A merchant nobody can be called denies, whoever asks.
+    // A value that cannot be a merchant ID is denied for any key.
     assert_eq!(
-        refused(
+        rejected(
             &apps
-                .ask("GET", "/of/m%201/tokens", &[("x-api-key", &any)])
+                .send("GET", "/of/m%201/tokens", &[("x-api-key", &any)])
                 .await
         )
         .1,
         "merchant_not_allowed"
     );
-    let told = apps
-        .ask(
+    let response = apps
+        .send(
             "GET",
             "/any",
             &[
@@ -435,11 +441,11 @@ async fn the_merchant_is_in_a_header_or_in_the_path() {
             ],
         )
         .await;
-    assert_eq!(refused(&told).1, "merchant_not_allowed");
+    assert_eq!(rejected(&response).1, "merchant_not_allowed");
     assert_eq!(
-        refused(
+        rejected(
             &apps
-                .ask(
+                .send(
                     "GET",
                     "/any",
                     &[("x-api-key", &key), ("x-merchant-id", "m1")]
@@ -452,7 +458,7 @@ async fn the_merchant_is_in_a_header_or_in_the_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_limit_is_told_and_only_what_is_let_in_uses_it_up() {
+async fn only_admitted_requests_take_from_the_rate_limit() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = commerce(&keys, |key| {
@@ -460,38 +466,42 @@ async fn a_rate_limit_is_told_and_only_what_is_let_in_uses_it_up() {
             key.grants.scopes = vec![Scope::EVENTS_READ];
         });
         let apps = started(&keys).await;
-        let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
-        // Refused at the layer, and refused further in: neither costs anything.
+        let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
+        // Neither a rejection by the layer nor an inner one takes a use.
         for _ in 0..5 {
             assert_eq!(
-                refused(&ask("/api/v1/links").await),
+                rejected(&send("/api/v1/links").await),
                 (403, "insufficient_scope".to_owned()),
                 "{app}"
             );
             assert_eq!(
-                refused(&ask("/live").await),
+                rejected(&send("/live").await),
                 (403, "wrong_mode".to_owned()),
                 "{app}"
             );
         }
-        let first = ask("/any").await;
+        let first = send("/any").await;
         assert_eq!(
             first.header("ratelimit-policy"),
             Some("\"key\";q=2;w=60"),
             "{app}"
         );
         assert_eq!(first.header("ratelimit"), Some("\"key\";r=1;t=30"), "{app}");
-        assert_eq!(ask("/any").await.status, 200);
-        let told = ask("/any").await;
-        assert_eq!(refused(&told), (429, "rate_limited".to_owned()), "{app}");
-        let wait: u64 = told
+        assert_eq!(send("/any").await.status, 200);
+        let response = send("/any").await;
+        assert_eq!(
+            rejected(&response),
+            (429, "rate_limited".to_owned()),
+            "{app}"
+        );
+        let wait: u64 = response
             .header("retry-after")
             .expect("a time")
             .parse()
             .expect("seconds");
         assert!((1..=30).contains(&wait), "{wait}");
         assert_eq!(
-            told.header("ratelimit"),
+            response.header("ratelimit"),
             Some(&*format!("\"key\";r=0;t={wait}")),
             "{app}"
         );
@@ -499,32 +509,32 @@ async fn a_rate_limit_is_told_and_only_what_is_let_in_uses_it_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_inside_of_a_layer_counts_once() {
+async fn nested_layers_take_one_use() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = commerce(&keys, |key| key.grants.rate_limit = limited(2));
         let apps = started(&keys).await;
-        let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
-        // What requires something unknown lets nobody in, and is no use either.
+        let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
+        // A rejection because of an unknown scope takes no use.
         for _ in 0..5 {
-            let told = ask("/twice/unheard").await;
+            let response = send("/twice/unheard").await;
             assert_eq!(
-                refused(&told),
+                rejected(&response),
                 (403, "invalid_requirement".to_owned()),
                 "{app}"
             );
-            assert_eq!(told.header("ratelimit"), None, "{app}: nothing was used");
+            assert_eq!(response.header("ratelimit"), None, "{app}");
         }
         for left in ["\"key\";r=1;t=30", "\"key\";r=0;t=60"] {
-            let told = ask("/twice").await;
+            let response = send("/twice").await;
             assert_eq!(
-                (told.status, told.header("ratelimit")),
+                (response.status, response.header("ratelimit")),
                 (200, Some(left)),
                 "{app}"
             );
         }
         assert_eq!(
-            refused(&ask("/twice").await),
+            rejected(&send("/twice").await),
             (429, "rate_limited".to_owned()),
             "{app}"
         );
@@ -532,32 +542,39 @@ async fn a_layer_inside_of_a_layer_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_refused_at_once_and_nobody_is_let_in_unheard() {
+async fn requests_are_rejected_after_revocation_or_without_server() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
     let apps = started(&keys).await;
     assert_eq!(
-        apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status,
+        apps.send("GET", "/any", &[("x-api-key", &key)])
+            .await
+            .status,
         200
     );
     keys.set_unreachable(true);
-    let told = apps.ask("GET", "/any", &[("x-api-key", &key)]).await;
-    assert_eq!(refused(&told), (503, "unavailable".to_owned()));
-    assert_eq!(told.header("retry-after"), Some("1"));
+    let response = apps.send("GET", "/any", &[("x-api-key", &key)]).await;
+    assert_eq!(rejected(&response), (503, "unavailable".to_owned()));
+    assert_eq!(response.header("retry-after"), Some("1"));
     keys.set_unreachable(false);
-    // After some questions without an answer one at a time finds out.
-    while apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status != 200 {
+    // After several failed look-ups, one at a time probes the server.
+    while apps
+        .send("GET", "/any", &[("x-api-key", &key)])
+        .await
+        .status
+        != 200
+    {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     keys.revoke(&key);
     assert_eq!(
-        refused(&apps.ask("GET", "/any", &[("x-api-key", &key)]).await),
+        rejected(&apps.send("GET", "/any", &[("x-api-key", &key)]).await),
         (401, "invalid_api_key".to_owned())
     );
 }
 
 #[test]
-fn a_builder_shows_no_secret() {
+fn debug_output_of_a_builder_contains_no_secret() {
     let builder = Guard::builder()
         .url("https://me:canary@keys.example.com")
         .service_key("tks_canary");
@@ -565,9 +582,9 @@ fn a_builder_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
+async fn invalid_settings_are_rejected_before_a_request() {
     let builder = || {
-        // Nobody answers there, however long one waits.
+        // No server listens there, and the time limit is the longest possible.
         let builder = Guard::builder()
             .url("http://127.0.0.1:1")
             .service_key("tks_EXAMPLE");
@@ -618,9 +635,12 @@ async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
         ),
         (builder().scopes(["no scope"]), "scopes: "),
     ] {
-        let refused =
+        let result =
             tokio::time::timeout(std::time::Duration::from_secs(60), builder.connect()).await;
-        let error = refused.expect("at once").expect_err(expected).to_string();
+        let error = result
+            .expect("an error before the time limit")
+            .expect_err(expected)
+            .to_string();
         assert!(error.starts_with(expected), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The layer of `tollkey-axum` where there is no axum: around a service that hyper serves, and around gRPC by tonic.
+//! The layer of `tollkey-axum` without axum: around a hyper service, and around a tonic gRPC service.
 
 use std::{
     convert::Infallible,
@@ -21,9 +21,9 @@ use tower_layer::Layer as _;
 
 struct Keys {
     keys: TestKeys,
-    /// May do what is asked for,
+    /// A key with the required scope.
     good: String,
-    /// and may not.
+    /// A key without it.
     other: String,
 }
 
@@ -49,7 +49,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_service_of_hyper_is_guarded() {
+async fn hyper_service_is_guarded() {
     let Keys { keys, good, other } = keys();
     let service =
         layer(&keys)
@@ -67,28 +67,28 @@ async fn a_service_of_hyper_is_guarded() {
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
-    let ask = async |key: Option<&str>| {
+    let send = async |key: Option<&str>| {
         let request = Client::new().get(format!("http://{address}/api/v1/links"));
         let request = key
             .into_iter()
             .fold(request, reqwest::RequestBuilder::bearer_auth);
-        let answer = request.send().await.expect("an answer");
+        let response = request.send().await.expect("a response");
         (
-            answer.status().as_u16(),
-            answer.text().await.expect("a text"),
+            response.status().as_u16(),
+            response.text().await.expect("a text"),
         )
     };
-    assert_eq!(ask(Some(&good)).await, (200, "acme".to_owned()));
-    assert_eq!(ask(None).await.0, 401);
-    let (status, body) = ask(Some(&other)).await;
+    assert_eq!(send(Some(&good)).await, (200, "acme".to_owned()));
+    assert_eq!(send(None).await.0, 401);
+    let (status, body) = send(Some(&other)).await;
     assert_eq!(status, 403);
     assert!(body.contains("\"code\":\"insufficient_scope\""), "{body}");
     keys.revoke(&good);
-    assert_eq!(ask(Some(&good)).await.0, 401);
+    assert_eq!(send(Some(&good)).await.0, 401);
 }
 
 #[tokio::test]
-async fn a_service_of_tonic_is_guarded() {
+async fn tonic_service_is_guarded() {
     let Keys { keys, good, other } = keys();
     let (reporter, _) = tonic_health::server::health_reporter();
     let callers = Arc::new(Mutex::new(Vec::new()));
@@ -112,7 +112,7 @@ async fn a_service_of_tonic_is_guarded() {
     let channel = transport::Endpoint::from_shared(format!("http://{address}"))
         .expect("a URL")
         .connect_lazy();
-    let ask = async |key: Option<&str>| {
+    let send = async |key: Option<&str>| {
         let bearer: Option<MetadataValue<_>> =
             key.map(|key| format!("Bearer {key}").parse().expect("a header"));
         let mut client = HealthClient::with_interceptor(
@@ -141,33 +141,35 @@ async fn a_service_of_tonic_is_guarded() {
                 (status.code(), status.message().to_owned(), code)
             })
     };
-    let no = |code, message: &str, own: &str| Err((code, message.to_owned(), own.to_owned()));
-    assert_eq!(ask(Some(&good)).await, Ok(()));
-    let missing = no(
+    let error = |grpc_code, message: &str, code: &str| {
+        Err((grpc_code, message.to_owned(), code.to_owned()))
+    };
+    assert_eq!(send(Some(&good)).await, Ok(()));
+    let missing = error(
         Code::Unauthenticated,
         "Send an API key in the Authorization header with the scheme Bearer.",
         "missing_credentials",
     );
-    assert_eq!(ask(None).await, missing);
-    let scope = no(
+    assert_eq!(send(None).await, missing);
+    let scope = error(
         Code::PermissionDenied,
         "The key lacks a required scope. Use a key with all required scopes.",
         "insufficient_scope",
     );
-    assert_eq!(ask(Some(&other)).await, scope);
+    assert_eq!(send(Some(&other)).await, scope);
     keys.revoke(&good);
-    let revoked = no(
+    let revoked = error(
         Code::Unauthenticated,
         "The API key is unknown or revoked. Check the key, or use another one.",
         "invalid_api_key",
     );
-    assert_eq!(ask(Some(&good)).await, revoked);
+    assert_eq!(send(Some(&good)).await, revoked);
     keys.set_unreachable(true);
-    let unavailable = no(
+    let unavailable = error(
         Code::Unavailable,
         "The service is temporarily unavailable. Try again later.",
         "unavailable",
     );
-    assert_eq!(ask(Some(&other)).await, unavailable);
+    assert_eq!(send(Some(&other)).await, unavailable);
     assert_eq!(*callers.lock().expect("no panic"), ["acme"]);
 }

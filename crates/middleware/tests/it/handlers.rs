@@ -1,16 +1,15 @@
-//! Requirements and rejections by handlers, and the application's own error format: the same in both frameworks.
+//! Requirements and rejections by handlers, and the application's own error format.
 
 use tollkey_core::{Family, Mode, OperatingModel, RateLimit, Scope, feature::Feature};
 use tollkey_middleware::{Denial, Guard, Merchant, testing::TestKeys};
 
-use crate::apps::{Apps, Told};
+use crate::apps::{AppResponse, Apps};
 
-/// Status and code.
-fn rejected(told: &Told) -> (u16, String) {
-    let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
-    assert_eq!(told.header("cache-control"), Some("no-store"));
+fn rejected(response: &AppResponse) -> (u16, String) {
+    let body: serde_json::Value = serde_json::from_str(&response.body).expect("a problem");
+    assert_eq!(response.header("cache-control"), Some("no-store"));
     (
-        told.status,
+        response.status,
         body["code"].as_str().expect("a code").to_owned(),
     )
 }
@@ -34,35 +33,35 @@ async fn handler_rejects_as_the_layer_does() {
         key.grants.scopes = vec![Scope::LINKS_READ]
     });
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
-    let ask = async |path: &str, key: &str| apps.ask("GET", path, &[("x-api-key", key)]).await;
+    let send = async |path: &str, key: &str| apps.send("GET", path, &[("x-api-key", key)]).await;
     assert_eq!(
-        ask("/handler/writes", &writer).await.body,
+        send("/handler/writes", &writer).await.body,
         "acme commerce test [links:write]"
     );
-    let told = ask("/handler/writes", &reader).await;
-    assert_eq!(rejected(&told), (403, "insufficient_scope".to_owned()));
+    let response = send("/handler/writes", &reader).await;
+    assert_eq!(rejected(&response), (403, "insufficient_scope".to_owned()));
     assert_eq!(
-        told.header("www-authenticate"),
+        response.header("www-authenticate"),
         Some(
             "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a required scope. Use a key with all required scopes.\", scope=\"links:write\""
         )
     );
     assert_eq!(
-        rejected(&ask("/handler/writes", &live).await),
+        rejected(&send("/handler/writes", &live).await),
         (403, "wrong_mode".to_owned())
     );
-    assert_eq!(ask("/handler/for/m1", &writer).await.body, "m1 pays");
+    assert_eq!(send("/handler/for/m1", &writer).await.body, "m1 pays");
     assert_eq!(
-        rejected(&ask("/handler/for/no%20merchant", &writer).await),
+        rejected(&send("/handler/for/no%20merchant", &writer).await),
         (403, "merchant_not_allowed".to_owned())
     );
-    // What stands in a request cannot be required without one.
+    // A handler cannot require a merchant from a header, because it has no request.
     assert_eq!(
-        rejected(&ask("/handler/misconfigured", &writer).await),
+        rejected(&send("/handler/misconfigured", &writer).await),
         (403, "invalid_requirement".to_owned())
     );
     assert_eq!(
-        rejected(&ask("/handler/never", &writer).await),
+        rejected(&send("/handler/never", &writer).await),
         (403, "route_not_allowed".to_owned())
     );
 }
@@ -76,57 +75,57 @@ async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
             key.grants.scopes = vec![Scope::LINKS_READ];
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
-        let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
+        let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
         for path in [
             "/handler/writes",
             "/handler/never",
             "/handler/misconfigured",
         ] {
-            let told = ask(path).await;
+            let response = send(path).await;
             assert_eq!(
-                (told.status, told.header("ratelimit")),
+                (response.status, response.header("ratelimit")),
                 (403, None),
                 "{app} {path}"
             );
         }
         assert_eq!(
-            ask("/any").await.header("ratelimit"),
+            send("/any").await.header("ratelimit"),
             Some("\"key\";r=0;t=3600"),
             "{app}"
         );
-        assert_eq!(ask("/any").await.status, 429, "{app}");
+        assert_eq!(send("/any").await.status, 429, "{app}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn merchant_in_front_of_a_route_is_cut_with_the_route_base() {
+async fn merchant_before_a_route_is_cut_with_the_route_base() {
     let keys = TestKeys::new();
     let m1 = bound_to(&keys, "m1");
     let builder = Guard::builder()
         .route_base("/of/{merchant}")
         .merchant(Merchant::path("/of/{merchant}"));
     let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
-    let ask = async |path: &str| apps.ask("GET", path, &[("x-api-key", &m1)]).await;
+    let send = async |path: &str| apps.send("GET", path, &[("x-api-key", &m1)]).await;
     assert!(
         OperatingModel::Ecosystem
             .features()
             .contains(&Feature::TokensList)
     );
-    assert_eq!(ask("/of/m1/tokens").await.body, "m1 is m1");
+    assert_eq!(send("/of/m1/tokens").await.body, "m1 is m1");
     assert_eq!(
-        rejected(&ask("/of/m2/tokens").await),
+        rejected(&send("/of/m2/tokens").await),
         (403, "merchant_not_allowed".to_owned())
     );
-    // The same path with the default route base is no route of the key: the example of an earlier release.
+    // With the default route base, the same path is not a route of the key.
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
-    let told = apps
-        .ask("GET", "/of/m1/tokens", &[("x-api-key", &m1)])
+    let response = apps
+        .send("GET", "/of/m1/tokens", &[("x-api-key", &m1)])
         .await;
-    assert_eq!(rejected(&told), (403, "route_not_allowed".to_owned()));
+    assert_eq!(rejected(&response), (403, "route_not_allowed".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_rejection_goes_through_the_own_format() {
+async fn every_rejection_has_the_applications_own_format() {
     let keys = TestKeys::new();
     let reader = keys.add(Family::Commerce, Mode::Test, |key| {
         key.grants.scopes = vec![Scope::LINKS_READ]
@@ -155,10 +154,10 @@ async fn every_rejection_goes_through_the_own_format() {
         ), // by the handler
     ] {
         let headers: Vec<_> = key.map(|key| ("x-api-key", key)).into_iter().collect();
-        let told = apps.ask("GET", path, &headers).await;
-        assert_eq!(rejected(&told), (status, code.to_owned()), "{path}");
+        let response = apps.send("GET", path, &headers).await;
+        assert_eq!(rejected(&response), (status, code.to_owned()), "{path}");
         assert_eq!(
-            told.header("content-type"),
+            response.header("content-type"),
             Some("application/vnd.acme.error+json"),
             "{path}"
         );
@@ -166,7 +165,7 @@ async fn every_rejection_goes_through_the_own_format() {
 }
 
 #[tokio::test]
-async fn handler_rejects_grpc_requests_in_their_form() {
+async fn handler_rejects_grpc_requests_with_a_grpc_status() {
     use axum::{
         Router,
         body::Body,
@@ -209,19 +208,19 @@ async fn handler_rejects_grpc_requests_in_their_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handler_that_rejects_with_rate_limited_asks_to_retry() {
+async fn rate_limited_rejection_by_a_handler_has_retry_after() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
-    let told = apps
-        .ask("GET", "/handler/busy", &[("x-api-key", &key)])
+    let response = apps
+        .send("GET", "/handler/busy", &[("x-api-key", &key)])
         .await;
-    assert_eq!(rejected(&told), (429, "rate_limited".to_owned()));
-    assert_eq!(told.header("retry-after"), Some("1"));
+    assert_eq!(rejected(&response), (429, "rate_limited".to_owned()));
+    assert_eq!(response.header("retry-after"), Some("1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handler_that_only_asks_uses_the_key() {
+async fn handler_that_only_calls_can_uses_the_key() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {
@@ -229,11 +228,11 @@ async fn handler_that_only_asks_uses_the_key() {
             key.grants.scopes = vec![Scope::LINKS_READ];
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
-        let ask = async || {
-            apps.ask_one(app, "GET", "/handler/asks", &[("x-api-key", &key)])
+        let send = async || {
+            apps.send_to(app, "GET", "/handler/can", &[("x-api-key", &key)])
                 .await
         };
-        assert_eq!(ask().await.body, "reads: true, writes: false", "{app}");
-        assert_eq!(ask().await.status, 429, "{app}");
+        assert_eq!(send().await.body, "reads: true, writes: false", "{app}");
+        assert_eq!(send().await.status, 429, "{app}");
     }
 }

@@ -1,4 +1,4 @@
-//! The layer of `tollkey-axum` as a tower service: what it takes from the services inside, and what it sends.
+//! The layer of `tollkey-axum` as a tower service: readiness of inner services, gRPC responses, and request bodies.
 
 use std::{convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ fn request(key: Option<&str>) -> Request<Body> {
     request.body(Body::empty()).expect("a request")
 }
 
-/// A service that responds 200, with the key's account where there is one.
+/// Responds 200 with the account of the key, if the request has one.
 async fn inner(request: Request<Body>) -> Result<Response, Infallible> {
     let key = VerifiedKey::of(request.extensions());
     Ok(key
@@ -41,7 +41,7 @@ async fn inner(request: Request<Body>) -> Result<Response, Infallible> {
 }
 
 #[tokio::test]
-async fn content_type_of_grpc_changes_no_status_of_a_plain_layer() {
+async fn grpc_content_type_does_not_change_a_plain_rejection() {
     let keys = TestKeys::new();
     let denied = keys.add(Family::Commerce, Mode::Test, |key| {
         key.suspended_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH)
@@ -93,7 +93,7 @@ async fn content_type_of_grpc_changes_no_status_of_a_plain_layer() {
 }
 
 #[tokio::test]
-async fn grpc_form_needs_the_setting_and_a_grpc_request() {
+async fn grpc_rejection_needs_the_setting_and_a_grpc_request() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard")).grpc();
     for (method, version, content_type, is_grpc) in [
@@ -141,7 +141,7 @@ async fn grpc_form_needs_the_setting_and_a_grpc_request() {
     }
 }
 
-/// A key and the status of its request, for each way in which a request can be rejected, and one that is admitted.
+/// For each kind of rejection, and for an admitted request: a name, the key and the status.
 struct Kinds {
     keys: TestKeys,
     guard: Guard,
@@ -149,7 +149,7 @@ struct Kinds {
 }
 
 impl Kinds {
-    /// With `cached` keys the layer decides immediately; otherwise it asks the server.
+    /// With `cached` keys, the layer decides immediately; otherwise it looks keys up at the server.
     async fn new(cached: bool) -> Self {
         let keys = TestKeys::new();
         let with = |edit: fn(&mut tollkey_core::ApiKey)| {
@@ -157,7 +157,7 @@ impl Kinds {
         };
         let rows = vec![
             ("without a key", None, 401),
-            ("of no key", Some("not a key".to_owned()), 401),
+            ("malformed", Some("not a key".to_owned()), 401),
             (
                 "unknown",
                 Some("ck_test_EXAMPLE9EXAMPLE9EXAMPLE9EXAMPLE9".to_owned()),
@@ -189,7 +189,7 @@ impl Kinds {
         while cached && guard.stats().lease_left.is_zero() {
             tokio::task::yield_now().await;
         }
-        // The one use of the limited key; and where keys are cached, every key is, but the unknown ones.
+        // Takes the only use of the limited key, and caches all known keys if `cached`.
         let warm = TollkeyLayer::new(guard.clone()).layer(service_fn(inner));
         for (kind, key, _) in &rows {
             if cached || *kind == "rate" {
@@ -224,7 +224,7 @@ async fn rejected_request_takes_no_permit_of_a_limit_inside() {
         for (place, service) in &mut services {
             for (kind, key, status) in &rows {
                 let context = format!("{place}, {kind}, cached: {cached}");
-                // As a server does: ready first, and then a while until the request is there.
+                // A server checks the readiness before it has a request.
                 poll_fn(|context| service.poll_ready(context))
                     .await
                     .expect("ready");
@@ -236,7 +236,7 @@ async fn rejected_request_takes_no_permit_of_a_limit_inside() {
                 let response = service.call(request(key.as_deref()));
                 let response = response.await.expect("a response");
                 assert_eq!(response.status().as_u16(), *status, "{context}");
-                // The service itself is kept, as a connection keeps it.
+                // The service still exists, as in a connection that is kept open.
                 assert_eq!(
                     permits.available_permits(),
                     1,
@@ -270,7 +270,7 @@ async fn rejections_do_not_wait_for_a_limit_inside() {
                 );
             }
         }
-        // A request that waits for a permit gets it, and gives it back.
+        // A request that waits for a permit gets one, and releases it.
         let waiting = tokio::spawn(
             service
                 .clone()
@@ -292,14 +292,14 @@ async fn rejections_do_not_wait_for_a_limit_inside() {
 }
 
 #[tokio::test]
-async fn lookup_at_the_server_holds_no_permit_of_a_limit_inside() {
+async fn look_up_holds_no_permit_of_a_limit_inside() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
     let guard = keys.guard().await.expect("a guard");
     let permits = Arc::new(Semaphore::new(1));
     let limited = ConcurrencyLimit::with_semaphore(service_fn(inner), Arc::clone(&permits));
     let service = TollkeyLayer::new(guard).layer(limited);
-    let frozen = keys.pause().await;
+    let paused = keys.pause().await;
     let waiting: Vec<_> = (0..4)
         .map(|_| tokio::spawn(service.clone().oneshot(request(Some(&key)))))
         .collect();
@@ -307,9 +307,9 @@ async fn lookup_at_the_server_holds_no_permit_of_a_limit_inside() {
     assert_eq!(
         permits.available_permits(),
         1,
-        "all of them wait for the server"
+        "all requests wait for the server"
     );
-    drop(frozen);
+    drop(paused);
     for waiting in waiting {
         assert_eq!(
             waiting
@@ -323,7 +323,7 @@ async fn lookup_at_the_server_holds_no_permit_of_a_limit_inside() {
 }
 
 #[tokio::test]
-async fn request_dropped_after_admission_is_a_use_of_its_key() {
+async fn request_dropped_after_admission_counts_as_a_use() {
     for cached in [true, false] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {
@@ -396,7 +396,7 @@ async fn read_response(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn client_that_goes_on_sending_after_a_rejection_keeps_its_connection() {
+async fn client_that_sends_after_a_rejection_keeps_its_connection() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
     let guarded = Router::new()
@@ -423,7 +423,7 @@ async fn client_that_goes_on_sending_after_a_rejection_keeps_its_connection() {
                 .expect("the head is sent");
             let response = read_response(&mut stream).await;
             assert!(response.starts_with("HTTP/1.1 401"), "{path}: {response}");
-            // Only now the body, as a proxy sends it that has read it already.
+            // The body is sent after the response, as by a proxy that has already read it.
             for _ in 0..15 {
                 stream.write_all(&body).await.expect("the body is sent");
             }
@@ -432,7 +432,7 @@ async fn client_that_goes_on_sending_after_a_rejection_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn endless_upload_is_not_read_for_ever() {
+async fn endless_upload_is_not_read_forever() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
     let address = serve(
@@ -457,7 +457,7 @@ async fn endless_upload_is_not_read_for_ever() {
 }
 
 #[tokio::test]
-async fn client_that_expects_100_is_not_invited_to_send() {
+async fn client_that_expects_100_gets_only_the_rejection() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
     let address = serve(
@@ -517,7 +517,7 @@ async fn header_with_the_key_is_sensitive_inside_of_the_layer() {
 }
 
 #[tokio::test]
-async fn response_to_a_rejection_carries_it_in_its_extensions() {
+async fn rejection_is_in_the_extensions_of_its_response() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {

@@ -1,8 +1,8 @@
-//! The same application in axum and in actix-web, over real HTTP: the same decisions, the same answers.
+//! Tests of the same application in axum and in actix-web: both make the same decisions and send the same responses.
 
 mod apps;
 mod cors;
-#[expect(dead_code, reason = "one column is about the server's other routes")]
+#[expect(dead_code, reason = "one column is for other routes of the server")]
 #[path = "../../../core/tests/it/credential_forms.rs"]
 mod credential_forms;
 mod credentials;

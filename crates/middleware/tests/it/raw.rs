@@ -1,4 +1,4 @@
-//! Requests that no client library sends, byte for byte.
+//! Unusual requests that client libraries do not send.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,21 +9,21 @@ use tollkey_middleware::testing::TestKeys;
 
 use crate::apps::Apps;
 
-/// The status that one of both says to a request line and headers.
+/// Sends a request line and headers to an application, and returns the status of the response.
 async fn status(apps: &Apps, app: &str, line: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(apps.address(app))
         .await
         .expect("a connection");
     let request = format!("{line} HTTP/1.1\r\nhost: api\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    answer.split(' ').nth(1).unwrap_or("nothing").to_owned()
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response).await;
+    let response = String::from_utf8_lossy(&response).into_owned();
+    response.split(' ').nth(1).unwrap_or("nothing").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_client_library_sends_lets_nobody_in_either() {
+async fn unusual_requests_do_not_bypass_the_guard() {
     let keys = TestKeys::new();
     let shop = keys.add(Family::Publishable, Mode::Test, |_| {});
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
@@ -33,7 +33,8 @@ async fn what_no_client_library_sends_lets_nobody_in_either() {
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
     let [shop, key, office] = [shop, key, office].map(|key| format!("x-api-key: {key}\r\n"));
     let and = |key: &str, more: &str| format!("{key}{more}\r\n");
-    // Where two are given, axum routes by the path as sent, has HEAD where GET is, and actix-web decodes first and has not.
+    // The two statuses differ because axum routes by the path as sent and adds HEAD to GET routes, while actix-web decodes
+    // the path first and adds no HEAD routes.
     for (line, headers, axum, actix) in [
         ("GET /v1/storefront/products", shop.clone(), "200", "200"),
         ("HEAD /v1/storefront/products", shop.clone(), "200", "405"),
@@ -121,12 +122,12 @@ async fn what_no_client_library_sends_lets_nobody_in_either() {
             "403",
         ),
     ] {
-        let answers = (
+        let statuses = (
             status(&apps, "axum", line, &headers).await,
             status(&apps, "actix", line, &headers).await,
         );
         assert_eq!(
-            answers,
+            statuses,
             (axum.to_owned(), actix.to_owned()),
             "{line} {headers:?}"
         );

@@ -1,4 +1,4 @@
-//! A guard belongs to no runtime of the application.
+//! A guard does not depend on a runtime of the application.
 
 use std::{sync::mpsc, thread, time::Duration};
 
@@ -16,7 +16,7 @@ impl Headers for Presenting<'_> {
     }
 }
 
-/// The status of a request with that key.
+/// Returns the status of a request with that key.
 async fn status(guard: &Guard, key: &str) -> u16 {
     let headers = Presenting(key);
     let request = RequestHead {
@@ -50,27 +50,27 @@ fn guard_outlives_the_runtime_that_connected_it() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
     let guard = runtime().block_on(keys.caching_guard()).expect("a guard");
-    // Longer than a lease, so that it was renewed without any runtime of the application's.
+    // Longer than a lease, so that it must have been renewed without a runtime of the application.
     wait_for_lease(&guard);
     thread::sleep(Duration::from_millis(3500));
     assert!(!guard.stats().lease_left.is_zero());
-    // A runtime without timers, and none at all.
+    // Works in a runtime without timers, and without a runtime.
     let bare = Builder::new_current_thread().build().expect("a runtime");
     assert_eq!(bare.block_on(status(&guard, &key)), 200);
-    assert_eq!(futures_executor(status(&guard, &key)), 200);
-    futures_executor(guard.shutdown());
+    assert_eq!(block_on_without_runtime(status(&guard, &key)), 200);
+    block_on_without_runtime(guard.shutdown());
     assert_eq!(guard.stats().lease_left, Duration::ZERO);
-    // A second call returns as well.
-    futures_executor(guard.shutdown());
+    // A second call returns too.
+    block_on_without_runtime(guard.shutdown());
     assert_eq!(
-        futures_executor(status(&guard, &key)),
+        block_on_without_runtime(status(&guard, &key)),
         503,
         "a guard that was shut down looks nothing up"
     );
 }
 
-/// Runs a future without any runtime.
-fn futures_executor<T>(future: impl Future<Output = T>) -> T {
+/// Runs a future without a runtime.
+fn block_on_without_runtime<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: std::sync::Arc<Self>) {
@@ -91,7 +91,7 @@ fn futures_executor<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn blocked_worker_holds_up_no_lookup_of_others() {
+fn blocked_worker_does_not_delay_other_look_ups() {
     let keys = TestKeys::new();
     let [first, second] = [0, 1].map(|_| keys.add(Family::Commerce, Mode::Test, |_| {}));
     let guard = runtime().block_on(keys.guard()).expect("a guard");
@@ -102,7 +102,7 @@ fn blocked_worker_holds_up_no_lookup_of_others() {
         thread::spawn(move || {
             runtime().block_on(async {
                 let paused = keys.pause().await;
-                // Look-ups are under way from here, and then the handler of another request blocks the worker.
+                // These look-ups start here; then the handler of another request blocks the worker.
                 let lookups: Vec<_> = (0..64)
                     .map(|_| {
                         let (guard, key) = (guard.clone(), first.clone());
@@ -112,7 +112,7 @@ fn blocked_worker_holds_up_no_lookup_of_others() {
                 tokio::task::yield_now().await;
                 drop(paused);
                 blocked.send(()).expect("the test waits");
-                released.recv().expect("the test goes on");
+                released.recv().expect("the test releases the worker");
                 for lookup in lookups {
                     assert_eq!(lookup.await.expect("no panic"), 200);
                 }

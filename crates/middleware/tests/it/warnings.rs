@@ -1,4 +1,4 @@
-//! What the layers log about requests: each kind once, whatever clients send.
+//! The warnings that the layers log about requests: each kind is limited, whatever clients send.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use tower::{ServiceExt as _, service_fn};
 use tower_layer::Layer as _;
 use tracing::{Event, Level, Metadata, field::Field, span};
 
-/// Keeps the warnings of this thread.
+/// Collects the warnings of this thread.
 #[derive(Clone, Default)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
 
@@ -55,7 +55,7 @@ impl tracing::Subscriber for Warnings {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// A request from this peer, with these headers, to the axum layer; the status of its response.
+/// Sends a request from this peer to the axum layer, and returns the status of the response.
 async fn axum(guard: &Guard, peer: Option<SocketAddr>, headers: &[(&str, &str)]) -> u16 {
     let inner = service_fn(async |_: Request<Body>| Ok::<Response, Infallible>(().into_response()));
     let mut request = Request::get("/any");
@@ -78,7 +78,7 @@ async fn axum(guard: &Guard, peer: Option<SocketAddr>, headers: &[(&str, &str)])
     response.expect("a response").status().as_u16()
 }
 
-/// As [`axum()`], to the actix layer.
+/// Sends a request from this peer to the actix layer, and returns the status of the response.
 async fn actix(guard: &Guard, peer: Option<SocketAddr>, headers: &[(&str, &str)]) -> u16 {
     let app = actix_web::App::new()
         .wrap(tollkey_actix::Tollkey::new(guard.clone()))

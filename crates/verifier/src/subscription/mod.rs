@@ -1,8 +1,8 @@
-//! Leases for verifiers without a store of their own: a subscriber polls a verifier that has one.
+//! Leases for verifiers without a store: a subscriber polls a verifier that has one.
 //!
-//! A subscriber's lease nests in the lease it was granted from, so a change that waits for a verifier waits for its
-//! subscribers too. `serve` and [`subscribers`] are the verifier's side; `subscriber`, [`poll_sequence`] and
-//! [`poll_watch`] are the subscriber's. The reasons are in `docs/leases.md`.
+//! A subscriber's lease nests in the lease of the verifier that granted it, so a change that waits for the verifier also
+//! waits for its subscribers. `serve` and [`subscribers`] implement the verifier's side; `subscriber`, [`poll_sequence`] and
+//! [`poll_watch`] implement the subscriber's side. `docs/leases.md` has the reasons.
 
 pub(crate) mod poll_sequence;
 pub(crate) mod poll_watch;

@@ -1,4 +1,4 @@
-//! The polls that a subscriber sends, with their IDs and the usage that each takes along.
+//! The sequence of polls that a subscriber sends, with their IDs and usage.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,27 +7,24 @@ use tollkey_core::Usage;
 
 use crate::source::{PollId, PollIds};
 
-/// How many previous polls are named however long ago they ended.
+/// The minimum number of previous polls that are named, even if they ended long ago.
 const LEAST_PREVIOUS: usize = 16;
 
 /// The polls that a subscriber sends under one ID. Times are those of the verifier's clock.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct PollSequence {
-    /// The polls that had a response, the newest first, and when it came.
+    /// The polls that had a response and the times of the responses, the newest first.
     previous: VecDeque<(PollId, Duration)>,
-    /// When the last poll was sent.
     begun_at: Option<Duration>,
-    /// The longest lease that was ever granted.
     longest_lease: Duration,
     /// The poll that has no response so far.
     current: Option<PollId>,
-    /// The usage that the current poll, or else the next one, takes along.
+    /// The usage of the current poll, or else of the next one.
     usage: Vec<Usage>,
 }
 
 impl PollSequence {
-    /// The usage that the current poll takes along.
     pub(crate) fn usage(&self) -> &[Usage] {
         &self.usage
     }
@@ -37,8 +34,8 @@ impl PollSequence {
         self.current.is_some()
     }
 
-    /// How long to wait at `now` before the next poll is sent, so that [`PollIds::PREVIOUS`] polls take at least a lease
-    /// and an eighth: 6.6 ms between two of them with a lease of 3 s. Zero after a longer time without a poll.
+    /// Returns how long to wait at `now` before the next poll, so that [`PollIds::PREVIOUS`] polls take at least a lease and
+    /// an eighth: polls start at least 6.6 ms apart with a lease of 3 s.
     pub(crate) fn pause(&self, now: Duration) -> Duration {
         let interval = (self.longest_lease + self.longest_lease / 8) / PollIds::PREVIOUS as u32;
         self.begun_at.map_or(Duration::ZERO, |begun_at| {
@@ -46,7 +43,8 @@ impl PollSequence {
         })
     }
 
-    /// The poll to send at `now`: the current one again, or else a new one that takes along what `usage` returns.
+    /// Returns the IDs of the poll to send at `now`: the current poll again, or else a new one with the usage that `usage`
+    /// returns.
     pub(crate) fn begin(&mut self, now: Duration, usage: impl FnOnce() -> Vec<Usage>) -> PollIds {
         if self.usage.is_empty() && self.current.is_none() {
             self.usage = usage();
@@ -61,8 +59,8 @@ impl PollSequence {
         }
     }
 
-    /// The current poll had a response at `now`, which granted this lease: its usage is counted. Polls that had theirs more
-    /// than two leases ago are named no more, because no lease that came with them can be valid.
+    /// Records that the current poll had a response at `now` with this lease. Its usage is counted. Polls whose response came
+    /// more than two leases ago are not named any more, because no lease from them can be valid.
     pub(crate) fn end(&mut self, now: Duration, lease: Duration) {
         self.usage.clear();
         self.longest_lease = self.longest_lease.max(lease);
@@ -78,8 +76,8 @@ impl PollSequence {
         }
     }
 
-    /// The next poll is the first one under another ID. It takes along what the current one was to: if that one was
-    /// repeated, its usage may have been counted already, and then it counts twice. Dropping it could lose usage.
+    /// Starts a new sequence under another ID. The next poll has the usage of the current one. It counts twice if the upstream
+    /// has counted it already, but dropping it could lose usage.
     pub(crate) fn restart(&mut self) {
         self.previous.clear();
         self.current = None;
@@ -100,7 +98,7 @@ mod tests {
     const ID: VerifierId = VerifierId::from_bytes([7; 16]);
 
     #[test]
-    fn poll_without_a_response_is_repeated_as_it_was() {
+    fn poll_without_a_response_is_repeated_unchanged() {
         let usage = |count| {
             let key_id = tollkey_core::KeyId::from_bytes([1; 16]);
             vec![Usage {
@@ -137,7 +135,7 @@ mod tests {
         );
     }
 
-    /// The IDs of `count` polls that begin at this interval and have a response immediately, the newest first.
+    /// Sends `count` polls at this interval, each with an immediate response. Returns their IDs, the newest first.
     fn poll_every(interval: Duration, count: u32, polls: &mut PollSequence) -> Vec<PollId> {
         let poll = |n| {
             let id = polls.begin(n * interval, Vec::new).id;
@@ -151,7 +149,7 @@ mod tests {
 
     #[test]
     fn polls_of_two_leases_are_named_within_bounds() {
-        // How many polls a second, and how many of them are named.
+        // Polls per second, and how many of them are named.
         for (per_second, named) in [
             (1, LEAST_PREVIOUS),
             (20, 121),
@@ -191,10 +189,10 @@ mod tests {
         );
     }
 
-    /// Replicas behind a balancer that picks one at random for each request.
+    /// Replicas behind a load balancer that picks a random replica for each request.
     struct Balanced {
         replicas: Vec<Subscribers>,
-        /// One in so many requests goes to the first replica, and the others are spread evenly.
+        /// One in `to_first` requests goes to the first replica; the others are spread evenly.
         to_first: usize,
         state: u64,
         acknowledged: i64,
@@ -213,7 +211,7 @@ mod tests {
             }
         }
 
-        /// A number below `end` from a linear congruential generator.
+        /// Returns a number below `end` from a linear congruential generator.
         fn random(&mut self, end: usize) -> usize {
             self.state = self
                 .state
@@ -222,7 +220,7 @@ mod tests {
             (self.state >> 33) as usize % end
         }
 
-        /// One poll. Its response may be lost.
+        /// Sends one poll, whose response may be lost.
         fn poll(&mut self, polls: &mut PollSequence, now: Duration) -> Result<(), SharedId> {
             let (now, has_response) = (nanos(now), self.random(20) > 0);
             let is_first = self.random(self.to_first) == 0;
@@ -248,9 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn subscriber_behind_a_balancer_is_no_clone() {
-        // Evenly, and with one replica that gets a request now and then: the longer ago the last one is, the more polls
-        // have to be named.
+    fn subscriber_behind_a_balancer_is_not_taken_for_a_clone() {
+        // Evenly, and with one replica that rarely gets a request: the longer ago its last poll is, the more polls have to
+        // be named.
         for (replicas, to_first) in [(2, 2), (3, 3), (5, 5), (10, 10), (2, 200), (3, 600)] {
             // A subscriber that polls as fast as it may sends about 150 polls a second.
             for per_second in [1, 10, 20, 50, 100, 150, 1000] {
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn clone_behind_a_balancer_is_found_within_a_lease() {
+    fn clone_behind_a_balancer_is_detected_within_a_lease() {
         for replicas in [1, 3, 10] {
             for per_second in [20, 50, 150] {
                 let mut balanced = Balanced::new(replicas, replicas, per_second);

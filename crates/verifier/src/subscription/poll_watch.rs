@@ -1,4 +1,4 @@
-//! Whether the polls of a subscription have responses, for look-ups: they fail immediately while the upstream owes one.
+//! Tracks whether the polls of a subscription get responses. While a response is overdue, look-ups fail immediately.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,31 +7,31 @@ use std::{
 
 use crate::{clock::nanos, log_limit::LogLimit};
 
-/// How late a response may be before look-ups fail. Shorter than a third of a lease, so that an upstream that stops
+/// How late a response may be before it is overdue. Shorter than a third of a lease, so that an upstream that stops
 /// responding is detected before the lease ends.
 const OVERDUE: Duration = Duration::from_millis(500);
-/// How long after the end of a poll the next one begins at the latest. Longer than the longest pause between two polls.
+/// The latest start of the next poll after the end of a poll. Longer than the longest pause between two polls.
 const NEXT_POLL: Duration = Duration::from_millis(1500);
-/// How long after the end of a poll a missing next one is an error of this process.
+/// The time after the end of a poll at which a missing next poll is an error of this process.
 const STALLED: Duration = Duration::from_secs(10);
 
 /// The state of the polls of one subscription. Times are nanoseconds of the verifier's clock.
 #[derive(Debug)]
 pub(crate) struct PollWatch {
-    /// When the last poll ends at the latest.
+    /// The latest end of the last poll.
     ends_at: AtomicU64,
-    /// Since when a response is overdue; in the future for a poll that waits, and [`u64::MAX`] after a response.
+    /// When a response becomes overdue; in the future while a poll may wait, and [`u64::MAX`] after a response.
     overdue_at: AtomicU64,
     stalled: LogLimit,
 }
 
 impl PollWatch {
-    /// For a verifier that begins to poll at `now`.
+    /// Creates the state for a verifier that starts to poll at `now`.
     pub(crate) fn subscriber(now: Duration) -> Self {
         Self::new(nanos(now))
     }
 
-    /// For a verifier that never polls.
+    /// Creates the state for a verifier that never polls.
     pub(crate) fn off() -> Self {
         Self::new(u64::MAX)
     }
@@ -44,8 +44,8 @@ impl PollWatch {
         }
     }
 
-    /// A poll begins that may wait for `wait` and ends after `limit`. Unless [`PollInFlight::end`] says how, the poll
-    /// was given up by this process, which says nothing about the upstream.
+    /// Starts a poll that may wait for `wait` and ends after `limit`. If the returned value is dropped without a call of
+    /// [`PollInFlight::end`], this process has given up the poll, which is not a failure of the upstream.
     pub(crate) fn begin(&self, now: Duration, wait: Duration, limit: Duration) -> PollInFlight<'_> {
         self.ends_at.store(nanos(now + limit), Ordering::SeqCst);
         self.overdue_at
@@ -53,8 +53,8 @@ impl PollWatch {
         PollInFlight(self)
     }
 
-    /// Whether the upstream owes a response. Not so when no poll is on its way that could find out that it responds
-    /// again.
+    /// Whether a response is overdue. `false` if no poll is in flight or due, because then no poll could detect that the
+    /// upstream responds again.
     pub(crate) fn is_overdue(&self, now: Duration) -> bool {
         let polls = nanos(now)
             < self
@@ -73,11 +73,10 @@ impl PollWatch {
                 .saturating_add(nanos(STALLED))
     }
 
-    /// Logs that this process does not run the subscription.
     pub(crate) fn log_stalled(&self, now: Duration) {
         if self.stalled.allows(now) {
             tracing::error!(
-                "the subscription is not polled, so every verification asks the server; keep the runtime that runs the \
+                "the subscription is not polled, so every verification needs the server; keep the runtime that runs the \
                  subscription alive, and do not block its threads"
             );
         }
@@ -89,7 +88,7 @@ impl PollWatch {
 pub(crate) struct PollInFlight<'a>(&'a PollWatch);
 
 impl PollInFlight<'_> {
-    /// The poll has ended at `now`, with a response or without.
+    /// Records that the poll has ended at `now`, with a response or without.
     pub(crate) fn end(self, now: Duration, has_response: bool) {
         let watch = self.0;
         if has_response {
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn response_is_overdue_after_the_wait_until_there_is_one() {
+    fn response_is_overdue_after_the_wait_until_it_arrives() {
         let watch = PollWatch::subscriber(at(0));
         let poll = watch.begin(at(0), WAIT, LIMIT);
         assert_eq!(
@@ -128,7 +127,7 @@ mod tests {
         );
         poll.end(at(3000), false);
         assert!(watch.is_overdue(at(3000)));
-        // The next poll is the probe; until it has a response, nothing else is sent.
+        // The next poll is the probe: until it has a response, look-ups are not sent.
         let poll = watch.begin(at(3100), Duration::ZERO, Duration::from_secs(2));
         assert!(watch.is_overdue(at(3100)));
         poll.end(at(3200), true);
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn poll_that_fails_at_once_is_overdue_at_once() {
+    fn response_of_a_failed_poll_is_overdue_immediately() {
         let watch = PollWatch::subscriber(at(0));
         watch.begin(at(0), WAIT, LIMIT).end(at(1), false);
         assert!(watch.is_overdue(at(1)));

@@ -1,6 +1,6 @@
-//! Serving subscribers: a verifier of a store is what verifiers without one subscribe to.
+//! Serving subscribers: verifiers without a store subscribe to a verifier that has one.
 //!
-//! A poll acknowledges changes, which is recorded when it arrives, and waits for new ones. The rules are in
+//! The changes that a poll acknowledges are recorded when it arrives; then it waits for new ones. The rules are in
 //! `subscribers.rs`.
 
 use std::{sync::Arc, time::Duration};
@@ -17,26 +17,26 @@ use crate::{
     verifier::Verifier,
 };
 
-/// The most changes in one response.
+/// The maximum number of changes in a response.
 const CHANGES: usize = 500;
-/// The longest a poll waits once polls are released. Without any wait, a subscriber that has no other replica would poll
-/// without a pause.
+/// The longest wait of a poll that arrives after [`Verifier::release_polls`]. Without a wait, a subscriber that has no other
+/// replica would poll without a pause.
 const RELEASED_WAIT: Duration = Duration::from_millis(100);
 
 impl<S: Primary> Verifier<S> {
-    /// Looks a key up for a subscriber: from the cache, or else from the source. No use of the key is counted; the
-    /// subscriber does that.
+    /// Looks up a key for a subscriber in the cache, or else at the source. Does not count a use of the key, because the
+    /// subscriber counts it.
     ///
     /// # Errors
-    /// When the key is not cached: [`SourceError::Unavailable`] if the source does not respond, or too many look-ups of this
-    /// requester wait; [`SourceError::Unreadable`] if the key cannot be read.
+    /// If the key is not cached: [`SourceError::Unavailable`] if the source does not respond or too many look-ups wait;
+    /// [`SourceError::Unreadable`] if the key cannot be read.
     pub async fn find_for(
         &self,
         requester: Requester,
         digest: &Digest,
     ) -> Result<Snapshot, SourceError> {
         let inner = &*self.0;
-        // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
+        // The position is read first: an entry that is read afterwards under a lease includes every change up to it.
         let (applied, _) = inner.cache.applied();
         match inner.cache.get(digest, nanos(inner.clock.elapsed())) {
             Some(entry) => {
@@ -50,14 +50,14 @@ impl<S: Primary> Verifier<S> {
         }
     }
 
-    /// Lets the polls of subscribers return immediately, and those that arrive later after 100 ms at the latest: for a
-    /// server that stops soon, so that subscribers move to another one. Leases are granted as before.
+    /// Makes the polls of subscribers return immediately, and later polls after at most 100 ms, so that subscribers move to
+    /// another server before this one stops. Leases are still granted.
     pub fn release_polls(&self) {
         self.0.releases_polls.send_replace(true);
     }
 
-    /// The error for a subscriber whose ID another process uses as well. What is applied everywhere is reported anew: no
-    /// acknowledgement under that ID counts any more.
+    /// Returns the error for a subscriber whose ID another process uses too. Also wakes up the report of applied changes,
+    /// because acknowledgements under that ID no longer count.
     fn shared_id(&self, _: SharedId) -> PollError {
         tracing::warn!(
             "two processes use one subscriber ID, as clones of a machine do; both are told to take a new ID"
@@ -97,7 +97,7 @@ impl<S: Primary> Upstream for Verifier<S> {
             inner.lease / 3
         });
         if wait > Duration::ZERO {
-            // Whatever ends the wait, the response has the changes that are known by then.
+            // The response has the changes that are known when the wait ends, for any reason.
             tokio::select! {
                 _ = applied.wait_for(|applied| *applied != poll.position) => {}
                 _ = released.wait_for(|released| *released && !is_released) => {}
@@ -117,7 +117,7 @@ impl<S: Primary> Upstream for Verifier<S> {
                 }
                 NoLease::SharedId => self.shared_id(SharedId),
             })?;
-        // Only now that the subscriber will not send it again.
+        // Only after the last possible error: after an error, the subscriber sends the usage again.
         if counts {
             inner.ledger.receive(poll.usage);
         }

@@ -1,14 +1,14 @@
-//! Keeping a subscription, and with it a lease that nests in another verifier's.
+//! Keeping a subscription, and with it a lease that nests in the lease of another verifier.
 //!
 //! The rules, which must not be loosened:
 //!
 //! - A lease is taken only after all changes that came with it have been applied, and counts from before the poll was sent.
-//! - A change is acknowledged only after the keys that it is about have been evicted.
-//! - A subscriber that has missed too many changes, or that gets another history, clears its cache.
-//! - A poll has a new random ID, from the operating system and not from a generator that a snapshot of the machine would
-//!   copy. A poll without a response is repeated with the same ID and the same usage.
-//! - A poll names every poll of which a replica may still hold the lease to be valid. A replica that the subscriber
-//!   comes back to would take it for another process otherwise.
+//! - A change is acknowledged only after the keys that it affects have been evicted.
+//! - A subscriber that has missed too many changes, or whose upstream has another history, clears its cache.
+//! - A poll has a new random ID from the operating system, because a snapshot of the machine copies any other generator. A
+//!   poll without a response is repeated with the same ID and the same usage.
+//! - A poll names every previous poll whose lease a replica may consider valid. Otherwise, that replica would take the
+//!   subscriber for another process.
 //! - A subscriber whose ID another process uses ends its lease and clears its cache before it takes a new ID.
 
 use std::{
@@ -29,26 +29,26 @@ use crate::{
     verifier::Verifier,
 };
 
-/// How long a response may take beyond the time that the poll asks the upstream to wait.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// The pause after a poll that brought no lease. It doubles each time,
+/// How long a response may take in addition to the wait of the poll.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
+/// The first pause after a poll without a lease. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// up to this one.
+/// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// How long a subscriber that stops waits for the response to a poll that takes usage along. With leases of the default
-/// length a poll waits for a second at most.
+/// How long a stopping subscriber waits for the response to a poll with usage. With leases of the default length, a poll
+/// waits for at most a second.
 const LAST_POLL: Duration = Duration::from_millis(1500);
-/// For how long a subscriber that stops tries to end its subscription, since the last response. With [`LAST_POLL`] less
-/// than the three seconds that a guard allows for both.
+/// How long after the last response a stopping subscriber retries to end its subscription. Together with [`LAST_POLL`], it
+/// is less than the three seconds that a guard allows.
 const LEAVE: Duration = Duration::from_millis(1400);
 /// The longest pause between two attempts.
 const LONGEST_LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 impl<S: Upstream> Verifier<S> {
-    /// A verifier with an empty cache. It looks every key up at `source` until [`Verifier::subscribe`] runs and has a lease.
-    /// `id` must be new for each start of a process, and secret. If another process uses it as well, as after the machine
-    /// was cloned, the subscriber takes a new one: [`Verifier::id`].
+    /// Creates a verifier with an empty cache. It looks up every key at `source` until [`Verifier::subscribe`] runs and has a
+    /// lease. `id` must be new for each start of a process, and secret. If another process uses the same ID, for example a
+    /// clone of the machine, the subscriber takes a new one ([`Verifier::id`]).
     #[must_use]
     pub fn subscriber(
         id: VerifierId,
@@ -63,17 +63,16 @@ impl<S: Upstream> Verifier<S> {
             clock,
             settings,
             watch,
-            PATIENCE,
+            RESPONSE_LIMIT,
             Position::default(),
         )
     }
 
-    /// Keeps the subscription. While the upstream does not respond it keeps trying; the lease then ends by itself. While
-    /// this runs, another call on a clone waits.
+    /// Keeps the subscription. While the upstream does not respond, it keeps trying, and the lease expires. While this runs, a
+    /// second call waits, also on a clone.
     ///
-    /// When `shutdown` resolves, keys are not verified from the cache any more, and the subscription ends: it waits up to
-    /// 1.5 s for the response to a poll that takes usage along, sends the remaining usage, and gives up after another 1.4 s
-    /// without a response.
+    /// When `shutdown` resolves, stops verifying from the cache and ends the subscription: waits up to 1.5 s for the response
+    /// to a poll with usage, sends the remaining usage, and gives up after another 1.4 s without a response.
     pub async fn subscribe(self, shutdown: impl Future<Output = ()>) {
         let inner = &*self.0;
         let mut shutdown = pin!(shutdown);
@@ -95,7 +94,7 @@ impl<S: Upstream> Verifier<S> {
             let polled = tokio::select! {
                 () = &mut shutdown => {
                     inner.cache.stop();
-                    // A replica counts this usage. If another one ended the subscription, it would count it again.
+                    // A replica may count this usage. If it were sent again to another replica, it would count twice.
                     if has_usage {
                         let _ = inner.within(LAST_POLL, polling).await;
                     }
@@ -118,7 +117,7 @@ impl<S: Upstream> Verifier<S> {
                     pause = FIRST_PAUSE;
                     lease / 3
                 }
-                // There are more changes to fetch.
+                // More changes have to be fetched.
                 Ok(News {
                     changes: Some(changes),
                     ..
@@ -136,13 +135,13 @@ impl<S: Upstream> Verifier<S> {
         self.unsubscribe(&mut polls).await;
     }
 
-    /// The poll to send, which waits for changes no longer than `wait`.
+    /// Returns the poll to send, which waits for changes for at most `wait`.
     fn next_poll(&self, polls: &mut PollSequence, wait: Duration) -> Poll {
         let inner = &*self.0;
         let (position, _) = inner.cache.applied();
         let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
         let usage = polls.usage().to_vec();
-        // With more usage than one poll takes along, the next poll must not wait.
+        // With much usage, more may be left for the next poll, so this one does not wait.
         let wait = if usage.len() < Poll::USAGE / 2 {
             wait
         } else {
@@ -160,9 +159,9 @@ impl<S: Upstream> Verifier<S> {
     /// Sends a poll, applies the changes of the response and takes its lease.
     async fn send(&self, polls: &mut PollSequence, poll: Poll) -> Result<News, PollError> {
         let inner = &*self.0;
-        let asked = inner.clock.elapsed();
-        let (wait, limit) = (poll.wait, poll.wait + PATIENCE);
-        let in_flight = inner.poll_watch.begin(asked, wait, limit);
+        let sent_at = inner.clock.elapsed();
+        let (wait, limit) = (poll.wait, poll.wait + RESPONSE_LIMIT);
+        let in_flight = inner.poll_watch.begin(sent_at, wait, limit);
         let polled = inner.within(limit, inner.source.poll(poll)).await;
         in_flight.end(
             inner.clock.elapsed(),
@@ -178,15 +177,15 @@ impl<S: Upstream> Verifier<S> {
             .cache
             .apply_news(news.position, news.changes.as_deref());
         if !news.lease.is_zero() {
-            // Only now that the changed keys are evicted. Clearing the cache has begun a new generation.
+            // Only after the changed keys are evicted. Clearing the cache has started a new generation.
             let (_, generation) = inner.cache.applied();
-            let end = (asked + news.lease).saturating_sub(margin(news.lease));
+            let end = (sent_at + news.lease).saturating_sub(margin(news.lease));
             inner.cache.grant(generation, nanos(end));
         }
         Ok(news)
     }
 
-    /// As much usage as one poll takes along.
+    /// Takes as much usage as fits into one poll.
     fn some_usage(&self) -> Vec<Usage> {
         let inner = &*self.0;
         let mut usage = inner.ledger.take(inner.clock.now(), Poll::USAGE / 2);
@@ -194,8 +193,8 @@ impl<S: Upstream> Verifier<S> {
         usage
     }
 
-    /// Continues as another subscriber: another process uses this ID, and may have acknowledged changes for keys that are
-    /// cached here.
+    /// Continues as a new subscriber, because another process uses this ID and may have acknowledged changes for keys that
+    /// are cached here.
     fn start_over(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         tracing::warn!(
@@ -207,8 +206,8 @@ impl<S: Upstream> Verifier<S> {
         polls.restart();
     }
 
-    /// Ends the lease for good and the subscription with it, and sends the remaining usage. After a failure it tries again:
-    /// another replica may respond when one is restarted.
+    /// Permanently ends the lease and the subscription, and sends the remaining usage. Retries after a failure: while one
+    /// replica restarts, another may respond.
     async fn unsubscribe(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         inner.cache.stop();
@@ -216,7 +215,7 @@ impl<S: Upstream> Verifier<S> {
         let mut give_up_at = Instant::now() + LEAVE;
         let mut pause = FIRST_PAUSE;
         loop {
-            // More usage may have been counted since a poll that is repeated.
+            // A repeated poll does not have the usage that was counted after it.
             let is_repeated = polls.is_repeated();
             let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
             let usage = polls.usage().to_vec();

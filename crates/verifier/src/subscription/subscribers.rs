@@ -1,26 +1,23 @@
-//! The subscribers of this verifier: verifiers in other processes that have no store of their own.
+//! The subscribers of this verifier: verifiers without a store in other processes.
 //!
-//! Leases nest. A subscriber's lease ends no later than the lease it was granted from, and what this verifier reports as
-//! applied is the least of what it and its subscribers have applied. So a process that waits for this verifier waits for its
-//! subscribers too. All of this is under the lock of the cache, so that a subscriber is registered in the same critical
-//! section that computes the response to it.
+//! A subscriber's lease ends no later than this verifier's lease, and a change is reported as applied only if all subscribers
+//! with a lease have applied it. All of this is under the lock of the cache, so that a subscriber is registered in the same
+//! critical section that computes its response.
 //!
-//! A subscriber ID belongs to one process. The snapshot of a virtual machine copies the ID together with the lease, and
-//! then one process could acknowledge changes that the other has not applied. Therefore each poll has a random ID, and
-//! carries the IDs of the polls before it ([`PollIds`]):
+//! A subscriber ID belongs to one process. If a snapshot of a virtual machine copies it together with the lease, one process
+//! could acknowledge changes that the other has not applied. Therefore each poll has a random ID, and names the polls before
+//! it ([`PollIds`]):
 //!
-//! - A poll follows the last one if it names it among the polls before it. Then its acknowledgement counts.
-//! - A poll with the ID of the last one repeats it. Its usage counts once.
-//! - A poll with the ID of an earlier one arrives late, after its sender gave up on it. It has no effect.
-//! - The first poll with an ID, and the first after one without, follows any.
-//! - Any other poll comes from another process. From then on neither is granted a lease under this ID, both are told to
-//!   take a new one, and nothing counts as acknowledged until the longest lease that was granted under the old ID has
-//!   ended: the verifier cannot know which of the two acknowledged what.
+//! - A poll that names the last poll follows it. Its acknowledgement counts.
+//! - A poll with the ID of the last poll repeats it. Its usage counts once.
+//! - A poll with the ID of an earlier poll arrives late, after its sender gave up on it. It has no effect.
+//! - The first poll with an ID, and the first one after a poll without an ID, is accepted.
+//! - Any other poll comes from another process. From then on, no lease is granted under this ID, both processes are told to
+//!   take a new one, and nothing counts as acknowledged until the longest lease under the old ID has ended.
 //!
-//! Two processes are found out when both have sent a new poll to the same replica. No protocol can tell two copies of one
-//! process apart before both have spoken. Until then, and for one lease at most, one of them may accept a key whose
-//! revocation the other has acknowledged. The model checker does not cover this rule for that reason: with copies, its
-//! property does not hold before both have spoken, whatever the rules are.
+//! Two processes are detected when both have sent a new poll to the same replica; no protocol can distinguish them earlier.
+//! Until then, for one lease at most, one may accept a key whose revocation the other has acknowledged. Therefore the model
+//! checker does not cover this rule.
 
 use std::collections::HashMap;
 
@@ -28,15 +25,15 @@ use tollkey_core::{Seq, VerifierId};
 
 use crate::source::{PollId, PollIds};
 
-/// How many subscribers hold a lease from one verifier. Each is a process; more of them spread over replicas.
+/// The maximum number of subscribers with a lease from one verifier. Each is a process; more of them need more replicas.
 const MAX: usize = 1024;
 
-/// How many subscribers are known, those without a lease included. Beyond that, the one that has been silent for the
+/// The maximum number of known subscribers, including those without a lease. Beyond it, the one that has been silent for the
 /// longest time is removed. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
 const MAX_KNOWN: usize = 2 * MAX;
 
-/// For how long the last poll of a subscriber without a lease is known, in nanoseconds: a subscriber that could not reach
-/// the server for this long still repeats its last poll, whose usage may have been counted.
+/// For how long the last poll of a subscriber without a lease is known, in nanoseconds. When a subscriber reaches the server
+/// again within this time and repeats its last poll, usage that was counted already does not count twice.
 const POLL_KNOWN: u64 = 15 * 60 * 1_000_000_000;
 
 /// There are too many subscribers already.
@@ -73,18 +70,18 @@ impl From<SharedId> for NoLease {
 pub(crate) enum Arrival {
     /// It is the newest poll, or repeats it.
     Newest,
-    /// The subscriber has sent a newer one since, and does not wait for the response.
+    /// The subscriber has sent a newer poll since, and does not wait for the response.
     Late,
 }
 
 #[derive(Debug)]
 struct Subscriber {
-    /// The change up to which it has evicted what was changed.
+    /// The change up to which it has applied all changes.
     acknowledged: Seq,
-    /// The end of the longest lease it was ever granted here, in nanoseconds of this verifier's clock; 0 for none.
+    /// The latest end of its leases from this verifier, in nanoseconds of this verifier's clock; 0 for none.
     lease_end: u64,
-    /// It has ended its subscription. Kept until its lease would have ended, because a poll of it may still be waiting that
-    /// must not register it again.
+    /// It has ended its subscription. Kept until its lease would have ended, so that a poll that is still waiting does not
+    /// register it again.
     left: bool,
     /// Two processes use this ID.
     shared: bool,
@@ -92,7 +89,6 @@ struct Subscriber {
     newest: Option<PollIds>,
     /// The poll whose usage was counted last.
     counted: Option<PollId>,
-    /// When its newest poll arrived.
     heard_at: u64,
 }
 
@@ -109,7 +105,7 @@ impl Subscriber {
         }
     }
 
-    /// Whether a lease that was granted here may be valid at `now`.
+    /// Whether a lease from this verifier may be valid at `now`.
     fn may_hold_lease(&self, margin: u64, now: u64) -> bool {
         self.lease_end > 0 && now < self.lease_end.saturating_add(margin)
     }
@@ -121,11 +117,10 @@ impl Subscriber {
     }
 }
 
-/// The subscribers of one verifier.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     known: HashMap<VerifierId, Subscriber>,
-    /// What is added to the end of a lease before it counts as over, in nanoseconds.
+    /// Added to the end of a lease before it counts as ended, in nanoseconds.
     margin: u64,
 }
 
@@ -137,7 +132,7 @@ impl Subscribers {
         }
     }
 
-    /// Removes those whose leases have ended at `now` and whose polls were long ago.
+    /// Removes subscribers whose leases have ended at `now` and whose last poll was longer ago than [`POLL_KNOWN`].
     fn drop_lapsed(&mut self, now: u64) {
         let margin = self.margin;
         self.known.retain(|_, subscriber| {
@@ -147,8 +142,8 @@ impl Subscribers {
         });
     }
 
-    /// Makes room for one more.
-    fn make_room(&mut self, now: u64) {
+    /// Removes a subscriber without a lease if there are [`MAX_KNOWN`] already.
+    fn evict_silent(&mut self, now: u64) {
         if self.known.len() < MAX_KNOWN {
             return;
         }
@@ -164,8 +159,8 @@ impl Subscribers {
         }
     }
 
-    /// Records that a poll has arrived; `leaves` for the end of a subscription. What it acknowledges counts only if this
-    /// is [`Arrival::Newest`].
+    /// Records that a poll has arrived; `leaves` for the end of a subscription. Its acknowledgement counts only if this
+    /// returns [`Arrival::Newest`].
     pub(crate) fn arrive(
         &mut self,
         id: VerifierId,
@@ -178,8 +173,8 @@ impl Subscribers {
             let Some(subscriber) = self.known.get_mut(&id) else {
                 return Ok(Arrival::Newest);
             };
-            // The subscriber may send any number of polls without IDs, to replicas of different releases behind a balancer
-            // for example, so its next poll with IDs need not name the last one that had some.
+            // The subscriber may send polls without IDs, for example to replicas of different releases behind a load
+            // balancer, so its next poll with an ID need not name the last one with an ID.
             subscriber.newest = None;
             return if subscriber.shared {
                 Err(SharedId)
@@ -188,7 +183,7 @@ impl Subscribers {
             };
         };
         if !self.known.contains_key(&id) {
-            self.make_room(now);
+            self.evict_silent(now);
         }
         let subscriber = self.known.entry(id).or_insert_with(|| Subscriber::new(now));
         if subscriber.shared {
@@ -211,7 +206,7 @@ impl Subscribers {
                 return Err(SharedId);
             }
             if !follows {
-                // No lease from here is valid, so no acknowledgement can be mistaken for another: it starts anew.
+                // No lease from this verifier is valid, so the subscriber can start anew.
                 *subscriber = Subscriber::new(now);
             }
         }
@@ -229,7 +224,7 @@ impl Subscribers {
         Ok(Arrival::Newest)
     }
 
-    /// How a poll that has arrived relates to the newest one by now.
+    /// Returns how a poll that has arrived relates to the newest poll now, for example after its wait.
     pub(crate) fn still(&self, id: VerifierId, ids: Option<&PollIds>) -> Result<Arrival, SharedId> {
         match (self.known.get(&id), ids) {
             (Some(subscriber), _) if subscriber.shared => Err(SharedId),
@@ -238,7 +233,7 @@ impl Subscribers {
         }
     }
 
-    /// Whether the usage that came with this poll has to be counted, now that the response says that it was. True once.
+    /// Returns whether the usage of this poll has to be counted, and marks it as counted. Call it only if the response is sent.
     pub(crate) fn counts(&mut self, id: VerifierId, ids: Option<&PollIds>) -> bool {
         let (Some(ids), Some(subscriber)) = (ids, self.known.get_mut(&id)) else {
             return true;
@@ -246,16 +241,16 @@ impl Subscribers {
         subscriber.is_newest(ids) && subscriber.counted.replace(ids.id) != Some(ids.id)
     }
 
-    /// Records that a subscriber has evicted everything that was changed up to `seq`.
+    /// Records that a subscriber has applied all changes up to `seq`.
     pub(crate) fn acknowledge(&mut self, id: VerifierId, seq: Seq) {
         if let Some(subscriber) = self.known.get_mut(&id) {
             subscriber.acknowledged = subscriber.acknowledged.max(seq);
         }
     }
 
-    /// Grants a lease until `lease_end` with a response that leads to change `sent`. A subscriber without a lease uses its
-    /// cache only after applying that response; a subscriber with one may still use it as it was before. Returns `false`
-    /// for a subscriber that has left.
+    /// Grants a lease until `lease_end` with a response that has all changes up to `sent`. A subscriber without a lease uses
+    /// its cache only after applying that response, so it counts as acknowledged; a subscriber with a lease may still use its
+    /// cache without these changes. Returns `false` for a subscriber that has left.
     pub(crate) fn grant(
         &mut self,
         id: VerifierId,
@@ -280,7 +275,7 @@ impl Subscribers {
             return Err(Full);
         }
         if !self.known.contains_key(&id) {
-            self.make_room(now);
+            self.evict_silent(now);
         }
         let subscriber = self.known.entry(id).or_insert_with(|| Subscriber::new(now));
         if subscriber.left {
@@ -293,49 +288,48 @@ impl Subscribers {
         Ok(true)
     }
 
-    /// Ends a subscription: the subscriber has ended its lease for good.
+    /// Ends the subscription of a subscriber that has ended its lease.
     pub(crate) fn leave(&mut self, id: VerifierId) {
         if let Some(subscriber) = self.known.get_mut(&id) {
             subscriber.left = true;
         }
     }
 
-    fn living(&self, now: u64) -> impl Iterator<Item = &Subscriber> {
+    /// The subscribers whose lease may be valid at `now`.
+    fn with_lease(&self, now: u64) -> impl Iterator<Item = &Subscriber> {
         let margin = self.margin;
         self.known
             .values()
             .filter(move |subscriber| !subscriber.left && subscriber.may_hold_lease(margin, now))
     }
 
-    /// Discards all acknowledgements: they are about another log.
+    /// Discards all acknowledgements, because they belong to another log.
     pub(crate) fn disown(&mut self) {
         for subscriber in self.known.values_mut() {
             subscriber.acknowledged = Seq::default();
         }
     }
 
-    /// The change up to which everything is evicted by all whose leases are valid at `now`; `None` if there is no such
-    /// subscriber.
+    /// Returns the change up to which all subscribers with a lease at `now` have applied everything, or `None` if no
+    /// subscriber has a lease.
     pub(crate) fn acknowledged(&mut self, now: u64) -> Option<Seq> {
-        self.living(now)
+        self.with_lease(now)
             .map(|subscriber| subscriber.acknowledged)
             .min()
     }
 
-    /// When the last of their leases ends.
     pub(crate) fn end(&self) -> Option<u64> {
-        let with_lease = self
+        let subscribed = self
             .known
             .values()
             .filter(|subscriber| !subscriber.left && subscriber.lease_end > 0);
-        with_lease
+        subscribed
             .map(|subscriber| subscriber.lease_end.saturating_add(self.margin))
             .max()
     }
 
-    /// How many hold a lease at `now`.
     pub(crate) fn len(&mut self, now: u64) -> usize {
-        self.living(now).count()
+        self.with_lease(now).count()
     }
 }
 
@@ -347,7 +341,7 @@ mod tests {
         VerifierId::from_bytes([n; 16])
     }
 
-    /// Poll `last` of a process that has sent `polls` before it, all numbered by the test.
+    /// The IDs of poll `last`, which names the polls `before`.
     fn ids(last: u64, before: impl IntoIterator<Item = u64>) -> PollIds {
         let poll = |n: u64| format!("{n:016x}").parse().unwrap();
         PollIds {
@@ -356,7 +350,7 @@ mod tests {
         }
     }
 
-    /// A process that takes a lease of 100 with poll 1 and acknowledges change 3 with poll 2.
+    /// A subscriber that takes a lease of 100 with poll 1 and acknowledges change 3 with poll 2.
     fn polled() -> Subscribers {
         let mut all = Subscribers::new(5);
         assert_eq!(
@@ -374,7 +368,7 @@ mod tests {
 
     #[test]
     fn acknowledgement_of_a_clone_counts_for_neither_process() {
-        // 7 is a poll of the clone after poll 1; 8 is one after poll 2, which both have sent.
+        // Poll 7 of the clone follows poll 1. Poll 8 of another clone follows poll 2, which both processes have sent.
         for (clone, sent) in [
             (ids(7, [1]), vec![ids(2, [1])]),
             (ids(8, [2, 1]), vec![ids(3, [2, 1])]),
@@ -394,21 +388,21 @@ mod tests {
                 assert_eq!(
                     all.still(id(1), Some(ids)),
                     Err(SharedId),
-                    "a poll that waits is told so"
+                    "a waiting poll is rejected too"
                 );
             }
             assert_eq!(all.arrive(id(1), None, false, 21), Err(SharedId));
             assert_eq!(
                 all.acknowledged(104),
                 Some(Seq(0)),
-                "the longest lease is waited for"
+                "nothing counts until the longest lease has ended"
             );
             assert_eq!(all.acknowledged(105), None);
         }
     }
 
     #[test]
-    fn clone_that_polls_first_is_found_at_the_second_poll() {
+    fn clone_that_polls_first_is_detected_at_the_second_poll() {
         let mut all = polled();
         assert_eq!(
             all.arrive(id(1), Some(&ids(7, [2, 1])), false, 20),
@@ -421,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_and_late_polls_are_no_clones() {
+    fn repeated_and_late_polls_are_not_taken_for_clones() {
         let mut all = polled();
         for _ in 0..3 {
             assert_eq!(
@@ -439,10 +433,10 @@ mod tests {
             assert_eq!(all.still(id(1), Some(&late)), Ok(Arrival::Late));
             assert!(
                 !all.counts(id(1), Some(&late)),
-                "its usage came with a poll that had a response"
+                "the usage of a late poll was counted already"
             );
         }
-        // Polls 4 and 5 went to another replica.
+        // Polls 4 and 5 were sent to another replica.
         assert_eq!(
             all.arrive(id(1), Some(&ids(6, [5, 4, 3, 2, 1])), false, 20),
             Ok(Arrival::Newest)
@@ -454,12 +448,12 @@ mod tests {
     }
 
     #[test]
-    fn polls_with_and_without_ids_in_turn_are_no_clone() {
+    fn mixed_polls_with_and_without_ids_are_no_clone() {
         let mut all = polled();
         for n in 0..600_u64 {
             assert_eq!(all.arrive(id(1), None, false, 20), Ok(Arrival::Newest));
             all.grant(id(1), Seq(4), 120, 20).unwrap();
-            // The polls that are named went to other replicas.
+            // The previous polls that it names were sent to other replicas.
             let named = ids(2000 + 3 * n, [1999 + 3 * n, 1998 + 3 * n]);
             assert_eq!(
                 all.arrive(id(1), Some(&named), false, 20),
@@ -469,7 +463,7 @@ mod tests {
         assert_eq!(
             all.acknowledged(20),
             Some(Seq(3)),
-            "nothing that was acknowledged is lost"
+            "acknowledgements are kept"
         );
         let clone = ids(7, [2, 1]);
         assert_eq!(all.arrive(id(1), Some(&clone), false, 20), Err(SharedId));
@@ -483,7 +477,7 @@ mod tests {
         assert!(!all.counts(id(1), Some(&ids(2, [1]))));
         all.arrive(id(1), Some(&ids(3, [2])), false, 20).unwrap();
         assert!(all.counts(id(1), Some(&ids(3, [2]))));
-        // A quarter of an hour without a response, and a lease long ago.
+        // After almost a quarter of an hour without a response, and long after the end of the lease.
         let later = 20 + POLL_KNOWN - 1;
         all.arrive(id(1), Some(&ids(3, [2])), false, later).unwrap();
         assert!(!all.counts(id(1), Some(&ids(3, [2]))));
@@ -494,14 +488,14 @@ mod tests {
     }
 
     #[test]
-    fn poll_after_the_end_of_a_subscription_is_of_a_clone() {
+    fn poll_after_the_end_of_a_subscription_is_from_a_clone() {
         let mut all = polled();
         all.arrive(id(1), Some(&ids(2, [1])), true, 20).unwrap();
         all.leave(id(1));
         assert_eq!(
             all.arrive(id(1), Some(&ids(3, [2, 1])), true, 20),
             Ok(Arrival::Newest),
-            "more usage"
+            "it sends more usage"
         );
         assert_eq!(all.acknowledged(20), None);
         assert_eq!(
@@ -527,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn polls_without_a_lease_are_remembered_within_a_bound() {
+    fn number_of_known_subscribers_without_a_lease_is_bounded() {
         let mut all = polled();
         for n in 0..2 * MAX_KNOWN as u64 {
             let id = VerifierId::from_bytes(u128::from(n + 1000).to_be_bytes());
@@ -547,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_no_lease_is_not_waited_for() {
+    fn subscriber_without_a_lease_is_not_waited_for() {
         let mut all = Subscribers::new(5);
         assert_eq!(all.acknowledged(0), None);
         all.acknowledge(id(1), Seq(3));
@@ -559,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slowest_living_one_counts_until_its_lease_and_the_margin_are_over() {
+    fn slowest_subscriber_counts_until_its_lease_and_margin_end() {
         let mut all = Subscribers::new(5);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.grant(id(2), Seq(4), 200, 0).unwrap();
@@ -570,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn response_is_no_acknowledgement_of_a_lease_holder() {
+    fn response_to_a_lease_holder_acknowledges_nothing() {
         let mut all = Subscribers::new(5);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.grant(id(1), Seq(8), 150, 50).unwrap();
@@ -580,12 +574,12 @@ mod tests {
         assert_eq!(
             all.acknowledged(60),
             Some(Seq(8)),
-            "an older poll that comes late takes nothing back"
+            "an older poll that arrives late does not reduce it"
         );
     }
 
     #[test]
-    fn the_longest_lease_ever_granted_counts() {
+    fn longest_granted_lease_counts() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.grant(id(1), Seq(3), 60, 50).unwrap();
@@ -593,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn older_poll_does_not_bring_back_a_subscriber() {
+    fn older_poll_does_not_register_a_subscriber_again() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.leave(id(1));
@@ -609,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn in_another_history_nothing_is_acknowledged() {
+    fn acknowledgements_do_not_count_in_another_history() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(30), 100, 0).unwrap();
         all.disown();
@@ -617,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn their_number_is_bounded_and_the_lapsed_make_room() {
+    fn number_of_subscribers_with_a_lease_is_bounded() {
         let mut all = Subscribers::new(0);
         for n in 0..MAX {
             let id = VerifierId::from_bytes((n as u128).to_be_bytes());
@@ -627,7 +621,7 @@ mod tests {
         assert_eq!(
             all.grant(VerifierId::from_bytes([0; 16]), Seq(1), 100, 99),
             Ok(true),
-            "who is known is served"
+            "a known subscriber still gets a lease"
         );
         assert_eq!(all.grant(id(9), Seq(1), 200, 100), Ok(true));
     }

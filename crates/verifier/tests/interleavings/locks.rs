@@ -1,4 +1,4 @@
-//! The same names as in `src/locks.rs`, where a scheduler decides who goes on.
+//! The types of `src/locks.rs` on shuttle's locks and atomics, so that its scheduler decides which thread runs next.
 
 use std::{
     hash::{BuildHasher, Hash},
@@ -12,14 +12,14 @@ pub(crate) use shuttle::sync::{
     atomic::{AtomicBool, AtomicU64},
 };
 
-/// papaya's map. Its own atomics are invisible to the scheduler, so another thread may come before each operation, and
-/// between the parts of those that are not one step.
+/// papaya's map. Its own atomics are invisible to the scheduler. Therefore each operation first lets the scheduler switch
+/// threads, and an operation that is not atomic does so between its steps.
 pub(crate) struct Map<K, V, H> {
     map: papaya::HashMap<K, V, H>,
     switch: Switch,
 }
 
-/// A place at which another thread may come.
+/// Lets the scheduler switch to another thread.
 struct Switch(AtomicBool);
 
 impl Switch {

@@ -1,16 +1,15 @@
-//! The cache of a verifier under threads that a scheduler runs in many orders.
+//! Tests of the cache of one verifier under many thread interleavings.
 //!
-//! `src/cache.rs` is compiled into this test once more, with the locks and atomics of
-//! [shuttle](https://docs.rs/shuttle) in the place of the real ones: it runs the same few threads thousands of times and
-//! each time lets others go first, at random and by priorities that find rare orders. A failure prints a schedule;
-//! `shuttle::replay` runs it again.
+//! `src/cache.rs` is compiled into this test with the locks and atomics of [shuttle](https://docs.rs/shuttle) instead of the
+//! real ones. Shuttle runs the same few threads thousands of times in different orders: at random, and by priorities that
+//! find rare orders. A failure prints a schedule, which `shuttle::replay` runs again.
 //!
-//! What runs here is one verifier. What several do together is for the model, `crates/model`.
+//! The model in `crates/model` covers several verifiers.
 #![allow(
     dead_code,
     unreachable_pub,
     missing_docs,
-    reason = "the file is made for another crate"
+    reason = "the file belongs to another crate"
 )]
 
 #[path = "../../src/cache.rs"]
@@ -41,7 +40,7 @@ mod stats {
     }
 }
 
-/// Usage counts have tests of their own, and no key here has a rate limit.
+/// A stub: usage counts have other tests. `rate` is a stub too, because no key here has a rate limit.
 mod usage {
     pub(crate) struct Tally(());
 
@@ -92,13 +91,13 @@ use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;
 
-/// How often each is run, at random and again by priorities.
+/// How many orders of each test are run at random, and again by priorities.
 const RUNS: usize = 1_000;
 
-/// As long as nothing else ends a lease.
+/// The end of a lease that does not expire during a test.
 const LONG: u64 = u64::MAX;
 
-fn in_every_order(run: impl Fn() + Send + Sync + Clone + 'static) {
+fn in_many_orders(run: impl Fn() + Send + Sync + Clone + 'static) {
     shuttle::check_random(run.clone(), RUNS);
     shuttle::check_pct(run, RUNS, 3);
 }
@@ -119,7 +118,7 @@ fn service_key() -> ServiceKeyId {
     ServiceKeyId::from_bytes([7; 16])
 }
 
-/// A verifier's cache and the database behind it, in which all keys are valid until something has changed.
+/// A verifier's cache and its database, in which all keys are valid until they are revoked.
 struct World {
     cache: Cache,
     database: Mutex<Database>,
@@ -133,7 +132,7 @@ struct Database {
 }
 
 impl World {
-    /// With room for so many keys, and a lease until then.
+    /// Creates a cache of at most `max` keys with a lease until `lease`.
     fn new(max: usize, lease: u64) -> Arc<Self> {
         let bounds = Bounds {
             entries: max,
@@ -148,19 +147,18 @@ impl World {
         Arc::new(world)
     }
 
-    /// A change, committed.
-    fn revoke(&self, what: Changed) {
+    fn revoke(&self, changed: Changed) {
         let mut database = self.database.lock().unwrap();
         database.position = Position {
             seq: Seq(database.position.seq.0 + 1),
             at: 1,
         };
         let position = database.position;
-        database.changes.push((position, what.clone()));
-        database.revoked.push(what);
+        database.changes.push((position, changed.clone()));
+        database.revoked.push(changed);
     }
 
-    /// The database is an older one again, in which the key was revoked by a change that nobody has seen.
+    /// Restores an older database, in which the key was revoked by a change that the cache has not applied.
     fn restore(&self, key: u8) {
         let mut database = self.database.lock().unwrap();
         database.position = Position { seq: Seq(1), at: 2 };
@@ -168,18 +166,20 @@ impl World {
         database.revoked = vec![Changed::Key(id(key))];
     }
 
-    /// The counter, and whether nothing of this has been revoked.
-    fn read(&self, what: &[Changed]) -> (Seq, bool) {
+    /// Returns the counter, and whether nothing in `changed` is revoked.
+    fn read(&self, changed: &[Changed]) -> (Seq, bool) {
         let database = self.database.lock().unwrap();
         (
             database.position.seq,
-            !what.iter().any(|what| database.revoked.contains(what)),
+            !changed
+                .iter()
+                .any(|changed| database.revoked.contains(changed)),
         )
     }
 
-    /// A verification that does not find the key in the cache.
+    /// Looks a key up, as a verification does after a cache miss.
     fn fill(&self, key: u8) {
-        let asked = self.cache.generation();
+        let generation = self.cache.generation();
         let record = record(&text(key));
         let (seq, valid) = self.read(&[
             Changed::Key(record.key.id),
@@ -187,20 +187,20 @@ impl World {
         ]);
         if valid {
             self.cache
-                .insert_fetched(&digest(key), seq, asked, record, 0);
+                .insert_fetched(&digest(key), seq, generation, record, 0);
         }
     }
 
     fn fill_service_key(&self) {
-        let asked = self.cache.generation();
+        let generation = self.cache.generation();
         let (seq, valid) = self.read(&[Changed::ServiceKey(service_key())]);
         if valid {
             self.cache
-                .insert_fetched_service_key(&digest(0), seq, asked, service_key());
+                .insert_fetched_service_key(&digest(0), seq, generation, service_key());
         }
     }
 
-    /// Applies all changes. A verifier has one of these at a time.
+    /// Applies all changes. A verifier runs this in one thread at a time.
     fn catch_up(&self) {
         loop {
             let (applied, _) = self.cache.applied();
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// A renewal, which gives a lease until `end` if it succeeds.
+    /// Renews the lease until `end`, if all changes are applied.
     fn renew(&self, end: u64) {
         let (applied, generation) = self.cache.applied();
         let renewed = self.database.lock().unwrap().position == applied;
@@ -232,8 +232,7 @@ impl World {
         }
     }
 
-    /// Whether the key is verified from the cache, at a time.
-    fn answers(&self, key: u8, elapsed: u64) -> bool {
+    fn verifies(&self, key: u8, elapsed: u64) -> bool {
         self.cache.get(&digest(key), elapsed).is_some()
     }
 
@@ -244,21 +243,21 @@ impl World {
 }
 
 #[test]
-fn a_slow_answer_never_puts_back_what_was_evicted() {
-    in_every_order(|| {
+fn slow_response_does_not_put_back_an_evicted_key() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         let fills = world.spawn(|world| world.fill(1));
         world.revoke(Changed::Key(id(1)));
         world.catch_up();
-        assert!(!world.answers(1, 1), "right after it was applied");
+        assert!(!world.verifies(1, 1), "right after it was applied");
         fills.join().unwrap();
-        assert!(!world.answers(1, 1), "after the slow answer");
+        assert!(!world.verifies(1, 1), "after the slow response");
     });
 }
 
 #[test]
-fn two_slow_answers_do_not_either() {
-    in_every_order(|| {
+fn two_slow_responses_do_not_put_back_an_evicted_key() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         let fills = [
             world.spawn(|world| world.fill(1)),
@@ -266,16 +265,16 @@ fn two_slow_answers_do_not_either() {
         ];
         world.revoke(Changed::Account(record(&text(1)).key.account_id));
         world.catch_up();
-        assert!(!world.answers(1, 1), "right after it was applied");
+        assert!(!world.verifies(1, 1), "right after it was applied");
         fills.into_iter().for_each(|fill| fill.join().unwrap());
-        assert!(!world.answers(1, 1), "after the slow answers");
+        assert!(!world.verifies(1, 1), "after the slow responses");
         assert_eq!(world.cache.len(), 0);
     });
 }
 
 #[test]
-fn nor_of_a_service_key() {
-    in_every_order(|| {
+fn slow_response_does_not_put_back_a_service_key() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         let fills = [
             world.spawn(World::fill_service_key),
@@ -292,14 +291,14 @@ fn nor_of_a_service_key() {
         assert_eq!(
             world.cache.get_service_key(&digest(0), 1),
             None,
-            "after the slow answers"
+            "after the slow responses"
         );
     });
 }
 
 #[test]
-fn an_entry_is_not_accepted_under_the_lease_that_its_eviction_earned() {
-    in_every_order(|| {
+fn evicted_key_is_not_accepted_under_the_next_lease() {
+    in_many_orders(|| {
         // The lease has ended, so the revocation returns although it is not applied here.
         let world = World::new(8, 5);
         world.fill(1);
@@ -308,18 +307,18 @@ fn an_entry_is_not_accepted_under_the_lease_that_its_eviction_earned() {
             world.catch_up();
             world.renew(20);
         });
-        // A request that waits for a change applies it beside the task that renews.
+        // A request that waits for a change applies it concurrently with the task that renews.
         let renews = world.spawn(|world| world.renew(20));
-        assert!(!world.answers(1, 6));
+        assert!(!world.verifies(1, 6));
         applies.join().unwrap();
         renews.join().unwrap();
-        assert!(!world.answers(1, 6));
+        assert!(!world.verifies(1, 6));
     });
 }
 
 #[test]
-fn what_is_under_way_when_everything_is_forgotten_is_forgotten_too() {
-    in_every_order(|| {
+fn responses_in_flight_during_a_reset_are_not_used() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         world.revoke(Changed::Key(id(2)));
         world.revoke(Changed::Key(id(2)));
@@ -329,87 +328,87 @@ fn what_is_under_way_when_everything_is_forgotten_is_forgotten_too() {
         let renews = world.spawn(|world| world.renew(LONG));
         world.restore(1);
         world.catch_up();
-        assert!(!world.answers(1, 1), "right after it was seen");
+        assert!(!world.verifies(1, 1), "right after the cache was cleared");
         fills.join().unwrap();
         renews.join().unwrap();
-        assert!(!world.answers(1, 1), "after what was under way");
+        assert!(!world.verifies(1, 1), "after the requests in flight");
         world.renew(LONG);
-        assert!(!world.answers(1, 1), "under a new lease");
+        assert!(!world.verifies(1, 1), "under a new lease");
     });
 }
 
 #[test]
-fn no_lease_comes_after_the_end() {
-    in_every_order(|| {
+fn stopped_verifier_gets_no_lease() {
+    in_many_orders(|| {
         let world = World::new(8, 5);
         world.fill(1);
         let renews = world.spawn(|world| world.renew(LONG));
         let fills = world.spawn(|world| world.fill(1));
         world.cache.stop();
-        assert!(!world.answers(1, 1), "right after the end");
+        assert!(!world.verifies(1, 1), "right after it was stopped");
         renews.join().unwrap();
         fills.join().unwrap();
-        assert!(!world.answers(1, 1), "after what was under way");
+        assert!(!world.verifies(1, 1), "after the requests in flight");
     });
 }
 
 #[test]
-fn a_dropped_lease_comes_back_only_by_a_renewal_that_began_afterwards() {
-    in_every_order(|| {
+fn renewal_in_flight_does_not_restore_a_dropped_lease() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         world.fill(1);
         let renews = world.spawn(|world| world.renew(LONG));
         // The change cannot be applied, so no key may be verified from the cache.
         world.revoke(Changed::Key(id(1)));
         world.cache.drop_lease();
-        assert!(!world.answers(1, 1), "right after it was dropped");
+        assert!(!world.verifies(1, 1), "right after it was dropped");
         renews.join().unwrap();
-        assert!(!world.answers(1, 1), "after the renewal that was under way");
+        assert!(!world.verifies(1, 1), "after the renewal in flight");
     });
 }
 
 #[test]
-fn making_room_loses_nothing_that_a_change_could_be_about() {
-    in_every_order(|| {
+fn change_finds_every_key_after_evictions_for_space() {
+    in_many_orders(|| {
         let world = World::new(1, LONG);
         let fills = [1, 2, 1].map(|key| world.spawn(move |world| world.fill(key)));
         world.revoke(Changed::Key(id(1)));
         world.catch_up();
-        assert!(!world.answers(1, 1), "right after it was applied");
+        assert!(!world.verifies(1, 1), "right after it was applied");
         fills.into_iter().for_each(|fill| fill.join().unwrap());
-        assert!(!world.answers(1, 1), "after the slow answers");
+        assert!(!world.verifies(1, 1), "after the slow responses");
         assert!(world.cache.len() <= 1);
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
-        assert!(!world.answers(2, 1));
+        assert!(!world.verifies(2, 1));
         assert_eq!(world.cache.len(), 0);
     });
 }
 
 #[test]
-fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
-    in_every_order(|| {
+fn report_is_never_ahead_of_a_subscribers_position() {
+    in_many_orders(|| {
         let world = World::new(8, LONG);
         let subscriber = VerifierId::from_bytes([7; 16]);
-        let begin = move |world: &World| {
+        let first_poll = move |world: &World| {
             world
                 .cache
                 .serve(subscriber, None, Position::default(), 8, 1)
                 .unwrap()
                 .0
         };
-        let told = Arc::new(Mutex::new(None));
+        let response = Arc::new(Mutex::new(None));
         let polls = world.spawn({
-            let told = Arc::clone(&told);
-            move |world| *told.lock().unwrap() = Some(begin(world))
+            let response = Arc::clone(&response);
+            move |world| *response.lock().unwrap() = Some(first_poll(world))
         });
         world.revoke(Changed::Key(id(1)));
         world.catch_up();
         let (.., reported) = world.cache.applied_everywhere(1);
         polls.join().unwrap();
-        let news = told.lock().unwrap().take().unwrap();
+        let news = response.lock().unwrap().take().unwrap();
         assert!(news.position.seq >= reported, "{reported} {news:?}");
-        // From here on it holds a lease: what it has not acknowledged is not reported.
+        // Now the subscriber holds a lease: changes that it has not acknowledged are not reported.
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
         assert_eq!(world.cache.applied_everywhere(2).2, news.position.seq);

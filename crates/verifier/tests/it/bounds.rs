@@ -1,4 +1,4 @@
-//! Bounds in bytes: what the cache takes, and that one account leaves others their share.
+//! The bounds of the cache and the usage counts in bytes, and the fair shares of accounts.
 
 use std::{collections::BTreeMap, pin::pin, task::Context, time::Duration};
 
@@ -16,24 +16,24 @@ use crate::world::{World, text};
 
 const MIB: usize = 1024 * 1024;
 
-/// The metadata of the issue that brought this bound: parsed, it took 35 times as much.
+/// Metadata that takes 35 times as many bytes when it is parsed.
 fn largest_metadata() -> Option<Metadata> {
     Metadata::parse(&format!("{{\"a\":[0{}]}}", ",0".repeat(2039))).ok()
 }
 
 fn largest_allowlist(n: usize) -> IpList {
-    let networks: Vec<String> = (0..100)
+    let ranges: Vec<String> = (0..100)
         .map(|i| format!("10.{}.{i}.0/24", n % 200))
         .collect();
-    IpList::parse(networks.iter().map(String::as_str)).unwrap()
+    IpList::parse(ranges.iter().map(String::as_str)).unwrap()
 }
 
 fn ordinary(n: usize) -> Record {
     record(&text(n))
 }
 
-/// With the largest metadata and IP allowlist, and the most and longest merchants.
-fn fat(n: usize) -> Record {
+/// A key with the largest metadata and IP allowlist, and the most and longest merchants.
+fn large(n: usize) -> Record {
     let mut it = ordinary(n);
     it.key.metadata = largest_metadata();
     it.key.grants.merchants = Some((0..100).map(|i| format!("{n:064}{i:064}")).collect());
@@ -46,7 +46,7 @@ fn of_account(name: &str, mut it: Record) -> Record {
     it
 }
 
-/// A key below eight others, each with an IP allowlist and a rate limit of its own.
+/// A key with eight ancestors, each with an IP allowlist and a rate limit.
 fn descendant(n: usize) -> Record {
     let mut it = ordinary(n);
     let id = |i: usize| {
@@ -80,7 +80,7 @@ async fn world(max_bytes: usize, keys: impl IntoIterator<Item = (usize, Record)>
 }
 
 impl World {
-    /// Verifies these keys; the cache stays within its bound.
+    /// Verifies these keys, and checks that the cache stays within its bound.
     async fn verify_all(&self, keys: impl IntoIterator<Item = usize>, max_bytes: usize) {
         for n in keys {
             self.one.verify(n).await;
@@ -89,7 +89,7 @@ impl World {
         }
     }
 
-    /// How many of these keys are cached. Marks each as used lately, and counts nothing.
+    /// Returns how many of these keys are cached. Marks each as used lately, and counts nothing.
     fn cached(&self, keys: impl IntoIterator<Item = usize>) -> usize {
         keys.into_iter()
             .filter(|n| {
@@ -102,7 +102,6 @@ impl World {
             .count()
     }
 
-    /// Evicts all keys of an account.
     async fn change(&self, name: &str) {
         self.source
             .change_all(Changed::Account(account(name)), |_| ());
@@ -110,15 +109,13 @@ impl World {
     }
 }
 
-/// Makes a key of one shape.
 type Shape = fn(usize) -> Record;
 
-/// The estimate against what is really allocated, key by key of every shape.
 #[tokio::test(start_paused = true)]
 async fn estimated_bytes_are_close_to_those_allocated() {
     let shapes: [(&str, Shape); 6] = [
         ("ordinary", ordinary),
-        ("of accounts of their own", |n| {
+        ("with an account each", |n| {
             of_account(&format!("{n:0128}"), ordinary(n))
         }),
         ("with metadata", |n| {
@@ -126,7 +123,7 @@ async fn estimated_bytes_are_close_to_those_allocated() {
             it.key.metadata = largest_metadata();
             it
         }),
-        ("fat", fat),
+        ("large", large),
         ("with a rate limit and an application", |n| {
             let mut it = ordinary(n);
             it.key.grants.rate_limit = RateLimit::new(10, 60).ok();
@@ -135,11 +132,11 @@ async fn estimated_bytes_are_close_to_those_allocated() {
         }),
         ("descendants", descendant),
     ];
-    for (shape, made) in shapes {
+    for (shape, create) in shapes {
         let keys = 3000;
         let world = World::with(0, Settings::default()).await;
         for n in 0..keys {
-            world.source.put(&text(n), made(n));
+            world.source.put(&text(n), create(n));
         }
         let mut fill = pin!(tokio::task::unconstrained(async {
             for n in 0..keys {
@@ -167,12 +164,12 @@ async fn estimated_bytes_are_close_to_those_allocated() {
 
 #[tokio::test(start_paused = true)]
 async fn cache_takes_no_more_bytes_than_allowed() {
-    let world = world(8 * MIB, (0..1000).map(|n| (n, fat(n)))).await;
+    let world = world(8 * MIB, (0..1000).map(|n| (n, large(n)))).await;
     world.verify_all(0..1000, 8 * MIB).await;
     let stats = world.one.verifier.stats();
     assert!((100..250).contains(&stats.entries), "{stats:?}");
     assert_eq!(stats.evictions, 1000 - stats.entries as u64);
-    // Of smaller keys more fit, and nothing is left of those before.
+    // More of the smaller keys fit, and nothing is left of the larger ones.
     world.change("acme").await;
     assert_eq!(world.one.verifier.stats().entries, 0);
     for n in 0..10_000 {
@@ -194,13 +191,13 @@ async fn cache_takes_no_more_bytes_than_allowed() {
 
 #[tokio::test(start_paused = true)]
 async fn key_that_needs_too_much_of_the_cache_is_not_cached() {
-    let world = world(MIB / 2, [(0, fat(0)), (1, ordinary(1))]).await;
+    let world = world(MIB / 2, [(0, large(0)), (1, ordinary(1))]).await;
     assert!(
-        world.one.asks(0).await && world.one.asks(0).await,
-        "it takes more than a sixteenth"
+        world.one.looks_up(0).await && world.one.looks_up(0).await,
+        "it takes more than a sixteenth of the bytes for keys"
     );
-    assert!(world.one.asks(1).await && !world.one.asks(1).await);
-    // What is counted of it is not lost.
+    assert!(world.one.looks_up(1).await && !world.one.looks_up(1).await);
+    // Its usage is counted nevertheless.
     let counted: u64 = world
         .one
         .verifier
@@ -225,7 +222,7 @@ async fn one_account_alone_uses_the_whole_cache() {
 async fn flood_of_one_account_evicts_only_its_own_keys() {
     // Ten accounts with twenty keys each, and one that has a thousand of the largest.
     let small = (0..200).map(|n| (n, of_account(&format!("small-{}", n % 10), ordinary(n))));
-    let flood = (1000..2000).map(|n| (n, of_account("flood", fat(n))));
+    let flood = (1000..2000).map(|n| (n, of_account("flood", large(n))));
     let world = world(4 * MIB, small.chain(flood)).await;
     world.verify_all(0..200, 4 * MIB).await;
     world.verify_all(1000..2000, 4 * MIB).await;
@@ -236,18 +233,18 @@ async fn flood_of_one_account_evicts_only_its_own_keys() {
     );
     assert!(
         world.cached(1000..2000) > 30,
-        "what the others leave is used"
+        "the account uses all bytes that others do not need"
     );
-    assert_eq!(world.cached(1999..2000), 1, "the newest of them is cached");
+    assert_eq!(world.cached(1999..2000), 1, "its newest key is cached");
 }
 
 #[tokio::test(start_paused = true)]
 async fn accounts_that_come_after_a_flood_get_their_share() {
-    let flood = (1000..2000).map(|n| (n, of_account("flood", fat(n))));
+    let flood = (1000..2000).map(|n| (n, of_account("flood", large(n))));
     let small = (0..200).map(|n| (n, of_account(&format!("small-{}", n % 10), ordinary(n))));
     let world = world(4 * MIB, flood.chain(small)).await;
     world.verify_all(1000..2000, 4 * MIB).await;
-    // The flood goes on, and uses what it has cached again and again.
+    // The flood continues, and uses its cached keys again and again.
     for n in 0..200 {
         world.one.verify(n).await;
         world.verify_all(1000 + n * 5..1005 + n * 5, 4 * MIB).await;
@@ -266,7 +263,7 @@ async fn keys_in_use_stay_within_the_share_of_their_account() {
         world.verify_all([n, 2000 + n], 2 * MIB).await;
         // One key of each account is used all the time.
         assert!(
-            !world.one.asks(0).await && !world.one.asks(2000).await,
+            !world.one.looks_up(0).await && !world.one.looks_up(2000).await,
             "{n}"
         );
     }
@@ -283,7 +280,7 @@ async fn accounts_of_one_key_each_replace_each_other_in_turn() {
     .await;
     for n in 0..3000 {
         world.one.verify(n).await;
-        assert!(!world.one.asks(0).await, "key 0 is used all the time");
+        assert!(!world.one.looks_up(0).await, "key 0 is used all the time");
     }
     let entries = world.one.verifier.stats().entries;
     let newest = world.cached(3000 - entries..3000);
@@ -305,7 +302,7 @@ async fn number_of_cached_keys_is_bounded_however_few() {
         )
         .await;
         for n in 0..200 {
-            // Each is of an account of its own, and heavier than those before.
+            // Each key has another account, and is larger than the previous keys.
             let mut it = of_account(&format!("account-{n}"), ordinary(n));
             it.key.grants.merchants = Some((0..5 * n).map(|i| format!("{n:064}{i:064}")).collect());
             world.source.put(&text(n), it);
@@ -316,13 +313,12 @@ async fn number_of_cached_keys_is_bounded_however_few() {
     }
 }
 
-/// Whatever is verified, evicted, changed and fetched, the bound holds and nothing is left in the end.
 #[tokio::test(start_paused = true)]
 async fn bound_holds_under_any_mix_of_changes() {
     let name = |n: usize| format!("account-{}", n % 7);
-    let made = |n: usize, version: usize| {
+    let create = |n: usize, version: usize| {
         let mut it = match (n + version) % 4 {
-            0 => fat(n),
+            0 => large(n),
             1 => descendant(n),
             _ => ordinary(n),
         };
@@ -331,7 +327,7 @@ async fn bound_holds_under_any_mix_of_changes() {
             .then(|| ApplicationId::from_bytes([(n % 5) as u8; 16]));
         of_account(&name(n), it)
     };
-    let world = world(3 * MIB, (0..400).map(|n| (n, made(n, 0)))).await;
+    let world = world(3 * MIB, (0..400).map(|n| (n, create(n, 0)))).await;
     let mut random = 1u64;
     for step in 0..4000 {
         random = random
@@ -340,7 +336,7 @@ async fn bound_holds_under_any_mix_of_changes() {
         let n = (random >> 33) as usize % 400;
         match (random >> 60) as usize {
             0 => {
-                world.source.change(&text(n), |it| *it = made(n, step));
+                world.source.change(&text(n), |it| *it = create(n, step));
                 world
                     .one
                     .verifier
@@ -371,14 +367,14 @@ async fn bound_holds_under_any_mix_of_changes() {
         world.change(&name(n)).await;
     }
     let stats = world.one.verifier.stats();
-    // Limiters outlive their keys: a change to a key gives it no new one.
+    // Limiters outlive their cached keys, so only they are left.
     assert!(
         stats.entries == 0 && stats.bytes < 3 * MIB / 16,
         "{stats:?}"
     );
 }
 
-/// The counts of each account, without the outcome.
+/// Takes all usage and returns the count of the keys that match `of`.
 fn counted(world: &World, of: impl Fn(usize) -> bool, keys: usize) -> u64 {
     let names: BTreeMap<KeyId, usize> = (0..keys).map(|n| (record(&text(n)).key.id, n)).collect();
     std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()))
@@ -389,7 +385,7 @@ fn counted(world: &World, of: impl Fn(usize) -> bool, keys: usize) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn counts_that_nobody_fetches_are_bounded_with_a_share_for_each_account() {
+async fn waiting_counts_are_bounded_by_fair_shares() {
     let name = |n: usize| {
         if n < 100 {
             format!("small-{}", n % 10)
@@ -404,19 +400,19 @@ async fn counts_that_nobody_fetches_are_bounded_with_a_share_for_each_account() 
     .await;
     world.verify_all(0..50, 4 * MIB).await;
     world.verify_all(100..5000, 4 * MIB).await;
-    world.verify_all(50..100, 4 * MIB).await; // there is no room any more
+    world.verify_all(50..100, 4 * MIB).await; // all bytes for counts are used
     world.verify_all(5000..6000, 4 * MIB).await;
     let dropped = world.one.verifier.stats().usage_dropped;
     assert!(dropped > 1500, "{dropped}");
     assert!(world.one.verifier.usage_waiting() < 4100);
-    // Those of the flood are lost, the others are not.
+    // Only counts of the flood are lost.
     assert_eq!(counted(&world, |n| n < 100, 6000), 100);
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_counts_of_a_cached_key_are_fetched_after_its_next_use() {
+async fn dropped_counts_of_a_cached_key_return_with_its_next_use() {
     let world = world(4 * MIB, (0..5000).map(|n| (n, ordinary(n)))).await;
-    // Without a cache worth the name, nearly nothing waits that is not in the queue.
+    // The cache is small, so nearly all counts wait in the queue.
     world.verify_all(0..5000, 4 * MIB).await;
     let last = 4999;
     assert_eq!(world.cached([last]), 1);
@@ -427,7 +423,7 @@ async fn dropped_counts_of_a_cached_key_are_fetched_after_its_next_use() {
     assert_eq!(
         counted(&world, |n| n == last, 5000),
         2,
-        "the use before was dropped from the queue, not from the key"
+        "the earlier use was dropped from the queue, but is still counted at the key"
     );
     assert!(all < 5000);
 }

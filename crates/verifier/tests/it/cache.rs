@@ -1,4 +1,4 @@
-//! What is remembered, what is not, and what makes it go.
+//! Which keys are cached, and what evicts them.
 
 use tollkey_core::{
     ApplicationId, Changed, Denial, Family, KeyId, Need, Position, Seq, ServiceKeyId,
@@ -11,27 +11,27 @@ use tollkey_verifier::{
 use crate::world::{World, text};
 
 #[tokio::test(start_paused = true)]
-async fn a_key_is_asked_for_once() {
+async fn cached_key_is_not_looked_up_again() {
     let world = World::new(2).await;
-    assert!(world.one.asks(0).await);
-    assert!(!world.one.asks(0).await);
-    assert!(world.one.asks(1).await);
+    assert!(world.one.looks_up(0).await);
+    assert!(!world.one.looks_up(0).await);
+    assert!(world.one.looks_up(1).await);
     let stats = world.one.verifier.stats();
     assert_eq!((stats.hits, stats.misses, stats.entries), (1, 2, 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_key_is_not_remembered() {
+async fn unknown_key_is_not_cached() {
     let world = World::new(0).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::UnknownKey));
     assert_eq!(world.one.outcome(0).await, Err(Denial::UnknownKey));
     assert_eq!(world.source.finds(), 2);
-    world.source.put(&text(0), record(&text(0))); // creating a key is no change that anybody is told of
+    world.source.put(&text(0), record(&text(0))); // creating a key is not in the log of changes
     assert_eq!(world.one.outcome(0).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_evicts_its_key_and_no_other() {
+async fn revocation_evicts_only_its_key() {
     let world = World::new(2).await;
     assert_eq!(
         (world.one.outcome(0).await, world.one.outcome(1).await),
@@ -40,12 +40,12 @@ async fn a_revocation_evicts_its_key_and_no_other() {
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
-    assert!(!world.one.asks(1).await);
+    assert!(!world.one.looks_up(1).await);
     assert_eq!(world.one.verifier.stats().changed, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_others() {
+async fn change_of_an_owner_evicts_its_keys_and_no_others() {
     let world = World::new(0).await;
     let [a, b] = [1, 2].map(|n| ApplicationId::from_bytes([n; 16]));
     for (n, application, owner) in [
@@ -60,20 +60,20 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
         it.key.family = Family::Application;
         world.source.put(&text(n), it);
     }
-    let remember_all = async || {
+    let cache_all = async || {
         for n in 0..4 {
             assert_eq!(world.one.outcome(n).await, Ok(()));
         }
     };
-    let asks = async || {
-        let mut asks = [false; 4];
-        for (n, asks) in asks.iter_mut().enumerate() {
-            *asks = world.one.asks(n).await;
+    let looks_up = async || {
+        let mut looks_up = [false; 4];
+        for (n, looks_up) in looks_up.iter_mut().enumerate() {
+            *looks_up = world.one.looks_up(n).await;
         }
-        asks
+        looks_up
     };
 
-    remember_all().await;
+    cache_all().await;
     let disable =
         |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
     world.source.change_all(Changed::Application(a), disable);
@@ -84,7 +84,7 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
         .await
         .unwrap();
     assert_eq!(world.one.outcome(1).await, Err(Denial::ApplicationDisabled));
-    assert_eq!(asks().await, [true, false, false, false]);
+    assert_eq!(looks_up().await, [true, false, false, false]);
 
     world
         .source
@@ -97,8 +97,8 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
         .wait_until_all_propagated()
         .await
         .unwrap();
-    assert_eq!(asks().await, [true, true, true, false]);
-    remember_all().await;
+    assert_eq!(looks_up().await, [true, true, true, false]);
+    cache_all().await;
 
     world
         .source
@@ -112,11 +112,11 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
         .wait_until_all_propagated()
         .await
         .unwrap();
-    assert_eq!(asks().await, [false; 4]);
+    assert_eq!(looks_up().await, [false; 4]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
+async fn response_older_than_a_change_is_not_cached() {
     let world = World::new(1).await;
     let held = world.source.hold().await;
     let slow = tokio::spawn({
@@ -135,13 +135,13 @@ async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     drop(held);
-    assert_eq!(slow.await.unwrap(), Ok(()), "that request had begun before");
+    assert_eq!(slow.await.unwrap(), Ok(()), "that request began before");
     assert_eq!(world.one.verifier.stats().entries, 0);
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
+async fn response_older_than_a_reset_is_not_cached() {
     let world = World::new(1).await;
     for _ in 0..5 {
         world
@@ -168,7 +168,7 @@ async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
     while world.source.finds() == 0 {
         tokio::task::yield_now().await;
     }
-    // The database is restored from a backup. The answer under way bears a higher number than everything after it.
+    // The database is restored from a backup. The response in flight has a higher counter than any later change.
     world.source.restore(Seq(2));
     world
         .one
@@ -182,14 +182,14 @@ async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_in_the_log_makes_it_forget_everything() {
+async fn gap_in_the_log_clears_the_cache() {
     let world = World::new(3).await;
     for n in 0..3 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
     world.revoke(0);
     let (seq, since) = world.revoke(1);
-    world.source.prune(Seq(seq.0 - 1)); // the log no longer tells of key 0
+    world.source.prune(Seq(seq.0 - 1)); // the log no longer has the change to key 0
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.one.verifier.stats().entries, 0);
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
@@ -198,7 +198,7 @@ async fn a_gap_in_the_log_makes_it_forget_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_is_gone_altogether_is_a_gap_too() {
+async fn empty_log_clears_the_cache() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
@@ -208,7 +208,7 @@ async fn a_log_that_is_gone_altogether_is_a_gap_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_counter_that_goes_back_makes_it_forget_everything() {
+async fn counter_that_goes_back_clears_the_cache() {
     let world = World::new(2).await;
     let (seq, since) = world.revoke(1);
     world.one.verifier.wait_until_propagated(seq, since).await;
@@ -231,7 +231,7 @@ async fn a_counter_that_goes_back_makes_it_forget_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_log_is_read_in_pieces() {
+async fn long_log_is_read_in_batches() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     for n in 0..2500u16 {
@@ -250,11 +250,11 @@ async fn a_long_log_is_read_in_pieces() {
         .unwrap();
     assert_eq!(world.one.verifier.stats().seq, Seq(2500));
     assert_eq!(world.one.verifier.stats().resets, 0);
-    assert!(!world.one.asks(0).await);
+    assert!(!world.one.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
+async fn cache_keeps_used_keys_within_its_bound() {
     let world = World::with(
         300,
         Settings {
@@ -265,11 +265,11 @@ async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
     .await;
     for n in 0..300 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
-        assert!(!world.one.asks(0).await, "key 0 is used all the time");
+        assert!(!world.one.looks_up(0).await, "key 0 is used all the time");
         assert!(world.one.verifier.stats().entries <= 10);
     }
     assert_eq!(world.one.verifier.stats().evictions, 290);
-    // What was evicted for room left nothing behind that a change could stumble over.
+    // The indexes have no entries of keys that were evicted for space.
     world
         .source
         .change_all(Changed::Account(account("acme")), |_| ());
@@ -287,7 +287,7 @@ async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_memory_for_nothing_remembers_nothing() {
+async fn cache_of_size_zero_caches_nothing() {
     let world = World::with(
         1,
         Settings {
@@ -296,14 +296,14 @@ async fn a_memory_for_nothing_remembers_nothing() {
         },
     )
     .await;
-    assert!(world.one.asks(0).await && world.one.asks(0).await);
+    assert!(world.one.looks_up(0).await && world.one.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
+async fn concurrent_look_ups_of_a_key_cache_it_once() {
     let world = World::new(1).await;
     let held = world.source.hold().await;
-    let asking: Vec<_> = (0..5)
+    let look_up: Vec<_> = (0..5)
         .map(|_| {
             let verifier = world.one.verifier.clone();
             tokio::spawn(async move {
@@ -319,8 +319,8 @@ async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
         tokio::task::yield_now().await;
     }
     drop(held);
-    for asking in asking {
-        assert_eq!(asking.await.unwrap(), Ok(()));
+    for look_up in look_up {
+        assert_eq!(look_up.await.unwrap(), Ok(()));
     }
     assert_eq!(world.one.verifier.stats().entries, 1);
     let (seq, since) = world.revoke(0);
@@ -329,7 +329,7 @@ async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn service_keys_are_remembered_and_evicted_alike() {
+async fn service_keys_are_cached_and_evicted() {
     let world = World::new(1).await;
     let one = &world.one.verifier;
     let (key, other) = (
@@ -356,7 +356,11 @@ async fn service_keys_are_remembered_and_evicted_alike() {
     let unknown = format!("tks_{}", "c".repeat(32));
     assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
     assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
-    assert_eq!(world.source.finds(), 4, "an unknown one is not remembered");
+    assert_eq!(
+        world.source.finds(),
+        4,
+        "an unknown service key is not cached"
+    );
 
     world.source.revoke_service_key(id);
     one.wait_until_all_propagated().await.unwrap();
@@ -369,7 +373,7 @@ async fn service_keys_are_remembered_and_evicted_alike() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
+async fn service_key_response_older_than_a_change_is_not_cached() {
     let world = World::new(0).await;
     let (key, id) = (
         format!("tks_{}", "a".repeat(32)),
@@ -400,7 +404,7 @@ async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_number_of_remembered_service_keys_is_bounded() {
+async fn number_of_cached_service_keys_is_bounded() {
     let world = World::new(0).await;
     for n in 0..1100u32 {
         let mut id = [0; 16];
@@ -428,7 +432,7 @@ async fn the_number_of_remembered_service_keys_is_bounded() {
     }
     assert!(
         world.source.finds() > before,
-        "the first ones were forgotten"
+        "the first service keys were evicted"
     );
     assert!(
         world

@@ -1,4 +1,4 @@
-//! Memory counts only while the lease does; and how many may ask at the same time.
+//! The lease: when it is renewed, when it ends, and that cached keys are used only while it is valid.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tollkey_verifier::{
 use crate::world::{LEASE, World, leaseless, text};
 
 #[tokio::test(start_paused = true)]
-async fn the_lease_is_renewed_before_it_ends() {
+async fn lease_is_renewed_before_it_ends() {
     let world = World::new(1).await;
-    assert!(world.one.asks(0).await);
+    assert!(world.one.looks_up(0).await);
     for _ in 0..100 {
         sleep(Duration::from_millis(333)).await;
-        assert!(!world.one.asks(0).await);
+        assert!(!world.one.looks_up(0).await);
         let left = world.one.verifier.stats().lease_left;
         assert!(
             left >= LEASE / 2 && left <= LEASE - margin(LEASE),
@@ -27,7 +27,7 @@ async fn the_lease_is_renewed_before_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_lease_every_verification_asks() {
+async fn without_a_lease_every_verification_looks_up() {
     let (source, clock) = (MemorySource::default(), ManualClock::default());
     source.put(&text(0), record(&text(0)));
     let verifier = leaseless(&source, &clock).await;
@@ -54,7 +54,7 @@ async fn without_a_lease_every_verification_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
+async fn cached_keys_are_used_until_the_lease_ends() {
     let world = World::new(2).await;
     let one = &world.one.verifier;
     assert_eq!(world.one.outcome(0).await, Ok(()));
@@ -63,7 +63,7 @@ async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
     assert_eq!(
         one.verify(&text(1), &Need::default()).await.unwrap_err(),
         Unavailable,
-        "not remembered"
+        "not cached"
     );
     while !one.stats().lease_left.is_zero() {
         assert_eq!(world.one.outcome(0).await, Ok(()));
@@ -76,14 +76,14 @@ async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
     );
     assert_eq!(one.stats().unavailable, 2);
 
-    // Once it is back, so is memory; what was remembered is still good, because every change is applied first.
+    // When the source is up again, the lease is renewed and the cached keys are used again.
     world.source.set_down(false);
     sleep(LEASE).await;
-    assert!(!world.one.asks(0).await);
+    assert!(!world.one.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changed_during_an_outage_is_applied_before_memory_answers_again() {
+async fn changes_of_an_outage_are_applied_before_a_new_lease() {
     let world = World::new(2).await;
     assert_eq!(
         (world.one.outcome(0).await, world.one.outcome(1).await),
@@ -95,11 +95,11 @@ async fn what_changed_during_an_outage_is_applied_before_memory_answers_again() 
     world.source.set_down(false);
     sleep(LEASE).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
-    assert!(!world.one.asks(1).await);
+    assert!(!world.one.looks_up(1).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewing_goes_on_under_steady_changes() {
+async fn lease_is_renewed_under_constant_changes() {
     let world = World::new(1).await;
     let busy = tokio::spawn({
         let source = world.source.clone();
@@ -118,7 +118,7 @@ async fn renewing_goes_on_under_steady_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poke_brings_changes_at_once_and_reports_them() {
+async fn notification_applies_and_reports_changes_immediately() {
     let world = World::new(1).await;
     sleep(Duration::from_millis(10)).await;
     let (seq, _) = world.revoke(0);
@@ -129,11 +129,11 @@ async fn a_poke_brings_changes_at_once_and_reports_them() {
     }
     assert_eq!(world.clock.elapsed(), before, "no time passed");
     let renewals = world.source.verifiers()[&world.one.verifier.id()].1;
-    assert_eq!(renewals, 1, "reporting is no renewal");
+    assert_eq!(renewals, 1, "a report does not renew the lease");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
+async fn renewal_sent_before_a_reset_grants_no_lease() {
     let world = World::new(1).await;
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
@@ -142,9 +142,10 @@ async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
     assert_eq!(
         world.source.verifiers()[&world.one.verifier.id()].1,
         2,
-        "renewed, but not answered"
+        "renewed, but the response is delayed"
     );
-    world.source.restore(Seq(0)); // a revoker on the restored database finds no row to wait for
+    // On the restored database, a revocation finds no row of this verifier to wait for.
+    world.source.restore(Seq(0));
     world
         .one
         .verifier
@@ -162,7 +163,7 @@ async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_forgetting_everything_the_lease_is_renewed_at_once() {
+async fn lease_is_renewed_immediately_after_a_reset() {
     let world = World::new(1).await;
     let (seq, since) = world.revoke(0);
     world.source.prune(seq);
@@ -186,7 +187,7 @@ async fn stopping_a_verifier_ends_its_task() {
 
 #[tokio::test(start_paused = true)]
 async fn verifier_stops_while_the_source_does_not_respond() {
-    // With a lease that is longer than a server may take to stop.
+    // The lease is longer than a server may take to stop.
     let lease = Duration::from_secs(60);
     let world = World::on(MemorySource::with_lease(lease), 1, Settings::default()).await;
     let _held = world.source.hold_reports().await;
@@ -201,9 +202,9 @@ async fn verifier_stops_while_the_source_does_not_respond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nobody() {
+async fn stopped_verifier_uses_no_cached_key_and_has_no_row() {
     let world = World::new(1).await;
-    assert!(world.one.asks(0).await);
+    assert!(world.one.looks_up(0).await);
     let source = world.source.clone();
     let one = world.one.stop().await;
     assert!(source.verifiers().is_empty());
@@ -227,7 +228,7 @@ async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nob
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_at_a_time_are_told_to_come_back() {
+async fn look_ups_over_the_limit_are_unavailable() {
     let settings = Settings {
         max_look_ups: 2,
         look_up_limit: Duration::from_millis(100),
@@ -252,21 +253,21 @@ async fn too_many_at_a_time_are_told_to_come_back() {
     assert_eq!(
         world.one.outcome(3).await,
         Ok(()),
-        "what is remembered needs no turn"
+        "a cached key does not wait for a look-up"
     );
-    // Who asks is told so, too, when the source takes longer than that.
+    // The look-ups that were sent fail too when the source takes longer than the limit.
     assert_eq!(
         (first.await.unwrap(), second.await.unwrap()),
         (Err(Unavailable), Err(Unavailable))
     );
-    let asks = verify(2);
+    let waiting = verify(2);
     sleep(Duration::from_millis(50)).await;
     drop(held);
-    assert_eq!(asks.await.unwrap(), Ok(Ok(())));
+    assert_eq!(waiting.await.unwrap(), Ok(Ok(())));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_verifier_cannot_begin_without_its_source() {
+async fn verifier_cannot_start_without_its_source() {
     let source = MemorySource::default();
     source.set_down(true);
     let clock = std::sync::Arc::new(ManualClock::default());

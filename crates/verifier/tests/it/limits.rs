@@ -1,4 +1,4 @@
-//! Rate limits: exact, last, and no new allowance for an old key.
+//! Rate limits: they are exact, are applied after all other denials, and are not reset by a change or an eviction.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ async fn limited(limit: i64, window: i64, settings: Settings) -> World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_tells_what_is_left() {
+async fn verdict_reports_the_remaining_uses() {
     let world = limited(2, 60, Settings::default()).await;
     let first = world.one.verify(0).await;
     let rate = first.rate.unwrap();
@@ -38,19 +38,19 @@ async fn an_answer_tells_what_is_left() {
     assert_eq!(first.retry_after_seconds, None);
     assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 0);
 
-    let refused = world.one.verify(0).await;
+    let limited_verdict = world.one.verify(0).await;
     assert_eq!(
-        (refused.outcome, refused.retry_after_seconds),
+        (limited_verdict.outcome, limited_verdict.retry_after_seconds),
         (Err(Denial::RateLimited), Some(30))
     );
     assert_eq!(
         (
-            refused.rate.unwrap().remaining,
-            refused.rate.unwrap().reset_seconds
+            limited_verdict.rate.unwrap().remaining,
+            limited_verdict.rate.unwrap().reset_seconds
         ),
         (0, 60)
     );
-    assert!(refused.record.is_some());
+    assert!(limited_verdict.record.is_some());
     sleep(Duration::from_millis(29_500)).await;
     assert_eq!(world.one.verify(0).await.retry_after_seconds, Some(1));
     sleep(Duration::from_millis(500)).await;
@@ -78,7 +78,7 @@ async fn peek_takes_no_use_and_counts_nothing() {
         [world.one.outcome(0).await, world.one.outcome(0).await],
         [Ok(()), Err(Denial::RateLimited)]
     );
-    // It tells every denial but that one.
+    // It returns every denial except `rate_limited`.
     assert_eq!(
         verifier
             .peek(text(0).as_str(), &Need::default())
@@ -100,7 +100,7 @@ async fn peek_takes_no_use_and_counts_nothing() {
 }
 
 #[test]
-fn it_is_exact_under_parallel_requests() {
+fn limit_is_exact_under_parallel_requests() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_time()
@@ -108,15 +108,15 @@ fn it_is_exact_under_parallel_requests() {
         .unwrap();
     runtime.block_on(async {
         let world = Arc::new(limited(50, 86_400, Settings::default()).await);
-        let asking: Vec<_> = (0..200)
+        let request: Vec<_> = (0..200)
             .map(|_| {
                 let world = Arc::clone(&world);
                 tokio::spawn(async move { world.one.outcome(0).await })
             })
             .collect();
         let mut allowed = 0;
-        for asking in asking {
-            match asking.await.unwrap() {
+        for request in request {
+            match request.await.unwrap() {
                 Ok(()) => allowed += 1,
                 other => assert_eq!(other, Err(Denial::RateLimited)),
             }
@@ -126,7 +126,7 @@ fn it_is_exact_under_parallel_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_denial_costs_no_allowance() {
+async fn other_denials_take_nothing_from_the_limit() {
     let world = limited(1, 60, Settings::default()).await;
     let mut it = record(&text(0));
     it.key.grants.rate_limit = RateLimit::new(1, 60).ok();
@@ -166,7 +166,7 @@ async fn another_denial_costs_no_allowance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
+async fn only_a_new_limit_resets_the_remaining_uses() {
     let world = limited(1, 60, Settings::default()).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     world
@@ -178,9 +178,9 @@ async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
         .wait_until_all_propagated()
         .await
         .unwrap();
-    let refused = world.one.verify(0).await;
-    assert_eq!(refused.outcome, Err(Denial::RateLimited));
-    assert_eq!(refused.record.unwrap().key.name, "renamed");
+    let limited_verdict = world.one.verify(0).await;
+    assert_eq!(limited_verdict.outcome, Err(Denial::RateLimited));
+    assert_eq!(limited_verdict.record.unwrap().key.name, "renamed");
 
     world.source.change(&text(0), |it| {
         it.key.grants.rate_limit = RateLimit::new(3, 60).ok()
@@ -195,7 +195,7 @@ async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_was_forgotten_for_room_gets_no_new_allowance() {
+async fn evicted_key_keeps_its_rate_limit() {
     let world = limited(
         1,
         600,
@@ -208,7 +208,8 @@ async fn a_key_that_was_forgotten_for_room_gets_no_new_allowance() {
     for n in 0..4 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
-    world.source.put(&text(99), record(&text(99))); // without a limit: takes room among keys, not among allowances
+    // Key 99 has no rate limit: it evicts a key, but no limiter.
+    world.source.put(&text(99), record(&text(99)));
     assert_eq!(world.one.outcome(99).await, Ok(()));
     for n in 0..4 {
         assert_eq!(world.one.outcome(n).await, Err(Denial::RateLimited));
@@ -216,7 +217,7 @@ async fn a_key_that_was_forgotten_for_room_gets_no_new_allowance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_lease_limits_hold_too() {
+async fn limits_apply_without_a_lease() {
     let world = limited(1, 600, Settings::default()).await;
     let one = world.one.stop().await;
     let need = Need::default();
@@ -227,7 +228,7 @@ async fn without_a_lease_limits_hold_too() {
     );
 }
 
-/// A key with one use a day, of that account.
+/// A key of that account with one use a day.
 fn once_a_day(n: usize, name: &str) -> Record {
     let mut it = record(&text(n));
     it.key.account_id = account(name);
@@ -247,7 +248,7 @@ async fn flood_of_one_account_does_not_reset_limits_of_others() {
     for n in 0..12_000 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
-    // A change of the account, such as another name: its keys are looked up again.
+    // The account changes, so its keys are looked up again.
     world
         .source
         .change_all(Changed::Account(account("small")), |_| ());
@@ -263,7 +264,6 @@ async fn flood_of_one_account_does_not_reset_limits_of_others() {
     assert!(world.one.verifier.stats().bytes <= Settings::MIN_BYTES);
 }
 
-/// The keys that one key creates have its account, however many they are.
 #[tokio::test(start_paused = true)]
 async fn limit_of_a_parent_key_holds_for_all_descendants() {
     let settings = Settings {

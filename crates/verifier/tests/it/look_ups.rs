@@ -1,4 +1,4 @@
-//! Keys that have to be asked for are asked for within bounds, whatever comes; keys that are remembered do not notice.
+//! Look-ups of keys that are not cached are bounded and shared fairly; they do not delay cached keys.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ const SETTINGS: Settings = Settings {
     look_up_limit: Duration::from_secs(1),
 };
 
-type Asked = JoinHandle<Result<Result<(), Denial>, Unavailable>>;
+type LookUp = JoinHandle<Result<Result<(), Denial>, Unavailable>>;
 
-fn ask(verifier: &Verifier<MemorySource>, key: String) -> Asked {
+fn look_up(verifier: &Verifier<MemorySource>, key: String) -> LookUp {
     let verifier = verifier.clone();
     tokio::spawn(async move {
         verifier
@@ -31,8 +31,7 @@ fn ask(verifier: &Verifier<MemorySource>, key: String) -> Asked {
     })
 }
 
-/// A look-up of a key for a requester.
-fn ask_for(verifier: &Verifier<MemorySource>, requester: Requester, key: String) -> Asked {
+fn look_up_for(verifier: &Verifier<MemorySource>, requester: Requester, key: String) -> LookUp {
     let verifier = verifier.clone();
     tokio::spawn(async move {
         let verdict = verifier
@@ -47,26 +46,25 @@ fn client(address: &str) -> Requester {
     Requester::client(Some(address.parse().unwrap()))
 }
 
-/// With the default bounds, and a source that answers when the test lets it.
 #[tokio::test(start_paused = true)]
-async fn unknown_keys_of_one_address_do_not_exclude_another() {
+async fn unknown_keys_of_one_network_do_not_delay_other_clients() {
     let world = World::with(3, Settings::default()).await;
     let verifier = &world.one.verifier;
     let held = world.source.hold().await;
-    // More than may ask and wait, from the addresses that one IPv6 client has.
-    let flood: Vec<Asked> = (100..1400)
-        .map(|n| ask_for(verifier, client(&format!("2001:db8:1:1::{n:x}")), text(n)))
+    // More look-ups than may run and wait, from addresses in the network of one IPv6 client.
+    let flood: Vec<LookUp> = (100..1400)
+        .map(|n| look_up_for(verifier, client(&format!("2001:db8:1:1::{n:x}")), text(n)))
         .collect();
     sleep(Duration::from_millis(1)).await;
     let finds = world.source.finds();
-    let others: Vec<Asked> = [
+    let others: Vec<LookUp> = [
         client("2001:db8:1:2::1"),
         client("192.0.2.1"),
         Requester::client(None),
     ]
     .into_iter()
     .zip(0..)
-    .map(|(requester, n)| ask_for(verifier, requester, text(n)))
+    .map(|(requester, n)| look_up_for(verifier, requester, text(n)))
     .collect();
     sleep(Duration::from_millis(1)).await;
     assert_eq!(
@@ -78,31 +76,31 @@ async fn unknown_keys_of_one_address_do_not_exclude_another() {
     for other in others {
         assert_eq!(other.await.unwrap(), Ok(Ok(())));
     }
-    for asked in flood {
+    for look_up in flood {
         assert!(matches!(
-            asked.await.unwrap(),
+            look_up.await.unwrap(),
             Ok(Err(Denial::UnknownKey)) | Err(Unavailable)
         ));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn strangers_do_not_exclude_authenticated_callers() {
+async fn unknown_clients_do_not_delay_authenticated_callers() {
     let world = World::with(2, Settings::default()).await;
     let verifier = &world.one.verifier;
     let held = world.source.hold().await;
-    let strangers: Vec<Asked> = (0..1300)
+    let unknown_clients: Vec<LookUp> = (0..1300)
         .map(|n| {
-            ask_for(
+            look_up_for(
                 verifier,
                 client(&format!("10.0.{}.{}", n / 256, n % 256)),
                 text(100 + n),
             )
         })
         .collect();
-    let keys_of_one: Vec<Asked> = (0..1300)
+    let keys_of_one: Vec<LookUp> = (0..1300)
         .map(|n| {
-            ask_for(
+            look_up_for(
                 verifier,
                 Requester::Account(account("flood")),
                 text(2000 + n),
@@ -111,25 +109,24 @@ async fn strangers_do_not_exclude_authenticated_callers() {
         .collect();
     sleep(Duration::from_millis(1)).await;
     let finds = world.source.finds();
-    let service = ask_for(verifier, Requester::Service("gateway".into()), text(0));
-    let other = ask_for(verifier, Requester::Account(account("acme")), text(1));
+    let service = look_up_for(verifier, Requester::Service("gateway".into()), text(0));
+    let other = look_up_for(verifier, Requester::Account(account("acme")), text(1));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(world.source.finds() - finds, 2);
     drop(held);
-    for asked in [service, other] {
-        assert_eq!(asked.await.unwrap(), Ok(Ok(())));
+    for look_up in [service, other] {
+        assert_eq!(look_up.await.unwrap(), Ok(Ok(())));
     }
-    for asked in strangers.into_iter().chain(keys_of_one) {
+    for look_up in unknown_clients.into_iter().chain(keys_of_one) {
         assert!(matches!(
-            asked.await.unwrap(),
+            look_up.await.unwrap(),
             Ok(Err(Denial::UnknownKey)) | Err(Unavailable)
         ));
     }
 }
 
-/// A source that answers slowly serves a stranger's queue and another client's in turn.
 #[tokio::test(start_paused = true)]
-async fn waiting_look_ups_are_served_by_address_in_turn() {
+async fn waiting_look_ups_of_two_clients_are_served_in_turn() {
     let world = World::with(
         2,
         Settings {
@@ -140,15 +137,15 @@ async fn waiting_look_ups_are_served_by_address_in_turn() {
     .await;
     let verifier = &world.one.verifier;
     let held = world.source.hold().await;
-    let mut flood: Vec<Asked> = (100..1400)
-        .map(|n| ask_for(verifier, client("192.0.2.1"), text(n)))
+    let mut flood: Vec<LookUp> = (100..1400)
+        .map(|n| look_up_for(verifier, client("192.0.2.1"), text(n)))
         .collect();
     sleep(Duration::from_millis(1)).await;
     let late = tokio::spawn({
         let (verifier, source) = (verifier.clone(), world.source.clone());
         async move {
             (
-                ask_for(&verifier, client("192.0.2.2"), text(0))
+                look_up_for(&verifier, client("192.0.2.2"), text(0))
                     .await
                     .unwrap(),
                 source.finds(),
@@ -159,25 +156,29 @@ async fn waiting_look_ups_are_served_by_address_in_turn() {
     let finds = world.source.finds();
     drop(held);
     let (outcome, finds_until) = late.await.unwrap();
-    assert_eq!(outcome, Ok(Ok(())), "a place in the queue is made for it");
+    assert_eq!(
+        outcome,
+        Ok(Ok(())),
+        "another look-up loses its place in the queue"
+    );
     assert!(
         finds_until - finds <= 6,
         "it waits for {} of 20 look-ups",
         finds_until - finds
     );
-    for asked in flood.drain(..) {
-        let _ = asked.await.unwrap();
+    for look_up in flood.drain(..) {
+        let _ = look_up.await.unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_unknown_keys_neither_reaches_the_source_nor_queues_beyond_its_bounds() {
+async fn look_ups_and_queue_are_bounded_during_a_flood() {
     let world = World::with(2, SETTINGS).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let finds = world.source.finds();
-    let held = world.source.hold().await; // the source answers nobody
-    let flood: Vec<Asked> = (100..1100)
-        .map(|n| ask(&world.one.verifier, text(n)))
+    let held = world.source.hold().await; // the source does not respond
+    let flood: Vec<LookUp> = (100..1100)
+        .map(|n| look_up(&world.one.verifier, text(n)))
         .collect();
     sleep(Duration::from_millis(1)).await;
     assert_eq!(
@@ -185,71 +186,71 @@ async fn a_flood_of_unknown_keys_neither_reaches_the_source_nor_queues_beyond_it
         4,
         "half of the look-ups of clients, which are half of all"
     );
-    let refused = flood.iter().filter(|asked| asked.is_finished()).count();
-    assert_eq!(
-        refused,
-        1000 - 4 - 20,
-        "all but those that ask and those that wait are told at once"
-    );
+    let rejected = flood.iter().filter(|look_up| look_up.is_finished()).count();
+    assert_eq!(rejected, 1000 - 4 - 20, "all others fail immediately");
 
-    // A remembered key does not notice; one that is not waits its turn like the others, if there is room.
+    // A cached key is verified immediately. A look-up of another key fails, because the queue is full.
     let before = world.clock.elapsed();
-    assert!(!world.one.asks(0).await);
+    assert!(!world.one.looks_up(0).await);
     assert_eq!(world.clock.elapsed(), before);
-    let begun = world.clock.elapsed();
+    let began_at = world.clock.elapsed();
     assert_eq!(
-        ask(&world.one.verifier, text(1)).await.unwrap(),
+        look_up(&world.one.verifier, text(1)).await.unwrap(),
         Err(Unavailable)
     );
-    assert_eq!(world.clock.elapsed(), begun, "no room: told at once");
+    assert_eq!(
+        world.clock.elapsed(),
+        began_at,
+        "the queue is full, so it fails immediately"
+    );
 
-    // Whoever gets no answer within the limit is told so, and makes room.
+    // Look-ups without a response fail after the limit, and leave the queue.
     sleep(SETTINGS.look_up_limit).await;
-    for asked in flood {
-        assert!(asked.is_finished());
-        assert_eq!(asked.await.unwrap(), Err(Unavailable));
+    for look_up in flood {
+        assert!(look_up.is_finished());
+        assert_eq!(look_up.await.unwrap(), Err(Unavailable));
     }
 
-    // From then on one at a time finds out whether the source answers again.
+    // From then on, one look-up at a time probes whether the source responds again.
     let finds = world.source.finds();
-    let probe = ask(&world.one.verifier, text(1));
+    let probe = look_up(&world.one.verifier, text(1));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(
-        ask(&world.one.verifier, text(200)).await.unwrap(),
+        look_up(&world.one.verifier, text(200)).await.unwrap(),
         Err(Unavailable)
     );
     assert_eq!(world.source.finds(), finds + 1);
     drop(held);
     assert_eq!(probe.await.unwrap(), Ok(Ok(())));
-    let again: Vec<Asked> = (100..110)
-        .map(|n| ask(&world.one.verifier, text(n)))
+    let again: Vec<LookUp> = (100..110)
+        .map(|n| look_up(&world.one.verifier, text(n)))
         .collect();
-    for asked in again {
+    for look_up in again {
         assert_eq!(
-            asked.await.unwrap(),
+            look_up.await.unwrap(),
             Ok(Err(Denial::UnknownKey)),
-            "everybody is answered again"
+            "all look-ups get a response again"
         );
     }
     let stats = world.one.verifier.stats();
     assert_eq!(
         (stats.entries, stats.unavailable),
         (2, 1002),
-        "what nobody knows is not remembered"
+        "unknown keys are not cached"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_goes_away_leaves_its_place_to_the_next() {
+async fn canceled_look_up_frees_its_permit_and_place_in_the_queue() {
     let world = World::with(1, SETTINGS).await;
     let held = world.source.hold().await;
     for round in 0..50 {
-        let flood: Vec<Asked> = (0..24)
-            .map(|n| ask(&world.one.verifier, text(100 + 24 * round + n)))
+        let flood: Vec<LookUp> = (0..24)
+            .map(|n| look_up(&world.one.verifier, text(100 + 24 * round + n)))
             .collect();
         sleep(Duration::from_millis(1)).await;
         assert!(
-            flood.iter().all(|asked| !asked.is_finished()),
+            flood.iter().all(|look_up| !look_up.is_finished()),
             "round {round}"
         );
         flood.iter().for_each(JoinHandle::abort);
@@ -260,25 +261,25 @@ async fn a_caller_that_goes_away_leaves_its_place_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn key_that_cannot_be_read_fails_alone() {
+async fn unreadable_key_does_not_fail_look_ups_of_other_keys() {
     let world = World::with(4, SETTINGS).await;
     world.source.make_unreadable(&text(0));
     assert_eq!(world.one.outcome(3).await, Ok(()));
     for _ in 0..5 {
         assert_eq!(
-            ask(&world.one.verifier, text(0)).await.unwrap(),
+            look_up(&world.one.verifier, text(0)).await.unwrap(),
             Err(Unavailable)
         );
     }
     // Two at the same time: the source does not count as silent.
     let held = world.source.hold().await;
-    let asked = [1, 2].map(|n| ask(&world.one.verifier, text(n)));
+    let look_ups = [1, 2].map(|n| look_up(&world.one.verifier, text(n)));
     sleep(Duration::from_millis(1)).await;
     drop(held);
-    for asked in asked {
-        assert_eq!(asked.await.unwrap(), Ok(Ok(())));
+    for look_up in look_ups {
+        assert_eq!(look_up.await.unwrap(), Ok(Ok(())));
     }
-    // What cannot be read may be a revocation, so a grace period does not apply to it.
+    // A record that cannot be read may be a revocation, so the grace period does not apply to it.
     world.source.make_unreadable(&text(3));
     let verifier = world.one.freeze().await;
     sleep(2 * crate::world::LEASE).await;
@@ -310,11 +311,11 @@ async fn source_that_rejects_look_ups_gets_no_grace_period() {
     assert_eq!(
         source.finds() - finds,
         20,
-        "a source that responds is asked as usual"
+        "look-ups are sent as usual to a source that responds"
     );
-    // Nor when so many look-ups wait that this one is not sent.
+    // There is no grace period either when so many look-ups wait that this one is not sent.
     let held = source.hold().await;
-    let flood: Vec<Asked> = (1..100).map(|n| ask(&verifier, text(n))).collect();
+    let flood: Vec<LookUp> = (1..100).map(|n| look_up(&verifier, text(n))).collect();
     sleep(Duration::from_millis(1)).await;
     let finds = source.finds();
     assert_eq!(
@@ -322,10 +323,10 @@ async fn source_that_rejects_look_ups_gets_no_grace_period() {
         (Err(Unavailable), 0)
     );
     drop(held);
-    for asked in flood {
-        assert_eq!(asked.await.unwrap(), Err(Unavailable));
+    for look_up in flood {
+        assert_eq!(look_up.await.unwrap(), Err(Unavailable));
     }
-    // A source that cannot be reached is what the grace period is for.
+    // The grace period applies when the source cannot be reached.
     source.set_down(true);
     assert_eq!(late().await, Ok(Ok(())));
 }

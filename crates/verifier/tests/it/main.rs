@@ -1,8 +1,8 @@
-//! A verifier over a source in memory, on clocks that stand still.
+//! Tests of a verifier with an in-memory source and clocks that the test controls.
 
 mod bounds;
 mod cache;
-mod judging;
+mod decisions;
 mod leases;
 mod limits;
 mod look_ups;

@@ -1,4 +1,4 @@
-//! After a change has been settled, no verifier answers from before it; and how long that takes.
+//! After a change is propagated, no verifier decides by the old state; and how long propagation takes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::world::{LEASE, World, text};
 const SOON: Duration = Duration::from_millis(30);
 
 #[tokio::test(start_paused = true)]
-async fn alone_nobody_waits() {
+async fn single_verifier_does_not_wait() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
@@ -21,7 +21,7 @@ async fn alone_nobody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_living_verifier_is_waited_for() {
+async fn change_waits_for_a_running_verifier() {
     let world = World::new(1).await;
     let two = world.another(2).await;
     assert_eq!(
@@ -35,7 +35,7 @@ async fn a_living_verifier_is_waited_for() {
     let took = world.clock.elapsed() - since;
     assert!(
         took > Duration::ZERO && took <= LEASE / 3 + SOON,
-        "{took:?}: polling finds it at the next renewal"
+        "{took:?}: the other verifier finds it at its next renewal"
     );
     let stats = world.one.verifier.stats();
     assert_eq!(
@@ -49,7 +49,7 @@ async fn a_living_verifier_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_woken_verifier_makes_it_quick() {
+async fn change_waits_only_briefly_for_a_notified_verifier() {
     let world = World::new(1).await;
     let two = world.another(2).await;
     assert_eq!(two.outcome(0).await, Ok(()));
@@ -61,7 +61,7 @@ async fn a_woken_verifier_makes_it_quick() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_verifier_costs_one_lease_once() {
+async fn change_waits_a_lease_for_a_crashed_verifier_once() {
     let world = World::new(2).await;
     let two = world.another(2).await;
     assert_eq!(
@@ -77,8 +77,8 @@ async fn a_dead_verifier_costs_one_lease_once() {
         took >= LEASE && took <= LEASE + margin(LEASE) + SOON,
         "{took:?}"
     );
-    assert_eq!(world.source.verifiers().len(), 1, "its row is gone");
-    // It wakes up: its lease has ended, so it asks.
+    assert_eq!(world.source.verifiers().len(), 1, "its row was removed");
+    // When it runs again, its lease has ended, so it looks the key up.
     assert_eq!(
         two.verify(&text(0), &Need::default())
             .await
@@ -89,7 +89,11 @@ async fn a_dead_verifier_costs_one_lease_once() {
 
     let (seq, since) = world.revoke(1);
     world.one.verifier.wait_until_propagated(seq, since).await;
-    assert_eq!(world.clock.elapsed(), since, "nobody waits for it again");
+    assert_eq!(
+        world.clock.elapsed(),
+        since,
+        "the next change does not wait for it"
+    );
     assert_eq!(
         two.verify(&text(1), &Need::default())
             .await
@@ -101,18 +105,18 @@ async fn a_dead_verifier_costs_one_lease_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after() {
+async fn paused_verifier_decides_by_its_cache_only_until_propagation() {
     let world = World::new(1).await;
     let two = world.another(2).await;
     assert_eq!(two.outcome(0).await, Ok(()));
     let two = two.freeze().await;
     let (seq, since) = world.revoke(0);
-    let settling = tokio::spawn({
+    let propagating = tokio::spawn({
         let one = world.one.verifier.clone();
         async move { one.wait_until_propagated(seq, since).await }
     });
-    let mut yes_until = since;
-    while !settling.is_finished() {
+    let mut allowed_until = since;
+    while !propagating.is_finished() {
         if two
             .verify(&text(0), &Need::default())
             .await
@@ -120,15 +124,15 @@ async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after(
             .outcome
             .is_ok()
         {
-            yes_until = world.clock.elapsed();
+            allowed_until = world.clock.elapsed();
         }
         sleep(Duration::from_micros(500)).await;
     }
-    let settled_at = world.clock.elapsed();
-    assert!(yes_until > since, "its lease was alive");
+    let propagated_at = world.clock.elapsed();
+    assert!(allowed_until > since, "its lease was valid");
     assert!(
-        settled_at - yes_until >= margin(LEASE),
-        "{yes_until:?} {settled_at:?}"
+        propagated_at - allowed_until >= margin(LEASE),
+        "{allowed_until:?} {propagated_at:?}"
     );
     assert_eq!(
         two.verify(&text(0), &Need::default())
@@ -140,7 +144,7 @@ async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
+async fn lagging_verifier_that_renews_keeps_its_row() {
     let world = World::new(1).await;
     let (seq, since) = world.revoke(0);
     // A replica that has applied the change itself but waits for a slow subscriber.
@@ -171,11 +175,11 @@ async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
+async fn row_is_not_removed_until_a_lease_after_it_was_read() {
     let world = World::new(1).await;
     let (seq, since) = world.revoke(0);
-    // It renews once, after the change and just before the revoker gets to look: its lease ends later than the
-    // revoker's wait, and covers this change but not the next.
+    // The other verifier renews once, after the change and just before the revoking verifier reads the rows: its lease
+    // ends later than the wait, and covers this change but not the next.
     sleep(LEASE / 2).await;
     let late = tollkey_core::VerifierId::from_bytes([2; 16]);
     assert!(
@@ -193,19 +197,19 @@ async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_source_fails_it_waits_a_lease_and_this_process_says_no_at_once() {
+async fn source_failure_drops_the_lease_and_waits_for_others() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let (seq, since) = world.revoke(0);
     world.source.set_down(true);
-    let settling = tokio::spawn({
+    let propagating = tokio::spawn({
         let one = world.one.verifier.clone();
         async move { one.wait_until_propagated(seq, since).await }
     });
     sleep(Duration::from_millis(1)).await;
-    let answer = world.one.verifier.verify(&text(0), &Need::default()).await;
-    assert_eq!(answer.unwrap_err(), Unavailable);
-    settling.await.unwrap();
+    let verified = world.one.verifier.verify(&text(0), &Need::default()).await;
+    assert_eq!(verified.unwrap_err(), Unavailable);
+    propagating.await.unwrap();
     let took = world.clock.elapsed() - since;
     assert!(
         took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON,
@@ -217,11 +221,11 @@ async fn when_the_source_fails_it_waits_a_lease_and_this_process_says_no_at_once
 }
 
 #[tokio::test(start_paused = true)]
-async fn already_so_waits_like_the_change_itself() {
+async fn repeated_change_waits_for_propagation_of_the_first() {
     let world = World::new(1).await;
     let two = world.another(2).await;
     assert_eq!(two.outcome(0).await, Ok(()));
-    world.revoke(0); // by a caller who dies before settling
+    world.revoke(0); // by a replica that crashed before it waited for propagation
     world
         .one
         .verifier
@@ -237,7 +241,7 @@ async fn already_so_waits_like_the_change_itself() {
         .wait_until_all_propagated()
         .await
         .unwrap();
-    assert_eq!(world.clock.elapsed(), before, "nothing is new");
+    assert_eq!(world.clock.elapsed(), before, "there is no new change");
 
     world.source.set_down(true);
     assert_eq!(
@@ -247,7 +251,7 @@ async fn already_so_waits_like_the_change_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_revokers_do_not_wait_for_each_other() {
+async fn concurrent_revocations_do_not_wait_for_each_other() {
     let world = World::new(2).await;
     let two = world.another(2).await;
     for n in 0..2 {
@@ -271,9 +275,9 @@ async fn two_revokers_do_not_wait_for_each_other() {
     }
 }
 
-/// Real threads, real time: whoever begins after a revocation was answered hears no.
+/// Runs on several threads with a real clock.
 #[test]
-fn under_load_nobody_says_yes_after_a_revocation_was_answered() {
+fn under_load_no_verifier_accepts_a_revoked_key() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_time()

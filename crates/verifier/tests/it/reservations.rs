@@ -8,7 +8,6 @@ use tollkey_verifier::{Reservation, Unavailable, Verdict, testing::record};
 
 use crate::world::{LEASE, World, text};
 
-/// What was counted, by outcome.
 fn counted(world: &World) -> BTreeMap<Option<&'static str>, u64> {
     let rows = world.one.verifier.take_usage();
     rows.into_iter()
@@ -63,7 +62,7 @@ async fn dropped_reservation_commits_the_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_that_is_dropped_while_it_runs_commits_its_use() {
+async fn aborted_request_commits_its_use() {
     let world = limited(1).await;
     let reservation = reserved(&world, 0).await;
     let request = tokio::spawn(async move {
@@ -78,7 +77,7 @@ async fn request_that_is_dropped_while_it_runs_commits_its_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn denial_further_in_is_counted_and_gives_the_use_back() {
+async fn later_denial_is_counted_and_gives_the_use_back() {
     let world = limited(1).await;
     let live_only = Need {
         mode: Some(Mode::Live),
@@ -96,12 +95,12 @@ async fn denial_further_in_is_counted_and_gives_the_use_back() {
     assert_eq!(
         world.one.outcome(0).await,
         Ok(()),
-        "the one use is still available"
+        "the use is still available"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn further_decision_alone_ends_no_reservation() {
+async fn further_decision_does_not_end_the_reservation() {
     let world = limited(1).await;
     let reservation = reserved(&world, 0).await;
     let live_only = Need {
@@ -139,7 +138,7 @@ async fn concurrent_requests_are_limited_by_reserved_uses() {
     );
     assert_eq!(counted(&world), BTreeMap::from([(Some("rate_limited"), 1)]));
     assert!(first.reject(Denial::InsufficientScope));
-    // The use that was given back is available again, and no other.
+    // Only the use that was given back is available again.
     let fourth = reserved(&world, 0).await;
     assert_eq!(denied(&world, 0).await.outcome, Err(Denial::RateLimited));
     drop((second, fourth));
@@ -193,12 +192,12 @@ async fn cached_key_is_used_without_the_source_only_within_grace() {
         within_grace(&text, &live).await,
         Ok(Err(Err(Denial::WrongMode)))
     );
-    // Neither a key that was never cached nor one whose lease ended longer ago.
+    // The grace period covers neither a key that was never cached nor one whose lease ended longer ago.
     let other = crate::world::text(1);
     assert_eq!(within_grace(&other, &need).await, Err(Unavailable));
     sleep(grace).await;
     assert_eq!(within_grace(&text, &need).await, Err(Unavailable));
-    // When the source responds again, what has changed meanwhile applies.
+    // When the source responds again, the changes since then apply.
     world.source.set_down(false);
     world.revoke(0);
     sleep(LEASE).await;
@@ -215,7 +214,7 @@ async fn canceled_reservation_counts_nothing_and_gives_the_use_back() {
         assert!(reserved(&world, 0).await.cancel());
     }
     assert!(counted(&world).is_empty());
-    // A denied request has taken nothing.
+    // A denied request takes nothing.
     let reservation = reserved(&world, 0).await;
     assert_eq!(denied(&world, 0).await.outcome, Err(Denial::RateLimited));
     assert_eq!(denied(&world, 0).await.outcome, Err(Denial::RateLimited));
@@ -223,7 +222,7 @@ async fn canceled_reservation_counts_nothing_and_gives_the_use_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn use_that_returned_by_time_is_not_given_back_again() {
+async fn use_available_again_by_time_is_not_given_back() {
     let world = limited(1).await;
     let slow = reserved(&world, 0).await;
     sleep(Duration::from_secs(60)).await;
@@ -240,7 +239,7 @@ type End = (
 );
 
 #[tokio::test(start_paused = true)]
-async fn reservation_ends_once_by_whichever_comes_first() {
+async fn reservation_ends_only_once() {
     let ends: [End; 3] = [
         ("commit", Reservation::commit, Some(None)),
         (
@@ -308,7 +307,7 @@ fn parallel_ends_of_a_reservation_count_one() {
         let counts: u64 = counted(&world).values().sum();
         assert!(counts <= 1, "{counts}");
     }
-    // Nothing was given back twice: the limit has one use and no more.
+    // Nothing was given back twice: exactly one use is available.
     let first = runtime.block_on(reserved(&world, 0));
     assert!(runtime.block_on(reserve(&world, 0)).is_err());
     drop(first);

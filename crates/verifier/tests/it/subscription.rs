@@ -1,4 +1,4 @@
-//! Leases that nest: a verifier without a store subscribes to one that has one.
+//! Nested leases: a verifier without a store subscribes to a verifier with a store.
 
 use std::{
     future::pending,
@@ -21,24 +21,23 @@ use crate::world::{LEASE, World, leaseless, text};
 
 const SOON: Duration = Duration::from_millis(30);
 
-/// The way to one of several replicas, which can be cut.
+/// A connection to one of several replicas, with faults that a test can turn on.
 #[derive(Clone)]
 struct Link(Arc<Shared>);
 
 struct Shared {
     replicas: Vec<Verifier<MemorySource>>,
     to: AtomicUsize,
-    /// Each request goes to another replica than the one before.
+    /// Each request goes to the next replica.
     balances: AtomicBool,
-    /// Where keys are looked up, when that is elsewhere.
+    /// The index of the replica for look-ups; if it is out of range, look-ups go to the same replica as polls.
     look_up_at: AtomicUsize,
     cut: AtomicBool,
-    /// Answers are made but not delivered.
-    loses_answers: AtomicBool,
-    /// Nothing is answered, and nothing fails.
+    /// Requests are processed, but their responses are lost.
+    loses_responses: AtomicBool,
+    /// Requests get neither a response nor an error.
     hangs: AtomicBool,
     finds: AtomicUsize,
-    /// The last poll that was sent.
     last_poll: Mutex<Option<Poll>>,
 }
 
@@ -50,7 +49,7 @@ impl Link {
             balances: AtomicBool::new(false),
             look_up_at: AtomicUsize::new(usize::MAX),
             cut: AtomicBool::new(false),
-            loses_answers: AtomicBool::new(false),
+            loses_responses: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             finds: AtomicUsize::new(0),
             last_poll: Mutex::new(None),
@@ -78,42 +77,39 @@ impl Link {
         Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst) % self.0.replicas.len()])
     }
 
-    fn delivered<T>(&self, answer: T) -> Result<T, Unavailable> {
-        if self.0.cut.load(Ordering::SeqCst) || self.0.loses_answers.load(Ordering::SeqCst) {
+    fn delivered<T>(&self, response: T) -> Result<T, Unavailable> {
+        if self.0.cut.load(Ordering::SeqCst) || self.0.loses_responses.load(Ordering::SeqCst) {
             return Err(Unavailable);
         }
-        Ok(answer)
+        Ok(response)
     }
 }
 
 impl Source for Link {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         self.0.finds.fetch_add(1, Ordering::SeqCst);
-        let elsewhere = self
-            .0
-            .replicas
-            .get(self.0.look_up_at.load(Ordering::SeqCst));
-        let replica = match elsewhere {
-            Some(elsewhere) => elsewhere,
+        let look_up_at = self.0.look_up_at.load(Ordering::SeqCst);
+        let replica = match self.0.replicas.get(look_up_at) {
+            Some(replica) => replica,
             None => self.replica().await?,
         };
-        let answer = replica.find(digest).await?;
-        Ok(self.delivered(answer)?)
+        let response = replica.find(digest).await?;
+        Ok(self.delivered(response)?)
     }
 }
 
 impl Upstream for Link {
     async fn poll(&self, poll: Poll) -> Result<News, PollError> {
         *self.0.last_poll.lock().unwrap() = Some(poll.clone());
-        // A request that has arrived is worked on, whether or not its sender goes on waiting.
+        // A request that has arrived is processed even if the sender stops waiting.
         let replica = self.replica().await?.clone();
-        let answer = tokio::spawn(async move { replica.poll(poll).await })
+        let response = tokio::spawn(async move { replica.poll(poll).await })
             .await
             .unwrap()?;
         if self.0.hangs.load(Ordering::SeqCst) {
             pending::<()>().await;
         }
-        Ok(self.delivered(answer)?)
+        Ok(self.delivered(response)?)
     }
 
     async fn leave(&self, leave: Leave) -> Result<(), PollError> {
@@ -121,7 +117,6 @@ impl Upstream for Link {
     }
 }
 
-/// A subscriber and the task that keeps its subscription.
 struct Subscriber {
     verifier: Verifier<Link>,
     link: Link,
@@ -157,13 +152,12 @@ impl Subscriber {
             .outcome
     }
 
-    async fn asks(&self, n: usize) -> bool {
+    async fn looks_up(&self, n: usize) -> bool {
         let before = self.link.0.finds.load(Ordering::SeqCst);
         let _ = self.verifier.verify(&text(n), &Need::default()).await;
         self.link.0.finds.load(Ordering::SeqCst) > before
     }
 
-    /// Waits until a poll that takes usage along is on its way.
     async fn until_poll_has_usage(&self) {
         while self
             .link
@@ -178,7 +172,7 @@ impl Subscriber {
         }
     }
 
-    /// What it holds it keeps, nothing is polled any more.
+    /// Stops polling, but keeps the lease and the cache.
     async fn freeze(self) -> (Verifier<Link>, Link) {
         self.task.abort();
         let _ = self.task.await;
@@ -187,36 +181,46 @@ impl Subscriber {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_answers_from_its_own_memory() {
+async fn subscriber_verifies_from_its_own_cache() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert!(far.asks(0).await);
+    assert!(far.looks_up(0).await);
     for _ in 0..10 {
         sleep(LEASE / 2).await;
-        assert!(!far.asks(0).await, "a lease follows upon the other");
+        assert!(
+            !far.looks_up(0).await,
+            "leases follow each other without a gap"
+        );
         assert_eq!(far.outcome(0).await, Ok(()));
     }
-    assert_eq!(world.source.finds(), 1, "the replica asked its source once");
+    assert_eq!(
+        world.source.finds(),
+        1,
+        "the replica looked the key up at its source once"
+    );
     assert_eq!(world.one.verifier.stats().subscribers, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_replica_remembers_is_not_asked_of_its_source_for_a_subscriber() {
+async fn subscriber_look_up_uses_the_replicas_cache() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(far.outcome(0).await, Ok(()));
-    assert!(!far.asks(0).await);
+    assert!(!far.looks_up(0).await);
     assert_eq!(world.source.finds(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is_quick() {
+async fn change_waits_briefly_until_the_subscriber_applies_it() {
     let world = World::new(2).await;
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for (n, revoker) in [&world.one, &other].into_iter().enumerate() {
-        assert_eq!((far.outcome(n).await, far.asks(n).await), (Ok(()), false));
+        assert_eq!(
+            (far.outcome(n).await, far.looks_up(n).await),
+            (Ok(()), false)
+        );
         sleep(Duration::from_millis(10)).await;
         let (seq, since) = world.revoke(n);
         world.one.verifier.notify(); // as a NOTIFY would
@@ -225,7 +229,7 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
         let took = world.clock.elapsed() - since;
         assert!(
             took < SOON,
-            "the poll that hangs is answered at once, yet it took {took:?}"
+            "the waiting poll returns immediately, but it took {took:?}"
         );
         assert_eq!(
             far.outcome(n).await,
@@ -245,12 +249,12 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
     assert_eq!(
         other.verifier.stats().propagations_for_subscribers,
         0,
-        "it is the other's subscriber"
+        "the subscriber polls the other replica"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
+async fn change_waits_for_the_lease_of_a_paused_subscriber() {
     let world = World::new(1).await;
     let other = world.another(2).await;
     for revoker in [&world.one, &other] {
@@ -260,27 +264,30 @@ async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
             .change(&text(0), |record| record.key.revoked_at = None);
         revoker.verifier.wait_until_all_propagated().await.unwrap();
         assert_eq!(far.outcome(0).await, Ok(()));
-        let (frozen, link) = far.freeze().await;
+        let (paused, link) = far.freeze().await;
         let (seq, since) = world.revoke(0);
         world.one.verifier.notify();
         other.verifier.notify();
-        let settled = revoker.verifier.wait_until_propagated(seq, since);
-        let mut settled = std::pin::pin!(settled);
-        let mut said_yes = 0;
+        let propagated = revoker.verifier.wait_until_propagated(seq, since);
+        let mut propagated = std::pin::pin!(propagated);
+        let mut allowed = 0;
         loop {
             tokio::select! {
-                () = &mut settled => break,
+                () = &mut propagated => break,
                 () = sleep(Duration::from_millis(50)) => {
                     let finds = link.0.finds.load(Ordering::SeqCst);
-                    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
-                    said_yes += usize::from(outcome.is_ok());
+                    let outcome = paused.verify(&text(0), &Need::default()).await.unwrap().outcome;
+                    allowed += usize::from(outcome.is_ok());
                     assert_eq!(outcome.is_ok(), link.0.finds.load(Ordering::SeqCst) == finds);
                 }
             }
         }
-        assert!(said_yes > 0, "it answered from its lease meanwhile");
+        assert!(
+            allowed > 0,
+            "it verified from the cache until its lease ended"
+        );
         assert_eq!(
-            frozen
+            paused
                 .verify(&text(0), &Need::default())
                 .await
                 .unwrap()
@@ -296,7 +303,7 @@ async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_lease_of_a_subscriber_ends_no_later_than_its_replicas() {
+async fn lease_of_a_subscriber_ends_no_later_than_its_replicas() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -307,14 +314,14 @@ async fn the_lease_of_a_subscriber_ends_no_later_than_its_replicas() {
         if lower.is_zero() {
             break;
         }
-        assert!(!far.asks(0).await);
+        assert!(!far.looks_up(0).await);
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(far.asks(0).await);
+    assert!(far.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_cut_off_answers_until_its_lease_ends_and_then_not_at_all() {
+async fn partitioned_subscriber_uses_its_cache_until_its_lease_ends() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -325,7 +332,7 @@ async fn one_that_is_cut_off_answers_until_its_lease_ends_and_then_not_at_all() 
         sleep(Duration::from_millis(20)).await;
     }
     assert!(world.clock.elapsed() - cut_at <= LEASE);
-    // The change meanwhile finds nobody to wait for any more.
+    // The next change does not wait for it.
     sleep(LEASE).await;
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
@@ -340,23 +347,23 @@ async fn one_that_is_cut_off_answers_until_its_lease_ends_and_then_not_at_all() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_never_arrived_is_waited_for_like_one_that_did() {
+async fn change_waits_for_a_lease_whose_response_was_lost() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.0.loses_answers.store(true, Ordering::SeqCst);
-    sleep(LEASE / 2).await; // polls go on arriving, and acknowledge nothing new
+    far.link.0.loses_responses.store(true, Ordering::SeqCst);
+    sleep(LEASE / 2).await; // polls still arrive, but acknowledge nothing new
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(
         far.verifier.stats().lease_left.is_zero(),
-        "nothing is answered from before"
+        "no key is verified from the cache"
     );
-    assert!(world.clock.elapsed() > since, "it was waited for");
+    assert!(world.clock.elapsed() > since, "the change waited");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_left_is_not_waited_for() {
+async fn change_does_not_wait_for_an_ended_subscription() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -369,7 +376,7 @@ async fn who_has_left_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_stops_stays_listed_until_its_subscribers_leases_are_over() {
+async fn stopping_replica_keeps_its_row_until_subscriber_leases_end() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -388,7 +395,7 @@ async fn a_replica_that_stops_stays_listed_until_its_subscribers_leases_are_over
             .unwrap()
             .outcome,
         Ok(()),
-        "by asking"
+        "the key is looked up"
     );
 }
 
@@ -420,7 +427,7 @@ async fn stopping_replica_does_not_wait_for_a_long_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_without_a_lease_grants_none() {
+async fn replica_without_a_lease_grants_none() {
     let world = World::new(1).await;
     let clock = tollkey_verifier::testing::ManualClock::default();
     let replica = leaseless(&world.source, &clock).await;
@@ -440,7 +447,7 @@ async fn a_replica_without_a_lease_grants_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn between_replicas_nothing_has_to_be_forgotten() {
+async fn subscriber_keeps_its_cache_between_replicas() {
     let world = World::new(2).await;
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
@@ -451,10 +458,10 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     for to in [1, 0, 1] {
         far.link.0.to.store(to, Ordering::SeqCst);
         sleep(LEASE).await;
-        assert!(!far.asks(0).await);
+        assert!(!far.looks_up(0).await);
     }
     assert_eq!(far.verifier.stats().resets, 0);
-    // The one it left goes by the lease it granted last; the other one is answered at once.
+    // The lease from the first replica has ended, and the poll that waits at the other one returns immediately.
     sleep(LEASE).await;
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify();
@@ -462,35 +469,35 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     other.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     assert_eq!(
-        (far.outcome(0).await, far.asks(1).await),
+        (far.outcome(0).await, far.looks_up(1).await),
         (Err(Denial::Revoked), false)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_replica_that_is_behind_says_is_not_remembered() {
+async fn response_of_a_lagging_replica_is_not_cached() {
     let world = World::new(1).await;
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
     assert_eq!(other.outcome(0).await, Ok(()));
     far.link.0.look_up_at.store(1, Ordering::SeqCst);
     let (seq, since) = world.revoke(0);
-    world.one.verifier.notify(); // and not the other
+    world.one.verifier.notify(); // but not the other replica
     sleep(Duration::from_millis(10)).await;
     assert_eq!(far.verifier.stats().seq, seq);
     assert_eq!(
         far.outcome(0).await,
         Ok(()),
-        "the change is not settled yet"
+        "the change is not propagated yet"
     );
-    assert!(far.asks(0).await, "it was not remembered");
+    assert!(far.looks_up(0).await, "the key was not cached");
     other.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_that_is_refused_tells_nothing() {
+async fn usage_of_a_rejected_poll_is_not_counted() {
     let world = World::new(1).await;
     let poll = |n: u16| Poll {
         subscriber: VerifierId::from_bytes(u128::from(n).to_be_bytes()),
@@ -512,17 +519,17 @@ async fn a_poll_that_is_refused_tells_nothing() {
         assert_eq!(
             world.one.verifier.poll(poll(n)).await,
             Err(PollError::Rejected),
-            "there is no room"
+            "there are too many subscribers"
         );
     }
-    let told = std::iter::from_fn(|| {
+    let counted = std::iter::from_fn(|| {
         Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty())
     });
-    assert_eq!(told.flatten().map(|row| row.count).sum::<u64>(), 1024);
+    assert_eq!(counted.flatten().map(|row| row.count).sum::<u64>(), 1024);
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counted_as_far() {
+async fn restored_database_with_the_same_counter_clears_caches() {
     let world = World::new(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     world.revoke(0);
@@ -532,7 +539,7 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
         (far.outcome(0).await, far.outcome(1).await),
         (Err(Denial::Revoked), Ok(()))
     );
-    // Restored to before the revocation, and changed as often again before anybody looked.
+    // The database is restored to before the revocation, and has the same counter again before the log is read.
     world.source.restore(Seq(0));
     world.revoke(1);
     assert_eq!(world.source.position().seq, Seq(1));
@@ -554,7 +561,7 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_changes_than_one_answer_holds_are_applied_before_there_is_a_lease() {
+async fn lease_is_granted_only_after_all_batches_of_changes() {
     let world = World::new(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -576,12 +583,12 @@ async fn more_changes_than_one_answer_holds_are_applied_before_there_is_a_lease(
     assert_eq!(
         (stats.seq, stats.resets),
         (Seq(1201), 0),
-        "all of them one by one"
+        "all changes were applied"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
+async fn usage_of_a_failed_poll_is_sent_again() {
     let world = World::new(3).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     far.link.set_cut(true);
@@ -604,18 +611,18 @@ async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
     sleep(Duration::from_secs(2)).await; // these polls fail, with the counts in them
     far.link.set_cut(false);
     sleep(Duration::from_secs(2)).await;
-    let mut told: Vec<_> = world
+    let mut counted: Vec<_> = world
         .one
         .verifier
         .take_usage()
         .iter()
         .map(|row| (row.outcome, row.count))
         .collect();
-    told.sort_unstable();
-    assert_eq!(told, [(None, 5), (Some(Denial::WrongMode), 1)]);
+    counted.sort_unstable();
+    assert_eq!(counted, [(None, 5), (Some(Denial::WrongMode), 1)]);
     let outcomes: Vec<_> = world.one.verifier.take_outcomes().into_iter().collect();
-    assert_eq!(outcomes, told);
-    // What is left at the end goes with the farewell.
+    assert_eq!(outcomes, counted);
+    // The remaining usage is sent with the end of the subscription.
     assert_eq!(far.outcome(1).await, Ok(()));
     far.shutdown.send(()).unwrap();
     far.task.await.unwrap();
@@ -631,14 +638,14 @@ async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
     );
 }
 
-/// What a replica was told, added up.
-fn told(replica: &Verifier<MemorySource>) -> u64 {
+/// Takes all usage of a replica and returns the sum of its counts.
+fn total_usage(replica: &Verifier<MemorySource>) -> u64 {
     let batches = std::iter::from_fn(|| Some(replica.take_usage()).filter(|rows| !rows.is_empty()));
     batches.flatten().map(|row| row.count).sum()
 }
 
 #[tokio::test(start_paused = true)]
-async fn usage_in_flight_at_a_graceful_end_counts_once() {
+async fn usage_in_flight_at_a_graceful_stop_counts_once() {
     let world = World::new(1).await;
     let other = world.another(2).await;
     let replicas = [&world.one.verifier, &other.verifier];
@@ -649,11 +656,11 @@ async fn usage_in_flight_at_a_graceful_end_counts_once() {
             assert_eq!(far.outcome(0).await, Ok(()));
             used += 1;
         }
-        // The next poll takes these along and hangs; a few more come after it.
+        // The next poll carries this usage and waits; one more use comes after it.
         far.until_poll_has_usage().await;
         assert_eq!(far.outcome(0).await, Ok(()));
         used += 1;
-        // The end of every second one goes to another replica than its last poll.
+        // Every second subscriber ends its subscription at another replica than its last poll.
         far.link.0.to.store(usize::from(id % 2), Ordering::SeqCst);
         far.shutdown.send(()).unwrap();
         let stopped_at = world.clock.elapsed();
@@ -662,11 +669,11 @@ async fn usage_in_flight_at_a_graceful_end_counts_once() {
         assert!(took <= LEASE / 3, "{took:?}");
     }
     sleep(LEASE).await;
-    assert_eq!(replicas.map(told).iter().sum::<u64>(), used);
+    assert_eq!(replicas.map(total_usage).iter().sum::<u64>(), used);
 }
 
 #[tokio::test(start_paused = true)]
-async fn subscriber_that_stops_answers_nothing_from_memory() {
+async fn stopping_subscriber_uses_no_cached_key() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
@@ -680,7 +687,7 @@ async fn subscriber_that_stops_answers_nothing_from_memory() {
     let before = far.link.0.finds.load(Ordering::SeqCst);
     let _ = far.verifier.verify(&text(0), &Need::default()).await;
     assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
-    // A revocation does not wait for it.
+    // A revocation does not wait for the subscriber.
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
@@ -689,10 +696,10 @@ async fn subscriber_that_stops_answers_nothing_from_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn end_of_a_subscription_is_repeated_within_a_limit() {
+async fn end_of_a_subscription_is_retried_within_a_limit() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    // No usage is in flight, so nothing is waited for but the end itself.
+    // No usage is in flight, so the subscriber waits only for the end itself.
     far.link.set_cut(true);
     far.shutdown.send(()).unwrap();
     sleep(Duration::from_secs(1)).await;
@@ -724,7 +731,7 @@ async fn end_of_a_subscription_is_repeated_within_a_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn usage_counts_once_however_often_its_responses_are_lost() {
+async fn usage_counts_once_when_responses_are_lost() {
     let world = World::new(1).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for round in 1..6_u64 {
@@ -732,12 +739,12 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
             assert_eq!(far.outcome(0).await, Ok(()));
         }
         far.until_poll_has_usage().await;
-        far.link.0.loses_answers.store(true, Ordering::SeqCst);
-        // Longer than a lease: the replica remembers the poll although it has forgotten the lease.
+        far.link.0.loses_responses.store(true, Ordering::SeqCst);
+        // Longer than a lease: the replica still knows the poll although the lease has ended.
         sleep(2 * LEASE).await;
-        far.link.0.loses_answers.store(false, Ordering::SeqCst);
+        far.link.0.loses_responses.store(false, Ordering::SeqCst);
         sleep(LEASE).await;
-        assert_eq!(told(&world.one.verifier), round);
+        assert_eq!(total_usage(&world.one.verifier), round);
     }
     assert_eq!(
         far.verifier.id(),
@@ -762,16 +769,19 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
     for n in 0..2000_u64 {
         world.source.change(&text(1), |_| {});
         replicas.iter().for_each(|replica| replica.notify());
-        // Now and then one replica gets several polls in a row, and the others none for longer than 16 polls.
+        // At times one replica gets more than 16 polls in a row, and the others none.
         far.link.0.balances.store(n % 40 < 15, Ordering::SeqCst);
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
-    assert_eq!((far.verifier.stats().resets, far.asks(0).await), (0, false));
+    assert_eq!(
+        (far.verifier.stats().resets, far.looks_up(0).await),
+        (0, false)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves() {
+async fn processes_that_share_an_id_take_new_ids() {
     let world = World::new(1).await;
     let shared = VerifierId::from_bytes([7; 16]);
     let one = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
@@ -780,18 +790,21 @@ async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves
     let ids = [one.verifier.id(), other.verifier.id()];
     assert!(ids[0] != ids[1] && !ids.contains(&shared), "{ids:?}");
     for far in [&one, &other] {
-        assert_eq!((far.outcome(0).await, far.asks(0).await), (Ok(()), false));
+        assert_eq!(
+            (far.outcome(0).await, far.looks_up(0).await),
+            (Ok(()), false)
+        );
     }
     assert_eq!(world.one.verifier.stats().subscribers, 2);
 
-    // One of them acknowledges a revocation, the other one is frozen with its lease.
-    let (frozen, link) = other.freeze().await;
+    // One subscriber acknowledges a revocation; the other is paused with its lease.
+    let (paused, link) = other.freeze().await;
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(one.outcome(0).await, Err(Denial::Revoked));
     let finds = link.0.finds.load(Ordering::SeqCst);
-    let outcome = frozen
+    let outcome = paused
         .verify(&text(0), &Need::default())
         .await
         .unwrap()
@@ -803,19 +816,19 @@ async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves
 }
 
 #[tokio::test(start_paused = true)]
-async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
+async fn clone_cannot_acknowledge_for_the_original_process() {
     let world = World::new(1).await;
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
     sleep(LEASE / 2).await;
-    // A snapshot while a poll waits: the clone has the ID, the polls that had a response, and the lease.
+    // A snapshot is taken while a poll waits: the clone has the ID, the previous polls and the lease.
     let copied = far.link.0.last_poll.lock().unwrap().clone().unwrap();
     let previous = copied.ids.as_ref().unwrap().previous.clone();
     sleep(LEASE / 2).await;
-    let (frozen, link) = far.freeze().await;
+    let (paused, link) = far.freeze().await;
 
-    // The clone goes on where it was. It applies the revocation of whatever key, and acknowledges it.
+    // The clone continues from there. It applies the revocation, and acknowledges it.
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify();
     other.verifier.notify();
@@ -862,7 +875,7 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
         "the lease of the first process is waited for"
     );
     let finds = link.0.finds.load(Ordering::SeqCst);
-    let outcome = frozen
+    let outcome = paused
         .verify(&text(0), &Need::default())
         .await
         .unwrap()
@@ -871,11 +884,11 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
         (outcome, link.0.finds.load(Ordering::SeqCst)),
         (Err(Denial::Revoked), finds + 1)
     );
-    // It continues as another subscriber, with nothing in its memory and nothing counted twice.
-    let back = tokio::spawn(frozen.clone().subscribe(pending()));
+    // The first process continues as another subscriber.
+    let back = tokio::spawn(paused.clone().subscribe(pending()));
     sleep(LEASE).await;
-    assert_ne!(frozen.id(), VerifierId::from_bytes([7; 16]));
-    assert!(!frozen.stats().lease_left.is_zero());
+    assert_ne!(paused.id(), VerifierId::from_bytes([7; 16]));
+    assert!(!paused.stats().lease_left.is_zero());
     back.abort();
 }
 
@@ -935,17 +948,17 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn look_ups_go_on_when_the_poll_is_rejected_or_nothing_polls() {
+async fn look_ups_are_sent_when_polls_are_rejected_or_stopped() {
     let world = World::new(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
     far.link.set_hanging(true);
     sleep(2 * LEASE).await;
-    // The subscription ends badly while a response is overdue.
-    let (frozen, link) = far.freeze().await;
+    // The subscription is aborted while a response is overdue.
+    let (paused, link) = far.freeze().await;
     link.set_hanging(false);
     assert_eq!(
-        frozen
+        paused
             .verify(&text(1), &Need::default())
             .await
             .unwrap()
@@ -967,7 +980,7 @@ async fn look_ups_go_on_when_the_poll_is_rejected_or_nothing_polls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn subscription_that_is_not_polled_is_logged_once_in_a_while() {
+async fn stalled_subscription_is_logged_every_30_seconds() {
     let log = Log::default();
     let _guard = tracing::subscriber::set_default(log.clone());
     let world = World::new(2).await;
@@ -979,10 +992,10 @@ async fn subscription_that_is_not_polled_is_logged_once_in_a_while() {
     assert_eq!(
         log.errors(),
         0,
-        "it is polled, and the server does not respond"
+        "the subscription is polled, but the server does not respond"
     );
     far.link.set_hanging(false);
-    let (frozen, _link) = far.freeze().await;
+    let (paused, _link) = far.freeze().await;
     for seconds in 0..100 {
         let errors = log.errors();
         assert_eq!(
@@ -994,12 +1007,11 @@ async fn subscription_that_is_not_polled_is_logged_once_in_a_while() {
             },
             "after {seconds} s"
         );
-        let _ = frozen.verify(&text(0), &Need::default()).await;
+        let _ = paused.verify(&text(0), &Need::default()).await;
         sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Counts errors.
 #[derive(Clone, Default)]
 struct Log(Arc<AtomicUsize>);
 
@@ -1032,7 +1044,7 @@ impl tracing::Subscriber for Log {
 }
 
 #[test]
-fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
+fn under_load_no_subscriber_accepts_a_revoked_key() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_time()

@@ -1,4 +1,4 @@
-//! Counting: nothing is lost, nothing twice, and a hit does not allocate.
+//! Usage counts: every verification is counted once, and a cache hit does not allocate.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,7 +14,6 @@ use crate::world::{World, text};
 
 const TODAY: i32 = (START / 86_400) as i32;
 
-/// Everything counted, by key, day and outcome.
 fn sums(rows: &[Usage]) -> BTreeMap<(String, i32, Option<&'static str>), u64> {
     let mut sums = BTreeMap::new();
     for row in rows {
@@ -31,11 +30,11 @@ fn id(n: usize) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_outcome_is_counted_per_key_whether_asked_for_or_remembered() {
+async fn outcomes_of_cached_and_looked_up_keys_are_counted() {
     let world = World::new(2).await;
-    let mut bound = record(&text(1));
-    bound.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-    world.source.put(&text(1), bound);
+    let mut restricted = record(&text(1));
+    restricted.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    world.source.put(&text(1), restricted);
     for _ in 0..3 {
         assert_eq!(world.one.outcome(0).await, Ok(()));
         assert_eq!(world.one.outcome(1).await, Err(Denial::IpNotAllowed));
@@ -65,7 +64,7 @@ async fn each_outcome_is_counted_per_key_whether_asked_for_or_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_forgotten_meanwhile_is_counted_in_one_row() {
+async fn evicted_key_is_counted_in_one_row() {
     let world = World::new(1).await;
     assert_eq!(
         (world.one.outcome(0).await, world.one.outcome(0).await),
@@ -86,7 +85,7 @@ async fn what_was_forgotten_meanwhile_is_counted_in_one_row() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_written_down_comes_again() {
+async fn usage_that_is_put_back_is_returned_again() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let rows = world.one.verifier.take_usage();
@@ -103,7 +102,7 @@ async fn what_could_not_be_written_down_comes_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_day_is_a_new_row() {
+async fn new_day_starts_a_new_row() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let rows = world.one.verifier.take_usage();
@@ -183,7 +182,7 @@ async fn outcomes_are_counted_once_when_writing_fails() {
 }
 
 #[test]
-fn nothing_is_lost_or_counted_twice_while_others_fetch() {
+fn concurrent_uses_and_fetches_count_each_use_once() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_time()
@@ -236,11 +235,11 @@ fn nothing_is_lost_or_counted_twice_while_others_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hit_does_not_allocate() {
+async fn cache_hit_does_not_allocate() {
     let world = World::new(1).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let key = text(0);
-    // The first ones may set up what a thread keeps for itself.
+    // The first hit may initialize thread-local state.
     world
         .one
         .verifier

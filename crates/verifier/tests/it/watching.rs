@@ -1,4 +1,4 @@
-//! Requests that go on are told when their key can no longer be used.
+//! Requests that continue after they were authorized are notified when their key can no longer be used.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tollkey_verifier::{Settings, testing::record};
 
 use crate::world::{LEASE, World, text};
 
-/// Waits until key `n` can no longer be used, as a request does that was authorized now.
+/// Authorizes a request with key `n` and spawns a task that waits until the key can no longer be used.
 async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
     let reserved = world
         .one
@@ -22,14 +22,14 @@ async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
     let key = reserved.expect("the key is allowed").key().clone();
     let verifier = world.one.verifier.clone();
     let watching = tokio::spawn(async move { verifier.until_unusable(&key).await });
-    // It has read its key and waits.
+    // By now the task has read the key and waits.
     sleep(Duration::from_millis(1)).await;
     assert!(!watching.is_finished());
     watching
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchers_of_a_key_are_told_of_its_revocation() {
+async fn watchers_are_notified_of_the_revocation_of_their_key() {
     let world = World::new(2).await;
     let (first, second, other) = (
         watch(&world, 0).await,
@@ -38,16 +38,16 @@ async fn watchers_of_a_key_are_told_of_its_revocation() {
     );
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
-    let told = timeout(Duration::from_millis(1), async {
+    let notified = timeout(Duration::from_millis(1), async {
         (first.await.unwrap(), second.await.unwrap())
     });
-    assert_eq!(told.await, Ok((Denial::Revoked, Denial::Revoked)));
+    assert_eq!(notified.await, Ok((Denial::Revoked, Denial::Revoked)));
     sleep(Duration::from_secs(3600)).await;
-    assert!(!other.is_finished(), "another key is not concerned");
+    assert!(!other.is_finished(), "the other key is still valid");
 }
 
 #[tokio::test(start_paused = true)]
-async fn watched_key_may_have_been_evicted_to_make_room() {
+async fn evicted_key_is_still_watched() {
     let world = World::with(
         5,
         Settings {
@@ -91,17 +91,17 @@ async fn change_that_leaves_the_key_usable_ends_no_request() {
 async fn watched_key_expires_on_time() {
     let world = World::new(0).await;
     let mut expiring = record(&text(0));
-    let (begun, lifetime) = (world.clock.elapsed(), Duration::from_secs(3000));
+    let (began_at, lifetime) = (world.clock.elapsed(), Duration::from_secs(3000));
     expiring.key.grants.expires_at = Some(world.clock.now() + lifetime);
     world.source.put(&text(0), expiring);
     let denial = watch(&world, 0).await.await.unwrap();
     assert_eq!(denial, Denial::Expired);
-    let late = world.clock.elapsed() - begun - lifetime;
+    let late = world.clock.elapsed() - began_at - lifetime;
     assert!(late < Duration::from_millis(10), "{late:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn watchers_go_on_waiting_while_the_source_does_not_respond() {
+async fn watchers_keep_waiting_while_the_source_does_not_respond() {
     let world = World::new(1).await;
     let watching = watch(&world, 0).await;
     world.source.set_down(true);

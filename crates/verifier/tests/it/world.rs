@@ -1,4 +1,4 @@
-//! What the tests have in common.
+//! Helpers that the tests share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use tollkey_verifier::{
 
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
 
-/// The text of a key: as many different ones as there are numbers.
+/// Returns key number `n`.
 pub(crate) fn text(n: usize) -> String {
     format!("ck_test_{n:032}")
 }
 
-/// A source with that many keys, and a verifier that keeps its lease, on tokio's paused clock.
+/// A source with keys and a verifier that keeps its lease, on tokio's clock.
 pub(crate) struct World {
     pub(crate) source: MemorySource,
     pub(crate) clock: Arc<TokioClock>,
@@ -41,12 +41,11 @@ impl World {
         Self { source, clock, one }
     }
 
-    /// One more verifier of the same source.
     pub(crate) async fn another(&self, id: u8) -> Running {
         Running::start(id, &self.source, &self.clock, Settings::default()).await
     }
 
-    /// Revokes a key, as a server does: the change, then what [`Verifier::wait_until_propagated`] has to know of it.
+    /// Revokes a key, as a server does. Returns the arguments of [`Verifier::wait_until_propagated`].
     pub(crate) fn revoke(&self, n: usize) -> (Seq, Duration) {
         let seq = self.source.change(&text(n), |record| {
             record.key.revoked_at = Some(self.clock.now())
@@ -55,7 +54,6 @@ impl World {
     }
 }
 
-/// A verifier and the task that keeps its lease.
 pub(crate) struct Running {
     pub(crate) verifier: Verifier<MemorySource>,
     shutdown: oneshot::Sender<()>,
@@ -87,19 +85,18 @@ impl Running {
         }
     }
 
-    /// Ends it in good order.
     pub(crate) async fn stop(self) -> Verifier<MemorySource> {
         self.shutdown.send(()).unwrap();
         self.task.await.unwrap();
         self.verifier
     }
 
-    /// Waits until its task has ended by itself.
+    /// Waits until the task has ended by itself.
     pub(crate) async fn ended(self) {
         self.task.await.unwrap();
     }
 
-    /// Ends it as a crash or a pause would: its row stays, nothing is renewed, what it holds it keeps.
+    /// Ends the task as a crash or a pause would: the verifier's row stays, and its lease and cache are kept but not renewed.
     pub(crate) async fn freeze(self) -> Verifier<MemorySource> {
         self.task.abort();
         let _ = self.task.await;
@@ -117,15 +114,14 @@ impl Running {
         self.verify(n).await.outcome
     }
 
-    /// Whether verifying that key asks the source.
-    pub(crate) async fn asks(&self, n: usize) -> bool {
+    pub(crate) async fn looks_up(&self, n: usize) -> bool {
         let before = self.verifier.source().finds();
         self.verify(n).await;
         self.verifier.source().finds() > before
     }
 }
 
-/// A verifier without a lease, on a clock that moves only by hand: every verification asks the source.
+/// Returns a verifier without a lease: every verification looks the key up at the source.
 pub(crate) async fn leaseless(
     source: &MemorySource,
     clock: &ManualClock,

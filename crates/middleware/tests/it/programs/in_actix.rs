@@ -337,7 +337,7 @@ impl ResponseError for AppError {
 }
 
 #[actix_web::test]
-async fn rejection_is_one_of_the_application_s_errors() {
+async fn rejection_converts_into_an_application_error() {
     async fn buy(key: VerifiedKey) -> Result<String, AppError> {
         key.require(Requirement::scopes([Scope::SESSIONS_WRITE]).mode(Mode::Live))?;
         Err(AppError::SoldOut)
@@ -362,7 +362,7 @@ async fn rejection_is_one_of_the_application_s_errors() {
 }
 
 #[actix_web::test]
-async fn key_is_optional_where_a_layer_says_so() {
+async fn key_is_optional_in_an_optional_layer() {
     async fn home(key: Option<VerifiedKey>) -> String {
         key.map_or_else(
             || "welcome".to_owned(),

@@ -117,7 +117,7 @@ async fn scopes_are_required_in_any_form() {
 }
 
 #[tokio::test]
-async fn scope_of_a_whole_router_is_required_once() {
+async fn scope_is_required_for_a_whole_router() {
     let keys = TestKeys::new();
     let guard = keys.guard().await.expect("a guard");
     let key = keys.add(Family::Application, Mode::Live, |key| {
@@ -137,7 +137,7 @@ async fn scope_of_a_whole_router_is_required_once() {
         ),
         (403, 200)
     );
-    // Or at the layer.
+    // Alternatively, at the layer.
     let app = Router::new()
         .route("/links", get(account))
         .layer(TollkeyLayer::new(guard).require("links:read"));
@@ -263,7 +263,7 @@ impl IntoResponse for AppError {
 }
 
 #[tokio::test]
-async fn rejection_is_one_of_the_application_s_errors() {
+async fn rejection_converts_into_an_application_error() {
     async fn buy(key: VerifiedKey) -> Result<String, AppError> {
         key.require(Requirement::scopes([Scope::SESSIONS_WRITE]).mode(Mode::Live))?;
         Err(AppError::SoldOut)
@@ -284,7 +284,7 @@ async fn rejection_is_one_of_the_application_s_errors() {
 }
 
 #[tokio::test]
-async fn key_is_optional_where_a_layer_says_so() {
+async fn key_is_optional_in_an_optional_layer() {
     async fn home(key: Option<VerifiedKey>) -> String {
         key.map_or_else(
             || "welcome".to_owned(),
@@ -596,7 +596,7 @@ async fn extractor_of_the_application_extracts_the_key() {
 async fn layers_are_composed_with_tower() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |_| {});
-    // The first one is the outermost here.
+    // In a `ServiceBuilder`, the first layer is the outermost.
     let layers = ServiceBuilder::new()
         .map_response(|response: Response| response)
         .layer(TollkeyLayer::new(keys.guard().await.expect("a guard")).require("links:read"))

@@ -1,5 +1,5 @@
-//! Small programs against both crates, written as a reader of the documentation would write them. Each takes every name of ours
-//! from `tollkey_axum` or `tollkey_actix` alone, and both kinds share one library.
+//! Small programs as a reader of the documentation would write them. Each imports only from `tollkey_axum` or
+//! `tollkey_actix`, and both share a library.
 
 mod in_actix;
 mod in_axum;
@@ -21,7 +21,7 @@ mod library {
         )
     }
 
-    /// The label of a metric about rejections.
+    /// Returns the label of a rejection for a metric.
     pub fn label(rejection: &Rejection) -> &'static str {
         match rejection.denial() {
             Some(Denial::InsufficientScope) => "scope",

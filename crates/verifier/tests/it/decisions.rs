@@ -1,5 +1,4 @@
-//! Each denial reaches the caller, whether the key is remembered or asked for; what is judged is judged at the
-//! time of the request.
+//! Decisions on looked-up and cached keys: every denial is returned, and each decision is made at the time of the request.
 
 use std::time::Duration;
 
@@ -11,33 +10,33 @@ use tollkey_verifier::testing::{ManualClock, MemorySource, account, record};
 
 use crate::world::{World, leaseless, text};
 
-/// Verifies key 0, as the source had it and then from memory; both must say the same.
+/// Verifies key 0 by a look-up and then from the cache, and checks that both outcomes are the same.
 async fn outcome(change: impl FnOnce(&mut Record), need: Need<'_>) -> Result<(), Denial> {
     let world = World::new(0).await;
     let mut changed = record(&text(0));
     change(&mut changed);
     world.source.put(&text(0), changed);
-    let asked = world.one.verifier.verify(&text(0), &need).await.unwrap();
-    let remembered = world.one.verifier.verify(&text(0), &need).await.unwrap();
+    let looked_up = world.one.verifier.verify(&text(0), &need).await.unwrap();
+    let cached = world.one.verifier.verify(&text(0), &need).await.unwrap();
     assert_eq!(world.source.finds(), 1);
-    if asked.outcome != Err(Denial::UnknownKey) {
+    if looked_up.outcome != Err(Denial::UnknownKey) {
         assert_eq!(
-            asked.record.unwrap().key.id,
-            remembered.record.as_ref().unwrap().key.id
+            looked_up.record.unwrap().key.id,
+            cached.record.as_ref().unwrap().key.id
         );
     }
-    assert_eq!(asked.outcome, remembered.outcome);
-    assert_eq!(remembered.allowed().is_some(), remembered.outcome.is_ok());
-    remembered.outcome
+    assert_eq!(looked_up.outcome, cached.outcome);
+    assert_eq!(cached.allowed().is_some(), cached.outcome.is_ok());
+    cached.outcome
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_without_restrictions_may() {
+async fn key_without_restrictions_is_allowed() {
     assert_eq!(outcome(|_| (), Need::default()).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_denial_reaches_the_caller() {
+async fn every_denial_is_returned() {
     let now = ManualClock::default().now();
     let none = Need::default();
     assert_eq!(
@@ -65,10 +64,10 @@ async fn each_denial_reaches_the_caller() {
         client_ip: Some([192, 0, 2, 1].into()),
         ..none
     };
-    let networks =
+    let allowed_ips_only =
         |it: &mut Record| it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     assert_eq!(
-        outcome(networks, elsewhere).await,
+        outcome(allowed_ips_only, elsewhere).await,
         Err(Denial::IpNotAllowed)
     );
     let scoped = |it: &mut Record| {
@@ -119,17 +118,17 @@ async fn each_denial_reaches_the_caller() {
         outcome(|_| (), Need { scopes, ..none }).await,
         Err(Denial::InsufficientScope)
     );
-    let once = RateLimit::new(1, 60).ok();
+    let once_a_minute = RateLimit::new(1, 60).ok();
     let world = World::new(0).await;
     let mut limited = record(&text(0));
-    limited.key.grants.rate_limit = once;
+    limited.key.grants.rate_limit = once_a_minute;
     world.source.put(&text(0), limited);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(world.one.outcome(0).await, Err(Denial::RateLimited));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_the_viewer_may_not_see_is_like_one_that_never_was() {
+async fn key_that_the_viewer_may_not_see_is_unknown() {
     let (acme, other) = (account("acme"), account("other"));
     let viewer = |account_id, mode| Need {
         viewer: Some(Viewer { account_id, mode }),
@@ -160,12 +159,12 @@ async fn a_key_the_viewer_may_not_see_is_like_one_that_never_was() {
     }
     assert!(
         world.one.verifier.take_usage().is_empty(),
-        "who may not see a key is not counted on it"
+        "a viewer that may not see the key is not counted"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_not_the_shape_of_a_key_is_unknown_without_a_look() {
+async fn malformed_key_is_unknown_without_a_look_up() {
     let world = World::new(1).await;
     world.source.set_down(true);
     let service_key = format!("tks_{}", "a".repeat(32));
@@ -192,7 +191,7 @@ async fn what_has_not_the_shape_of_a_key_is_unknown_without_a_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_prefix_of_rfc_8959_is_accepted() {
+async fn prefix_of_rfc_8959_is_accepted() {
     let world = World::new(1).await;
     let presented = format!("secret-token:{}", text(0));
     for _ in 0..2 {
@@ -207,29 +206,29 @@ async fn the_prefix_of_rfc_8959_is_accepted() {
             Ok(())
         );
     }
-    assert!(!world.one.asks(0).await, "it is the same key");
+    assert!(!world.one.looks_up(0).await, "it is the same key");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_remembered_key_expires_when_it_expires() {
+async fn cached_key_expires_on_time() {
     let world = World::new(0).await;
-    let mut ends = record(&text(0));
-    ends.key.grants.expires_at = Some(world.clock.now() + Duration::from_secs(10));
-    world.source.put(&text(0), ends);
+    let mut expiring = record(&text(0));
+    expiring.key.grants.expires_at = Some(world.clock.now() + Duration::from_secs(10));
+    world.source.put(&text(0), expiring);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Expired));
-    assert_eq!(world.source.finds(), 1, "it was judged from memory");
+    assert_eq!(world.source.finds(), 1, "it was verified from the cache");
 }
 
 #[tokio::test]
-async fn expiry_follows_the_wall_clock_even_when_that_is_set() {
+async fn expiration_follows_a_wall_clock_that_is_set() {
     let (source, clock) = (MemorySource::default(), ManualClock::default());
-    let mut ends = record(&text(0));
-    ends.key.grants.expires_at = Some(clock.now() + Duration::from_secs(10));
-    source.put(&text(0), ends);
+    let mut expiring = record(&text(0));
+    expiring.key.grants.expires_at = Some(clock.now() + Duration::from_secs(10));
+    source.put(&text(0), expiring);
     let verifier = leaseless(&source, &clock).await;
     assert_eq!(
         verifier
@@ -251,7 +250,7 @@ async fn expiry_follows_the_wall_clock_even_when_that_is_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_in_what_can_be_printed() {
+async fn debug_output_contains_no_key() {
     let world = World::new(1).await;
     let verdict = world.one.verify(0).await;
     let printed = format!(
