@@ -304,7 +304,8 @@ impl Guard {
 
     /// Returns the rejection for a requirement that the guard cannot check. The cause has been logged.
     pub(crate) fn misconfigured(&self, form: RejectionForm) -> Rejection {
-        let detail = "The route requires something unknown; its operator's log says what.";
+        let detail =
+            "The requirement of the route is not valid. The log of the application has the cause.";
         self.reject(Problem::new(ProblemCode::InvalidRequirement, detail), form)
     }
 

@@ -303,7 +303,7 @@ async fn cache_of_size_zero_caches_nothing() {
 async fn concurrent_look_ups_of_a_key_cache_it_once() {
     let world = World::new(1).await;
     let held = world.source.hold().await;
-    let look_up: Vec<_> = (0..5)
+    let look_ups: Vec<_> = (0..5)
         .map(|_| {
             let verifier = world.one.verifier.clone();
             tokio::spawn(async move {
@@ -319,7 +319,7 @@ async fn concurrent_look_ups_of_a_key_cache_it_once() {
         tokio::task::yield_now().await;
     }
     drop(held);
-    for look_up in look_up {
+    for look_up in look_ups {
         assert_eq!(look_up.await.unwrap(), Ok(()));
     }
     assert_eq!(world.one.verifier.stats().entries, 1);

@@ -108,14 +108,14 @@ fn limit_is_exact_under_parallel_requests() {
         .unwrap();
     runtime.block_on(async {
         let world = Arc::new(limited(50, 86_400, Settings::default()).await);
-        let request: Vec<_> = (0..200)
+        let requests: Vec<_> = (0..200)
             .map(|_| {
                 let world = Arc::clone(&world);
                 tokio::spawn(async move { world.one.outcome(0).await })
             })
             .collect();
         let mut allowed = 0;
-        for request in request {
+        for request in requests {
             match request.await.unwrap() {
                 Ok(()) => allowed += 1,
                 other => assert_eq!(other, Err(Denial::RateLimited)),
