@@ -418,6 +418,7 @@ impl Store {
         })
     }
 
+    /// Returns the database system of the store.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.inner.target.backend()
