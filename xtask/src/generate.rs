@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, KeyText, Mode, RateLimit,
-    Scope, Timestamp, metadata::Metadata,
+    AccountId, ApiKey, Application, Digest, Family, Id, IpList, Mode, PlainKey, RateLimit,
+    Restrictions, Scope, Timestamp, metadata::Metadata,
 };
 use tollkey_store::{OpenOptions, Store};
 use tollkey_verifier::SystemClock;
@@ -81,7 +81,7 @@ impl Population {
             1 => vec![Scope::CUSTOMERS_READ],
             _ => vec![Scope::COMMERCE],
         };
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes,
             allowed_ips: one_in(10, 1)
                 .then(|| IpList::parse(["198.51.100.0/24", "2001:db8::/32"]))
@@ -91,7 +91,7 @@ impl Population {
                 .transpose()?,
             expires_at: one_in(5, 3)
                 .then(|| time(10 * i64::try_from(SPAN_MICROS).unwrap_or(i64::MAX / 10))),
-            ..Grants::default()
+            ..Restrictions::default()
         };
         let metadata = one_in(5, 4).then(|| {
             let object =
@@ -99,7 +99,7 @@ impl Population {
             Metadata::new(object.as_object().cloned().unwrap_or_default())
         });
         let revoked_at = (!self.is_usable(number)).then_some(created_at);
-        let text = KeyText::parse(&text).context("a well-formed key")?;
+        let text = PlainKey::parse(&text).context("a well-formed key")?;
         let family = if is_of_application {
             Family::Application
         } else {
@@ -109,7 +109,7 @@ impl Population {
             application_id: is_of_application
                 .then(|| self.application_id(account, nth / 4 / OF_AN_APPLICATION)),
             name: format!("key {nth}"),
-            grants,
+            restrictions,
             metadata: metadata.transpose()?,
             revoked_at,
             revoked_reason: revoked_at.map(|_| "generated so".to_owned()),
@@ -148,7 +148,7 @@ impl Population {
 
 /// Thirty-two reproducible bytes that look random.
 fn bytes(what: &str, number: u64) -> [u8; 32] {
-    *Digest::of(&format!("tollkey xtask generate: {what} {number}")).as_bytes()
+    *Digest::of_key(&format!("tollkey xtask generate: {what} {number}")).as_bytes()
 }
 
 fn time(micros: i64) -> Timestamp {
@@ -240,7 +240,7 @@ pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tollkey_core::key_text::Kind;
+    use tollkey_core::key_text::CredentialKind;
     use tollkey_store::testing::backends;
 
     use super::*;
@@ -255,8 +255,11 @@ mod tests {
         for number in 0..FEW.keys {
             let (key, digest) = FEW.key(number).unwrap();
             let text = FEW.text(number);
-            assert_eq!(Kind::of(&text), Some(Kind::Key(key.family, Mode::Live)));
-            assert_eq!(digest, Digest::of(&text));
+            assert_eq!(
+                CredentialKind::parse(&text),
+                Some(CredentialKind::Key(key.family, Mode::Live))
+            );
+            assert_eq!(digest, Digest::of_key(&text));
             assert_eq!(FEW.key(number).unwrap(), (key, digest));
         }
         assert_ne!(FEW.text(1), FEW.text(1 + FEW.accounts));
@@ -289,8 +292,9 @@ mod tests {
                     found.application.map(|application| application.id),
                     key.application_id
                 );
-                restricted +=
-                    u32::from(key.grants.rate_limit.is_some() && key.grants.expires_at.is_none());
+                restricted += u32::from(
+                    key.restrictions.rate_limit.is_some() && key.restrictions.expires_at.is_none(),
+                );
                 assert_eq!(found.key, key);
             }
             assert!(restricted > 0);

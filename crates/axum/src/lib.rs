@@ -7,7 +7,7 @@
 //! | [`TollkeyLayer`], [`require`] | the layer around routes, and further requirements of a route |
 //! | [`VerifiedKey`] | the key of a request, as an extractor |
 //! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
-//! | [`Requirement`], [`Merchant`] | what a route requires |
+//! | [`Requirement`], [`MerchantSource`] | what a route requires |
 //! | [`Rejection`] | why a request is rejected, and the response |
 //! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
@@ -131,7 +131,7 @@ where
             guard, requirement, ..
         } = &self.layer;
         if let Some(outer) = request.extensions().get::<Admission>() {
-            outer.give_way_to(guard);
+            outer.cancel_if_same_guard(guard);
         }
         let form = self
             .layer

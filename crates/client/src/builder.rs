@@ -402,7 +402,9 @@ mod tests {
         drop(client.verify("ck_test_EXAMPLE1").await);
         drop(
             client
-                .verify_batch([crate::verification::Question::new("ck_test_EXAMPLE1")])
+                .verify_batch([crate::verification::VerificationRequest::new(
+                    "ck_test_EXAMPLE1",
+                )])
                 .await,
         );
         drop(client.introspect("ck_test_EXAMPLE1").await);
@@ -410,7 +412,7 @@ mod tests {
         drop(
             client
                 .subscription()
-                .lookup(tollkey_core::Digest::of("ck_test_EXAMPLE1"))
+                .lookup(tollkey_core::Digest::of_key("ck_test_EXAMPLE1"))
                 .await,
         );
         drop(client.whoami().await);

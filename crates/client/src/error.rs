@@ -61,14 +61,14 @@ pub(crate) enum Kind {
         request_id: Option<String>,
         why: String,
     },
-    Refused(Box<Refusal>),
+    Rejected(Box<Rejection>),
 }
 
 impl Kind {
     fn is_uncertain(&self) -> bool {
         match self {
             Self::Interrupted | Self::Timeout | Self::Unreadable { .. } => true,
-            Self::Refused(refusal) => refusal.status >= 500,
+            Self::Rejected(rejection) => rejection.status >= 500,
             _ => false,
         }
     }
@@ -76,7 +76,7 @@ impl Kind {
 
 /// A response with an error status.
 #[derive(Debug, Default)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     pub(crate) status: u16,
     pub(crate) code: Option<String>,
     pub(crate) detail: Option<String>,
@@ -85,7 +85,7 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The kind of an [`Error`]. It describes the last attempt; [`Error::may_have_been_done`] also covers earlier ones.
+/// The kind of an [`Error`]. It describes the last attempt; [`Error::may_have_taken_effect`] also covers earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -106,7 +106,7 @@ pub enum ErrorKind {
     /// A response that does not come from Tollkey: not JSON, too long, or without a required field.
     Unreadable,
     /// The server rejected the request: see [`Error::status`] and [`Error::code`].
-    Refused,
+    Rejected,
 }
 
 impl Error {
@@ -187,13 +187,13 @@ impl Error {
             Kind::Timeout => ErrorKind::Timeout,
             Kind::Redirect { .. } => ErrorKind::Redirect,
             Kind::Unreadable { .. } => ErrorKind::Unreadable,
-            Kind::Refused(_) => ErrorKind::Refused,
+            Kind::Rejected(_) => ErrorKind::Rejected,
         }
     }
 
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+    pub(crate) fn rejection(&self) -> Option<&Rejection> {
         match &self.0.kind {
-            Kind::Refused(refusal) => Some(refusal),
+            Kind::Rejected(rejection) => Some(rejection),
             _ => None,
         }
     }
@@ -204,7 +204,7 @@ impl Error {
         match &self.0.kind {
             Kind::Redirect { status } => *status,
             Kind::Unreadable { status, .. } => Some(*status),
-            Kind::Refused(refusal) => Some(refusal.status),
+            Kind::Rejected(rejection) => Some(rejection.status),
             _ => None,
         }
     }
@@ -213,13 +213,13 @@ impl Error {
     /// in capitals and less specific, the values are the same.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
-        self.refusal()?.code.as_deref()
+        self.rejection()?.code.as_deref()
     }
 
     /// The detail of the problem.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
-        self.refusal()?.detail.as_deref()
+        self.rejection()?.detail.as_deref()
     }
 
     /// The request ID (`X-Request-Id`), which the server's logs and audit log also contain.
@@ -227,20 +227,20 @@ impl Error {
     pub fn request_id(&self) -> Option<&str> {
         match &self.0.kind {
             Kind::Unreadable { request_id, .. } => request_id.as_deref(),
-            _ => self.refusal()?.request_id.as_deref(),
+            _ => self.rejection()?.request_id.as_deref(),
         }
     }
 
     /// How long the server wants the client to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.refusal()?.retry_after
+        self.rejection()?.retry_after
     }
 
     /// The invalid fields, each with the rule that it breaks.
     #[must_use]
     pub fn errors(&self) -> &[FieldError] {
-        self.refusal().map_or(&[], |refusal| &refusal.errors)
+        self.rejection().map_or(&[], |rejection| &rejection.errors)
     }
 
     /// Returns whether the call may have taken effect: an attempt, not necessarily the last, had no response, an unreadable one
@@ -257,7 +257,7 @@ impl Error {
     /// # }
     /// ```
     #[must_use]
-    pub fn may_have_been_done(&self) -> bool {
+    pub fn may_have_taken_effect(&self) -> bool {
         self.0.uncertain
     }
 
@@ -339,12 +339,12 @@ impl fmt::Display for Error {
                 f.write_str("a redirect, which is not followed")?;
             }
             Kind::Unreadable { status, why, .. } => write!(f, "{status}: {why}")?,
-            Kind::Refused(refusal) => {
-                write!(f, "{}", refusal.status)?;
-                if let Some(code) = &refusal.code {
+            Kind::Rejected(rejection) => {
+                write!(f, "{}", rejection.status)?;
+                if let Some(code) = &rejection.code {
                     write!(f, " {code}")?;
                 }
-                if let Some(detail) = &refusal.detail {
+                if let Some(detail) = &rejection.detail {
                     write!(f, ": {detail}")?;
                 }
             }

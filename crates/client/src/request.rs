@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     Client, Error, Secret,
     connections::{Connections, Pending},
-    error::{Kind, Refusal},
+    error::{Kind, Rejection},
     retry::{Progress, Repeat, retry_after},
     url_text::{query_value, segment},
 };
@@ -398,7 +398,7 @@ impl Reply {
             200 | 201 if !silent => Err(reply
                 .unreadable("the response is not JSON: is base_url the URL of a Tollkey server?")),
             200..=299 => Err(reply.unreadable("the status is unexpected for this call")),
-            _ => Err(Error::new(Kind::Refused(Box::new(reply.refusal())))),
+            _ => Err(Error::new(Kind::Rejected(Box::new(reply.rejection())))),
         }
     }
 
@@ -428,7 +428,7 @@ impl Reply {
 
     /// Parses an error response: a problem (RFC 9457), the envelope of the account surface, or the response of a proxy. All
     /// fields are optional.
-    fn refusal(self) -> Refusal {
+    fn rejection(self) -> Rejection {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |at: &str| body.pointer(at).and_then(Value::as_str).map(str::to_owned);
         let fields = |at: &str| -> Vec<FieldError> {
@@ -441,28 +441,28 @@ impl Reply {
                 .filter_map(|item| FieldError::deserialize(item).ok())
                 .collect()
         };
-        let refusal = Refusal {
+        let rejection = Rejection {
             status: self.status,
             request_id: self.request_id,
             retry_after: retry_after(&self.headers, SystemTime::now()),
-            ..Refusal::default()
+            ..Rejection::default()
         };
         if body.get("error").is_some_and(Value::is_object) {
-            return Refusal {
+            return Rejection {
                 code: text("/error/details/code")
                     .or(text("/error/code").map(|code| code.to_ascii_lowercase())),
                 detail: text("/error/message"),
                 errors: fields("/error/details/errors"),
-                request_id: refusal.request_id.or(text("/meta/requestId")),
-                ..refusal
+                request_id: rejection.request_id.or(text("/meta/requestId")),
+                ..rejection
             };
         }
-        Refusal {
+        Rejection {
             code: text("/code"),
             detail: text("/detail").or(text("/title")),
             errors: fields("/errors"),
-            request_id: refusal.request_id.or(text("/request_id")),
-            ..refusal
+            request_id: rejection.request_id.or(text("/request_id")),
+            ..rejection
         }
     }
 }

@@ -154,7 +154,7 @@ impl Retries {
 fn is_passing(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
-        ErrorKind::Refused => {
+        ErrorKind::Rejected => {
             is_in_progress(error) || matches!(error.status(), Some(408 | 429 | 500..))
         }
         _ => false,
@@ -188,15 +188,15 @@ mod tests {
 
     use super::*;
     use crate::{
-        error::{Kind, Refusal},
+        error::{Kind, Rejection},
         transport::ConnectFailure,
     };
 
-    fn refusal(status: u16, retry_after: Option<Duration>) -> Error {
-        Error::new(Kind::Refused(Box::new(Refusal {
+    fn rejection(status: u16, retry_after: Option<Duration>) -> Error {
+        Error::new(Kind::Rejected(Box::new(Rejection {
             status,
             retry_after,
-            ..Refusal::default()
+            ..Rejection::default()
         })))
     }
 
@@ -225,7 +225,7 @@ mod tests {
         let doubled = [500, 1000, 2000, 4000, 8000, 8000, 8000].map(Duration::from_millis);
         let mut shares = Vec::new();
         for _ in 0..100 {
-            let pauses = pauses(retries, || refusal(503, None)).await;
+            let pauses = pauses(retries, || rejection(503, None)).await;
             assert_eq!(pauses.len(), doubled.len());
             for (pause, doubled) in pauses.into_iter().zip(doubled) {
                 assert!(
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn call_is_sent_three_times_by_default() {
         assert_eq!(
-            pauses(Retries::default(), || refusal(503, None))
+            pauses(Retries::default(), || rejection(503, None))
                 .await
                 .len(),
             2
@@ -261,7 +261,7 @@ mod tests {
                     max: 0,
                     ..Retries::default()
                 },
-                || refusal(503, None)
+                || rejection(503, None)
             )
             .await
             .is_empty()
@@ -277,7 +277,7 @@ mod tests {
                     max: 1,
                     ..Retries::default()
                 },
-                || refusal(429, Some(requested)),
+                || rejection(429, Some(requested)),
             )
             .await;
             assert_eq!(pauses.len(), 1);
@@ -291,7 +291,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn shorter_retry_after_does_not_shorten_the_pause() {
         for requested in [0, 1, 100] {
-            let error = || refusal(503, Some(Duration::from_millis(requested)));
+            let error = || rejection(503, Some(Duration::from_millis(requested)));
             for pause in pauses(Retries::default(), error).await {
                 assert!(pause >= Duration::from_millis(250), "{pause:?}");
             }
@@ -307,7 +307,7 @@ mod tests {
         ] {
             let started = Instant::now();
             assert!(
-                pauses(Retries::default(), || refusal(503, Some(requested)))
+                pauses(Retries::default(), || rejection(503, Some(requested)))
                     .await
                     .is_empty()
             );
@@ -322,7 +322,7 @@ mod tests {
         let progress = Progress::default();
         let answer = retries.run(Repeat::Always, &progress, |attempt| {
             std::future::ready(if attempt < 2 {
-                Err(refusal(503, None))
+                Err(rejection(503, None))
             } else {
                 Ok(attempt)
             })
@@ -338,7 +338,7 @@ mod tests {
         let failed = retries.run(Repeat::Always, &progress, |attempt| {
             sent = attempt;
             let status = if attempt < 2 { 503 } else { 404 };
-            std::future::ready(Err::<(), _>(refusal(status, None)))
+            std::future::ready(Err::<(), _>(rejection(status, None)))
         });
         let error = failed.await.unwrap_err();
         assert_eq!((error.status(), sent), (Some(404), 2));
@@ -349,10 +349,10 @@ mod tests {
     async fn creation_in_progress_is_repeated_for_several_seconds() {
         let in_progress = || {
             let code = Some("idempotency_in_progress".to_owned());
-            Error::new(Kind::Refused(Box::new(Refusal {
+            Error::new(Kind::Rejected(Box::new(Rejection {
                 status: 409,
                 code,
-                ..Refusal::default()
+                ..Rejection::default()
             })))
         };
         let waited: Duration = pauses(Retries::default(), in_progress)
@@ -394,7 +394,7 @@ mod tests {
                     _ => Kind::Timeout,
                 });
                 let error = std::mem::replace(&mut kind, again)
-                    .map_or_else(|| refusal(status, None), Error::new);
+                    .map_or_else(|| rejection(status, None), Error::new);
                 std::future::ready(Err::<(), _>(error))
             });
             failed.await.unwrap_err();
@@ -439,7 +439,7 @@ mod tests {
         let failed = retries.run(Repeat::AlsoUnreadable, &progress, |attempt| {
             sent = attempt;
             let error = if attempt % 2 == 1 {
-                refusal(503, None)
+                rejection(503, None)
             } else {
                 Error::new(unreadable())
             };
@@ -470,7 +470,7 @@ mod tests {
         for (attempt, milliseconds) in rows {
             let pause = |jitter| {
                 retries
-                    .pause_after(&refusal(503, None), true, attempt, jitter)
+                    .pause_after(&rejection(503, None), true, attempt, jitter)
                     .unwrap()
             };
             let doubled = Duration::from_millis(milliseconds);
@@ -490,7 +490,7 @@ mod tests {
             ..Retries::default()
         };
         let pauses = [1, 2, 3, 4]
-            .map(|attempt| retries.pause_after(&refusal(503, None), true, attempt, 0.0));
+            .map(|attempt| retries.pause_after(&rejection(503, None), true, attempt, 0.0));
         assert_eq!(
             pauses,
             [
@@ -508,7 +508,7 @@ mod tests {
             ..Retries::default()
         };
         assert_eq!(
-            none.pause_after(&refusal(503, None), true, 1, 0.0),
+            none.pause_after(&rejection(503, None), true, 1, 0.0),
             Some(Duration::ZERO)
         );
         let longer = Retries {
@@ -518,7 +518,7 @@ mod tests {
             ..Retries::default()
         };
         assert_eq!(
-            longer.pause_after(&refusal(503, None), true, 1, 0.0),
+            longer.pause_after(&rejection(503, None), true, 1, 0.0),
             Some(longest_pause)
         );
     }
@@ -534,7 +534,7 @@ mod tests {
         for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
             assert!(
                 retries
-                    .pause_after(&refusal(503, None), true, 1, jitter)
+                    .pause_after(&rejection(503, None), true, 1, jitter)
                     .is_some(),
                 "{jitter}"
             );
@@ -545,7 +545,7 @@ mod tests {
     fn only_temporary_failures_are_repeated() {
         let text = || "a reason".to_owned();
         let rows = [
-            (Kind::Connect(ConnectFailure::Refused), true),
+            (Kind::Connect(ConnectFailure::Rejected), true),
             (Kind::Connect(ConnectFailure::TimedOut), true),
             (Kind::Interrupted, true),
             (Kind::Timeout, true),

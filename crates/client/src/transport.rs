@@ -9,7 +9,7 @@ use rustls::CertificateError;
 pub(crate) enum ConnectFailure {
     TimedOut,
     UnknownHost,
-    Refused,
+    Rejected,
     Unreachable,
     /// The connection ended during the handshake.
     Ended,
@@ -51,7 +51,7 @@ impl ConnectFailure {
     fn of_io(kind: io::ErrorKind) -> Option<Self> {
         Some(match kind {
             io::ErrorKind::TimedOut => Self::TimedOut,
-            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::ConnectionRefused => Self::Rejected,
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable,
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
@@ -88,7 +88,7 @@ impl fmt::Display for ConnectFailure {
         f.write_str(match self {
             Self::TimedOut => "connecting timed out",
             Self::UnknownHost => "the host name cannot be resolved (DNS)",
-            Self::Refused => "connection refused: no server listens on this host and port",
+            Self::Rejected => "connection refused: no server listens on this host and port",
             Self::Unreachable => "the host is unreachable",
             Self::Ended => "the server ended the connection while it was opened",
             Self::UnknownIssuer => {

@@ -44,7 +44,7 @@ impl Client {
     pub fn verify(&self, key: impl Into<Secret>) -> Verify {
         Verify {
             call: Call::new(self, Method::POST, "/api/v1/verify", &[]).for_service(),
-            question: Question::new(key),
+            question: VerificationRequest::new(key),
         }
     }
 
@@ -62,7 +62,10 @@ impl Client {
     /// # }
     /// ```
     #[doc(alias = "verifyBatch")]
-    pub fn verify_batch(&self, questions: impl IntoIterator<Item = Question>) -> VerifyBatch {
+    pub fn verify_batch(
+        &self,
+        questions: impl IntoIterator<Item = VerificationRequest>,
+    ) -> VerifyBatch {
         let call = Call::new(self, Method::POST, "/api/v1/verify/batch", &[]).for_service();
         VerifyBatch {
             call,
@@ -84,7 +87,7 @@ impl Client {
         let call = Call::new(self, Method::POST, "/api/v1/introspect", &[]).for_service();
         Introspect {
             call,
-            question: Question::new(token),
+            question: VerificationRequest::new(token),
         }
     }
 
@@ -106,7 +109,7 @@ impl Client {
     /// everywhere.
     ///
     /// If a response is lost and the call is sent again, the second attempt gets 401, and
-    /// [`may_have_been_done`](crate::Error::may_have_been_done) is `true`: the key was revoked, or never existed.
+    /// [`may_have_taken_effect`](crate::Error::may_have_taken_effect) is `true`: the key was revoked, or never existed.
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client};
@@ -124,9 +127,9 @@ impl Client {
 /// A presented key and the request that it came with, for [`Client::verify_batch`].
 #[derive(Debug, Clone)]
 #[must_use]
-pub struct Question(VerifyRequest);
+pub struct VerificationRequest(VerifyRequest);
 
-impl Question {
+impl VerificationRequest {
     /// Asks only whether the key is valid.
     pub fn new(key: impl Into<Secret>) -> Self {
         Self(VerifyRequest {
@@ -177,7 +180,7 @@ impl Question {
     }
 }
 
-/// Adds the setters of [`Question`] to a call with one question.
+/// Adds the setters of [`VerificationRequest`] to a call with one question.
 macro_rules! question_setters {
     ($builder:ty) => {
         impl $builder {
@@ -237,7 +240,7 @@ macro_rules! question_setters {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Verify {
     call: Call,
-    question: Question,
+    question: VerificationRequest,
 }
 
 impl Verify {
@@ -253,7 +256,7 @@ sends!(Verify => VerifyResponse);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct VerifyBatch {
     call: Call,
-    questions: Vec<Question>,
+    questions: Vec<VerificationRequest>,
 }
 
 impl VerifyBatch {
@@ -283,7 +286,7 @@ sends!(VerifyBatch => Vec<VerifyResponse>);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Introspect {
     call: Call,
-    question: Question,
+    question: VerificationRequest,
 }
 
 impl Introspect {

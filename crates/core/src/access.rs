@@ -15,7 +15,7 @@ use crate::{
     feature::Feature,
     route::Template,
     spelling::{array, unknown_value},
-    text::is_reference,
+    text::is_external_id,
 };
 
 /// The reason why a key is denied, in the order in which the server checks them. The first that applies is reported.
@@ -118,7 +118,7 @@ impl Denial {
 
 /// A key, with the data of its application and account that [`decide`] needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct KeyContext {
     /// The key.
     pub key: ApiKey,
     /// False while the key's application is disabled.
@@ -129,7 +129,7 @@ pub struct Record {
     pub scopes: ScopeSet,
 }
 
-impl Record {
+impl KeyContext {
     /// Creates the record of a key; `application` is the key's application, if it has one.
     #[must_use]
     pub fn new(
@@ -139,7 +139,7 @@ impl Record {
         catalogue: &Catalogue,
     ) -> Self {
         Self {
-            scopes: catalogue.expand(key.family, &key.grants.scopes),
+            scopes: catalogue.expand(key.family, &key.restrictions.scopes),
             application_enabled: application.is_none_or(|application| application.is_enabled),
             operating_model: model,
             key,
@@ -172,7 +172,7 @@ pub struct Viewer<'a> {
 
 /// What a request requires of its key, and what is known about the request.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Need<'a> {
+pub struct AccessRequest<'a> {
     /// The caller, if it can see only some keys; `None` for a caller that sees every key.
     pub viewer: Option<Viewer<'a>>,
     /// Whether only the identity of the key matters (`/whoami`, the management APIs). Routes, merchants and scopes
@@ -196,10 +196,10 @@ pub struct Need<'a> {
 
 /// The result of [`decide`] for a request that is allowed.
 #[derive(Debug, Clone, Copy)]
-pub struct Grant<'a> {
+pub struct Authorized<'a> {
     /// The record of the key.
-    pub record: &'a Record,
-    /// The merchant of the request, if it has one. Always `None` with [`Need::identity_only`].
+    pub record: &'a KeyContext,
+    /// The merchant of the request, if it has one. Always `None` with [`AccessRequest::identity_only`].
     pub merchant: Option<&'a str>,
 }
 
@@ -218,37 +218,37 @@ static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
 /// The first [`Denial`] that applies. `UnknownKey` means that the viewer cannot see the key. Never `RateLimited`,
 /// because the verifier counts the uses.
 pub fn decide<'a>(
-    record: &'a Record,
-    need: &Need<'a>,
+    record: &'a KeyContext,
+    access: &AccessRequest<'a>,
     now: Timestamp,
-) -> Result<Grant<'a>, Denial> {
+) -> Result<Authorized<'a>, Denial> {
     let key = &record.key;
-    if let Some(viewer) = need.viewer
+    if let Some(viewer) = access.viewer
         && (*viewer.account_id != key.account_id
             || viewer.mode.is_some_and(|mode| mode != key.mode))
     {
         return Err(Denial::UnknownKey);
     }
     decide_usable(record, now)?;
-    if need.mode.is_some_and(|mode| mode != key.mode) {
+    if access.mode.is_some_and(|mode| mode != key.mode) {
         return Err(Denial::WrongMode);
     }
-    if need.is_client_ip_unreadable || !key.allows_client(need.client_ip) {
+    if access.is_client_ip_unreadable || !key.allows_client(access.client_ip) {
         return Err(Denial::IpNotAllowed);
     }
-    if need.identity_only {
-        return Ok(Grant {
+    if access.identity_only {
+        return Ok(Authorized {
             record,
             merchant: None,
         });
     }
-    if !route_allowed(record, need) {
+    if !route_allowed(record, access) {
         return Err(Denial::RouteNotAllowed);
     }
-    decide_merchant_and_scopes(record, need)?;
-    Ok(Grant {
+    decide_merchant_and_scopes(record, access)?;
+    Ok(Authorized {
         record,
-        merchant: need.merchant,
+        merchant: access.merchant,
     })
 }
 
@@ -257,7 +257,7 @@ pub fn decide<'a>(
 /// # Errors
 /// `Revoked`, `Expired`, `Suspended` or `ApplicationDisabled`, the first that applies.
 #[inline]
-pub fn decide_usable(record: &Record, now: Timestamp) -> Result<(), Denial> {
+pub fn decide_usable(record: &KeyContext, now: Timestamp) -> Result<(), Denial> {
     match record.key.status(now) {
         Status::Revoked => Err(Denial::Revoked),
         Status::Expired => Err(Denial::Expired),
@@ -268,24 +268,31 @@ pub fn decide_usable(record: &Record, now: Timestamp) -> Result<(), Denial> {
 }
 
 /// Decides the additional requirements of a handler, for a key that [`decide`] has allowed for the same request: the
-/// mode, merchant and scopes of `need`. The client's IP address and the route are not checked again.
+/// mode, merchant and scopes of `access`. The client's IP address and the route are not checked again.
 ///
 /// # Errors
 /// The first [`Denial`] that applies.
-pub fn decide_further(record: &Record, need: &Need<'_>, now: Timestamp) -> Result<(), Denial> {
+pub fn decide_requirements(
+    record: &KeyContext,
+    access: &AccessRequest<'_>,
+    now: Timestamp,
+) -> Result<(), Denial> {
     decide_usable(record, now)?;
-    if need.mode.is_some_and(|mode| mode != record.key.mode) {
+    if access.mode.is_some_and(|mode| mode != record.key.mode) {
         return Err(Denial::WrongMode);
     }
-    decide_merchant_and_scopes(record, need)
+    decide_merchant_and_scopes(record, access)
 }
 
 #[inline]
-fn decide_merchant_and_scopes(record: &Record, need: &Need<'_>) -> Result<(), Denial> {
-    if !merchant_allowed(record, need) {
+fn decide_merchant_and_scopes(
+    record: &KeyContext,
+    access: &AccessRequest<'_>,
+) -> Result<(), Denial> {
+    if !merchant_allowed(record, access) {
         return Err(Denial::MerchantNotAllowed);
     }
-    if !record.scopes.contains_all(need.scopes) {
+    if !record.scopes.contains_all(access.scopes) {
         return Err(Denial::InsufficientScope);
     }
     Ok(())
@@ -293,13 +300,13 @@ fn decide_merchant_and_scopes(record: &Record, need: &Need<'_>) -> Result<(), De
 
 /// A publishable key allows a fixed list of routes. A scoped key allows the routes of those of its features that the
 /// account's operating model has now. Any other key allows every route.
-fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
+fn route_allowed(record: &KeyContext, access: &AccessRequest<'_>) -> bool {
     let key = &record.key;
     let publishable = key.family == Family::Publishable;
-    if !publishable && !key.grants.is_scoped() {
+    if !publishable && !key.restrictions.is_scoped() {
         return true;
     }
-    let (Some(method), Some(path)) = (need.method, need.path) else {
+    let (Some(method), Some(path)) = (access.method, access.path) else {
         return false;
     };
     if publishable {
@@ -307,7 +314,7 @@ fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
     }
     let model = record.operating_model.features();
     let mut features: &[Feature] = model;
-    if let Some(own) = &key.grants.features {
+    if let Some(own) = &key.restrictions.features {
         features = own;
     }
     features
@@ -316,11 +323,11 @@ fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
 }
 
 /// A key that is limited to merchants allows only these. Any other key allows every well-formed merchant, or none.
-fn merchant_allowed(record: &Record, need: &Need<'_>) -> bool {
-    match &record.key.grants.merchants {
-        Some(merchants) => need
+fn merchant_allowed(record: &KeyContext, access: &AccessRequest<'_>) -> bool {
+    match &record.key.restrictions.merchants {
+        Some(merchants) => access
             .merchant
             .is_some_and(|merchant| merchants.iter().any(|m| m == merchant)),
-        None => need.merchant.is_none_or(is_reference),
+        None => access.merchant.is_none_or(is_external_id),
     }
 }

@@ -5,10 +5,10 @@ use std::{fmt, str::FromStr, sync::Arc};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
-    Grants, Invalid, Problem, ProblemCode,
+    Invalid, Problem, ProblemCode, Restrictions,
     feature::Feature,
     spelling::{array, unknown_value},
-    text::is_reference,
+    text::is_external_id,
 };
 
 /// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, except `.` and `..`,
@@ -23,7 +23,7 @@ impl AccountId {
     /// # Errors
     /// [`Invalid`] unless it is `[A-Za-z0-9._:@-]{1,128}`.
     pub fn stored(text: &str) -> Result<Self, Invalid> {
-        if !is_reference(text) {
+        if !is_external_id(text) {
             return Err(Invalid::new(
                 "must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             ));
@@ -132,8 +132,8 @@ impl OperatingModel {
     /// # Errors
     /// `scoped_keys_unavailable` for a scoped key if the model does not have them, `feature_unavailable` for a feature
     /// that the model does not have.
-    pub fn check(self, grants: &Grants) -> Result<(), Problem> {
-        if !grants.is_scoped() {
+    pub fn check(self, restrictions: &Restrictions) -> Result<(), Problem> {
+        if !restrictions.is_scoped() {
             return Ok(());
         }
         let available = self.features();
@@ -145,7 +145,7 @@ impl OperatingModel {
                 ),
             ));
         }
-        match grants
+        match restrictions
             .features
             .iter()
             .flatten()

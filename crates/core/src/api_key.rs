@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
-    AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope,
+    AccountId, ApplicationId, Family, Invalid, IpList, KeyId, Mode, PlainKey, RateLimit, Scope,
     feature::Feature,
     heap,
     lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
@@ -35,7 +35,7 @@ pub struct ApiKey {
     /// The last four characters of the key.
     pub last4: String,
     /// Its permissions and restrictions.
-    pub grants: Grants,
+    pub restrictions: Restrictions,
     /// Its metadata.
     pub metadata: Option<Metadata>,
     /// When it was created.
@@ -68,7 +68,7 @@ pub struct NewKey {
     /// Live or test.
     pub mode: Mode,
     /// The permissions and restrictions.
-    pub grants: Grants,
+    pub restrictions: Restrictions,
     /// The metadata.
     pub metadata: Option<Metadata>,
 }
@@ -80,13 +80,13 @@ impl NewKey {
         self,
         id: KeyId,
         account_id: AccountId,
-        text: &KeyText,
+        text: &PlainKey,
         family: Family,
         now: Timestamp,
     ) -> ApiKey {
         ApiKey {
             name: self.name,
-            grants: self.grants,
+            restrictions: self.restrictions,
             metadata: self.metadata,
             ..ApiKey::new(id, account_id, text, (family, self.mode), now)
         }
@@ -95,7 +95,7 @@ impl NewKey {
 
 /// The permissions and restrictions of a key. `None` means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Grants {
+pub struct Restrictions {
     /// The scopes as they were set; [`crate::Catalogue::expand`] adds those that they imply.
     pub scopes: Vec<Scope>,
     /// The merchants that a scoped key is limited to; never an empty list.
@@ -110,7 +110,7 @@ pub struct Grants {
     pub expires_at: Option<Timestamp>,
 }
 
-impl Grants {
+impl Restrictions {
     /// Whether the key is a scoped key (hellgate): limited to merchants or to features.
     #[must_use]
     pub fn is_scoped(&self) -> bool {
@@ -121,7 +121,10 @@ impl Grants {
     ///
     /// # Errors
     /// [`Invalid`] unless the truncated time is in the future.
-    pub fn parse_end(end: Option<Timestamp>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
+    pub fn parse_expiration(
+        end: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Invalid> {
         match end.map(to_seconds) {
             Some(end) if end <= now => Err(Invalid::new("must be in the future")),
             end => Ok(end),
@@ -187,12 +190,12 @@ pub enum Transition {
     /// The key was changed.
     Changed,
     /// The key already had this state, so nothing needs to be stored.
-    AlreadySo,
+    Unchanged,
 }
 
 /// The reason why the status of a key does not allow a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Unchangeable {
+pub enum TransitionError {
     /// Revocation is final.
     #[error("The key is revoked. Revocation is final; create another key.")]
     Revoked,
@@ -214,7 +217,7 @@ impl ApiKey {
     pub fn new(
         id: KeyId,
         account_id: AccountId,
-        text: &KeyText,
+        text: &PlainKey,
         kind: (Family, Mode),
         now: Timestamp,
     ) -> Self {
@@ -228,7 +231,7 @@ impl ApiKey {
             mode,
             prefix: text.shown_prefix(),
             last4: text.last4(),
-            grants: Grants::default(),
+            restrictions: Restrictions::default(),
             metadata: None,
             created_at: now,
             created_by: None,
@@ -319,7 +322,7 @@ impl ApiKey {
     /// Returns the expiration of the key itself. A key that was rotated without an overlap has expired, whatever the
     /// clock of a replica shows.
     pub(crate) fn own_expiration(&self) -> Option<Timestamp> {
-        let end = self.grants.expires_at?;
+        let end = self.restrictions.expires_at?;
         Some(if self.rotated_at.is_some_and(|at| end <= at) {
             Timestamp::UNIX_EPOCH
         } else {
@@ -342,7 +345,7 @@ impl ApiKey {
     #[must_use]
     #[inline]
     pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
-        let own = self.grants.allowed_ips.as_ref();
+        let own = self.restrictions.allowed_ips.as_ref();
         own.is_none_or(|list| client.is_some_and(|address| list.contains(address)))
             && self
                 .inherited
@@ -358,7 +361,7 @@ impl ApiKey {
             .inherited
             .iter()
             .flat_map(|inherited| &inherited.allowed_ips);
-        self.grants
+        self.restrictions
             .allowed_ips
             .iter()
             .chain(inherited)
@@ -375,13 +378,13 @@ impl ApiKey {
             .flat_map(|inherited| &inherited.rate_limits);
         inherited
             .copied()
-            .chain(self.grants.rate_limit.map(|limit| (self.id, limit)))
+            .chain(self.restrictions.rate_limit.map(|limit| (self.id, limit)))
     }
 
     /// Revokes the key. Changes nothing, not even the reason, if the key or an ancestor is already revoked.
     pub fn revoke(&mut self, now: Timestamp, reason: Option<String>) -> Transition {
         if self.revocation().is_some() {
-            return Transition::AlreadySo;
+            return Transition::Unchanged;
         }
         self.revoked_at = Some(now);
         self.revoked_reason = reason;
@@ -393,7 +396,7 @@ impl ApiKey {
         let Some(Revocation { at, reason }) =
             self.revocation().filter(|_| self.revoked_at.is_none())
         else {
-            return Transition::AlreadySo;
+            return Transition::Unchanged;
         };
         (self.revoked_at, self.revoked_reason) = (Some(at), reason.map(str::to_owned));
         Transition::Changed
@@ -402,13 +405,13 @@ impl ApiKey {
     /// Suspends the key until it is resumed.
     ///
     /// # Errors
-    /// [`Unchangeable::Revoked`].
-    pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, Unchangeable> {
+    /// [`TransitionError::Revoked`].
+    pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, TransitionError> {
         if self.revocation().is_some() {
-            return Err(Unchangeable::Revoked);
+            return Err(TransitionError::Revoked);
         }
         if self.suspended_at.is_some() {
-            return Ok(Transition::AlreadySo);
+            return Ok(Transition::Unchanged);
         }
         self.suspended_at = Some(now);
         Ok(Transition::Changed)
@@ -417,14 +420,14 @@ impl ApiKey {
     /// Resumes a suspended key.
     ///
     /// # Errors
-    /// [`Unchangeable::Revoked`].
-    pub fn resume(&mut self) -> Result<Transition, Unchangeable> {
+    /// [`TransitionError::Revoked`].
+    pub fn resume(&mut self) -> Result<Transition, TransitionError> {
         if self.revocation().is_some() {
-            return Err(Unchangeable::Revoked);
+            return Err(TransitionError::Revoked);
         }
         Ok(match self.suspended_at.take() {
             Some(_) => Transition::Changed,
-            None => Transition::AlreadySo,
+            None => Transition::Unchanged,
         })
     }
 
@@ -432,28 +435,28 @@ impl ApiKey {
     ///
     /// # Errors
     /// [`Invalid`] for a later expiration of a rotated key.
-    pub fn set_end(&mut self, end: Option<Timestamp>) -> Result<(), Invalid> {
+    pub fn set_expiration(&mut self, end: Option<Timestamp>) -> Result<(), Invalid> {
         let is_later = |current: Timestamp| end.is_none_or(|end| end > current);
-        if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(is_later) {
+        if self.rotated_to.is_some() && self.restrictions.expires_at.is_some_and(is_later) {
             return Err(Invalid::new(
                 "must not be later than its current value, because the key is rotated",
             ));
         }
-        self.grants.expires_at = end;
+        self.restrictions.expires_at = end;
         Ok(())
     }
 
     /// Estimates its heap memory in bytes, without the account ID, which many keys can share.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let Grants {
+        let Restrictions {
             scopes,
             merchants,
             features,
             allowed_ips,
             rate_limit: _,
             expires_at: _,
-        } = &self.grants;
+        } = &self.restrictions;
         let texts = [&self.name, &self.prefix, &self.last4]
             .into_iter()
             .chain(&self.revoked_reason);
@@ -472,14 +475,14 @@ impl ApiKey {
     /// Estimates how many bytes the name, the restrictions and the metadata take in a list, to limit the size of pages.
     #[must_use]
     pub fn listed_bytes(&self) -> usize {
-        let Grants {
+        let Restrictions {
             scopes,
             merchants,
             features: _, // at most five
             allowed_ips,
             rate_limit: _,
             expires_at: _,
-        } = &self.grants;
+        } = &self.restrictions;
         self.name.len()
             + 16 * scopes.len()
             + merchants.iter().flatten().map(String::len).sum::<usize>()
@@ -496,14 +499,14 @@ impl ApiKey {
         for text in [&mut self.name, &mut self.prefix, &mut self.last4] {
             text.shrink_to_fit();
         }
-        let Grants {
+        let Restrictions {
             scopes,
             merchants,
             features,
             allowed_ips,
             rate_limit: _,
             expires_at: _,
-        } = &mut self.grants;
+        } = &mut self.restrictions;
         scopes.shrink_to_fit();
         scopes.iter_mut().for_each(Scope::compact);
         if let Some(merchants) = merchants {
@@ -524,11 +527,11 @@ impl ApiKey {
     /// Checks that the permissions and restrictions of the key can be changed.
     ///
     /// # Errors
-    /// [`Unchangeable::Revoked`], [`Unchangeable::Expired`].
-    pub fn changeable(&self, now: Timestamp) -> Result<(), Unchangeable> {
+    /// [`TransitionError::Revoked`], [`TransitionError::Expired`].
+    pub fn check_changeable(&self, now: Timestamp) -> Result<(), TransitionError> {
         match self.status(now) {
-            Status::Revoked => Err(Unchangeable::Revoked),
-            Status::Expired => Err(Unchangeable::Expired),
+            Status::Revoked => Err(TransitionError::Revoked),
+            Status::Expired => Err(TransitionError::Expired),
             Status::Suspended | Status::Active => Ok(()),
         }
     }
@@ -536,14 +539,14 @@ impl ApiKey {
     /// Checks that the key can be rotated.
     ///
     /// # Errors
-    /// [`Unchangeable`] unless the key is active and has no successor yet.
-    pub fn rotatable(&self, now: Timestamp) -> Result<(), Unchangeable> {
-        self.changeable(now)?;
+    /// [`TransitionError`] unless the key is active and has no successor yet.
+    pub fn check_rotatable(&self, now: Timestamp) -> Result<(), TransitionError> {
+        self.check_changeable(now)?;
         if self.suspended_at.is_some() {
-            return Err(Unchangeable::Suspended);
+            return Err(TransitionError::Suspended);
         }
         if self.rotated_to.is_some() {
-            return Err(Unchangeable::AlreadyRotated);
+            return Err(TransitionError::AlreadyRotated);
         }
         Ok(())
     }
@@ -552,19 +555,19 @@ impl ApiKey {
     /// expire at the end of the overlap at the latest. Each key stores the ID of the other.
     ///
     /// # Errors
-    /// [`Unchangeable`] unless the key is active and has no successor yet.
+    /// [`TransitionError`] unless the key is active and has no successor yet.
     pub fn rotate(
         &mut self,
         id: KeyId,
-        text: &KeyText,
+        text: &PlainKey,
         overlap: Overlap,
         now: Timestamp,
-    ) -> Result<Self, Unchangeable> {
-        self.rotatable(now)?;
+    ) -> Result<Self, TransitionError> {
+        self.check_rotatable(now)?;
         let successor = Self {
             application_id: self.application_id,
             name: self.name.clone(),
-            grants: self.grants.clone(),
+            restrictions: self.restrictions.clone(),
             metadata: self.metadata.clone(),
             created_by: self.created_by,
             inherited: self.inherited.clone(),
@@ -578,7 +581,8 @@ impl ApiKey {
             )
         };
         let end = now.saturating_add(overlap.0).unwrap_or(Timestamp::MAX);
-        self.grants.expires_at = Some(self.grants.expires_at.map_or(end, |own| own.min(end)));
+        self.restrictions.expires_at =
+            Some(self.restrictions.expires_at.map_or(end, |own| own.min(end)));
         self.rotated_to = Some(id);
         self.rotated_at = Some(now);
         Ok(successor)
@@ -616,8 +620,8 @@ mod tests {
     #[test]
     fn expiration_is_a_whole_second_in_the_future() {
         let at = |second, nano| Timestamp::new(second, nano).unwrap();
-        let end = |end, now| Grants::parse_end(Some(end), now).ok();
-        assert_eq!(Grants::parse_end(None, at(10, 0)), Ok(None));
+        let end = |end, now| Restrictions::parse_expiration(Some(end), now).ok();
+        assert_eq!(Restrictions::parse_expiration(None, at(10, 0)), Ok(None));
         assert_eq!(end(at(11, 0), at(10, 0)), Some(Some(at(11, 0))));
         assert_eq!(end(at(11, 999_999_999), at(10, 0)), Some(Some(at(11, 0))));
         assert_eq!(

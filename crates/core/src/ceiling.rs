@@ -2,14 +2,14 @@
 //!
 //! A management token is not limited. A key that creates keys passes on its own limits: a limit that the request omits
 //! is taken from the parent key, and a request that exceeds the parent key is rejected. A key does not outlive its
-//! ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). [`DepthLimit`]
+//! ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). [`AncestorLimit`]
 //! limits the number of ancestors.
 
-use crate::{ApiKey, Grants, Invalid, Mode, Problem, ProblemCode};
+use crate::{ApiKey, Invalid, Mode, Problem, ProblemCode, Restrictions};
 
 /// The reason why a requested key exceeds its parent key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Beyond {
+pub enum CeilingError {
     /// A test key can create only test keys.
     #[error("A test key cannot create live keys. Create a test key, or use a live key.")]
     Mode,
@@ -35,10 +35,12 @@ pub enum Beyond {
     Depth(u8),
 }
 
-impl From<Beyond> for Problem {
-    fn from(beyond: Beyond) -> Self {
+impl From<CeilingError> for Problem {
+    fn from(beyond: CeilingError) -> Self {
         match beyond {
-            Beyond::Depth(_) => Self::new(ProblemCode::KeyDepthLimitReached, beyond.to_string()),
+            CeilingError::Depth(_) => {
+                Self::new(ProblemCode::KeyDepthLimitReached, beyond.to_string())
+            }
             _ => Self::forbidden(beyond.to_string()),
         }
     }
@@ -47,16 +49,16 @@ impl From<Beyond> for Problem {
 /// The maximum number of ancestors of a key. A key that a management token creates has no ancestors. A key at the limit
 /// cannot create keys; keys that exceed the limit stay valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DepthLimit(u8);
+pub struct AncestorLimit(u8);
 
-impl DepthLimit {
+impl AncestorLimit {
     /// The highest limit. Higher ones would slow down cache misses, each of which reads all ancestors of the key.
     pub const MAX: u8 = 8;
 
     /// Reads a limit. With 0, no key can create keys.
     ///
     /// # Errors
-    /// [`Invalid`] unless 0 to [`DepthLimit::MAX`].
+    /// [`Invalid`] unless 0 to [`AncestorLimit::MAX`].
     pub fn new(limit: u8) -> Result<Self, Invalid> {
         if limit <= Self::MAX {
             Ok(Self(limit))
@@ -68,17 +70,17 @@ impl DepthLimit {
     /// Checks that a key with this many ancestors can create keys.
     ///
     /// # Errors
-    /// [`Beyond::Depth`] if it is at the limit or exceeds it.
-    pub fn check(self, ancestors: usize) -> Result<(), Beyond> {
+    /// [`CeilingError::Depth`] if it is at the limit or exceeds it.
+    pub fn check(self, ancestors: usize) -> Result<(), CeilingError> {
         if ancestors < usize::from(self.0) {
             Ok(())
         } else {
-            Err(Beyond::Depth(self.0))
+            Err(CeilingError::Depth(self.0))
         }
     }
 }
 
-impl Default for DepthLimit {
+impl Default for AncestorLimit {
     /// Three, for the keys of a tenant, of its services and of their instances.
     fn default() -> Self {
         Self(3)
@@ -89,11 +91,15 @@ impl Default for DepthLimit {
 /// limits of `parent` where the request omits them.
 ///
 /// # Errors
-/// The first [`Beyond`] that applies.
-pub fn beneath(parent: &ApiKey, mode: Mode, requested: Grants) -> Result<Grants, Beyond> {
-    let own = &parent.grants;
+/// The first [`CeilingError`] that applies.
+pub fn restrict_to_parent(
+    parent: &ApiKey,
+    mode: Mode,
+    requested: Restrictions,
+) -> Result<Restrictions, CeilingError> {
+    let own = &parent.restrictions;
     if parent.mode == Mode::Test && mode == Mode::Live {
-        return Err(Beyond::Mode);
+        return Err(CeilingError::Mode);
     }
     let allowed_ips = inherit(&own.allowed_ips, requested.allowed_ips, |own, requested| {
         own.covers(requested)
@@ -104,10 +110,10 @@ pub fn beneath(parent: &ApiKey, mode: Mode, requested: Grants) -> Result<Grants,
     let rate_limit = inherit(&own.rate_limit, requested.rate_limit, |own, requested| {
         requested.is_within(*own)
     });
-    Ok(Grants {
-        allowed_ips: allowed_ips.ok_or(Beyond::Networks)?,
-        expires_at: expires_at.ok_or(Beyond::End)?,
-        rate_limit: rate_limit.ok_or(Beyond::RateLimit)?,
+    Ok(Restrictions {
+        allowed_ips: allowed_ips.ok_or(CeilingError::Networks)?,
+        expires_at: expires_at.ok_or(CeilingError::End)?,
+        rate_limit: rate_limit.ok_or(CeilingError::RateLimit)?,
         ..requested
     })
 }

@@ -7,7 +7,7 @@ mod form;
 
 use crate::{
     Family, Invalid, Problem, ProblemCode,
-    key_text::{Kind, ParsedKey},
+    key_text::{CredentialKind, ParsedKey},
 };
 
 pub use self::form::{Expected, is_jwt};
@@ -149,8 +149,8 @@ impl<'a> From<&'a String> for Presented<'a> {
 impl<'a> From<ParsedKey<'a>> for Presented<'a> {
     fn from(key: ParsedKey<'a>) -> Self {
         match key.kind() {
-            Kind::Key(family, _) => Self::ApiKey(family, key),
-            Kind::ServiceKey => Self::ServiceKey(key),
+            CredentialKind::Key(family, _) => Self::ApiKey(family, key),
+            CredentialKind::ServiceKey => Self::ServiceKey(key),
         }
     }
 }
@@ -271,9 +271,9 @@ mod tests {
                 };
                 assert_eq!(
                     (parsed, key.kind()),
-                    (family, Kind::Key(family, Mode::Test))
+                    (family, CredentialKind::Key(family, Mode::Test))
                 );
-                assert_eq!(key.digest(), Digest::of(&text));
+                assert_eq!(key.digest(), Digest::of_key(&text));
                 assert_eq!(format!("{:?}", Presented::from(key)), "ApiKey(redacted)");
                 assert!(!format!("{key:?}").contains("EXAMPLE"));
             }

@@ -89,30 +89,30 @@ impl<Of: Entity> Id<Of> {
 /// The text is not a valid ID. Callers respond as to an unknown ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a valid ID")]
-pub struct NotAnId;
+pub struct InvalidId;
 
-impl From<NotAnId> for Invalid {
-    fn from(rule: NotAnId) -> Self {
+impl From<InvalidId> for Invalid {
+    fn from(rule: InvalidId) -> Self {
         Self::new(rule.to_string())
     }
 }
 
 impl<Of: Entity> FromStr for Id<Of> {
-    type Err = NotAnId;
+    type Err = InvalidId;
 
-    fn from_str(text: &str) -> Result<Self, NotAnId> {
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
         if let Some(base32) = Of::PREFIX.and_then(|prefix| text.strip_prefix(prefix)) {
             // 26 characters have 130 bits: a first character above 7 would be an alias of another ID.
             if !matches!(base32.as_bytes().first(), Some(b'0'..=b'7')) {
-                return Err(NotAnId);
+                return Err(InvalidId);
             }
-            let ulid = Ulid::from_string(base32).map_err(|_| NotAnId)?;
+            let ulid = Ulid::from_string(base32).map_err(|_| InvalidId)?;
             return Ok(Uuid::from_u128(ulid.0).into());
         }
         if text.len() != 36 {
-            return Err(NotAnId);
+            return Err(InvalidId);
         }
-        Uuid::try_parse(text).map(Into::into).map_err(|_| NotAnId)
+        Uuid::try_parse(text).map(Into::into).map_err(|_| InvalidId)
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
             "urn:uuid:0198c0de-0000-7000-8000-000000000001",
             "0198c0de-0000-7000-8000-00000000000g",
         ] {
-            assert_eq!(text.parse::<KeyId>(), Err(NotAnId), "{text}");
+            assert_eq!(text.parse::<KeyId>(), Err(InvalidId), "{text}");
         }
         assert!(
             "key_01K30DW000E008000000000001"

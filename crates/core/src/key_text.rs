@@ -1,7 +1,7 @@
 //! Full keys, `<family>_<mode>_<32 base-62 characters>`, and their hashes.
 //!
 //! The 32 characters have 190 bits of entropy from the operating system's generator. So a plain SHA-256 is enough to
-//! store and look up a key, and the key cannot be computed from it. A full key is a [`KeyText`] until the response to
+//! store and look up a key, and the key cannot be computed from it. A full key is a [`PlainKey`] until the response to
 //! its creation is sent.
 
 use std::{fmt, str::FromStr};
@@ -61,7 +61,7 @@ impl Family {
         self.into()
     }
 
-    /// Returns how many of the random characters [`KeyText::shown_prefix`] contains.
+    /// Returns how many of the random characters [`PlainKey::shown_prefix`] contains.
     #[must_use]
     pub fn shown(self) -> usize {
         match self {
@@ -103,14 +103,14 @@ impl Mode {
 
 /// The kind of a credential, which follows from its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum CredentialKind {
     /// An API key.
     Key(Family, Mode),
     /// A service key, `tks_` and 32 characters: the credential of a resource server. It is not an API key.
     ServiceKey,
 }
 
-impl Kind {
+impl CredentialKind {
     /// Reads the form of a credential. `None` if no key has this form, so that the text is unknown without a lookup.
     ///
     /// ```
@@ -120,7 +120,7 @@ impl Kind {
     /// assert_eq!(Kind::of("ck_test_tooshort"), None);
     /// ```
     #[must_use]
-    pub fn of(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (prefix, random) = text
             .as_bytes()
             .split_at_checked(text.len().checked_sub(RANDOM_LEN)?)?;
@@ -159,7 +159,7 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ParsedKey<'a> {
     text: &'a str,
-    kind: Kind,
+    kind: CredentialKind,
 }
 
 impl<'a> ParsedKey<'a> {
@@ -168,19 +168,19 @@ impl<'a> ParsedKey<'a> {
     #[must_use]
     pub fn parse(presented: &'a str) -> Option<Self> {
         let text = without_scheme(presented);
-        Kind::of(text).map(|kind| Self { text, kind })
+        CredentialKind::parse(text).map(|kind| Self { text, kind })
     }
 
     /// The kind of the key.
     #[must_use]
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> CredentialKind {
         self.kind
     }
 
     /// Returns the SHA-256 by which the key is looked up.
     #[must_use]
     pub fn digest(self) -> Digest {
-        Digest::of(self.text)
+        Digest::of_key(self.text)
     }
 }
 
@@ -198,13 +198,13 @@ pub fn without_scheme(presented: &str) -> &str {
     presented.strip_prefix("secret-token:").unwrap_or(presented)
 }
 
-/// A full key. `Debug` hides it, dropping it wipes it, and only [`KeyText::expose`] returns it.
+/// A full key. `Debug` hides it, dropping it wipes it, and only [`PlainKey::expose`] returns it.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct KeyText(String);
+pub struct PlainKey(String);
 
-impl KeyText {
+impl PlainKey {
     /// Generates a new key of this kind.
-    pub fn mint(kind: Kind, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
+    pub fn generate(kind: CredentialKind, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut text = kind.prefix();
         text.reserve_exact(RANDOM_LEN); // growing later would leave a copy in memory
         for _ in 0..RANDOM_LEN {
@@ -216,7 +216,7 @@ impl KeyText {
     /// Reads a full key. `None` if the text does not have the form of a key.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        Kind::of(text).map(|_| Self(text.to_owned()))
+        CredentialKind::parse(text).map(|_| Self(text.to_owned()))
     }
 
     /// Returns the key, for the response to its creation.
@@ -228,15 +228,15 @@ impl KeyText {
     /// Returns the SHA-256 of the key, which is stored instead of it.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest::of(&self.0)
+        Digest::of_key(&self.0)
     }
 
     /// Returns the beginning of the key that is shown later: family, mode and [`Family::shown`] random characters.
     #[must_use]
     pub fn shown_prefix(&self) -> String {
-        let shown = match Kind::of(&self.0) {
-            Some(Kind::Key(family, _)) => family.shown(),
-            Some(Kind::ServiceKey) | None => 0,
+        let shown = match CredentialKind::parse(&self.0) {
+            Some(CredentialKind::Key(family, _)) => family.shown(),
+            Some(CredentialKind::ServiceKey) | None => 0,
         };
         self.0[..self.0.len() - RANDOM_LEN + shown].to_owned()
     }
@@ -248,7 +248,7 @@ impl KeyText {
     }
 }
 
-impl fmt::Debug for KeyText {
+impl fmt::Debug for PlainKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyText(redacted)")
     }
@@ -262,7 +262,7 @@ pub struct Digest([u8; 32]);
 impl Digest {
     /// Returns the SHA-256 of a text.
     #[must_use]
-    pub fn of(text: &str) -> Self {
+    pub fn of_key(text: &str) -> Self {
         Self(Sha256::digest(text.as_bytes()).into())
     }
 

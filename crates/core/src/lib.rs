@@ -31,16 +31,19 @@ pub mod text;
 pub mod time;
 pub mod usage;
 
-pub use access::{Denial, Grant, Need, Record, Viewer, decide, decide_further, decide_usable};
+pub use access::{
+    AccessRequest, Authorized, Denial, KeyContext, Viewer, decide, decide_requirements,
+    decide_usable,
+};
 pub use account::{Account, AccountId, OperatingModel};
-pub use api_key::{ApiKey, Grants, Status};
+pub use api_key::{ApiKey, Restrictions, Status};
 pub use application::Application;
 pub use change::{ChangeLog, Changed, Position, Seq, VerifierId};
 pub use id::{ApplicationId, AuditId, Id, KeyId, ServiceKeyId};
 pub use jiff::Timestamp;
-pub use key_text::{Digest, Family, KeyText, Mode};
+pub use key_text::{Digest, Family, Mode, PlainKey};
 pub use network::IpList;
-pub use problem::{Checks, FieldError, Invalid, Problem, ProblemCode};
+pub use problem::{FieldError, FieldErrors, Invalid, Problem, ProblemCode};
 pub use rate_limit::RateLimit;
 pub use route::{RequestPath, RouteBase};
 pub use scope::{Catalogue, Scope, ScopeSet};

@@ -16,7 +16,7 @@ use crate::{
 /// The reason of a revocation by the deletion of the application.
 pub const APPLICATION_DELETED: &str = "application_deleted";
 /// The reason of a revocation by the revocation of an ancestor.
-pub const MAKER_REVOKED: &str = "maker_revoked";
+pub const PARENT_REVOKED: &str = "maker_revoked";
 
 /// The revocation of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,18 +48,21 @@ impl Inherited {
         let mut inherited = Self::default();
         for ancestor in ancestors {
             if let Some(at) = ancestor.revoked_at {
-                inherited.revoke(at, MAKER_REVOKED);
+                inherited.revoke(at, PARENT_REVOKED);
             }
             inherited.expires_at = earliest(inherited.expires_at, ancestor.own_expiration());
             inherited.suspended_at = earliest(inherited.suspended_at, ancestor.suspended_at);
-            if let Some(list) = &ancestor.grants.allowed_ips
+            if let Some(list) = &ancestor.restrictions.allowed_ips
                 && !inherited.allowed_ips.contains(list)
             {
                 inherited.allowed_ips.push(list.clone());
             }
-            inherited
-                .rate_limits
-                .extend(ancestor.grants.rate_limit.map(|limit| (ancestor.id, limit)));
+            inherited.rate_limits.extend(
+                ancestor
+                    .restrictions
+                    .rate_limit
+                    .map(|limit| (ancestor.id, limit)),
+            );
         }
         inherited
     }

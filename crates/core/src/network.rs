@@ -171,7 +171,7 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
 /// because the header can contain any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hop of X-Forwarded-For is not an IP address")]
-pub struct UnreadableHop;
+pub struct InvalidHop;
 
 /// Returns the client's IP address: the last address that is not a trusted proxy, of the hops in `X-Forwarded-For`
 /// followed by the peer. The client can have forged the hops before it, so they are ignored. `forwarded_for` returns
@@ -179,7 +179,7 @@ pub struct UnreadableHop;
 /// peer is not known, if every hop is a trusted proxy, or if a trusted proxy sends no hop.
 ///
 /// # Errors
-/// [`UnreadableHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
+/// [`InvalidHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
 ///
 /// ```
 /// use tollkey_core::network::{UnreadableHop, client_address};
@@ -195,7 +195,7 @@ pub fn client_address<'a>(
     peer: Option<IpAddr>,
     forwarded_for: impl FnOnce() -> Vec<&'a [u8]>,
     trusted: &[IpNet],
-) -> Result<Option<IpAddr>, UnreadableHop> {
+) -> Result<Option<IpAddr>, InvalidHop> {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|proxy| proxy.contains(address));
     let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
         return Ok(None);
@@ -216,7 +216,7 @@ pub fn client_address<'a>(
         .rev()
         .flat_map(|value| value.rsplit(|byte| *byte == b','))
     {
-        let address = parse_hop(hop).ok_or(UnreadableHop)?;
+        let address = parse_hop(hop).ok_or(InvalidHop)?;
         if !is_trusted(&address) {
             return Ok(Some(address));
         }
@@ -393,10 +393,10 @@ mod tests {
         assert_eq!(of("10.0.0.1", b"unknown, 203.0.113.7, 10.0.0.2"), client);
         assert_eq!(
             of("10.0.0.1", b"203.0.113.7, unknown, 10.0.0.2"),
-            Err(UnreadableHop)
+            Err(InvalidHop)
         );
-        assert_eq!(of("10.0.0.1", b"203.0.113.7,"), Err(UnreadableHop));
-        assert_eq!(of("10.0.0.1", b"203.0.113.7\xa0"), Err(UnreadableHop));
+        assert_eq!(of("10.0.0.1", b"203.0.113.7,"), Err(InvalidHop));
+        assert_eq!(of("10.0.0.1", b"203.0.113.7\xa0"), Err(InvalidHop));
         assert_eq!(of("203.0.113.7", b"unknown"), client);
         assert_eq!(of("10.0.0.1", b"10.0.0.3, 10.0.0.2"), Ok(None));
         assert_eq!(of("10.0.0.1", b" "), Ok(None), "an empty header");

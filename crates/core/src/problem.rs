@@ -1,11 +1,11 @@
 //! The errors that callers of the API see (RFC 9457).
 //!
 //! A [`Problem`] has a [`ProblemCode`], from which its status and title follow, and a detail about this occurrence. A
-//! surface of the server renders it in its own error format. [`Checks`] collects the errors of the fields of a request.
+//! surface of the server renders it in its own error format. [`FieldErrors`] collects the errors of the fields of a request.
 
 use std::fmt;
 
-use crate::{Denial, Scope, api_key::Unchangeable};
+use crate::{Denial, Scope, api_key::TransitionError};
 
 /// A type of problem. Its code is stable and in snake_case; the status and the title follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,7 +51,7 @@ pub enum ProblemCode {
     /// The account already has an application with this name.
     ApplicationNameTaken,
     /// The status of the key does not allow the change.
-    KeyUnchangeable(Unchangeable),
+    KeyUnchangeable(TransitionError),
     /// The first request with the same Idempotency-Key is still running.
     IdempotencyInProgress,
     /// The idempotency record of the first response cannot be decrypted.
@@ -120,10 +120,10 @@ impl ProblemCode {
                 "The application name is already used",
             ),
             Self::KeyUnchangeable(why) => match why {
-                Unchangeable::Revoked => ("key_revoked", 409, "The key is revoked"),
-                Unchangeable::Expired => ("key_expired", 409, "The key has expired"),
-                Unchangeable::Suspended => ("key_suspended", 409, "The key is suspended"),
-                Unchangeable::AlreadyRotated => {
+                TransitionError::Revoked => ("key_revoked", 409, "The key is revoked"),
+                TransitionError::Expired => ("key_expired", 409, "The key has expired"),
+                TransitionError::Suspended => ("key_suspended", 409, "The key is suspended"),
+                TransitionError::AlreadyRotated => {
                     ("key_already_rotated", 409, "The key is already rotated")
                 }
             },
@@ -370,8 +370,8 @@ impl Problem {
     }
 }
 
-impl From<Unchangeable> for Problem {
-    fn from(why: Unchangeable) -> Self {
+impl From<TransitionError> for Problem {
+    fn from(why: TransitionError) -> Self {
         Self::new(ProblemCode::KeyUnchangeable(why), why.to_string())
     }
 }
@@ -401,7 +401,7 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// The rule that a value breaks. [`Checks::member`] adds the pointer of the field.
+/// The rule that a value breaks. [`FieldErrors::check`] adds the pointer of the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
@@ -427,11 +427,11 @@ impl Invalid {
 /// # unreachable!("{name} {description:?}");
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Checks(Vec<FieldError>);
+pub struct FieldErrors(Vec<FieldError>);
 
-impl Checks {
+impl FieldErrors {
     /// Returns the value, or adds its error under this pointer and returns `None`.
-    pub fn member<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
+    pub fn check<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
         value.map_err(|rule| self.add(pointer, rule.0)).ok()
     }
 

@@ -17,7 +17,7 @@ pub struct Session {
     pub sign_in_settings: Digest,
     /// When the session began.
     pub created_at: Timestamp,
-    /// When the last request was made, to within [`Session::SEEN_EVERY`].
+    /// When the last request was made, to within [`Session::LAST_SEEN_INTERVAL`].
     pub last_seen_at: Timestamp,
     /// When the session expires at the latest.
     pub ends_at: Timestamp,
@@ -54,7 +54,7 @@ impl SignInSettingsHash {
                 None => all.push_str(" -"),
             }
         }
-        Self(Digest::of(&all))
+        Self(Digest::of_key(&all))
     }
 
     /// Returns the hash that is stored with a session. It includes the token in the session's cookie, which is random
@@ -62,22 +62,22 @@ impl SignInSettingsHash {
     /// guesses.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Digest {
-        Digest::of(&format!("{token} {}", self.0.hex()))
+        Digest::of_key(&format!("{token} {}", self.0.hex()))
     }
 }
 
 impl Session {
     /// The maximum length of a session.
-    pub const LONGEST: SignedDuration = SignedDuration::from_hours(12);
+    pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(12);
     /// The time without a request after which a session expires.
     pub const IDLE: SignedDuration = SignedDuration::from_hours(1);
     /// The interval at which the time of the last request is stored.
-    pub const SEEN_EVERY: SignedDuration = SignedDuration::from_mins(1);
+    pub const LAST_SEEN_INTERVAL: SignedDuration = SignedDuration::from_mins(1);
 
     /// Begins a session with this token in its cookie.
     #[must_use]
     pub fn begin(sign_in: SignIn, token: &str, now: Timestamp) -> Self {
-        let longest = now.saturating_add(Self::LONGEST).unwrap_or(Timestamp::MAX);
+        let longest = now.saturating_add(Self::MAX_AGE).unwrap_or(Timestamp::MAX);
         Self {
             account_id: sign_in.account_id,
             subject: sign_in.subject,
@@ -105,8 +105,8 @@ impl Session {
 
     /// Whether the time of the last request must be stored again.
     #[must_use]
-    pub fn is_seen_again(&self, now: Timestamp) -> bool {
-        now.duration_since(self.last_seen_at) >= Self::SEEN_EVERY
+    pub fn needs_last_seen_update(&self, now: Timestamp) -> bool {
+        now.duration_since(self.last_seen_at) >= Self::LAST_SEEN_INTERVAL
     }
 }
 
@@ -176,10 +176,10 @@ mod tests {
     #[test]
     fn last_request_is_stored_once_a_minute() {
         let session = Session::begin(operator(None), "", at(0));
-        assert!(!session.is_seen_again(Timestamp::from_second(59).unwrap()));
-        assert!(session.is_seen_again(at(1)));
+        assert!(!session.needs_last_seen_update(Timestamp::from_second(59).unwrap()));
+        assert!(session.needs_last_seen_update(at(1)));
         assert!(
-            !session.is_seen_again(at(-5)),
+            !session.needs_last_seen_update(at(-5)),
             "a clock that was set back does not cause a write"
         );
     }

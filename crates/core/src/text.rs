@@ -124,8 +124,8 @@ fn is_visible(character: char) -> bool {
 #[must_use]
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// No candidate is longer, and the distance to a very long name would take long to compute.
-    const LONGEST: usize = 64;
-    if name.len() > LONGEST {
+    const MAX_AGE: usize = 64;
+    if name.len() > MAX_AGE {
         return None;
     }
     let distances = candidates
@@ -157,7 +157,7 @@ fn distance(from: &str, to: &str) -> usize {
 
 /// Whether `text` is an external ID, such as that of an account or a merchant: `[A-Za-z0-9._:@-]{1,128}`.
 #[must_use]
-pub fn is_reference(text: &str) -> bool {
+pub fn is_external_id(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && text
             .bytes()
@@ -165,40 +165,40 @@ pub fn is_reference(text: &str) -> bool {
 }
 
 /// The maximum number of external IDs in one list.
-pub const MAX_REFERENCES: usize = 100;
+pub const MAX_EXTERNAL_IDS: usize = 100;
 
 /// Reads a list of external IDs (the merchants of a scoped key), in their order and without duplicates.
 ///
 /// # Errors
-/// [`Invalid`] for an empty list, for more than [`MAX_REFERENCES`] IDs, and for an invalid ID.
-pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>, Invalid> {
-    let mut references: Vec<String> = Vec::new();
+/// [`Invalid`] for an empty list, for more than [`MAX_EXTERNAL_IDS`] IDs, and for an invalid ID.
+pub fn external_ids<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>, Invalid> {
+    let mut external_ids: Vec<String> = Vec::new();
     for text in texts {
-        if !is_reference(text) {
+        if !is_external_id(text) {
             return Err(Invalid::new(
                 "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             ));
         }
-        if !references.iter().any(|known| known == text) {
-            references.push(text.to_owned());
+        if !external_ids.iter().any(|known| known == text) {
+            external_ids.push(text.to_owned());
         }
-        if references.len() > MAX_REFERENCES {
+        if external_ids.len() > MAX_EXTERNAL_IDS {
             return Err(Invalid::new(format!(
-                "must have at most {MAX_REFERENCES} items"
+                "must have at most {MAX_EXTERNAL_IDS} items"
             )));
         }
     }
-    if references.is_empty() {
+    if external_ids.is_empty() {
         return Err(Invalid::new(
             "must not be empty; omit it to set no such restriction",
         ));
     }
-    Ok(references)
+    Ok(external_ids)
 }
 
 /// Returns the external ID in the values of one header, or `None` if the header is absent or empty. A repeated or
 /// unreadable header becomes an invalid ID, so that the request is denied.
-pub fn reference_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
+pub fn external_id_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
     let texts: Vec<&str> = values
         .into_iter()
         .map(|value| std::str::from_utf8(value).unwrap_or("?"))

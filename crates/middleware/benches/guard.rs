@@ -13,7 +13,7 @@ use std::{
 use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
 use criterion::Criterion;
-use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, RouteBase, Scope};
+use tollkey_core::{AccessRequest, Catalogue, Family, Mode, RequestPath, RouteBase, Scope};
 use tollkey_middleware::{
     Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys,
 };
@@ -66,7 +66,7 @@ fn main() {
     let local = actix_web::rt::System::new();
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let bearer = format!("Bearer {key}");
     let guard = runtime.block_on(warm(&keys, &key));
@@ -83,11 +83,11 @@ fn main() {
     let scopes = Catalogue::default()
         .needed(["links:read"])
         .expect("a scope");
-    let need = Need {
+    let access = AccessRequest {
         scopes,
         method: Some("GET"),
         path: Some(RequestPath::new(PATH, &RouteBase::default())),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     let headers = Presenting(bearer.clone());
     let requirement = Requirement::from(Scope::LINKS_READ);
@@ -96,7 +96,7 @@ fn main() {
         "floor: verifier",
         Box::new(|times| {
             runtime.block_on(time(times, async || {
-                let _ = black_box(verifier.verify(&key, &need).await);
+                let _ = black_box(verifier.verify(&key, &access).await);
             }))
         }),
     ));

@@ -5,13 +5,13 @@ use std::{future::pending, sync::Arc};
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    Denial, Need, Problem, ProblemCode, Record, RequestPath,
+    AccessRequest, Denial, KeyContext, Problem, ProblemCode, RequestPath,
     credential::{Credential, Expected},
-    network::{UnreadableHop, client_address},
+    network::{InvalidHop, client_address},
 };
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
-use tollkey_verifier::{Known, Reservation, Stats, Unavailable, Verdict, Verifier};
+use tollkey_verifier::{CachedKey, Reservation, Stats, Unavailable, Verdict, Verifier};
 
 use crate::{
     Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, source::HttpSource,
@@ -37,26 +37,30 @@ macro_rules! each {
 }
 
 impl Verifiers {
-    fn reserve_cached(&self, key: &str, need: &Need<'_>) -> Option<Result<Reservation, Verdict>> {
-        each!(self, verifier => verifier.reserve_cached(key, need))
+    fn reserve_cached(
+        &self,
+        key: &str,
+        access: &AccessRequest<'_>,
+    ) -> Option<Result<Reservation, Verdict>> {
+        each!(self, verifier => verifier.reserve_cached(key, access))
     }
 
     /// Reserves a use of the key, with a request to the server if the key is not cached.
     async fn reserve(
         &self,
         key: &str,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
         requirement: &Requirement,
     ) -> Result<Result<Reservation, Verdict>, Unavailable> {
         each!(self, verifier => if requirement.grace.is_zero() {
-            verifier.reserve(key, need).await
+            verifier.reserve(key, access).await
         } else {
-            verifier.reserve_without_immediate_revocation(key, need, requirement.grace).await
+            verifier.reserve_without_immediate_revocation(key, access, requirement.grace).await
         })
     }
 
     /// Spawns a task on `runtime` that waits until the key can no longer be used.
-    fn until_unusable(&self, key: &Known, runtime: &Handle) -> JoinHandle<Denial> {
+    fn until_unusable(&self, key: &CachedKey, runtime: &Handle) -> JoinHandle<Denial> {
         let key = key.clone();
         each!(self, verifier => {
             let verifier = verifier.clone();
@@ -129,7 +133,7 @@ impl Admission {
 
     /// Cancels this admission if `guard` is the same and authorizes the request again, as with nested layers: only the inner
     /// layer counts.
-    pub fn give_way_to(&self, guard: &Guard) {
+    pub fn cancel_if_same_guard(&self, guard: &Guard) {
         match &self.0 {
             Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.cancel(),
             _ => {}
@@ -151,8 +155,8 @@ impl Guard {
             return Ok(self.admit_without_key(request.form));
         };
         let merchant = self.merchant(request, requirement);
-        let need = self.need(request, requirement, merchant.as_deref())?;
-        let reserved = self.verifiers().reserve(key, &need, requirement).await;
+        let access = self.access(request, requirement, merchant.as_deref())?;
+        let reserved = self.verifiers().reserve(key, &access, requirement).await;
         let reserved =
             reserved.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
         self.admit(reserved, (header, key), merchant, requirement, request.form)
@@ -173,8 +177,8 @@ impl Guard {
                 return Ok(Some(self.admit_without_key(request.form)));
             };
             let merchant = self.merchant(request, requirement);
-            let need = self.need(request, requirement, merchant.as_deref())?;
-            let reserved = self.verifiers().reserve_cached(key, &need);
+            let access = self.access(request, requirement, merchant.as_deref())?;
+            let reserved = self.verifiers().reserve_cached(key, &access);
             reserved
                 .map(|reserved| {
                     self.admit(reserved, (header, key), merchant, requirement, request.form)
@@ -184,7 +188,7 @@ impl Guard {
         checked().transpose()
     }
 
-    pub(crate) async fn until_unusable(&self, key: &Known) -> Denial {
+    pub(crate) async fn until_unusable(&self, key: &CachedKey) -> Denial {
         let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
         match waiting.await {
             Ok(denial) => denial,
@@ -253,12 +257,12 @@ impl Guard {
     }
 
     /// Returns what the request requires of its key.
-    pub(crate) fn need<'a>(
+    pub(crate) fn access<'a>(
         &self,
         request: &RequestHead<'a>,
         requirement: &Requirement,
         merchant: Option<&'a str>,
-    ) -> Result<Need<'a>, Rejection> {
+    ) -> Result<AccessRequest<'a>, Rejection> {
         let policy = self.policy();
         if request.peer.is_none() {
             policy.warnings.no_peer();
@@ -268,15 +272,15 @@ impl Guard {
             || request.all("x-forwarded-for"),
             &policy.trusted_proxies,
         )
-        .inspect_err(|UnreadableHop| policy.warnings.unreadable_hop());
-        Ok(Need {
+        .inspect_err(|InvalidHop| policy.warnings.unreadable_hop());
+        Ok(AccessRequest {
             method: Some(request.method),
             path: Some(RequestPath::new(request.target, &policy.route_base)),
             client_ip: client_ip.unwrap_or_default(),
             is_client_ip_unreadable: client_ip.is_err(),
             ..self
                 .need_of_key(requirement, merchant)
-                .ok_or_else(|| self.misconfigured(request.form))?
+                .ok_or_else(|| self.invalid_requirement(request.form))?
         })
     }
 
@@ -286,7 +290,7 @@ impl Guard {
         &self,
         requirement: &Requirement,
         merchant: Option<&'a str>,
-    ) -> Option<Need<'a>> {
+    ) -> Option<AccessRequest<'a>> {
         let scopes = self
             .policy()
             .catalogue
@@ -294,16 +298,16 @@ impl Guard {
         let scopes = scopes.inspect_err(|rule| {
             tracing::error!(%rule, "a route requires a scope that the guard does not know; the request is rejected");
         });
-        Some(Need {
+        Some(AccessRequest {
             scopes: scopes.ok()?,
             mode: requirement.mode,
             merchant,
-            ..Need::default()
+            ..AccessRequest::default()
         })
     }
 
     /// Returns the rejection for a requirement that the guard cannot check. The cause has been logged.
-    pub(crate) fn misconfigured(&self, form: RejectionForm) -> Rejection {
+    pub(crate) fn invalid_requirement(&self, form: RejectionForm) -> Rejection {
         let detail =
             "The requirement of the route is not valid. The log of the application has the cause.";
         self.reject(Problem::new(ProblemCode::InvalidRequirement, detail), form)
@@ -317,7 +321,7 @@ impl Guard {
         &self,
         denial: Denial,
         requirement: &Requirement,
-        record: Option<&Record>,
+        record: Option<&KeyContext>,
         form: RejectionForm,
     ) -> Rejection {
         let mut problem = Problem::denied(denial);

@@ -17,7 +17,7 @@ use tollkey_core::{
 use tollkey_verifier::{LogLimit, Settings, Stats, SystemClock, Verifier};
 
 use crate::{
-    Merchant, Rejection, RejectionResponse,
+    MerchantSource, Rejection, RejectionResponse,
     admission::Verifiers,
     background::Background,
     rejection::{Format, RejectionSettings},
@@ -42,16 +42,16 @@ pub struct Guard(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) verifiers: Verifiers,
-    pub(crate) policy: Policy,
+    pub(crate) policy: GuardPolicy,
     background: Background,
 }
 
 /// How requests are read and rejected.
-pub(crate) struct Policy {
+pub(crate) struct GuardPolicy {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) headers: CredentialHeaders,
     pub(crate) trusted_proxies: Vec<IpNet>,
-    pub(crate) merchant: Merchant,
+    pub(crate) merchant: MerchantSource,
     pub(crate) route_base: RouteBase,
     pub(crate) rejections: Arc<RejectionSettings>,
     pub(crate) warnings: Warnings,
@@ -167,7 +167,7 @@ impl Guard {
         self.0.background.runtime()
     }
 
-    pub(crate) fn policy(&self) -> &Policy {
+    pub(crate) fn policy(&self) -> &GuardPolicy {
         &self.0.policy
     }
 }
@@ -190,7 +190,7 @@ pub struct GuardBuilder {
     scopes: Vec<String>,
     headers: Option<Vec<String>>,
     trusted_proxies: Option<TrustedProxies>,
-    merchant: Option<Merchant>,
+    merchant: Option<MerchantSource>,
     route_base: Option<String>,
     realm: Option<String>,
     format: Option<Arc<Format>>,
@@ -288,7 +288,7 @@ impl GuardBuilder {
     }
 
     /// Sets how the merchant of a request is determined. The default is the header `x-merchant-id`.
-    pub fn merchant(mut self, merchant: Merchant) -> Self {
+    pub fn merchant(mut self, merchant: MerchantSource) -> Self {
         self.merchant = Some(merchant);
         self
     }
@@ -455,7 +455,7 @@ impl GuardBuilder {
         Ok(catalogue)
     }
 
-    fn policy(self) -> Result<Policy, ConnectError> {
+    fn policy(self) -> Result<GuardPolicy, ConnectError> {
         let setting =
             |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
         let catalogue = self.catalogue()?;
@@ -490,13 +490,13 @@ impl GuardBuilder {
         let route_base = self
             .route_base
             .map_or_else(|| Ok(RouteBase::default()), |base| RouteBase::parse(&base));
-        Ok(Policy {
+        Ok(GuardPolicy {
             catalogue: Arc::new(catalogue),
             headers,
             trusted_proxies: trusted_proxies.map_err(|rule| setting("trusted_proxies", &rule))?,
             merchant: self
                 .merchant
-                .unwrap_or_else(|| Merchant::header("x-merchant-id")),
+                .unwrap_or_else(|| MerchantSource::header("x-merchant-id")),
             route_base: route_base.map_err(|rule| setting("route_base", &rule))?,
             rejections: Arc::new(RejectionSettings {
                 realm,
@@ -512,13 +512,13 @@ async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let client = client.with_timeout(RESPONSE_LIMIT.min(left));
-        let Err(error) = client.subscription().lookup(Digest::of("")).await else {
+        let Err(error) = client.subscription().lookup(Digest::of_key("")).await else {
             return Ok(());
         };
         match error.kind() {
             ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => {}
-            ErrorKind::Refused if matches!(error.status(), Some(408 | 429 | 500..)) => {}
-            ErrorKind::Refused if error.is_unauthorized() || error.is_forbidden() => {
+            ErrorKind::Rejected if matches!(error.status(), Some(408 | 429 | 500..)) => {}
+            ErrorKind::Rejected if error.is_unauthorized() || error.is_forbidden() => {
                 return Err(ConnectError::Rejected(error));
             }
             ErrorKind::Argument | ErrorKind::Auth => return Err(ConnectError::Client(error)),
@@ -534,7 +534,7 @@ async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
 struct Prepared {
     client: Client,
     settings: Settings,
-    policy: Policy,
+    policy: GuardPolicy,
     background: Background,
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
-use tollkey_core::{Denial, Family, Mode, Record, Scope, Timestamp};
+use tollkey_core::{Denial, Family, KeyContext, Mode, Scope, Timestamp};
 use tollkey_verifier::Reservation;
 
 use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
@@ -44,7 +44,7 @@ impl VerifiedKey {
         &self.0.guard
     }
 
-    fn record(&self) -> &Record {
+    fn record(&self) -> &KeyContext {
         self.0.reservation.key()
     }
 
@@ -104,13 +104,13 @@ impl VerifiedKey {
     /// Returns the merchants that the key is restricted to, or `None` for all merchants.
     #[must_use]
     pub fn merchants(&self) -> Option<&[String]> {
-        self.record().key.grants.merchants.as_deref()
+        self.record().key.restrictions.merchants.as_deref()
     }
 
     /// Returns when the key expires, or `None` if it does not expire.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
-        self.record().key.grants.expires_at
+        self.record().key.restrictions.expires_at
     }
 
     /// Returns the metadata of the key. Each call parses it, so store the result.
@@ -123,7 +123,7 @@ impl VerifiedKey {
             .map(tollkey_core::metadata::Metadata::object)
     }
 
-    /// Checks a further requirement in a handler: a mode, scopes, or a merchant ([`Merchant::id`](crate::Merchant::id)). The
+    /// Checks a further requirement in a handler: a mode, scopes, or a merchant ([`MerchantSource::id`](crate::MerchantSource::id)). The
     /// layer has authorized the client IP address and the route. A rejected request takes nothing from the key's rate limit
     /// and does not count as a use; the handler returns the rejection as its error. To check without rejecting, see
     /// [`can`](Self::can).
@@ -190,7 +190,7 @@ impl VerifiedKey {
         self.0.header
     }
 
-    /// Returns the fields `RateLimit-Policy` and `RateLimit` for the response, if the key has a limit.
+    /// Returns the fields `RateLimit-GuardPolicy` and `RateLimit` for the response, if the key has a limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0
             .reservation
@@ -236,8 +236,8 @@ impl VerifiedKey {
         requirement: &Requirement,
         merchant: Option<&str>,
     ) -> Option<Result<(), Denial>> {
-        let need = self.guard().need_of_key(requirement, merchant)?;
-        Some(self.0.reservation.decide_further(&need))
+        let access = self.guard().need_of_key(requirement, merchant)?;
+        Some(self.0.reservation.decide_requirements(&access))
     }
 
     fn rejected_unless(
@@ -254,7 +254,7 @@ impl VerifiedKey {
             }
             None => {
                 self.cancel();
-                Err(guard.misconfigured(form))
+                Err(guard.invalid_requirement(form))
             }
         }
     }

@@ -21,14 +21,14 @@ pub use admission::Admission;
 pub use guard::{ConnectError, Guard, GuardBuilder, TrustedProxies};
 pub use ipnet::IpNet;
 pub use key::VerifiedKey;
-pub use merchant::Merchant;
+pub use merchant::MerchantSource;
 pub use rejection::{Rejection, RejectionForm, RejectionResponse};
 pub use request::{Headers, RequestHead};
 pub use requirement::Requirement;
 pub use serde_json;
 pub use tollkey_client::{Auth, Client, Error as ClientError, Secret};
 pub use tollkey_core::{
-    ApiKey, Denial, Family, Grants, Invalid, IpList, Mode, OperatingModel, RateLimit, Scope,
+    ApiKey, Denial, Family, Invalid, IpList, Mode, OperatingModel, RateLimit, Restrictions, Scope,
     Timestamp, feature::Feature, metadata::Metadata,
 };
 pub use tollkey_verifier::{Seq, Stats};

@@ -6,12 +6,12 @@ use crate::RequestHead;
 
 /// How the merchant of a request is determined. A key that is restricted to merchants is rejected for any other merchant.
 #[derive(Clone)]
-pub struct Merchant(Source);
+pub struct MerchantSource(MerchantInput);
 
 type Find = dyn Fn(&RequestHead<'_>) -> Option<String> + Send + Sync;
 
 #[derive(Clone)]
-enum Source {
+enum MerchantInput {
     Header(Arc<str>),
     Path(Arc<[Segment]>),
     Function(Arc<Find>),
@@ -23,14 +23,14 @@ enum Source {
 enum Segment {
     Literal(String),
     Any,
-    Merchant,
+    MerchantSource,
 }
 
-impl Merchant {
+impl MerchantSource {
     /// Reads the merchant from a header; the default is `x-merchant-id`. A repeated header is denied.
     #[must_use]
     pub fn header(name: &str) -> Self {
-        Self(Source::Header(name.to_ascii_lowercase().into()))
+        Self(MerchantInput::Header(name.to_ascii_lowercase().into()))
     }
 
     /// Reads the merchant from the path: `{merchant}` matches the merchant, any other `{name}` one segment, and the path may
@@ -53,7 +53,7 @@ impl Merchant {
     #[must_use]
     pub fn path(template: &str) -> Self {
         let segment = |part: &str| match part {
-            "{merchant}" => Segment::Merchant,
+            "{merchant}" => Segment::MerchantSource,
             name if name.starts_with('{') && name.ends_with('}') => Segment::Any,
             literal => Segment::Literal(literal.to_owned()),
         };
@@ -63,13 +63,13 @@ impl Merchant {
         let segments = segments.unwrap_or_default();
         let merchants = segments
             .iter()
-            .filter(|segment| **segment == Segment::Merchant)
+            .filter(|segment| **segment == Segment::MerchantSource)
             .count();
         assert!(
             merchants == 1,
             "{template:?} must begin with a slash and have {{merchant}} as one of its segments, once"
         );
-        Self(Source::Path(segments.into()))
+        Self(MerchantInput::Path(segments.into()))
     }
 
     /// Reads the merchant with a closure.
@@ -77,31 +77,31 @@ impl Merchant {
     pub fn from_fn(
         find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        Self(Source::Function(Arc::new(find)))
+        Self(MerchantInput::Function(Arc::new(find)))
     }
 
     /// Uses this merchant, for a handler that has its ID from the body or the database
     /// ([`VerifiedKey::require`](crate::VerifiedKey::require)).
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
-        Self(Source::Id(id.into().into()))
+        Self(MerchantInput::Id(id.into().into()))
     }
 
     /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a valid merchant ID,
     /// so that the request is denied.
     pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
         match &self.0 {
-            Source::Header(name) => tollkey_core::text::reference_in(request.all(name)),
-            Source::Path(template) => in_path(template, request.path()),
-            Source::Function(find) => find(request),
-            Source::Id(id) => Some(id.as_ref().to_owned()),
+            MerchantInput::Header(name) => tollkey_core::text::external_id_in(request.all(name)),
+            MerchantInput::Path(template) => in_path(template, request.path()),
+            MerchantInput::Function(find) => find(request),
+            MerchantInput::Id(id) => Some(id.as_ref().to_owned()),
         }
     }
 
-    /// Returns the merchant of [`Merchant::id`], or `None` if it is read from the request.
+    /// Returns the merchant of [`MerchantSource::id`], or `None` if it is read from the request.
     pub(crate) fn without_request(&self) -> Option<&str> {
         match &self.0 {
-            Source::Id(id) => Some(id),
+            MerchantInput::Id(id) => Some(id),
             _ => None,
         }
     }
@@ -117,20 +117,20 @@ fn in_path(template: &[Segment], path: &str) -> Option<String> {
             Segment::Literal(literal) if literal != part => {
                 return part.contains('%').then(|| part.to_owned());
             }
-            Segment::Merchant => merchant = Some(part.to_owned()),
+            Segment::MerchantSource => merchant = Some(part.to_owned()),
             Segment::Literal(_) | Segment::Any => {}
         }
     }
     merchant
 }
 
-impl fmt::Debug for Merchant {
+impl fmt::Debug for MerchantSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Source::Header(name) => f.debug_tuple("Header").field(name).finish(),
-            Source::Path(template) => f.debug_tuple("Path").field(template).finish(),
-            Source::Function(_) => f.write_str("Function"),
-            Source::Id(id) => f.debug_tuple("Id").field(id).finish(),
+            MerchantInput::Header(name) => f.debug_tuple("Header").field(name).finish(),
+            MerchantInput::Path(template) => f.debug_tuple("Path").field(template).finish(),
+            MerchantInput::Function(_) => f.write_str("Function"),
+            MerchantInput::Id(id) => f.debug_tuple("Id").field(id).finish(),
         }
     }
 }
@@ -148,7 +148,7 @@ mod tests {
             "/merchants/{id}",
             "/{merchant}/{merchant}",
         ] {
-            let built = std::panic::catch_unwind(|| Merchant::path(template));
+            let built = std::panic::catch_unwind(|| MerchantSource::path(template));
             assert!(built.is_err(), "{template}");
         }
     }

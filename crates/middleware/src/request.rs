@@ -58,7 +58,7 @@ impl<'a> RequestHead<'a> {
         found
     }
 
-    /// Returns the value of a header, for closures of [`crate::Merchant::from_fn`]. `None` if the header is missing, repeated
+    /// Returns the value of a header, for closures of [`crate::MerchantSource::from_fn`]. `None` if the header is missing, repeated
     /// or not UTF-8.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a str> {

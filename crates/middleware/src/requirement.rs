@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tollkey_core::{Mode, Scope};
 
-use crate::Merchant;
+use crate::MerchantSource;
 
 /// What a route requires of the key of a request. By default, any key whose own restrictions allow the request.
 ///
@@ -24,7 +24,7 @@ use crate::Merchant;
 pub struct Requirement {
     pub(crate) scopes: Vec<Scope>,
     pub(crate) mode: Option<Mode>,
-    pub(crate) merchant: Option<Merchant>,
+    pub(crate) merchant: Option<MerchantSource>,
     pub(crate) optional: bool,
     pub(crate) grace: Duration,
 }
@@ -53,7 +53,7 @@ impl Requirement {
     /// Determines the merchant of the request in another way than the guard's setting. If set at a layer, handlers get this
     /// merchant from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A `require` inside of the layer authorizes its
     /// own merchant, but handlers still get the layer's.
-    pub fn merchant(mut self, merchant: Merchant) -> Self {
+    pub fn merchant(mut self, merchant: MerchantSource) -> Self {
         self.merchant = Some(merchant);
         self
     }

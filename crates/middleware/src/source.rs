@@ -32,11 +32,13 @@ use tollkey_client::{
     subscription::{self, Subscription},
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position,
-    ProblemCode, RateLimit, Record, Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
+    AccountId, ApiKey, Catalogue, Changed, Digest, Invalid, IpList, KeyContext, KeyId, Position,
+    ProblemCode, RateLimit, Restrictions, Scope, Seq, Usage, lineage::Inherited,
+    usage::outcome_code,
 };
 use tollkey_verifier::{
-    Leave, LogLimit, News, Poll, PollError, PollIds, Snapshot, Source, SourceError, Upstream,
+    EndSubscription, LogLimit, Poll, PollError, PollIds, PollResponse, Snapshot, Source,
+    SourceError, Upstream,
 };
 
 /// The time limit for a response, without the wait of a poll.
@@ -116,7 +118,7 @@ impl Log {
 
     fn failure(&self, error: &Error) -> Failure {
         match (error.kind(), error.status()) {
-            (ErrorKind::Refused, Some(401 | 403)) => {
+            (ErrorKind::Rejected, Some(401 | 403)) => {
                 if self.allows(&self.rejected_key) {
                     tracing::error!(
                         status = error.status(),
@@ -127,19 +129,19 @@ impl Log {
                 }
                 Failure::Rejected
             }
-            (ErrorKind::Refused, _)
+            (ErrorKind::Rejected, _)
                 if error.code() == Some(ProblemCode::SubscriberIdShared.as_str()) =>
             {
                 Failure::SharedId
             }
-            (ErrorKind::Refused, Some(400..500)) | (ErrorKind::Redirect, _) => {
+            (ErrorKind::Rejected, Some(400..500)) | (ErrorKind::Redirect, _) => {
                 if self.allows(&self.rejected_request) {
                     tracing::warn!(%error, "the server rejects requests of this verifier");
                 }
                 Failure::Rejected
             }
             // Proxies do not send this code: the server is available, but fails with this request.
-            (ErrorKind::Refused, _)
+            (ErrorKind::Rejected, _)
                 if error.code() == Some(ProblemCode::InternalError.as_str()) =>
             {
                 if self.allows(&self.unreadable) {
@@ -147,7 +149,7 @@ impl Log {
                 }
                 Failure::Unreadable
             }
-            (ErrorKind::Refused, _) => {
+            (ErrorKind::Rejected, _) => {
                 tracing::debug!(%error, "the server cannot respond now");
                 Failure::Unavailable
             }
@@ -255,7 +257,7 @@ impl Source for HttpSource {
 }
 
 impl Upstream for HttpSource {
-    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
+    async fn poll(&self, poll: Poll) -> Result<PollResponse, PollError> {
         let mut call = self
             .subscription
             .poll(poll.subscriber)
@@ -266,7 +268,7 @@ impl Upstream for HttpSource {
         }
         let response = self.send(call, poll.ids).await?;
         let change = |change: &api::Change| Changed::from_parts(&change.kind, &change.id);
-        Ok(News {
+        Ok(PollResponse {
             position: response
                 .cursor
                 .parse()
@@ -279,7 +281,7 @@ impl Upstream for HttpSource {
         })
     }
 
-    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+    async fn end_subscription(&self, leave: EndSubscription) -> Result<(), PollError> {
         let call = self
             .subscription
             .poll(leave.subscriber)
@@ -300,7 +302,7 @@ fn usage(usage: &Usage) -> api::Usage {
 }
 
 /// Converts the key of a response. Leaves out scopes that are not in the catalogue, because no request can require them.
-fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid> {
+fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<KeyContext, Invalid> {
     let scopes: Vec<Scope> = key
         .scopes
         .iter()
@@ -314,7 +316,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
         .allowed_ips
         .as_deref()
         .map(|list| IpList::parse_common(list.iter().map(String::as_str)));
-    Ok(Record {
+    Ok(KeyContext {
         // The server has expanded the scopes.
         scopes: catalogue.needed(scopes.iter().map(Scope::as_str))?,
         application_enabled: key.application_enabled,
@@ -329,7 +331,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
             mode: key.mode,
             prefix: key.prefix,
             last4: key.last4,
-            grants: Grants {
+            restrictions: Restrictions {
                 scopes,
                 merchants: key.merchants,
                 features: key.features,

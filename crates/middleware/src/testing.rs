@@ -20,7 +20,7 @@ use std::sync::{
 
 use tokio::sync::OwnedRwLockWriteGuard;
 use tollkey_core::{
-    ApiKey, Catalogue, Changed, Clock, Family, Mode, OperatingModel, Record, VerifierId,
+    ApiKey, Catalogue, Changed, Clock, Family, KeyContext, Mode, OperatingModel, VerifierId,
 };
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
@@ -62,12 +62,12 @@ impl TestKeys {
         text
     }
 
-    fn record(&self, key: ApiKey) -> Record {
+    fn record(&self, key: ApiKey) -> KeyContext {
         let catalogue = self
             .catalogue
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        Record::new(key, None, OperatingModel::Ecosystem, &catalogue)
+        KeyContext::new(key, None, OperatingModel::Ecosystem, &catalogue)
     }
 
     /// Changes a key. Applies to every request that starts afterwards.

@@ -12,6 +12,8 @@ mod protocol;
 mod rules;
 mod state;
 
-pub use protocol::{Action, Bounds, COMPLETE, FINISHABLE, Following, Protocol, SAFE, Who, Wish};
+pub use protocol::{
+    Action, Bounds, COMPLETE, CacheOwner, CallerTask, FINISHABLE, Protocol, SAFE, SubscriberKind,
+};
 pub use rules::{Rule, Rules};
 pub use state::{Creation, Key, Marking, State};

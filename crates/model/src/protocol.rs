@@ -6,9 +6,7 @@ use stateright::{Model, Property};
 
 use crate::{
     rules::{Rule, Rules},
-    state::{
-        Creation, Fetch, Key, Log, Marking, Memory, Poll, Renewal, Request, Row, Stage, State,
-    },
+    state::{Cache, Creation, Fetch, Key, Log, Marking, Poll, Renewal, Request, Row, Stage, State},
 };
 
 /// The safety property.
@@ -27,7 +25,7 @@ const MARGIN: u8 = 1;
 
 /// What a caller does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum CallerTask {
     /// Revokes the key.
     Revoke,
     /// Changes something else.
@@ -41,7 +39,7 @@ pub enum Wish {
 
 /// The subscriber of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Following {
+pub enum SubscriberKind {
     /// None.
     Nobody,
     /// Polls verifier 0, and verifies nothing.
@@ -61,9 +59,9 @@ pub struct Bounds {
     pub verifiers: u8,
     /// What the callers do, each with the number of the verifier in its process; `None` for a process whose verifier does
     /// nothing.
-    pub callers: &'static [(Wish, Option<u8>)],
+    pub callers: &'static [(CallerTask, Option<u8>)],
     /// The subscriber.
-    pub subscriber: Following,
+    pub subscriber: SubscriberKind,
     /// Whether applying takes three steps instead of one, and reports may arrive late.
     pub fine: bool,
     /// Whether verifiers stop gracefully.
@@ -89,7 +87,7 @@ pub struct Protocol {
 
 /// The owner of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum CacheOwner {
     /// A verifier.
     Verifier(u8),
     /// The subscriber.
@@ -114,12 +112,12 @@ pub enum Action {
     Stop(u8),
     Unregister(u8),
 
-    Apply(Who),
-    Fetch(Who),
-    FetchCounter(Who),
-    Learn(Who),
-    SeeLease(Who),
-    FindEntry(Who),
+    Apply(CacheOwner),
+    Fetch(CacheOwner),
+    FetchCounter(CacheOwner),
+    Learn(CacheOwner),
+    SeeLease(CacheOwner),
+    FindEntry(CacheOwner),
 
     ReadClock(u8),
     Update(u8),
@@ -254,7 +252,7 @@ impl Protocol {
     fn markers(&self) -> impl Iterator<Item = u8> {
         (0..)
             .zip(self.bounds.callers)
-            .filter(|(_, (wish, _))| *wish == Wish::Mark)
+            .filter(|(_, (wish, _))| *wish == CallerTask::Mark)
             .map(|(at, _)| at)
     }
 
@@ -266,7 +264,7 @@ impl Protocol {
         } else {
             self.keep(Rule::MarkingResumed)
         };
-        self.wish(caller) == Wish::Mark && runs && state.marking == Marking::Pending
+        self.wish(caller) == CallerTask::Mark && runs && state.marking == Marking::Pending
     }
 
     /// Returns whether that caller can delete the pending row now.
@@ -477,7 +475,7 @@ impl Protocol {
                 };
             }
             Action::Learn(who) => {
-                if let Who::Verifier(at) = who {
+                if let CacheOwner::Verifier(at) = who {
                     allowed(!state.verifiers[usize::from(at)].stopped)?;
                 }
                 self.insert_fetched(memory(state, who))?;
@@ -500,15 +498,15 @@ impl Protocol {
                 if self.keep(Rule::LeaseBeforeEntry) {
                     allowed(memory.request == Request::LeaseSeen)?;
                     memory.request = Request::None;
-                    state.accepted = memory.remembered;
+                    state.accepted = memory.cached;
                 } else {
-                    allowed(must_reject && memory.request == Request::None && memory.remembered)?;
+                    allowed(must_reject && memory.request == Request::None && memory.cached)?;
                     memory.request = Request::EntrySeen;
                 }
             }
 
             Action::ReadClock(at) => {
-                allowed(!self.keep(Rule::ClockAfterUpdate) && self.wish(at) != Wish::Repeat)?;
+                allowed(!self.keep(Rule::ClockAfterUpdate) && self.wish(at) != CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::ClockRead;
@@ -517,11 +515,11 @@ impl Protocol {
             Action::Update(at) => {
                 allowed(state.locked_by.is_none() || !self.keep(Rule::NumberedAsCommitted))?;
                 match self.wish(at) {
-                    Wish::Change => {}
+                    CallerTask::Change => {}
                     // A revocation waits for a creation that holds the lock on the key's row.
-                    Wish::Revoke => allowed(!self.creation_holds_locks(state))?,
-                    Wish::Repeat => return None,
-                    Wish::Mark => allowed(
+                    CallerTask::Revoke => allowed(!self.creation_holds_locks(state))?,
+                    CallerTask::Repeat => return None,
+                    CallerTask::Mark => allowed(
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
@@ -532,12 +530,13 @@ impl Protocol {
                         self.bounds.callers[usize::from(*other)]
                             == self.bounds.callers[usize::from(at)]
                     })
-                    .filter(|_| self.wish(at) != Wish::Mark);
+                    .filter(|_| self.wish(at) != CallerTask::Mark);
                 allowed(
                     twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle),
                 )?;
                 let caller = &mut state.callers[usize::from(at)];
-                if self.wish(at) == Wish::Revoke && !self.keep(Rule::DescendantsReadUnderLock) {
+                if self.wish(at) == CallerTask::Revoke && !self.keep(Rule::DescendantsReadUnderLock)
+                {
                     allowed(caller.descendants.is_some())?;
                 }
                 if self.keep(Rule::ClockAfterUpdate) {
@@ -560,14 +559,14 @@ impl Protocol {
                 let seq = caller.seq;
                 caller.stage = Stage::Waiting;
                 match self.wish(at) {
-                    Wish::Change | Wish::Repeat => {
+                    CallerTask::Change | CallerTask::Repeat => {
                         if !self.removes(at) {
                             caller.finish(); // no property depends on when this change has propagated
                         } else if self.keep(Rule::SilenceFromLook) {
                             caller.wait = 0;
                         }
                     }
-                    Wish::Revoke => {
+                    CallerTask::Revoke => {
                         let descendants = caller.descendants.take().unwrap_or(has_descendants);
                         if state.verified == Key::Parent
                             || (descendants && self.keep(Rule::DescendantsEvicted))
@@ -583,7 +582,7 @@ impl Protocol {
                             caller.stage = Stage::CounterCommitted;
                         }
                     }
-                    Wish::Mark => {
+                    CallerTask::Mark => {
                         state.marking = Marking::Finished;
                         state.changes |= 1 << seq;
                         if !self.bounds.previous_release {
@@ -599,7 +598,7 @@ impl Protocol {
                 state.revoked = true;
             }
             Action::FindItSo(at) => {
-                allowed(state.revoked && self.wish(at) == Wish::Repeat)?;
+                allowed(state.revoked && self.wish(at) == CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::Waiting;
@@ -612,7 +611,8 @@ impl Protocol {
             }
             Action::ReadDescendants(at) => {
                 allowed(
-                    !self.keep(Rule::DescendantsReadUnderLock) && self.wish(at) == Wish::Revoke,
+                    !self.keep(Rule::DescendantsReadUnderLock)
+                        && self.wish(at) == CallerTask::Revoke,
                 )?;
                 let descendants = Self::has_descendants(state);
                 let caller = &mut state.callers[usize::from(at)];
@@ -620,7 +620,9 @@ impl Protocol {
                 caller.descendants = Some(descendants);
             }
             Action::WritePending(at) => {
-                allowed(!self.keep(Rule::PendingWithRevocation) && self.wish(at) == Wish::Revoke)?;
+                allowed(
+                    !self.keep(Rule::PendingWithRevocation) && self.wish(at) == CallerTask::Revoke,
+                )?;
                 allowed(state.revoked && Self::has_descendants(state) && !state.crashed)?;
                 allowed(state.marking == Marking::None)?;
                 state.marking = Marking::Pending;
@@ -638,7 +640,7 @@ impl Protocol {
                 state.crashed = true;
                 let marker = self.markers().next();
                 for at in (0..).take(self.bounds.callers.len()) {
-                    if self.wish(at) != Wish::Revoke && Some(at) != marker {
+                    if self.wish(at) != CallerTask::Revoke && Some(at) != marker {
                         continue;
                     }
                     if state.locked_by == Some(at) {
@@ -652,7 +654,7 @@ impl Protocol {
             Action::CheckAncestors => {
                 allowed(state.verified.is_created() && state.creation == Creation::None)?;
                 if self.keep(Rule::CreationChecksAncestors) {
-                    let revoking = |at: u8| self.wish(at) == Wish::Revoke;
+                    let revoking = |at: u8| self.wish(at) == CallerTask::Revoke;
                     let waits = self.keep(Rule::CreationLocksAncestors)
                         && state.locked_by.is_some_and(revoking);
                     allowed(!waits && !state.revoked)?;
@@ -667,7 +669,7 @@ impl Protocol {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && !caller.clear)?;
-                if rows.is_empty() && self.wish(at) == Wish::Change {
+                if rows.is_empty() && self.wish(at) == CallerTask::Change {
                     caller.finish();
                 } else if rows.is_empty() {
                     caller.clear = true;
@@ -701,7 +703,7 @@ impl Protocol {
                         caller.seen[row] = 0;
                     }
                 }
-                if caller.silent == 0 && self.wish(at) == Wish::Change {
+                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
@@ -716,17 +718,17 @@ impl Protocol {
                 {
                     *row = None;
                 }
-                if caller.silent == 0 && self.wish(at) == Wish::Change {
+                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
             Action::Answer(at) => {
                 let (wish, own_verifier) = self.bounds.callers[usize::from(at)];
                 let caller = &mut state.callers[usize::from(at)];
-                allowed(caller.stage == Stage::Waiting && wish != Wish::Change)?;
+                allowed(caller.stage == Stage::Waiting && wish != CallerTask::Change)?;
                 let has_expired = caller.wait == 0;
                 allowed(caller.clear || has_expired || !self.keep(Rule::ChangesWait))?;
-                let waits = wish != Wish::Repeat || self.keep(Rule::RepeatsWait);
+                let waits = wish != CallerTask::Repeat || self.keep(Rule::RepeatsWait);
                 if let Some(own_verifier) = own_verifier
                     && waits
                     && !has_expired
@@ -741,7 +743,7 @@ impl Protocol {
                     caller.finish();
                 }
                 caller.stage = Stage::Answered;
-                if wish == Wish::Mark {
+                if wish == CallerTask::Mark {
                     state.marking = Marking::Propagated;
                 } else {
                     state.answered = true;
@@ -913,7 +915,7 @@ impl Protocol {
     }
 
     /// Executes one of the three steps of applying changes.
-    fn apply(&self, state: &mut State, who: Who) -> Option<()> {
+    fn apply(&self, state: &mut State, who: CacheOwner) -> Option<()> {
         enum Step {
             Begin,
             Evict,
@@ -933,7 +935,7 @@ impl Protocol {
         };
         match order[usize::from(steps)] {
             Begin => memory.applying = upto,
-            Evict => memory.remembered &= !ours,
+            Evict => memory.cached &= !ours,
             Finish => memory.evicted = upto,
         }
         memory.log = if steps < 2 {
@@ -949,29 +951,29 @@ impl Protocol {
     }
 
     /// Executes a step of caching a record that was fetched as valid.
-    fn insert_fetched(&self, memory: &mut Memory) -> Option<()> {
+    fn insert_fetched(&self, memory: &mut Cache) -> Option<()> {
         memory.fetch = match memory.fetch {
             Fetch::Read(counter) => {
                 let fresh = counter >= memory.applying;
                 if !self.keep(Rule::FillsLookBeforeVisible) {
-                    memory.remembered = true;
+                    memory.cached = true;
                     Fetch::Inserted(counter)
                 } else if !self.keep(Rule::FillsLookUnderTheLock) {
                     if fresh { Fetch::Fit } else { Fetch::None }
                 } else {
                     if fresh || !self.keep(Rule::FillsLook) {
-                        memory.remembered = true;
+                        memory.cached = true;
                     }
                     Fetch::None
                 }
             }
             Fetch::Fit => {
-                memory.remembered = true;
+                memory.cached = true;
                 Fetch::None
             }
             Fetch::Inserted(counter) => {
                 if counter < memory.applying {
-                    memory.remembered = false;
+                    memory.cached = false;
                 }
                 Fetch::None
             }
@@ -1012,11 +1014,11 @@ impl Protocol {
             .bounds
             .callers
             .iter()
-            .any(|(wish, _)| *wish == Wish::Repeat);
-        self.bounds.asks.is_some() && (self.wish(caller) == Wish::Change || repeated)
+            .any(|(wish, _)| *wish == CallerTask::Repeat);
+        self.bounds.asks.is_some() && (self.wish(caller) == CallerTask::Change || repeated)
     }
 
-    fn wish(&self, caller: u8) -> Wish {
+    fn wish(&self, caller: u8) -> CallerTask {
         self.bounds.callers[usize::from(caller)].0
     }
 }
@@ -1026,10 +1028,10 @@ fn are_among(changes: u8, after: u8, upto: u8) -> bool {
     (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
 
-fn memory(state: &mut State, who: Who) -> &mut Memory {
+fn memory(state: &mut State, who: CacheOwner) -> &mut Cache {
     match who {
-        Who::Verifier(at) => &mut state.verifiers[usize::from(at)].memory,
-        Who::Subscriber => &mut state.subscriber.memory,
+        CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].memory,
+        CacheOwner::Subscriber => &mut state.subscriber.memory,
     }
 }
 
@@ -1055,9 +1057,9 @@ impl Model for Protocol {
         actions.extend([Action::Tick, Action::TickAsleep]);
         let mut memories = Vec::with_capacity(4);
         for at in 0..self.bounds.verifiers {
-            memories.push(Who::Verifier(at));
+            memories.push(CacheOwner::Verifier(at));
             actions.extend([
-                Action::Apply(Who::Verifier(at)),
+                Action::Apply(CacheOwner::Verifier(at)),
                 Action::Ask(at),
                 Action::Compare(at),
                 Action::Renew(at),
@@ -1071,9 +1073,9 @@ impl Model for Protocol {
             ]);
         }
         let polled = match self.bounds.subscriber {
-            Following::Nobody => 0,
-            Following::Quiet | Following::One => 1,
-            Following::Any => self.bounds.verifiers,
+            SubscriberKind::Nobody => 0,
+            SubscriberKind::Quiet | SubscriberKind::One => 1,
+            SubscriberKind::Any => self.bounds.verifiers,
         };
         if polled > 0 {
             actions.extend([
@@ -1084,10 +1086,13 @@ impl Model for Protocol {
                 Action::LosePoll,
             ]);
             actions.extend((0..polled).map(Action::Compute));
-            actions.push(Action::Apply(Who::Subscriber));
+            actions.push(Action::Apply(CacheOwner::Subscriber));
         }
-        if matches!(self.bounds.subscriber, Following::One | Following::Any) {
-            memories.push(Who::Subscriber);
+        if matches!(
+            self.bounds.subscriber,
+            SubscriberKind::One | SubscriberKind::Any
+        ) {
+            memories.push(CacheOwner::Subscriber);
         }
         for who in memories {
             actions.extend([
@@ -1147,11 +1152,14 @@ impl Model for Protocol {
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier still caches the key",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|memory| memory.remembered)
+                    state.answered && model.other_caches(state).any(|memory| memory.cached)
                 },
             ));
         }
-        if matches!(self.bounds.subscriber, Following::One | Following::Any) {
+        if matches!(
+            self.bounds.subscriber,
+            SubscriberKind::One | SubscriberKind::Any
+        ) {
             properties.push(Property::sometimes(
                 "a subscriber accepts a key from its cache",
                 |_, state: &State| !state.revoked && would_accept(&state.subscriber.memory),
@@ -1193,18 +1201,18 @@ impl Model for Protocol {
 }
 
 /// Returns whether a verification from this cache would accept the key.
-fn would_accept(memory: &Memory) -> bool {
-    memory.lease > 0 && memory.remembered
+fn would_accept(memory: &Cache) -> bool {
+    memory.lease > 0 && memory.cached
 }
 
 impl Protocol {
     /// Returns the caches of verifiers outside the process of the revoking caller.
-    fn other_caches<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Memory> {
+    fn other_caches<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Cache> {
         let own_verifier = self
             .bounds
             .callers
             .iter()
-            .find(|(wish, _)| *wish == Wish::Revoke)
+            .find(|(wish, _)| *wish == CallerTask::Revoke)
             .and_then(|(_, own_verifier)| *own_verifier);
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != own_verifier)
@@ -1212,7 +1220,7 @@ impl Protocol {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for CacheOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Verifier(at) => write!(f, "verifier {at}"),

@@ -105,7 +105,7 @@ pub struct Row {
 
 /// The cache of a verifier or of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Memory {
+pub struct Cache {
     /// How many ticks the lease still lasts.
     pub lease: u8,
     /// The last change that is being or has been applied.
@@ -113,7 +113,7 @@ pub struct Memory {
     /// The last change for which everything has been evicted.
     pub evicted: u8,
     /// Whether the verified key is cached as valid.
-    pub remembered: bool,
+    pub cached: bool,
     /// Changes that are being applied to this cache.
     pub log: Log,
     /// A record that is being fetched for this cache.
@@ -173,7 +173,7 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Verifier {
     /// Its cache.
-    pub memory: Memory,
+    pub memory: Cache,
     /// The renewal in flight.
     pub renewal: Renewal,
     /// The report in flight.
@@ -258,16 +258,16 @@ pub enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
     /// Its cache.
-    pub memory: Memory,
+    pub memory: Cache,
     /// The poll in flight.
     pub poll: Poll,
     /// What each replica knows about it.
-    pub known: [Known; VERIFIERS],
+    pub known: [SubscriberState; VERIFIERS],
 }
 
 /// What a replica knows about a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Known {
+pub struct SubscriberState {
     /// The last change that it has acknowledged.
     pub acknowledged: u8,
     /// How many ticks it may still hold a lease of this replica.

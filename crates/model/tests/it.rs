@@ -8,15 +8,15 @@ use std::{collections::BTreeSet, time::Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
 use tollkey_model::{
-    Bounds, COMPLETE, FINISHABLE, Following, Key, Protocol, Rule, Rules, SAFE, Wish,
+    Bounds, COMPLETE, CallerTask, FINISHABLE, Key, Protocol, Rule, Rules, SAFE, SubscriberKind,
 };
 
 /// One verifier, and a caller in a process whose own verifier does nothing.
 const ONE: Bounds = Bounds {
     lease: 2,
     verifiers: 1,
-    callers: &[(Wish::Revoke, None)],
-    subscriber: Following::Nobody,
+    callers: &[(CallerTask::Revoke, None)],
+    subscriber: SubscriberKind::Nobody,
     fine: true,
     stops: false,
     asks: None,
@@ -26,13 +26,13 @@ const ONE: Bounds = Bounds {
 
 /// Another change as well.
 const TWO_CHANGES: Bounds = Bounds {
-    callers: &[(Wish::Change, None), (Wish::Revoke, None)],
+    callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
 };
 
 /// A second caller repeats the revocation.
 const REPEATED: Bounds = Bounds {
-    callers: &[(Wish::Revoke, None), (Wish::Repeat, None)],
+    callers: &[(CallerTask::Revoke, None), (CallerTask::Repeat, None)],
     ..ONE
 };
 
@@ -48,7 +48,7 @@ const TWO: Bounds = Bounds {
 
 /// Two verifiers, one of them in the process of the caller.
 const OWN_VERIFIER: Bounds = Bounds {
-    callers: &[(Wish::Revoke, Some(0))],
+    callers: &[(CallerTask::Revoke, Some(0))],
     ..TWO
 };
 
@@ -57,30 +57,30 @@ const REMOVED: Bounds = Bounds {
     lease: 1,
     fine: false,
     asks: Some(2),
-    callers: &[(Wish::Change, None), (Wish::Revoke, None)],
+    callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
 };
 
 /// Two changes remove rows at the same time.
 const REMOVED_TWICE: Bounds = Bounds {
     callers: &[
-        (Wish::Change, None),
-        (Wish::Change, None),
-        (Wish::Revoke, None),
+        (CallerTask::Change, None),
+        (CallerTask::Change, None),
+        (CallerTask::Revoke, None),
     ],
     ..REMOVED
 };
 
 /// A subscriber.
 const SUBSCRIBED: Bounds = Bounds {
-    subscriber: Following::One,
+    subscriber: SubscriberKind::One,
     fine: false,
     ..ONE
 };
 
 /// A subscriber of the verifier in the caller's process.
 const SUBSCRIBED_TO_OWN_VERIFIER: Bounds = Bounds {
-    callers: &[(Wish::Revoke, Some(0))],
+    callers: &[(CallerTask::Revoke, Some(0))],
     ..SUBSCRIBED
 };
 
@@ -92,7 +92,7 @@ const SUBSCRIBED_AND_STOPPED: Bounds = Bounds {
 
 /// A subscriber that delays its replica's reports, and a change that removes silent rows.
 const SUBSCRIBED_AND_REMOVED: Bounds = Bounds {
-    subscriber: Following::Quiet,
+    subscriber: SubscriberKind::Quiet,
     ..REMOVED
 };
 
@@ -105,14 +105,18 @@ const SUBSCRIBED_LONGER_AND_REMOVED: Bounds = Bounds {
 /// One verifier, and every key that the revocation of the parent must reject. A creation runs at the same time.
 const DESCENDANTS: Bounds = Bounds {
     keys: &[Key::Parent, Key::Child, Key::Grandchild, Key::OnlyChild],
-    callers: &[(Wish::Revoke, None), (Wish::Mark, None)],
+    callers: &[(CallerTask::Revoke, None), (CallerTask::Mark, None)],
     ..ONE
 };
 
 /// The process that revoked the key may crash during the marking; another replica may mark, too.
 const MARKED_BY_TWO: Bounds = Bounds {
     keys: &[Key::Child, Key::Grandchild],
-    callers: &[(Wish::Revoke, None), (Wish::Mark, None), (Wish::Mark, None)],
+    callers: &[
+        (CallerTask::Revoke, None),
+        (CallerTask::Mark, None),
+        (CallerTask::Mark, None),
+    ],
     fine: false,
     ..ONE
 };
@@ -299,9 +303,9 @@ fn properties_hold_with_longer_leases() {
         Bounds {
             lease: 3,
             callers: &[
-                (Wish::Change, None),
-                (Wish::Revoke, None),
-                (Wish::Repeat, None),
+                (CallerTask::Change, None),
+                (CallerTask::Revoke, None),
+                (CallerTask::Repeat, None),
             ],
             stops: true,
             ..ONE
@@ -316,7 +320,7 @@ fn properties_hold_with_two_verifiers_and_two_changes() {
         "two verifiers, one of the caller, another change",
         Bounds {
             lease: 1,
-            callers: &[(Wish::Revoke, Some(0)), (Wish::Change, None)],
+            callers: &[(CallerTask::Revoke, Some(0)), (CallerTask::Change, None)],
             ..TWO
         },
     );
@@ -329,10 +333,10 @@ fn properties_hold_with_removal_by_three_changes() {
         "removal by three, with a repeat",
         Bounds {
             callers: &[
-                (Wish::Change, None),
-                (Wish::Change, None),
-                (Wish::Revoke, None),
-                (Wish::Repeat, None),
+                (CallerTask::Change, None),
+                (CallerTask::Change, None),
+                (CallerTask::Revoke, None),
+                (CallerTask::Repeat, None),
             ],
             ..REMOVED
         },
@@ -345,7 +349,7 @@ fn properties_hold_with_a_subscriber_and_removal() {
     explore(
         "a subscriber that verifies, and removal",
         Bounds {
-            subscriber: Following::One,
+            subscriber: SubscriberKind::One,
             ..REMOVED
         },
     );
@@ -359,9 +363,9 @@ fn properties_hold_with_descendants_and_a_repeat() {
         Bounds {
             lease: 1,
             callers: &[
-                (Wish::Revoke, Some(0)),
-                (Wish::Repeat, None),
-                (Wish::Mark, None),
+                (CallerTask::Revoke, Some(0)),
+                (CallerTask::Repeat, None),
+                (CallerTask::Mark, None),
             ],
             ..DESCENDANTS_AND_OWN_VERIFIER
         },
@@ -376,9 +380,9 @@ fn properties_hold_with_descendants_and_a_subscriber() {
         Bounds {
             lease: 1,
             callers: &[
-                (Wish::Revoke, Some(0)),
-                (Wish::Mark, None),
-                (Wish::Mark, None),
+                (CallerTask::Revoke, Some(0)),
+                (CallerTask::Mark, None),
+                (CallerTask::Mark, None),
             ],
             keys: &[Key::Child, Key::Grandchild, Key::OnlyChild],
             ..SUBSCRIBED
@@ -392,7 +396,7 @@ fn properties_hold_behind_a_load_balancer() {
     explore(
         "a subscriber behind a load balancer",
         Bounds {
-            subscriber: Following::Any,
+            subscriber: SubscriberKind::Any,
             lease: 1,
             ..TWO
         },

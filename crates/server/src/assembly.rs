@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 use anyhow::Context as _;
 use tollkey_core::{Clock, VerifierId};
 use tollkey_service::{
-    Limits, Random, Revocations, Service, StoreSource, audit::Checks, idempotency::Sealer,
+    Limits, Random, Revocations, Service, StoreSource, audit::AuditCheckLimiter,
+    idempotency::Sealer,
 };
 use tollkey_store::Store;
 use tollkey_verifier::Verifier;
@@ -16,7 +17,7 @@ use crate::{
     database,
     dev_mode::DevMode,
     sign_in::SignInMethods,
-    state::{LogLimits, Policy, State},
+    state::{LogLimits, RequestSettings, State},
 };
 
 /// Creates the use cases on top of a store with this build's schema. `sealing_secret` decrypts the idempotency records;
@@ -53,7 +54,7 @@ pub async fn service(
         random,
         catalogue,
         sealer,
-        audit_checks: Checks::new(settings.database.pool),
+        audit_checks: AuditCheckLimiter::new(settings.database.pool),
         revocations: Revocations::default(),
         limits: Limits {
             application_keys: settings.key_limits.application_key_limit,
@@ -73,7 +74,7 @@ fn assemble(
     tokens: TokenVerifier,
     development: Option<&DevMode>,
 ) -> anyhow::Result<State> {
-    let policy = Policy {
+    let request_settings = RequestSettings {
         trusted_proxies: settings
             .server
             .trusted_proxies
@@ -100,7 +101,7 @@ fn assemble(
         service,
         tokens,
         sign_in,
-        policy,
+        request_settings,
         public_path: settings.public_path.clone(),
         document: OnceLock::new(),
         draining: AtomicBool::new(false),
@@ -121,7 +122,7 @@ fn sealing_secret<'a>(
 
 /// The result of [`open`].
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedServer {
     /// The state that requests use.
     pub state: State,
     /// Set in development mode.
@@ -136,7 +137,7 @@ pub async fn open(
     settings: &Settings,
     clock: Arc<dyn Clock>,
     random: Random,
-) -> anyhow::Result<Opened> {
+) -> anyhow::Result<OpenedServer> {
     // Invalid settings are reported before the database is opened, and so before anything is created.
     let configured = match settings.tokens.source {
         TokenSource::Development => {
@@ -168,5 +169,5 @@ pub async fn open(
     let service = service(settings, store, clock, random, sealing_secret).await?;
     let state = assemble(settings, service, tokens, development.as_ref())?;
     tracing::info!(verifier = %state.service.verifier.id(), "verifier started");
-    Ok(Opened { state, development })
+    Ok(OpenedServer { state, development })
 }

@@ -2,10 +2,10 @@
 //!
 //! | extractor | caller |
 //! |---|---|
-//! | [`Merchant`] | a management token of an account, or an operator's with `?account=` |
-//! | [`AccountHolder`] | a [`Merchant`], or an `sk_` key for its own account |
+//! | [`ManagementCaller`] | a management token of an account, or an operator's with `?account=` |
+//! | [`AccountHolder`] | a [`ManagementCaller`], or an `sk_` key for its own account |
 //! | [`Operator`] | a management token with the role `operator` |
-//! | [`Verifying`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
+//! | [`VerificationCaller`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
 //! | [`PresentedKey`] | an API key of any family that requests something about itself |
 //!
 //! A valid credential of the wrong kind is 403, an invalid or missing one is 401, several are 400.
@@ -24,6 +24,9 @@ pub mod sign_in_links;
 pub use self::{
     authenticate::{KeyRateLimit, authorize_presented, not_forwarded, peek_presented},
     client_ip::{client_ip, forwarded_ip},
-    extractors::{AccountHolder, Identified, Merchant, Operator, PresentedKey, Service, Verifying},
+    extractors::{
+        AccountHolder, CallerAuthenticated, ManagementCaller, Operator, PresentedKey, Service,
+        VerificationCaller,
+    },
     request_parts::RequestParts,
 };

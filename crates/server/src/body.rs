@@ -17,9 +17,9 @@ use actix_web::{
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
+use tollkey_core::{FieldError, FieldErrors, Problem, ProblemCode};
 
-use crate::{auth::Identified, rejection::Rejection};
+use crate::{auth::CallerAuthenticated, rejection::Rejection};
 
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -56,9 +56,9 @@ impl FromRequest for Body {
             .get(CONTENT_ENCODING)
             .is_some_and(|value| value != "identity");
         let payload = payload.take();
-        let identified = request.extensions().get::<Identified>().cloned();
+        let identified = request.extensions().get::<CallerAuthenticated>().cloned();
         Box::pin(async move {
-            if let Some(Identified(identified)) = identified {
+            if let Some(CallerAuthenticated(identified)) = identified {
                 // Limited in case the caller is identified by the body itself.
                 let _ = tokio::time::timeout(BODY_TIMEOUT, identified.notified()).await;
             }
@@ -206,7 +206,7 @@ impl Body {
 #[derive(Debug)]
 pub struct Read<T> {
     value: T,
-    errors: Checks,
+    errors: FieldErrors,
 }
 
 impl<T> Read<T> {
@@ -224,7 +224,7 @@ impl<T> Read<T> {
     /// The validation problem of all invalid fields.
     pub fn check<U>(
         mut self,
-        check: impl FnOnce(T, &mut Checks) -> Option<U>,
+        check: impl FnOnce(T, &mut FieldErrors) -> Option<U>,
     ) -> Result<U, Problem> {
         let checked = check(self.value, &mut self.errors);
         self.errors.finish(checked)
@@ -236,7 +236,7 @@ impl<T> Read<T> {
     /// The validation problem of all invalid fields.
     pub fn check_ref<'a, U>(
         &'a self,
-        check: impl FnOnce(&'a T, &mut Checks) -> Option<U>,
+        check: impl FnOnce(&'a T, &mut FieldErrors) -> Option<U>,
     ) -> Result<U, Problem> {
         let mut errors = self.errors.clone();
         let checked = check(&self.value, &mut errors);

@@ -20,7 +20,7 @@ use std::{process::ExitCode, sync::Arc, thread};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tollkey_core::{
     audit::{Actor, ActorKind},
-    key_text::Kind,
+    key_text::CredentialKind,
 };
 use tollkey_service::{Random, RequestActor, Service};
 use tollkey_verifier::SystemClock;
@@ -136,7 +136,7 @@ fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) 
 /// Returns whether a text may be a URL with a password, even a malformed one, a key or a token.
 fn is_like_a_credential(text: &str) -> bool {
     let is_url = text.contains(":/") || text.contains('@') || text.contains("password=");
-    is_url || text.starts_with("eyJ") || text.len() > 64 || Kind::of(text).is_some()
+    is_url || text.starts_with("eyJ") || text.len() > 64 || CredentialKind::parse(text).is_some()
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {

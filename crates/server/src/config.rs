@@ -29,8 +29,8 @@ pub use self::{
     declared::{CacheSettings, KeyLimits, LogSettings, ServerSettings, TrustedProxies},
     public_key::PublicKeyFile,
     rules::LogFormat,
-    setting::{CONFIG, Form, SETTINGS, Setting, markdown},
-    sources::{ConfigError, EffectiveSetting, Options, Source},
+    setting::{CONFIG, SETTINGS, Setting, ValueType, markdown},
+    sources::{ConfigError, EffectiveSetting, Options, SettingSource},
     unknown::UnknownVariable,
     warning::Warning,
 };
@@ -85,7 +85,7 @@ pub struct Settings {
     /// All settings in effect, without secrets.
     pub effective: Vec<EffectiveSetting>,
     /// Warnings about settings. [`Settings::warnings`] also returns those about unknown variables.
-    pub suspicious: Vec<Warning>,
+    pub configuration_warnings: Vec<Warning>,
 }
 
 /// The database and how it is opened.
@@ -195,7 +195,7 @@ impl Settings {
     /// Returns warnings about settings that are probably a mistake.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let unknown = self.unknown_variables.iter().cloned().map(Warning::Unknown);
-        unknown.chain(self.suspicious.iter().cloned())
+        unknown.chain(self.configuration_warnings.iter().cloned())
     }
 
     /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file
@@ -226,7 +226,7 @@ impl Settings {
             log: values.log,
             unknown_variables: Vec::new(),
             effective: Vec::new(),
-            suspicious: Vec::new(),
+            configuration_warnings: Vec::new(),
         };
         settings.effective = sources.effective(&settings.derived());
         let has_password = settings.database.url.has_password();
@@ -235,7 +235,7 @@ impl Settings {
             .filter(|name| *name != DATABASE_URL || has_password)
             .collect();
         sources.warn_of_readable_file(&secrets);
-        settings.suspicious = sources.warnings;
+        settings.configuration_warnings = sources.warnings;
         Ok(settings)
     }
 
@@ -274,9 +274,12 @@ fn database(
 ) -> Result<DatabaseSettings, ConfigError> {
     let (url, from) = match sources.secret(DATABASE_URL)? {
         Some((url, from)) => (url, from),
-        None => (Secret::new(declared::DEFAULT_DATABASE_URL), Source::Default),
+        None => (
+            Secret::new(declared::DEFAULT_DATABASE_URL),
+            SettingSource::Default,
+        ),
     };
-    let is_flag = matches!(from, Source::Flag(_));
+    let is_flag = matches!(from, SettingSource::Flag(_));
     let invalid = |rule: String| {
         let rule = Invalid::new(rule);
         ConfigError::Invalid {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    auth::jwt::{self, ClaimRules, MintError, NewToken},
+    auth::jwt::{self, ClaimRules, CreateTokenError, NewToken},
     auth::sign_in_links::{LINK_LIFETIME, SignInLinks},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource},
     issuer_url::is_loopback,
@@ -106,7 +106,7 @@ pub enum DevModeError {
     IssuedElsewhere,
     /// The token of the message cannot be created.
     #[error(transparent)]
-    Token(#[from] MintError),
+    Token(#[from] CreateTokenError),
 }
 
 /// A server in development mode.
@@ -190,7 +190,7 @@ impl DevMode {
         now: Timestamp,
         random: &Random,
     ) -> Result<String, DevModeError> {
-        let token = Zeroizing::new(jwt::mint(
+        let token = Zeroizing::new(jwt::create_token(
             &self.secret,
             &self.rules,
             &NewToken {

@@ -36,14 +36,14 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// A request that is being processed.
-pub(crate) struct Passage {
+pub(crate) struct RequestTrace {
     started: Instant,
     surface: &'static Surface,
     /// The ID of the request.
     pub(crate) id: Arc<str>,
 }
 
-impl Passage {
+impl RequestTrace {
     pub(crate) fn begin(state: &State, headers: &HeaderMap, surface: &'static Surface) -> Self {
         let started = Instant::now();
         let id = inbound_request_id(headers, surface).unwrap_or_else(|| new_request_id(state));
@@ -130,7 +130,7 @@ pub async fn edge<B: MessageBody + 'static>(
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }
-    let passage = Passage::begin(&state, request.headers(), surface);
+    let passage = RequestTrace::begin(&state, request.headers(), surface);
     request
         .extensions_mut()
         .insert(RequestId(Arc::clone(&passage.id)));

@@ -11,7 +11,7 @@ use crate::{
     routes,
     state::State,
     telemetry::{self, Metrics},
-    transport::{self, Connections, NoFront, Server},
+    transport::{self, Connections, NoEarlyHandler, Server},
 };
 
 /// Maximum number of connections.
@@ -54,7 +54,7 @@ impl MetricsListener {
             listener,
             &connections,
             &options,
-            || NoFront,
+            || NoEarlyHandler,
             move || {
                 let mut app = App::new()
                     .app_data(state.clone())

@@ -28,7 +28,7 @@ const FINISH: Duration = Duration::from_secs(15);
 
 /// A running server.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningServer {
     address: SocketAddr,
     state: web::Data<State>,
     server: Server,
@@ -49,7 +49,7 @@ pub fn start(
     settings: &Settings,
     state: State,
     metrics: Option<Metrics>,
-) -> anyhow::Result<Running> {
+) -> anyhow::Result<RunningServer> {
     let state = web::Data::new(state);
     let (stop, stopping) = watch::channel(false);
     let shared = state.clone();
@@ -102,7 +102,7 @@ pub fn start(
         .listen(move || verifier.notify())
         .context("cannot start the thread that listens for changes")?;
     let background = background::start(&state, metrics, &stopping);
-    Ok(Running {
+    Ok(RunningServer {
         address,
         state,
         server,
@@ -115,7 +115,7 @@ pub fn start(
     })
 }
 
-impl Running {
+impl RunningServer {
     /// Returns the address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -197,7 +197,7 @@ impl Running {
         self.stop_unless(pending()).await;
     }
 
-    /// Like [`Running::stop`]. Connections with requests in flight are closed when `cut` resolves.
+    /// Like [`RunningServer::stop`]. Connections with requests in flight are closed when `cut` resolves.
     async fn stop_unless(self, cut: impl Future<Output = ()>) {
         self.begin_drain();
         self.server

@@ -109,7 +109,7 @@ pub enum Failure {
 impl Failure {
     /// Returns the failure with this code.
     #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
+    pub fn from_code(word: &str) -> Option<Self> {
         let faults = [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Self::NoAccount);
         let all = [Self::Unknown, Self::Declined, Self::Unavailable]
             .into_iter()
@@ -218,7 +218,7 @@ pub fn session_not_stored() -> Failure {
 
 /// The query parameters with which a provider redirects to this server.
 #[derive(Debug, Default)]
-pub struct Returned {
+pub struct CallbackParameters {
     /// `state`.
     pub state: Option<Secret>,
     /// `code`.
@@ -237,7 +237,7 @@ pub async fn by_oidc(
     state: &State,
     provider: &Provider,
     attempt: Option<&Attempt>,
-    returned: &Returned,
+    returned: &CallbackParameters,
 ) -> Result<SignIn, Failure> {
     verify_return(state, provider, attempt, returned)
         .await
@@ -248,7 +248,7 @@ async fn verify_return(
     state: &State,
     provider: &Provider,
     attempt: Option<&Attempt>,
-    returned: &Returned,
+    returned: &CallbackParameters,
 ) -> Result<SignIn, FailedSignIn> {
     let now = state.service.clock.now();
     let returned_state = returned.state.as_ref().map_or("", Secret::expose);
@@ -318,7 +318,7 @@ mod tests {
             .chain(Rejection::ALL.map(Failure::Rejected))
             .collect();
         for failure in &all {
-            assert_eq!(Failure::from_word(failure.word()), Some(*failure));
+            assert_eq!(Failure::from_code(failure.word()), Some(*failure));
             assert!(
                 failure
                     .word()
@@ -326,7 +326,7 @@ mod tests {
                     .all(|b| b.is_ascii_lowercase() || b == b'-')
             );
         }
-        assert_eq!(Failure::from_word("<script>"), None);
+        assert_eq!(Failure::from_code("<script>"), None);
         let problem = Failure::NoAccount(ClaimFault::Type).problem("realm_access.account");
         assert!(
             problem

@@ -25,7 +25,7 @@ pub struct State {
     /// The methods to sign in to the dashboard.
     pub sign_in: SignInMethods,
     /// The operator's settings about requests.
-    pub policy: Policy,
+    pub request_settings: RequestSettings,
     /// The path prefix under which clients reach the server.
     pub public_path: PublicPath,
     /// The OpenAPI document, for clients under that prefix.
@@ -56,7 +56,7 @@ impl Default for LogLimits {
 
 /// The operator's settings about requests.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct RequestSettings {
     /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which gateways send the merchant of a request.
@@ -93,7 +93,7 @@ impl State {
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
-            .field("policy", &self.policy)
+            .field("request_settings", &self.request_settings)
             .finish_non_exhaustive()
     }
 }

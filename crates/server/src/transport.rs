@@ -43,7 +43,7 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt
 
 pub use self::{
     connections::Connections,
-    exchange::{Front, NoFront, SharedBody},
+    exchange::{EarlyHandler, NoEarlyHandler, SharedBody},
     server::Server,
 };
 use self::{connections::Peer, exchange::Responder, stream::Stream};
@@ -97,7 +97,7 @@ fn http<I, S, B, T, F>(
     application: I,
 ) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
 where
-    F: Front,
+    F: EarlyHandler,
     I: IntoServiceFactory<S, Request>,
     S: ServiceFactory<
             Request,

@@ -9,7 +9,7 @@ use tollkey_core::{
     lineage::{PendingRevocation, Root},
 };
 use tollkey_store::Owner;
-use tollkey_verifier::Known;
+use tollkey_verifier::CachedKey;
 
 use crate::service::Service;
 
@@ -25,7 +25,7 @@ pub struct RequestActor {
     /// The IP address of the client.
     pub ip: Option<IpAddr>,
     /// The API key that the request presents, if any: it is the parent of the keys that the request creates.
-    pub parent: Option<Known>,
+    pub parent: Option<CachedKey>,
 }
 
 /// A request counts as work of the account that it changes or reads, also when an operator sends it.

@@ -10,11 +10,11 @@ use tollkey_core::{
     lineage::Root,
 };
 
-use tollkey_store::{Paged as Page, Reader};
+use tollkey_store::{Page, Reader};
 
 use crate::{
     actor::RequestActor,
-    idempotency::{self, Creating, Outcome, Record},
+    idempotency::{self, CreationPermit, Outcome, Recorded},
     service::Service,
 };
 
@@ -25,12 +25,12 @@ const INCLUDED_KEYS: u32 = 100;
 ///
 /// # Errors
 /// `application_name_taken`.
-pub async fn create<R: Record<Application> + Send + 'static>(
+pub async fn create<R: Recorded<Application> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     name: String,
     description: Option<String>,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
 ) -> Result<Outcome<Application, R>, Problem> {
     let now = service.clock.now();
     let application = Application {
@@ -301,7 +301,7 @@ pub struct Snapshot {
 }
 
 /// A replay returns the application as it was created.
-impl Record<Self> for Application {
+impl Recorded<Self> for Application {
     type Snapshot = Snapshot;
 
     fn snapshot(created: &Self) -> Snapshot {
@@ -327,7 +327,7 @@ impl Record<Self> for Application {
 }
 
 /// A replay returns the ID only.
-impl Record<Application> for ApplicationId {
+impl Recorded<Application> for ApplicationId {
     type Snapshot = String;
 
     fn snapshot(created: &Application) -> String {

@@ -14,7 +14,7 @@ use tollkey_core::{
 };
 use tollkey_store::{AuditFilter, AuditPage, Reader};
 
-pub use self::checks::Checks;
+pub use self::checks::AuditCheckLimiter;
 use crate::{actor::RequestActor, service::Service};
 
 /// A filter of audit entries.
@@ -38,7 +38,7 @@ pub struct Filter {
 
 /// A page of audit entries, newest first.
 #[derive(Debug)]
-pub struct Found {
+pub struct EntryPage {
     /// The entries. There may be fewer than the limit, or none, even if there is a `next`: a search examines a bounded
     /// number of entries.
     pub entries: Vec<Entry>,
@@ -50,7 +50,11 @@ pub struct Found {
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Result<Found, Problem> {
+pub async fn list(
+    service: &Service,
+    by: &RequestActor,
+    filter: Filter,
+) -> Result<EntryPage, Problem> {
     let account_id = by.account_id.clone();
     let (limit, mode) = (filter.limit, by.visible_mode());
     let AuditPage { entries, next } = service
@@ -67,14 +71,14 @@ pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Resul
                 .audit_log(&conditions, filter.before, limit)
         })
         .await?;
-    Ok(Found { entries, next })
+    Ok(EntryPage { entries, next })
 }
 
 const ACCOUNTS: u32 = 500;
 
 /// The result of verifying chains.
 #[derive(Debug, Default)]
-pub struct Checked {
+pub struct ChainCheck {
     /// The last entry of each chain that has entries.
     pub ends: BTreeMap<AccountId, Head>,
     /// What is wrong, one sentence each; empty if all chains are intact.
@@ -90,7 +94,7 @@ pub fn check(
     db: &mut Reader<'_>,
     account: Option<&AccountId>,
     heads: &[Hash],
-) -> Result<Checked, tollkey_store::Error> {
+) -> Result<ChainCheck, tollkey_store::Error> {
     let mut missing: HashSet<Hash> = heads.iter().copied().collect();
     let mut ends: BTreeMap<AccountId, Head> = BTreeMap::new();
     let mut broken: Vec<ChainError> = Vec::new();
@@ -135,7 +139,7 @@ pub fn check(
             .iter()
             .map(|hash| format!("no entry has the hash {hash}: a log was cut off or rewritten")),
     );
-    Ok(Checked { ends, faults })
+    Ok(ChainCheck { ends, faults })
 }
 
 fn stored_ends(
@@ -164,7 +168,7 @@ fn stored_ends(
 ///
 /// # Errors
 /// `unavailable`, also while this chain, or the maximum number of chains, is being verified.
-pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Checked, Problem> {
+pub async fn check_account(service: &Service, by: &RequestActor) -> Result<ChainCheck, Problem> {
     let account_id = by.account_id.clone();
     let Some(place) = service.audit_checks.take(&account_id) else {
         let detail =

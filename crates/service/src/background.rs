@@ -113,7 +113,7 @@ impl Service {
         }
         if let Err(error) = self
             .store
-            .prune_kept_answers(idempotency::kept_since(now))
+            .prune_idempotency_records(idempotency::oldest_valid_record(now))
             .await
         {
             tracing::warn!(%error, "cannot delete expired idempotency records; retrying");

@@ -1,8 +1,8 @@
 //! Idempotent creation: a request with an Idempotency-Key can be repeated and creates nothing more.
 //!
-//! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`Creating`]). [`create`] writes
+//! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`CreationPermit`]). [`create`] writes
 //! the record in the transaction of the change, so neither exists without the other. A record contains the created
-//! state ([`Record`]). It is encrypted with a key derived from the client's Idempotency-Key, which is not stored, and
+//! state ([`Recorded`]). It is encrypted with a key derived from the client's Idempotency-Key, which is not stored, and
 //! from a secret of the server. So a copy of the database is not enough to decrypt a record.
 
 mod record;
@@ -13,31 +13,31 @@ use std::{marker::PhantomData, sync::Arc};
 use tollkey_core::Problem;
 use tollkey_store::{Owner, Writer};
 
-pub(crate) use self::request::kept_since;
-use self::request::{Repeatable, Reservation};
+pub(crate) use self::request::oldest_valid_record;
+use self::request::{IdempotentRequest, Reservation};
 pub use self::{
-    record::{Outcome, Record, Secret, StoredResponse},
-    request::{IdempotencyKey, Place, Sealer},
+    record::{Outcome, Recorded, Secret, StoredResponse},
+    request::{IdempotencyKey, RequestTarget, Sealer},
 };
 use crate::service::Service;
 
 /// The state of a request before it creates something.
 #[derive(Debug)]
-pub enum Begun<T, R = T> {
+pub enum BeginOutcome<T, R = T> {
     /// The request must be processed.
-    Fresh(Creating<R>),
+    Fresh(CreationPermit<R>),
     /// An earlier request with the same Idempotency-Key succeeded.
     Replay(Outcome<T, R>),
 }
 
 /// The right to create something once, and to record it as `R`. A request without an Idempotency-Key records nothing.
 #[derive(Debug)]
-pub struct Creating<R> {
+pub struct CreationPermit<R> {
     reservation: Option<Reservation>,
     record: PhantomData<fn() -> R>,
 }
 
-impl<R> Creating<R> {
+impl<R> CreationPermit<R> {
     fn new(reservation: Option<Reservation>) -> Self {
         Self {
             reservation,
@@ -58,16 +58,16 @@ impl<R> Creating<R> {
 /// # Errors
 /// `idempotency_mismatch` if the earlier request had another body, `idempotency_in_progress` while it is being
 /// processed, `idempotency_replay_unavailable` if its record cannot be decrypted.
-pub async fn begin<T, R: Record<T>>(
+pub async fn begin<T, R: Recorded<T>>(
     service: &Service,
-    place: Place<'_>,
+    place: RequestTarget<'_>,
     key: Option<IdempotencyKey>,
     body: &[u8],
-) -> Result<Begun<T, R>, Problem> {
+) -> Result<BeginOutcome<T, R>, Problem> {
     let Some(key) = key else {
-        return Ok(Begun::Fresh(Creating::unrecorded()));
+        return Ok(BeginOutcome::Fresh(CreationPermit::unrecorded()));
     };
-    let request = Repeatable::new(
+    let request = IdempotentRequest::new(
         &service.sealer,
         &service.random,
         service.clock.now(),
@@ -78,27 +78,27 @@ pub async fn begin<T, R: Record<T>>(
     let (id, since) = (request.id, request.since());
     // Looked up before the request is validated: what was valid then, such as an expiration, may be invalid now.
     let Some(kept) = service
-        .read(place.owner(), move |db| db.kept_answer(&id, since))
+        .read(place.owner(), move |db| db.idempotency_record(&id, since))
         .await?
     else {
-        return Ok(Begun::Fresh(Creating::new(Some(
+        return Ok(BeginOutcome::Fresh(CreationPermit::new(Some(
             request.reserve(&service.sealer)?,
         ))));
     };
     let outcome = request.open(&kept)?;
     // The earlier request may have crashed while it waited for the propagation of its change.
     service.wait_until_all_propagated().await?;
-    Ok(Begun::Replay(outcome))
+    Ok(BeginOutcome::Replay(outcome))
 }
 
 /// Creates something in one transaction with its audit entry and, with an Idempotency-Key, its idempotency record.
 ///
 /// # Errors
 /// What `work` returns, and those of [`begin`] for concurrent requests.
-pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
+pub async fn create<T: Send + 'static, R: Recorded<T> + Send + 'static>(
     service: &Service,
     owner: impl Into<Owner>,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
     work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
 ) -> Result<Outcome<T, R>, Problem> {
     let reservation = creating.reservation.map(Arc::new);
@@ -106,17 +106,17 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
         .change(owner, move |tx| {
             let request = reservation.as_ref().map(|reservation| &reservation.request);
             if let Some(request) = request {
-                if !tx.reserve_answer(&request.id)? {
+                if !tx.reserve_idempotency_record(&request.id)? {
                     return Err(Problem::idempotency_in_progress());
                 }
                 // Another request may have succeeded since this one began.
-                if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
+                if let Some(kept) = tx.idempotency_record(&request.id, request.since())? {
                     return request.open(&kept);
                 }
             }
             let created = work(tx)?;
             if let Some(request) = request {
-                tx.keep_answer(&request.seal::<T, R>(&created)?)?;
+                tx.insert_idempotency_record(&request.seal::<T, R>(&created)?)?;
             }
             Ok(Outcome::Created(created))
         })

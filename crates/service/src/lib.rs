@@ -22,7 +22,7 @@ pub mod service_keys;
 pub mod sessions;
 mod source;
 
-pub use tollkey_store::Paged as Page;
+pub use tollkey_store::Page;
 
 pub use self::{
     actor::RequestActor,

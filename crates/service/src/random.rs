@@ -81,7 +81,7 @@ impl fmt::Debug for Random {
 
 #[cfg(test)]
 mod tests {
-    use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
+    use tollkey_core::{Family, Mode, PlainKey, key_text::CredentialKind};
 
     use super::*;
 
@@ -117,10 +117,10 @@ mod tests {
     #[test]
     fn system_generator_mints_keys() {
         let key = Random::system()
-            .with(|rng| KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), rng));
+            .with(|rng| PlainKey::generate(CredentialKind::Key(Family::Commerce, Mode::Test), rng));
         assert_eq!(
-            Kind::of(key.expose()),
-            Some(Kind::Key(Family::Commerce, Mode::Test))
+            CredentialKind::parse(key.expose()),
+            Some(CredentialKind::Key(Family::Commerce, Mode::Test))
         );
     }
 

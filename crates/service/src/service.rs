@@ -3,12 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use tollkey_core::credential::Presented;
-use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit};
+use tollkey_core::{AccessRequest, Catalogue, Clock, Denial, Problem, ceiling::AncestorLimit};
 use tollkey_store::{Change, Owner, Reader, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier};
 
 use crate::{
-    audit::checks::Checks, idempotency::request::Sealer, measures, random::Random,
+    audit::checks::AuditCheckLimiter, idempotency::request::Sealer, measures, random::Random,
     revocations::wake::Revocations, source::StoreSource,
 };
 
@@ -27,7 +27,7 @@ pub struct Service {
     /// Seals idempotency records.
     pub sealer: Sealer,
     /// The audit chains that are being verified.
-    pub audit_checks: Checks,
+    pub audit_checks: AuditCheckLimiter,
     /// Wakes up the task that records revocations of many keys.
     pub revocations: Revocations,
     /// Limits of keys.
@@ -42,7 +42,7 @@ pub struct Limits {
     /// Maximum number of usable commerce keys, and of usable account keys, of an account; `None` is unlimited.
     pub account_keys: Option<u32>,
     /// Maximum number of ancestors of a key.
-    pub key_depth: DepthLimit,
+    pub key_depth: AncestorLimit,
 }
 
 impl Service {
@@ -125,7 +125,7 @@ impl Service {
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        need: &AccessRequest<'_>,
     ) -> Result<Verdict, Problem> {
         let verifier = self.verifier.on_behalf_of(requester);
         counted(verifier.verify(presented, need).await)
@@ -139,7 +139,7 @@ impl Service {
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        need: &AccessRequest<'_>,
     ) -> Result<Verdict, Problem> {
         let verifier = self.verifier.on_behalf_of(requester);
         counted(verifier.peek(presented, need).await)

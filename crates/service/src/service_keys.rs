@@ -3,13 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
-    KeyText, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition, key_text::Kind,
+    PlainKey, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition,
+    key_text::CredentialKind,
 };
 
 use tollkey_store::Owner;
 
 use crate::{
-    idempotency::{self, Creating, Outcome, Record, Secret},
+    idempotency::{self, CreationPermit, Outcome, Recorded, Secret},
     service::Service,
 };
 
@@ -21,7 +22,7 @@ pub struct CreatedServiceKey {
     /// The service key.
     pub key: ServiceKey,
     /// The full key, which is a secret.
-    pub text: KeyText,
+    pub text: PlainKey,
 }
 
 fn mint(service: &Service, name: String) -> CreatedServiceKey {
@@ -29,7 +30,7 @@ fn mint(service: &Service, name: String) -> CreatedServiceKey {
     let (id, text) = service.random.with(|rng| {
         (
             ServiceKeyId::new(now, rng),
-            KeyText::mint(Kind::ServiceKey, rng),
+            PlainKey::generate(CredentialKind::ServiceKey, rng),
         )
     });
     let key = ServiceKey {
@@ -70,11 +71,11 @@ pub async fn create(
 ///
 /// # Errors
 /// `unavailable`, and those of [`idempotency::create`].
-pub async fn create_once<R: Record<CreatedServiceKey> + Send + 'static>(
+pub async fn create_once<R: Recorded<CreatedServiceKey> + Send + 'static>(
     service: &Service,
     by: &str,
     name: String,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedServiceKey, R>, Problem> {
     let created = mint(service, name);
     let digest = created.text.digest();
@@ -99,7 +100,7 @@ pub struct Snapshot {
 }
 
 /// A replay returns the service key as it was created.
-impl Record<Self> for CreatedServiceKey {
+impl Recorded<Self> for CreatedServiceKey {
     type Snapshot = Snapshot;
 
     fn snapshot(created: &Self) -> Snapshot {
@@ -112,7 +113,7 @@ impl Record<Self> for CreatedServiceKey {
     }
 
     fn restore(snapshot: Snapshot) -> Option<Self> {
-        let text = KeyText::parse(snapshot.text.expose())?;
+        let text = PlainKey::parse(snapshot.text.expose())?;
         let key = ServiceKey {
             id: snapshot.id.parse().ok()?,
             name: snapshot.name,
@@ -125,7 +126,7 @@ impl Record<Self> for CreatedServiceKey {
 }
 
 /// A replay returns the ID only.
-impl Record<CreatedServiceKey> for ServiceKeyId {
+impl Recorded<CreatedServiceKey> for ServiceKeyId {
     type Snapshot = String;
 
     fn snapshot(created: &CreatedServiceKey) -> String {

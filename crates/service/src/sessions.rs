@@ -48,7 +48,7 @@ pub async fn begin(
     previous: Vec<Digest>,
 ) -> Result<Zeroizing<String>, Problem> {
     let token = service.random.secret();
-    let digest = Digest::of(&token);
+    let digest = Digest::of_key(&token);
     let session = Session::begin(sign_in, &token, service.clock.now());
     let stored = session.clone();
     service
@@ -80,7 +80,7 @@ pub async fn find(
     token: &str,
     valid: &[SignInSettingsHash],
 ) -> Result<Option<ActiveSession>, Problem> {
-    let (digest, now) = (Digest::of(token), service.clock.now());
+    let (digest, now) = (Digest::of_key(token), service.clock.now());
     let found = service.store.session(client(ip), digest).await?;
     let is_valid = |session: &Session| {
         !session.is_expired(now)
@@ -91,9 +91,9 @@ pub async fn find(
     let Some(session) = found.filter(is_valid) else {
         return Ok(None);
     };
-    if session.is_seen_again(now) {
+    if session.needs_last_seen_update(now) {
         service
-            .change(client(ip), move |tx| Ok(tx.see_session(&digest, now)?))
+            .change(client(ip), move |tx| Ok(tx.touch_session(&digest, now)?))
             .await?;
     }
     Ok(Some(ActiveSession { digest, session }))

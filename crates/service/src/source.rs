@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tollkey_core::{Catalogue, Digest, Position, Record, Seq, VerifierId};
+use tollkey_core::{Catalogue, Digest, KeyContext, Position, Seq, VerifierId};
 use tollkey_store::Store;
 use tollkey_verifier::{
     ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable,
@@ -40,7 +40,7 @@ impl Source for StoreSource {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         let snapshot = self.store.find_by_digest(*digest).await.map_err(failed)?;
         let record = snapshot.found.map(|found| {
-            Record::new(
+            KeyContext::new(
                 found.key,
                 found.application.as_ref(),
                 found.operating_model,
@@ -100,12 +100,16 @@ impl Primary for StoreSource {
         self.store.unregister(id).await.map_err(unavailable)
     }
 
-    async fn behind(
+    async fn lagging_verifiers(
         &self,
         seq: Seq,
         except: VerifierId,
     ) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
-        let behind = self.store.behind(seq, except).await.map_err(unavailable)?;
+        let behind = self
+            .store
+            .lagging_verifiers(seq, except)
+            .await
+            .map_err(unavailable)?;
         Ok(behind
             .into_iter()
             .map(|row| (row.verifier, row.renewals.unsigned_abs()))

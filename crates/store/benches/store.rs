@@ -9,7 +9,7 @@ use std::{cell::Cell, hint::black_box, time::Duration};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{
-    AccountId, ApiKey, Digest, Family, Grants, Id, KeyId, Mode, Scope, Timestamp, Usage,
+    AccountId, ApiKey, Digest, Family, Id, KeyId, Mode, Restrictions, Scope, Timestamp, Usage,
 };
 use tollkey_store::{Store, testing::backends};
 
@@ -33,7 +33,7 @@ fn id(number: u64) -> KeyId {
 }
 
 fn digest(number: u64) -> Digest {
-    Digest::of(&format!("ck_live_EXAMPLE{number}"))
+    Digest::of_key(&format!("ck_live_EXAMPLE{number}"))
 }
 
 fn key(number: u64, account_id: &AccountId) -> ApiKey {
@@ -46,9 +46,9 @@ fn key(number: u64, account_id: &AccountId) -> ApiKey {
         mode: Mode::Live,
         prefix: "ck_live_abcdef".into(),
         last4: "wxyz".into(),
-        grants: Grants {
+        restrictions: Restrictions {
             scopes: vec![Scope::COMMERCE],
-            ..Grants::default()
+            ..Restrictions::default()
         },
         metadata: None,
         created_at: Timestamp::UNIX_EPOCH,

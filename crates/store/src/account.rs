@@ -48,7 +48,7 @@ impl DerefMut for AccountWriter<'_> {
 
 /// One page of a list with the total of all pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Paged<T> {
+pub struct Page<T> {
     /// The items of the page, newest first. Empty past the end.
     pub items: Vec<T>,
     /// Number of items on all pages.

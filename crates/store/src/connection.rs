@@ -23,9 +23,9 @@ pub(crate) use multi::AnyConnection;
 use crate::{DatabaseUrl, url::BadUrl};
 use crate::{
     connect_failure::ConnectFailure,
-    error::is_damage,
+    error::is_corruption,
     postgres_session,
-    postgres_session::Unsuitable,
+    postgres_session::UnsupportedServer,
     sqlite_file::{LogFiles, SqliteFile},
     watch::{CONNECTIONS, Watch},
 };
@@ -252,7 +252,7 @@ pub(crate) enum ConnectError {
     #[error("the connection was lost")]
     Lost,
     #[error(transparent)]
-    Unsuitable(#[from] Unsuitable),
+    UnsupportedServer(#[from] UnsupportedServer),
     #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
     #[error(
@@ -285,7 +285,7 @@ impl ConnectError {
             Self::Connect(failure) => failure.is_transient,
             Self::Lost => true,
             Self::Query(_)
-            | Self::Unsuitable(_)
+            | Self::UnsupportedServer(_)
             | Self::FileLost
             | Self::Locked
             | Self::OtherApplication
@@ -370,15 +370,15 @@ impl ManageConnection for Manager {
         if is_lost() {
             return Err(ConnectError::FileLost); // SQLite would create a new file
         }
-        let note_damage = |error: &ConnectError| {
+        let record_corruption = |error: &ConnectError| {
             if let (ConnectError::Query(error), Some(file)) = (error, &self.file)
-                && is_damage(error)
+                && is_corruption(error)
             {
-                file.note_damage();
+                file.record_corruption();
             }
         };
         let (mut conn, watch) =
-            establish_watched(&self.target, self.purpose).inspect_err(note_damage)?;
+            establish_watched(&self.target, self.purpose).inspect_err(record_corruption)?;
         let mut log = None;
         if let Some(file) = &self.file {
             let mut is_lost = is_lost();
@@ -386,8 +386,8 @@ impl ManageConnection for Manager {
                 // Opens the write-ahead log.
                 conn.batch_execute("SELECT 1 FROM sqlite_master")
                     .map_err(ConnectError::from)
-                    .inspect_err(note_damage)?;
-                log = file.note_log_files();
+                    .inspect_err(record_corruption)?;
+                log = file.record_log_files();
                 is_lost |= file.check_content().is_err();
             }
             if is_lost {

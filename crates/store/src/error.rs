@@ -5,7 +5,7 @@ use std::cell::Cell;
 use diesel::result::{DatabaseErrorKind, Error as Diesel};
 use tollkey_core::{Problem, ProblemCode};
 
-use crate::postgres_session::Unsuitable;
+use crate::postgres_session::UnsupportedServer;
 
 /// An operation of the store failed. The message contains no tables, hosts or values; the log has the details.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +68,7 @@ pub(crate) fn take_conflict() -> bool {
 }
 
 /// Returns whether SQLite reported a damaged file on this thread since the last call.
-pub(crate) fn take_damage() -> bool {
+pub(crate) fn take_corruption() -> bool {
     DAMAGE.replace(false)
 }
 
@@ -79,11 +79,11 @@ impl From<Diesel> for Error {
         if is_conflict(&error) {
             CONFLICT.set(true);
         }
-        if is_damage(&error) {
+        if is_corruption(&error) {
             DAMAGE.set(true);
         }
         if is_pooled(&error) {
-            tracing::error!(error = %Redacted(&error), "{}", Unsuitable::Pooler);
+            tracing::error!(error = %Redacted(&error), "{}", UnsupportedServer::Pooler);
             return Self::Unavailable;
         }
         match &classified {
@@ -141,7 +141,7 @@ const DAMAGE_MESSAGES: [&str; 3] = [
 ];
 
 /// Returns whether SQLite reported a damaged file.
-pub(crate) fn is_damage(error: &Diesel) -> bool {
+pub(crate) fn is_corruption(error: &Diesel) -> bool {
     let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else {
         return false;
     };

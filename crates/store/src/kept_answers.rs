@@ -24,7 +24,7 @@ const PRUNE: &str = "DELETE FROM kept_answers WHERE id IN \
 
 /// An idempotency record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptAnswer {
+pub struct IdempotencyRecord {
     /// A hash of the account, caller, mode, method, path and Idempotency-Key.
     pub id: [u8; 32],
     /// A hash of the request's body.
@@ -46,11 +46,11 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn kept_answer(
+    pub fn idempotency_record(
         &mut self,
         id: &[u8; 32],
         since: Timestamp,
-    ) -> Result<Option<KeptAnswer>, Error> {
+    ) -> Result<Option<IdempotencyRecord>, Error> {
         let row: Option<(Vec<u8>, Vec<u8>, i64)> = kept_answers::table
             .find(id.as_slice())
             .filter(kept_answers::created_at.gt(micros(since)))
@@ -62,7 +62,7 @@ impl Reader<'_> {
             .first(self.conn)
             .optional()?;
         row.map(|(fingerprint, sealed, created_at)| {
-            Ok(KeptAnswer {
+            Ok(IdempotencyRecord {
                 id: *id,
                 fingerprint: fingerprint
                     .try_into()
@@ -81,7 +81,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn reserve_answer(&mut self, id: &[u8; 32]) -> Result<bool, Error> {
+    pub fn reserve_idempotency_record(&mut self, id: &[u8; 32]) -> Result<bool, Error> {
         let (conn, _) = self.parts();
         let AnyConnection::Postgres(conn) = conn else {
             return Ok(true);
@@ -99,7 +99,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn keep_answer(&mut self, answer: &KeptAnswer) -> Result<(), Error> {
+    pub fn insert_idempotency_record(&mut self, answer: &IdempotencyRecord) -> Result<(), Error> {
         let (conn, _) = self.parts();
         diesel::delete(kept_answers::table.find(answer.id.as_slice())).execute(conn)?;
         diesel::insert_into(kept_answers::table)
@@ -119,8 +119,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn prune_kept_answers(&self, until: Timestamp) -> Result<usize, Error> {
-        self.in_steps(move |tx| {
+    pub async fn prune_idempotency_records(&self, until: Timestamp) -> Result<usize, Error> {
+        self.delete_in_batches(move |tx| {
             let (conn, _) = tx.parts();
             let until = micros(until);
             Ok(sql_query(PRUNE)

@@ -26,14 +26,14 @@ use crate::{
 };
 
 /// How many changes the log keeps. A verifier that lags further behind finds a gap and clears its cache.
-pub const KEPT_CHANGES: i64 = 10_000;
+pub const RETAINED_CHANGES: i64 = 10_000;
 
 /// How many changes one statement inserts; PostgreSQL allows at most 65,535 parameters.
 const CHANGES_PER_STATEMENT: usize = 1000;
 
 /// A verifier that has not applied a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Behind {
+pub struct LaggingVerifier {
     /// The ID of the verifier.
     pub verifier: VerifierId,
     /// Changes with each renewal of its lease, so that a crashed verifier can be told from a slow one.
@@ -88,7 +88,8 @@ pub(crate) fn raise_counter(
             AnyConnection::Sqlite(conn) => insert.execute(conn)?,
         };
     }
-    diesel::delete(changes::table.filter(changes::seq.le(last - KEPT_CHANGES))).execute(conn)?;
+    diesel::delete(changes::table.filter(changes::seq.le(last - RETAINED_CHANGES)))
+        .execute(conn)?;
     if let AnyConnection::Postgres(conn) = conn {
         conn.batch_execute(&format!("NOTIFY {}", wake::CHANNEL))?; // sent by the commit
     }
@@ -229,7 +230,11 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn behind(&self, seq: Seq, except: VerifierId) -> Result<Vec<Behind>, Error> {
+    pub async fn lagging_verifiers(
+        &self,
+        seq: Seq,
+        except: VerifierId,
+    ) -> Result<Vec<LaggingVerifier>, Error> {
         self.lease_read(move |conn| {
             let rows: Vec<(Vec<u8>, i64)> = verifiers::table
                 .filter(verifiers::applied_seq.lt(seq.0))
@@ -240,7 +245,7 @@ impl Store {
             rows.into_iter()
                 .map(|(id, renewals)| {
                     let id: [u8; 16] = id.try_into().map_err(|_| Error::corrupt("verifier"))?;
-                    Ok(Behind {
+                    Ok(LaggingVerifier {
                         verifier: VerifierId::from_bytes(id),
                         renewals,
                     })

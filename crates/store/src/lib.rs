@@ -47,16 +47,16 @@ mod watch;
 
 pub use account::{
     AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES,
-    EXAMINED_KEYS, KeyCursor, KeyFilter, KeyPage, Paged,
+    EXAMINED_KEYS, KeyCursor, KeyFilter, KeyPage, Page,
 };
 pub use connection::Backend;
 pub use error::{Error, UniqueViolation};
-pub use kept_answers::KeptAnswer;
-pub use leases::Behind;
+pub use kept_answers::IdempotencyRecord;
+pub use leases::LaggingVerifier;
 pub use migrations::{LockHolder, SchemaError};
-pub use postgres_session::Unsuitable;
+pub use postgres_session::UnsupportedServer;
 pub use readiness::NotReady;
-pub use store::{Change, OpenError, OpenOptions, Owner, Reader, Store, Writer, Written};
+pub use store::{Change, Committed, OpenError, OpenOptions, Owner, Reader, Store, Writer};
 pub use url::{BadUrl, DatabaseUrl};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;

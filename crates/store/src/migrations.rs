@@ -297,7 +297,7 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     let applied = applied(conn).map_err(|error| SchemaError::Store(error.into()))?;
     if let AnyConnection::Postgres(conn) = conn
         && applied.is_empty()
-        && let Some(error) = rights::tables_elsewhere(conn)?
+        && let Some(error) = rights::find_hidden_tables(conn)?
     {
         return Err(error);
     }

@@ -75,7 +75,7 @@ const ROUNDS: usize = 3;
 
 /// The database server works, but Tollkey cannot rely on it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unsuitable {
+pub enum UnsupportedServer {
     /// PostgreSQL is older than the oldest supported version.
     #[error("the server is PostgreSQL {0}; Tollkey needs PostgreSQL 11 or later")]
     Version(i32),
@@ -116,19 +116,19 @@ struct ServerState {
 }
 
 impl ServerState {
-    fn check(self) -> Result<(), Unsuitable> {
+    fn check(self) -> Result<(), UnsupportedServer> {
         if self.version < OLDEST_VERSION {
-            return Err(Unsuitable::Version(self.version / 10_000));
+            return Err(UnsupportedServer::Version(self.version / 10_000));
         }
         if self.encoding != "UTF8" {
-            return Err(Unsuitable::Encoding(self.encoding));
+            return Err(UnsupportedServer::Encoding(self.encoding));
         }
         if self.is_standby {
-            return Err(Unsuitable::Standby);
+            return Err(UnsupportedServer::Standby);
         }
         match self.replication_role.as_str() {
             "origin" | "local" => Ok(()),
-            _ => Err(Unsuitable::ReplicationRole(self.replication_role)),
+            _ => Err(UnsupportedServer::ReplicationRole(self.replication_role)),
         }
     }
 }
@@ -164,7 +164,7 @@ pub(crate) fn statement(purpose: Use) -> String {
 pub(crate) fn prepare(
     conn: &mut PgConnection,
     purpose: Use,
-) -> diesel::QueryResult<Result<(), Unsuitable>> {
+) -> diesel::QueryResult<Result<(), UnsupportedServer>> {
     sql_query(statement(purpose))
         .get_result::<ServerState>(conn)
         .map(ServerState::check)
@@ -239,7 +239,7 @@ mod tests {
                 ..good()
             }
             .check(),
-            Err(Unsuitable::Version(10))
+            Err(UnsupportedServer::Version(10))
         );
         for encoding in ["LATIN1", "SQL_ASCII"] {
             let error = ServerState {
@@ -248,7 +248,7 @@ mod tests {
             }
             .check()
             .unwrap_err();
-            assert_eq!(error, Unsuitable::Encoding(encoding.into()));
+            assert_eq!(error, UnsupportedServer::Encoding(encoding.into()));
             assert!(
                 error
                     .to_string()
@@ -262,7 +262,7 @@ mod tests {
                 ..good()
             }
             .check(),
-            Err(Unsuitable::Standby)
+            Err(UnsupportedServer::Standby)
         );
         let replica = ServerState {
             replication_role: "replica".into(),
@@ -270,7 +270,7 @@ mod tests {
         };
         assert_eq!(
             replica.check(),
-            Err(Unsuitable::ReplicationRole("replica".into()))
+            Err(UnsupportedServer::ReplicationRole("replica".into()))
         );
     }
 }

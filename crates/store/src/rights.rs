@@ -106,7 +106,7 @@ struct HiddenTables {
 }
 
 /// Returns an error if the tables exist in a schema that `search_path` does not name or that the role cannot use.
-pub(crate) fn tables_elsewhere(
+pub(crate) fn find_hidden_tables(
     conn: &mut PgConnection,
 ) -> Result<Option<SchemaError>, SchemaError> {
     let sql = format!(

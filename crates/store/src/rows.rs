@@ -4,8 +4,8 @@
 use diesel::prelude::*;
 use serde_json::Value;
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, OperatingModel,
-    RateLimit, Scope, ServiceKey, Timestamp,
+    AccountId, ApiKey, Application, Digest, Family, Id, IpList, Mode, OperatingModel, RateLimit,
+    Restrictions, Scope, ServiceKey, Timestamp,
     audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
     feature::Feature,
     metadata::Metadata,
@@ -176,10 +176,10 @@ pub(crate) struct KeyRow {
 
 impl From<&ApiKey> for KeyRow {
     fn from(key: &ApiKey) -> Self {
-        let grants = &key.grants;
+        let restrictions = &key.restrictions;
         // Both numbers are far below i32::MAX; see RateLimit.
         let number = |number: std::num::NonZeroU32| i32::try_from(number.get()).unwrap_or(i32::MAX);
-        let scopes: Vec<&str> = grants.scopes.iter().map(Scope::as_str).collect();
+        let scopes: Vec<&str> = restrictions.scopes.iter().map(Scope::as_str).collect();
         Self {
             id: bytes(key.id),
             account_id: key.account_id.as_str().to_owned(),
@@ -190,24 +190,24 @@ impl From<&ApiKey> for KeyRow {
             prefix: key.prefix.clone(),
             last4: key.last4.clone(),
             scopes: scopes.join(" "),
-            merchants: grants
+            merchants: restrictions
                 .merchants
                 .as_ref()
                 .map(|list| array(list.iter().map(String::as_str))),
-            features: grants
+            features: restrictions
                 .features
                 .as_ref()
                 .map(|list| array(list.iter().map(|feature| feature.as_str()))),
-            allowed_ips: grants.allowed_ips.as_ref().map(|list| {
+            allowed_ips: restrictions.allowed_ips.as_ref().map(|list| {
                 let networks: Vec<String> =
                     list.networks().iter().map(ToString::to_string).collect();
                 array(networks.iter().map(String::as_str))
             }),
-            rate_limit_limit: grants.rate_limit.map(|limit| number(limit.limit())),
-            rate_limit_window_seconds: grants
+            rate_limit_limit: restrictions.rate_limit.map(|limit| number(limit.limit())),
+            rate_limit_window_seconds: restrictions
                 .rate_limit
                 .map(|limit| number(limit.window_seconds())),
-            expires_at: grants.expires_at.map(micros),
+            expires_at: restrictions.expires_at.map(micros),
             metadata: key
                 .metadata
                 .as_ref()
@@ -253,7 +253,7 @@ impl TryFrom<KeyRow> for ApiKey {
         let metadata = row
             .metadata
             .map(|json| Metadata::parse(&json).map_err(|_| Error::corrupt("metadata")));
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: row
                 .scopes
                 .split_ascii_whitespace()
@@ -267,8 +267,8 @@ impl TryFrom<KeyRow> for ApiKey {
         };
         // An empty restriction is never written. Read as one it would deny everything, as none it would allow
         // everything.
-        if grants.merchants.as_ref().is_some_and(Vec::is_empty)
-            || grants.features.as_ref().is_some_and(Vec::is_empty)
+        if restrictions.merchants.as_ref().is_some_and(Vec::is_empty)
+            || restrictions.features.as_ref().is_some_and(Vec::is_empty)
         {
             return Err(Error::corrupt("restriction"));
         }
@@ -281,7 +281,7 @@ impl TryFrom<KeyRow> for ApiKey {
             mode: mode(&row.mode)?,
             prefix: row.prefix,
             last4: row.last4,
-            grants,
+            restrictions,
             metadata: metadata.transpose()?,
             created_at: timestamp(row.created_at)?,
             created_by: optional_id(row.created_by.as_deref())?,

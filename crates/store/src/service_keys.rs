@@ -76,6 +76,6 @@ impl Writer<'_> {
             self.changed(Changed::ServiceKey(*id));
             return Ok(Some(Transition::Changed));
         }
-        Ok(self.service_key(id)?.map(|_| Transition::AlreadySo))
+        Ok(self.service_key(id)?.map(|_| Transition::Unchanged))
     }
 }

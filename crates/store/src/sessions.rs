@@ -90,7 +90,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn see_session(&mut self, digest: &Digest, now: Timestamp) -> Result<(), Error> {
+    pub fn touch_session(&mut self, digest: &Digest, now: Timestamp) -> Result<(), Error> {
         sql_query(SEEN)
             .bind::<BigInt, _>(micros(now))
             .bind::<Binary, _>(digest.as_bytes().as_slice())
@@ -154,7 +154,7 @@ impl Store {
         account: Option<AccountId>,
         subject: Option<String>,
     ) -> Result<usize, Error> {
-        self.in_steps(move |tx| {
+        self.delete_in_batches(move |tx| {
             let (conn, _) = tx.parts();
             let end =
                 sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
@@ -171,7 +171,7 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn prune_sessions(&self, now: Timestamp) -> Result<usize, Error> {
-        self.in_steps(move |tx| {
+        self.delete_in_batches(move |tx| {
             let (conn, _) = tx.parts();
             Ok(sql_query(PRUNE)
                 .bind::<BigInt, _>(micros(now))

@@ -242,7 +242,7 @@ impl SqliteFile {
     }
 
     /// Stores the log files that are at their paths now, and returns them.
-    pub(crate) fn note_log_files(&self) -> Option<LogFiles> {
+    pub(crate) fn record_log_files(&self) -> Option<LogFiles> {
         let id = |suffix| FileId::of(&self.beside(suffix)).ok();
         let found = id("-wal")
             .zip(id("-shm"))
@@ -298,7 +298,7 @@ impl SqliteFile {
     }
 
     /// Records that SQLite reported a damaged file.
-    pub(crate) fn note_damage(&self) {
+    pub(crate) fn record_corruption(&self) {
         let _ = self.set_content_error(format!(
             "{} is damaged; restore it from a backup while the server is stopped",
             self.path.display()

@@ -27,10 +27,10 @@ use crate::{
         AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english,
         postgres_setting,
     },
-    error::{take_conflict, take_damage},
+    error::{take_conflict, take_corruption},
     leases, migrations,
     migrations::SchemaError,
-    postgres_session::{Unsuitable, share_sessions},
+    postgres_session::{UnsupportedServer, share_sessions},
     readiness::Readiness,
     sqlite_file::{self, LogFiles, SqliteFile},
     url::{BadUrl, DatabaseUrl, absolute},
@@ -96,7 +96,7 @@ const ATTEMPTS: u32 = 3;
 /// its first lock again before the transaction that waits for that lock has woken up, and the two deadlock again.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 
-/// How many rows one transaction of [`Store::in_steps`] deletes at most.
+/// How many rows one transaction of [`Store::delete_in_batches`] deletes at most.
 pub(crate) const STEP: u32 = 5_000;
 
 /// The store could not be opened. The message names the database without user name and password, and says what to do
@@ -145,7 +145,7 @@ pub enum OpenError {
     },
     /// The database server, or a pooler in front of it, is not supported. Waiting does not help.
     #[error(transparent)]
-    Unsuitable(#[from] Unsuitable),
+    UnsupportedServer(#[from] UnsupportedServer),
 }
 
 impl From<BadUrl> for OpenError {
@@ -157,7 +157,7 @@ impl From<BadUrl> for OpenError {
 impl OpenError {
     fn connecting(error: ConnectError, url: &DatabaseUrl) -> Self {
         match error {
-            ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
+            ConnectError::UnsupportedServer(unsuitable) => Self::UnsupportedServer(unsuitable),
             ConnectError::OtherApplication => Self::NotADatabase {
                 path: url
                     .file()
@@ -295,7 +295,7 @@ pub struct Change {
 /// The result of a committed transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "the response to a change must wait until every verifier has applied it"]
-pub struct Written<T> {
+pub struct Committed<T> {
     /// The value that the closure returned.
     pub value: T,
     /// Set if the transaction changed something that verifiers may have cached.
@@ -573,7 +573,7 @@ impl Store {
     pub async fn write<T, E>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
-    ) -> Result<Written<T>, E>
+    ) -> Result<Committed<T>, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -589,7 +589,7 @@ impl Store {
         &self,
         owner: impl Into<Owner>,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
-    ) -> Result<Written<T>, E>
+    ) -> Result<Committed<T>, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -607,7 +607,7 @@ impl Store {
     pub fn write_blocking<T, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
-    ) -> Result<Written<T>, E> {
+    ) -> Result<Committed<T>, E> {
         self.inner
             .connections
             .write
@@ -617,7 +617,7 @@ impl Store {
     /// Calls `delete` in one transaction after the other until it returns 0, and returns the total. `delete` deletes at
     /// most [`STEP`] rows and returns their number. In one transaction, a day of ten million keys would exceed the
     /// statement timeout, and on SQLite the length of a lease, whose renewal needs the same lock.
-    pub(crate) async fn in_steps(
+    pub(crate) async fn delete_in_batches(
         &self,
         delete: impl Fn(&mut Writer<'_>) -> Result<usize, Error> + Clone + Send + 'static,
     ) -> Result<usize, Error> {
@@ -929,12 +929,12 @@ impl ConnectionGroup {
             _ => Ok(()),
         };
         check_log(pooled.log)?;
-        let _earlier = take_damage();
+        let _earlier = take_corruption();
         let mut result = work(&mut pooled.conn);
-        if take_damage()
+        if take_corruption()
             && let Some(file) = &self.file
         {
-            file.note_damage();
+            file.record_corruption();
         }
         if result.is_ok()
             && let Err(error) = check_log(pooled.log)
@@ -985,7 +985,7 @@ impl Inner {
         &self,
         conn: &mut AnyConnection,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
-    ) -> Result<Written<T>, E> {
+    ) -> Result<Committed<T>, E> {
         self.transact_repeatedly(conn, Mode::Transaction, |conn| {
             let mut writer = Writer {
                 reader: Reader { conn },
@@ -1001,7 +1001,7 @@ impl Inner {
                 seq,
                 at: self.clock.elapsed(),
             });
-            Ok(Written { value, change })
+            Ok(Committed { value, change })
         })
     }
 
@@ -1108,7 +1108,7 @@ fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenEr
     };
     match shared {
         Ok(false) => Ok(()),
-        Ok(true) => Err(Unsuitable::Pooler.into()),
+        Ok(true) => Err(UnsupportedServer::Pooler.into()),
         Err(error) => {
             tracing::warn!(%error, "could not check for a connection pooler: no second connection");
             Ok(())

@@ -379,6 +379,7 @@ impl Database {
         }
     }
 
+    /// Returns the URL of the database.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url

@@ -79,7 +79,7 @@ impl Store {
     /// # Errors
     /// [`Error`]; rows deleted before it stay deleted.
     pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
-        self.in_steps(move |tx| {
+        self.delete_in_batches(move |tx| {
             Ok(sql_query(PRUNE)
                 .bind::<Integer, _>(day)
                 .bind::<BigInt, _>(i64::from(STEP))

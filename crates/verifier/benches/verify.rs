@@ -18,8 +18,8 @@ use std::{
 use criterion::{BenchmarkId, Criterion};
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{
-    Catalogue, Digest, IpList, Need, OperatingModel, Record, RequestPath, RouteBase, VerifierId,
-    feature::Feature,
+    AccessRequest, Catalogue, Digest, IpList, KeyContext, OperatingModel, RequestPath, RouteBase,
+    VerifierId, feature::Feature,
 };
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
@@ -47,11 +47,11 @@ impl Random {
 }
 
 /// A key with features and an IP allowlist, in an ecosystem.
-fn scoped(text: &str) -> Record {
+fn scoped(text: &str) -> KeyContext {
     let mut key = record(text).key;
-    key.grants.features = Some(vec![Feature::TokensList, Feature::TokensRetrieve]);
-    key.grants.allowed_ips = IpList::parse(["198.51.100.0/24", "203.0.113.0/24"]).ok();
-    Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
+    key.restrictions.features = Some(vec![Feature::TokensList, Feature::TokensRetrieve]);
+    key.restrictions.allowed_ips = IpList::parse(["198.51.100.0/24", "203.0.113.0/24"]).ok();
+    KeyContext::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
 }
 
 /// Polls a future that must be ready immediately.
@@ -65,7 +65,7 @@ fn poll_ready<T>(future: impl Future<Output = T>) -> T {
 struct World {
     runtime: Runtime,
     verifier: Verifier<MemorySource>,
-    floor: HashMap<[u8; 32], Arc<Record>>,
+    floor: HashMap<[u8; 32], Arc<KeyContext>>,
     /// The keys, in the order in which they are verified.
     keys: Vec<String>,
 }
@@ -80,7 +80,7 @@ impl World {
         let mut floor = HashMap::with_capacity(size);
         for text in &keys {
             let record = scoped(text);
-            floor.insert(*Digest::of(text).as_bytes(), Arc::new(record.clone()));
+            floor.insert(*Digest::of_key(text).as_bytes(), Arc::new(record.clone()));
             source.put(text, record);
         }
         for i in (1..size).rev() {
@@ -104,7 +104,10 @@ impl World {
         runtime.spawn(verifier.clone().run(std::future::pending()));
         runtime.block_on(async {
             for text in &keys {
-                verifier.verify(text, &Need::default()).await.unwrap();
+                verifier
+                    .verify(text, &AccessRequest::default())
+                    .await
+                    .unwrap();
             }
             while verifier.stats().lease_left.is_zero() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -119,8 +122,8 @@ impl World {
         }
     }
 
-    fn need(&self) -> Need<'static> {
-        Need {
+    fn access(&self) -> AccessRequest<'static> {
+        AccessRequest {
             scopes: Catalogue::default().needed(["links:read"]).unwrap(),
             method: Some("GET"),
             path: Some(RequestPath::new(
@@ -128,12 +131,12 @@ impl World {
                 &RouteBase::default(),
             )),
             client_ip: Some(IpAddr::from([203, 0, 113, 7])),
-            ..Need::default()
+            ..AccessRequest::default()
         }
     }
 
-    fn verify(&self, text: &str, need: &Need<'_>) {
-        let verdict = poll_ready(self.verifier.verify(text, need)).unwrap();
+    fn verify(&self, text: &str, access: &AccessRequest<'_>) {
+        let verdict = poll_ready(self.verifier.verify(text, access)).unwrap();
         assert!(verdict.outcome.is_ok());
         black_box(verdict);
     }
@@ -141,7 +144,7 @@ impl World {
     fn floor(&self, text: &str) {
         black_box(
             self.floor
-                .get(Digest::of(black_box(text)).as_bytes())
+                .get(Digest::of_key(black_box(text)).as_bytes())
                 .unwrap(),
         );
     }
@@ -195,15 +198,15 @@ fn main() {
     let mut table = Vec::new();
     for size in SIZES {
         let world = World::new(size);
-        let need = world.need();
+        let access = world.access();
         // Verify every key once, so that each has usage that waits to be taken: the steady state.
-        world.time(1, size as u64, &|text| world.verify(text, &need));
+        world.time(1, size as u64, &|text| world.verify(text, &access));
         let allocations = allocation_counter::measure(|| {
             world
                 .keys
                 .iter()
                 .take(10_000)
-                .for_each(|text| world.verify(text, &need));
+                .for_each(|text| world.verify(text, &access));
         });
         for threads in THREADS {
             let (floor, verify) = (Samples::default(), Samples::default());
@@ -221,7 +224,7 @@ fn main() {
                 });
             };
             bench("floor", &floor, &|text| world.floor(text));
-            bench("verify", &verify, &|text| world.verify(text, &need));
+            bench("verify", &verify, &|text| world.verify(text, &access));
             group.finish();
             table.push((
                 size,

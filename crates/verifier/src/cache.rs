@@ -19,7 +19,7 @@ use std::{
 
 use tokio::sync::watch;
 use tollkey_core::{
-    AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq,
+    AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyContext, KeyId, Position, Seq,
     ServiceKeyId, VerifierId, heap::allocation,
 };
 
@@ -27,7 +27,7 @@ use crate::{
     locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
     rate::{Limiter, Limiters},
     share::{FIRST, LAST, Shares},
-    source::{News, PollIds},
+    source::{PollIds, PollResponse},
     stats::count,
     subscription::subscribers::{Arrival, NoLease, SharedId, Subscribers},
     usage::Tally,
@@ -58,7 +58,7 @@ const ENTRY: usize = allocation(16 + size_of::<Entry>())
 /// A cached key, with its rate limits and usage counts.
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
-    pub(crate) record: Record,
+    pub(crate) record: KeyContext,
     /// The rate limits of the key's ancestors, the root first, and of the key itself: every use takes from all of them.
     pub(crate) limiters: Box<[Arc<Limiter>]>,
     /// In a separate `Arc`, so that counts that wait to be taken do not keep the record alive.
@@ -70,7 +70,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(digest: Digest, record: Record, limiters: Box<[Arc<Limiter>]>) -> Self {
+    pub(crate) fn new(digest: Digest, record: KeyContext, limiters: Box<[Arc<Limiter>]>) -> Self {
         let tally = Arc::new(Tally::new(record.key.id, record.key.account_id.clone()));
         let weight = ENTRY
             + record.heap_bytes()
@@ -253,7 +253,7 @@ impl Cache {
         digest: &Digest,
         seq: Seq,
         requested: Generation,
-        record: Record,
+        record: KeyContext,
         elapsed: u64,
     ) -> Arc<Entry> {
         let mut record = record.compacted();
@@ -515,10 +515,10 @@ impl Cache {
         position: Position,
         limit: usize,
         elapsed: u64,
-    ) -> Result<(News, bool), NoLease> {
+    ) -> Result<(PollResponse, bool), NoLease> {
         let mut state = self.state();
         if state.subscribers.still(subscriber, ids)? == Arrival::Late {
-            return Ok((News::none(position), false));
+            return Ok((PollResponse::unchanged(position), false));
         }
         let missing = state.changes_after(position);
         let is_complete = missing
@@ -549,7 +549,7 @@ impl Cache {
             changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
         let counts = state.subscribers.counts(subscriber, ids);
         Ok((
-            News {
+            PollResponse {
                 position,
                 changes,
                 lease: Duration::from_nanos(left),
@@ -560,7 +560,7 @@ impl Cache {
 
     /// Ends the subscription of a subscriber that no longer uses its cache. Returns whether the usage that it sent has to be
     /// counted.
-    pub(crate) fn leave(
+    pub(crate) fn end_subscription(
         &self,
         subscriber: VerifierId,
         ids: Option<&PollIds>,
@@ -570,7 +570,7 @@ impl Cache {
         if state.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
             return Ok(false);
         }
-        state.subscribers.leave(subscriber);
+        state.subscribers.end_subscription(subscriber);
         Ok(state.subscribers.counts(subscriber, ids))
     }
 

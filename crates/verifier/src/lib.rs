@@ -74,12 +74,12 @@ pub use requester::Requester;
 pub use reservation::Reservation;
 pub use settings::Settings;
 pub use source::{
-    Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source,
-    SourceError, Unavailable, Upstream,
+    EndSubscription, Poll, PollError, PollId, PollIds, PollResponse, Primary, ServiceSnapshot,
+    Snapshot, Source, SourceError, Unavailable, Upstream,
 };
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
-pub use verdict::{Known, Verdict};
+pub use verdict::{CachedKey, Verdict};
 pub use verifier::{OnBehalfOf, Verifier};
 
 #[cfg(doctest)]

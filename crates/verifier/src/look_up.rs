@@ -16,7 +16,7 @@ use crate::{
     requester::Requester,
     source::{Primary, Snapshot, Source, SourceError, Unavailable},
     stats::count,
-    verifier::{Found, Inner},
+    verifier::{Inner, LookUpResult},
 };
 
 /// The number of consecutive look-ups without a response after which the source counts as not responding. More than one,
@@ -29,7 +29,7 @@ impl<S: Source> Inner<S> {
         self: &Arc<Self>,
         digest: Digest,
         requester: Requester,
-    ) -> Result<Option<Found>, SourceError> {
+    ) -> Result<Option<LookUpResult>, SourceError> {
         let (_, entry) = match self.runtime.get() {
             None => self.fetch_key(&digest, requester).await?,
             Some(runtime) => {
@@ -44,7 +44,7 @@ impl<S: Source> Inner<S> {
         };
         // An unknown key is not cached, because it could be created a moment later.
         let elapsed = nanos(self.clock.elapsed());
-        Ok(entry.map(|entry| Found { entry, elapsed }))
+        Ok(entry.map(|entry| LookUpResult { entry, elapsed }))
     }
 
     /// Fetches a key from the source, and caches it if the response is fresh.

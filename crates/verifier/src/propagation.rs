@@ -60,7 +60,9 @@ impl<S: Primary> Inner<S> {
     async fn wait_until_propagated(&self, seq: Seq, since: Duration) {
         let longest = self.lease + self.margin;
         let end = since + longest; // every lease that does not cover `seq` has ended then
-        let first = self.until(end, self.source.behind(seq, self.id())).await;
+        let first = self
+            .until(end, self.source.lagging_verifiers(seq, self.id()))
+            .await;
         let seen_at = self.clock.elapsed();
 
         if self.until(end, self.catch_up()).await.is_err() {
@@ -92,7 +94,9 @@ impl<S: Primary> Inner<S> {
                 break;
             }
             if lagging != Some(0) {
-                let rows = self.until(end, self.source.behind(seq, self.id())).await;
+                let rows = self
+                    .until(end, self.source.lagging_verifiers(seq, self.id()))
+                    .await;
                 lagging = rows.ok().map(|rows| rows.len());
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -123,7 +127,7 @@ impl<S: Primary> Inner<S> {
     ) {
         while self.pause_until(silent_until, LONGEST_PAUSE).await {}
         let removed = self.within(self.lease, async {
-            for (id, renewals) in self.source.behind(seq, self.id()).await? {
+            for (id, renewals) in self.source.lagging_verifiers(seq, self.id()).await? {
                 if seen.get(&id) == Some(&renewals) {
                     tracing::warn!(verifier = %id, "removing a verifier that has been silent for a lease");
                     self.source.remove_if_not_renewed(id, renewals).await?;

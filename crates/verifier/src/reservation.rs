@@ -8,14 +8,14 @@ use std::{
     },
 };
 
-use tollkey_core::{Clock, Denial, Need, decide_further};
+use tollkey_core::{AccessRequest, Clock, Denial, decide_requirements};
 
 use crate::{
     cache::Entry,
     clock::nanos,
     rate::{RateStatus, give_back_all},
     usage::Ledger,
-    verdict::Known,
+    verdict::CachedKey,
 };
 
 /// The parts of a verifier that a reservation uses, without the type of the source.
@@ -40,7 +40,7 @@ pub(crate) trait Accounting: Send + Sync {
 /// response.
 #[must_use = "a reservation that is dropped counts as a use of the key"]
 pub struct Reservation {
-    key: Known,
+    key: CachedKey,
     rate: Option<RateStatus>,
     /// When the use was taken from the rate limits, in nanoseconds of the clock.
     taken_at: u64,
@@ -56,7 +56,7 @@ impl Reservation {
         verifier: Arc<dyn Accounting>,
     ) -> Self {
         Self {
-            key: Known(entry),
+            key: CachedKey(entry),
             rate,
             taken_at,
             verifier,
@@ -66,7 +66,7 @@ impl Reservation {
 
     /// Returns the key.
     #[must_use]
-    pub fn key(&self) -> &Known {
+    pub fn key(&self) -> &CachedKey {
         &self.key
     }
 
@@ -76,13 +76,13 @@ impl Reservation {
         self.rate.as_ref()
     }
 
-    /// Decides further requirements of the same request, by [`tollkey_core::decide_further`]. Counts nothing and does not
+    /// Decides further requirements of the same request, by [`tollkey_core::decide_requirements`]. Counts nothing and does not
     /// end the reservation: if the request is rejected, pass the denial to [`reject`](Self::reject).
     ///
     /// # Errors
     /// The first [`Denial`] that applies.
-    pub fn decide_further(&self, need: &Need<'_>) -> Result<(), Denial> {
-        decide_further(&self.key, need, self.verifier.clock().now())
+    pub fn decide_requirements(&self, access: &AccessRequest<'_>) -> Result<(), Denial> {
+        decide_requirements(&self.key, access, self.verifier.clock().now())
     }
 
     /// Ends the reservation and counts a use of the key. Returns whether this call ended it.
@@ -122,13 +122,13 @@ impl Reservation {
 
     fn count(&self, outcome: Result<(), Denial>) {
         let now = self.verifier.clock().now();
-        let Known(entry) = &self.key;
+        let CachedKey(entry) = &self.key;
         self.verifier.ledger().count(&entry.tally, outcome, now);
     }
 
     fn give_back(&self) {
         let now = nanos(self.verifier.clock().elapsed());
-        let Known(entry) = &self.key;
+        let CachedKey(entry) = &self.key;
         give_back_all(&entry.limiters, self.taken_at, now);
     }
 }

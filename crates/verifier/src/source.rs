@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use rand::Rng;
 use tollkey_core::{
-    ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId,
+    ChangeLog, Changed, Digest, Invalid, KeyContext, Position, Seq, ServiceKeyId, Usage, VerifierId,
 };
 
 /// The source did not respond in time or cannot be reached. The source has logged the cause.
@@ -72,7 +72,7 @@ pub struct Snapshot {
     /// The change counter, read no later than the record: in the same statement, or in a transaction with one snapshot.
     pub seq: Seq,
     /// The key with that hash, if it exists.
-    pub record: Option<Record>,
+    pub record: Option<KeyContext>,
 }
 
 /// The response to a look-up of a service key.
@@ -129,7 +129,7 @@ pub trait Primary: Source {
 
     /// Returns the verifiers, without `except`, that have reported less than `seq`. Each comes with a number that changes with
     /// every renewal and never repeats, not even after the verifier was removed.
-    fn behind(
+    fn lagging_verifiers(
         &self,
         seq: Seq,
         except: VerifierId,
@@ -147,10 +147,13 @@ pub trait Primary: Source {
 /// HTTP it is `POST /sync`.
 pub trait Upstream: Source {
     /// Acknowledges the applied changes, and waits for new ones.
-    fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, PollError>> + Send;
+    fn poll(&self, poll: Poll) -> impl Future<Output = Result<PollResponse, PollError>> + Send;
 
     /// Ends the subscription of a subscriber that has ended its lease, and sends its remaining usage.
-    fn leave(&self, leave: Leave) -> impl Future<Output = Result<(), PollError>> + Send;
+    fn end_subscription(
+        &self,
+        leave: EndSubscription,
+    ) -> impl Future<Output = Result<(), PollError>> + Send;
 }
 
 /// The random ID of a poll. A poll that is repeated because it had no response has the same ID.
@@ -225,7 +228,7 @@ impl Poll {
 
 /// The end of a subscription.
 #[derive(Debug, Clone)]
-pub struct Leave {
+pub struct EndSubscription {
     /// The ID of the subscriber.
     pub subscriber: VerifierId,
     /// As in [`Poll::ids`]. If the last poll had no response, this has the ID and `usage` the rows of that poll.
@@ -236,7 +239,7 @@ pub struct Leave {
 
 /// The response to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct News {
+pub struct PollResponse {
     /// The subscriber's position once it has applied the changes.
     pub position: Position,
     /// The changes after the subscriber's position. `None` if the log does not continue from there: the subscriber must clear
@@ -247,10 +250,10 @@ pub struct News {
     pub lease: Duration,
 }
 
-impl News {
+impl PollResponse {
     /// Returns a response without changes and without a lease for a subscriber at `position`.
     #[must_use]
-    pub fn none(position: Position) -> Self {
+    pub fn unchanged(position: Position) -> Self {
         Self {
             position,
             changes: Some(Vec::new()),

@@ -11,9 +11,9 @@ use tokio::{
     time::Instant,
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, KeyText,
-    OperatingModel, Position, Record, Scope, Seq, ServiceKeyId, Timestamp, VerifierId,
-    key_text::Kind,
+    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, KeyContext, KeyId,
+    OperatingModel, PlainKey, Position, Restrictions, Scope, Seq, ServiceKeyId, Timestamp,
+    VerifierId, key_text::CredentialKind,
 };
 
 use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
@@ -99,17 +99,19 @@ impl Clock for TokioClock {
 /// # Panics
 /// If `text` does not have the form of an API key.
 #[must_use]
-pub fn record(text: &str) -> Record {
-    let (Some(Kind::Key(family, mode)), Some(text)) = (Kind::of(text), KeyText::parse(text)) else {
+pub fn record(text: &str) -> KeyContext {
+    let (Some(CredentialKind::Key(family, mode)), Some(text)) =
+        (CredentialKind::parse(text), PlainKey::parse(text))
+    else {
         panic!("not the form of an API key")
     };
     let mut id = [0; 16];
     id.copy_from_slice(&text.digest().as_bytes()[..16]);
     let key = ApiKey {
         name: "a key".to_owned(),
-        grants: Grants {
+        restrictions: Restrictions {
             scopes: vec![Scope::COMMERCE],
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..ApiKey::new(
             KeyId::from_bytes(id),
@@ -119,7 +121,7 @@ pub fn record(text: &str) -> Record {
             Timestamp::UNIX_EPOCH,
         )
     };
-    Record::new(key, None, OperatingModel::default(), &Catalogue::default())
+    KeyContext::new(key, None, OperatingModel::default(), &Catalogue::default())
 }
 
 /// Parses an account ID.
@@ -156,7 +158,7 @@ struct State {
     /// The number of all changes, including those lost by a restore. Used as the time of a change.
     ever: i64,
     changes: Vec<(Position, Changed)>,
-    keys: HashMap<Digest, Record>,
+    keys: HashMap<Digest, KeyContext>,
     unreadable: HashSet<Digest>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
@@ -210,13 +212,13 @@ impl MemorySource {
     }
 
     /// Creates a key, or overwrites one without an entry in the log of changes.
-    pub fn put(&self, text: &str, record: Record) {
-        self.state().keys.insert(Digest::of(text), record);
+    pub fn put(&self, text: &str, record: KeyContext) {
+        self.state().keys.insert(Digest::of_key(text), record);
     }
 
     /// Makes look-ups of this key fail with [`SourceError::Unreadable`].
     pub fn make_unreadable(&self, text: &str) {
-        self.state().unreadable.insert(Digest::of(text));
+        self.state().unreadable.insert(Digest::of_key(text));
     }
 
     /// Sets whether every look-up of a key is rejected, as by a server that has revoked the verifier's service key.
@@ -226,13 +228,13 @@ impl MemorySource {
 
     /// Creates a service key.
     pub fn put_service_key(&self, text: &str, id: ServiceKeyId) {
-        self.state().service_keys.insert(Digest::of(text), id);
+        self.state().service_keys.insert(Digest::of_key(text), id);
     }
 
     /// Changes a key in one transaction. Returns the number of the change.
-    pub fn change(&self, text: &str, change: impl FnOnce(&mut Record)) -> Seq {
+    pub fn change(&self, text: &str, change: impl FnOnce(&mut KeyContext)) -> Seq {
         let mut state = self.state();
-        let Some(record) = state.keys.get_mut(&Digest::of(text)) else {
+        let Some(record) = state.keys.get_mut(&Digest::of_key(text)) else {
             return state.position.seq;
         };
         change(record);
@@ -241,7 +243,7 @@ impl MemorySource {
     }
 
     /// Changes every key, with `changed` as the entry in the log of changes. Returns the number of the change.
-    pub fn change_all(&self, changed: Changed, mut change: impl FnMut(&mut Record)) -> Seq {
+    pub fn change_all(&self, changed: Changed, mut change: impl FnMut(&mut KeyContext)) -> Seq {
         let mut state = self.state();
         state.keys.values_mut().for_each(&mut change);
         state.changed(changed)
@@ -418,7 +420,7 @@ impl Primary for MemorySource {
         Ok(())
     }
 
-    async fn behind(
+    async fn lagging_verifiers(
         &self,
         seq: Seq,
         except: VerifierId,

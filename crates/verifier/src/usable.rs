@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
-use tollkey_core::{Denial, Record, Seq, Timestamp, decide_usable};
+use tollkey_core::{Denial, KeyContext, Seq, Timestamp, decide_usable};
 
 use crate::{
     cache::Entry,
     clock::nanos,
     requester::Requester,
     source::{Source, SourceError},
-    verdict::Known,
+    verdict::CachedKey,
     verifier::{Inner, Verifier},
 };
 
@@ -23,7 +23,7 @@ impl<S: Source> Verifier<S> {
     /// Waits until this key can no longer be used for any request: it is revoked, expired or suspended, or its application
     /// is disabled. Returns the denial. Under a lease it resolves as soon as a verification would deny the key. While the
     /// source does not respond, it keeps waiting.
-    pub async fn until_unusable(&self, key: &Known) -> Denial {
+    pub async fn until_unusable(&self, key: &CachedKey) -> Denial {
         self.0.until_unusable(&key.0).await
     }
 }
@@ -68,7 +68,7 @@ impl<S: Source> Inner<S> {
 }
 
 /// Returns the time until the key expires, at most [`LONGEST_PAUSE`].
-fn until_expiration(record: &Record, now: Timestamp) -> Duration {
+fn until_expiration(record: &KeyContext, now: Timestamp) -> Duration {
     let left = record
         .key
         .expiration()

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
-use tollkey_core::{Denial, Digest, Record};
+use tollkey_core::{Denial, Digest, KeyContext};
 
 use crate::{cache::Entry, rate::RateStatus};
 
@@ -12,7 +12,7 @@ pub struct Verdict {
     /// `Ok` if the request is allowed, otherwise the first denial that applies.
     pub outcome: Result<(), Denial>,
     /// The key; `None` for [`Denial::UnknownKey`], which includes a key that the caller may not see.
-    pub record: Option<Known>,
+    pub record: Option<CachedKey>,
     /// The state of the key's rate limit, if it has one and no other denial applies.
     pub rate: Option<RateStatus>,
     /// With [`Denial::RateLimited`]: the whole seconds until another use is possible, at least 1.
@@ -31,27 +31,27 @@ impl Verdict {
 
     /// Returns the key if the request is allowed.
     #[must_use]
-    pub fn allowed(&self) -> Option<&Record> {
+    pub fn allowed(&self) -> Option<&KeyContext> {
         self.outcome.ok()?;
         self.record.as_deref()
     }
 }
 
-/// The key by which a request was decided. Cheap to clone; dereferences to a [`Record`].
+/// The key by which a request was decided. Cheap to clone; dereferences to a [`KeyContext`].
 #[derive(Clone)]
-pub struct Known(pub(crate) Arc<Entry>);
+pub struct CachedKey(pub(crate) Arc<Entry>);
 
-impl Deref for Known {
-    type Target = Record;
+impl Deref for CachedKey {
+    type Target = KeyContext;
 
-    fn deref(&self) -> &Record {
+    fn deref(&self) -> &KeyContext {
         &self.0.record
     }
 }
 
-impl From<Record> for Known {
+impl From<KeyContext> for CachedKey {
     /// For tests of code that runs after a verification.
-    fn from(record: Record) -> Self {
+    fn from(record: KeyContext) -> Self {
         // It is never cached, so its hash is not used.
         Self(Arc::new(Entry::new(
             Digest::from_bytes([0; 32]),
@@ -61,7 +61,7 @@ impl From<Record> for Known {
     }
 }
 
-impl fmt::Debug for Known {
+impl fmt::Debug for CachedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.record.fmt(f)
     }

@@ -15,8 +15,8 @@ use tokio::{
     sync::{Mutex, Notify, Semaphore, watch},
 };
 use tollkey_core::{
-    Clock, Denial, Digest, KeyId, Need, Position, ServiceKeyId, Timestamp, Usage, VerifierId,
-    credential::Presented, decide,
+    AccessRequest, Clock, Denial, Digest, KeyId, Position, ServiceKeyId, Timestamp, Usage,
+    VerifierId, credential::Presented, decide,
 };
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     stats::{Counters, Stats},
     subscription::{poll_sequence::PollSequence, poll_watch::PollWatch},
     usage::{BATCH, Ledger},
-    verdict::{Known, Verdict},
+    verdict::{CachedKey, Verdict},
 };
 
 /// Verifies keys. Cheap to clone; all clones share one cache.
@@ -200,17 +200,17 @@ impl<S: Source> Verifier<S> {
     }
 
     /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from its rate
-    /// limit. Looks up a key that is not cached for the client at [`Need::client_ip`].
+    /// limit. Looks up a key that is not cached for the client at [`AccessRequest::client_ip`].
     ///
     /// # Errors
     /// [`Unavailable`] if the key is not cached and the source does not respond, or if too many look-ups wait.
     pub async fn verify<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Unavailable> {
-        let client = || Requester::client(need.client_ip);
-        self.on_behalf_of(client).verify(presented, need).await
+        let client = || Requester::client(access.client_ip);
+        self.on_behalf_of(client).verify(presented, access).await
     }
 
     /// Verifies a presented key without using it: takes nothing from its rate limit and counts nothing. For a request that is
@@ -221,14 +221,14 @@ impl<S: Source> Verifier<S> {
     pub async fn peek<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Unavailable> {
-        let client = || Requester::client(need.client_ip);
-        self.on_behalf_of(client).peek(presented, need).await
+        let client = || Requester::client(access.client_ip);
+        self.on_behalf_of(client).peek(presented, access).await
     }
 
     /// Verifies keys on behalf of an authenticated caller that presents the keys of others. Look-ups count for that
-    /// requester instead of the client at [`Need::client_ip`]. `requester` is called only if the key is not cached.
+    /// requester instead of the client at [`AccessRequest::client_ip`]. `requester` is called only if the key is not cached.
     pub fn on_behalf_of<R: FnOnce() -> Requester>(&self, requester: R) -> OnBehalfOf<'_, S, R> {
         OnBehalfOf {
             verifier: self,
@@ -245,11 +245,11 @@ impl<S: Source> Verifier<S> {
     pub async fn reserve<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Result<Reservation, Verdict>, Unavailable> {
-        let client = || Requester::client(need.client_ip);
+        let client = || Requester::client(access.client_ip);
         let found = self.find(client, presented.into()).await?;
-        Ok(self.0.reserve(found, need))
+        Ok(self.0.reserve(found, access))
     }
 
     /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key is not cached.
@@ -257,10 +257,10 @@ impl<S: Source> Verifier<S> {
     pub fn reserve_cached<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Option<Result<Reservation, Verdict>> {
         let found = self.find_cached(presented.into()).ok()?;
-        Some(self.0.reserve(found, need))
+        Some(self.0.reserve(found, access))
     }
 
     /// [Reserves](Verifier::reserve) a use. If the source does not respond, decides by the cached key for up to `grace`
@@ -274,16 +274,16 @@ impl<S: Source> Verifier<S> {
     pub async fn reserve_without_immediate_revocation<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
         grace: Duration,
     ) -> Result<Result<Reservation, Verdict>, Unavailable> {
         let presented = presented.into();
-        let client = || Requester::client(need.client_ip);
+        let client = || Requester::client(access.client_ip);
         let found = match self.find(client, presented).await {
             Err(SourceError::Unavailable) => self.find_within_grace(presented, grace)?,
             found => found?,
         };
-        Ok(self.0.reserve(found, need))
+        Ok(self.0.reserve(found, access))
     }
 
     /// Returns the key from the cache, or else from the source; `None` if it is unknown.
@@ -291,7 +291,7 @@ impl<S: Source> Verifier<S> {
         &self,
         requester: impl FnOnce() -> Requester,
         presented: Presented<'_>,
-    ) -> Result<Option<Found>, SourceError> {
+    ) -> Result<Option<LookUpResult>, SourceError> {
         match self.find_cached(presented) {
             Ok(found) => Ok(found),
             Err(digest) => self.0.look_up(digest, requester()).await,
@@ -300,7 +300,7 @@ impl<S: Source> Verifier<S> {
 
     /// Returns the cached key, or `None` if the credential does not have the form of a key. The error is the hash of a key
     /// that is not cached.
-    fn find_cached(&self, presented: Presented<'_>) -> Result<Option<Found>, Digest> {
+    fn find_cached(&self, presented: Presented<'_>) -> Result<Option<LookUpResult>, Digest> {
         let Presented::ApiKey(_, key) = presented else {
             return Ok(None);
         };
@@ -308,7 +308,7 @@ impl<S: Source> Verifier<S> {
         let elapsed = nanos(self.0.clock.elapsed());
         let entry = self.0.cache.get(&digest, elapsed).ok_or(digest)?;
         self.0.counters.hits.count();
-        Ok(Some(Found { entry, elapsed }))
+        Ok(Some(LookUpResult { entry, elapsed }))
     }
 
     /// Returns the cached key if the lease ended at most `grace` ago.
@@ -316,7 +316,7 @@ impl<S: Source> Verifier<S> {
         &self,
         presented: Presented<'_>,
         grace: Duration,
-    ) -> Result<Option<Found>, Unavailable> {
+    ) -> Result<Option<LookUpResult>, Unavailable> {
         let Presented::ApiKey(_, key) = presented else {
             return Ok(None);
         };
@@ -326,7 +326,7 @@ impl<S: Source> Verifier<S> {
             .cache
             .get_within_grace(&key.digest(), elapsed, nanos(grace))
             .ok_or(Unavailable)?;
-        Ok(Some(Found { entry, elapsed }))
+        Ok(Some(LookUpResult { entry, elapsed }))
     }
 
     /// Takes the usage counted since the last call, of at most [`crate::usage::BATCH`] keys: first rows that were put back,
@@ -422,10 +422,10 @@ impl<S: Source, R: FnOnce() -> Requester> OnBehalfOf<'_, S, R> {
     pub async fn verify<'a>(
         self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Unavailable> {
         let found = self.verifier.find(self.requester, presented.into()).await?;
-        Ok(self.verifier.0.verify(found, need))
+        Ok(self.verifier.0.verify(found, access))
     }
 
     /// Verifies without using the key, as [`Verifier::peek`] does.
@@ -435,10 +435,10 @@ impl<S: Source, R: FnOnce() -> Requester> OnBehalfOf<'_, S, R> {
     pub async fn peek<'a>(
         self,
         presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Unavailable> {
         let found = self.verifier.find(self.requester, presented.into()).await?;
-        Ok(self.verifier.0.peek(found, need))
+        Ok(self.verifier.0.peek(found, access))
     }
 }
 
@@ -451,7 +451,7 @@ impl<S, R> std::fmt::Debug for OnBehalfOf<'_, S, R> {
 }
 
 /// A key, and the time of the clock when it was found.
-pub(crate) struct Found {
+pub(crate) struct LookUpResult {
     pub(crate) entry: Arc<Entry>,
     pub(crate) elapsed: u64,
 }
@@ -464,9 +464,9 @@ struct Decision {
 }
 
 impl Decision {
-    fn without_rate(entry: &Entry, need: &Need<'_>, now: Timestamp) -> Self {
+    fn without_rate(entry: &Entry, access: &AccessRequest<'_>, now: Timestamp) -> Self {
         Self {
-            outcome: decide(&entry.record, need, now).map(|_| ()),
+            outcome: decide(&entry.record, access, now).map(|_| ()),
             rate: None,
             retry_after_seconds: None,
         }
@@ -474,8 +474,8 @@ impl Decision {
 
     /// Decides, and then takes one use from the rate limits. They come last, so that a request that is denied for another
     /// reason takes no use.
-    fn with_rate(found: &Found, need: &Need<'_>, now: Timestamp) -> Self {
-        let mut decision = Self::without_rate(&found.entry, need, now);
+    fn with_rate(found: &LookUpResult, access: &AccessRequest<'_>, now: Timestamp) -> Self {
+        let mut decision = Self::without_rate(&found.entry, access, now);
         if decision.outcome.is_ok()
             && !found.entry.limiters.is_empty()
             && let Some((status, taken)) = take_all(&found.entry.limiters, found.elapsed)
@@ -494,7 +494,7 @@ impl Decision {
         let is_known = self.outcome != Err(Denial::UnknownKey);
         Verdict {
             outcome: self.outcome,
-            record: is_known.then_some(Known(entry)),
+            record: is_known.then_some(CachedKey(entry)),
             rate: self.rate,
             retry_after_seconds: self.retry_after_seconds,
         }
@@ -512,33 +512,33 @@ impl<S> Inner<S> {
 }
 
 impl<S: Source> Inner<S> {
-    fn verify(&self, found: Option<Found>, need: &Need<'_>) -> Verdict {
+    fn verify(&self, found: Option<LookUpResult>, access: &AccessRequest<'_>) -> Verdict {
         let Some(found) = found else {
             return Verdict::unknown();
         };
         let now = self.clock.now();
-        let decision = Decision::with_rate(&found, need, now);
+        let decision = Decision::with_rate(&found, access, now);
         self.ledger.count(&found.entry.tally, decision.outcome, now);
         decision.verdict(found.entry)
     }
 
-    fn peek(&self, found: Option<Found>, need: &Need<'_>) -> Verdict {
-        let Some(Found { entry, .. }) = found else {
+    fn peek(&self, found: Option<LookUpResult>, access: &AccessRequest<'_>) -> Verdict {
+        let Some(LookUpResult { entry, .. }) = found else {
             return Verdict::unknown();
         };
-        Decision::without_rate(&entry, need, self.clock.now()).verdict(entry)
+        Decision::without_rate(&entry, access, self.clock.now()).verdict(entry)
     }
 
     fn reserve(
         self: &Arc<Self>,
-        found: Option<Found>,
-        need: &Need<'_>,
+        found: Option<LookUpResult>,
+        access: &AccessRequest<'_>,
     ) -> Result<Reservation, Verdict> {
         let Some(found) = found else {
             return Err(Verdict::unknown());
         };
         let now = self.clock.now();
-        let decision = Decision::with_rate(&found, need, now);
+        let decision = Decision::with_rate(&found, access, now);
         if decision.outcome.is_ok() {
             let verifier = Arc::clone(self);
             return Ok(Reservation::new(

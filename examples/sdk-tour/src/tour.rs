@@ -4,7 +4,9 @@ use std::{io::Write, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
-use tollkey_client::{Auth, Client, Mode, Scope, account::Access, verification::Question};
+use tollkey_client::{
+    Auth, Client, Mode, Scope, account::Access, verification::VerificationRequest,
+};
 
 /// Runs the tour and prints each step. The client needs a management token, and a service key for verifications.
 pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Result<()> {
@@ -49,9 +51,9 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         verified.account_id
     )?;
     let questions = [
-        Question::new(presented).scopes([Scope::LINKS_WRITE]),
-        Question::new(presented).mode(Mode::Live),
-        Question::new("ck_live_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"),
+        VerificationRequest::new(presented).scopes([Scope::LINKS_WRITE]),
+        VerificationRequest::new(presented).mode(Mode::Live),
+        VerificationRequest::new("ck_live_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"),
     ];
     let names = ["writing links", "in live mode", "an unknown key"];
     for (name, verdict) in names

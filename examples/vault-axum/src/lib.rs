@@ -23,7 +23,7 @@ use axum::{
     routing::{get, post},
 };
 use tokio::net::TcpListener;
-use tollkey_axum::{Guard, GuardBuilder, Merchant, Requirement, Scope, TollkeyLayer};
+use tollkey_axum::{Guard, GuardBuilder, MerchantSource, Requirement, Scope, TollkeyLayer};
 
 use crate::{failure::Failure, upstream::Upstream, vault::Vaults};
 
@@ -41,7 +41,7 @@ pub struct Api {
 pub fn guard() -> GuardBuilder {
     Guard::builder()
         .credential_headers(["x-api-key"])
-        .merchant(Merchant::header("x-merchant-id"))
+        .merchant(MerchantSource::header("x-merchant-id"))
         .realm("vault")
 }
 
@@ -61,8 +61,8 @@ pub fn app(guard: Guard, upstream: Upstream) -> Router {
         .layer(TollkeyLayer::new(guard.clone()).require(Scope::COMMERCE));
 
     // This route has no feature, so scoped keys cannot call it. The merchant is in its path.
-    let of_merchant =
-        Requirement::from(Scope::COMMERCE).merchant(Merchant::path("/merchants/{merchant}/tokens"));
+    let of_merchant = Requirement::from(Scope::COMMERCE)
+        .merchant(MerchantSource::path("/merchants/{merchant}/tokens"));
     let storing = Router::new()
         .route("/merchants/{merchant}/tokens", post(handlers::create))
         .layer(TollkeyLayer::new(guard).require(of_merchant));

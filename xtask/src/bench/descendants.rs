@@ -16,7 +16,8 @@ use std::{
 use anyhow::ensure;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
-    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Timestamp, key_text::Kind,
+    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, Mode, PlainKey, Timestamp,
+    key_text::CredentialKind,
 };
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::SystemClock;
@@ -42,7 +43,7 @@ const ACCOUNT: &str = "trees";
 /// A root and some of its descendants.
 struct Tree {
     root: KeyId,
-    descendants: Vec<KeyText>,
+    descendants: Vec<PlainKey>,
 }
 
 /// Creates a tree. Returns its keys with their hashes, parents first.
@@ -62,7 +63,7 @@ fn tree(
             child if child <= children => Some(0),
             grandchild => Some(grandchild - children),
         };
-        let text = KeyText::mint(Kind::Key(kind.0, kind.1), rng);
+        let text = PlainKey::generate(CredentialKind::Key(kind.0, kind.1), rng);
         let key = ApiKey {
             name: format!("node {node}"),
             created_by: parent.map(|parent: usize| keys[parent].0.id),
@@ -157,7 +158,7 @@ impl Subject {
     }
 
     /// Verifies descendants with their own credentials.
-    fn verify(client: &mut Client, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
+    fn verify(client: &mut Client, descendants: &[PlainKey], expected: u16) -> anyhow::Result<()> {
         for text in descendants {
             let (status, _) = client.send("GET", servers::ROUTE, text.expose(), "")?;
             ensure!(

@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tollkey_core::{
-    Catalogue, Clock as _, Digest, Family, Id, Mode, Need, VerifierId,
+    AccessRequest, Catalogue, Clock as _, Digest, Family, Id, Mode, VerifierId,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
 use tollkey_service::StoreSource;
@@ -197,7 +197,7 @@ fn measure(url: &str, population: Population, round: u64) -> anyhow::Result<Valu
     runtime.block_on(async {
         let clock = Arc::new(SystemClock);
         let store = Store::open(OpenOptions::new(url), clock.clone())?;
-        let id = Digest::of(&format!("{} {:?}", std::process::id(), clock.elapsed()));
+        let id = Digest::of_key(&format!("{} {:?}", std::process::id(), clock.elapsed()));
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&id.as_bytes()[..16]);
         let source = StoreSource::new(store.clone(), Arc::new(Catalogue::default()));
@@ -241,9 +241,9 @@ async fn measure_with(
         let verdict = verifier
             .verify(
                 text,
-                &Need {
+                &AccessRequest {
                     client_ip: Some(ADDRESS),
-                    ..Need::default()
+                    ..AccessRequest::default()
                 },
             )
             .await?;
@@ -274,9 +274,9 @@ async fn measure_with(
                 let mut took = Vec::new();
                 while let Some(text) = concurrent.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
-                    let need = Need {
+                    let need = AccessRequest {
                         client_ip: Some(ADDRESS),
-                        ..Need::default()
+                        ..AccessRequest::default()
                     };
                     let verdict = verifier.verify(text, &need).await?;
                     took.push(started.elapsed());
@@ -375,7 +375,7 @@ async fn measure_with(
 fn draft(key: &tollkey_core::ApiKey, action: Action) -> Draft {
     let now = SystemClock.now();
     let mut id = [0; 16];
-    id.copy_from_slice(&Digest::of(&format!("{action:?} {} {now}", key.id)).as_bytes()[..16]);
+    id.copy_from_slice(&Digest::of_key(&format!("{action:?} {} {now}", key.id)).as_bytes()[..16]);
     Draft {
         id: Id::from_bytes(id),
         account_id: key.account_id.clone(),
@@ -405,7 +405,7 @@ impl Picker {
         let mut picked = Vec::with_capacity(count);
         while picked.len() < count {
             self.next += 1;
-            let random = Digest::of(&format!("{} {}", self.round, self.next));
+            let random = Digest::of_key(&format!("{} {}", self.round, self.next));
             let random = random
                 .as_bytes()
                 .iter()

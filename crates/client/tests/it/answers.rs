@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tollkey_client::{
     Auth, Client, Denial, ErrorKind, Open, Status, VerifierId,
     reqwest::{self, redirect::Policy},
-    verification::{Question, VerifyResponse},
+    verification::{VerificationRequest, VerifyResponse},
 };
 use wiremock::ResponseTemplate;
 
@@ -220,7 +220,7 @@ async fn call_without_a_response_body_accepts_only_204() {
             assert_eq!(outcome.is_ok(), ok, "{outcome:?}");
             let Err(error) = outcome else { continue };
             assert_eq!(error.kind(), ErrorKind::Unreadable);
-            assert!(error.may_have_been_done());
+            assert!(error.may_have_taken_effect());
         }
         assert_eq!(server.asked().await.len(), 4);
     }
@@ -579,7 +579,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
         let error = refused(
             client
                 .subscription()
-                .lookup(tollkey_client::Digest::of("ck_test_EXAMPLE1"))
+                .lookup(tollkey_client::Digest::of_key("ck_test_EXAMPLE1"))
                 .await,
         );
         assert_eq!(error.kind(), ErrorKind::Unreadable, "{pointer}");
@@ -616,7 +616,7 @@ async fn denial_that_contains_the_key_denies() {
     let client = server.client();
     let one = client.verify("ck_test_EXAMPLE1").await.unwrap();
     let several = client
-        .verify_batch([Question::new("ck_test_EXAMPLE1")])
+        .verify_batch([VerificationRequest::new("ck_test_EXAMPLE1")])
         .await
         .unwrap();
     for verdict in [&one, &several[0]] {
@@ -649,7 +649,7 @@ async fn ambiguous_verification_result_is_rejected() {
             "{body}"
         );
         let several = client
-            .verify_batch([Question::new("ck_test_EXAMPLE1")])
+            .verify_batch([VerificationRequest::new("ck_test_EXAMPLE1")])
             .await;
         assert_eq!(refused(several).kind(), ErrorKind::Unreadable, "{body}");
     }
@@ -666,8 +666,8 @@ async fn ambiguous_verification_result_is_rejected() {
 async fn batch_with_another_number_of_results_is_rejected() {
     let questions = || {
         [
-            Question::new("ck_test_EXAMPLE1"),
-            Question::new("ck_test_EXAMPLE2"),
+            VerificationRequest::new("ck_test_EXAMPLE1"),
+            VerificationRequest::new("ck_test_EXAMPLE2"),
         ]
     };
     for count in [0, 1, 3] {

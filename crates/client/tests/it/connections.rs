@@ -306,7 +306,7 @@ async fn http2_during_a_call() {
         .expect("no PING is acknowledged")
         .unwrap_err();
     assert!(
-        error.is_timeout() && error.may_have_been_done(),
+        error.is_timeout() && error.may_have_taken_effect(),
         "{error:?}"
     );
     client.whoami().await.unwrap();

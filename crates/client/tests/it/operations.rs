@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tollkey_client::{
     ActorKind, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Rfc3339, Scope,
     Status, TargetKind, Timestamp, UnixSeconds, VerifierId, account::Access, commerce::KeyScope,
-    subscription::Usage, verification::Question,
+    subscription::Usage, verification::VerificationRequest,
 };
 use wiremock::{Request, ResponseTemplate};
 
@@ -728,14 +728,14 @@ fn verification() -> Vec<Row> {
             ]}))
             .returns(200, json!({"results": [said::valid(), said::invalid("wrong_mode")]}))
             .by(|client| async move {
-                let second = Question::new("ck_test_EXAMPLE1")
+                let second = VerificationRequest::new("ck_test_EXAMPLE1")
                     .method("GET")
                     .path("/tokens")
                     .scopes([Scope::LINKS_READ])
                     .mode(Mode::Live)
                     .merchant("merchant_42")
                     .client_ip("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap());
-                let verdicts = client.verify_batch([Question::new("ks_test_EXAMPLE1"), second]).await?;
+                let verdicts = client.verify_batch([VerificationRequest::new("ks_test_EXAMPLE1"), second]).await?;
                 let codes: Vec<_> = verdicts.iter().map(|verdict| verdict.code()).collect();
                 assert_eq!(codes, ["valid", "wrong_mode"]);
                 Ok(())
@@ -825,7 +825,7 @@ fn subscription() -> Vec<Row> {
             .json(json!({"digest": DIGEST}))
             .returns(200, said::found())
             .by(|client| async move {
-                let found = client.subscription().lookup(Digest::of("ck_test_EXAMPLE1")).await?;
+                let found = client.subscription().lookup(Digest::of_key("ck_test_EXAMPLE1")).await?;
                 let key = found.key.expect("a key");
                 assert_eq!((found.seq, key.id.as_str()), (7, said::KEY));
                 assert_eq!((key.family, key.mode), (Family::Commerce, Mode::Test));

@@ -178,7 +178,7 @@ async fn rejection_of(answer: ResponseTemplate) -> Error {
     let error = refused(server.client().whoami().await);
     assert_eq!(
         (error.kind(), error.attempts()),
-        (ErrorKind::Refused, 1),
+        (ErrorKind::Rejected, 1),
         "{error}"
     );
     error
@@ -199,7 +199,7 @@ async fn errors_of_every_operation_are_parsed() {
         for rejection in &REJECTIONS {
             let error = refused((row.call)(client.clone()).await);
             let context = format!("{}: {} {}", row.operation, rejection.status, rejection.code);
-            assert_eq!(error.kind(), ErrorKind::Refused, "{context}");
+            assert_eq!(error.kind(), ErrorKind::Rejected, "{context}");
             assert_eq!(error.status(), Some(rejection.status), "{context}");
             assert_eq!(error.code(), Some(rejection.code), "{context}");
             assert_eq!(error.detail(), Some(rejection.detail), "{context}");

@@ -76,7 +76,7 @@ async fn only_temporary_errors_are_repeated() {
                 .to_string()
                 .ends_with(&format!(" after {attempts} attempts"));
             assert_eq!(several, attempts > 1, "{error}");
-            assert_eq!(error.may_have_been_done(), status >= 500, "{error}");
+            assert_eq!(error.may_have_taken_effect(), status >= 500, "{error}");
         }
         // Without a body, the status decides.
         let server = Server::responding(ResponseTemplate::new(status)).await;
@@ -424,7 +424,7 @@ async fn repeated_revocation_succeeds_after_a_lost_response() {
         // The rejected key may be revoked or may never have existed: the error says both.
         let error = refused(client.revoke_self().await);
         assert_eq!(
-            (error.is_unauthorized(), error.may_have_been_done()),
+            (error.is_unauthorized(), error.may_have_taken_effect()),
             (true, true),
             "{lost:?}"
         );
@@ -437,7 +437,7 @@ async fn error_tells_whether_the_call_may_have_taken_effect() {
     let wire = Wire::that([Does::HangsUp]).await;
     let client = wire.builder().max_retries(1).build().unwrap();
     let error = refused(client.commerce().api_keys().create("Web").await);
-    assert!(error.may_have_been_done());
+    assert!(error.may_have_taken_effect());
     let unreachable = Client::builder()
         .base_url("http://127.0.0.1:1")
         .max_retries(1);
@@ -452,7 +452,7 @@ async fn error_tells_whether_the_call_may_have_taken_effect() {
     assert_eq!(
         (
             error.is_connect(),
-            error.may_have_been_done(),
+            error.may_have_taken_effect(),
             error.attempts()
         ),
         (true, false, 2)
@@ -498,7 +498,7 @@ async fn call_that_restores_access_needs_a_response_to_be_repeated() {
             .await
             .unwrap();
         assert_eq!(
-            (error.attempts(), error.may_have_been_done()),
+            (error.attempts(), error.may_have_taken_effect()),
             (1, true),
             "{name}"
         );
@@ -885,7 +885,11 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
         let server = Server::responding(unreadable.clone()).await;
         let error = refused(server.persistent().applications().create("Shop").await);
         assert_eq!(
-            (error.kind(), error.attempts(), error.may_have_been_done()),
+            (
+                error.kind(),
+                error.attempts(),
+                error.may_have_taken_effect()
+            ),
             (ErrorKind::Unreadable, 2, true)
         );
         let error = refused(server.client().applications().create("Shop").await);

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tollkey_client::{
     Auth, Client, Digest, Error, Mode, Scope, Secret, VerifierId, account::Access, reqwest,
-    verification::Question,
+    verification::VerificationRequest,
 };
 use tracing_subscriber::{
     Layer as _, filter::dynamic_filter_fn, fmt::format::FmtSpan, layer::SubscriberExt as _,
@@ -227,10 +227,10 @@ async fn make_all_calls(client: &Client, output: &mut Output) {
             .client_ip([203, 0, 113, 7])
     );
     show!(service.introspect(PRESENTED).scopes([Scope::LINKS_READ]));
-    let question = Question::new(PRESENTED).merchant("merchant_42");
+    let question = VerificationRequest::new(PRESENTED).merchant("merchant_42");
     output.value(&question);
-    show!(service.verify_batch([question, Question::new(PRESENTED)]));
-    show!(service.subscription().lookup(Digest::of(PRESENTED)));
+    show!(service.verify_batch([question, VerificationRequest::new(PRESENTED)]));
+    show!(service.subscription().lookup(Digest::of_key(PRESENTED)));
     show!(
         service
             .subscription()
@@ -322,7 +322,7 @@ async fn check_logs(http: reqwest::Client, expected: &[&str]) {
     }
     for text in [&logs, &output] {
         assert_unseen(text, CANARY);
-        assert_unseen(text, &Digest::of(PRESENTED).hex().to_string());
+        assert_unseen(text, &Digest::of_key(PRESENTED).hex().to_string());
         let random = requests
             .iter()
             .flat_map(|request| header(request, "idempotency-key"));

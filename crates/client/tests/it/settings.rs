@@ -377,7 +377,11 @@ async fn slow_token_function_times_out() {
         .unwrap();
     let error = refused(client.whoami().await);
     assert_eq!(
-        (error.kind(), error.attempts(), error.may_have_been_done()),
+        (
+            error.kind(),
+            error.attempts(),
+            error.may_have_taken_effect()
+        ),
         (ErrorKind::Auth, 0, false)
     );
     assert!(server.asked().await.is_empty());
@@ -941,7 +945,7 @@ fn types_can_be_sent_between_threads() {
     everywhere::<operator::CreateServiceKey>();
     everywhere::<subscription::Subscription>();
     everywhere::<subscription::Poll>();
-    everywhere::<verification::Question>();
+    everywhere::<verification::VerificationRequest>();
     everywhere::<verification::Verify>();
     everywhere::<verification::VerifyBatch>();
     everywhere::<verification::Introspect>();

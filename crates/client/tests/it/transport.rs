@@ -26,7 +26,7 @@ async fn cause(url: &str) -> String {
         (ErrorKind::Connect, true),
         "{error:?}"
     );
-    assert!(!error.may_have_been_done());
+    assert!(!error.may_have_taken_effect());
     let text = error.to_string();
     assert!(
         !text.contains("localhost") && !text.contains("127.0.0.1"),

@@ -6,7 +6,7 @@
 
 use crate::{
     Family, Mode, Problem, ProblemCode,
-    key_text::{Kind, RANDOM_LEN, without_scheme},
+    key_text::{CredentialKind, RANDOM_LEN, without_scheme},
 };
 
 /// The credentials that a route accepts.
@@ -68,13 +68,13 @@ impl Expected {
     /// Returns what is wrong with the form of a credential, or `None` if it has the form of an expected key.
     fn fault(self, presented: &str) -> Option<&'static str> {
         let text = without_scheme(presented);
-        match Kind::of(text) {
+        match CredentialKind::parse(text) {
             Some(_) if self == Self::Token => {
                 return Some("The credential is a key. Send a management token (JWT) instead.");
             }
-            Some(Kind::Key(..)) => return None,
-            Some(Kind::ServiceKey) if self == Self::Any => return None,
-            Some(Kind::ServiceKey) => {
+            Some(CredentialKind::Key(..)) => return None,
+            Some(CredentialKind::ServiceKey) if self == Self::Any => return None,
+            Some(CredentialKind::ServiceKey) => {
                 return Some(
                     "The credential is a service key, which only verifies API keys. Send an API key instead.",
                 );
@@ -121,7 +121,7 @@ impl Expected {
             "In the Authorization header, write the word Bearer, one space and the credential, and nothing else."
                 .to_owned()
         } else if is_jwt(value)
-            || Kind::of(without_scheme(value)).is_some()
+            || CredentialKind::parse(without_scheme(value)).is_some()
             || body_of_key(value).is_some()
         {
             "In the Authorization header, write the word Bearer and a space before the credential."
@@ -222,8 +222,10 @@ pub fn is_jwt(text: &str) -> bool {
 fn body_of_key(text: &str) -> Option<&str> {
     let families = Family::ALL
         .into_iter()
-        .flat_map(|family| Mode::ALL.map(|mode| Kind::Key(family, mode)));
-    let mut prefixes = families.chain([Kind::ServiceKey]).map(Kind::prefix);
+        .flat_map(|family| Mode::ALL.map(|mode| CredentialKind::Key(family, mode)));
+    let mut prefixes = families
+        .chain([CredentialKind::ServiceKey])
+        .map(CredentialKind::prefix);
     prefixes.find_map(|prefix| {
         let (start, body) = text.split_at_checked(prefix.len())?;
         start.eq_ignore_ascii_case(&prefix).then_some(body)
@@ -587,7 +589,7 @@ mod tests {
     fn well_formed_key_gets_the_problem_of_an_unknown_key() {
         for family in Family::ALL {
             for mode in Mode::ALL {
-                let key = format!("{}{RANDOM}", Kind::Key(family, mode).prefix());
+                let key = format!("{}{RANDOM}", CredentialKind::Key(family, mode).prefix());
                 for text in [key.clone(), format!("secret-token:{key}")] {
                     for expected in [Expected::ApiKey, Expected::Any] {
                         assert_eq!(expected.problem(&text), Problem::invalid_api_key());

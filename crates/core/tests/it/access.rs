@@ -1,8 +1,8 @@
 //! `decide` as the tables of the documents define it: each of their rows is a row here.
 
 use tollkey_core::{
-    Application, ApplicationId, Catalogue, Denial, Family, IpList, Mode, OperatingModel, Record,
-    Scope, Timestamp, feature::Feature,
+    Application, ApplicationId, Catalogue, Denial, Family, IpList, KeyContext, Mode,
+    OperatingModel, Scope, Timestamp, feature::Feature,
 };
 
 use crate::support::{Request, account, key, now, record};
@@ -39,12 +39,12 @@ fn scoped(
     model: OperatingModel,
     merchants: Option<&[&str]>,
     features: Option<&[Feature]>,
-) -> Record {
+) -> KeyContext {
     let mut key = key(Family::Commerce, Mode::Live);
-    key.grants.scopes = vec![Scope::COMMERCE];
-    key.grants.merchants = merchants.map(|all| all.iter().map(|&m| m.to_owned()).collect());
-    key.grants.features = features.map(<[Feature]>::to_vec);
-    Record::new(key, None, model, &Catalogue::default())
+    key.restrictions.scopes = vec![Scope::COMMERCE];
+    key.restrictions.merchants = merchants.map(|all| all.iter().map(|&m| m.to_owned()).collect());
+    key.restrictions.features = features.map(<[Feature]>::to_vec);
+    KeyContext::new(key, None, model, &Catalogue::default())
 }
 
 fn denied_route_unless(allowed: bool) -> Result<(), Denial> {
@@ -198,9 +198,9 @@ const NINE: [&str; 9] = [
     "customers:write",
 ];
 
-fn with_scopes(family: Family, names: &[&str]) -> Record {
+fn with_scopes(family: Family, names: &[&str]) -> KeyContext {
     let mut key = key(family, Mode::Live);
-    key.grants.scopes = Catalogue::default()
+    key.restrictions.scopes = Catalogue::default()
         .parse_list(names.iter().copied())
         .unwrap();
     record(key)
@@ -301,7 +301,7 @@ fn key_of_the_other_mode_is_denied() {
 }
 
 /// A denial, and the edits of a request or key each of which causes it.
-type Breakage = (Denial, &'static [fn(&mut Record, &mut Request)]);
+type Breakage = (Denial, &'static [fn(&mut KeyContext, &mut Request)]);
 
 /// Every denial that `decide` returns, with all of its causes.
 const BREAKAGES: [Breakage; 10] = [
@@ -318,7 +318,7 @@ const BREAKAGES: [Breakage; 10] = [
     ),
     (
         Denial::Expired,
-        &[|record, _| record.key.grants.expires_at = Some(now())],
+        &[|record, _| record.key.restrictions.expires_at = Some(now())],
     ),
     (
         Denial::Suspended,
@@ -362,14 +362,14 @@ const BREAKAGES: [Breakage; 10] = [
 ];
 
 /// A key with every restriction, and a request that satisfies all of them.
-fn restricted() -> (Record, Request) {
+fn restricted() -> (KeyContext, Request) {
     let mut record = scoped(
         OperatingModel::Ecosystem,
         Some(&["m-1"]),
         Some(&[Feature::TokensList]),
     );
-    record.key.grants.allowed_ips = Some(IpList::parse(["203.0.113.0/24"]).unwrap());
-    record.key.grants.expires_at = Some(now() + std::time::Duration::from_micros(1));
+    record.key.restrictions.allowed_ips = Some(IpList::parse(["203.0.113.0/24"]).unwrap());
+    record.key.restrictions.expires_at = Some(now() + std::time::Duration::from_micros(1));
     let request = Request {
         viewer: Some((account("acme"), Some(Mode::Live))),
         mode: Some(Mode::Live),
@@ -455,7 +455,7 @@ fn request_without_a_value_that_a_restriction_needs_is_denied() {
     );
 
     let mut ip_limited = record(key(Family::Secret, Mode::Live));
-    ip_limited.key.grants.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
+    ip_limited.key.restrictions.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
     assert_eq!(empty.judged_by(&ip_limited), Err(Denial::IpNotAllowed));
     let from = |ip: &str| Request {
         client_ip: Some(ip.parse().unwrap()),
@@ -542,7 +542,7 @@ fn viewer_sees_only_its_account_and_its_mode() {
 fn key_is_denied_from_its_expiration_on() {
     let expires_in = |micros: i64| {
         let mut key = key(Family::Commerce, Mode::Live);
-        key.grants.expires_at =
+        key.restrictions.expires_at =
             Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
         Request::default().judged_by(&record(key)).map(drop)
     };
@@ -565,7 +565,7 @@ fn keys_of_a_disabled_application_are_denied() {
     let mut key = key(Family::Application, Mode::Live);
     key.application_id = Some(id);
     let decision = |application: &Application| {
-        let record = Record::new(
+        let record = KeyContext::new(
             key.clone(),
             Some(application),
             OperatingModel::default(),
@@ -581,7 +581,7 @@ fn keys_of_a_disabled_application_are_denied() {
 #[test]
 fn operating_model_limits_only_scoped_keys() {
     for (model, _) in MODELS {
-        let record = Record::new(
+        let record = KeyContext::new(
             key(Family::Commerce, Mode::Live),
             None,
             model,

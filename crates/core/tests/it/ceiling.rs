@@ -3,12 +3,12 @@
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, Family, Grants, IpList, KeyId, KeyText, Mode, OperatingModel, Problem, RateLimit,
-    Scope, Status, Timestamp,
-    api_key::{Overlap, Unchangeable},
-    ceiling::{Beyond, beneath},
+    ApiKey, Family, IpList, KeyId, Mode, OperatingModel, PlainKey, Problem, RateLimit,
+    Restrictions, Scope, Status, Timestamp,
+    api_key::{Overlap, TransitionError},
+    ceiling::{CeilingError, restrict_to_parent},
     feature::Feature,
-    key_text::Kind,
+    key_text::CredentialKind,
     metadata::Metadata,
     text,
 };
@@ -27,9 +27,9 @@ fn rate(limit: i64, window: i64) -> RateLimit {
     RateLimit::new(limit, window).unwrap()
 }
 
-fn parent_key(mode: Mode, grants: Grants) -> ApiKey {
+fn parent_key(mode: Mode, restrictions: Restrictions) -> ApiKey {
     ApiKey {
-        grants,
+        restrictions,
         ..key(Family::Secret, mode)
     }
 }
@@ -38,14 +38,14 @@ fn parent_key(mode: Mode, grants: Grants) -> ApiKey {
 fn test_key_creates_only_test_keys() {
     for (own, requested, expected) in [
         (Mode::Test, Mode::Test, Ok(())),
-        (Mode::Test, Mode::Live, Err(Beyond::Mode)),
+        (Mode::Test, Mode::Live, Err(CeilingError::Mode)),
         (Mode::Live, Mode::Test, Ok(())),
         (Mode::Live, Mode::Live, Ok(())),
     ] {
-        let parent = parent_key(own, Grants::default());
-        let granted = beneath(&parent, requested, Grants::default());
+        let parent = parent_key(own, Restrictions::default());
+        let granted = restrict_to_parent(&parent, requested, Restrictions::default());
         assert_eq!(
-            granted.map(|grants| assert_eq!(grants, Grants::default())),
+            granted.map(|restrictions| assert_eq!(restrictions, Restrictions::default())),
             expected,
             "{own:?} {requested:?}"
         );
@@ -68,31 +68,44 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
         (
             own_ips.clone(),
             ips(&["203.0.113.0/24", "203.0.114.0/24"]),
-            Err(Beyond::Networks),
+            Err(CeilingError::Networks),
         ),
         (
             own_ips.clone(),
             ips(&["203.0.112.0/23"]),
-            Err(Beyond::Networks),
+            Err(CeilingError::Networks),
         ),
-        (own_ips.clone(), ips(&["0.0.0.0/0"]), Err(Beyond::Networks)),
-        (own_ips.clone(), ips(&["::/0"]), Err(Beyond::Networks)),
-        (ips(&["0.0.0.0/0"]), ips(&["::/0"]), Err(Beyond::Networks)),
-        (ips(&["::/0"]), ips(&["10.0.0.0/8"]), Err(Beyond::Networks)),
+        (
+            own_ips.clone(),
+            ips(&["0.0.0.0/0"]),
+            Err(CeilingError::Networks),
+        ),
+        (own_ips.clone(), ips(&["::/0"]), Err(CeilingError::Networks)),
+        (
+            ips(&["0.0.0.0/0"]),
+            ips(&["::/0"]),
+            Err(CeilingError::Networks),
+        ),
+        (
+            ips(&["::/0"]),
+            ips(&["10.0.0.0/8"]),
+            Err(CeilingError::Networks),
+        ),
     ] {
         let parent = parent_key(
             Mode::Live,
-            Grants {
+            Restrictions {
                 allowed_ips: own,
-                ..Grants::default()
+                ..Restrictions::default()
             },
         );
-        let requested = Grants {
+        let requested = Restrictions {
             allowed_ips: requested,
-            ..Grants::default()
+            ..Restrictions::default()
         };
         assert_eq!(
-            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.allowed_ips),
+            restrict_to_parent(&parent, Mode::Live, requested.clone())
+                .map(|restrictions| restrictions.allowed_ips),
             expected,
             "{requested:?}"
         );
@@ -103,22 +116,23 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
         (Some(at(5)), None, Ok(Some(at(5)))),
         (Some(at(5)), Some(at(5)), Ok(Some(at(5)))),
         (Some(at(5)), Some(at(4)), Ok(Some(at(4)))),
-        (Some(at(5)), Some(at(6)), Err(Beyond::End)),
-        (Some(at(5)), Some(Timestamp::MAX), Err(Beyond::End)),
+        (Some(at(5)), Some(at(6)), Err(CeilingError::End)),
+        (Some(at(5)), Some(Timestamp::MAX), Err(CeilingError::End)),
     ] {
         let parent = parent_key(
             Mode::Live,
-            Grants {
+            Restrictions {
                 expires_at: own,
-                ..Grants::default()
+                ..Restrictions::default()
             },
         );
-        let requested = Grants {
+        let requested = Restrictions {
             expires_at: requested,
-            ..Grants::default()
+            ..Restrictions::default()
         };
         assert_eq!(
-            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.expires_at),
+            restrict_to_parent(&parent, Mode::Live, requested.clone())
+                .map(|restrictions| restrictions.expires_at),
             expected,
             "{requested:?}"
         );
@@ -129,40 +143,49 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
         (Some(rate(5, 10)), None, Ok(Some(rate(5, 10)))),
         (Some(rate(5, 10)), Some(rate(5, 10)), Ok(Some(rate(5, 10)))),
         (Some(rate(5, 10)), Some(rate(1, 2)), Ok(Some(rate(1, 2)))),
-        (Some(rate(5, 10)), Some(rate(6, 10)), Err(Beyond::RateLimit)),
+        (
+            Some(rate(5, 10)),
+            Some(rate(6, 10)),
+            Err(CeilingError::RateLimit),
+        ),
         (
             Some(rate(5, 10)),
             Some(rate(10, 20)),
-            Err(Beyond::RateLimit),
+            Err(CeilingError::RateLimit),
         ),
-        (Some(rate(5, 10)), Some(rate(1, 1)), Err(Beyond::RateLimit)),
+        (
+            Some(rate(5, 10)),
+            Some(rate(1, 1)),
+            Err(CeilingError::RateLimit),
+        ),
     ] {
         let parent = parent_key(
             Mode::Live,
-            Grants {
+            Restrictions {
                 rate_limit: own,
-                ..Grants::default()
+                ..Restrictions::default()
             },
         );
-        let requested = Grants {
+        let requested = Restrictions {
             rate_limit: requested,
-            ..Grants::default()
+            ..Restrictions::default()
         };
         assert_eq!(
-            beneath(&parent, Mode::Live, requested.clone()).map(|grants| grants.rate_limit),
+            restrict_to_parent(&parent, Mode::Live, requested.clone())
+                .map(|restrictions| restrictions.rate_limit),
             expected,
             "{requested:?}"
         );
     }
     // Other restrictions are not inherited.
-    let requested = Grants {
+    let requested = Restrictions {
         scopes: vec![Scope::COMMERCE],
         merchants: Some(vec!["m".to_owned()]),
-        ..Grants::default()
+        ..Restrictions::default()
     };
     assert_eq!(
-        beneath(
-            &parent_key(Mode::Live, Grants::default()),
+        restrict_to_parent(
+            &parent_key(Mode::Live, Restrictions::default()),
             Mode::Live,
             requested.clone()
         ),
@@ -173,10 +196,10 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
 #[test]
 fn exceeding_the_parent_key_is_forbidden_with_a_detail() {
     for beyond in [
-        Beyond::Mode,
-        Beyond::Networks,
-        Beyond::End,
-        Beyond::RateLimit,
+        CeilingError::Mode,
+        CeilingError::Networks,
+        CeilingError::End,
+        CeilingError::RateLimit,
     ] {
         let problem = Problem::from(beyond);
         assert_eq!(
@@ -186,7 +209,7 @@ fn exceeding_the_parent_key_is_forbidden_with_a_detail() {
     }
 }
 
-fn any_grants() -> impl Strategy<Value = Grants> {
+fn any_grants() -> impl Strategy<Value = Restrictions> {
     let cidr = one_of([
         "10.0.0.0/8",
         "10.1.0.0/16",
@@ -203,11 +226,11 @@ fn any_grants() -> impl Strategy<Value = Grants> {
         prop::option::of(-3..50_i64),
         prop::option::of(limit),
     )
-        .prop_map(|(allowed_ips, end, rate_limit)| Grants {
+        .prop_map(|(allowed_ips, end, rate_limit)| Restrictions {
             allowed_ips,
             expires_at: end.map(at),
             rate_limit,
-            ..Grants::default()
+            ..Restrictions::default()
         })
 }
 
@@ -225,11 +248,11 @@ proptest! {
     fn descendant_never_allows_more_than_its_ancestor(first in any_grants(), requests in prop::collection::vec(any_grants(), 1..4)) {
         let mut last = parent_key(Mode::Live, first.clone());
         for requested in requests {
-            if let Ok(grants) = beneath(&last, Mode::Live, requested) {
-                last.grants = grants;
+            if let Ok(restrictions) = restrict_to_parent(&last, Mode::Live, requested) {
+                last.restrictions = restrictions;
             }
         }
-        let granted = last.grants;
+        let granted = last.restrictions;
         if let Some(own) = &first.allowed_ips {
             prop_assert!(own.covers(granted.allowed_ips.as_ref().unwrap()));
         }
@@ -266,13 +289,13 @@ fn operating_model_has_exactly_its_features() {
     let forwards = [Feature::PaymentDataForward, Feature::CardholderDataForward];
     let check = |model: OperatingModel, merchants: Option<&str>, features: Option<Vec<Feature>>| {
         let merchants = merchants.map(|merchant| vec![merchant.to_owned()]);
-        let grants = Grants {
+        let restrictions = Restrictions {
             merchants,
             features,
-            ..Grants::default()
+            ..Restrictions::default()
         };
         model
-            .check(&grants)
+            .check(&restrictions)
             .map_err(|problem| (problem.code.as_str(), problem.code.status()))
     };
     for model in OperatingModel::ALL {
@@ -365,7 +388,7 @@ fn features_are_read_in_order_without_duplicates() {
 #[test]
 fn external_ids_are_read_in_order_without_duplicates() {
     let read =
-        |texts: &[&str]| text::references(texts.iter().copied()).map_err(|rule| rule.to_string());
+        |texts: &[&str]| text::external_ids(texts.iter().copied()).map_err(|rule| rule.to_string());
     assert_eq!(
         read(&["m_2", "m_1", "m_2"]),
         Ok(vec!["m_2".to_owned(), "m_1".to_owned()])
@@ -392,7 +415,7 @@ fn external_ids_are_read_in_order_without_duplicates() {
         let rule = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         assert_eq!(read(&["m_1", wrong]), Err(rule.to_owned()), "{wrong:?}");
     }
-    let many: Vec<String> = (0..=text::MAX_REFERENCES)
+    let many: Vec<String> = (0..=text::MAX_EXTERNAL_IDS)
         .map(|i| format!("m_{i}"))
         .collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -441,24 +464,24 @@ fn status_is_the_first_that_applies() {
         let mut it = key(Family::Commerce, Mode::Live);
         it.revoked_at = revoked.then(now);
         it.suspended_at = suspended.then(now);
-        it.grants.expires_at = end;
+        it.restrictions.expires_at = end;
         it.rotated_at = rotated_at;
         assert_eq!(
             it.status(now()),
             status,
             "{revoked} {end:?} {suspended} {rotated_at:?}"
         );
-        let changeable = match status {
-            Status::Revoked => Err(Unchangeable::Revoked),
-            Status::Expired => Err(Unchangeable::Expired),
+        let check_changeable = match status {
+            Status::Revoked => Err(TransitionError::Revoked),
+            Status::Expired => Err(TransitionError::Expired),
             Status::Suspended | Status::Active => Ok(()),
         };
-        assert_eq!(it.changeable(now()), changeable);
+        assert_eq!(it.check_changeable(now()), check_changeable);
     }
 }
 
-fn text_of(seed: u64, it: &ApiKey) -> KeyText {
-    KeyText::mint(Kind::Key(it.family, it.mode), &mut rng(seed))
+fn text_of(seed: u64, it: &ApiKey) -> PlainKey {
+    PlainKey::generate(CredentialKind::Key(it.family, it.mode), &mut rng(seed))
 }
 
 #[test]
@@ -492,7 +515,7 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
     ] {
         let mut it = key(Family::Commerce, Mode::Test);
         it.name = "Checkout".to_owned();
-        it.grants = Grants {
+        it.restrictions = Restrictions {
             scopes: vec![Scope::COMMERCE],
             merchants: Some(vec!["m_1".to_owned()]),
             features: Some(vec![Feature::TokensList]),
@@ -507,8 +530,8 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
         let text = text_of(1, &it);
         let successor = it.rotate(new, &text, overlap, now()).unwrap();
         assert_eq!(
-            (successor.grants.clone(), successor.metadata.clone()),
-            (before.grants.clone(), before.metadata.clone())
+            (successor.restrictions.clone(), successor.metadata.clone()),
+            (before.restrictions.clone(), before.metadata.clone())
         );
         assert_eq!(
             (
@@ -552,7 +575,7 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
             (None, Some(new), Some(now()))
         );
         assert_eq!(
-            (it.grants.expires_at, it.status(now())),
+            (it.restrictions.expires_at, it.status(now())),
             (Some(end), status)
         );
         assert_eq!(it.status(end), Status::Expired);
@@ -560,16 +583,16 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
         let rest = ApiKey {
             rotated_to: None,
             rotated_at: None,
-            grants: before.grants.clone(),
+            restrictions: before.restrictions.clone(),
             ..it.clone()
         };
         assert_eq!(rest, before);
         // It cannot be rotated again, but its successor can.
         let again = it.rotate(KeyId::from_bytes([9; 16]), &text, week, now());
         let expected = if status == Status::Expired {
-            Unchangeable::Expired
+            TransitionError::Expired
         } else {
-            Unchangeable::AlreadyRotated
+            TransitionError::AlreadyRotated
         };
         assert_eq!(again.unwrap_err(), expected);
         let mut successor = successor;
@@ -584,20 +607,23 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
 #[test]
 fn rejected_rotation_does_not_change_the_key() {
     type Edit = fn(&mut ApiKey);
-    let edits: [(Edit, Unchangeable); 5] = [
-        (|it| it.revoked_at = Some(now()), Unchangeable::Revoked),
+    let edits: [(Edit, TransitionError); 5] = [
+        (|it| it.revoked_at = Some(now()), TransitionError::Revoked),
         (
-            |it| it.grants.expires_at = Some(now()),
-            Unchangeable::Expired,
+            |it| it.restrictions.expires_at = Some(now()),
+            TransitionError::Expired,
         ),
-        (|it| it.suspended_at = Some(now()), Unchangeable::Suspended),
+        (
+            |it| it.suspended_at = Some(now()),
+            TransitionError::Suspended,
+        ),
         (
             |it| it.rotated_to = Some(KeyId::from_bytes([9; 16])),
-            Unchangeable::AlreadyRotated,
+            TransitionError::AlreadyRotated,
         ),
         (
             |it| (it.suspended_at, it.rotated_to) = (Some(now()), Some(KeyId::from_bytes([9; 16]))),
-            Unchangeable::Suspended,
+            TransitionError::Suspended,
         ),
     ];
     for (edit, expected) in edits {

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 use tollkey_core::{
-    Digest, Family, KeyText, Mode,
-    key_text::{Kind, RANDOM_LEN, without_scheme},
+    Digest, Family, Mode, PlainKey,
+    key_text::{CredentialKind, RANDOM_LEN, without_scheme},
 };
 
 use crate::support::{one_of, rng};
@@ -13,20 +13,38 @@ use crate::support::{one_of, rng};
 const SYMBOLS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
 /// The prefix of every kind of credential, as the documents define it.
-const KINDS: [(&str, Kind); 9] = [
-    ("ck_live_", Kind::Key(Family::Commerce, Mode::Live)),
-    ("ck_test_", Kind::Key(Family::Commerce, Mode::Test)),
-    ("ks_live_", Kind::Key(Family::Application, Mode::Live)),
-    ("ks_test_", Kind::Key(Family::Application, Mode::Test)),
-    ("sk_live_", Kind::Key(Family::Secret, Mode::Live)),
-    ("sk_test_", Kind::Key(Family::Secret, Mode::Test)),
-    ("pk_live_", Kind::Key(Family::Publishable, Mode::Live)),
-    ("pk_test_", Kind::Key(Family::Publishable, Mode::Test)),
-    ("tks_", Kind::ServiceKey),
+const KINDS: [(&str, CredentialKind); 9] = [
+    (
+        "ck_live_",
+        CredentialKind::Key(Family::Commerce, Mode::Live),
+    ),
+    (
+        "ck_test_",
+        CredentialKind::Key(Family::Commerce, Mode::Test),
+    ),
+    (
+        "ks_live_",
+        CredentialKind::Key(Family::Application, Mode::Live),
+    ),
+    (
+        "ks_test_",
+        CredentialKind::Key(Family::Application, Mode::Test),
+    ),
+    ("sk_live_", CredentialKind::Key(Family::Secret, Mode::Live)),
+    ("sk_test_", CredentialKind::Key(Family::Secret, Mode::Test)),
+    (
+        "pk_live_",
+        CredentialKind::Key(Family::Publishable, Mode::Live),
+    ),
+    (
+        "pk_test_",
+        CredentialKind::Key(Family::Publishable, Mode::Test),
+    ),
+    ("tks_", CredentialKind::ServiceKey),
 ];
 
-/// A second implementation of [`Kind::of`].
-fn expected(text: &str) -> Option<Kind> {
+/// A second implementation of [`CredentialKind::parse`].
+fn expected(text: &str) -> Option<CredentialKind> {
     KINDS.into_iter().find_map(|(prefix, kind)| {
         let random = text.strip_prefix(prefix)?;
         (random.len() == 32 && random.bytes().all(|b| SYMBOLS.contains(&b))).then_some(kind)
@@ -35,22 +53,22 @@ fn expected(text: &str) -> Option<Kind> {
 
 fn generated_key() -> impl Strategy<Value = String> {
     (one_of(KINDS), any::<u64>())
-        .prop_map(|((_, kind), seed)| KeyText::mint(kind, &mut rng(seed)).expose().to_owned())
+        .prop_map(|((_, kind), seed)| PlainKey::generate(kind, &mut rng(seed)).expose().to_owned())
 }
 
 proptest! {
     #[test]
     fn generated_key_is_parsed(seed: u64, (prefix, kind) in one_of(KINDS)) {
-        let key = KeyText::mint(kind, &mut rng(seed));
+        let key = PlainKey::generate(kind, &mut rng(seed));
         let text = key.expose();
         prop_assert_eq!(text.len(), prefix.len() + RANDOM_LEN);
         prop_assert_eq!(RANDOM_LEN, 32);
         prop_assert_eq!(expected(text), Some(kind));
-        prop_assert_eq!(Kind::of(text), Some(kind));
+        prop_assert_eq!(CredentialKind::parse(text), Some(kind));
         let shown = match &prefix[..3] { "ck_" => 6, "ks_" => 4, _ => 0 };
         prop_assert_eq!(key.shown_prefix(), &text[..prefix.len() + shown]);
         prop_assert_eq!(key.last4(), &text[text.len() - 4..]);
-        prop_assert_eq!(key.digest(), Digest::of(text));
+        prop_assert_eq!(key.digest(), Digest::of_key(text));
         let with_scheme = format!("secret-token:{text}");
         prop_assert_eq!(without_scheme(&with_scheme), text);
         prop_assert_eq!(without_scheme(text), text);
@@ -60,14 +78,14 @@ proptest! {
     fn key_without_one_character_is_rejected(text in generated_key(), at: prop::sample::Index) {
         let mut text = text;
         text.remove(at.index(text.len()));
-        prop_assert_eq!(Kind::of(&text), None);
+        prop_assert_eq!(CredentialKind::parse(&text), None);
     }
 
     #[test]
     fn key_with_an_additional_character_is_rejected(text in generated_key(), at: prop::sample::Index, c: char) {
         let mut text = text;
         text.insert(at.index(text.len() + 1), c);
-        prop_assert_eq!(Kind::of(&text), None);
+        prop_assert_eq!(CredentialKind::parse(&text), None);
     }
 
     #[test]
@@ -76,9 +94,9 @@ proptest! {
         let at = at.index(changed.len());
         changed[at] = c;
         let changed: String = changed.into_iter().collect();
-        prop_assert_eq!(Kind::of(&changed), expected(&changed));
+        prop_assert_eq!(CredentialKind::parse(&changed), expected(&changed));
         if !c.is_ascii_alphanumeric() && changed != text {
-            prop_assert_eq!(Kind::of(&changed), None);
+            prop_assert_eq!(CredentialKind::parse(&changed), None);
         }
     }
 
@@ -86,20 +104,20 @@ proptest! {
     fn arbitrary_text_is_parsed_without_panic(text in prop_oneof![
         any::<String>(), "\\PC{0,80}", "[ckstp_]{0,6}(_|live|test|LIVE){0,3}_[0-9A-Za-z_é]{28,36}",
     ]) {
-        prop_assert_eq!(Kind::of(&text), expected(&text));
+        prop_assert_eq!(CredentialKind::parse(&text), expected(&text));
         let _ = without_scheme(&text);
-        let _ = Digest::of(&text);
+        let _ = Digest::of_key(&text);
     }
 
     #[test]
     fn different_keys_have_different_hashes(a in generated_key(), b in generated_key()) {
-        prop_assert_eq!(a == b, Digest::of(&a) == Digest::of(&b));
+        prop_assert_eq!(a == b, Digest::of_key(&a) == Digest::of_key(&b));
     }
 }
 
 #[test]
 fn debug_output_hides_the_key_and_its_hash() {
-    let key = KeyText::mint(Kind::Key(Family::Secret, Mode::Live), &mut rng(1));
+    let key = PlainKey::generate(CredentialKind::Key(Family::Secret, Mode::Live), &mut rng(1));
     let hex: String = key
         .digest()
         .as_bytes()
@@ -149,7 +167,7 @@ fn every_symbol_is_equally_likely_at_every_position() {
     let mut positions = [[0_u32; 62]; RANDOM_LEN];
     let mut seen = HashSet::new();
     for _ in 0..20_000 {
-        let key = KeyText::mint(Kind::ServiceKey, &mut rng);
+        let key = PlainKey::generate(CredentialKind::ServiceKey, &mut rng);
         let random = key.expose().strip_prefix("tks_").unwrap().to_owned();
         for (position, symbol) in random.bytes().enumerate() {
             positions[position][index(symbol)] += 1;
@@ -179,8 +197,8 @@ fn chi_squared_test_detects_a_biased_choice() {
 
 #[test]
 fn key_depends_only_on_the_randomness() {
-    let kind = Kind::Key(Family::Commerce, Mode::Test);
-    let mint = |seed| KeyText::mint(kind, &mut rng(seed)).expose().to_owned();
+    let kind = CredentialKind::Key(Family::Commerce, Mode::Test);
+    let mint = |seed| PlainKey::generate(kind, &mut rng(seed)).expose().to_owned();
     assert_eq!(mint(1), mint(1));
     assert_ne!(mint(1), mint(2));
 }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use tollkey_core::{
-    ApiKey, Denial, Family, Grants, IpList, KeyId, Mode, Problem, RateLimit, Status, Timestamp,
-    api_key::{Transition, Unchangeable},
-    ceiling::DepthLimit,
-    lineage::{APPLICATION_DELETED, MAKER_REVOKED},
+    ApiKey, Denial, Family, IpList, KeyId, Mode, Problem, RateLimit, Restrictions, Status,
+    Timestamp,
+    api_key::{Transition, TransitionError},
+    ceiling::AncestorLimit,
+    lineage::{APPLICATION_DELETED, PARENT_REVOKED},
 };
 
 use crate::support::{Request, key, now, record};
@@ -44,21 +45,21 @@ fn restriction_of_any_ancestor_denies_the_key() {
         revoked_at: Some(at(-1)),
         ..secret(1)
     };
-    let grants = |expires_at| Grants {
+    let restrictions = |expires_at| Restrictions {
         expires_at,
-        ..Grants::default()
+        ..Restrictions::default()
     };
     let expired = ApiKey {
-        grants: grants(Some(at(0))),
+        restrictions: restrictions(Some(at(0))),
         ..secret(1)
     };
     let rotated = ApiKey {
-        grants: grants(Some(at(50))),
+        restrictions: restrictions(Some(at(50))),
         rotated_at: Some(at(50)),
         ..secret(1)
     };
     let expiring_later = ApiKey {
-        grants: grants(Some(at(1))),
+        restrictions: restrictions(Some(at(1))),
         ..secret(1)
     };
     let suspended = ApiKey {
@@ -66,9 +67,9 @@ fn restriction_of_any_ancestor_denies_the_key() {
         ..secret(1)
     };
     let ip_limited = ApiKey {
-        grants: Grants {
+        restrictions: Restrictions {
             allowed_ips: Some(ips(&["203.0.113.0/24"])),
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..secret(1)
     };
@@ -97,9 +98,9 @@ fn restriction_of_any_ancestor_denies_the_key() {
 #[test]
 fn client_must_be_in_the_allowlist_of_every_ancestor() {
     let with = |number, list: &[&str]| ApiKey {
-        grants: Grants {
+        restrictions: Restrictions {
             allowed_ips: Some(ips(list)),
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..secret(number)
     };
@@ -165,9 +166,9 @@ fn intersection_of_nested_lists_is_not_longer_than_the_inner() {
 fn use_counts_against_the_limits_of_all_ancestors_root_first() {
     let limit = |uses| RateLimit::new(uses, 60).unwrap();
     let with = |number, uses| ApiKey {
-        grants: Grants {
+        restrictions: Restrictions {
             rate_limit: Some(limit(uses)),
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..secret(number)
     };
@@ -189,29 +190,29 @@ fn key_inherits_the_earliest_revocation_and_records_it_once() {
     let revocation = key.revocation().unwrap();
     assert_eq!(
         (revocation.at, revocation.reason),
-        (at(-9), Some(MAKER_REVOKED))
+        (at(-9), Some(PARENT_REVOKED))
     );
     // A repeated revocation changes nothing, and the key can be neither changed nor suspended.
     assert_eq!(
         key.revoke(now(), Some("leaked".to_owned())),
-        Transition::AlreadySo
+        Transition::Unchanged
     );
     assert_eq!(
         (key.suspend(now()), key.resume()),
-        (Err(Unchangeable::Revoked), Err(Unchangeable::Revoked))
+        (Err(TransitionError::Revoked), Err(TransitionError::Revoked))
     );
-    assert_eq!(key.changeable(now()), Err(Unchangeable::Revoked));
+    assert_eq!(key.check_changeable(now()), Err(TransitionError::Revoked));
     assert_eq!(key.revoked_at, None);
 
     assert_eq!(key.record_inherited_revocation(), Transition::Changed);
     assert_eq!(
         (key.revoked_at, key.revoked_reason.as_deref()),
-        (Some(at(-9)), Some(MAKER_REVOKED))
+        (Some(at(-9)), Some(PARENT_REVOKED))
     );
-    assert_eq!(key.record_inherited_revocation(), Transition::AlreadySo);
+    assert_eq!(key.record_inherited_revocation(), Transition::Unchanged);
     assert_eq!(
         descendant(&[secret(1)]).record_inherited_revocation(),
-        Transition::AlreadySo
+        Transition::Unchanged
     );
 }
 
@@ -233,9 +234,9 @@ fn own_revocation_takes_precedence_over_inherited_ones() {
 #[test]
 fn deleted_application_revokes_keys_that_had_not_expired() {
     let expiring = |end| ApiKey {
-        grants: Grants {
+        restrictions: Restrictions {
             expires_at: end,
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..secret(9)
     };
@@ -272,7 +273,7 @@ fn key_at_the_depth_limit_creates_no_keys() {
         (8, 7, true),
         (8, 8, false),
     ] {
-        let checked = DepthLimit::new(limit).unwrap().check(ancestors);
+        let checked = AncestorLimit::new(limit).unwrap().check(ancestors);
         assert_eq!(
             checked.is_ok(),
             allowed,
@@ -285,6 +286,6 @@ fn key_at_the_depth_limit_creates_no_keys() {
             );
         }
     }
-    assert!(DepthLimit::new(9).is_err());
-    assert_eq!(DepthLimit::default(), DepthLimit::new(3).unwrap());
+    assert!(AncestorLimit::new(9).is_err());
+    assert_eq!(AncestorLimit::default(), AncestorLimit::new(3).unwrap());
 }

@@ -8,7 +8,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use tollkey_core::{
-    Family, IpList, Mode, OperatingModel, Record, Scope, ScopeSet, feature::Feature,
+    Family, IpList, KeyContext, Mode, OperatingModel, Scope, ScopeSet, feature::Feature,
 };
 
 use crate::support::{Request, account, key, needed, now, one_of, record};
@@ -68,17 +68,17 @@ prop_compose! {
         merchants in prop::option::of(merchants()), features in prop::option::of(some_of(&Feature::ALL)),
         allowed_ips in prop::option::of(networks()),
         (revoked, expired, suspended, disabled) in (rarely(), rarely(), rarely(), rarely()),
-    ) -> Record {
+    ) -> KeyContext {
         let mut key = key(family, mode);
-        key.grants.scopes = scopes;
+        key.restrictions.scopes = scopes;
         if family == Family::Commerce {
-            (key.grants.merchants, key.grants.features) = (merchants, features);
+            (key.restrictions.merchants, key.restrictions.features) = (merchants, features);
         }
-        key.grants.allowed_ips = allowed_ips;
-        key.grants.expires_at = expired.then(now);
+        key.restrictions.allowed_ips = allowed_ips;
+        key.restrictions.expires_at = expired.then(now);
         key.revoked_at = revoked.then(now);
         key.suspended_at = suspended.then(now);
-        Record { application_enabled: !disabled, operating_model: model, ..record(key) }
+        KeyContext { application_enabled: !disabled, operating_model: model, ..record(key) }
     }
 }
 
@@ -149,37 +149,37 @@ fn restriction() -> impl Strategy<Value = Restriction> {
 
 impl Restriction {
     /// Adds the restriction to those of the key and the request.
-    fn apply(&self, record: &mut Record, request: &mut Request) {
+    fn apply(&self, record: &mut KeyContext, request: &mut Request) {
         let key = &mut record.key;
-        let grants = &mut key.grants;
+        let restrictions = &mut key.restrictions;
         match self {
             Self::Networks(networks) => {
-                if grants
+                if restrictions
                     .allowed_ips
                     .as_ref()
                     .is_none_or(|own| own.covers(networks))
                 {
-                    grants.allowed_ips = Some(networks.clone());
+                    restrictions.allowed_ips = Some(networks.clone());
                 }
             }
-            Self::Merchants(merchants) => narrow(&mut grants.merchants, merchants),
-            Self::Features(features) => narrow(&mut grants.features, features),
+            Self::Merchants(merchants) => narrow(&mut restrictions.merchants, merchants),
+            Self::Features(features) => narrow(&mut restrictions.features, features),
             Self::ManagedEcosystem => {
                 if record.operating_model == OperatingModel::Ecosystem {
                     record.operating_model = OperatingModel::ManagedEcosystem;
                 }
             }
             Self::NoEcosystem => record.operating_model = OperatingModel::PrimaryMerchant,
-            Self::Expire => grants.expires_at = Some(now()),
+            Self::Expire => restrictions.expires_at = Some(now()),
             Self::Suspend => key.suspended_at = Some(now()),
             Self::Revoke => key.revoked_at = Some(now()),
             Self::DisableApplication => record.application_enabled = false,
             Self::TakeScope(index) => {
-                if *index < grants.scopes.len() {
-                    grants.scopes.remove(*index);
+                if *index < restrictions.scopes.len() {
+                    restrictions.scopes.remove(*index);
                     let (application_enabled, operating_model) =
                         (record.application_enabled, record.operating_model);
-                    *record = Record {
+                    *record = KeyContext {
                         application_enabled,
                         operating_model,
                         ..crate::support::record(record.key.clone())

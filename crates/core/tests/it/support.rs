@@ -5,8 +5,8 @@ use std::{fmt::Debug, net::IpAddr};
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Denial, Family, KeyId, KeyText, Mode, Need, OperatingModel,
-    Record, RequestPath, RouteBase, ScopeSet, Timestamp, Viewer, decide,
+    AccessRequest, AccountId, ApiKey, Catalogue, Denial, Family, KeyContext, KeyId, Mode,
+    OperatingModel, PlainKey, RequestPath, RouteBase, ScopeSet, Timestamp, Viewer, decide,
 };
 
 /// Reproducible randomness.
@@ -34,7 +34,7 @@ pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
         ..ApiKey::new(
             KeyId::from_bytes([7; 16]),
             account("acme"),
-            &KeyText::parse(&text).unwrap(),
+            &PlainKey::parse(&text).unwrap(),
             (family, mode),
             Timestamp::from_second(1_700_000_000).unwrap(),
         )
@@ -42,8 +42,8 @@ pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
 }
 
 /// The record of a key whose account is an ecosystem, with the built-in scopes.
-pub(crate) fn record(key: ApiKey) -> Record {
-    Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
+pub(crate) fn record(key: ApiKey) -> KeyContext {
+    KeyContext::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
 }
 
 /// The set of required scopes with these names.
@@ -51,7 +51,7 @@ pub(crate) fn needed(names: &[&str]) -> ScopeSet {
     Catalogue::default().needed(names.iter().copied()).unwrap()
 }
 
-/// A request, which owns what a [`Need`] borrows.
+/// A request, which owns what a [`AccessRequest`] borrows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) viewer: Option<(AccountId, Option<Mode>)>,
@@ -88,8 +88,8 @@ impl Request {
     }
 
     /// Decides the request; `Ok` has the merchant that it is allowed for.
-    pub(crate) fn judged_by(&self, record: &Record) -> Result<Option<String>, Denial> {
-        let need = Need {
+    pub(crate) fn judged_by(&self, record: &KeyContext) -> Result<Option<String>, Denial> {
+        let access = AccessRequest {
             viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer {
                 account_id,
                 mode: *mode,
@@ -106,13 +106,13 @@ impl Request {
             client_ip: self.client_ip,
             is_client_ip_unreadable: false,
         };
-        decide(record, &need, now()).map(|grant| {
+        decide(record, &access, now()).map(|grant| {
             assert_eq!(grant.record, record);
             grant.merchant.map(str::to_owned)
         })
     }
 
-    pub(crate) fn is_granted(&self, record: &Record) -> bool {
+    pub(crate) fn is_granted(&self, record: &KeyContext) -> bool {
         self.judged_by(record).is_ok()
     }
 }

@@ -24,7 +24,7 @@ proptest! {
     fn external_id_has_only_allowed_characters(input in prop_oneof![any::<String>(), "[A-Za-z0-9._:@-]{0,130}"]) {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
         let expected = !input.is_empty() && input.len() <= 128 && input.chars().all(allowed);
-        prop_assert_eq!(text::is_reference(&input), expected);
+        prop_assert_eq!(text::is_external_id(&input), expected);
         prop_assert_eq!(input.parse::<AccountId>().is_ok(), expected && input != "." && input != "..");
     }
 }

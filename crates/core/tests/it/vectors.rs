@@ -4,7 +4,7 @@ use serde_json::Value;
 use tollkey_core::{
     Catalogue, Digest, Family, KeyId, RequestPath, RouteBase, Scope,
     audit::{ActorKind, Draft, Entry, Head, Target, TargetKind, verify},
-    key_text::Kind,
+    key_text::CredentialKind,
     route::Template,
 };
 
@@ -59,9 +59,9 @@ fn digests() {
             text(&row["prefix"]),
             text(&row["character"]).repeat(times)
         );
-        assert!(Kind::of(&example).is_some(), "{row}");
+        assert!(CredentialKind::parse(&example).is_some(), "{row}");
         assert_eq!(
-            hex(Digest::of(&example).as_bytes()),
+            hex(Digest::of_key(&example).as_bytes()),
             text(&row["sha256"]),
             "{row}"
         );

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use tollkey_client::reqwest::{self, Client, RequestBuilder, Response};
 use tollkey_middleware::{
-    Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey,
+    Denial, Guard, MerchantSource, Mode, Rejection, Requirement, Scope, VerifiedKey,
 };
 
 fn describe(key: &tollkey_middleware::VerifiedKey) -> String {
@@ -23,7 +23,7 @@ fn live() -> Requirement {
 }
 
 fn of_merchant() -> Requirement {
-    Requirement::any().merchant(Merchant::path("/of/{merchant}/tokens"))
+    Requirement::any().merchant(MerchantSource::path("/of/{merchant}/tokens"))
 }
 
 fn writes(key: &VerifiedKey) -> Result<String, Rejection> {
@@ -33,12 +33,12 @@ fn writes(key: &VerifiedKey) -> Result<String, Rejection> {
 }
 
 fn for_merchant(key: &VerifiedKey, merchant: &str) -> Result<String, Rejection> {
-    key.require(Requirement::any().merchant(Merchant::id(merchant)))?;
+    key.require(Requirement::any().merchant(MerchantSource::id(merchant)))?;
     Ok(format!("{merchant} pays"))
 }
 
-fn misconfigured(key: &VerifiedKey) -> Result<String, Rejection> {
-    key.require(Requirement::any().merchant(Merchant::header("x-shop")))?;
+fn invalid_requirement(key: &VerifiedKey) -> Result<String, Rejection> {
+    key.require(Requirement::any().merchant(MerchantSource::header("x-shop")))?;
     Ok("admitted".to_owned())
 }
 
@@ -110,7 +110,7 @@ mod in_axum {
             .route("/handler/for/{merchant}", get(for_merchant))
             .route(
                 "/handler/misconfigured",
-                get(async |key: VerifiedKey| super::misconfigured(&key)),
+                get(async |key: VerifiedKey| super::invalid_requirement(&key)),
             )
             .route(
                 "/handler/never",
@@ -249,7 +249,8 @@ mod in_actix {
                         .route("/for/{merchant}", web::get().to(for_merchant))
                         .route(
                             "/misconfigured",
-                            web::get().to(async |key: VerifiedKey| super::misconfigured(&key)),
+                            web::get()
+                                .to(async |key: VerifiedKey| super::invalid_requirement(&key)),
                         )
                         .route(
                             "/never",

@@ -243,14 +243,14 @@ async fn scripts_can_read_rejections() {
     let keys = TestKeys::new();
     let reads = keys.add(Family::Commerce, Mode::Test, |_| {});
     let writes = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_WRITE]
+        key.restrictions.scopes = vec![Scope::LINKS_WRITE]
     });
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.expires_at = Some(tollkey_middleware::Timestamp::UNIX_EPOCH);
+        key.restrictions.expires_at = Some(tollkey_middleware::Timestamp::UNIX_EPOCH);
     });
     // Each application takes one use.
     let limited = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.rate_limit = RateLimit::new(2, 60).ok()
+        key.restrictions.rate_limit = RateLimit::new(2, 60).ok()
     });
     let guard = keys.guard().await.expect("a guard");
     for (key, status, with) in [

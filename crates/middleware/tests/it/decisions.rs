@@ -140,11 +140,13 @@ async fn only_configured_credential_headers_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn denials_have_a_status_and_a_challenge_of_rfc_6750() {
     let keys = TestKeys::new();
-    let reads = |key: &mut ApiKey| key.grants.scopes = vec![Scope::LINKS_READ];
+    let reads = |key: &mut ApiKey| key.restrictions.scopes = vec![Scope::LINKS_READ];
     let rows = [
         (
             "/api/v1/links",
-            commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]),
+            commerce(&keys, |key| {
+                key.restrictions.scopes = vec![Scope::EVENTS_READ]
+            }),
             403,
             "insufficient_scope",
         ),
@@ -152,7 +154,7 @@ async fn denials_have_a_status_and_a_challenge_of_rfc_6750() {
         (
             "/any",
             commerce(&keys, |key| {
-                key.grants.expires_at = Some(Timestamp::UNIX_EPOCH)
+                key.restrictions.expires_at = Some(Timestamp::UNIX_EPOCH)
             }),
             403,
             "expired",
@@ -172,14 +174,14 @@ async fn denials_have_a_status_and_a_challenge_of_rfc_6750() {
         (
             "/any",
             commerce(&keys, |key| {
-                key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
+                key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
             }),
             403,
             "ip_not_allowed",
         ),
         (
             "/any",
-            commerce(&keys, |key| key.grants.features = Some(vec![])),
+            commerce(&keys, |key| key.restrictions.features = Some(vec![])),
             403,
             "route_not_allowed",
         ),
@@ -225,9 +227,11 @@ async fn denials_have_a_status_and_a_challenge_of_rfc_6750() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requirements_depend_on_the_method_of_a_route() {
     let keys = TestKeys::new();
-    let reads = commerce(&keys, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let reads = commerce(&keys, |key| {
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
+    });
     let writes = commerce(&keys, |key| {
-        key.grants.scopes = vec![Scope::LINKS_WRITE, Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_WRITE, Scope::LINKS_READ]
     });
     let live = keys.add(Family::Commerce, Mode::Live, |_| {});
     let shop = keys.add(Family::Publishable, Mode::Test, |_| {});
@@ -253,7 +257,7 @@ async fn requirements_depend_on_the_method_of_a_route() {
 #[tokio::test(flavor = "multi_thread")]
 async fn configured_scope_can_be_required() {
     let keys = TestKeys::new();
-    let with_scope = |key: &mut ApiKey| key.grants.scopes = vec![Scope::named("unheard:of")];
+    let with_scope = |key: &mut ApiKey| key.restrictions.scopes = vec![Scope::named("unheard:of")];
     let (first, all) = (commerce(&keys, with_scope), commerce(&keys, |_| {}));
     let guard = keys
         .guard_with(Guard::builder().scopes(["other:one", "unheard:of"]))
@@ -277,7 +281,9 @@ async fn invalid_key_is_rejected_where_a_key_is_optional() {
     let keys = TestKeys::new();
     let (key, other) = (
         commerce(&keys, |_| {}),
-        commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]),
+        commerce(&keys, |key| {
+            key.restrictions.scopes = vec![Scope::EVENTS_READ]
+        }),
     );
     let apps = started(&keys).await;
     assert_eq!(apps.send("GET", "/optional", &[]).await.body, "no key");
@@ -335,7 +341,7 @@ async fn route_without_a_layer_rejects_every_request() {
 async fn client_address_comes_from_a_trusted_proxy() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |key| {
-        key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
+        key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
     });
     let apps = started(&keys).await;
     for (forwarded, status) in [
@@ -403,8 +409,8 @@ async fn client_address_comes_from_a_trusted_proxy() {
 async fn merchant_is_read_from_a_header_or_the_path() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |key| {
-        key.grants.merchants = Some(vec!["m1".to_owned()]);
-        key.grants.features = Some(vec![tollkey_core::feature::Feature::TokensList]);
+        key.restrictions.merchants = Some(vec!["m1".to_owned()]);
+        key.restrictions.features = Some(vec![tollkey_core::feature::Feature::TokensList]);
     });
     let any = commerce(&keys, |_| {});
     let apps = started(&keys).await;
@@ -462,8 +468,8 @@ async fn only_admitted_requests_take_from_the_rate_limit() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = commerce(&keys, |key| {
-            key.grants.rate_limit = limited(2);
-            key.grants.scopes = vec![Scope::EVENTS_READ];
+            key.restrictions.rate_limit = limited(2);
+            key.restrictions.scopes = vec![Scope::EVENTS_READ];
         });
         let apps = started(&keys).await;
         let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
@@ -512,7 +518,7 @@ async fn only_admitted_requests_take_from_the_rate_limit() {
 async fn nested_layers_take_one_use() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
-        let key = commerce(&keys, |key| key.grants.rate_limit = limited(2));
+        let key = commerce(&keys, |key| key.restrictions.rate_limit = limited(2));
         let apps = started(&keys).await;
         let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
         // A rejection because of an unknown scope takes no use.

@@ -31,7 +31,7 @@ fn keys() -> Keys {
     let keys = TestKeys::new();
     let with = |scope| {
         keys.add(Family::Commerce, Mode::Live, |key| {
-            key.grants.scopes = vec![scope]
+            key.restrictions.scopes = vec![scope]
         })
     };
     let (good, other) = (with(Scope::LINKS_READ), with(Scope::LINKS_WRITE));

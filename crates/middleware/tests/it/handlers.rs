@@ -1,7 +1,7 @@
 //! Requirements and rejections by handlers, and the application's own error format.
 
 use tollkey_core::{Family, Mode, OperatingModel, RateLimit, Scope, feature::Feature};
-use tollkey_middleware::{Denial, Guard, Merchant, testing::TestKeys};
+use tollkey_middleware::{Denial, Guard, MerchantSource, testing::TestKeys};
 
 use crate::apps::{AppResponse, Apps};
 
@@ -16,7 +16,7 @@ fn rejected(response: &AppResponse) -> (u16, String) {
 
 fn bound_to(keys: &TestKeys, merchant: &str) -> String {
     keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.merchants = Some(vec![merchant.to_owned()])
+        key.restrictions.merchants = Some(vec![merchant.to_owned()])
     })
 }
 
@@ -24,13 +24,13 @@ fn bound_to(keys: &TestKeys, merchant: &str) -> String {
 async fn handler_rejects_as_the_layer_does() {
     let keys = TestKeys::new();
     let writer = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_WRITE]
+        key.restrictions.scopes = vec![Scope::LINKS_WRITE]
     });
     let live = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::LINKS_WRITE]
+        key.restrictions.scopes = vec![Scope::LINKS_WRITE]
     });
     let reader = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
     let send = async |path: &str, key: &str| apps.send("GET", path, &[("x-api-key", key)]).await;
@@ -71,8 +71,8 @@ async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {
-            key.grants.rate_limit = RateLimit::new(1, 3600).ok();
-            key.grants.scopes = vec![Scope::LINKS_READ];
+            key.restrictions.rate_limit = RateLimit::new(1, 3600).ok();
+            key.restrictions.scopes = vec![Scope::LINKS_READ];
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
         let send = async |path| apps.send_to(app, "GET", path, &[("x-api-key", &key)]).await;
@@ -103,7 +103,7 @@ async fn merchant_before_a_route_is_cut_with_the_route_base() {
     let m1 = bound_to(&keys, "m1");
     let builder = Guard::builder()
         .route_base("/of/{merchant}")
-        .merchant(Merchant::path("/of/{merchant}"));
+        .merchant(MerchantSource::path("/of/{merchant}"));
     let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
     let send = async |path: &str| apps.send("GET", path, &[("x-api-key", &m1)]).await;
     assert!(
@@ -128,7 +128,7 @@ async fn merchant_before_a_route_is_cut_with_the_route_base() {
 async fn every_rejection_has_the_applications_own_format() {
     let keys = TestKeys::new();
     let reader = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let builder = Guard::builder().on_rejection(|rejection, response| {
         response.status = if rejection.status() == 403 {
@@ -176,7 +176,7 @@ async fn handler_rejects_grpc_requests_with_a_grpc_status() {
     use tower::ServiceExt as _;
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let app = Router::new()
         .route(
@@ -224,8 +224,8 @@ async fn handler_that_only_calls_can_uses_the_key() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {
-            key.grants.rate_limit = RateLimit::new(1, 3600).ok();
-            key.grants.scopes = vec![Scope::LINKS_READ];
+            key.restrictions.rate_limit = RateLimit::new(1, 3600).ok();
+            key.restrictions.scopes = vec![Scope::LINKS_READ];
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
         let send = async || {

@@ -170,12 +170,12 @@ impl Kinds {
             ),
             (
                 "scope",
-                with(|key| key.grants.scopes = vec!["events:read".into()]),
+                with(|key| key.restrictions.scopes = vec!["events:read".into()]),
                 403,
             ),
             (
                 "rate",
-                with(|key| key.grants.rate_limit = RateLimit::new(1, 3600).ok()),
+                with(|key| key.restrictions.rate_limit = RateLimit::new(1, 3600).ok()),
                 429,
             ),
             ("admitted", with(|_| ()), 200),
@@ -327,7 +327,7 @@ async fn request_dropped_after_admission_counts_as_a_use() {
     for cached in [true, false] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {
-            key.grants.rate_limit = RateLimit::new(2, 3600).ok()
+            key.restrictions.rate_limit = RateLimit::new(2, 3600).ok()
         });
         let guard = if cached {
             keys.caching_guard().await
@@ -521,7 +521,7 @@ async fn rejection_is_in_the_extensions_of_its_response() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.expires_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH);
+        key.restrictions.expires_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH);
     });
     let response = layer
         .layer(service_fn(inner))

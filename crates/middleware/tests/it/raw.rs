@@ -28,7 +28,7 @@ async fn unusual_requests_do_not_bypass_the_guard() {
     let shop = keys.add(Family::Publishable, Mode::Test, |_| {});
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
     let office = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+        key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     });
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
     let [shop, key, office] = [shop, key, office].map(|key| format!("x-api-key: {key}\r\n"));

@@ -1,11 +1,11 @@
 //! Finds and verifies the credential of a request.
 
 use tollkey_core::{
-    Denial, Family, Need, Problem, ServiceKeyId,
+    AccessRequest, Denial, Family, Problem, ServiceKeyId,
     credential::{Credential, CredentialHeaders, Expected, Presented},
     key_text::ParsedKey,
 };
-use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
+use tollkey_verifier::{CachedKey, RateStatus, Requester, Verdict};
 
 use super::{RequestParts, client_ip::client_ip, credential::credential, jwt};
 use crate::state::State;
@@ -16,7 +16,7 @@ pub(super) const NEEDS_KEY: &str =
 pub(super) enum Caller {
     Token(jwt::Claims),
     ServiceKey(ServiceKeyId),
-    Key(Known),
+    Key(CachedKey),
 }
 
 /// The rate limit of the presented key, for the headers of the response. Stored in the extensions of the request.
@@ -33,11 +33,11 @@ async fn authorize(
     request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
-    need: &Need<'_>,
-) -> Result<Known, Problem> {
+    access: &AccessRequest<'_>,
+) -> Result<CachedKey, Problem> {
     let verdict = state
         .service
-        .verify(|| requester(request, state), key, need)
+        .verify(|| requester(request, state), key, access)
         .await?;
     if let Some(rate) = verdict.rate {
         let retry_after_seconds = verdict.retry_after_seconds;
@@ -46,7 +46,7 @@ async fn authorize(
             retry_after_seconds,
         });
     }
-    verified_key(verdict, state, need)
+    verified_key(verdict, state, access)
 }
 
 /// Verifies an API key without counting a use: the request is rejected in any case.
@@ -54,15 +54,15 @@ async fn peek(
     request: &impl RequestParts,
     state: &State,
     key: ParsedKey<'_>,
-    need: &Need<'_>,
-) -> Result<Known, Problem> {
+    access: &AccessRequest<'_>,
+) -> Result<CachedKey, Problem> {
     verified_key(
         state
             .service
-            .peek(|| requester(request, state), key, need)
+            .peek(|| requester(request, state), key, access)
             .await?,
         state,
-        need,
+        access,
     )
 }
 
@@ -71,7 +71,11 @@ fn requester(request: &impl RequestParts, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
-fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+fn verified_key(
+    verdict: Verdict,
+    state: &State,
+    access: &AccessRequest<'_>,
+) -> Result<CachedKey, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
@@ -82,7 +86,7 @@ fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Know
                 problem.missing_scopes = state
                     .service
                     .catalogue
-                    .names(need.scopes.without(key.scopes))
+                    .names(access.scopes.without(key.scopes))
                     .cloned()
                     .collect();
             }
@@ -98,10 +102,10 @@ fn verified_key(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Know
 pub async fn authorize_presented(
     request: &impl RequestParts,
     state: &State,
-    need: &Need<'_>,
-) -> Result<Known, Problem> {
+    access: &AccessRequest<'_>,
+) -> Result<CachedKey, Problem> {
     match presented_key(request, state) {
-        Ok(key) => authorize(request, state, key, need).await,
+        Ok(key) => authorize(request, state, key, access).await,
         Err(credential) => Err(no_key(request, state, credential).await),
     }
 }
@@ -114,10 +118,10 @@ pub async fn authorize_presented(
 pub async fn peek_presented(
     request: &impl RequestParts,
     state: &State,
-    need: &Need<'_>,
-) -> Result<Known, Problem> {
+    access: &AccessRequest<'_>,
+) -> Result<CachedKey, Problem> {
     match presented_key(request, state) {
-        Ok(key) => peek(request, state, key, need).await,
+        Ok(key) => peek(request, state, key, access).await,
         Err(credential) => Err(no_key(request, state, credential).await),
     }
 }
@@ -130,7 +134,7 @@ fn presented_key<'a>(
     request: &'a impl RequestParts,
     state: &State,
 ) -> Result<ParsedKey<'a>, (Credential<'a>, Option<Presented<'a>>)> {
-    match credential(request.headers(), state.policy.credential_headers) {
+    match credential(request.headers(), state.request_settings.credential_headers) {
         Credential::One(text) => match Presented::from(text) {
             Presented::ApiKey(_, key) => Ok(key),
             presented => Err((Credential::One(text), Some(presented))),
@@ -147,7 +151,7 @@ async fn no_key(
 ) -> Problem {
     let expected = Expected::ApiKey;
     match (
-        credential.one(state.policy.credential_headers, expected),
+        credential.one(state.request_settings.credential_headers, expected),
         presented,
     ) {
         (Err(problem), _) => problem,
@@ -174,15 +178,15 @@ pub(super) async fn authenticate(
     let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
     match Presented::from(text) {
         Presented::ApiKey(family, key) => {
-            let need = Need {
+            let access = AccessRequest {
                 identity_only: true,
                 client_ip: client_ip(request, state),
-                ..Need::default()
+                ..AccessRequest::default()
             };
             let key = if accepted.contains(&family) {
-                authorize(request, state, key, &need).await
+                authorize(request, state, key, &access).await
             } else {
-                peek(request, state, key, &need).await
+                peek(request, state, key, &access).await
             };
             key.map(Caller::Key)
         }
@@ -220,7 +224,7 @@ pub fn not_forwarded(request: &impl RequestParts, state: &State) -> Result<(), P
     let mut names = request.headers().keys();
     let is_forwarded =
         names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
-    if state.policy.development && is_forwarded {
+    if state.request_settings.development && is_forwarded {
         return Err(Problem::forbidden(
             "In development mode, the server rejects management requests with Forwarded or X-Forwarded-* headers. Connect to it directly, or configure management tokens.",
         ));

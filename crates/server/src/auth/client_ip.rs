@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use actix_web::http::header::{HeaderName, HeaderValue};
-use tollkey_core::network::{UnreadableHop, client_address};
+use tollkey_core::network::{InvalidHop, client_address};
 
 use super::RequestParts;
 use crate::state::State;
@@ -14,11 +14,11 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// that is not one. `None` if no such address exists.
 ///
 /// # Errors
-/// [`UnreadableHop`] if a trusted proxy sent a hop that is not an IP address; it is logged.
+/// [`InvalidHop`] if a trusted proxy sent a hop that is not an IP address; it is logged.
 pub fn forwarded_ip(
     request: &impl RequestParts,
     state: &State,
-) -> Result<Option<IpAddr>, UnreadableHop> {
+) -> Result<Option<IpAddr>, InvalidHop> {
     let peer = request.peer_ip();
     let hops = || {
         request
@@ -27,7 +27,7 @@ pub fn forwarded_ip(
             .map(HeaderValue::as_bytes)
             .collect()
     };
-    client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
+    client_address(peer, hops, &state.request_settings.trusted_proxies).inspect_err(|InvalidHop| {
         if state.log_limits.unreadable_hop.allows(state.service.clock.elapsed()) {
             tracing::warn!(
                 request_id = %request.request_id(), peer = peer.map(tracing::field::display),

@@ -10,7 +10,7 @@ use tollkey_core::{
     audit::{Actor, ActorKind},
 };
 use tollkey_service::RequestActor;
-use tollkey_verifier::{Known, Requester};
+use tollkey_verifier::{CachedKey, Requester};
 
 use super::{
     authenticate::{Caller, NEEDS_KEY, authenticate, not_forwarded},
@@ -23,9 +23,9 @@ use crate::{rejection::Rejection, request_id::request_id, state::State};
 /// `Expect: 100-continue`: actix runs all extractors at the same time, and a client must not send the body of a request
 /// that is rejected.
 #[derive(Debug, Clone)]
-pub struct Identified(pub Rc<Notify>);
+pub struct CallerAuthenticated(pub Rc<Notify>);
 
-impl Identified {
+impl CallerAuthenticated {
     fn for_request(request: &HttpRequest) -> Option<Self> {
         request.head().expect().then(|| {
             let identified = Self(Rc::default());
@@ -75,7 +75,7 @@ fn actor(
     }
 }
 
-fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
+fn key_actor(request: &HttpRequest, state: &State, key: CachedKey) -> RequestActor {
     let id = key.key.id.to_string();
     let account_id = key.key.account_id.clone();
     RequestActor {
@@ -86,9 +86,9 @@ fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
 
 /// A management token of an account, or an operator's with `?account=`.
 #[derive(Debug)]
-pub struct Merchant(pub RequestActor);
+pub struct ManagementCaller(pub RequestActor);
 
-/// A [`Merchant`], or an `sk_` key for its own account.
+/// A [`ManagementCaller`], or an `sk_` key for its own account.
 #[derive(Debug)]
 pub struct AccountHolder(pub RequestActor);
 
@@ -119,14 +119,14 @@ impl Operator {
 
 /// A caller that can verify the keys of others.
 #[derive(Debug)]
-pub enum Verifying {
+pub enum VerificationCaller {
     /// A resource server. It can verify keys of all accounts.
     Service(Service),
     /// An `sk_` key. It can verify keys of its account.
-    SecretKey(Known),
+    SecretKey(CachedKey),
 }
 
-impl Verifying {
+impl VerificationCaller {
     /// Returns the requester of its lookups: the caller, not the client that presented the verified key.
     #[must_use]
     pub fn requester(&self) -> Requester {
@@ -165,7 +165,7 @@ impl Service {
 #[derive(Debug)]
 pub struct PresentedKey {
     /// The verified key.
-    pub record: Known,
+    pub record: CachedKey,
     /// The key as actor.
     pub manager: RequestActor,
 }
@@ -210,7 +210,7 @@ fn manager(
     Ok(actor(request, state, account, kind, &claims.subject))
 }
 
-impl Merchant {
+impl ManagementCaller {
     async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match authenticate(request, &state, &[]).await? {
@@ -265,7 +265,7 @@ impl Operator {
     }
 }
 
-impl Verifying {
+impl VerificationCaller {
     async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match authenticate(request, &state, &[Family::Secret]).await? {
@@ -328,10 +328,10 @@ macro_rules! from_request {
 
             fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
                 let request = request.clone();
-                let identified = Identified::for_request(&request);
+                let identified = CallerAuthenticated::for_request(&request);
                 Box::pin(async move {
                     let caller = Self::extract(&request).await?;
-                    if let Some(Identified(identified)) = identified {
+                    if let Some(CallerAuthenticated(identified)) = identified {
                         identified.notify_one();
                     }
                     Ok(caller)
@@ -341,10 +341,10 @@ macro_rules! from_request {
     )*};
 }
 from_request!(
-    Merchant,
+    ManagementCaller,
     AccountHolder,
     Operator,
-    Verifying,
+    VerificationCaller,
     Service,
     PresentedKey
 );

@@ -392,7 +392,7 @@ impl TokenVerifier {
         let key = VerifyingKey::hs256(secret.as_bytes());
         Ok(Self::new(
             KeySource::Single(Arc::new(key)),
-            &Digest::of(secret),
+            &Digest::of_key(secret),
             rules,
         ))
     }
@@ -429,7 +429,7 @@ impl TokenVerifier {
         let key = VerifyingKey::from_pem(pem).ok_or(KeySetupError::PublicKey(
             "must hold a public key in PEM form: RSA (2048 to 8192 bits), P-256, P-384 or Ed25519",
         ))?;
-        let source = Digest::of(&String::from_utf8_lossy(pem));
+        let source = Digest::of_key(&String::from_utf8_lossy(pem));
         Ok(Self::new(KeySource::Single(Arc::new(key)), &source, rules))
     }
 
@@ -442,7 +442,7 @@ impl TokenVerifier {
     /// [`KeySetupError::Client`] if the HTTP client cannot be created.
     pub fn jwks(url: JwksUrl, rules: ClaimRules) -> Result<Self, KeySetupError> {
         // The URL identifies the source: sessions continue when the issuer rotates its keys.
-        let source = Digest::of(&url.to_string());
+        let source = Digest::of_key(&url.to_string());
         Ok(Self::new(KeySource::Set(KeySet::new(url)?), &source, rules))
     }
 
@@ -592,18 +592,18 @@ pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 /// accepts it: issuer and audience are set if the rules require them.
 ///
 /// # Errors
-/// [`MintError`] if the token would not be valid.
-pub fn mint(
+/// [`CreateTokenError`] if the token would not be valid.
+pub fn create_token(
     secret: &Secret,
     rules: &ClaimRules,
     token: &NewToken,
     now: Timestamp,
-) -> Result<String, MintError> {
+) -> Result<String, CreateTokenError> {
     let expires_at = now
         .checked_add(token.lifetime)
-        .map_err(|_| MintError::Lifetime)?;
+        .map_err(|_| CreateTokenError::Lifetime)?;
     if token.lifetime < SignedDuration::from_secs(1) {
-        return Err(MintError::Lifetime);
+        return Err(CreateTokenError::Lifetime);
     }
     let mut claims = Map::new();
     let mut set = |name: &str, value: Value| claims.insert(name.to_owned(), value);
@@ -614,7 +614,7 @@ pub fn mint(
         Some(name) if !token.roles.is_empty() => {
             set(name, token.roles.clone().into());
         }
-        None if !token.roles.is_empty() => return Err(MintError::NoRolesClaim),
+        None if !token.roles.is_empty() => return Err(CreateTokenError::NoRolesClaim),
         _ => {}
     }
     if let Some(issuer) = &rules.issuer {
@@ -627,17 +627,19 @@ pub fn mint(
     set("sub", token.subject.as_str().into());
     set("iat", now.as_second().into());
     set("exp", expires_at.as_second().into());
-    let read = rules.read(&claims, now).map_err(MintError::Refused)?;
+    let read = rules
+        .read(&claims, now)
+        .map_err(CreateTokenError::Refused)?;
     if read.account.ok() != token.account || read.roles != token.roles {
-        return Err(MintError::Clash);
+        return Err(CreateTokenError::Clash);
     }
     let key = EncodingKey::from_secret(secret.expose().as_bytes());
-    encode(&Header::default(), &claims, &key).map_err(|_| MintError::Signing)
+    encode(&Header::default(), &claims, &key).map_err(|_| CreateTokenError::Signing)
 }
 
 /// Why a token cannot be created.
 #[derive(Debug, thiserror::Error)]
-pub enum MintError {
+pub enum CreateTokenError {
     /// The lifetime is shorter than a second, or the expiration is out of range.
     #[error("a token must be valid for at least a second, and expire before the year 10000")]
     Lifetime,

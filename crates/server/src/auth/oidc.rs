@@ -46,9 +46,9 @@ use super::{
 use crate::{config::OidcSettings, issuer_url::trusted_url};
 
 /// The path below the public URL to which the provider redirects after a sign-in.
-pub const CALLBACK: &str = "/dashboard/sign-in/callback";
+pub const CALLBACK_PATH: &str = "/dashboard/sign-in/callback";
 /// The path below the public URL to which the provider redirects after a sign-out.
-pub const SIGNED_OUT: &str = "/dashboard/signed-out";
+pub const SIGNED_OUT_PATH: &str = "/dashboard/signed-out";
 /// The minimum time between the starts of two fetches of the provider's metadata. Longer than [`FETCH_TIMEOUT`], so
 /// that a request that waited for a failed fetch does not wait for another one.
 const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
@@ -346,7 +346,7 @@ impl Provider {
     pub fn new(settings: &OidcSettings) -> Result<Self, ProviderSetupError> {
         let issuer =
             IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
-        let redirect = format!("{}{CALLBACK}", settings.public_url);
+        let redirect = format!("{}{CALLBACK_PATH}", settings.public_url);
         let rules = ClaimRules {
             issuer: Some(settings.issuer.clone()),
             audience: Some(settings.client_id.clone()),
@@ -358,7 +358,7 @@ impl Provider {
             .as_ref()
             .map_or("", |secret| secret.expose());
         Ok(Self {
-            sign_in_settings: rules.sign_in_settings("oidc", &Digest::of(secret)),
+            sign_in_settings: rules.sign_in_settings("oidc", &Digest::of_key(secret)),
             endpoint: Endpoint {
                 http: jwks::client(&trusted_url(&issuer).map_err(|_| ProviderSetupError::Url)?)?,
                 issuer,
@@ -368,7 +368,7 @@ impl Provider {
                 .client_secret
                 .as_ref()
                 .map(|it| ClientSecret::new(it.expose().to_owned())),
-            signed_out: format!("{}{SIGNED_OUT}", settings.public_url),
+            signed_out: format!("{}{SIGNED_OUT_PATH}", settings.public_url),
             redirect: RedirectUrl::new(redirect).map_err(|_| ProviderSetupError::Url)?,
             scopes: settings.scopes.iter().cloned().map(Scope::new).collect(),
             rules,
@@ -396,9 +396,9 @@ impl Provider {
         Ok(discovered.metadata.jwks().keys().len())
     }
 
-    /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT`]. `None`
+    /// Returns the URL where a browser ends its session at the provider, which then redirects to [`SIGNED_OUT_PATH`]. `None`
     /// if the provider has no such endpoint, or if its metadata was never fetched and does not arrive within two
-    /// seconds. The URL has no `state`, because the page at [`SIGNED_OUT`] changes nothing.
+    /// seconds. The URL has no `state`, because the page at [`SIGNED_OUT_PATH`] changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
         let discovered = tokio::time::timeout(SIGN_OUT_WAIT, self.discovered(clock.now()))
             .await

@@ -86,7 +86,7 @@ impl SignInLinks {
     #[must_use]
     pub fn is_valid(&self, code: &str, now: Timestamp) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        self.expiration(code, now).is_some() && !used.contains_key(&Digest::of(code))
+        self.expiration(code, now).is_some() && !used.contains_key(&Digest::of_key(code))
     }
 
     /// Signs in with this code and uses it up; `None` if it is invalid or was already used, or if 1000 codes were
@@ -95,7 +95,7 @@ impl SignInLinks {
         let expires_at = self.expiration(code, now)?;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|_, expires_at| now.as_second() < *expires_at);
-        if used.len() >= LINKS_MAX || used.insert(Digest::of(code), expires_at).is_some() {
+        if used.len() >= LINKS_MAX || used.insert(Digest::of_key(code), expires_at).is_some() {
             return None;
         }
         Some(SignIn {

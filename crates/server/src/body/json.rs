@@ -12,7 +12,7 @@ use serde::{
     },
     forward_to_deserialize_any,
 };
-use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
+use tollkey_core::{FieldError, FieldErrors, Problem, ProblemCode};
 
 use super::{
     Read, escape,
@@ -40,7 +40,7 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem
     {
         return Ok(Read {
             value,
-            errors: Checks::default(),
+            errors: FieldErrors::default(),
         });
     }
     let root: Node = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
@@ -81,7 +81,7 @@ fn malformed(error: &serde_json::Error) -> Problem {
 }
 
 fn read_tree<T: DeserializeOwned>(mut root: Node) -> Result<Read<T>, Problem> {
-    let mut errors = Checks::default();
+    let mut errors = FieldErrors::default();
     root.take_repeated(&mut Vec::new(), &mut errors);
     for _ in 0..MAX_ATTEMPTS {
         let error = match serde_path_to_error::deserialize::<_, T>(&root) {
@@ -146,7 +146,7 @@ impl Node {
     }
 
     /// Removes repeated fields from every object and records an error for each. `way` is the path to this node.
-    fn take_repeated(&mut self, way: &mut Vec<Step>, errors: &mut Checks) {
+    fn take_repeated(&mut self, way: &mut Vec<Step>, errors: &mut FieldErrors) {
         match self {
             Self::Array(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
@@ -199,7 +199,7 @@ impl Node {
     }
 
     /// Records an error and replaces its node, so that deserializing continues. Returns `false` if it cannot.
-    fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut Checks) -> bool {
+    fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut FieldErrors) -> bool {
         let detail = fault.to_string();
         match fault {
             Fault::Missing(name) => {

@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::ensure;
 use tollkey_core::{AccountId, audit::Hash};
-use tollkey_service::audit::{self, Checked};
+use tollkey_service::audit::{self, ChainCheck};
 use tollkey_verifier::SystemClock;
 
 use super::{name_database, output};
@@ -29,7 +29,7 @@ pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitC
     let Command::Verify { account, heads } = command;
     name_database(settings);
     let store = database::open_existing_store(settings, Arc::new(SystemClock))?;
-    let Checked { ends, faults } =
+    let ChainCheck { ends, faults } =
         store.read_blocking(|db| audit::check(db, account.as_ref(), &heads))?;
     if let Some(account) = &account {
         ensure!(

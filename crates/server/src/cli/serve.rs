@@ -12,7 +12,7 @@ use tollkey_verifier::SystemClock;
 use crate::{
     assembly,
     config::{Settings, TokenSource},
-    server::{self, Running},
+    server::{self, RunningServer},
     signals::Signals,
     telemetry::Metrics,
     transport::open_files,
@@ -53,7 +53,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes a summary of the configuration to the log, in one line, for the diagnosis of problems.
-fn log_summary(settings: &Settings, running: &Running) {
+fn log_summary(settings: &Settings, running: &RunningServer) {
     let off = || "off".to_owned();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

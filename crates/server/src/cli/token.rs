@@ -44,7 +44,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<E
         roles: arguments.roles,
         lifetime: SignedDuration::from_secs(arguments.ttl),
     };
-    output::line(jwt::mint(
+    output::line(jwt::create_token(
         &secret,
         &ClaimRules::from(&settings.tokens),
         &token,

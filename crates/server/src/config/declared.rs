@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr as _, thread, time::Duration};
 
 use clap::{ArgAction, Args};
-use tollkey_core::{IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders};
+use tollkey_core::{IpList, RouteBase, ceiling::AncestorLimit, credential::CredentialHeaders};
 
 use super::rules::{self, LogFormat, PublicUrl};
 use crate::issuer_url::JwksUrl;
@@ -224,7 +224,7 @@ pub struct KeyLimits {
     /// key can
     #[arg(long, env = "TOLLKEY_KEY_DEPTH_LIMIT", value_name = "NUMBER", default_value = "3",
         value_parser = rules::key_depth_limit)]
-    pub key_depth_limit: DepthLimit,
+    pub key_depth_limit: AncestorLimit,
 }
 
 /// The limits of the cache.

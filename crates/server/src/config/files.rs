@@ -11,7 +11,7 @@ use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
 use super::{
-    setting::{FORMER, Form, SETTINGS, Setting},
+    setting::{FORMER, SETTINGS, Setting, ValueType},
     sources::ConfigError,
     unknown::nearest_field,
 };
@@ -98,22 +98,22 @@ pub(super) fn unreadable(error: &io::Error) -> Invalid {
     Invalid::new(format!("cannot read the file that it names: {error}"))
 }
 
-fn as_text(form: Form, value: &toml::Value) -> Result<String, Invalid> {
+fn as_text(form: ValueType, value: &toml::Value) -> Result<String, Invalid> {
     use toml::Value::{Array, Boolean, Integer, String as Text};
     match (form, value) {
-        (Form::Text | Form::List, Text(text)) => Ok(text.clone()),
-        (Form::List, Array(entries)) => entries
+        (ValueType::Text | ValueType::List, Text(text)) => Ok(text.clone()),
+        (ValueType::List, Array(entries)) => entries
             .iter()
             .map(|entry| entry.as_str().filter(|text| !text.contains(',')))
             .collect::<Option<Vec<_>>>()
             .map(|texts| texts.join(","))
             .ok_or_else(|| Invalid::new("must be an array of strings without commas")),
-        (Form::Number, Integer(number)) => Ok(number.to_string()),
-        (Form::Switch, Boolean(on)) => Ok(on.to_string()),
-        (Form::Text, _) => Err(Invalid::new("must be a string")),
-        (Form::List, _) => Err(Invalid::new("must be an array of strings")),
-        (Form::Number, _) => Err(Invalid::new("must be an integer")),
-        (Form::Switch, _) => Err(Invalid::new("must be true or false")),
+        (ValueType::Number, Integer(number)) => Ok(number.to_string()),
+        (ValueType::Boolean, Boolean(on)) => Ok(on.to_string()),
+        (ValueType::Text, _) => Err(Invalid::new("must be a string")),
+        (ValueType::List, _) => Err(Invalid::new("must be an array of strings")),
+        (ValueType::Number, _) => Err(Invalid::new("must be an integer")),
+        (ValueType::Boolean, _) => Err(Invalid::new("must be true or false")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tollkey_core::{
-    Invalid, IpList, ceiling::DepthLimit, credential::CredentialHeaders, network::parse_network,
+    Invalid, IpList, ceiling::AncestorLimit, credential::CredentialHeaders, network::parse_network,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -60,8 +60,8 @@ pub(super) fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration
     move |text| number(least, most)(text).map(Duration::from_secs)
 }
 
-pub(super) fn key_depth_limit(text: &str) -> Result<DepthLimit, Invalid> {
-    DepthLimit::new(number(0, DepthLimit::MAX)(text)?)
+pub(super) fn key_depth_limit(text: &str) -> Result<AncestorLimit, Invalid> {
+    AncestorLimit::new(number(0, AncestorLimit::MAX)(text)?)
 }
 
 pub(super) fn switch(text: &str) -> Result<bool, Invalid> {

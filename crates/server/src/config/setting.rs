@@ -14,7 +14,7 @@ pub struct Setting {
     /// The flag, without its dashes. `None` for a secret that must not be on a command line.
     pub flag: Option<String>,
     /// The type of the value in the configuration file.
-    pub form: Form,
+    pub form: ValueType,
     /// The placeholder of the value in the help.
     pub value_name: String,
     /// The value if the setting is not set; `None` if the help describes the default.
@@ -29,7 +29,7 @@ pub struct Setting {
 
 /// The type of a value in the configuration file. Everywhere else, it is text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ValueType {
     /// A string.
     Text,
     /// An integer.
@@ -37,7 +37,7 @@ pub enum Form {
     /// An array of strings, or one string with commas.
     List,
     /// A boolean. Its flag means `true` without a value.
-    Switch,
+    Boolean,
 }
 
 /// All settings that are documented, in the order of the documentation.
@@ -82,7 +82,7 @@ pub(super) static FORMER: LazyLock<Vec<Setting>> = LazyLock::new(|| {
 pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| Setting {
     env: "TOLLKEY_CONFIG".to_owned(),
     flag: Some("config".to_owned()),
-    form: Form::Text,
+    form: ValueType::Text,
     value_name: "PATH".to_owned(),
     default: None,
     help: "Configuration file; by default `tollkey.toml` in the working directory, if it exists"
@@ -107,10 +107,10 @@ impl Setting {
             env: arg.get_env().map(text).unwrap_or_default(),
             flag: arg.get_long().map(str::to_owned),
             form: match value_name.as_str() {
-                "NUMBER" => Form::Number,
-                "BOOL" => Form::Switch,
-                name if name.ends_with(",...") => Form::List,
-                _ => Form::Text,
+                "NUMBER" => ValueType::Number,
+                "BOOL" => ValueType::Boolean,
+                name if name.ends_with(",...") => ValueType::List,
+                _ => ValueType::Text,
             },
             value_name,
             default: arg
@@ -128,7 +128,7 @@ impl Setting {
         let mut own = Self {
             env: secret.env.to_owned(),
             flag: None,
-            form: Form::Text,
+            form: ValueType::Text,
             value_name: secret.value_name.to_owned(),
             default: secret.default.map(str::to_owned),
             help: secret.help.to_owned(),
@@ -180,7 +180,7 @@ pub(super) fn help() -> String {
             let _ = write!(help, "\n\n{heading}:");
         }
         let name = match (&setting.flag, setting.form) {
-            (Some(flag), Form::Switch) => format!("--{flag}[=<{}>]", setting.value_name),
+            (Some(flag), ValueType::Boolean) => format!("--{flag}[=<{}>]", setting.value_name),
             (Some(flag), _) => format!("--{flag} <{}>", setting.value_name),
             (None, _) => format!("(a secret has no flag) <{}>", setting.value_name),
         };

@@ -20,7 +20,7 @@ use super::{
     declared::{SECRETS, Values},
     files::{ConfigFile, read_secret, unreadable},
     rules,
-    setting::{self, CONFIG, FORMER, Form, SETTINGS, Setting},
+    setting::{self, CONFIG, FORMER, SETTINGS, Setting, ValueType},
     warning::{Warning, weakness},
 };
 
@@ -43,7 +43,7 @@ impl Args for Options {
                 .global(true)
                 .hide(true);
             Some(match setting.form {
-                Form::Switch => arg
+                ValueType::Boolean => arg
                     .num_args(0..=1)
                     .require_equals(true)
                     .default_missing_value("true"),
@@ -84,7 +84,7 @@ impl fmt::Debug for Options {
 
 /// Where a value is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum SettingSource {
     /// On the command line.
     Flag(&'static str),
     /// In the environment.
@@ -95,7 +95,7 @@ pub enum Source {
     Default,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for SettingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(flag) => write!(f, "flag --{flag}"),
@@ -115,7 +115,7 @@ pub enum ConfigError {
         /// The setting's variable.
         setting: &'static str,
         /// Where the value is set.
-        from: Source,
+        from: SettingSource,
         /// The rule.
         rule: Invalid,
     },
@@ -127,11 +127,11 @@ pub enum ConfigError {
         /// One of them.
         first: &'static str,
         /// Where it is set.
-        first_from: Source,
+        first_from: SettingSource,
         /// The other.
         second: &'static str,
         /// Where it is set.
-        second_from: Source,
+        second_from: SettingSource,
     },
     /// A setting that another one requires is not set.
     #[error("{needed} must be set, because {because} is ({from})")]
@@ -141,7 +141,7 @@ pub enum ConfigError {
         /// The setting that requires it.
         because: &'static str,
         /// Where that is set.
-        from: Source,
+        from: SettingSource,
     },
     /// The configuration file cannot be used.
     #[error("configuration file {path}: {rule}", path = path.display())]
@@ -158,7 +158,7 @@ struct Value {
     /// The variable of the setting, even if a flag or the file set the value; the former name if that was used.
     name: &'static str,
     text: Zeroizing<String>,
-    source: Source,
+    source: SettingSource,
 }
 
 /// The sources of a value.
@@ -175,16 +175,16 @@ impl ValueLookup<'_> {
         let name = setting.env.as_str();
         let flag = setting.flag.as_deref().and_then(|flag| {
             let text = self.options.0.get(flag)?;
-            Some((Ok(text.clone()), Source::Flag(flag)))
+            Some((Ok(text.clone()), SettingSource::Flag(flag)))
         });
         let variable = (self.env)(name).map(|text| {
             let text = text.into_string().map(Zeroizing::new);
             let text = text.map_err(|_| Invalid::new("must be UTF-8"));
-            (text, Source::Environment)
+            (text, SettingSource::Environment)
         });
         let field = self.file.and_then(|file| {
             let text = file.text(setting).transpose()?;
-            Some((text, Source::File(file.path.clone())))
+            Some((text, SettingSource::File(file.path.clone())))
         });
 
         let mut first = None;
@@ -268,7 +268,7 @@ impl Sources {
     }
 
     /// Returns where a setting is set, or `None` if it has its default.
-    pub(super) fn set(&self, name: &str) -> Option<&Source> {
+    pub(super) fn set(&self, name: &str) -> Option<&SettingSource> {
         self.values.get(name).map(|value| &value.source)
     }
 
@@ -276,7 +276,7 @@ impl Sources {
     pub(super) fn invalid(&self, name: &'static str, rule: Invalid) -> ConfigError {
         match self.values.get(name) {
             Some(value) => invalid(value.name, value.source.clone(), rule),
-            None => invalid(name, Source::Default, rule),
+            None => invalid(name, SettingSource::Default, rule),
         }
     }
 
@@ -342,7 +342,7 @@ impl Sources {
     pub(super) fn secret(
         &mut self,
         name: &'static str,
-    ) -> Result<Option<(Secret, Source)>, ConfigError> {
+    ) -> Result<Option<(Secret, SettingSource)>, ConfigError> {
         let file_name = format!("{name}_FILE");
         self.at_most_one(&[name, &file_name])?;
         let (secret, source) = match (self.values.get(name), self.values.get(file_name.as_str())) {
@@ -352,7 +352,7 @@ impl Sources {
                 let (secret, mode) = read_secret(&path)
                     .map_err(|rule| invalid(file.name, file.source.clone(), rule))?;
                 self.warnings.extend(warn_if_readable(name, &path, mode));
-                (secret, Source::File(path))
+                (secret, SettingSource::File(path))
             }
             (None, None) => return Ok(None),
         };
@@ -388,10 +388,10 @@ impl Sources {
                 .get(format!("{name}_FILE").as_str())
                 .filter(|_| is_secret);
             let (text, from) = match (self.values.get(name), file) {
-                (_, Some(file)) => (Some(HIDDEN), Source::File(file.text.as_str().into())),
+                (_, Some(file)) => (Some(HIDDEN), SettingSource::File(file.text.as_str().into())),
                 (Some(own), None) if is_secret => (Some(HIDDEN), own.source.clone()),
                 (Some(own), None) => (Some(own.text.as_str()), own.source.clone()),
-                (None, None) => (setting.default.as_deref(), Source::Default),
+                (None, None) => (setting.default.as_deref(), SettingSource::Default),
             };
             let replacement = values.iter().find(|(it, _)| *it == name);
             let value = replacement
@@ -411,13 +411,13 @@ pub struct EffectiveSetting {
     /// Its value, or a placeholder for a secret. `None` if it has no value.
     pub value: Option<String>,
     /// Where the value is set.
-    pub from: Source,
+    pub from: SettingSource,
 }
 
 /// The placeholder of a secret.
 const HIDDEN: &str = "(hidden)";
 
-fn invalid(setting: &'static str, from: Source, rule: Invalid) -> ConfigError {
+fn invalid(setting: &'static str, from: SettingSource, rule: Invalid) -> ConfigError {
     ConfigError::Invalid {
         setting,
         from,

@@ -3,14 +3,14 @@
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{Application, ApplicationId, Checks, Family, Problem, Status};
-use tollkey_service::{Outcome, api_keys, applications, idempotency::Creating};
+use tollkey_core::{Application, ApplicationId, Family, FieldErrors, Problem, Status};
+use tollkey_service::{Outcome, api_keys, applications, idempotency::CreationPermit};
 
 use super::{
     fields::Fields,
     keys::{Choice, KeyView},
     once::{self, once},
-    page::{self, Done, Frame, Time, can_be_mended, see_other},
+    page::{self, Done, Frame, Time, can_be_corrected, see_other},
     session::SignedIn,
 };
 use crate::{
@@ -69,12 +69,12 @@ pub(super) async fn list(
     visitor: SignedIn,
     query: Query,
 ) -> HandlerResult {
-    let asked: ListQuery = query.read()?;
-    let (page, limit) = paging(asked.page, Some(SHOWN))?;
+    let query: ListQuery = query.read()?;
+    let (page, limit) = paging(query.page, Some(SHOWN))?;
     let found = applications::page(&state.service, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
         frame: Frame::of(&visitor, SECTION, "Applications")
-            .done(asked.done.as_deref(), &["deleted"]),
+            .done(query.done.as_deref(), &["deleted"]),
         applications: found
             .items
             .iter()
@@ -96,9 +96,9 @@ struct FormPage {
 }
 
 fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
-    let mut checks = Checks::default();
-    let name = checks.member("/name", Application::parse_name(fields.get("name")));
-    let description = checks.member(
+    let mut checks = FieldErrors::default();
+    let name = checks.check("/name", Application::parse_name(fields.get("name")));
+    let description = checks.check(
         "/description",
         Application::parse_description(fields.filled("description")),
     );
@@ -126,7 +126,7 @@ pub(super) async fn create(
     body: Body,
 ) -> HandlerResult {
     let (by, fields) = (&visitor.by, Fields::read(&body)?);
-    let run = async |creating: Creating<ApplicationId>| {
+    let run = async |creating: CreationPermit<ApplicationId>| {
         let (name, description) = read(&fields)?;
         applications::create(&state.service, by, name, description, creating).await
     };
@@ -143,10 +143,10 @@ pub(super) async fn create(
             &format!("/dashboard/applications/{id}?done=created"),
         )),
         Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
-        Err(problem) if can_be_mended(&problem) => {
+        Err(problem) if can_be_corrected(&problem) => {
             let frame = Frame::of(&visitor, SECTION, "Create application");
-            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
-            page::refused(
+            let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);
+            page::rejected(
                 &problem,
                 &FormPage {
                     frame,
@@ -199,17 +199,17 @@ pub(super) async fn update(
             "/dashboard/applications/{}?done=updated",
             application.id
         ))),
-        Err(problem) if can_be_mended(&problem) => {
+        Err(problem) if can_be_corrected(&problem) => {
             let application = Some(View::from(
                 &applications::get(&state.service, by, id).await?,
             ));
             let frame = Frame::of(&visitor, SECTION, "Edit application");
-            page::refused(
+            page::rejected(
                 &problem,
                 &FormPage {
                     frame,
                     application,
-                    fields: fields.refused(&problem),
+                    fields: fields.with_errors(&problem),
                 },
             )
         }
@@ -361,13 +361,13 @@ pub(super) async fn delete(
     if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
         let frame = Frame::of(&visitor, SECTION, "Delete application");
-        return page::refused(
+        return page::rejected(
             &problem,
             &StopPage {
                 frame,
                 whole,
                 is_deletion: true,
-                fields: fields.refused(&problem),
+                fields: fields.with_errors(&problem),
             },
         );
     }

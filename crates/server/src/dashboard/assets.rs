@@ -17,7 +17,7 @@ struct Asset {
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     let asset = |name, content_type, content: &'static str| {
-        let version = hex::encode(&Digest::of(content).as_bytes()[..6]);
+        let version = hex::encode(&Digest::of_key(content).as_bytes()[..6]);
         Asset {
             name,
             content_type,

@@ -11,7 +11,7 @@ use tollkey_core::{
 };
 use tollkey_service::{
     RequestActor,
-    audit::{self, Checked},
+    audit::{self, ChainCheck},
 };
 
 use super::{
@@ -141,7 +141,7 @@ impl LogQuery {
     }
 
     /// Returns the query of the next page.
-    fn behind(&self, cursor: &str) -> String {
+    fn next_query(&self, cursor: &str) -> String {
         serde_urlencoded::to_string(self.pairs(cursor)).unwrap_or_default()
     }
 }
@@ -150,35 +150,35 @@ impl LogQuery {
 #[template(path = "audit.html")]
 struct LogPage {
     frame: Frame,
-    asked: LogQuery,
+    query: LogQuery,
     actions: Vec<&'static str>,
     entries: Vec<EntryView>,
     next: Option<String>,
     /// The page is not full although there are more entries, because a search examines a bounded number of entries.
     is_partial: bool,
-    checked: Option<Checked>,
+    checked: Option<ChainCheck>,
 }
 
 impl LogPage {
     async fn new(
         state: &State,
         visitor: &SignedIn,
-        asked: LogQuery,
-        checked: Option<Checked>,
+        query: LogQuery,
+        checked: Option<ChainCheck>,
     ) -> Result<Self, Problem> {
         let filter = audit::Filter {
             limit: SHOWN,
-            ..asked.filter()?
+            ..query.filter()?
         };
         let found = audit::list(&state.service, &visitor.by, filter).await?;
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Audit log")
-                .done(asked.done.as_deref(), &["pasted"]),
+                .done(query.done.as_deref(), &["pasted"]),
             actions: Action::ALL.iter().map(|action| action.as_str()).collect(),
             entries: found.entries.iter().map(EntryView::from).collect(),
             is_partial: found.next.is_some() && found.entries.len() < SHOWN as usize,
-            next: found.next.map(|next| asked.behind(&next.to_string())),
-            asked,
+            next: found.next.map(|next| query.next_query(&next.to_string())),
+            query,
             checked,
         })
     }
@@ -191,14 +191,14 @@ pub(super) async fn list(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let asked: LogQuery = query.read()?;
-    if [&asked.target_id, &asked.actor_id]
+    let query: LogQuery = query.read()?;
+    if [&query.target_id, &query.actor_id]
         .iter()
         .any(|text| has_secret(text))
     {
         return Ok(pasted(&request, "/dashboard/audit"));
     }
-    page::page(&LogPage::new(&state, &visitor, asked, None).await?)
+    page::page(&LogPage::new(&state, &visitor, query, None).await?)
 }
 
 /// Verifies the whole chain. A POST, so that no crawler or preview starts it.
@@ -221,15 +221,15 @@ pub(super) async fn export(
     visitor: SignedIn,
     query: Query,
 ) -> HandlerResult {
-    let asked: LogQuery = query.read()?;
-    let (format, name, content_type) = match asked.format.as_str() {
+    let query: LogQuery = query.read()?;
+    let (format, name, content_type) = match query.format.as_str() {
         "csv" => (Format::Csv, "audit-log.csv", "text/csv; charset=utf-8"),
         "jsonl" => (Format::JsonLines, "audit-log.jsonl", "application/jsonl"),
         _ => return Err(Problem::field("format", "must be one of csv, jsonl").into()),
     };
     let filter = audit::Filter {
         limit: STEP,
-        ..asked.filter()?
+        ..query.filter()?
     };
     let mut response = HttpResponse::Ok();
     response.content_type(content_type);

@@ -89,7 +89,7 @@ impl Fields {
 
     /// Adds the errors of a problem.
     #[must_use]
-    pub fn refused(mut self, problem: &Problem) -> Self {
+    pub fn with_errors(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
         if self.errors.is_empty() {
             let about = if problem.code == ProblemCode::ApplicationNameTaken {
@@ -117,7 +117,7 @@ impl Fields {
 
     /// Returns the errors that belong to none of these fields, whose names are separated by spaces.
     #[must_use]
-    pub fn errors_beside(&self, names: &str) -> Vec<&str> {
+    pub fn errors_except(&self, names: &str) -> Vec<&str> {
         let beside = |error: &&FieldError| {
             !names
                 .split(' ')
@@ -132,7 +132,7 @@ impl Fields {
 
     /// Returns whether there are errors.
     #[must_use]
-    pub fn is_refused(&self) -> bool {
+    pub fn has_errors(&self) -> bool {
         !self.errors.is_empty()
     }
 }

@@ -109,7 +109,7 @@ fn page_of_form<'a>(request: &'a ServiceRequest, state: &State) -> &'a str {
 }
 
 fn redirect_to_sign_in(request: &ServiceRequest, state: &State) -> HttpResponse {
-    let here = page::own_page(
+    let here = page::safe_next_page(
         request
             .uri()
             .path_and_query()
@@ -119,12 +119,12 @@ fn redirect_to_sign_in(request: &ServiceRequest, state: &State) -> HttpResponse 
     // is a page that loads the same URL again, from this site and with the cookie. The second request is not
     // `cross-site`.
     if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
-        return page::go_on(&state.public_path.path(here));
+        return page::continue_page(&state.public_path.path(here));
     }
     let next = if request.method().is_safe() {
         here
     } else {
         page_of_form(request, state)
     };
-    page::whole_window(request.headers(), &page::door(next, None))
+    page::redirect_whole_page(request.headers(), &page::sign_in_url(next, None))
 }

@@ -4,7 +4,9 @@ use actix_web::HttpResponse;
 use tollkey_core::{Problem, ProblemCode, audit::Actor};
 use tollkey_service::{
     Outcome,
-    idempotency::{self, Begun, Creating, IdempotencyKey, Place, Record, StoredResponse},
+    idempotency::{
+        self, BeginOutcome, CreationPermit, IdempotencyKey, Recorded, RequestTarget, StoredResponse,
+    },
 };
 
 use super::{
@@ -38,9 +40,14 @@ pub(super) fn for_another_account(account: &str) -> Problem {
 }
 
 /// Adds the errors to such a form. Its field `once` is replaced if the form cannot be sent again with it.
-pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Problem) -> Fields {
+pub(super) fn with_errors(
+    state: &State,
+    account: &str,
+    fields: Fields,
+    problem: &Problem,
+) -> Fields {
     let is_spent = problem.code == ProblemCode::IdempotencyMismatch || !is_for(&fields, account);
-    let fields = fields.refused(problem);
+    let fields = fields.with_errors(problem);
     if is_spent {
         fields.replaced("once", fresh(state, account))
     } else {
@@ -53,19 +60,19 @@ pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Pr
 ///
 /// # Errors
 /// Those of [`idempotency::begin`], and of `create`.
-pub(super) async fn once<T, R: Record<T>>(
+pub(super) async fn once<T, R: Recorded<T>>(
     state: &State,
     (account, actor): (&str, &Actor),
     path: &str,
     (fields, body): (&Fields, &Body),
-    create: impl AsyncFnOnce(Creating<R>) -> Result<Outcome<T, R>, Problem>,
+    create: impl AsyncFnOnce(CreationPermit<R>) -> Result<Outcome<T, R>, Problem>,
 ) -> Result<Outcome<T, R>, Problem> {
     let key = IdempotencyKey::parse(fields.get("once"))
         .map_err(|_| Problem::field("once", "The form is invalid. Reload the page."))?;
     if !is_for(fields, account) {
         return Err(for_another_account(account));
     }
-    let place = Place {
+    let place = RequestTarget {
         account,
         actor,
         mode: None,
@@ -82,8 +89,8 @@ pub(super) async fn once<T, R: Record<T>>(
         _ => problem,
     })?;
     match begun {
-        Begun::Fresh(creating) => create(creating).await,
-        Begun::Replay(outcome) => Ok(outcome),
+        BeginOutcome::Fresh(creating) => create(creating).await,
+        BeginOutcome::Replay(outcome) => Ok(outcome),
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Frame {
     /// The entry of the navigation it belongs to.
     pub section: &'static str,
     /// The person who is signed in; `None` on pages without a session.
-    pub who: Option<Who>,
+    pub who: Option<SignedInUser>,
     /// The notice about the last action.
     pub done: Option<&'static str>,
     /// The prefix of each of the server's own paths on the page.
@@ -58,7 +58,7 @@ pub struct Frame {
 
 /// The person who is signed in.
 #[derive(Debug)]
-pub struct Who {
+pub struct SignedInUser {
     /// The subject from the identity provider or the token.
     pub subject: String,
     /// The managed account.
@@ -82,7 +82,7 @@ impl Frame {
         section: &'static str,
         title: impl Into<String>,
     ) -> Self {
-        let who = Who {
+        let who = SignedInUser {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),
             is_operator: session.is_operator,
@@ -154,7 +154,7 @@ pub fn page(page: &impl Template) -> HandlerResult {
 ///
 /// # Errors
 /// Like [`page`].
-pub fn refused(problem: &Problem, page: &impl Template) -> HandlerResult {
+pub fn rejected(problem: &Problem, page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::build(status(problem)), page)
 }
 
@@ -172,7 +172,7 @@ fn status(problem: &Problem) -> StatusCode {
 
 /// Returns whether the form can be corrected and sent again. Other problems have their own page.
 #[must_use]
-pub fn can_be_mended(problem: &Problem) -> bool {
+pub fn can_be_corrected(problem: &Problem) -> bool {
     !matches!(
         problem.code,
         ProblemCode::NotFound | ProblemCode::InternalError | ProblemCode::Unavailable
@@ -201,7 +201,7 @@ const SECTIONS: [&str; 5] = ["keys", "applications", "audit", "settings", "accou
 /// The path has no dots, escapes, colons, empty segments, backslashes or control characters. So neither a browser nor
 /// a proxy that normalizes the path of a redirect can turn it into another host.
 #[must_use]
-pub fn own_page(next: &str) -> &str {
+pub fn safe_next_page(next: &str) -> &str {
     let (path, query) = next.split_once('?').unwrap_or((next, ""));
     let is_segment = |segment: &str| {
         !segment.is_empty()
@@ -232,9 +232,9 @@ pub fn own_page(next: &str) -> &str {
 
 /// Returns the URL of the sign-in page, with the page to return to, and a code for why a sign-in failed.
 #[must_use]
-pub fn door(next: &str, failed: Option<&str>) -> String {
+pub fn sign_in_url(next: &str, failed: Option<&str>) -> String {
     let pairs = [
-        Some(("next", own_page(next))),
+        Some(("next", safe_next_page(next))),
         failed.map(|word| ("failed", word)),
     ];
     let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>())
@@ -244,8 +244,8 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
 
 /// Redirects to another page. For htmx, which would replace only a part of the page, a header does it instead of 303.
 #[must_use]
-pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
-    if asked.contains_key("hx-request") {
+pub fn redirect_whole_page(headers: &HeaderMap, to: &str) -> HttpResponse {
+    if headers.contains_key("hx-request") {
         HttpResponse::Ok()
             .insert_header(("hx-redirect", to))
             .finish()
@@ -257,16 +257,16 @@ pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
 /// Renders a page that loads another one by itself: the URL of a provider, or an own path with the path prefix. The
 /// browser sends that request from this site, and so with the session's cookie.
 #[must_use]
-pub fn go_on(to: &str) -> HttpResponse {
-    let page = GoOn { to };
+pub fn continue_page(to: &str) -> HttpResponse {
+    let page = ContinuePage { to };
     HttpResponse::Ok()
         .content_type("text/html; charset=utf-8")
         .body(page.render().unwrap_or_default())
 }
 
 #[derive(Template)]
-#[template(path = "go_on.html")]
-struct GoOn<'a> {
+#[template(path = "continue.html")]
+struct ContinuePage<'a> {
     to: &'a str,
 }
 
@@ -364,10 +364,10 @@ mod tests {
             "/dashboard/audit/export?format=csv&",
             "/dashboard/account",
         ] {
-            assert_eq!(own_page(page), page);
+            assert_eq!(safe_next_page(page), page);
         }
         let longest = format!("/dashboard/keys?q={}", "a".repeat(NEXT_MAX - 18));
-        assert_eq!(own_page(&longest), longest);
+        assert_eq!(safe_next_page(&longest), longest);
         for rejected in [
             "",
             "/",
@@ -426,7 +426,7 @@ mod tests {
             "/keys/dashboard/keys",
             &format!("{longest}a"),
         ] {
-            assert_eq!(own_page(rejected), HOME, "{rejected:?}");
+            assert_eq!(safe_next_page(rejected), HOME, "{rejected:?}");
         }
     }
 }

@@ -53,7 +53,8 @@ const PROBE: &str = "__Host-tollkey_probe";
 
 impl Names {
     fn cookie_value<'a>(&self, state: &State, request: &'a HttpRequest) -> Option<&'a str> {
-        let plain = || cookie_value(request, self.plain).filter(|_| state.policy.development);
+        let plain =
+            || cookie_value(request, self.plain).filter(|_| state.request_settings.development);
         cookie_value(request, self.host).or_else(plain)
     }
 
@@ -141,7 +142,7 @@ pub(super) fn began_with(
 
 /// Returns the hash by which the session in a request's cookie is looked up.
 pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
-    SESSION.cookie_value(state, request).map(Digest::of)
+    SESSION.cookie_value(state, request).map(Digest::of_key)
 }
 
 /// Begins a session, and ends the browser's previous one: each session has a new cookie. `previous` is a session whose
@@ -170,7 +171,7 @@ pub(super) async fn begin(
 /// Returns whether the browser accepts a `Secure` cookie from this server. A redirect from a provider does not contain
 /// the probe, but the cookie of the sign-in.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
-    !state.policy.development
+    !state.request_settings.development
         || [PROBE, ATTEMPT.host]
             .iter()
             .any(|name| cookie_value(request, name).is_some())
@@ -185,7 +186,7 @@ pub(super) fn keep_attempt(
 ) -> HttpResponse {
     let text = attempt.to_text();
     let mut attempt_cookie = ATTEMPT.cookie(&text, is_secure(state, request));
-    attempt_cookie.set_max_age(Duration::seconds(Attempt::LASTS.as_secs()));
+    attempt_cookie.set_max_age(Duration::seconds(Attempt::LIFETIME.as_secs()));
     add(&mut response, &attempt_cookie);
     response
 }

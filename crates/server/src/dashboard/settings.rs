@@ -5,7 +5,7 @@ use askama::Template;
 use tollkey_core::{AccountId, OperatingModel, Problem, ServiceKey, ServiceKeyId};
 use tollkey_service::{
     Outcome, accounts,
-    idempotency::Creating,
+    idempotency::CreationPermit,
     service_keys::{self, CreatedServiceKey},
     sessions,
 };
@@ -13,7 +13,7 @@ use tollkey_service::{
 use super::{
     fields::Fields,
     once::{self, once},
-    page::{self, Done, Frame, Time, can_be_mended, see_other},
+    page::{self, Done, Frame, Time, can_be_corrected, see_other},
     session::{SignedIn, Visitor},
 };
 use crate::{
@@ -177,7 +177,7 @@ pub(super) async fn create_service_key(
     body: Body,
 ) -> HandlerResult {
     let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
-    let run = async |creating: Creating<ServiceKeyId>| {
+    let run = async |creating: CreationPermit<ServiceKeyId>| {
         let name = ServiceKey::parse_name(fields.get("name"))
             .map_err(|rule| Problem::field("/name", rule.to_string()))?;
         service_keys::create_once(&state.service, &actor.id, name, creating).await
@@ -201,9 +201,9 @@ pub(super) async fn create_service_key(
         }
         Ok(Outcome::Replayed(_)) => Ok(see_other("/dashboard/settings?done=once")),
         Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
-        Err(problem) if can_be_mended(&problem) => {
-            let fields = once::refused(&state, NO_ACCOUNT, fields, &problem);
-            page::refused(
+        Err(problem) if can_be_corrected(&problem) => {
+            let fields = once::with_errors(&state, NO_ACCOUNT, fields, &problem);
+            page::rejected(
                 &problem,
                 &SettingsPage::new(&state, &visitor, fields).await?,
             )
@@ -298,9 +298,9 @@ pub(super) async fn choose_account(
         }
         Err(rule) => {
             let problem = Problem::field("/account", rule.to_string());
-            page::refused(
+            page::rejected(
                 &problem,
-                &AccountPage::new(&visitor, fields.refused(&problem)),
+                &AccountPage::new(&visitor, fields.with_errors(&problem)),
             )
         }
     }

@@ -13,14 +13,14 @@ use tollkey_service::sessions;
 
 use super::{
     fields::Fields,
-    page::{self, Frame, HOME, own_page, see_other},
+    page::{self, Frame, HOME, safe_next_page, see_other},
     session::{self, Visitor},
 };
 use crate::{
-    auth::oidc::{Provider, SIGNED_OUT},
+    auth::oidc::{Provider, SIGNED_OUT_PATH},
     body::{Body, Query},
     rejection::HandlerResult,
-    sign_in::{self, Failure, Returned},
+    sign_in::{self, CallbackParameters, Failure},
     state::State,
 };
 
@@ -50,10 +50,10 @@ impl SignInPage {
     fn new(state: &State, next: &str, fields: Fields) -> Self {
         Self {
             frame: Frame::outside("Sign in", &state.public_path),
-            next: own_page(next).to_owned(),
+            next: safe_next_page(next).to_owned(),
             takes_oidc: state.sign_in.oidc.is_some(),
             takes_tokens: state.sign_in.token.is_some(),
-            is_development: state.policy.development,
+            is_development: state.request_settings.development,
             fields,
         }
     }
@@ -70,24 +70,24 @@ struct LinkPage {
 pub(super) async fn show(state: web::Data<State>, query: Query) -> HandlerResult {
     let Next { next, failed } = query.read()?;
     let next = next.as_deref().unwrap_or(HOME);
-    match failed.as_deref().and_then(Failure::from_word) {
-        Some(failure) => refused(&state, next, failure),
+    match failed.as_deref().and_then(Failure::from_code) {
+        Some(failure) => sign_in_failed(&state, next, failure),
         None => page::page(&SignInPage::new(&state, next, Fields::default())),
     }
     .map(session::probe)
 }
 
 /// Renders the sign-in page with the reason why a sign-in at a provider failed.
-fn refused(state: &State, next: &str, failure: Failure) -> HandlerResult {
+fn sign_in_failed(state: &State, next: &str, failure: Failure) -> HandlerResult {
     let claim = state
         .sign_in
         .oidc
         .as_ref()
         .map_or("", Provider::account_claim);
     let problem = failure.problem(claim);
-    page::refused(
+    page::rejected(
         &problem,
-        &SignInPage::new(state, next, Fields::default().refused(&problem)),
+        &SignInPage::new(state, next, Fields::default().with_errors(&problem)),
     )
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn by_oidc(
 ) -> HandlerResult {
     let provider = state.sign_in.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let Next { next, .. } = query.read()?;
-    let next = own_page(next.as_deref().unwrap_or(HOME));
+    let next = safe_next_page(next.as_deref().unwrap_or(HOME));
     let before = session::presented(&state, &request);
     match provider
         .begin(&*state.service.clock, &state.service.random, next, before)
@@ -112,7 +112,7 @@ pub(super) async fn by_oidc(
             &attempt,
             see_other(url.as_str()),
         )),
-        Err(error) => refused(&state, next, error.into()),
+        Err(error) => sign_in_failed(&state, next, error.into()),
     }
 }
 
@@ -127,10 +127,10 @@ pub(super) async fn come_back(
     let provider = state.sign_in.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let returned = returned(&query)?;
     let attempt = session::attempt(&state, &request);
-    let next = own_page(attempt.as_ref().map_or(HOME, |attempt| &attempt.next)).to_owned();
+    let next = safe_next_page(attempt.as_ref().map_or(HOME, |attempt| &attempt.next)).to_owned();
     let signed_in = match sign_in::by_oidc(&state, provider, attempt.as_ref(), &returned).await {
         Ok(sign_in) => {
-            let mut response = page::go_on(&state.public_path.path(&next));
+            let mut response = page::continue_page(&state.public_path.path(&next));
             // The URL contains a code, which the next page does not need.
             response.headers_mut().insert(
                 header::REFERRER_POLICY,
@@ -146,15 +146,17 @@ pub(super) async fn come_back(
     Ok(match signed_in {
         Ok(response) => session::forget_attempt(response),
         // Another site that redirects the browser here must not end the sign-in in progress.
-        Err(Failure::Unknown) => see_other(&page::door(&next, Some(Failure::Unknown.word()))),
+        Err(Failure::Unknown) => {
+            see_other(&page::sign_in_url(&next, Some(Failure::Unknown.word())))
+        }
         Err(failure) => {
-            session::forget_attempt(see_other(&page::door(&next, Some(failure.word()))))
+            session::forget_attempt(see_other(&page::sign_in_url(&next, Some(failure.word()))))
         }
     })
 }
 
 /// Returns the parameters of a provider's redirect; none if one is repeated (RFC 6749, section 3.1).
-fn returned(query: &Query) -> Result<Returned, Problem> {
+fn returned(query: &Query) -> Result<CallbackParameters, Problem> {
     let pairs = query.pairs()?;
     let all = |name: &str| {
         pairs
@@ -168,10 +170,10 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
         .iter()
         .any(|values| values.len() > 1)
     {
-        return Ok(Returned::default());
+        return Ok(CallbackParameters::default());
     }
     let only = |values: Vec<&String>| values.first().map(|value| (*value).clone());
-    Ok(Returned {
+    Ok(CallbackParameters {
         state: only(state).map(Secret::from),
         code: only(code).map(Secret::from),
         error: only(error),
@@ -224,9 +226,9 @@ fn link_rejected(state: &State) -> HandlerResult {
         "This link was used before, is older than five minutes, or is from before the server started. \
          `tollkey dashboard-link` prints another.",
     );
-    page::refused(
+    page::rejected(
         &problem,
-        &SignInPage::new(state, HOME, Fields::default().refused(&problem)),
+        &SignInPage::new(state, HOME, Fields::default().with_errors(&problem)),
     )
 }
 
@@ -240,13 +242,13 @@ pub(super) async fn by_token(
         return Err(Problem::not_found().into());
     }
     let fields = Fields::read(&body)?;
-    let next = own_page(fields.get("next")).to_owned();
+    let next = safe_next_page(fields.get("next")).to_owned();
     match sign_in::by_token(&state, fields.get("token")).await {
         Ok(sign_in) => Ok(session::begin(&state, &request, sign_in, None, see_other(&next)).await?),
         // The submitted token is a secret, so the page does not contain it.
-        Err(problem) => page::refused(
+        Err(problem) => page::rejected(
             &problem,
-            &SignInPage::new(&state, &next, Fields::default().refused(&problem)),
+            &SignInPage::new(&state, &next, Fields::default().with_errors(&problem)),
         ),
     }
 }
@@ -272,8 +274,8 @@ pub(super) async fn sign_out(
     };
     Ok(session::forget(match at_provider {
         // A page instead of a redirect, because the content security policy lets forms lead only to this site.
-        Some(url) => page::go_on(url.as_str()),
-        None => see_other(SIGNED_OUT),
+        Some(url) => page::continue_page(url.as_str()),
+        None => see_other(SIGNED_OUT_PATH),
     }))
 }
 

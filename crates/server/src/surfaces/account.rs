@@ -19,7 +19,7 @@ use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
     audit, members,
     parameters::path_id,
-    retry::{Retry, Shown, respond},
+    retry::{IdempotencyHeader, Representation, respond},
 };
 use crate::{
     auth::AccountHolder,
@@ -99,7 +99,7 @@ pub async fn create(
     request: HttpRequest,
     state: web::Data<State>,
     holder: AccountHolder,
-    retry: Retry,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let by = &holder.0;
@@ -111,7 +111,7 @@ pub async fn create(
         api_keys::create(&state.service, by, family, fields, creating).await
     };
     let outcome = retry.once(&state, by, &body, run).await?;
-    let show = |created: &CreatedKey| Shown {
+    let show = |created: &CreatedKey| Representation {
         location: None,
         body: created_key(&created.key, &created.text),
     };

@@ -11,10 +11,10 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use self::present::{created_key, included_key, key, shown};
 use super::{
     parameters::{paging, path_id},
-    retry::{Retry, Shown, plain},
+    retry::{IdempotencyHeader, Representation, plain},
 };
 use crate::{
-    auth::Merchant,
+    auth::ManagementCaller,
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
@@ -61,8 +61,8 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 #[post("/applications")]
 pub async fn create(
     state: web::Data<State>,
-    merchant: Merchant,
-    retry: Retry,
+    merchant: ManagementCaller,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let by = &merchant.0;
@@ -70,8 +70,8 @@ pub async fn create(
         let (name, description) =
             body.read_json()?
                 .check(|body: api::CreateApplication, checks| {
-                    let name = checks.member("/name", Application::parse_name(&body.name));
-                    let description = checks.member(
+                    let name = checks.check("/name", Application::parse_name(&body.name));
+                    let description = checks.check(
                         "/description",
                         Application::parse_description(body.description.as_deref()),
                     );
@@ -80,7 +80,7 @@ pub async fn create(
         applications::create(&state.service, by, name, description, creating).await
     };
     plain(retry.once(&state, by, &body, run).await?, |application| {
-        Shown {
+        Representation {
             location: Some(format!("/api/v1/applications/{}", application.id)),
             body: shown(application, None),
         }
@@ -98,7 +98,11 @@ pub async fn create(
     responses((status = 200, description = "A page of applications.", body = api::Page<api::Application>))
 )]
 #[get("/applications")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
+pub async fn list(
+    state: web::Data<State>,
+    merchant: ManagementCaller,
+    query: Query,
+) -> HandlerResult {
     let query: api::ListApplications = query.read()?;
     let (page, limit) = paging(query.page, query.limit)?;
     let include = query.include.is_some();
@@ -124,7 +128,7 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
 #[get("/applications/{id}")]
 pub async fn get(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
     let application = applications::get(&state.service, &merchant.0, path_id(&id)?).await?;
@@ -149,7 +153,7 @@ pub async fn get(
 #[patch("/applications/{id}")]
 pub async fn update(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -169,8 +173,8 @@ pub async fn update(
                     }
                 };
                 let (name, description) = (
-                    checks.member("/name", name),
-                    checks.member("/description", description),
+                    checks.check("/name", name),
+                    checks.check("/description", description),
                 );
                 Some((name?, description?))
             })?;
@@ -194,7 +198,7 @@ pub async fn update(
 #[delete("/applications/{id}")]
 pub async fn delete(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
     applications::delete(&state.service, &merchant.0, path_id(&id)?).await?;
@@ -216,7 +220,7 @@ pub async fn delete(
 #[patch("/applications/{id}/status")]
 pub async fn set_status(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -245,9 +249,9 @@ pub async fn set_status(
 #[post("/applications/{id}/api-keys")]
 pub async fn create_key(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
-    retry: Retry,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let by = &merchant.0;
@@ -258,9 +262,11 @@ pub async fn create_key(
             .check(|body, checks| present::new_key(body, &state.service.catalogue, now, checks))?;
         api_keys::create_for_application(&state.service, by, path_id(&id)?, fields, creating).await
     };
-    plain(retry.once(&state, by, &body, run).await?, |created| Shown {
-        location: None,
-        body: created_key(created),
+    plain(retry.once(&state, by, &body, run).await?, |created| {
+        Representation {
+            location: None,
+            body: created_key(created),
+        }
     })
 }
 
@@ -278,7 +284,7 @@ pub async fn create_key(
 #[get("/applications/{id}/api-keys")]
 pub async fn list_keys(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     query: Query,
 ) -> HandlerResult {
@@ -312,7 +318,7 @@ pub async fn list_keys(
 #[delete("/applications/{id}/api-keys/{keyId}")]
 pub async fn revoke_key(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     path: web::Path<(String, String)>,
 ) -> HandlerResult {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);

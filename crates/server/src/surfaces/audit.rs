@@ -3,7 +3,7 @@
 pub mod present;
 
 use crate::{
-    auth::Merchant,
+    auth::ManagementCaller,
     body::Query,
     rejection::HandlerResult,
     state::State,
@@ -44,7 +44,11 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
     responses((status = 200, description = "A page of entries.", body = Vec<api::AuditEntry>, headers(("Link" = String, description = "The URL of the next page, with `rel=\"next\"`. Absent on the last page."))))
 )]
 #[get("/audit-log")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
+pub async fn list(
+    state: web::Data<State>,
+    merchant: ManagementCaller,
+    query: Query,
+) -> HandlerResult {
     let query: api::ListAuditLog = query.read()?;
     let filter = filter(&query)?;
     let found = audit::list(&state.service, &merchant.0, filter).await?;

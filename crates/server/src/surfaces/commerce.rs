@@ -13,10 +13,10 @@ use self::present::{created_key, edit, key, new_key};
 use super::{
     members,
     parameters::path_id,
-    retry::{Retry, Shown, plain},
+    retry::{IdempotencyHeader, Representation, plain},
 };
 use crate::{
-    auth::Merchant,
+    auth::ManagementCaller,
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
@@ -51,9 +51,9 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 /// The response to a revocation, as the document defines it.
 const REVOKED: &str = "API key revoked successfully";
 
-fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
+fn shown(created: &CreatedKey) -> Representation<api::CreatedKey> {
     let location = format!("/api/v1/api-keys/{}", created.key.id);
-    Shown {
+    Representation {
         location: Some(location),
         body: created_key(&created.key, &created.text),
     }
@@ -77,8 +77,8 @@ fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
 #[post("/api-keys")]
 pub async fn create(
     state: web::Data<State>,
-    merchant: Merchant,
-    retry: Retry,
+    merchant: ManagementCaller,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let by = &merchant.0;
@@ -105,7 +105,11 @@ pub async fn create(
     responses((status = 200, description = "A page of keys.", body = Vec<api::Key>, headers(("Link" = String, description = "The URL of the next page, with `rel=\"next\"`. Absent on the last page."))))
 )]
 #[get("/api-keys")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
+pub async fn list(
+    state: web::Data<State>,
+    merchant: ManagementCaller,
+    query: Query,
+) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
@@ -151,7 +155,7 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
 #[get("/api-keys/{id}")]
 pub async fn get(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
     let found = api_keys::get(
@@ -184,7 +188,7 @@ pub async fn get(
 #[patch("/api-keys/{id}")]
 pub async fn update(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -212,14 +216,14 @@ pub async fn update(
 #[post("/api-keys/{id}/revoke")]
 pub async fn revoke(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
     let reason = body
         .read_json_or_nothing()?
         .check(|body: api::RevokeKey, checks| {
-            checks.member("/reason", text::optional(body.reason.as_deref(), 255))
+            checks.check("/reason", text::optional(body.reason.as_deref(), 255))
         })?;
     let id = path_id(&id)?;
     api_keys::revoke(&state.service, &merchant.0, api_keys::COMMERCE, id, reason).await?;
@@ -246,7 +250,7 @@ pub async fn revoke(
 #[post("/api-keys/{id}/suspend")]
 pub async fn suspend(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -272,7 +276,7 @@ pub async fn suspend(
 #[post("/api-keys/{id}/resume")]
 pub async fn resume(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -303,9 +307,9 @@ pub async fn resume(
 #[post("/api-keys/{id}/rotate")]
 pub async fn rotate(
     state: web::Data<State>,
-    merchant: Merchant,
+    merchant: ManagementCaller,
     id: web::Path<String>,
-    retry: Retry,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let by = &merchant.0;
@@ -313,7 +317,7 @@ pub async fn rotate(
         let overlap = body
             .read_json_or_nothing()?
             .check(|body: api::RotateKey, checks| {
-                checks.member(
+                checks.check(
                     "/overlap_seconds",
                     Overlap::parse(body.overlap_seconds.unwrap_or_default()),
                 )

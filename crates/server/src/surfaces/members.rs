@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
 use tollkey_core::{
-    Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature,
-    time::from_micros,
+    Catalogue, FieldErrors, Invalid, IpList, Problem, RateLimit, Restrictions, Scope,
+    feature::Feature, time::from_micros,
 };
 use tollkey_store::KeyCursor;
 
@@ -27,7 +27,7 @@ pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Sco
 
 /// Reads the expiration of a key, which must be in the future.
 pub fn end(end: Option<Moment>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
-    Grants::parse_end(end.map(Timestamp::from), now)
+    Restrictions::parse_expiration(end.map(Timestamp::from), now)
 }
 
 /// Reads the IP allowlist of a key.
@@ -45,20 +45,20 @@ pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
 pub fn rate_limit(
     limit: Option<(i64, i64)>,
     (limit_pointer, window_pointer): (&str, &str),
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<Option<RateLimit>> {
     let Some((limit, window)) = limit else {
         return Some(None);
     };
-    checks.member(limit_pointer, RateLimit::parse_limit(limit));
-    checks.member(window_pointer, RateLimit::parse_window_seconds(window));
+    checks.check(limit_pointer, RateLimit::parse_limit(limit));
+    checks.check(window_pointer, RateLimit::parse_window_seconds(window));
     RateLimit::new(limit, window).ok().map(Some)
 }
 
 /// Like [`rate_limit`], with pointers in camelCase.
 pub fn camel_rate_limit(
     limit: Option<applications::RateLimit>,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<Option<RateLimit>> {
     let limit = limit.map(|limit| (limit.limit, limit.window_seconds));
     rate_limit(
@@ -86,9 +86,9 @@ pub fn listing(
     limit: Option<u32>,
     after: Option<&str>,
 ) -> Result<(u32, Option<KeyCursor>), Problem> {
-    let mut checks = Checks::default();
-    let limit = checks.member("limit", within(limit, LISTED, 1..=LISTED));
-    let after = checks.member("cursor", cursor(after));
+    let mut checks = FieldErrors::default();
+    let limit = checks.check("limit", within(limit, LISTED, 1..=LISTED));
+    let after = checks.check("cursor", cursor(after));
     match (limit, after) {
         (Some(limit), Some(after)) => Ok((limit, after)),
         _ => Err(checks.into_problem()),

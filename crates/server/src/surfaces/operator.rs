@@ -11,7 +11,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{
     parameters::path_id,
-    retry::{Retry, Shown, plain},
+    retry::{IdempotencyHeader, Representation, plain},
 };
 use crate::{
     auth::Operator,
@@ -102,21 +102,21 @@ pub async fn put_account(
 pub async fn create_service_key(
     state: web::Data<State>,
     operator: Operator,
-    retry: Retry,
+    retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
     let run = async |creating| {
         let name = body
             .read_json()?
             .check(|body: api::CreateServiceKey, checks| {
-                checks.member("/name", ServiceKey::parse_name(&body.name))
+                checks.check("/name", ServiceKey::parse_name(&body.name))
             })?;
         service_keys::create_once(&state.service, &operator.actor.id, name, creating).await
     };
     let outcome = retry
         .once_without_account(&state, &operator.actor, &body, run)
         .await?;
-    plain(outcome, |CreatedServiceKey { key, text }| Shown {
+    plain(outcome, |CreatedServiceKey { key, text }| Representation {
         location: None,
         body: api::CreatedServiceKey {
             id: key.id.to_string(),

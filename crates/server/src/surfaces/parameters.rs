@@ -1,6 +1,6 @@
 //! Path and query parameters that several surfaces share.
 
-use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
+use tollkey_core::{FieldErrors, Id, Invalid, Problem, id::Entity};
 
 /// Parses the ID in a path. A malformed ID gets the same response as an unknown one.
 pub fn path_id<Of: Entity>(text: &str) -> Result<Id<Of>, Problem> {
@@ -29,9 +29,9 @@ pub fn within(
 
 /// Returns `page` and `limit` of a paginated list.
 pub fn paging(page: Option<u32>, limit: Option<u32>) -> Result<(u32, u32), Problem> {
-    let mut checks = Checks::default();
-    let page = checks.member("page", within(page, 1, 1..=u32::MAX));
-    let limit = checks.member("limit", within(limit, 10, 1..=100));
+    let mut checks = FieldErrors::default();
+    let page = checks.check("page", within(page, 1, 1..=u32::MAX));
+    let limit = checks.check("limit", within(limit, 10, 1..=100));
     match (page, limit) {
         (Some(page), Some(limit)) => Ok((page, limit)),
         _ => Err(checks.into_problem()),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tollkey_core::{Problem, audit::Actor};
 use tollkey_service::{
     Outcome, RequestActor,
-    idempotency::{self, Begun, Creating, IdempotencyKey, Place, Record},
+    idempotency::{self, BeginOutcome, CreationPermit, IdempotencyKey, Recorded, RequestTarget},
 };
 use zeroize::Zeroizing;
 
@@ -24,13 +24,13 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 
 /// The Idempotency-Key of a request, if any, with the method and path that it applies to.
 #[derive(Debug)]
-pub struct Retry {
+pub struct IdempotencyHeader {
     key: Result<Option<IdempotencyKey>, Problem>,
     method: String,
     path: String,
 }
 
-impl FromRequest for Retry {
+impl FromRequest for IdempotencyHeader {
     type Error = Rejection;
     type Future = std::future::Ready<Result<Self, Rejection>>;
 
@@ -62,17 +62,17 @@ fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
         .map_err(|rule| wrong(&rule.to_string()))
 }
 
-impl Retry {
+impl IdempotencyHeader {
     /// Returns the outcome of an earlier request with the same Idempotency-Key, or that of `create`.
     ///
     /// # Errors
     /// Those of [`idempotency::begin`], of an invalid header, and of `create`.
-    pub async fn once<T: Record<T>>(
+    pub async fn once<T: Recorded<T>>(
         self,
         state: &State,
         by: &RequestActor,
         body: &Body,
-        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+        create: impl AsyncFnOnce(CreationPermit<T>) -> Result<Outcome<T>, Problem>,
     ) -> Result<Outcome<T>, Problem> {
         let mode = by.parent.as_ref().map(|key| key.key.mode);
         self.once_in(
@@ -84,28 +84,28 @@ impl Retry {
         .await
     }
 
-    /// Like [`Retry::once`], for resources that belong to no account.
+    /// Like [`IdempotencyHeader::once`], for resources that belong to no account.
     ///
     /// # Errors
-    /// Those of [`Retry::once`].
-    pub async fn once_without_account<T: Record<T>>(
+    /// Those of [`IdempotencyHeader::once`].
+    pub async fn once_without_account<T: Recorded<T>>(
         self,
         state: &State,
         by: &Actor,
         body: &Body,
-        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+        create: impl AsyncFnOnce(CreationPermit<T>) -> Result<Outcome<T>, Problem>,
     ) -> Result<Outcome<T>, Problem> {
         self.once_in(state, ("", by, None), body, create).await
     }
 
-    async fn once_in<T: Record<T>>(
+    async fn once_in<T: Recorded<T>>(
         self,
         state: &State,
         (account, actor, mode): (&str, &Actor, Option<tollkey_core::Mode>),
         body: &Body,
-        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+        create: impl AsyncFnOnce(CreationPermit<T>) -> Result<Outcome<T>, Problem>,
     ) -> Result<Outcome<T>, Problem> {
-        let place = Place {
+        let place = RequestTarget {
             account,
             actor,
             mode,
@@ -113,14 +113,14 @@ impl Retry {
             path: &self.path,
         };
         match idempotency::begin(&state.service, place, self.key?, body.bytes()?).await? {
-            Begun::Replay(outcome) => Ok(outcome),
-            Begun::Fresh(creating) => create(creating).await,
+            BeginOutcome::Replay(outcome) => Ok(outcome),
+            BeginOutcome::Fresh(creating) => create(creating).await,
         }
     }
 }
 
 /// The response for a created resource.
-pub struct Shown<B> {
+pub struct Representation<B> {
     /// The value of `Location`, if the document has one.
     pub location: Option<String>,
     /// The resource, which is serialized as JSON.
@@ -133,13 +133,13 @@ pub struct Shown<B> {
 /// What `wrap` returns.
 pub fn respond<T, B: Serialize>(
     outcome: Outcome<T>,
-    show: impl FnOnce(&T) -> Shown<B>,
+    show: impl FnOnce(&T) -> Representation<B>,
     wrap: impl FnOnce(&str) -> Result<String, Problem>,
 ) -> Result<HttpResponse, Rejection> {
     let replayed = !matches!(outcome, Outcome::Created(_));
     let (status, location, body) = match outcome {
         Outcome::Created(created) | Outcome::Replayed(created) => {
-            let Shown { location, body } = show(&created);
+            let Representation { location, body } = show(&created);
             let json =
                 Zeroizing::new(serde_json::to_string(&body).map_err(|_| Problem::internal())?);
             (StatusCode::CREATED, location, wrap(&json)?)
@@ -167,7 +167,7 @@ pub fn respond<T, B: Serialize>(
 /// Those of [`respond`].
 pub fn plain<T, B: Serialize>(
     outcome: Outcome<T>,
-    show: impl FnOnce(&T) -> Shown<B>,
+    show: impl FnOnce(&T) -> Representation<B>,
 ) -> Result<HttpResponse, Rejection> {
     respond(outcome, show, |json| Ok(json.to_owned()))
 }

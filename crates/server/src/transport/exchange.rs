@@ -48,7 +48,7 @@ impl SharedBody {
 }
 
 /// Handles some requests before the application.
-pub trait Front: 'static {
+pub trait EarlyHandler: 'static {
     /// Returns the response, or the request if the application has to handle it.
     fn respond(&self, request: Request)
     -> impl Future<Output = Result<Response<BoxBody>, Request>>;
@@ -56,9 +56,9 @@ pub trait Front: 'static {
 
 /// Leaves every request to the application.
 #[derive(Debug, Clone, Copy)]
-pub struct NoFront;
+pub struct NoEarlyHandler;
 
-impl Front for NoFront {
+impl EarlyHandler for NoEarlyHandler {
     async fn respond(&self, request: Request) -> Result<Response<BoxBody>, Request> {
         Err(request)
     }
@@ -221,7 +221,7 @@ pub(super) async fn answer<F, S, B>(
     mut request: Request,
 ) -> Exchanged<B>
 where
-    F: Front,
+    F: EarlyHandler,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
@@ -244,7 +244,7 @@ pub(super) async fn expect<F, S, B>(
     mut request: Request,
 ) -> Result<Request, ErrorResponse>
 where
-    F: Front,
+    F: EarlyHandler,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
     B: MessageBody + Unpin + 'static,
 {
@@ -286,7 +286,7 @@ async fn exchange<F, S, B>(
     incoming: Option<Rc<Incoming>>,
 ) -> Exchanged<B>
 where
-    F: Front,
+    F: EarlyHandler,
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {

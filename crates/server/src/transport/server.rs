@@ -39,7 +39,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Accepted, BACKLOG, Connections, Front, Options, http, stream::Stream};
+use super::{Accepted, BACKLOG, Connections, EarlyHandler, Options, http, stream::Stream};
 
 /// How long connections without a request are kept during shutdown, because a request may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
@@ -79,7 +79,7 @@ impl Server {
         application: F,
     ) -> io::Result<Self>
     where
-        R: Front,
+        R: EarlyHandler,
         G: Fn() -> R + Send + Clone + 'static,
         F: Fn() -> I + Send + Clone + 'static,
         I: IntoServiceFactory<S, Request>,

@@ -7,16 +7,16 @@ use tollkey_core::{Family, Mode};
 use tollkey_verifier::testing::START;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, each_backend, each_backend_with},
 };
 
 #[actix_web::test]
 async fn creation_returns_the_application() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "  Production Web Store ", "description": "Primary e-commerce backend"});
-        assert_answer!(app.post("/applications", body).bearer(&token).await, @r#"
+        assert_response!(app.post("/applications", body).bearer(&token).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -26,7 +26,7 @@ async fn creation_returns_the_application() {
 
         {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Production Web Store","description":"Primary e-commerce backend","isEnabled":true,"createdAt":"2026-01-01T00:00:00Z"}
         "#);
-        assert_answer!(app.post("/applications", json!({"name": "Staging"})).bearer(&token).await, @r#"
+        assert_response!(app.post("/applications", json!({"name": "Staging"})).bearer(&token).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -43,9 +43,9 @@ async fn creation_returns_the_application() {
 #[actix_web::test]
 async fn application_name_is_unique_per_account() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let first = app.application(&token, "Web Store").await;
-        assert_answer!(app.post("/applications", json!({"name": "Web Store"})).bearer(&token).await, @r#"
+        assert_response!(app.post("/applications", json!({"name": "Web Store"})).bearer(&token).await, @r#"
         409
         cache-control: no-store
         content-type: application/problem+json
@@ -55,7 +55,7 @@ async fn application_name_is_unique_per_account() {
         {"type":"urn:tollkey:problem:application_name_taken","title":"The application name is already used","status":409,"detail":"The account already has an application with this name. Choose another name.","code":"application_name_taken","request_id":"req_01KDVDNA00C2TTDCXK3GE3YDC5"}
         "#);
         app.application(&token, "web store").await;
-        app.application(&app.merchant("globex"), "Web Store").await;
+        app.application(&app.management_token("globex"), "Web Store").await;
         let other = app.application(&token, "Other").await;
         let rename = app.patch(&format!("/applications/{other}"), json!({"name": "Web Store"})).bearer(&token).await;
         assert_eq!((rename.status, rename.code().as_str()), (409, "application_name_taken"));
@@ -68,9 +68,9 @@ async fn application_name_is_unique_per_account() {
 #[actix_web::test]
 async fn invalid_application_names_each_field() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "x".repeat(101), "description": "é".repeat(501)});
-        assert_answer!(app.post("/applications", body).bearer(&token).await, @r#"
+        assert_response!(app.post("/applications", body).bearer(&token).await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -107,11 +107,11 @@ async fn invalid_application_names_each_field() {
 #[actix_web::test]
 async fn application_key_is_shown_once() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Production Web Store").await;
         let path = format!("/applications/{id}/api-keys");
         let reply = app.post(&path, json!({"description": "Primary checkout key"})).bearer(&token).await;
-        assert_answer!(reply, @r#"
+        assert_response!(reply, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -137,7 +137,7 @@ async fn application_key_is_shown_once() {
         let reply = app.post(&path, full).bearer(&token).await;
         assert_eq!(reply.status, 201, "{reply}");
         assert!(reply.json()["fullKey"].as_str().unwrap().starts_with("ks_test_"));
-        assert_answer!(app.get(&path).bearer(&token).await, @r#"
+        assert_response!(app.get(&path).bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -153,7 +153,7 @@ async fn application_key_is_shown_once() {
 #[actix_web::test]
 async fn invalid_key_names_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let path = format!("/applications/{id}/api-keys");
         let now = "2026-01-01T00:00:00Z";
@@ -192,7 +192,7 @@ async fn invalid_key_names_the_field_and_creates_nothing() {
 #[actix_web::test]
 async fn application_key_limit_counts_usable_keys() {
     each_backend_with(&[("TOLLKEY_APPLICATION_KEY_LIMIT", "3")], async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let path = format!("/applications/{id}/api-keys");
         // Concurrent requests: counting and inserting is one step.
@@ -200,7 +200,7 @@ async fn application_key_limit_counts_usable_keys() {
         let calls = (0..12).map(|_| app.post(&path, body.clone()).bearer(&token).into_future());
         let statuses: Vec<u16> = futures_util::future::join_all(calls).await.iter().map(|reply| reply.status).collect();
         assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 3, "{statuses:?}");
-        assert_answer!(app.post(&path, body.clone()).bearer(&token).await, @r#"
+        assert_response!(app.post(&path, body.clone()).bearer(&token).await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -225,8 +225,8 @@ async fn application_key_limit_counts_usable_keys() {
 #[actix_web::test]
 async fn applications_are_listed_newest_first() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        assert_answer!(app.get("/applications").bearer(&token).await, @r#"
+        let token = app.management_token("acme");
+        assert_response!(app.get("/applications").bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -240,7 +240,7 @@ async fn applications_are_listed_newest_first() {
             app.key(&token, &id, json!({})).await;
             app.clock.advance(Duration::from_secs(1));
         }
-        assert_answer!(app.get("/applications?include=apiKeys&page=1&limit=2").bearer(&token).await, @r#"
+        assert_response!(app.get("/applications?include=apiKeys&page=1&limit=2").bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -249,7 +249,7 @@ async fn applications_are_listed_newest_first() {
 
         {"items":[{"id":"019b76da-afd0-7823-8b2a-e000550e0be5","name":"Third","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:02Z","apiKeys":[{"id":"019b76da-afd0-79f5-9ba4-56ebeb0acac2","keyPrefix":"ks_live_UEcd","description":"Checkout","status":"active"}]},{"id":"019b76da-abe8-7305-8c06-f5c9c4f470f2","name":"Second","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:01Z","apiKeys":[{"id":"019b76da-abe8-796b-8b14-7149c5729dac","keyPrefix":"ks_live_K1y3","description":"Checkout","status":"active"}]}],"page":1,"limit":2,"totalItems":3,"totalPages":2,"hasPreviousPage":false,"hasNextPage":true}
         "#);
-        assert_answer!(app.get("/applications?page=2&limit=2").bearer(&token).await, @r#"
+        assert_response!(app.get("/applications?page=2&limit=2").bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -268,7 +268,7 @@ async fn applications_are_listed_newest_first() {
 #[actix_web::test]
 async fn invalid_list_parameters_are_rejected() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         for path in [
             "/applications".to_owned(),
@@ -301,11 +301,11 @@ async fn invalid_list_parameters_are_rejected() {
 #[actix_web::test]
 async fn merge_patch_updates_an_application() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let path = format!("/applications/{id}");
         let patched = app.patch(&path, json!({"name": "Shop", "description": "New"})).bearer(&token).await;
-        assert_answer!(patched, @r#"
+        assert_response!(patched, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -334,19 +334,19 @@ async fn merge_patch_updates_an_application() {
 #[actix_web::test]
 async fn deleting_a_key_revokes_it_once() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let (first, second) = (app.key(&token, &id, json!({})).await, app.key(&token, &id, json!({})).await);
         assert_eq!((app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()), ("valid", "valid"));
         let path = format!("/applications/{id}/api-keys/{}", first.id);
-        assert_answer!(app.delete(&path).bearer(&token).await, @"
+        assert_response!(app.delete(&path).bearer(&token).await, @"
         204
         cache-control: no-store
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA009K9ZREF2YE8PHR6X
         ");
         assert_eq!((app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()), ("revoked", "valid"));
-        assert_answer!(app.delete(&path).bearer(&token).await, @r#"
+        assert_response!(app.delete(&path).bearer(&token).await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -373,12 +373,12 @@ async fn deleting_a_key_revokes_it_once() {
 #[actix_web::test]
 async fn disabled_application_denies_its_keys_until_enabled() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Production Web Store").await;
         let key = app.key(&token, &id, json!({})).await;
         assert_eq!(app.code(&key.text).await, "valid");
         let path = format!("/applications/{id}/status");
-        assert_answer!(app.patch(&path, json!({"isEnabled": false})).bearer(&token).await, @r#"
+        assert_response!(app.patch(&path, json!({"isEnabled": false})).bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -400,7 +400,7 @@ async fn disabled_application_denies_its_keys_until_enabled() {
 #[actix_web::test]
 async fn deleting_an_application_revokes_its_keys() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let kept = app.application(&token, "Kept").await;
         let (first, second) = (
@@ -459,7 +459,7 @@ async fn deleting_an_application_revokes_its_keys() {
 #[actix_web::test]
 async fn replica_shows_last_use_that_is_not_written_yet() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let of_application = app.key(&token, &application, json!({})).await;
         let commerce = app.commerce_key(&token, json!({})).await;
@@ -470,7 +470,8 @@ async fn replica_shows_last_use_that_is_not_written_yet() {
         let _ = app.running().state().service.verifier.collect_usage();
         let shown = async |path: &str, pointer: &str| {
             let reply = app.get(path).bearer(&token).await;
-            reply.json().pointer(pointer).cloned().expect("a time")
+            let time = reply.json().pointer(pointer).cloned();
+            time.unwrap_or_else(|| panic!("{path}: {reply}"))
         };
         let commerce = format!("/api-keys/{}", commerce.id);
         for (path, pointer) in [
@@ -510,7 +511,7 @@ async fn replica_shows_last_use_that_is_not_written_yet() {
 #[actix_web::test]
 async fn last_used_is_the_last_successful_verification() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let key = app
             .key(&token, &id, json!({"scopes": ["links:read"]}))

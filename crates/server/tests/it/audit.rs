@@ -7,7 +7,7 @@ use tollkey_core::audit::{Entry, Head, verify};
 use tollkey_store::Owner;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Reply, each_backend},
 };
 
@@ -100,8 +100,8 @@ const EXPECTED_ACTIONS: [&str; 9] = [
 #[actix_web::test]
 async fn audit_entry_has_actor_target_and_origin_of_a_change() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        assert_answer!(log(app, &token, "").await, @"
+        let token = app.management_token("acme");
+        assert_response!(log(app, &token, "").await, @"
         200
         cache-control: no-store
         content-type: application/json
@@ -117,7 +117,7 @@ async fn audit_entry_has_actor_target_and_origin_of_a_change() {
             .header("x-forwarded-for", "6.6.6.6, 203.0.113.7");
         let id = create.await.json()["id"].as_str().unwrap().to_owned();
         app.key(&token, &id, json!({"scopes": ["links:read"], "metadata": {"owner": "checkout"}})).await;
-        assert_answer!(log(app, &token, "").await, @r#"
+        assert_response!(log(app, &token, "").await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -133,7 +133,7 @@ async fn audit_entry_has_actor_target_and_origin_of_a_change() {
 #[actix_web::test]
 async fn entries_are_newest_first_in_an_intact_chain() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         make_changes(app, &token).await;
         assert_eq!(actions(&log(app, &token, "").await), EXPECTED_ACTIONS);
         let mut entries = chain(app, "acme").await;
@@ -194,7 +194,7 @@ async fn entries_are_newest_first_in_an_intact_chain() {
 #[actix_web::test]
 async fn rejected_and_empty_changes_have_no_entry() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let key = app.key(&token, &id, json!({})).await;
         let path = format!("/applications/{id}");
@@ -226,7 +226,10 @@ async fn rejected_and_empty_changes_have_no_entry() {
                     .bearer(&token),
                 400,
             ),
-            (app.delete(&path).bearer(&app.merchant("globex")), 404),
+            (
+                app.delete(&path).bearer(&app.management_token("globex")),
+                404,
+            ),
             (app.delete(&path).bearer(&key.text), 401),
             (
                 app.put(
@@ -247,7 +250,10 @@ async fn rejected_and_empty_changes_have_no_entry() {
             assert_eq!(reply.status, status, "{reply}");
         }
         assert_eq!(log(app, &token, "").await.json(), before);
-        assert_eq!(log(app, &app.merchant("globex"), "").await.body, "[]");
+        assert_eq!(
+            log(app, &app.management_token("globex"), "").await.body,
+            "[]"
+        );
     })
     .await;
 }
@@ -255,7 +261,7 @@ async fn rejected_and_empty_changes_have_no_entry() {
 #[actix_web::test]
 async fn filters_select_entries() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let start = tollkey_core::Clock::now(&app.clock).as_second();
         let id = make_changes(app, &token).await;
         let by = async |query: &str| actions(&log(app, &token, query).await);
@@ -315,7 +321,7 @@ async fn filters_select_entries() {
 #[actix_web::test]
 async fn invalid_log_parameters_are_rejected() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let time = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
         for (query, error) in [
             ("limit=0", "limit must be between 1 and 100".to_owned()),
@@ -363,7 +369,7 @@ async fn invalid_log_parameters_are_rejected() {
 #[actix_web::test]
 async fn next_links_lead_through_all_pages() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         make_changes(app, &token).await;
         let whole = log(app, &token, "").await;
         assert_eq!(whole.header("link"), None);
@@ -422,7 +428,7 @@ async fn next_links_lead_through_all_pages() {
 #[actix_web::test]
 async fn each_account_has_its_own_log_and_chain() {
     each_backend(async |app: &App| {
-        let (acme, globex) = (app.merchant("acme"), app.merchant("globex"));
+        let (acme, globex) = (app.management_token("acme"), app.management_token("globex"));
         let id = app.application(&acme, "Web Store").await;
         app.application(&globex, "Web Store").await;
         app.application(&acme, "Staging").await;
@@ -469,7 +475,7 @@ async fn operator_changes_are_attributed_to_the_operator() {
             )
             .bearer(&operator);
         assert_eq!(create.await.status, 201);
-        let entries = log(app, &app.merchant("acme"), "").await.json();
+        let entries = log(app, &app.management_token("acme"), "").await.json();
         assert_eq!(entries.as_array().map(Vec::len), Some(2));
         for entry in entries.as_array().unwrap() {
             assert_eq!(entry["actor"], json!({"type": "operator", "id": "user_1"}));

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
+use tollkey_core::{Family, Mode, PlainKey, key_text::CredentialKind};
 
 use crate::support::{App, Call, Reply, each_backend};
 
@@ -140,18 +140,18 @@ struct Resources {
 }
 
 async fn prepare(app: &App) -> (Callers, Resources) {
-    let merchant = app.merchant("acme");
+    let merchant = app.management_token("acme");
     let application = app.application(&merchant, "Web Store").await;
     let key = app.key(&merchant, &application, json!({})).await;
     let service_key = app.service_key().await;
     let insert = async |family| {
-        app.insert("acme", &app.mint(family, Mode::Live), |_| ())
+        app.insert("acme", &app.generate_key(family, Mode::Live), |_| ())
             .await
     };
     let commerce_key = insert(Family::Commerce).await;
     let account_key = insert(Family::Secret).await;
     let callers = Callers {
-        other_merchant: app.merchant("globex"),
+        other_merchant: app.management_token("globex"),
         accountless: app.token(None, &[]),
         operator: app.operator(),
         service: app.service(),
@@ -291,20 +291,20 @@ async fn invalid_credential_is_401_everywhere() {
         let (_, resources) = prepare(app).await;
         let unknown = |kind| {
             let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
-            KeyText::mint(kind, &mut rng).expose().to_owned()
+            PlainKey::generate(kind, &mut rng).expose().to_owned()
         };
         let invalid = [
             ("garbage".to_owned(), "invalid_api_key"),
             ("eyEXAMPLE.eyEXAMPLE.EXAMPLE".to_owned(), "invalid_token"),
             (
-                unknown(Kind::Key(Family::Application, Mode::Live)),
+                unknown(CredentialKind::Key(Family::Application, Mode::Live)),
                 "invalid_api_key",
             ),
             (
-                unknown(Kind::Key(Family::Secret, Mode::Test)),
+                unknown(CredentialKind::Key(Family::Secret, Mode::Test)),
                 "invalid_api_key",
             ),
-            (unknown(Kind::ServiceKey), "invalid_api_key"),
+            (unknown(CredentialKind::ServiceKey), "invalid_api_key"),
         ];
         for (method, template, allowed) in rows() {
             for (credential, code) in invalid.iter().filter(|_| allowed != Public) {

@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_server::{
-    auth::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, create_token},
     config::Secret,
 };
 use tollkey_store::testing::Database;
@@ -488,7 +488,7 @@ pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String 
         lifetime: jiff::SignedDuration::from_hours(1),
     };
     let rules = ClaimRules::from(&settings("sqlite://tollkey.db", &[]).tokens);
-    mint(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
+    create_token(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
 }
 
 /// A connection for requests that are sent in pieces, repeatedly, or to a server that crashes.

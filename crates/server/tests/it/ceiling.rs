@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollkey_core::KeyId;
 
 use crate::{
-    storlaunch::{envelope, made, make, refusal, rules, wanted},
+    storlaunch::{create_key, created_key, envelope, error_code, field_errors, key_request},
     support::{App, Call, Key, Reply, each_backend, each_backend_with, eventually},
 };
 
@@ -17,7 +17,7 @@ const KEYS: &str = "/v1/account/api-keys";
 const DIRECT: &[(&str, &str)] = &[("TOLLKEY_TRUSTED_PROXIES", "none")];
 
 fn limits(app: &App) -> Value {
-    let mut body = wanted("live", "secret");
+    let mut body = key_request("live", "secret");
     body["allowedIps"] = json!(["203.0.113.0/24", "127.0.0.0/8", "2001:db8::/32"]);
     body["expiresAt"] = json!(app.in_seconds(3600));
     body["rateLimit"] = json!({"limit": 500, "windowSeconds": 100});
@@ -25,12 +25,12 @@ fn limits(app: &App) -> Value {
 }
 
 async fn limited(app: &App) -> Key {
-    make(app, &app.merchant("acme"), limits(app)).await
+    create_key(app, &app.management_token("acme"), limits(app)).await
 }
 
 /// Requests a key with this additional field.
 async fn create_with(app: &App, by: &Key, member: &str, value: &Value) -> Reply {
-    let mut body = wanted("live", "secret");
+    let mut body = key_request("live", "secret");
     body[member] = value.clone();
     app.post(KEYS, body).bearer(&by.text).await
 }
@@ -44,7 +44,7 @@ async fn row(app: &App, id: &str) -> Value {
 }
 
 async fn rows(app: &App) -> Vec<Value> {
-    let reply = app.get(KEYS).bearer(&app.merchant("acme")).await;
+    let reply = app.get(KEYS).bearer(&app.management_token("acme")).await;
     envelope(app, &reply)["data"].as_array().unwrap().clone()
 }
 
@@ -55,7 +55,7 @@ async fn omitted_and_null_limits_are_inherited() {
         for access in ["secret", "publishable"] {
             for environment in ["live", "test"] {
                 for nulls in [false, true] {
-                    let mut body = wanted(environment, access);
+                    let mut body = key_request(environment, access);
                     for member in ["allowedIps", "expiresAt", "rateLimit", "metadata"] {
                         if nulls {
                             body[member] = Value::Null;
@@ -63,7 +63,7 @@ async fn omitted_and_null_limits_are_inherited() {
                     }
                     let reply = app.post(KEYS, body).bearer(&creator.text).await;
                     assert_eq!(reply.status, 201, "{reply}");
-                    let row = row(app, &made(&reply).id).await;
+                    let row = row(app, &created_key(&reply).id).await;
                     for shown in [&envelope(app, &reply)["data"], &row] {
                         assert_eq!(
                             shown["allowedIps"],
@@ -79,8 +79,8 @@ async fn omitted_and_null_limits_are_inherited() {
             }
         }
         // The limits pass on to further generations.
-        let child = make(app, &creator.text, wanted("live", "secret")).await;
-        let grandchild = make(app, &child.text, wanted("live", "secret")).await;
+        let child = create_key(app, &creator.text, key_request("live", "secret")).await;
+        let grandchild = create_key(app, &child.text, key_request("live", "secret")).await;
         assert_eq!(
             row(app, &grandchild.id).await["expiresAt"],
             "2026-01-01T01:00:00Z"
@@ -88,8 +88,8 @@ async fn omitted_and_null_limits_are_inherited() {
         // Fields that are no limits are not inherited.
         let mut body = limits(app);
         body["metadata"] = json!({"owner": "checkout"});
-        let creator = make(app, &app.merchant("acme"), body).await;
-        let child = make(app, &creator.text, wanted("live", "secret")).await;
+        let creator = create_key(app, &app.management_token("acme"), body).await;
+        let child = create_key(app, &creator.text, key_request("live", "secret")).await;
         assert_eq!(row(app, &child.id).await.get("metadata"), None);
     })
     .await;
@@ -121,7 +121,7 @@ async fn limits_beyond_the_creator_are_rejected() {
         ] {
             let reply = create_with(app, &creator, member, &value).await;
             assert_eq!(
-                refusal(app, &reply),
+                error_code(app, &reply),
                 (403, "FORBIDDEN".to_owned()),
                 "{member}: {value}"
             );
@@ -144,7 +144,7 @@ async fn limits_beyond_the_creator_are_rejected() {
         ] {
             let reply = create_with(app, &creator, member, &value).await;
             // Each error is about this field or a field inside it.
-            let rules = rules(app, &reply);
+            let rules = field_errors(app, &reply);
             assert!(!rules.is_empty(), "{member}: {value}");
             assert!(
                 rules
@@ -188,11 +188,11 @@ async fn limits_beyond_the_creator_are_rejected() {
 #[actix_web::test]
 async fn unlimited_creator_may_set_any_limits() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let creator = make(app, &token, wanted("live", "secret")).await;
+        let token = app.management_token("acme");
+        let creator = create_key(app, &token, key_request("live", "secret")).await;
         for by in [&creator.text, &token] {
-            make(app, by, limits(app)).await;
-            let key = make(app, by, wanted("live", "secret")).await;
+            create_key(app, by, limits(app)).await;
+            let key = create_key(app, by, key_request("live", "secret")).await;
             assert_eq!(
                 row(app, &key.id).await.as_object().unwrap().len(),
                 9,
@@ -207,10 +207,10 @@ async fn unlimited_creator_may_set_any_limits() {
 async fn audit_entry_names_the_creator() {
     each_backend_with(DIRECT, async |app: &App| {
         let creator = limited(app).await;
-        let child = make(app, &creator.text, wanted("live", "secret")).await;
+        let child = create_key(app, &creator.text, key_request("live", "secret")).await;
         let log = app
             .get("/audit-log?action=api_key.created")
-            .bearer(&app.merchant("acme"))
+            .bearer(&app.management_token("acme"))
             .await
             .json();
         let creator_id = creator.id.parse::<KeyId>().unwrap().to_string();
@@ -234,7 +234,7 @@ async fn audit_entry_names_the_creator() {
         for id in [&creator.id, &creator_id] {
             let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
             assert_eq!(
-                made.bearer(&app.merchant("acme")).await.json(),
+                made.bearer(&app.management_token("acme")).await.json(),
                 json!([log[0]])
             );
         }
@@ -246,14 +246,19 @@ async fn audit_entry_names_the_creator() {
 #[actix_web::test]
 async fn revoking_a_key_revokes_its_descendants() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let creator = make(app, &token, wanted("live", "secret")).await;
-        let sibling = make(app, &token, wanted("live", "secret")).await;
-        let child = make(app, &creator.text, wanted("live", "secret")).await;
-        let catalogue = make(app, &creator.text, wanted("test", "publishable")).await;
-        let grandchild = make(app, &child.text, wanted("test", "secret")).await;
-        let of_sibling = make(app, &sibling.text, wanted("live", "secret")).await;
-        let foreign = make(app, &app.merchant("globex"), wanted("live", "secret")).await;
+        let token = app.management_token("acme");
+        let creator = create_key(app, &token, key_request("live", "secret")).await;
+        let sibling = create_key(app, &token, key_request("live", "secret")).await;
+        let child = create_key(app, &creator.text, key_request("live", "secret")).await;
+        let catalogue = create_key(app, &creator.text, key_request("test", "publishable")).await;
+        let grandchild = create_key(app, &child.text, key_request("test", "secret")).await;
+        let of_sibling = create_key(app, &sibling.text, key_request("live", "secret")).await;
+        let foreign = create_key(
+            app,
+            &app.management_token("globex"),
+            key_request("live", "secret"),
+        )
+        .await;
         let codes = async |keys: &[&Key]| {
             let mut codes = Vec::new();
             for key in keys {
@@ -334,11 +339,11 @@ async fn revoking_a_key_revokes_its_descendants() {
 #[actix_web::test]
 async fn key_created_during_revocation_of_its_creator_is_revoked() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for _ in 0..5 {
-            let creator = make(app, &token, wanted("live", "secret")).await;
+            let creator = create_key(app, &token, key_request("live", "secret")).await;
             let creations = join_all((0..10).map(|_| {
-                app.post("/account/api-keys", wanted("live", "secret"))
+                app.post("/account/api-keys", key_request("live", "secret"))
                     .bearer(&creator.text)
                     .into_future()
             }));
@@ -364,14 +369,15 @@ async fn key_created_during_revocation_of_its_creator_is_revoked() {
 async fn concurrent_revocations_revoke_each_key_once() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let mut all = Vec::new();
         for _ in 0..3 {
-            let mut generations = vec![make(app, &token, wanted("live", "secret")).await];
+            let mut generations =
+                vec![create_key(app, &token, key_request("live", "secret")).await];
             for _ in 0..3 {
                 let creator = generations.last().unwrap().text.clone();
-                make(app, &creator, wanted("test", "publishable")).await;
-                generations.push(make(app, &creator, wanted("live", "secret")).await);
+                create_key(app, &creator, key_request("test", "publishable")).await;
+                generations.push(create_key(app, &creator, key_request("live", "secret")).await);
             }
             // From the youngest to the oldest key and back, on two servers.
             let revocations = generations
@@ -425,7 +431,7 @@ async fn concurrent_revocations_revoke_each_key_once() {
 #[actix_web::test]
 async fn creator_that_ends_during_its_request_is_rejected() {
     each_backend_with(DIRECT, async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for end in ["revoked", "suspended", "expired"] {
             let creator = limited(app).await;
             let last_used = async || {
@@ -433,7 +439,7 @@ async fn creator_that_ends_during_its_request_is_rejected() {
                 row(app, &creator.id).await["lastUsedAt"].clone()
             };
             let held = app
-                .post(KEYS, wanted("live", "secret"))
+                .post(KEYS, key_request("live", "secret"))
                 .bearer(&creator.text)
                 .hold_body()
                 .await;
@@ -461,22 +467,22 @@ async fn creator_that_ends_during_its_request_is_rejected() {
             let before = rows(app).await.len();
             let reply = held.send_body().await;
             assert_eq!(
-                refusal(app, &reply),
+                error_code(app, &reply),
                 (401, "INVALID_API_KEY".to_owned()),
                 "{end}"
             );
             assert_eq!(rows(app).await.len(), before, "{end}");
         }
         // An active creator succeeds with the same held request.
-        let creator = make(app, &token, wanted("live", "secret")).await;
+        let creator = create_key(app, &token, key_request("live", "secret")).await;
         let held = app
-            .post(KEYS, wanted("live", "secret"))
+            .post(KEYS, key_request("live", "secret"))
             .bearer(&creator.text)
             .hold_body()
             .await;
         let reply = held.send_body().await;
         assert_eq!(reply.status, 201, "{reply}");
-        assert_eq!(app.code(&made(&reply).text).await, "valid");
+        assert_eq!(app.code(&created_key(&reply).text).await, "valid");
     })
     .await;
 }
@@ -487,7 +493,7 @@ async fn revoked_creator_gets_no_replayed_response() {
     each_backend_with(DIRECT, async |app: &App| {
         let creator = limited(app).await;
         let create = || {
-            app.post(KEYS, wanted("live", "secret"))
+            app.post(KEYS, key_request("live", "secret"))
                 .bearer(&creator.text)
                 .header("idempotency-key", "0123456789abcdef")
         };
@@ -495,13 +501,13 @@ async fn revoked_creator_gets_no_replayed_response() {
         assert_eq!(create().await.header("idempotent-replayed"), Some("true"));
         assert_eq!(
             app.delete(&format!("{KEYS}/{}", creator.id))
-                .bearer(&app.merchant("acme"))
+                .bearer(&app.management_token("acme"))
                 .await
                 .status,
             200
         );
         let reply = create().await;
-        assert_eq!(refusal(app, &reply), (401, "INVALID_API_KEY".to_owned()));
+        assert_eq!(error_code(app, &reply), (401, "INVALID_API_KEY".to_owned()));
     })
     .await;
 }
@@ -510,12 +516,12 @@ async fn revoked_creator_gets_no_replayed_response() {
 #[actix_web::test]
 async fn ip_allowlist_of_the_creator_applies() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let mut body = wanted("live", "secret");
+        let token = app.management_token("acme");
+        let mut body = key_request("live", "secret");
         body["allowedIps"] = json!(["203.0.113.0/24"]);
-        let creator = make(app, &token, body).await;
+        let creator = create_key(app, &token, body).await;
         let create = || {
-            app.post(KEYS, wanted("live", "secret"))
+            app.post(KEYS, key_request("live", "secret"))
                 .bearer(&creator.text)
         };
         for (forwarded, allowed) in [
@@ -537,7 +543,7 @@ async fn ip_allowlist_of_the_creator_applies() {
                 assert_eq!(reply.status, 201, "{forwarded:?}: {reply}");
             } else {
                 assert_eq!(
-                    refusal(app, &reply),
+                    error_code(app, &reply),
                     (403, "FORBIDDEN".to_owned()),
                     "{forwarded:?}"
                 );

@@ -6,10 +6,10 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tollkey_core::{
-    Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code,
+    AccessRequest, Catalogue, Denial, RequestPath, RouteBase, VerifierId, usage::outcome_code,
 };
 use tollkey_middleware::source::HttpSource;
-use tollkey_server::server::Running;
+use tollkey_server::server::RunningServer;
 use tollkey_verifier::{Settings, Stats, Verifier};
 
 use crate::support::{App, Call, Key, each_backend_with_replica, source};
@@ -205,7 +205,7 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    async fn connect(replica: &Running, app: &App, service_key: &str, id: u8) -> Self {
+    async fn connect(replica: &RunningServer, app: &App, service_key: &str, id: u8) -> Self {
         let base = format!("http://{}", replica.address());
         let source = source(&base, service_key);
         let id = VerifierId::from_bytes([id; 16]);
@@ -232,7 +232,7 @@ impl Subscriber {
 }
 
 enum Observer<'a> {
-    Replica(&'a Running, String),
+    Replica(&'a RunningServer, String),
     Subscriber(&'a Verifier<HttpSource>),
 }
 
@@ -272,23 +272,23 @@ impl Observer<'_> {
                 })
             }
             Self::Subscriber(verifier) => {
-                let need = Need {
+                let need = AccessRequest {
                     method: Some("GET"),
                     path: Some(RequestPath::new(path, &RouteBase::default())),
                     merchant: Some("m_1"),
                     client_ip: Some([203, 0, 113, 7].into()),
-                    ..Need::default()
+                    ..AccessRequest::default()
                 };
                 let verdict = verifier.verify(key, &need).await.expect("a verdict");
                 if verdict.outcome.is_err() {
                     return json!({"code": verdict.outcome.map_or_else(Denial::code, |()| "valid")});
                 }
                 let record = verdict.record.expect("a record");
-                let (catalogue, grants) = (Catalogue::default(), &record.key.grants);
+                let (catalogue, restrictions) = (Catalogue::default(), &record.key.restrictions);
                 json!({
                     "code": outcome_code(None), "name": record.key.name,
-                    "scopes": catalogue.names(record.scopes).collect::<Vec<_>>(), "merchants": grants.merchants,
-                    "features": grants.features, "expires_at": grants.expires_at.map(|at| at.as_second()),
+                    "scopes": catalogue.names(record.scopes).collect::<Vec<_>>(), "merchants": restrictions.merchants,
+                    "features": restrictions.features, "expires_at": restrictions.expires_at.map(|at| at.as_second()),
                     "metadata": record.key.metadata.as_ref().map(tollkey_core::metadata::Metadata::object),
                     "rate_limit": verdict.rate.map(|rate| rate.limit),
                 })
@@ -314,7 +314,7 @@ struct Subject {
 }
 
 async fn create(app: &App, kind: KeyKind, name: &str) -> Subject {
-    let merchant = app.merchant("acme");
+    let merchant = app.management_token("acme");
     let (mut application, mut creator) = (String::new(), String::new());
     let account_key = async |token: &str, access: &str| {
         let body = json!({"name": "Account key", "environment": "test", "access": access});
@@ -349,9 +349,14 @@ async fn create(app: &App, kind: KeyKind, name: &str) -> Subject {
     }
 }
 
-async fn send(app: &App, at: &Running, (caller, method, path, body): &Request, subject: &Subject) {
+async fn send(
+    app: &App,
+    at: &RunningServer,
+    (caller, method, path, body): &Request,
+    subject: &Subject,
+) {
     let credential = match caller {
-        Caller::Merchant => app.merchant("acme"),
+        Caller::Merchant => app.management_token("acme"),
         Caller::Operator => app.operator(),
         Caller::Key => subject.key.text.clone(),
     };

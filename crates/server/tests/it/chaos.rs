@@ -31,7 +31,7 @@ use rand::{
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollkey_client::{Auth, Client, verification::VerifyResponse};
-use tollkey_core::{Need, RequestPath, RouteBase, VerifierId, usage::outcome_code};
+use tollkey_core::{AccessRequest, RequestPath, RouteBase, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
@@ -640,10 +640,10 @@ impl World {
                 ) {
                     let text = self.keys.borrow()[number].text.clone();
                     let (began, hits) = (Instant::now(), verifier.stats().hits);
-                    let need = Need {
+                    let need = AccessRequest {
                         method: Some(ROUTE.0),
                         path: Some(RequestPath::new(ROUTE.1, &RouteBase::none())),
-                        ..Need::default()
+                        ..AccessRequest::default()
                     };
                     let Ok(Ok(verdict)) =
                         timeout(LONG_TIMEOUT, verifier.verify(&text, &need)).await

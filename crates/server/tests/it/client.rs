@@ -9,7 +9,7 @@ use std::{
 use insta::{allow_duplicates, assert_snapshot};
 use tollkey_client::{
     Auth, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Scope, Status, VerifierId,
-    account::Access, subscription::Usage, verification::Question,
+    account::Access, subscription::Usage, verification::VerificationRequest,
 };
 use tollkey_core::Clock as _;
 
@@ -50,7 +50,7 @@ impl Transcript {
 async fn client_manages_applications_and_their_keys() {
     each_backend(async |app| {
         let mut transcript = Transcript::default();
-        let applications = app.client(&app.merchant("acme")).applications();
+        let applications = app.client(&app.management_token("acme")).applications();
 
         let shop = applications.create("Web Store").description("Backend").await.expect("an application");
         transcript.add("create", &shop);
@@ -114,7 +114,7 @@ async fn client_manages_commerce_keys() {
         let mut transcript = Transcript::default();
         let operator = app.client(&app.operator());
         operator.accounts().set_operating_model("acme", OperatingModel::Ecosystem).await.expect("an account");
-        let keys = app.client(&app.merchant("acme")).commerce().api_keys();
+        let keys = app.client(&app.management_token("acme")).commerce().api_keys();
 
         let created = keys
             .create("Commerce Server Key")
@@ -162,7 +162,7 @@ async fn client_manages_commerce_keys() {
         // The operator can read the account's keys; another account cannot.
         let seen = operator.for_account("acme").commerce().api_keys().get(&plain.key_id).await.expect("the key");
         assert_eq!(seen.name, "Plain");
-        let others = app.client(&app.merchant("globex")).commerce().api_keys();
+        let others = app.client(&app.management_token("globex")).commerce().api_keys();
         assert!(others.get(&plain.key_id).await.expect_err("a key of another account").is_not_found());
         allow_duplicates! { assert_snapshot!(transcript.0, @r#"
         create: CreatedKey { key_id: "019b76da-a800-7a88-a527-a819b062c680", name: "Commerce Server Key", scope: Known(Commerce), api_key: Secret(redacted), expires_at: None, mode: Known(Test), scopes: [Scope("links:read"), Scope("sessions:write")], prefix: "ck_test_MaDz7z", merchants: Some(["merchant-1"]), features: Some([Known(TokensList)]), created_at: UnixSeconds(2026-01-01T00:00:00Z) }
@@ -181,7 +181,7 @@ async fn client_manages_commerce_keys() {
 async fn client_manages_account_keys() {
     each_backend(async |app| {
         let mut transcript = Transcript::default();
-        let merchant = app.client(&app.merchant("acme"));
+        let merchant = app.client(&app.management_token("acme"));
         let first = merchant.account().api_keys().create("CI", Mode::Live, Access::Secret).await.expect("a key");
         let account = merchant.with_auth(Auth::key(first.value.expose())).account();
         let created = account
@@ -231,7 +231,7 @@ async fn client_manages_account_keys() {
 async fn client_verifies_keys_and_calls_as_a_key() {
     each_backend(async |app| {
         let mut transcript = Transcript::default();
-        let merchant = app.client(&app.merchant("acme"));
+        let merchant = app.client(&app.management_token("acme"));
         let created = merchant
             .commerce()
             .api_keys()
@@ -256,8 +256,8 @@ async fn client_verifies_keys_and_calls_as_a_key() {
         transcript.add("verify", request.await.expect("a response"));
         let denied = service.verify(presented).await.expect("a response");
         assert_eq!((denied.is_valid(), denied.code(), denied.key()), (false, "ip_not_allowed", None));
-        let at = Question::new(presented).client_ip(Ipv4Addr::LOCALHOST);
-        let batch = [at.clone(), at.scopes([Scope::LINKS_READ]), Question::new("ck_live_EXAMPLE")];
+        let at = VerificationRequest::new(presented).client_ip(Ipv4Addr::LOCALHOST);
+        let batch = [at.clone(), at.scopes([Scope::LINKS_READ]), VerificationRequest::new("ck_live_EXAMPLE")];
         let codes = service.verify_batch(batch).await.expect("responses");
         assert_eq!(
             codes.iter().map(|code| code.code()).collect::<Vec<_>>(),
@@ -300,7 +300,7 @@ async fn client_verifies_keys_and_calls_as_a_key() {
 async fn client_covers_audit_log_accounts_and_subscription() {
     each_backend(async |app| {
         let mut transcript = Transcript::default();
-        let merchant = app.client(&app.merchant("acme"));
+        let merchant = app.client(&app.management_token("acme"));
         let operator = app.client(&app.operator());
         let key = merchant.commerce().api_keys().create("Key").await.expect("a key");
         merchant.commerce().api_keys().suspend(&key.key_id).await.expect("suspended");
@@ -342,7 +342,7 @@ async fn client_covers_audit_log_accounts_and_subscription() {
         };
         let next = service.subscription().poll(me).cursor(poll.cursor).wait(Duration::from_millis(1)).usage([usage]);
         assert!(next.await.expect("a response").changes.is_some_and(|changes| changes.is_empty()));
-        let found = service.subscription().lookup(Digest::of(key.api_key.expose())).await.expect("a response");
+        let found = service.subscription().lookup(Digest::of_key(key.api_key.expose())).await.expect("a response");
         assert_eq!(found.key.expect("the key").id, key.key_id);
         service.subscription().poll(me).leave().await.expect("a response");
 
@@ -364,7 +364,10 @@ async fn client_covers_audit_log_accounts_and_subscription() {
 #[actix_web::test]
 async fn repeated_idempotency_key_returns_the_same_key() {
     each_backend(async |app| {
-        let keys = app.client(&app.merchant("acme")).commerce().api_keys();
+        let keys = app
+            .client(&app.management_token("acme"))
+            .commerce()
+            .api_keys();
         let create = || keys.create("Once").idempotency_key("order 4711, first try");
         let (first, second) = (
             create().await.expect("a key"),

@@ -19,7 +19,7 @@ use tollkey_core::{Family, Mode};
 use tollkey_server::{
     assembly,
     config::Settings,
-    server::{self, Running},
+    server::{self, RunningServer},
 };
 use tollkey_service::Random;
 use tollkey_store::testing::Database;
@@ -32,7 +32,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
 pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
-async fn start(settings: &Settings) -> Running {
+async fn start(settings: &Settings) -> RunningServer {
     let random = Random::new(StdRng::seed_from_u64(1));
     let opened = assembly::open(settings, Arc::new(ManualClock::default()), random)
         .await
@@ -369,7 +369,7 @@ async fn slow_unread_body_closes_the_connection() {
 #[actix_web::test]
 async fn body_over_the_limit_of_a_handler_closes_the_connection() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let mut stream = connect(app.running().address()).await;
         let body = "x".repeat(70_000);
         let head = format!(
@@ -399,8 +399,8 @@ fn expecting(path: &str, credential: Option<&str>, length: usize) -> String {
 #[actix_web::test]
 async fn rejected_request_is_not_told_to_continue() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let unknown = app.mint(Family::Secret, Mode::Live);
+        let token = app.management_token("acme");
+        let unknown = app.generate_key(Family::Secret, Mode::Live);
         let unknown = unknown.expose();
         let verify = "/api/v1/verify";
         for (path, credential, length, status) in [
@@ -438,13 +438,13 @@ async fn request_whose_body_is_read_is_told_to_continue() {
         for (credential, path, body, status) in [
             (key.clone(), "/api/v1/verify", json!({"key": key}), 200),
             (
-                app.merchant("acme"),
+                app.management_token("acme"),
                 "/api/v1/applications",
                 json!({"name": "Web Store"}),
                 201,
             ),
             (
-                app.merchant("acme"),
+                app.management_token("acme"),
                 "/api/v1/applications",
                 json!({"name": 5}),
                 400,
@@ -484,7 +484,7 @@ async fn request_whose_body_is_read_is_told_to_continue() {
 #[actix_web::test]
 async fn request_after_connection_close_is_not_processed() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "Web Store"}).to_string();
         let create = format!(
             "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
@@ -512,7 +512,7 @@ async fn request_after_connection_close_is_not_processed() {
 #[actix_web::test]
 async fn many_pipelined_requests_get_their_responses() {
     each_backend(async |app: &App| {
-        let (count, token) = (5000, app.merchant("acme"));
+        let (count, token) = (5000, app.management_token("acme"));
         let slow = format!(
             "GET /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n"
         );
@@ -550,7 +550,7 @@ async fn many_pipelined_requests_get_their_responses() {
 #[actix_web::test]
 async fn list_with_large_metadata_is_paged_by_bytes() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let metadata = json!({"text": "m".repeat(4000)});
         let mut created = BTreeSet::new();
         for _ in 0..150 {

@@ -10,11 +10,15 @@ use crate::{
 
 /// The table for the keys of this server.
 async fn table(app: &App) -> Vec<Form> {
-    let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
-    let revoked = app.commerce_key(&app.merchant("acme"), json!({})).await;
+    let key = app
+        .commerce_key(&app.management_token("acme"), json!({}))
+        .await;
+    let revoked = app
+        .commerce_key(&app.management_token("acme"), json!({}))
+        .await;
     let reply = app
         .post(&format!("/api-keys/{}/revoke", revoked.id), json!({}))
-        .bearer(&app.merchant("acme"))
+        .bearer(&app.management_token("acme"))
         .await;
     assert_eq!(reply.status, 200, "{reply}");
     forms(&key.text, &revoked.text, &app.service_key().await.text)
@@ -142,7 +146,7 @@ async fn unknown_and_revoked_keys_get_the_same_response() {
 #[actix_web::test]
 async fn wrong_kind_of_credential_is_named_in_the_detail() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service_key = app.service_key().await.text;
         let expired = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
@@ -300,7 +304,7 @@ async fn gateway_routes_read_only_the_configured_headers() {
             assert_eq!(app.get("/whoami").bearer(&key).await.status, 200);
             assert_eq!(
                 app.get("/applications")
-                    .bearer(&app.merchant("acme"))
+                    .bearer(&app.management_token("acme"))
                     .await
                     .status,
                 200

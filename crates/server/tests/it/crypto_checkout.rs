@@ -3,12 +3,12 @@
 use std::{collections::HashSet, time::Duration};
 
 use serde_json::{Value, json};
-use tollkey_core::{Digest, Family, KeyText, Mode};
+use tollkey_core::{Digest, Family, Mode, PlainKey};
 use tollkey_store::testing::Database;
 use tollkey_verifier::testing::START;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Key, each_backend},
 };
 
@@ -56,7 +56,7 @@ async fn revoke(app: &App, token: &str, key: &Key) {
 #[actix_web::test]
 async fn key_has_mode_prefix_and_32_base_62_characters() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let mut seen = HashSet::new();
         for (mode, shown, prefix) in [
             (json!("live"), "live", "ck_live_"),
@@ -96,9 +96,9 @@ fn random_part_of_keys_is_unbiased() {
     use rand::{SeedableRng as _, rngs::StdRng};
     let mut rng = StdRng::seed_from_u64(3);
     let (keys, mut anywhere, mut first) = (31_000_u32, [0_u32; 128], [0_u32; 128]);
-    let kind = tollkey_core::key_text::Kind::Key(Family::Commerce, Mode::Live);
+    let kind = tollkey_core::key_text::CredentialKind::Key(Family::Commerce, Mode::Live);
     for _ in 0..keys {
-        let key = KeyText::mint(kind, &mut rng);
+        let key = PlainKey::generate(kind, &mut rng);
         let random = random_part(key.expose(), "ck_live_")
             .expect("32 base-62 characters")
             .as_bytes();
@@ -124,7 +124,7 @@ fn random_part_of_keys_is_unbiased() {
 #[actix_web::test]
 async fn only_the_sha_256_hash_of_a_key_is_stored() {
     let app = App::start(Database::sqlite(), &[]).await; // whose files can be read
-    let token = app.merchant("acme");
+    let token = app.management_token("acme");
     let key = app
         .commerce_key(&token, json!({"name": "Production server"}))
         .await;
@@ -153,7 +153,10 @@ async fn only_the_sha_256_hash_of_a_key_is_stored() {
         "the right files are searched"
     );
     for text in [&key.text, &retried] {
-        assert!(contains(Digest::of(text).as_bytes()), "the hash is stored");
+        assert!(
+            contains(Digest::of_key(text).as_bytes()),
+            "the hash is stored"
+        );
         assert!(
             !contains(random_part(text, "ck_live_").unwrap().as_bytes()),
             "the raw key is stored"
@@ -167,7 +170,7 @@ async fn only_the_sha_256_hash_of_a_key_is_stored() {
 #[actix_web::test]
 async fn key_of_the_other_mode_is_denied() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let live = app.commerce_key(&token, json!({"mode": "live"})).await;
         let test = app.commerce_key(&token, json!({"mode": "test"})).await;
         for (key, own, needed) in [(&live, "live", "test"), (&test, "test", "live")] {
@@ -224,7 +227,7 @@ async fn key_of_the_other_mode_is_denied() {
 #[actix_web::test]
 async fn scope_grants_only_itself() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for own in SCOPES {
             let key = app.commerce_key(&token, json!({"scopes": [own]})).await;
             for needed in SCOPES.into_iter().chain(["commerce"]) {
@@ -268,9 +271,9 @@ async fn scope_grants_only_itself() {
 #[actix_web::test]
 async fn denial_names_the_missing_scopes() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({"scopes": ["sessions:write"]})).await;
-        assert_answer!(gateway(app, "scope=links:write&scope=sessions:write").bearer(&key.text).await, @r#"
+        assert_response!(gateway(app, "scope=links:write&scope=sessions:write").bearer(&key.text).await, @r#"
         403
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write sessions:write"
@@ -285,7 +288,7 @@ async fn denial_names_the_missing_scopes() {
 #[actix_web::test]
 async fn every_required_scope_must_be_granted() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"scopes": ["webhooks:write", "events:read"]}))
             .await;
@@ -319,7 +322,7 @@ async fn every_required_scope_must_be_granted() {
 #[actix_web::test]
 async fn commerce_implies_the_nine_scopes_but_not_vice_versa() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let commerce = app
             .commerce_key(&token, json!({"scopes": ["commerce"]}))
             .await;
@@ -379,7 +382,7 @@ async fn commerce_implies_the_nine_scopes_but_not_vice_versa() {
 #[actix_web::test]
 async fn unknown_scope_error_lists_the_valid_scopes() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for (scopes, unknown) in [
             (json!(["links"]), "`links`; "),
             (json!(["links:read", "payments:read"]), "`payments:read`; "),
@@ -421,7 +424,7 @@ async fn unknown_scope_error_lists_the_valid_scopes() {
 #[actix_web::test]
 async fn key_is_accepted_as_a_bearer_token() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(
                 &token,
@@ -474,7 +477,7 @@ async fn key_is_accepted_as_a_bearer_token() {
 #[actix_web::test]
 async fn revoked_key_is_401_stays_listed_and_cannot_be_restored() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"name": "WooCommerce plugin"}))
             .await;
@@ -543,7 +546,7 @@ async fn revoked_key_is_401_stays_listed_and_cannot_be_restored() {
 #[actix_web::test]
 async fn key_list_has_every_documented_column() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "Production server", "mode": "live", "scopes": ["sessions:write", "links:read"]});
         let live = app.commerce_key(&token, body).await;
         app.clock.advance(Duration::from_secs(60));
@@ -589,7 +592,7 @@ async fn key_list_has_every_documented_column() {
 #[actix_web::test]
 async fn two_keys_are_valid_during_a_cutover() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]});
         let predecessor = app.commerce_key(&token, body.clone()).await;
         let successor = app.commerce_key(&token, body).await;

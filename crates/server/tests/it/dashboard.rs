@@ -38,7 +38,7 @@ impl<'a> Browser<'a> {
     }
 
     async fn merchant(app: &'a App, account: &str) -> Self {
-        Self::sign_in(app, &app.merchant(account)).await
+        Self::sign_in(app, &app.management_token(account)).await
     }
 
     fn get(&self, path: &str) -> Call {
@@ -177,7 +177,7 @@ struct Ids {
 
 impl Ids {
     async fn of(app: &App, account: &str) -> Self {
-        let token = app.merchant(account);
+        let token = app.management_token(account);
         Self {
             key: app.commerce_key(&token, json!({})).await.id,
             application: app.application(&token, "Production").await,
@@ -321,7 +321,7 @@ async fn links_and_forms_stay_under_the_path_prefix() {
     ];
     each_backend_with(&behind, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.key(&token, &ids.application, json!({})).await;
         for number in 0..51 {
             app.commerce_key(&token, json!({"name": format!("Till {number}")}))
@@ -515,7 +515,7 @@ async fn sign_in_never_redirects_to_another_host() {
             "/dashboard/keys\r\nset-cookie: a=b",
             "/dashboard/nothing",
         ] {
-            let fields = [("token", &*app.merchant("acme")), ("next", next)];
+            let fields = [("token", &*app.management_token("acme")), ("next", next)];
             let reply = raw(app, "POST", "/dashboard/sign-in/token")
                 .header("sec-fetch-site", "same-origin");
             let reply = reply.form(&form(&fields)).await;
@@ -560,7 +560,7 @@ async fn sign_in_never_redirects_to_another_host() {
 async fn key_of_a_disabled_application_is_not_active() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let (store, other) = (
             app.application(&token, "Store").await,
             app.application(&token, "Other").await,
@@ -662,7 +662,7 @@ async fn status_of_a_key_includes_its_ancestors() {
                 data["value"].as_str().expect("a key").to_owned(),
             )
         };
-        let (parent, parent_key) = create("Parent", &app.merchant("acme")).await;
+        let (parent, parent_key) = create("Parent", &app.management_token("acme")).await;
         let (child, _) = create("Child", &parent_key).await;
         app.edit_key("acme", &parent, |key| {
             key.suspended_at = Some(key.created_at)
@@ -692,7 +692,7 @@ async fn status_of_a_key_includes_its_ancestors() {
 async fn successor_shows_the_rotation_that_created_it() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let first = app.commerce_key(&token, json!({"name": "Till"})).await;
         let rotate = async |id: &str| {
             let reply = app
@@ -757,7 +757,7 @@ async fn successor_shows_the_rotation_that_created_it() {
 async fn form_that_would_be_rejected_is_not_offered() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = async |name: &str| app.commerce_key(&token, json!({"name": name})).await.id;
         let change = async |id: &str, step: &str, status: u16| {
             let reply = app
@@ -885,7 +885,8 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
         };
         let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
         let now = tollkey_core::Clock::now(&app.clock);
-        let token = tollkey_server::auth::jwt::mint(&secret, &rules, &token, now).expect("a token");
+        let token =
+            tollkey_server::auth::jwt::create_token(&secret, &rules, &token, now).expect("a token");
         for name in ["=1", "a;=HYPERLINK(1)", "a;\"=1\"", "a, +1", "-1", "@x"] {
             app.commerce_key(&token, json!({"name": name})).await;
         }
@@ -994,7 +995,7 @@ async fn resources_of_another_account_are_not_found() {
         };
         let count = async || {
             app.get("/audit-log")
-                .bearer(&app.merchant("globex"))
+                .bearer(&app.management_token("globex"))
                 .await
                 .json()
         };
@@ -1036,7 +1037,9 @@ async fn resources_of_another_account_are_not_found() {
                 "{path}"
             );
         }
-        let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        let key = app
+            .commerce_key(&app.management_token("acme"), json!({}))
+            .await;
         assert!(
             !browser
                 .page(&format!("/dashboard/audit?target_id={}", theirs.key))
@@ -1102,7 +1105,7 @@ async fn key_is_created_shown_once_and_revoked() {
         );
         let keys = app
             .get("/api-keys")
-            .bearer(&app.merchant("acme"))
+            .bearer(&app.management_token("acme"))
             .await
             .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
@@ -1182,7 +1185,7 @@ async fn key_is_created_shown_once_and_revoked() {
         );
         let entries = app
             .get("/audit-log")
-            .bearer(&app.merchant("acme"))
+            .bearer(&app.management_token("acme"))
             .await
             .json();
         assert_eq!(entries[0]["action"], "api_key.revoked");
@@ -1203,7 +1206,9 @@ async fn key_is_created_shown_once_and_revoked() {
 async fn form_creates_each_kind_of_key() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let application = app.application(&app.merchant("acme"), "Store").await;
+        let application = app
+            .application(&app.management_token("acme"), "Store")
+            .await;
         app.set_model("acme", "ecosystem").await;
         for (fields, prefix, expected) in [
             (
@@ -1250,14 +1255,14 @@ async fn form_creates_each_kind_of_key() {
             let found = state
                 .service
                 .store
-                .find_by_digest(tollkey_core::Digest::of(&text))
+                .find_by_digest(tollkey_core::Digest::of_key(&text))
                 .await
                 .unwrap()
                 .found
                 .expect("the key");
             let key = found.key;
             assert_eq!(
-                json!([key.mode.as_str(), key.grants.merchants]),
+                json!([key.mode.as_str(), key.restrictions.merchants]),
                 expected,
                 "{prefix}"
             );
@@ -1367,7 +1372,7 @@ async fn markup_in_a_name_is_escaped() {
         let markup = "<img src=x onerror=alert(1)>\"'</title></textarea>&amp;";
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
         let (id, _) = browser.create_key(&[("name", markup)]).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, markup).await;
         app.key(&token, &application, json!({})).await;
         let reply = app.post("/service-keys", json!({"name": markup})).bearer(&app.operator()).await;
@@ -1392,7 +1397,7 @@ async fn markup_in_a_name_is_escaped() {
 async fn key_list_is_filtered_and_paged_and_rejects_full_keys() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for number in 0..60 {
             let mode = if number % 2 == 0 { "live" } else { "test" };
             app.clock.advance(std::time::Duration::from_secs(1));
@@ -1499,7 +1504,7 @@ async fn key_list_is_filtered_and_paged_and_rejects_full_keys() {
 #[actix_web::test]
 async fn notice_appears_only_on_the_page_of_its_change() {
     each_backend_with(TOKENS, async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let (key, application) = (
             app.commerce_key(&token, json!({})).await,
             app.application(&token, "Store").await,
@@ -1550,11 +1555,11 @@ async fn notice_appears_only_on_the_page_of_its_change() {
 #[actix_web::test]
 async fn old_application_is_named_and_preselected() {
     each_backend_with(TOKENS, async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let oldest = app.application(&token, "The oldest").await;
         let (key, other) = (
             app.key(&token, &oldest, json!({})).await,
-            app.merchant("globex"),
+            app.management_token("globex"),
         );
         for number in 0..100 {
             app.clock.advance(std::time::Duration::from_secs(1));
@@ -1604,7 +1609,7 @@ async fn key_page_counts_usage_that_is_not_written_yet() {
             }
             let page = text_of(&browser.page(&format!("/dashboard/keys/{id}")).await);
             assert!(
-                page.contains(&format!("{uses} accepted, 0 refused")),
+                page.contains(&format!("{uses} allowed, 0 denied")),
                 "{page}"
             );
         }
@@ -1713,7 +1718,7 @@ async fn forms_manage_the_lifecycle_of_an_application() {
 
         let path = location.split('?').next().expect("a path");
         let id = path.rsplit('/').next().expect("an ID");
-        let key = app.key(&app.merchant("acme"), id, json!({})).await;
+        let key = app.key(&app.management_token("acme"), id, json!({})).await;
         let page = text_of(&browser.page(path).await);
         assert!(
             page.contains("Store enabled") && page.contains("Checkout"),
@@ -1766,13 +1771,14 @@ async fn forms_manage_the_lifecycle_of_an_application() {
 async fn audit_log_is_filtered_verified_and_exported() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &[])).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({"name": "=cmd()"})).await;
         app.post(&format!("/api-keys/{}/suspend", key.id), json!({}))
             .bearer(&token)
             .await;
         app.application(&token, "Store").await;
-        app.commerce_key(&app.merchant("globex"), json!({})).await;
+        app.commerce_key(&app.management_token("globex"), json!({}))
+            .await;
 
         let all: Value = app.get("/audit-log").bearer(&token).await.json();
         let lines = browser.get("/dashboard/audit/export?format=jsonl").await;
@@ -2044,7 +2050,7 @@ async fn form_applies_only_to_the_account_it_was_loaded_for() {
             );
             let log = app
                 .get("/audit-log")
-                .bearer(&app.merchant("globex"))
+                .bearer(&app.management_token("globex"))
                 .await
                 .json();
             assert_eq!(log, json!([]), "{action}: the other account is unchanged");
@@ -2058,7 +2064,7 @@ async fn form_applies_only_to_the_account_it_was_loaded_for() {
         }
         let log = app
             .get("/audit-log")
-            .bearer(&app.merchant("acme"))
+            .bearer(&app.management_token("acme"))
             .await
             .json();
         assert_eq!(log.as_array().map(Vec::len), Some(3));
@@ -2070,7 +2076,7 @@ async fn form_applies_only_to_the_account_it_was_loaded_for() {
 async fn application_forms_count_only_its_active_keys() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Store").await;
         let old = app.key(&token, &id, json!({})).await;
         for _ in 0..101 {

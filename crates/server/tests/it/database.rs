@@ -104,7 +104,7 @@ async fn database_in_another_encoding_is_rejected_at_start() {
 }
 
 /// Returns the GRANT lines of the documentation, for this role.
-fn grants(role: &str) -> String {
+fn restrictions(role: &str) -> String {
     let page = include_str!("../../../../docs/deploying.md");
     let lines: Vec<_> = page
         .lines()
@@ -123,7 +123,7 @@ async fn documented_database_rights_are_sufficient() {
     let owner = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
     owner.answer(&["migrate"]).await;
     database.sql("CREATE ROLE tollkey_server LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC");
-    database.sql(&grants("tollkey_server"));
+    database.sql(&restrictions("tollkey_server"));
     let limited = owner.with("DATABASE_URL", &database.url_as("tollkey_server"));
     let server = limited.serve().await;
     becomes(&server, 200).await;

@@ -13,7 +13,7 @@ use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, create_token},
     server,
 };
 use tollkey_service::Random;
@@ -120,7 +120,7 @@ async fn well_formed_request_id_is_kept_others_are_replaced() {
 #[actix_web::test]
 async fn api_responses_and_errors_are_not_cacheable() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.insert_key("acme", Family::Secret, Mode::Live).await;
         for call in [
             app.get("/applications").bearer(&token),
@@ -239,7 +239,7 @@ async fn stopping_server_is_alive_and_not_ready() {
         // Requests are still served.
         assert_eq!(
             app.get("/applications")
-                .bearer(&app.merchant("acme"))
+                .bearer(&app.management_token("acme"))
                 .await
                 .status,
             200
@@ -303,7 +303,7 @@ async fn development_mode_rejects_management_through_a_proxy() {
         lifetime: jiff::SignedDuration::from_hours(1),
     };
     let secret = opened.development.as_ref().unwrap().secret().clone();
-    let token = mint(
+    let token = create_token(
         &secret,
         &ClaimRules::from(&settings.tokens),
         &new,
@@ -485,7 +485,7 @@ async fn secrets_are_never_logged_even_at_trace() {
             let line = log[..at].rfind('\n').map_or(0, |at| at + 1);
             panic!("a secret was logged after: {}", &log[line..at]);
         }
-        let digest: String = Digest::of(secret)
+        let digest: String = Digest::of_key(secret)
             .as_bytes()
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -499,7 +499,7 @@ async fn secrets_are_never_logged_even_at_trace() {
 
 /// Sends secrets in every place of a request. Returns all secrets.
 async fn send_secrets_everywhere(
-    running: &server::Running,
+    running: &server::RunningServer,
     clock: &ManualClock,
     settings: &tollkey_server::config::Settings,
 ) -> Vec<String> {
@@ -511,7 +511,7 @@ async fn send_secrets_everywhere(
             roles: roles.iter().map(ToString::to_string).collect(),
             lifetime: jiff::SignedDuration::from_hours(hours),
         };
-        mint(
+        create_token(
             &tollkey_server::config::Secret::new(SECRET),
             &ClaimRules::from(&settings.tokens),
             &new,
@@ -598,8 +598,10 @@ async fn send_secrets_everywhere(
         reply["key"].as_str().unwrap().to_owned(),
     );
     let unknown = running.state().service.random.with(|rng| {
-        let kind = tollkey_core::key_text::Kind::Key(Family::Secret, Mode::Live);
-        tollkey_core::KeyText::mint(kind, rng).expose().to_owned()
+        let kind = tollkey_core::key_text::CredentialKind::Key(Family::Secret, Mode::Live);
+        tollkey_core::PlainKey::generate(kind, rng)
+            .expose()
+            .to_owned()
     });
 
     let mut calls = Vec::new();

@@ -194,7 +194,7 @@ const SCOPES: [&str; 9] = [
 #[actix_web::test]
 async fn route_requires_only_its_scope() {
     each_backend(async |app| {
-        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let (token, checkout) = (app.management_token("acme"), Checkout::start(app).await);
         let all_scopes = app
             .commerce_key(&token, json!({"scopes": ["commerce"]}))
             .await;
@@ -255,7 +255,9 @@ async fn route_requires_only_its_scope() {
 async fn request_without_key_gets_401_on_every_path() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
-        let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        let key = app
+            .commerce_key(&app.management_token("acme"), json!({}))
+            .await;
         let paths = ROUTES.map(|(method, kind, has_id, ..)| {
             (
                 method,
@@ -315,7 +317,9 @@ async fn accounts_and_modes_are_separate() {
         ] {
             let body = json!({"mode": mode, "scopes": SCOPES});
             keys.push((
-                app.commerce_key(&app.merchant(account), body).await.text,
+                app.commerce_key(&app.management_token(account), body)
+                    .await
+                    .text,
                 mode,
             ));
         }
@@ -378,7 +382,7 @@ async fn accounts_and_modes_are_separate() {
         }
         // Another key of the same account and mode has the same resources.
         let second = app
-            .commerce_key(&app.merchant("acme"), json!({"mode": "live"}))
+            .commerce_key(&app.management_token("acme"), json!({"mode": "live"}))
             .await;
         assert_eq!(
             checkout.ids("links", &second.text).await,
@@ -394,7 +398,7 @@ async fn invalid_bodies_and_full_storage_are_rejected() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let key = app
-            .commerce_key(&app.merchant("acme"), json!({"scopes": SCOPES}))
+            .commerce_key(&app.management_token("acme"), json!({"scopes": SCOPES}))
             .await
             .text;
         let amount =
@@ -480,7 +484,7 @@ async fn invalid_bodies_and_full_storage_are_rejected() {
 #[actix_web::test]
 async fn revoked_key_is_rejected_by_the_next_request() {
     each_backend(async |app| {
-        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let (token, checkout) = (app.management_token("acme"), Checkout::start(app).await);
         let application = app.application(&token, "Web Store").await;
         for round in 0..20 {
             let (key, method, path) = if round % 2 == 0 {
@@ -511,10 +515,10 @@ async fn revoked_key_is_rejected_by_the_next_request() {
 #[actix_web::test]
 async fn event_stream_ends_when_its_key_is_revoked() {
     each_backend(async |app| {
-        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let (token, checkout) = (app.management_token("acme"), Checkout::start(app).await);
         let writer = app.commerce_key(&token, json!({})).await.text;
         let elsewhere = app
-            .commerce_key(&app.merchant("globex"), json!({}))
+            .commerce_key(&app.management_token("globex"), json!({}))
             .await
             .text;
         let kept = app
@@ -572,7 +576,7 @@ async fn event_stream_ends_when_its_key_is_revoked() {
 #[actix_web::test]
 async fn event_streams_per_account_are_limited() {
     each_backend(async |app| {
-        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let (token, checkout) = (app.management_token("acme"), Checkout::start(app).await);
         let key = app
             .commerce_key(&token, json!({"scopes": ["events:read"]}))
             .await
@@ -588,7 +592,7 @@ async fn event_streams_per_account_are_limited() {
         }
         assert_eq!(EventStream::open(&checkout, &key).await.err(), Some(429));
         let elsewhere = app
-            .commerce_key(&app.merchant("globex"), json!({}))
+            .commerce_key(&app.management_token("globex"), json!({}))
             .await
             .text;
         assert!(EventStream::open(&checkout, &elsewhere).await.is_ok());

@@ -10,7 +10,7 @@ use tollkey_middleware::{Guard, GuardBuilder};
 use vault_axum::upstream::Upstream;
 
 use crate::{
-    storlaunch::{make, wanted},
+    storlaunch::{create_key, key_request},
     support::{App, Call, Key, Reply, each_backend},
 };
 
@@ -81,7 +81,12 @@ async fn storefront(app: &App) -> Shop {
 }
 
 async fn account_key(app: &App, account: &str, environment: &str, access: &str) -> Key {
-    make(app, &app.merchant(account), wanted(environment, access)).await
+    create_key(
+        app,
+        &app.management_token(account),
+        key_request(environment, access),
+    )
+    .await
 }
 
 /// The status, and the code of an error. Asserts the envelope.
@@ -145,7 +150,9 @@ async fn publishable_keys_read_the_catalog_only() {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
         let publishable = account_key(app, "acme", "live", "publishable").await;
-        let commerce = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        let commerce = app
+            .commerce_key(&app.management_token("acme"), json!({}))
+            .await;
         let id = product(&shop, &secret, "Mug", true).await;
         let doomed = [
             product(&shop, &secret, "Cup", true).await,
@@ -594,7 +601,7 @@ fn request(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &
 }
 
 async fn key_of_acme(app: &App, body: Value) -> Key {
-    app.commerce_key(&app.merchant("acme"), body).await
+    app.commerce_key(&app.management_token("acme"), body).await
 }
 
 /// Stores a card of a merchant in the vault. Returns its token.
@@ -868,7 +875,7 @@ async fn vaults_are_separate_and_require_commerce_keys() {
         let shop = vault(app, echo()).await;
         let live = key_of_acme(app, json!({})).await;
         let (token, data) = stored_card(&shop, &live).await;
-        let umbrella = app.merchant("umbrella");
+        let umbrella = app.management_token("umbrella");
         let others = [
             key_of_acme(app, json!({"mode": "test"})).await,
             app.commerce_key(&umbrella, json!({})).await,
@@ -916,7 +923,7 @@ async fn vaults_are_separate_and_require_commerce_keys() {
         assert_eq!(shop.guard.stats().misses, misses, "the key is cached");
         let revoked = app
             .post(&format!("/api-keys/{}/revoke", live.id), json!({}))
-            .bearer(&app.merchant("acme"))
+            .bearer(&app.management_token("acme"))
             .await;
         assert_eq!(revoked.status, 200, "{revoked}");
         let reply = request(&shop, &live, None, "GET", "/tokens").await;

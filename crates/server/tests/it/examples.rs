@@ -82,14 +82,14 @@ impl Example {
                 json!({"name": "Web", "scopes": ["links:read"]}),
             ),
             Self::StorefrontActix => {
-                server.post(storlaunch::KEYS, storlaunch::wanted("live", "secret"))
+                server.post(storlaunch::KEYS, storlaunch::key_request("live", "secret"))
             }
             Self::VaultAxum => server.post("/api-keys", json!({"name": "Vault"})),
         };
         let reply = creation.bearer(&merchant("acme")).await;
         assert_eq!(reply.status, 201, "{reply}");
         match self {
-            Self::StorefrontActix => storlaunch::made(&reply),
+            Self::StorefrontActix => storlaunch::created_key(&reply),
             _ => Key {
                 id: member(&reply, "key_id"),
                 text: member(&reply, "api_key"),

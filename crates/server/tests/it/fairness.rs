@@ -6,11 +6,12 @@ use futures_util::future::{join, join_all};
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tollkey_core::{
-    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Scope, key_text::Kind,
+    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, Mode, PlainKey, Scope,
+    key_text::CredentialKind,
 };
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, create_token},
     config::Secret,
     server,
 };
@@ -33,7 +34,7 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
         let (id, text) = random.with(|rng| {
             (
                 KeyId::new(created_at, rng),
-                KeyText::mint(Kind::Key(made.0, made.1), rng),
+                PlainKey::generate(CredentialKind::Key(made.0, made.1), rng),
             )
         });
         let mut key = ApiKey::new(id, account.clone(), &text, made, created_at);
@@ -42,8 +43,8 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
         } else {
             format!("key {number}")
         };
-        key.grants.scopes = vec![Scope::COMMERCE];
-        (key, Digest::of(text.expose()))
+        key.restrictions.scopes = vec![Scope::COMMERCE];
+        (key, Digest::of_key(text.expose()))
     });
     app.running()
         .state()
@@ -55,7 +56,7 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
 
 /// Signs in to the dashboard for `acme`. Returns the session cookie.
 async fn sign_in(app: &App) -> String {
-    let token = app.merchant("acme");
+    let token = app.management_token("acme");
     let form =
         serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")])
             .expect("a form");
@@ -85,7 +86,7 @@ async fn searches_of_one_account_do_not_exclude_others() {
     each_backend_with(TOKENS, async |app| {
         fill(app, 20_000, |_| false);
         let cookie = sign_in(app).await;
-        let other = app.merchant("other");
+        let other = app.management_token("other");
         let mut fresh = Vec::new();
         for _ in 0..6 {
             fresh.push(app.commerce_key(&other, json!({})).await.text);
@@ -152,7 +153,7 @@ async fn continued_search_finds_every_match() {
 #[actix_web::test]
 async fn oversized_search_texts_are_rejected() {
     each_backend_with(TOKENS, async |app| {
-        let (cookie, token) = (sign_in(app).await, app.merchant("acme"));
+        let (cookie, token) = (sign_in(app).await, app.management_token("acme"));
         let rejected = |reply: &Reply, field: &str, detail: &str| {
             assert_eq!(reply.status, 400, "{field}: {reply}");
             assert!(
@@ -241,7 +242,7 @@ async fn cached_key_stays_valid_during_changes_and_lists() {
                 roles: roles.iter().map(ToString::to_string).collect(),
                 lifetime: jiff::SignedDuration::from_hours(1),
             };
-            mint(
+            create_token(
                 &Secret::new(SECRET),
                 &ClaimRules::from(&settings.tokens),
                 &token,

@@ -34,7 +34,7 @@ use crate::{
 /// The longest a gateway may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest a client may wait when Tollkey does not respond: the examples' timeout, plus time for a busy machine.
-const LONGEST: Duration = Duration::from_secs(12);
+const MAX_AGE: Duration = Duration::from_secs(12);
 
 /// The addresses of Tollkey and of the API in the examples.
 const TOLLKEY: &str = "127.0.0.1:8080";
@@ -514,7 +514,7 @@ impl World {
             self.running.log()
         );
         assert!(
-            begun.elapsed() < LONGEST,
+            begun.elapsed() < MAX_AGE,
             "{:?}, {what}: {:?}",
             self.gateway,
             begun.elapsed()

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tollkey_core::{Family, Grants, IpList, Mode, RateLimit, Scope, feature::Feature};
+use tollkey_core::{Family, IpList, Mode, RateLimit, Restrictions, Scope, feature::Feature};
 use tollkey_store::Backend;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Reply, each_backend, each_backend_with, eventually},
 };
 
@@ -47,12 +47,12 @@ impl Dialect {
     }
 }
 
-fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Grants {
-    Grants {
+fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Restrictions {
+    Restrictions {
         scopes: vec![Scope::COMMERCE],
         merchants: merchants.map(|all| all.iter().map(ToString::to_string).collect()),
         features: features.map(<[Feature]>::to_vec),
-        ..Grants::default()
+        ..Restrictions::default()
     }
 }
 
@@ -67,8 +67,8 @@ async fn ecosystem(app: &App) {
     );
 }
 
-async fn commerce_key(app: &App, grants: Grants) -> String {
-    app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+async fn commerce_key(app: &App, restrictions: Restrictions) -> String {
+    app.insert_key_with("acme", Family::Commerce, Mode::Live, restrictions)
         .await
 }
 
@@ -143,19 +143,26 @@ async fn direct_and_routed_requests_have_the_same_response() {
         ecosystem(app).await;
         let limited = async || {
             let rate_limit = RateLimit::new(1, 60).ok();
-            let grants = Grants {
+            let restrictions = Restrictions {
                 rate_limit,
                 ..scoped(Some(&["m_1"]), Some(&[Feature::TokensList]))
             };
-            commerce_key(app, grants).await
+            commerce_key(app, restrictions).await
         };
         let free = commerce_key(app, scoped(None, None)).await;
         let secret = app
-            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Secret, Mode::Live),
+                |_| (),
+            )
             .await
             .text;
-        let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
-        let token = app.merchant("acme");
+        let unknown = app
+            .generate_key(Family::Commerce, Mode::Live)
+            .expose()
+            .to_owned();
+        let token = app.management_token("acme");
         for (dialect, direct, routed) in [
             (ForwardAuth, "/authz/forward-auth", "/authz/forward%2Dauth"),
             (AuthRequest, "/authz/auth-request", "/authz/auth%2Drequest"),
@@ -216,7 +223,7 @@ async fn direct_and_routed_requests_have_the_same_response() {
 #[actix_web::test]
 async fn allowed_response_has_exactly_the_identity_headers() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let key = app
             .key(
@@ -226,7 +233,11 @@ async fn allowed_response_has_exactly_the_identity_headers() {
             )
             .await;
         let secret = app
-            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Secret, Mode::Live),
+                |_| (),
+            )
             .await;
         for dialect in DIALECTS {
             for method in ["GET", "POST", "DELETE"] {
@@ -292,7 +303,7 @@ async fn allowed_response_has_exactly_the_identity_headers() {
 async fn denials_have_their_status_and_code_in_every_protocol() {
     each_backend(async |app: &App| {
         ecosystem(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let disabled = app.key(&token, &application, json!({})).await.text;
         let path = format!("/applications/{application}/status");
@@ -306,9 +317,9 @@ async fn denials_have_their_status_and_code_in_every_protocol() {
         let good = commerce_key(app, scoped(None, None)).await;
         let one = commerce_key(
             app,
-            Grants {
+            Restrictions {
                 scopes: vec![Scope::LINKS_READ],
-                ..Grants::default()
+                ..Restrictions::default()
             },
         )
         .await;
@@ -316,7 +327,7 @@ async fn denials_have_their_status_and_code_in_every_protocol() {
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
         let listed = commerce_key(
             app,
-            Grants {
+            Restrictions {
                 allowed_ips,
                 ..scoped(None, None)
             },
@@ -325,13 +336,13 @@ async fn denials_have_their_status_and_code_in_every_protocol() {
         let now = tollkey_core::Clock::now(&app.clock);
         let ended = commerce_key(
             app,
-            Grants {
+            Restrictions {
                 expires_at: Some(now),
                 ..scoped(None, None)
             },
         )
         .await;
-        let live = || app.mint(Family::Commerce, Mode::Live);
+        let live = || app.generate_key(Family::Commerce, Mode::Live);
         let revoked = app
             .insert("acme", &live(), |key| key.revoked_at = Some(now))
             .await
@@ -469,9 +480,9 @@ async fn denials_have_their_status_and_code_in_every_protocol() {
 #[actix_web::test]
 async fn rejections_have_the_challenge_of_rfc_6750() {
     each_backend(async |app: &App| {
-        let one = commerce_key(app, Grants { scopes: vec![Scope::LINKS_READ], ..Grants::default() }).await;
+        let one = commerce_key(app, Restrictions { scopes: vec![Scope::LINKS_READ], ..Restrictions::default() }).await;
         let authz = |required| ForwardAuth.authz(app, required, "GET", "/x").header("x-request-id", "r");
-        assert_answer!(authz("").await, @r#"
+        assert_response!(authz("").await, @r#"
         401
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey"
@@ -479,7 +490,7 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"r"}
         "#);
-        assert_answer!(authz("").bearer(app.mint(Family::Commerce, Mode::Live).expose()).await, @r#"
+        assert_response!(authz("").bearer(app.generate_key(Family::Commerce, Mode::Live).expose()).await, @r#"
         401
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
@@ -487,7 +498,7 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"r"}
         "#);
-        assert_answer!(authz("scope=links:write;scope=links:read").bearer(&one).await, @r#"
+        assert_response!(authz("scope=links:write;scope=links:read").bearer(&one).await, @r#"
         403
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write links:read"
@@ -495,7 +506,7 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
 
         {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
         "#);
-        assert_answer!(authz("").bearer(&one).bearer(&one).await, @r#"
+        assert_response!(authz("").bearer(&one).bearer(&one).await, @r#"
         400
         content-type: application/problem+json
         www-authenticate: Bearer realm="tollkey", error="invalid_request", error_description="The request has more than one credential. Send exactly one, in one header."
@@ -514,7 +525,7 @@ async fn exceeded_rate_limit_is_429_with_retry_after() {
         for dialect in DIALECTS {
             let key = commerce_key(
                 app,
-                Grants {
+                Restrictions {
                     rate_limit,
                     ..scoped(None, None)
                 },
@@ -660,9 +671,11 @@ async fn invalid_requirement_is_reported_only_with_a_valid_key() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         let revoked = app
-            .insert("acme", &app.mint(Family::Commerce, Mode::Live), |key| {
-                key.revoked_at = Some(key.created_at)
-            })
+            .insert(
+                "acme",
+                &app.generate_key(Family::Commerce, Mode::Live),
+                |key| key.revoked_at = Some(key.created_at),
+            )
             .await
             .text;
         for dialect in DIALECTS {
@@ -901,7 +914,7 @@ async fn unreadable_hop_denies_every_key() {
         &[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")],
         async |app: &App| {
             let key = commerce_key(app, scoped(None, None)).await;
-            let unknown = app.mint(Family::Commerce, Mode::Live);
+            let unknown = app.generate_key(Family::Commerce, Mode::Live);
             for dialect in DIALECTS {
                 for hop in [
                     &b"unknown"[..],
@@ -965,7 +978,7 @@ async fn client_ip_is_the_rightmost_untrusted_hop() {
             let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
             let key = commerce_key(
                 app,
-                Grants {
+                Restrictions {
                     allowed_ips,
                     ..scoped(None, None)
                 },
@@ -1022,7 +1035,7 @@ async fn client_ip_is_the_peer_without_trusted_proxies() {
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
         let elsewhere = commerce_key(
             app,
-            Grants {
+            Restrictions {
                 allowed_ips,
                 ..scoped(None, None)
             },
@@ -1031,7 +1044,7 @@ async fn client_ip_is_the_peer_without_trusted_proxies() {
         let allowed_ips = IpList::parse(["127.0.0.0/8"]).ok();
         let here = commerce_key(
             app,
-            Grants {
+            Restrictions {
                 allowed_ips,
                 ..scoped(None, None)
             },

@@ -60,7 +60,7 @@ impl App {
 #[actix_web::test]
 async fn guard_uses_its_cache_and_rejects_a_revoked_key() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"scopes": ["links:read"]}))
             .await;
@@ -91,7 +91,7 @@ async fn guard_uses_its_cache_and_rejects_a_revoked_key() {
 #[actix_web::test]
 async fn guard_reports_key_usage_to_the_server() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"scopes": ["links:read"]}))
             .await;
@@ -118,11 +118,13 @@ async fn guard_reports_key_usage_to_the_server() {
 async fn rejected_service_key_fails_connect_immediately() {
     each_backend(async |app| {
         let url = format!("http://{}", app.running().address());
-        let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        let key = app
+            .commerce_key(&app.management_token("acme"), json!({}))
+            .await;
         for credential in [
             "tks_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0",
             &key.text,
-            &app.merchant("acme"),
+            &app.management_token("acme"),
         ] {
             let begun = Instant::now();
             let result = Guard::connect(&url, credential).await;
@@ -218,7 +220,7 @@ async fn on_blocked_runtime<T: Send + 'static>(
 #[actix_web::test]
 async fn guard_is_independent_of_the_application_runtimes() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let [first, second] = [
             app.commerce_key(&token, json!({})).await,
             app.commerce_key(&token, json!({})).await,
@@ -271,7 +273,7 @@ async fn shutdown_does_not_wait_for_an_unresponsive_server() {
 #[actix_web::test]
 async fn verified_key_notifies_a_long_response_of_its_revocation() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let guard = app.guard().await;
         let headers = Presenting(&key.text);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tollkey_core::OperatingModel;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Key, Reply, each_backend},
 };
 
@@ -130,7 +130,7 @@ async fn patch(app: &App, token: &str, key: &Key, patch: Value) -> Reply {
 #[actix_web::test]
 async fn labels_of_keys_may_repeat() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let labels = [
             "development",
             "staging",
@@ -168,7 +168,7 @@ async fn labels_of_keys_may_repeat() {
 #[actix_web::test]
 async fn each_key_remains_valid_until_manually_revoked() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"name": "production"}))
             .await;
@@ -182,7 +182,7 @@ async fn each_key_remains_valid_until_manually_revoked() {
             (whoami(&key).await.status, whoami(&other).await.status),
             (200, 200)
         );
-        let token = app.merchant("acme"); // the first token has expired
+        let token = app.management_token("acme"); // the first token has expired
         let reply = app
             .call("POST", &format!("/api-keys/{}/revoke", key.id))
             .bearer(&token)
@@ -201,10 +201,10 @@ async fn each_key_remains_valid_until_manually_revoked() {
 #[actix_web::test]
 async fn scoped_keys_require_an_ecosystem_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let create = |body: Value| app.post("/api-keys", body).bearer(&token);
         // The default model is primary merchant.
-        assert_answer!(create(json!({"name": "n", "merchants": ["m_1"]})).await, @r#"
+        assert_response!(create(json!({"name": "n", "merchants": ["m_1"]})).await, @r#"
         403
         cache-control: no-store
         content-type: application/problem+json
@@ -215,7 +215,7 @@ async fn scoped_keys_require_an_ecosystem_model() {
         "#);
         set_model(app, OperatingModel::ManagedEcosystem).await;
         let body = json!({"name": "n", "features": ["cardholder_data.forward", "tokens.list"]});
-        assert_answer!(create(body).await, @r#"
+        assert_response!(create(body).await, @r#"
         403
         cache-control: no-store
         content-type: application/problem+json
@@ -273,7 +273,7 @@ async fn scoped_keys_require_an_ecosystem_model() {
 #[actix_web::test]
 async fn unscoped_key_may_call_every_route_in_every_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         for model in MODELS {
             set_model(app, model).await;
@@ -294,7 +294,7 @@ async fn unscoped_key_may_call_every_route_in_every_model() {
 #[actix_web::test]
 async fn scoped_key_has_exactly_the_features_of_its_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::Ecosystem).await;
         let by_merchants = app
             .commerce_key(&token, json!({"merchants": ["m_1"]}))
@@ -377,7 +377,7 @@ async fn scoped_key_has_exactly_the_features_of_its_model() {
 #[actix_web::test]
 async fn scoped_key_follows_changes_of_the_operating_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::ManagedEcosystem).await;
         let by_merchants = app
             .commerce_key(&token, json!({"merchants": ["m_1"]}))
@@ -468,7 +468,7 @@ async fn scoped_key_follows_changes_of_the_operating_model() {
 #[actix_web::test]
 async fn request_without_method_or_path_matches_no_feature() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::Ecosystem).await;
         let key = app
             .commerce_key(&token, json!({"features": ["tokens.list"]}))
@@ -518,7 +518,7 @@ async fn request_without_method_or_path_matches_no_feature() {
 #[actix_web::test]
 async fn x_merchant_id_must_name_a_merchant_of_the_key() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::Ecosystem).await;
         let key = app
             .commerce_key(&token, json!({"merchants": ["m_1", "m_2"]}))
@@ -593,7 +593,7 @@ async fn x_merchant_id_must_name_a_merchant_of_the_key() {
 #[actix_web::test]
 async fn scoped_key_also_requires_scopes() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::Ecosystem).await;
         let body =
             json!({"merchants": ["m_1"], "features": ["tokens.list"], "scopes": ["links:read"]});
@@ -615,7 +615,7 @@ async fn scoped_key_also_requires_scopes() {
 #[actix_web::test]
 async fn restrictions_change_within_the_current_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for model in MODELS {
             for (change, allowed) in [
                 (json!({"merchants": ["m_2"]}), allows(model, true)),
@@ -652,7 +652,7 @@ async fn restrictions_change_within_the_current_model() {
 #[actix_web::test]
 async fn restrictions_cannot_be_cleared_in_any_model() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         set_model(app, OperatingModel::Ecosystem).await;
         let key = app.commerce_key(&token, json!({"merchants": ["m_1"], "features": ["tokens.list"]})).await;
         for model in MODELS {

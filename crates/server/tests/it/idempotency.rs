@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tollkey_core::KeyId;
 
 use crate::{
-    assert_answer,
-    storlaunch::{envelope, make, wanted},
+    assert_response,
+    storlaunch::{create_key, envelope, key_request},
     support::{App, Call, Reply, each_backend, eventually, settings},
 };
 
@@ -60,7 +60,7 @@ impl CreateRequest {
 
 /// Every creating POST of the contract.
 async fn every_create_request(app: &App) -> Vec<CreateRequest> {
-    let (by, operator) = (app.merchant("acme"), app.operator());
+    let (by, operator) = (app.management_token("acme"), app.operator());
     let application = app.application(&by, "Web Store").await;
     let commerce = app
         .post("/api-keys", json!({"name": "Checkout"}))
@@ -108,8 +108,8 @@ async fn every_create_request(app: &App) -> Vec<CreateRequest> {
         },
         request(
             "/v1/account/api-keys",
-            wanted("live", "secret"),
-            wanted("live", "publishable"),
+            key_request("live", "secret"),
+            key_request("live", "publishable"),
             Some("value"),
         ),
         CreateRequest {
@@ -127,7 +127,7 @@ async fn every_create_request(app: &App) -> Vec<CreateRequest> {
 async fn entries(app: &App) -> usize {
     let log = app
         .get("/audit-log")
-        .bearer(&app.merchant("acme"))
+        .bearer(&app.management_token("acme"))
         .await
         .json();
     log.as_array().expect("an array").len()
@@ -204,7 +204,7 @@ async fn repeated_request_is_replayed_and_creates_nothing() {
 #[actix_web::test]
 async fn replay_after_changes_is_byte_identical() {
     each_backend(async |app: &App| {
-        let (by, operator) = (app.merchant("acme"), app.operator());
+        let (by, operator) = (app.management_token("acme"), app.operator());
         let application = app.application(&by, "Web Store").await;
         let commerce = json!({
             "name": "Checkout", "mode": "test", "scopes": ["links:read", "links:write"], "allowed_ips": ["203.0.113.0/24"],
@@ -246,7 +246,7 @@ async fn replay_after_changes_is_byte_identical() {
             ),
             (
                 "/v1/account/api-keys".to_owned(),
-                wanted("live", "secret"),
+                key_request("live", "secret"),
                 &by,
                 "id",
                 vec![("DELETE", "/account/api-keys/{}", json!({}))],
@@ -286,7 +286,7 @@ async fn replay_after_changes_is_byte_identical() {
 #[actix_web::test]
 async fn different_body_is_a_mismatch() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let create = |body: &str| {
             let call = app.call("POST", "/api-keys").header("content-type", "application/json").body(body);
             call.bearer(&by).header(IDEMPOTENCY_KEY, KEY)
@@ -296,7 +296,7 @@ async fn different_body_is_a_mismatch() {
         for body in [r#"{"name":"checkout"}"#, r#"{"name": "Checkout"}"#, "", "{", r#"{"name":"Checkout","nope":1}"#] {
             assert_eq!(create(body).await.code(), "idempotency_mismatch", "{body}");
         }
-        assert_answer!(create("{}").await, @r#"
+        assert_response!(create("{}").await, @r#"
         422
         cache-control: no-store
         content-type: application/problem+json
@@ -306,7 +306,7 @@ async fn different_body_is_a_mismatch() {
         {"type":"urn:tollkey:problem:idempotency_mismatch","title":"The Idempotency-Key was already used","status":422,"detail":"This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.","code":"idempotency_mismatch","request_id":"req_01KDVDNA00W6DJ06G5TSMBDJZX"}
         "#);
         let replayed = create(r#"{"name":"Checkout"}"#).await;
-        assert_answer!(replayed, @r#"
+        assert_response!(replayed, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -324,7 +324,7 @@ async fn different_body_is_a_mismatch() {
 #[actix_web::test]
 async fn header_has_16_to_255_printable_characters() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let create = |value: &[u8]| {
             app.post("/api-keys", json!({"name": "x"}))
                 .bearer(&by)
@@ -407,31 +407,57 @@ async fn header_has_16_to_255_printable_characters() {
 #[actix_web::test]
 async fn records_are_scoped_by_account_actor_mode_and_path() {
     each_backend(async |app: &App| {
-        let acme = app.merchant("acme");
-        let globex = app.merchant("globex");
+        let acme = app.management_token("acme");
+        let globex = app.management_token("globex");
         let application = app.application(&acme, "Web Store").await;
         let other_application = app.application(&acme, "Other").await;
-        let live = make(app, &acme, wanted("live", "secret")).await.text;
-        let second = make(app, &acme, wanted("live", "secret")).await.text;
-        let test = make(app, &acme, wanted("test", "secret")).await.text;
+        let live = create_key(app, &acme, key_request("live", "secret"))
+            .await
+            .text;
+        let second = create_key(app, &acme, key_request("live", "secret"))
+            .await
+            .text;
+        let test = create_key(app, &acme, key_request("test", "secret"))
+            .await
+            .text;
         let operator = app.operator();
         let account_keys = "/v1/account/api-keys";
         let description = json!({"description": "Checkout"});
         let places = [
-            (account_keys.to_owned(), &acme, wanted("test", "secret")),
-            (account_keys.to_owned(), &globex, wanted("test", "secret")),
-            (account_keys.to_owned(), &live, wanted("test", "secret")),
-            (account_keys.to_owned(), &second, wanted("test", "secret")),
-            (account_keys.to_owned(), &test, wanted("test", "secret")),
+            (
+                account_keys.to_owned(),
+                &acme,
+                key_request("test", "secret"),
+            ),
+            (
+                account_keys.to_owned(),
+                &globex,
+                key_request("test", "secret"),
+            ),
+            (
+                account_keys.to_owned(),
+                &live,
+                key_request("test", "secret"),
+            ),
+            (
+                account_keys.to_owned(),
+                &second,
+                key_request("test", "secret"),
+            ),
+            (
+                account_keys.to_owned(),
+                &test,
+                key_request("test", "secret"),
+            ),
             (
                 format!("{account_keys}?account=acme"),
                 &operator,
-                wanted("test", "secret"),
+                key_request("test", "secret"),
             ),
             (
                 format!("{account_keys}?account=globex"),
                 &operator,
-                wanted("test", "secret"),
+                key_request("test", "secret"),
             ),
             (
                 format!("/applications/{application}/api-keys"),
@@ -478,7 +504,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
         }
         // Both prefixes of the account API are the same operation, and so are equivalent paths.
         let first = app
-            .post(account_keys, wanted("test", "secret"))
+            .post(account_keys, key_request("test", "secret"))
             .bearer(&live)
             .header(IDEMPOTENCY_KEY, KEY)
             .await;
@@ -488,7 +514,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
             "/api/v1/account/api-keys?",
         ] {
             let again = app
-                .post(path, wanted("test", "secret"))
+                .post(path, key_request("test", "secret"))
                 .bearer(&live)
                 .header(IDEMPOTENCY_KEY, KEY)
                 .await;
@@ -501,7 +527,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
         }
         // Another `Idempotency-Key` is another request.
         let other = app
-            .post(account_keys, wanted("test", "secret"))
+            .post(account_keys, key_request("test", "secret"))
             .bearer(&live)
             .header(IDEMPOTENCY_KEY, KEY.to_uppercase());
         assert_eq!(other.await.header("idempotent-replayed"), None);
@@ -515,7 +541,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
 #[actix_web::test]
 async fn error_responses_are_not_recorded() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let again = |path: &str, body: Value| {
             app.post(path, body)
                 .bearer(&by)
@@ -613,7 +639,7 @@ async fn error_responses_are_not_recorded() {
 #[actix_web::test]
 async fn record_is_kept_for_24_hours() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let create = |name: &str| {
             app.post("/api-keys", json!({"name": name}))
                 .bearer(&by)
@@ -659,10 +685,10 @@ async fn record_is_kept_for_24_hours() {
 #[actix_web::test]
 async fn replay_is_not_validated_again() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let application = app.application(&by, "Web Store").await;
         let end = app.in_seconds(60);
-        let mut account_key = wanted("live", "secret");
+        let mut account_key = key_request("live", "secret");
         account_key["expiresAt"] = json!(end);
         let requests = [
             (
@@ -911,7 +937,7 @@ async fn database_dump_reveals_no_secret() {
 #[actix_web::test]
 async fn records_need_the_sealing_secret_of_their_server() {
     each_backend(async |app: &App| {
-        let by = app.merchant("acme");
+        let by = app.management_token("acme");
         let create = async |settings: &tollkey_server::config::Settings, key: &str| {
             let replica = app.replica_with(settings).await;
             let call = Call::new(replica.address(), "POST", "/api-keys").json(json!({"name": "Checkout"}));

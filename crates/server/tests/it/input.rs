@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Reply, each_backend},
 };
 
@@ -89,7 +89,7 @@ async fn all_resources(app: &App, token: &str) -> Vec<Value> {
 
 /// Every operation with a JSON body, and a token that may call it.
 async fn write_operations(app: &App) -> Vec<(&'static str, String, String)> {
-    let token = app.merchant("acme");
+    let token = app.management_token("acme");
     let application = app.application(&token, "Web Store").await;
     app.key(&token, &application, json!({})).await;
     let path = format!("/applications/{application}");
@@ -173,7 +173,7 @@ async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
     ];
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let before = all_resources(app, &token).await;
         for (method, path, token) in &write_operations {
             for (name, body) in &bodies {
@@ -207,11 +207,11 @@ async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
 #[actix_web::test]
 async fn malformed_json_is_reported_with_line_and_column() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let send = |body: &str| {
             app.call("POST", "/applications").bearer(&token).header("content-type", "application/json").body(body)
         };
-        assert_answer!(send("{\n  \"name\": \"Web Store\",\n  \"description\": oops\n}").await, @r#"
+        assert_response!(send("{\n  \"name\": \"Web Store\",\n  \"description\": oops\n}").await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -220,7 +220,7 @@ async fn malformed_json_is_reported_with_line_and_column() {
 
         {"type":"urn:tollkey:problem:malformed_json","title":"The body is not valid JSON","status":400,"detail":"The body is not valid JSON at line 3, column 18: expected value.","code":"malformed_json","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
         "#);
-        assert_answer!(send("{\"name\": \"a\", \"name\": \"b\"}").await, @r#"
+        assert_response!(send("{\"name\": \"a\", \"name\": \"b\"}").await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -229,7 +229,7 @@ async fn malformed_json_is_reported_with_line_and_column() {
 
         {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name: must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
         "#);
-        assert_answer!(send("[{\"name\": \"a\"}]").await, @r#"
+        assert_response!(send("[{\"name\": \"a\"}]").await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -238,7 +238,7 @@ async fn malformed_json_is_reported_with_line_and_column() {
 
         {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"The body must be a JSON object.","code":"validation_failed","request_id":"req_01KDVDNA00FDHWFJTPZXKCTR5N","errors":[{"pointer":"","detail":"The body must be a JSON object."}]}
         "#);
-        assert_answer!(send("{\"name\": 7}").await, @r#"
+        assert_response!(send("{\"name\": 7}").await, @r#"
         400
         cache-control: no-store
         content-type: application/problem+json
@@ -255,7 +255,7 @@ async fn malformed_json_is_reported_with_line_and_column() {
 async fn unknown_and_mistyped_fields_are_reported_by_name() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let before = all_resources(app, &token).await;
         let long = "x".repeat(60_000);
         for (method, path, token) in &write_operations {
@@ -326,7 +326,7 @@ async fn unknown_and_mistyped_fields_are_reported_by_name() {
 #[actix_web::test]
 async fn all_invalid_fields_are_reported_in_one_response() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let before = all_resources(app, &token).await;
         let keys = format!("/applications/{application}/api-keys");
@@ -383,7 +383,7 @@ async fn all_invalid_fields_are_reported_in_one_response() {
 #[actix_web::test]
 async fn unknown_fields_are_reported_with_a_suggestion() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let keys = format!("/applications/{application}/api-keys");
         for (path, body, expected) in [
@@ -414,7 +414,7 @@ async fn unknown_fields_are_reported_with_a_suggestion() {
 #[actix_web::test]
 async fn lenient_forms_of_json_are_accepted() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let send = |method: &str, path: &str, body: &str| {
             app.call(method, path).bearer(&token).header("content-type", "application/json").body(body)
         };
@@ -445,7 +445,7 @@ async fn lenient_forms_of_json_are_accepted() {
 #[actix_web::test]
 async fn unescaped_plus_in_a_time_is_explained() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for name in ["since", "until"] {
             let reply = app
                 .get(&format!("/audit-log?{name}=2026-01-01T00:00:00+00:00"))
@@ -480,7 +480,7 @@ async fn unescaped_plus_in_a_time_is_explained() {
 async fn body_over_64_kib_is_413_with_any_transfer_encoding() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let before = all_resources(app, &token).await;
         let body = |size: usize| format!("{{\"name\":\"{}\"}}", "x".repeat(size - 11)).into_bytes();
         let json = |method: &str, path: &str, token: &str| {
@@ -544,7 +544,7 @@ async fn body_over_64_kib_is_413_with_any_transfer_encoding() {
 async fn wrong_content_type_or_compressed_body_is_415() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let before = all_resources(app, &token).await;
         for (method, path, token) in &write_operations {
             for content_type in [
@@ -611,8 +611,8 @@ async fn wrong_content_type_or_compressed_body_is_415() {
 #[actix_web::test]
 async fn wrong_method_is_405_with_the_allowed_methods() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        assert_answer!(app.call("PUT", "/applications").bearer(&token).await, @r#"
+        let token = app.management_token("acme");
+        assert_response!(app.call("PUT", "/applications").bearer(&token).await, @r#"
         405
         allow: GET, POST, HEAD
         cache-control: no-store
@@ -665,7 +665,7 @@ async fn wrong_method_is_405_with_the_allowed_methods() {
 #[actix_web::test]
 async fn head_has_the_response_of_get_without_the_body() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         for path in [
             "/livez",
@@ -690,8 +690,8 @@ async fn head_has_the_response_of_get_without_the_body() {
 #[actix_web::test]
 async fn unknown_path_is_404_with_a_problem() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        assert_answer!(app.get("/nothing").await, @r#"
+        let token = app.management_token("acme");
+        assert_response!(app.get("/nothing").await, @r#"
         404
         cache-control: no-store
         content-type: application/problem+json

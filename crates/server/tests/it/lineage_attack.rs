@@ -13,7 +13,8 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tollkey_core::{
-    ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId,
+    AccessRequest, ApiKey, Clock as _, Denial, Digest, IpList, KeyId, RateLimit, Timestamp,
+    VerifierId,
 };
 use tollkey_middleware::source::HttpSource;
 use tollkey_store::{Backend, testing::backends};
@@ -21,7 +22,7 @@ use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Connection, Server, Tollkey, merchant},
-    storlaunch::{KEYS, made, make, refusal, wanted},
+    storlaunch::{KEYS, create_key, created_key, error_code, key_request},
     support::{
         App, Call, Key, Reply, TOKEN_SIGN_IN, each_backend, each_backend_with, eventually, source,
     },
@@ -44,7 +45,7 @@ fn hyphenated(key: &Key) -> String {
 /// Requests a secret key.
 fn create(address: SocketAddr, creator: &str) -> Call {
     Call::new(address, "POST", KEYS)
-        .json(wanted("live", "secret"))
+        .json(key_request("live", "secret"))
         .bearer(creator)
 }
 
@@ -63,7 +64,7 @@ async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough:
         let reply = create(address, creator).await;
         match reply.status {
             201 => {
-                let key = made(&reply).text;
+                let key = created_key(&reply).text;
                 stolen.borrow_mut().push(key.clone());
                 creators.push(key);
                 at = creators.len() - 1;
@@ -99,7 +100,7 @@ impl Verifiers {
         for (at, key) in keys.iter().enumerate() {
             let verdict = timeout(
                 Duration::from_secs(20),
-                self.subscriber.verify(key, &Need::default()),
+                self.subscriber.verify(key, &AccessRequest::default()),
             )
             .await;
             let outcome = verdict
@@ -149,7 +150,7 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
         } = &verifiers;
 
         let token = merchant("acme");
-        let root = made(&create(server.address, &token).await);
+        let root = created_key(&create(server.address, &token).await);
         let stolen = RefCell::new(vec![root.text.clone()]);
         extend_tree(server.address, &stolen, HEAD_START).await;
         let cached = stolen.borrow().clone();
@@ -210,7 +211,7 @@ struct Tree {
 impl Tree {
     /// Creates a chain down to the depth limit, and this number of children of the root.
     async fn grow(server: &Server, token: &str, children: usize) -> Self {
-        let root = made(&create(server.address, token).await);
+        let root = created_key(&create(server.address, token).await);
         let mut descendants: Vec<Key> = Vec::new();
         for _ in 0..LARGEST_DEPTH {
             let creator = descendants.last().map_or(&root.text, |key| &key.text);
@@ -218,7 +219,7 @@ impl Tree {
             if reply.status == 403 {
                 break;
             }
-            descendants.push(made(&reply));
+            descendants.push(created_key(&reply));
         }
         let requests: Vec<_> = (0..children)
             .map(|_| create(server.address, &root.text))
@@ -226,7 +227,7 @@ impl Tree {
         let mut requests = requests.into_iter();
         while requests.len() > 0 {
             let replies = join_all(requests.by_ref().take(10).map(IntoFuture::into_future)).await;
-            descendants.extend(replies.iter().map(made));
+            descendants.extend(replies.iter().map(created_key));
         }
         Self { root, descendants }
     }
@@ -370,13 +371,13 @@ async fn interrupted_revocation_is_resumed_by_a_replica() {
 /// A root key with a daily limit, its child and grandchild with another one. All limits are unused.
 async fn limited_family(app: &App, root: u32, child: u32) -> [Key; 3] {
     let limited = |limit: u32| {
-        let mut body = wanted("live", "secret");
+        let mut body = key_request("live", "secret");
         body["rateLimit"] = json!({"limit": limit, "windowSeconds": DAY.as_secs()});
         body
     };
-    let root = make(app, &app.merchant("acme"), limited(root)).await;
-    let child_key = make(app, &root.text, limited(child)).await;
-    let grandchild = make(app, &child_key.text, limited(child)).await;
+    let root = create_key(app, &app.management_token("acme"), limited(root)).await;
+    let child_key = create_key(app, &root.text, limited(child)).await;
+    let grandchild = create_key(app, &child_key.text, limited(child)).await;
     // Each creation used the limits of its creator and the creator's ancestors.
     app.clock.advance(2 * DAY);
     [root, child_key, grandchild]
@@ -480,7 +481,7 @@ async fn reported_rate_limit_has_the_fewest_remaining_uses() {
 
 /// Signs in to the dashboard.
 async fn sign_in(app: &App, account: &str) -> String {
-    let token = app.merchant(account);
+    let token = app.management_token(account);
     let fields =
         serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")])
             .expect("a form");
@@ -504,24 +505,24 @@ async fn effective_status_is_the_same_in_all_apis() {
     each_backend_with(
         &[TOKEN_SIGN_IN, ("TOLLKEY_ACCOUNT_KEY_LIMIT", "13")],
         async |app: &App| {
-            let token = app.merchant("acme");
+            let token = app.management_token("acme");
             let cookie = sign_in(app, "acme").await;
-            let root = make(app, &token, wanted("live", "secret")).await;
-            let child = make(app, &root.text, wanted("live", "secret")).await;
+            let root = create_key(app, &token, key_request("live", "secret")).await;
+            let child = create_key(app, &root.text, key_request("live", "secret")).await;
             let mut keys = vec![
-                make(app, &child.text, wanted("live", "publishable")).await,
+                create_key(app, &child.text, key_request("live", "publishable")).await,
                 child,
             ];
             while keys.len() < TREE - 1 {
-                keys.push(make(app, &root.text, wanted("test", "publishable")).await);
+                keys.push(create_key(app, &root.text, key_request("test", "publishable")).await);
             }
             let over = async || {
                 let reply = app
-                    .post(KEYS, wanted("live", "secret"))
+                    .post(KEYS, key_request("live", "secret"))
                     .bearer(&token)
                     .await;
                 (
-                    refusal(app, &reply),
+                    error_code(app, &reply),
                     reply.json()["error"]["details"]["code"].clone(),
                 )
             };
@@ -566,7 +567,7 @@ async fn effective_status_is_the_same_in_all_apis() {
             assert_eq!((page("revoked").await, page("active").await), (TREE, 0));
 
             for _ in 0..TREE {
-                make(app, &token, wanted("live", "secret")).await;
+                create_key(app, &token, key_request("live", "secret")).await;
             }
             assert_eq!(over().await, limit_reached);
         },
@@ -576,7 +577,7 @@ async fn effective_status_is_the_same_in_all_apis() {
 
 /// The status, the code in the envelope and the problem's code of a rejection.
 fn rejection(app: &App, reply: &Reply) -> (u16, String, String) {
-    let (status, code) = refusal(app, reply);
+    let (status, code) = error_code(app, reply);
     let problem = reply.json()["error"]["details"]["code"]
         .as_str()
         .unwrap_or_default()
@@ -592,11 +593,11 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
         (&[("TOLLKEY_KEY_DEPTH_LIMIT", "0")][..], 0),
     ] {
         each_backend_with(settings, async |app: &App| {
-            let token = app.merchant("acme");
-            let mut chain = vec![make(app, &token, wanted("live", "secret")).await];
+            let token = app.management_token("acme");
+            let mut chain = vec![create_key(app, &token, key_request("live", "secret")).await];
             for _ in 0..depth {
                 let creator = chain.last().expect("the root").text.clone();
-                chain.push(make(app, &creator, wanted("live", "secret")).await);
+                chain.push(create_key(app, &creator, key_request("live", "secret")).await);
             }
             let last = chain.last().expect("the root");
             let expected = (
@@ -607,7 +608,7 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
             for access in ["secret", "publishable"] {
                 for environment in ["live", "test"] {
                     let reply = app
-                        .post(KEYS, wanted(environment, access))
+                        .post(KEYS, key_request(environment, access))
                         .bearer(&last.text)
                         .await;
                     assert_eq!(rejection(app, &reply), expected, "{depth}: {reply}");
@@ -625,7 +626,7 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
                 "the key itself stays valid"
             );
             // A token creates keys at depth 0, regardless of the limit.
-            make(app, &token, wanted("live", "secret")).await;
+            create_key(app, &token, key_request("live", "secret")).await;
         })
         .await;
     }
@@ -635,14 +636,14 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
 #[actix_web::test]
 async fn lookup_merges_the_restrictions_of_ancestors() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let root = make(app, &token, wanted("live", "secret")).await;
-        let mut body = wanted("live", "secret");
+        let token = app.management_token("acme");
+        let root = create_key(app, &token, key_request("live", "secret")).await;
+        let mut body = key_request("live", "secret");
         body["allowedIps"] = json!(["203.0.113.0/24", "198.51.100.0/24"]);
         body["rateLimit"] = json!({"limit": 5, "windowSeconds": 60});
-        let child = made(&app.post(KEYS, body).bearer(&root.text).await);
+        let child = created_key(&app.post(KEYS, body).bearer(&root.text).await);
         let lookup = async || {
-            let body = json!({"digest": Digest::of(&child.text).hex().to_string()});
+            let body = json!({"digest": Digest::of_key(&child.text).hex().to_string()});
             let reply = app.post("/sync/lookup", body).bearer(&app.service()).await;
             assert_eq!(reply.status, 200, "{reply}");
             reply.json()["key"].clone()
@@ -656,15 +657,15 @@ async fn lookup_merges_the_restrictions_of_ancestors() {
         let rows: [Row; 6] = [
             (|_, _| (), [json!(null), json!(null), json!(null), both.clone(), own.clone(), json!(null)]),
             (
-                |root, _| root.grants.rate_limit = RateLimit::new(9, 60).ok(),
+                |root, _| root.restrictions.rate_limit = RateLimit::new(9, 60).ok(),
                 [json!(null), json!(null), json!(null), both.clone(), own.clone(), shared.clone()],
             ),
             (
-                |root, _| root.grants.allowed_ips = IpList::parse(["203.0.113.128/25"]).ok(),
+                |root, _| root.restrictions.allowed_ips = IpList::parse(["203.0.113.128/25"]).ok(),
                 [json!(null), json!(null), json!(null), json!(["203.0.113.128/25"]), own.clone(), shared.clone()],
             ),
             (
-                |root, at| root.grants.expires_at = Some(at),
+                |root, at| root.restrictions.expires_at = Some(at),
                 [
                     json!(null),
                     json!(null),
@@ -709,7 +710,7 @@ async fn lookup_merges_the_restrictions_of_ancestors() {
 #[actix_web::test]
 async fn deleting_an_application_skips_expired_keys() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let expired = app
             .key(
@@ -754,10 +755,10 @@ async fn deleting_an_application_skips_expired_keys() {
 #[actix_web::test]
 async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let root = make(app, &token, wanted("live", "secret")).await;
-        let child = make(app, &root.text, wanted("live", "secret")).await;
-        let grandchild = make(app, &child.text, wanted("live", "publishable")).await;
+        let token = app.management_token("acme");
+        let root = create_key(app, &token, key_request("live", "secret")).await;
+        let child = create_key(app, &root.text, key_request("live", "secret")).await;
+        let grandchild = create_key(app, &child.text, key_request("live", "publishable")).await;
         let keys = [&root, &child, &grandchild];
         for key in keys {
             assert_eq!(

@@ -7,7 +7,8 @@ use serde_json::json;
 use tokio::process::Command;
 use tollkey_client::{Auth, Client};
 use tollkey_core::{
-    ApiKey, Catalogue, Digest, IpList, Need, OperatingModel, Record, VerifierId, metadata::Metadata,
+    AccessRequest, ApiKey, Catalogue, Digest, IpList, KeyContext, OperatingModel, VerifierId,
+    metadata::Metadata,
 };
 use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::Database;
@@ -38,12 +39,12 @@ fn largest_key(n: usize) -> (ApiKey, Digest) {
     let mut key = testing::record(&text(n)).key;
     key.account_id = testing::account(&format!("acme-{}", n % 5));
     key.metadata = Metadata::parse(&format!("{{\"a\":[0{}]}}", ",0".repeat(2039))).ok();
-    key.grants.merchants = Some((0..100).map(|i| format!("{n:064}{i:064}")).collect());
+    key.restrictions.merchants = Some((0..100).map(|i| format!("{n:064}{i:064}")).collect());
     let networks: Vec<String> = (0..100)
         .map(|i| format!("10.{}.{i}.0/24", n % 200))
         .collect();
-    key.grants.allowed_ips = IpList::parse(networks.iter().map(String::as_str)).ok();
-    (key, Digest::of(&text(n)))
+    key.restrictions.allowed_ips = IpList::parse(networks.iter().map(String::as_str)).ok();
+    (key, Digest::of_key(&text(n)))
 }
 
 /// The resident memory of a process, in bytes.
@@ -139,8 +140,8 @@ async fn memory_stays_bounded_with_the_largest_keys() {
     server.stop().await;
 }
 
-fn record(n: usize) -> Record {
-    Record::new(
+fn record(n: usize) -> KeyContext {
+    KeyContext::new(
         largest_key(n).0,
         None,
         OperatingModel::default(),
@@ -175,7 +176,7 @@ fn guard_process() {
         eventually("a lease", async || !verifier.stats().lease_left.is_zero()).await;
         let verify = async |n: usize| {
             let verdict = verifier
-                .verify(&text(n), &Need::default())
+                .verify(&text(n), &AccessRequest::default())
                 .await
                 .expect("a verdict");
             assert_eq!(verdict.outcome, Err(tollkey_core::Denial::IpNotAllowed));

@@ -40,10 +40,10 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
 #[test]
 fn every_reference_resolves() {
     let document = document();
-    let mut references = Vec::new();
-    all(&document, "$ref", &mut references);
-    assert!(references.len() > 50);
-    for reference in references {
+    let mut external_ids = Vec::new();
+    all(&document, "$ref", &mut external_ids);
+    assert!(external_ids.len() > 50);
+    for reference in external_ids {
         let pointer = reference
             .as_str()
             .and_then(|text| text.strip_prefix('#'))

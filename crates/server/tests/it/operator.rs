@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, each_backend},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 async fn account_exists_without_creation_and_has_a_model() {
     each_backend(async |app: &App| {
         let operator = app.operator();
-        assert_answer!(app.get("/accounts/acme").bearer(&operator).await, @r#"
+        assert_response!(app.get("/accounts/acme").bearer(&operator).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -112,7 +112,7 @@ async fn service_key_is_returned_once_and_listed_newest_first() {
         let operator = app.operator();
         assert_eq!(app.get("/service-keys").bearer(&operator).await.body, "[]");
         let created = app.post("/service-keys", json!({"name": " checkout gateway "})).bearer(&operator).await;
-        assert_answer!(created, @r#"
+        assert_response!(created, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -127,7 +127,7 @@ async fn service_key_is_returned_once_and_listed_newest_first() {
         app.service_key().await;
         let list = app.get("/service-keys").bearer(&operator).await;
         assert!(!list.body.contains(&text));
-        assert_answer!(list, @r#"
+        assert_response!(list, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -205,7 +205,9 @@ async fn revoked_service_key_is_rejected_immediately() {
 async fn unknown_or_malformed_service_key_is_404() {
     each_backend(async |app: &App| {
         let operator = app.operator();
-        let application = app.application(&app.merchant("acme"), "Web Store").await;
+        let application = app
+            .application(&app.management_token("acme"), "Web Store")
+            .await;
         for id in [
             "0198c0de-0000-7000-8000-000000000001",
             "x",

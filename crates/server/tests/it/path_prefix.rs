@@ -32,7 +32,7 @@ fn arriving(proxy: &str, url: &str) -> String {
 #[actix_web::test]
 async fn paths_in_responses_begin_with_the_prefix() {
     each_backend_with(BEHIND, async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for proxy in PROXIES {
             let created = call(app, "POST", &format!("{proxy}/api/v1/applications"));
             let created = created
@@ -159,7 +159,7 @@ async fn paths_in_responses_begin_with_the_prefix() {
 #[actix_web::test]
 async fn request_is_the_same_with_and_without_the_prefix() {
     each_backend_with(BEHIND, async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let create = |path: &str| {
             let call = call(app, "POST", path)
                 .json(json!({"name": "Till"}))
@@ -269,7 +269,7 @@ async fn server_without_a_prefix_has_paths_from_the_root() {
             assert_eq!(call(app, "GET", "/keys/livez").await.status, 404);
             let created = app
                 .post("/applications", json!({"name": "Store"}))
-                .bearer(&app.merchant("acme"))
+                .bearer(&app.management_token("acme"))
                 .await;
             assert!(
                 created

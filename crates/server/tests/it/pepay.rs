@@ -5,12 +5,12 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tollkey_core::{AccountId, ApiKey, Clock as _, Family, KeyId, KeyText, Mode};
-use tollkey_server::server::Running;
+use tollkey_core::{AccountId, ApiKey, Clock as _, Family, KeyId, Mode, PlainKey};
+use tollkey_server::server::RunningServer;
 use tollkey_verifier::testing::START;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
 };
 
@@ -83,8 +83,8 @@ fn ids(list: &Value) -> Vec<String> {
 #[actix_web::test]
 async fn list_returns_the_documented_fields() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @"
+        let token = app.management_token("acme");
+        assert_response!(app.get("/api-keys?scope=commerce").bearer(&token).await, @"
         200
         cache-control: no-store
         content-type: application/json
@@ -111,7 +111,7 @@ async fn list_returns_the_documented_fields() {
         .await;
         assert_eq!(app.get("/whoami").header("x-commerce-api-key", &first.text).await.status, 200);
         app.running().state().service.flush_usage().await;
-        assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @r#"
+        assert_response!(app.get("/api-keys?scope=commerce").bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -127,9 +127,10 @@ async fn list_returns_the_documented_fields() {
 #[actix_web::test]
 async fn list_has_only_commerce_keys_of_the_account() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
-        app.commerce_key(&app.merchant("globex"), json!({})).await;
+        app.commerce_key(&app.management_token("globex"), json!({}))
+            .await;
         for family in [Family::Secret, Family::Publishable] {
             app.insert_key("acme", family, Mode::Live).await;
         }
@@ -153,7 +154,7 @@ async fn list_has_only_commerce_keys_of_the_account() {
 #[actix_web::test]
 async fn pages_of_a_list_have_every_key_exactly_once() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let mut created = Vec::new();
         for count in [1, 7, 1, 8, 4] {
             for _ in 0..count {
@@ -239,7 +240,7 @@ async fn pages_of_a_list_have_every_key_exactly_once() {
         let cursor = next(&app.get("/api-keys?limit=1").bearer(&token).await).unwrap();
         assert_eq!(
             app.get(&cursor)
-                .bearer(&app.merchant("globex"))
+                .bearer(&app.management_token("globex"))
                 .await
                 .json(),
             json!([])
@@ -251,12 +252,12 @@ async fn pages_of_a_list_have_every_key_exactly_once() {
 #[actix_web::test]
 async fn default_page_size_is_1000() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let (state, now) = (app.running().state(), app.clock.now());
         let account: AccountId = "acme".parse().expect("an account ID");
-        let keys: Vec<(ApiKey, KeyText)> = (0..1001)
+        let keys: Vec<(ApiKey, PlainKey)> = (0..1001)
             .map(|n| {
-                let text = app.mint(Family::Commerce, Mode::Live);
+                let text = app.generate_key(Family::Commerce, Mode::Live);
                 let id = state.service.random.with(|rng| KeyId::new(now, rng));
                 let key = ApiKey::new(
                     id,
@@ -299,7 +300,7 @@ async fn default_page_size_is_1000() {
 #[actix_web::test]
 async fn invalid_query_parameters_are_400() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.commerce_key(&token, json!({})).await;
         let limit = "must be between 1 and 1000";
         let cursor = "must be a cursor from an earlier response";
@@ -350,9 +351,9 @@ async fn invalid_query_parameters_are_400() {
 #[actix_web::test]
 async fn creation_returns_the_documented_fields() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "Commerce Server Key", "expires_at": null});
-        assert_answer!(app.post("/api-keys", body).bearer(&token).await, @r#"
+        assert_response!(app.post("/api-keys", body).bearer(&token).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -369,7 +370,7 @@ async fn creation_returns_the_documented_fields() {
             "allowed_ips": ["203.0.113.7/32", "2001:db8::/32"], "rate_limit": {"limit": 5, "window_seconds": 60},
             "metadata": {"owner": "checkout", "n": 1.5}
         });
-        assert_answer!(app.post("/api-keys", body).bearer(&token).await, @r#"
+        assert_response!(app.post("/api-keys", body).bearer(&token).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -386,7 +387,7 @@ async fn creation_returns_the_documented_fields() {
 #[actix_web::test]
 async fn key_is_only_in_the_response_of_its_creation() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"metadata": {"a": 1}}))
             .await;
@@ -412,7 +413,7 @@ async fn key_is_only_in_the_response_of_its_creation() {
 #[actix_web::test]
 async fn optional_fields_may_be_null() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let bare = app.commerce_key(&token, json!({"name": "n"})).await;
         let bare = row(app, &token, &bare).await;
         assert_eq!(
@@ -459,7 +460,7 @@ fn assert_same_except_ids(row: &Value, other: &Value, why: &str) {
 #[actix_web::test]
 async fn expiration_is_a_future_time_in_either_format() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for (end, shown) in [
             (Value::Null, Value::Null),
             (json!(START + 1), json!(START + 1)),
@@ -525,7 +526,7 @@ async fn expiration_is_a_future_time_in_either_format() {
 #[actix_web::test]
 async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let empty = "must not be empty; omit it to set no such restriction";
         let reference = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
@@ -645,12 +646,12 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
 #[actix_web::test]
 async fn revocation_has_the_documented_response() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let other = app.commerce_key(&token, json!({})).await;
         assert_eq!(app.code(&key.text).await, "valid");
         app.clock.advance(Duration::from_secs(5));
-        assert_answer!(act(app, &token, &key, "revoke").await, @r#"
+        assert_response!(act(app, &token, &key, "revoke").await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -697,7 +698,7 @@ async fn revocation_has_the_documented_response() {
 #[actix_web::test]
 async fn revocation_has_an_optional_body_with_a_reason() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let longest = "é".repeat(255);
         for (body, reason) in [
             (None, Value::Null),
@@ -770,7 +771,7 @@ async fn revocation_has_an_optional_body_with_a_reason() {
 #[actix_web::test]
 async fn key_management_requires_a_management_token() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let secret = app.insert_key("acme", Family::Secret, Mode::Live).await;
         let calls = |app: &App| {
@@ -832,7 +833,7 @@ async fn key_management_requires_a_management_token() {
 #[actix_web::test]
 async fn commerce_operations_accept_x_commerce_api_key() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let gone = app.commerce_key(&token, json!({})).await;
         assert_eq!(act(app, &token, &gone, "revoke").await.status, 200);
@@ -840,7 +841,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         assert_eq!(act(app, &token, &suspended, "suspend").await.status, 200);
         let expired = app.commerce_key(&token, json!({"expires_at": START + 10})).await;
         app.clock.advance(Duration::from_secs(10));
-        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &key.text).await, @r#"
+        assert_response!(app.get("/whoami").header("x-commerce-api-key", &key.text).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -849,7 +850,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
 
         {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","family":"commerce","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Commerce Server Key","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
         "#);
-        assert_answer!(app.get("/whoami").await, @r#"
+        assert_response!(app.get("/whoami").await, @r#"
         401
         cache-control: no-store
         content-type: application/problem+json
@@ -859,7 +860,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
 
         {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send a credential in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"req_01KDVDNKRGMMYS0CFFQTCVJ070"}
         "#);
-        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &gone.text).await, @r#"
+        assert_response!(app.get("/whoami").header("x-commerce-api-key", &gone.text).await, @r#"
         401
         cache-control: no-store
         content-type: application/problem+json
@@ -869,7 +870,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
 
         {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"req_01KDVDNKRGXKQ6TD12KNEQ85FY"}
         "#);
-        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &suspended.text).await, @r#"
+        assert_response!(app.get("/whoami").header("x-commerce-api-key", &suspended.text).await, @r#"
         403
         cache-control: no-store
         content-type: application/problem+json
@@ -878,7 +879,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
 
         {"type":"urn:tollkey:problem:suspended","title":"Key suspended","status":403,"detail":"The key is suspended. Resume it, or use another key.","code":"suspended","request_id":"req_01KDVDNKRGYAN7R9TDP6ZFX3V4"}
         "#);
-        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &expired.text).await, @r#"
+        assert_response!(app.get("/whoami").header("x-commerce-api-key", &expired.text).await, @r#"
         403
         cache-control: no-store
         content-type: application/problem+json
@@ -888,7 +889,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         {"type":"urn:tollkey:problem:expired","title":"Key expired","status":403,"detail":"The key has expired. Use another key.","code":"expired","request_id":"req_01KDVDNKRGJRMMAS0GCK8A4M5G"}
         "#);
 
-        let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
+        let unknown = app.generate_key(Family::Commerce, Mode::Live).expose().to_owned();
         for at in ["/whoami", "/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/orders"] {
             assert_eq!(app.get(at).await.status, 401, "{at}");
             for (key, status, code) in [
@@ -920,7 +921,7 @@ async fn commerce_operations_accept_x_commerce_api_key() {
 #[actix_web::test]
 async fn only_successful_uses_update_last_used_at() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"scopes": ["links:read"]}))
             .await;
@@ -985,7 +986,7 @@ async fn only_successful_uses_update_last_used_at() {
 #[actix_web::test]
 async fn get_returns_the_row_of_the_list_for_either_id_format() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app
             .commerce_key(&token, json!({"metadata": {"a": [1]}}))
             .await;
@@ -1007,15 +1008,25 @@ async fn get_returns_the_row_of_the_list_for_either_id_format() {
 #[actix_web::test]
 async fn inaccessible_keys_and_malformed_ids_are_the_same_404() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let theirs = app.commerce_key(&app.merchant("globex"), json!({})).await;
+        let token = app.management_token("acme");
+        let theirs = app
+            .commerce_key(&app.management_token("globex"), json!({}))
+            .await;
         let application = app.application(&token, "Web Store").await;
         let of_application = app.key(&token, &application, json!({})).await;
         let secret = app
-            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Secret, Mode::Live),
+                |_| (),
+            )
             .await;
         let publishable = app
-            .insert("acme", &app.mint(Family::Publishable, Mode::Test), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Publishable, Mode::Test),
+                |_| (),
+            )
             .await;
         let unknown = "01890000-0000-7000-8000-000000000000".to_owned();
         let ids = [
@@ -1060,7 +1071,7 @@ async fn inaccessible_keys_and_malformed_ids_are_the_same_404() {
             replies.dedup();
             assert_eq!(replies.len(), 1, "{method} {rest}");
         }
-        let theirs = row(app, &app.merchant("globex"), &theirs).await;
+        let theirs = row(app, &app.management_token("globex"), &theirs).await;
         assert_eq!(
             (&theirs["status"], &theirs["name"]),
             (&json!("active"), &json!("Commerce Server Key"))
@@ -1077,11 +1088,11 @@ async fn inaccessible_keys_and_malformed_ids_are_the_same_404() {
 #[actix_web::test]
 async fn suspended_key_is_denied_until_it_is_resumed() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let active = row(app, &token, &key).await;
         assert_eq!(app.code(&key.text).await, "valid");
-        assert_answer!(act(app, &token, &key, "suspend").await, @r#"
+        assert_response!(act(app, &token, &key, "suspend").await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -1116,7 +1127,7 @@ async fn suspended_key_is_denied_until_it_is_resumed() {
 #[actix_web::test]
 async fn revoked_and_expired_keys_cannot_be_changed() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let revoked = app.commerce_key(&token, json!({})).await;
         let suspended = app.commerce_key(&token, json!({})).await;
         assert_eq!(act(app, &token, &suspended, "suspend").await.status, 200);
@@ -1125,7 +1136,7 @@ async fn revoked_and_expired_keys_cannot_be_changed() {
         }
         let expired = app.commerce_key(&token, json!({"expires_at": START + 1})).await;
         app.clock.advance(Duration::from_secs(1));
-        assert_answer!(act(app, &token, &revoked, "resume").await, @r#"
+        assert_response!(act(app, &token, &revoked, "resume").await, @r#"
         409
         cache-control: no-store
         content-type: application/problem+json
@@ -1134,7 +1145,7 @@ async fn revoked_and_expired_keys_cannot_be_changed() {
 
         {"type":"urn:tollkey:problem:key_revoked","title":"The key is revoked","status":409,"detail":"The key is revoked. Revocation is final; create another key.","code":"key_revoked","request_id":"req_01KDVDNAZ856T343WG6WYETWJ2"}
         "#);
-        assert_answer!(app.patch(&path(&expired), json!({"expires_at": null})).bearer(&token).await, @r#"
+        assert_response!(app.patch(&path(&expired), json!({"expires_at": null})).bearer(&token).await, @r#"
         409
         cache-control: no-store
         content-type: application/problem+json
@@ -1198,7 +1209,7 @@ async fn full(app: &App, token: &str) -> Key {
 #[actix_web::test]
 async fn merge_patch_sets_values_and_clears_nulls() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let end = START + 1000;
         let was = json!({"limit": 5, "window_seconds": 60});
@@ -1315,7 +1326,7 @@ async fn merge_patch_sets_values_and_clears_nulls() {
 #[actix_web::test]
 async fn empty_body_is_an_empty_object() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let reply = app.call("POST", "/api-keys").bearer(&token).await;
         assert_eq!(
             (reply.status, reply.errors()),
@@ -1332,7 +1343,7 @@ async fn empty_body_is_an_empty_object() {
 #[actix_web::test]
 async fn merge_patch_of_a_key_without_optional_values() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         for (patch, differs) in [
             // Null for an absent value changes nothing.
@@ -1400,7 +1411,7 @@ async fn merge_patch_of_a_key_without_optional_values() {
 #[actix_web::test]
 async fn invalid_merge_patch_changes_nothing() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let key = full(app, &token).await;
         let before = row(app, &token, &key).await;
@@ -1473,8 +1484,8 @@ async fn invalid_merge_patch_changes_nothing() {
 
 #[actix_web::test]
 async fn change_holds_on_all_replicas_after_its_response() {
-    each_backend_with_replica(None, async |app: &App, replica: &Running| {
-        let token = app.merchant("acme");
+    each_backend_with_replica(None, async |app: &App, replica: &RunningServer| {
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let key = app.commerce_key(&token, json!({})).await;
         let need = json!({
@@ -1530,7 +1541,7 @@ async fn change_holds_on_all_replicas_after_its_response() {
 async fn parallel_changes_are_all_applied_and_logged_once() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let at = |n: usize| [app.running().address(), replica.address()][n % 2];
         let all = async |calls: Vec<Call>| {
@@ -1605,11 +1616,11 @@ async fn parallel_changes_are_all_applied_and_logged_once() {
 #[actix_web::test]
 async fn key_limit_counts_usable_commerce_keys() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let create = |body: Value| app.post("/api-keys", body).bearer(&token);
         let first = app.commerce_key(&token, json!({"expires_at": START + 60})).await;
         let second = app.commerce_key(&token, json!({})).await;
-        assert_answer!(create(json!({"name": "n"})).await, @r#"
+        assert_response!(create(json!({"name": "n"})).await, @r#"
         403
         cache-control: no-store
         content-type: application/problem+json
@@ -1630,7 +1641,7 @@ async fn key_limit_counts_usable_commerce_keys() {
         assert_eq!(create(json!({"name": "n", "mode": "test"})).await.code(), "key_limit_reached");
         assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()).len(), 4);
         // Other accounts and families are counted separately.
-        app.commerce_key(&app.merchant("globex"), json!({})).await;
+        app.commerce_key(&app.management_token("globex"), json!({})).await;
         let application = app.application(&token, "Web Store").await;
         app.key(&token, &application, json!({})).await;
     })
@@ -1640,7 +1651,7 @@ async fn key_limit_counts_usable_commerce_keys() {
 #[actix_web::test]
 async fn key_limit_is_exact_under_50_parallel_creations() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "7")], async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let replica = app.replica().await;
         let addresses = [app.running().address(), replica.address()];
         let calls = (0..50).map(|n| {

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use tollkey_core::{
-    Denial, Grants, OperatingModel, Problem, ProblemCode,
-    api_key::Unchangeable,
-    ceiling::Beyond,
+    Denial, OperatingModel, Problem, ProblemCode, Restrictions,
+    api_key::TransitionError,
+    ceiling::CeilingError,
     credential::{Credential, CredentialHeaders, Expected},
 };
 
@@ -45,17 +45,17 @@ fn next(code: ProblemCode) -> Option<ProblemCode> {
         Code::NotFound => Code::MethodNotAllowed,
         Code::MethodNotAllowed => Code::RequestTimeout,
         Code::RequestTimeout => Code::ApplicationNameTaken,
-        Code::ApplicationNameTaken => Code::KeyUnchangeable(Unchangeable::Revoked),
-        Code::KeyUnchangeable(Unchangeable::Revoked) => {
-            Code::KeyUnchangeable(Unchangeable::Expired)
+        Code::ApplicationNameTaken => Code::KeyUnchangeable(TransitionError::Revoked),
+        Code::KeyUnchangeable(TransitionError::Revoked) => {
+            Code::KeyUnchangeable(TransitionError::Expired)
         }
-        Code::KeyUnchangeable(Unchangeable::Expired) => {
-            Code::KeyUnchangeable(Unchangeable::Suspended)
+        Code::KeyUnchangeable(TransitionError::Expired) => {
+            Code::KeyUnchangeable(TransitionError::Suspended)
         }
-        Code::KeyUnchangeable(Unchangeable::Suspended) => {
-            Code::KeyUnchangeable(Unchangeable::AlreadyRotated)
+        Code::KeyUnchangeable(TransitionError::Suspended) => {
+            Code::KeyUnchangeable(TransitionError::AlreadyRotated)
         }
-        Code::KeyUnchangeable(Unchangeable::AlreadyRotated) => Code::IdempotencyInProgress,
+        Code::KeyUnchangeable(TransitionError::AlreadyRotated) => Code::IdempotencyInProgress,
         Code::IdempotencyInProgress => Code::IdempotencyReplayUnavailable,
         Code::IdempotencyReplayUnavailable => Code::SubscriberIdShared,
         Code::SubscriberIdShared => Code::PayloadTooLarge,
@@ -96,9 +96,9 @@ fn of_core() -> Vec<Row> {
         let problem = credential.one(headers, expected).map(|_| ());
         problem.expect_err("a problem")
     };
-    let scoped = |features: Vec<_>| Grants {
+    let scoped = |features: Vec<_>| Restrictions {
         features: Some(features),
-        ..Grants::default()
+        ..Restrictions::default()
     };
     let list = vec![tollkey_core::feature::Feature::TokensList];
     let denied = Denial::ALL.into_iter().map(Problem::denied);
@@ -113,17 +113,17 @@ fn of_core() -> Vec<Row> {
         OperatingModel::ManagedEcosystem
             .check(&scoped(list))
             .expect_err("another feature"),
-        Beyond::Mode.into(),
-        Beyond::Networks.into(),
-        Beyond::End.into(),
-        Beyond::RateLimit.into(),
-        Beyond::Depth(3).into(),
+        CeilingError::Mode.into(),
+        CeilingError::Networks.into(),
+        CeilingError::End.into(),
+        CeilingError::RateLimit.into(),
+        CeilingError::Depth(3).into(),
         Problem::not_found(),
         Problem::request_timeout(),
-        Unchangeable::Revoked.into(),
-        Unchangeable::Expired.into(),
-        Unchangeable::Suspended.into(),
-        Unchangeable::AlreadyRotated.into(),
+        TransitionError::Revoked.into(),
+        TransitionError::Expired.into(),
+        TransitionError::Suspended.into(),
+        TransitionError::AlreadyRotated.into(),
         Problem::idempotency_in_progress(),
         Problem::internal(),
         Problem::unavailable(),
@@ -136,7 +136,7 @@ fn of_core() -> Vec<Row> {
 
 /// The problems of the server.
 async fn of_server(app: &App) -> Vec<Row> {
-    let (token, service) = (app.merchant("acme"), app.service());
+    let (token, service) = (app.management_token("acme"), app.service());
     let application = app.application(&token, "Web Store").await;
     let keys = format!("/applications/{application}/api-keys");
     let key = app.key(&token, &application, json!({})).await;

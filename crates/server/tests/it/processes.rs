@@ -349,7 +349,7 @@ async fn stopped_server_returns_its_lease() {
         let (store, nobody) = (database.store(), VerifierId::from_bytes([0; 16]));
         let holders = async || {
             store
-                .behind(Seq(i64::MAX), nobody)
+                .lagging_verifiers(Seq(i64::MAX), nobody)
                 .await
                 .expect("the leases")
                 .len()
@@ -810,7 +810,7 @@ impl Canaries {
     /// Adds the random part and the hash of a key.
     fn add_key(&mut self, what: &'static str, text: &str) {
         self.add(what, text.rsplit('_').next().expect("the random part"));
-        let digest: String = Digest::of(text)
+        let digest: String = Digest::of_key(text)
             .as_bytes()
             .iter()
             .map(|byte| format!("{byte:02x}"))

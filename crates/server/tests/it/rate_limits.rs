@@ -5,29 +5,31 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tollkey_core::{Clock as _, Family, Grants, IpList, Mode, RateLimit, Scope, feature::Feature};
+use tollkey_core::{
+    Clock as _, Family, IpList, Mode, RateLimit, Restrictions, Scope, feature::Feature,
+};
 
 use crate::{
-    assert_answer,
-    storlaunch::{make, refusal, wanted},
+    assert_response,
+    storlaunch::{create_key, error_code, key_request},
     support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
 /// A key of that family with that rate limit.
 async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> Key {
     let rate_limit = RateLimit::new(limit, window_seconds).ok();
-    let grants = Grants {
+    let restrictions = Restrictions {
         scopes: vec![Scope::COMMERCE],
         rate_limit,
-        ..Grants::default()
+        ..Restrictions::default()
     };
-    app.insert("acme", &app.mint(family, Mode::Live), |key| {
-        key.grants = grants
+    app.insert("acme", &app.generate_key(family, Mode::Live), |key| {
+        key.restrictions = restrictions
     })
     .await
 }
 
-/// The response's fields about the rate limit: `RateLimit-Policy`, `RateLimit` and `Retry-After`.
+/// The response's fields about the rate limit: `RateLimit-GuardPolicy`, `RateLimit` and `Retry-After`.
 fn fields(reply: &Reply) -> [Option<&str>; 3] {
     ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| reply.header(name))
 }
@@ -104,15 +106,15 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
             app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&app.operator()).await.status,
             200
         );
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: vec![Scope::COMMERCE],
             merchants: Some(vec!["m_1".to_owned()]),
             features: Some(vec![Feature::TokensList]),
             allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
             rate_limit: RateLimit::new(3, 300).ok(),
-            ..Grants::default()
+            ..Restrictions::default()
         };
-        let key = app.insert("acme", &app.mint(Family::Commerce, Mode::Live), |key| key.grants = grants).await;
+        let key = app.insert("acme", &app.generate_key(Family::Commerce, Mode::Live), |key| key.restrictions = restrictions).await;
         let need = json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7"});
         let with = |member: &str, value: Value| {
             let mut need = need.clone();
@@ -150,14 +152,14 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
             assert_eq!(verdict["code"], "unknown_key");
         }
         assert_eq!(
-            app.post(&format!("/api-keys/{id}/suspend"), json!({})).bearer(&app.merchant("acme")).await.status,
+            app.post(&format!("/api-keys/{id}/suspend"), json!({})).bearer(&app.management_token("acme")).await.status,
             200
         );
         for _ in 0..4 {
             assert_eq!(app.verify(&key.text, need.clone()).await["code"], "suspended");
         }
         assert_eq!(
-            app.post(&format!("/api-keys/{id}/resume"), json!({})).bearer(&app.merchant("acme")).await.status,
+            app.post(&format!("/api-keys/{id}/resume"), json!({})).bearer(&app.management_token("acme")).await.status,
             200
         );
         assert_eq!(remaining().await, 1);
@@ -172,13 +174,13 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
 #[actix_web::test]
 async fn gateway_denial_for_another_reason_does_not_use_the_limit() {
     each_backend(async |app: &App| {
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: vec![Scope::LINKS_READ],
             rate_limit: RateLimit::new(2, 300).ok(),
-            ..Grants::default()
+            ..Restrictions::default()
         };
         let key = app
-            .insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+            .insert_key_with("acme", Family::Commerce, Mode::Live, restrictions)
             .await;
         let forward_auth = |query: &str| {
             app.get(&format!("/authz/forward-auth{query}"))
@@ -261,7 +263,7 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
     each_backend(async |app: &App| {
         let key = limited(app, Family::Secret, 3, 30).await;
         let other = app.insert_key("acme", Family::Commerce, Mode::Live).await;
-        assert_answer!(app.get("/whoami").bearer(&key.text).await, @r#"
+        assert_response!(app.get("/whoami").bearer(&key.text).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -279,7 +281,7 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
         let listed = app.get("/v1/account/api-keys").bearer(&key.text).await;
         assert_eq!(fields(&listed), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]);
         // Nothing remains: `t` and `Retry-After` are the seconds until the next use.
-        assert_answer!(app.get("/whoami").bearer(&key.text).await, @r#"
+        assert_response!(app.get("/whoami").bearer(&key.text).await, @r#"
         429
         cache-control: no-store
         content-type: application/problem+json
@@ -293,14 +295,14 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
         "#);
         app.clock.advance(Duration::from_millis(2500));
         let account = app.get("/v1/account/api-keys").bearer(&key.text).await;
-        assert_eq!(refusal(app, &account), (429, "RATE_LIMITED".to_owned()));
+        assert_eq!(error_code(app, &account), (429, "RATE_LIMITED".to_owned()));
         assert_eq!(fields(&account), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=8"), Some("8")]);
         for call in [
             app.post("/verify", json!({"key": other})),
             app.call("POST", "/introspect").form("token=x"),
             app.call("HEAD", "/whoami"),
             app.delete("/whoami"),
-            app.post("/v1/account/api-keys", wanted("live", "secret")),
+            app.post("/v1/account/api-keys", key_request("live", "secret")),
         ] {
             let reply = call.bearer(&key.text).await;
             assert_eq!((reply.status, fields(&reply)), (429, fields(&account)), "{reply}");
@@ -310,7 +312,7 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
         let service_key = app.service_key().await.text;
         for call in [
             app.get("/whoami").bearer(&other),
-            app.get("/v1/account/api-keys").bearer(&app.merchant("acme")),
+            app.get("/v1/account/api-keys").bearer(&app.management_token("acme")),
             app.post("/verify", json!({"key": other})).bearer(&service_key),
             // the limit of the verified key is only in the body
             app.post("/verify", json!({"key": key.text})).bearer(&service_key),
@@ -345,7 +347,7 @@ async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
             assert_eq!((reply.status, fields(&reply)), (429, expected), "{reply}");
             denied.push(reply);
         }
-        assert_answer!(denied[0], @r#"
+        assert_response!(denied[0], @r#"
         429
         content-type: application/problem+json
         ratelimit: "key";r=0;t=10
@@ -434,7 +436,7 @@ async fn each_verifier_counts_on_its_own() {
 #[actix_web::test]
 async fn change_to_a_key_does_not_reset_its_rate_limit() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "Checkout", "rate_limit": {"limit": 2, "window_seconds": 60}});
         let created = app.post("/api-keys", body).bearer(&token).await.json();
         let (id, text) = (
@@ -494,7 +496,7 @@ async fn change_to_a_key_does_not_reset_its_rate_limit() {
 #[actix_web::test]
 async fn cidrs_with_host_bits_or_without_a_length_are_rejected() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let keys = format!("/applications/{application}/api-keys");
         for (cidr, rule) in [
@@ -555,10 +557,13 @@ async fn cidrs_with_host_bits_or_without_a_length_are_rejected() {
                     "{cidr}"
                 );
             }
-            let mut body = wanted("live", "secret");
+            let mut body = key_request("live", "secret");
             body["allowedIps"] = list;
             let reply = app.post("/v1/account/api-keys", body).bearer(&token).await;
-            assert_eq!(refusal(app, &reply), (400, "VALIDATION_ERROR".to_owned()));
+            assert_eq!(
+                error_code(app, &reply),
+                (400, "VALIDATION_ERROR".to_owned())
+            );
             assert_eq!(
                 reply.json()["error"]["message"],
                 format!("/allowedIps: {rule}")
@@ -600,7 +605,7 @@ async fn key_with_allowlist(app: &App) -> String {
     let body = json!({"name": "Checkout", "allowed_ips": NETWORKS});
     let reply = app
         .post("/api-keys", body)
-        .bearer(&app.merchant("acme"))
+        .bearer(&app.management_token("acme"))
         .await;
     assert_eq!(reply.status, 201, "{reply}");
     reply.json()["api_key"].as_str().unwrap().to_owned()
@@ -790,9 +795,11 @@ async fn untrusted_peer_is_the_client() {
         &[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8")],
         async |app: &App| {
             let key = key_with_allowlist(app).await;
-            let mut body = wanted("live", "secret");
+            let mut body = key_request("live", "secret");
             body["allowedIps"] = json!(["127.0.0.0/8"]);
-            let local_key = make(app, &app.merchant("acme"), body).await.text;
+            let local_key = create_key(app, &app.management_token("acme"), body)
+                .await
+                .text;
             for hops in ["203.0.113.9", "10.1.2.3", ""] {
                 let forward_auth = |key: &str| {
                     app.get("/authz/forward-auth")

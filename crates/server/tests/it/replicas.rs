@@ -285,7 +285,7 @@ async fn holders(database: &Database, count: usize) {
     let (store, no_replica) = (database.store(), VerifierId::from_bytes([0; 16]));
     let leased = async {
         while store
-            .behind(Seq(i64::MAX), no_replica)
+            .lagging_verifiers(Seq(i64::MAX), no_replica)
             .await
             .expect("the leases")
             .len()

@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tollkey_core::{Clock as _, KeyId};
-use tollkey_server::server::Running;
+use tollkey_server::server::RunningServer;
 use tollkey_verifier::testing::{ManualClock, START};
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
 };
 
@@ -72,11 +72,11 @@ async fn log(app: &App, token: &str) -> Vec<(String, String, Value)> {
 #[actix_web::test]
 async fn predecessor_and_successor_both_work_during_the_overlap() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let old = app.commerce_key(&token, json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]})).await;
         app.clock.advance(Duration::from_secs(10));
         let reply = rotate(app, &token, &old, json!({"overlap_seconds": 3600})).await;
-        assert_answer!(reply, @r#"
+        assert_response!(reply, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -88,7 +88,7 @@ async fn predecessor_and_successor_both_work_during_the_overlap() {
         "#);
         let new = created(&reply);
         assert_eq!(reply.header("location"), Some(format!("/api/v1/api-keys/{}", new.id).as_str()));
-        assert_answer!(app.get("/api-keys").bearer(&token).await, @r#"
+        assert_response!(app.get("/api-keys").bearer(&token).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -119,7 +119,7 @@ async fn predecessor_and_successor_both_work_during_the_overlap() {
 #[actix_web::test]
 async fn successor_keeps_restrictions_metadata_and_expiration() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         for (body, overlap) in [
             (json!({}), 60),
@@ -172,7 +172,7 @@ async fn successor_keeps_restrictions_metadata_and_expiration() {
 #[actix_web::test]
 async fn predecessor_expires_immediately_without_an_overlap() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for body in [
             None,
             Some(json!({})),
@@ -208,62 +208,66 @@ async fn predecessor_expires_immediately_without_an_overlap() {
 #[actix_web::test]
 async fn rotation_holds_on_a_replica_with_a_slow_clock() {
     let slow_clock = ManualClock::default();
-    each_backend_with_replica(Some(&slow_clock), async |app: &App, replica: &Running| {
-        app.clock.advance(Duration::from_secs(5)); // the replica's clock is five seconds slow
-        let token = app.merchant("acme");
-        let code = async |key: &Key| {
-            let call =
-                Call::new(replica.address(), "POST", "/verify").json(json!({"key": key.text}));
-            let reply = call.bearer(&app.service()).await;
-            reply.json()["code"]
-                .as_str()
-                .unwrap_or_else(|| panic!("{reply}"))
-                .to_owned()
-        };
-        let old = app.commerce_key(&token, json!({})).await;
-        assert_eq!(code(&old).await, "valid");
-        let new = created(&rotate(app, &token, &old, json!({})).await);
-        assert_eq!(
-            (code(&old).await.as_str(), code(&new).await.as_str()),
-            ("expired", "valid")
-        );
-        let seen = Call::new(replica.address(), "GET", &path(&old))
-            .bearer(&token)
-            .await
-            .json();
-        assert_eq!(seen["status"], "expired");
-        // The replica also rejects another rotation and changes.
-        for call in [
-            Call::new(replica.address(), "POST", &format!("{}/rotate", path(&old))),
-            Call::new(replica.address(), "PATCH", &path(&old)).json(json!({"expires_at": null})),
-        ] {
-            let reply = call.bearer(&token).await;
+    each_backend_with_replica(
+        Some(&slow_clock),
+        async |app: &App, replica: &RunningServer| {
+            app.clock.advance(Duration::from_secs(5)); // the replica's clock is five seconds slow
+            let token = app.management_token("acme");
+            let code = async |key: &Key| {
+                let call =
+                    Call::new(replica.address(), "POST", "/verify").json(json!({"key": key.text}));
+                let reply = call.bearer(&app.service()).await;
+                reply.json()["code"]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("{reply}"))
+                    .to_owned()
+            };
+            let old = app.commerce_key(&token, json!({})).await;
+            assert_eq!(code(&old).await, "valid");
+            let new = created(&rotate(app, &token, &old, json!({})).await);
             assert_eq!(
-                (reply.status, reply.code().as_str()),
-                (409, "key_expired"),
-                "{reply}"
+                (code(&old).await.as_str(), code(&new).await.as_str()),
+                ("expired", "valid")
             );
-        }
-        // A cached key that is rotated with an overlap stays valid, until it is revoked.
-        assert_eq!(code(&new).await, "valid");
-        let newest = created(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
-        assert_eq!(
-            (code(&new).await.as_str(), code(&newest).await.as_str()),
-            ("valid", "valid")
-        );
-        revoke(app, &token, &new).await;
-        assert_eq!(
-            (code(&new).await.as_str(), code(&newest).await.as_str()),
-            ("revoked", "valid")
-        );
-    })
+            let seen = Call::new(replica.address(), "GET", &path(&old))
+                .bearer(&token)
+                .await
+                .json();
+            assert_eq!(seen["status"], "expired");
+            // The replica also rejects another rotation and changes.
+            for call in [
+                Call::new(replica.address(), "POST", &format!("{}/rotate", path(&old))),
+                Call::new(replica.address(), "PATCH", &path(&old))
+                    .json(json!({"expires_at": null})),
+            ] {
+                let reply = call.bearer(&token).await;
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (409, "key_expired"),
+                    "{reply}"
+                );
+            }
+            // A cached key that is rotated with an overlap stays valid, until it is revoked.
+            assert_eq!(code(&new).await, "valid");
+            let newest = created(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
+            assert_eq!(
+                (code(&new).await.as_str(), code(&newest).await.as_str()),
+                ("valid", "valid")
+            );
+            revoke(app, &token, &new).await;
+            assert_eq!(
+                (code(&new).await.as_str(), code(&newest).await.as_str()),
+                ("revoked", "valid")
+            );
+        },
+    )
     .await;
 }
 
 #[actix_web::test]
 async fn predecessor_expires_at_the_earlier_of_two_times() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let start = app.clock.now().as_second();
         for (own, overlap, end) in [
             (50, 100, 50),
@@ -303,7 +307,7 @@ async fn predecessor_expires_at_the_earlier_of_two_times() {
 #[actix_web::test]
 async fn revoking_the_predecessor_ends_the_overlap() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let old = app.commerce_key(&token, json!({})).await;
         assert_eq!(app.code(&old.text).await, "valid");
         app.clock.advance(Duration::from_secs(10));
@@ -362,7 +366,7 @@ async fn revoking_the_predecessor_ends_the_overlap() {
 #[actix_web::test]
 async fn only_active_keys_without_a_successor_can_be_rotated() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let suspended = app.commerce_key(&token, json!({})).await;
         let reply = app.call("POST", &format!("{}/suspend", path(&suspended))).bearer(&token).await;
         assert_eq!(reply.status, 200);
@@ -377,7 +381,7 @@ async fn only_active_keys_without_a_successor_can_be_rotated() {
         created(&rotate(app, &token, &ended, json!({"overlap_seconds": 3600})).await);
         revoke(app, &token, &ended).await;
         app.clock.advance(Duration::from_secs(1));
-        assert_answer!(rotate(app, &token, &rotated, json!({})).await, @r#"
+        assert_response!(rotate(app, &token, &rotated, json!({})).await, @r#"
         409
         cache-control: no-store
         content-type: application/problem+json
@@ -433,7 +437,7 @@ async fn only_active_keys_without_a_successor_can_be_rotated() {
 #[actix_web::test]
 async fn overlap_is_0_to_604800_seconds() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let number = "must be a whole number within its range";
         for (body, error) in [
@@ -490,7 +494,7 @@ async fn overlap_is_0_to_604800_seconds() {
 #[actix_web::test]
 async fn predecessor_can_be_changed_but_not_extended() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let old = app.commerce_key(&token, json!({})).await;
         let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
         let patch = async |body: Value| {
@@ -544,7 +548,7 @@ async fn predecessor_can_be_changed_but_not_extended() {
 #[actix_web::test]
 async fn both_keys_count_towards_the_limit_during_the_overlap() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let (first, second) = (
             app.commerce_key(&token, json!({})).await,
             app.commerce_key(&token, json!({})).await,
@@ -587,7 +591,7 @@ async fn both_keys_count_towards_the_limit_during_the_overlap() {
 #[actix_web::test]
 async fn scoped_key_is_rotated_only_if_it_could_be_created_now() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let lists = app
             .commerce_key(
@@ -639,7 +643,7 @@ async fn scoped_key_is_rotated_only_if_it_could_be_created_now() {
 #[actix_web::test]
 async fn rotation_is_one_audit_entry_without_secrets() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"expires_at": START + 100, "scopes": ["links:read"], "metadata": {"owner": "a person"}});
         let old = app.commerce_key(&token, body).await;
         let new = created(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
@@ -666,7 +670,7 @@ async fn rotation_is_one_audit_entry_without_secrets() {
 #[actix_web::test]
 async fn rotating_another_accounts_key_is_404() {
     each_backend(async |app: &App| {
-        let (acme, globex) = (app.merchant("acme"), app.merchant("globex"));
+        let (acme, globex) = (app.management_token("acme"), app.management_token("globex"));
         let key = app.commerce_key(&acme, json!({})).await;
         let before = row(app, &acme, &key).await;
         let crockford = key.id.parse::<KeyId>().unwrap().crockford();
@@ -719,7 +723,7 @@ async fn rotating_another_accounts_key_is_404() {
 async fn only_one_of_20_parallel_rotations_creates_a_successor() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for overlap in [0, 3600] {
             let old = app.commerce_key(&token, json!({})).await;
             let calls = (0..20).map(|n| {

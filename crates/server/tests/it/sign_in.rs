@@ -1336,7 +1336,7 @@ async fn account_and_roles_claims_can_be_nested() {
 #[actix_web::test]
 async fn sign_out_is_confirmed_on_a_page() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
-        let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        let session = sign_in_at(app.running().address(), &app.management_token("acme")).await;
         assert_eq!(
             page(app, "/dashboard/signed-out", &session).await.status,
             303,
@@ -1421,7 +1421,7 @@ async fn sign_out_continues_at_the_provider_of_the_session() {
             "the session is ended on the server"
         );
         // A session of a pasted token has no session at the provider.
-        let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        let session = sign_in_at(app.running().address(), &app.management_token("acme")).await;
         let out = form(&app, "/dashboard/sign-out", "")
             .header("cookie", &session)
             .await;
@@ -1588,7 +1588,10 @@ async fn browsers_that_accept_secure_cookies_get_them_in_development() {
 #[actix_web::test]
 async fn pasted_token_signs_in_where_it_is_enabled() {
     let app = sqlite(&[]).await;
-    let body = format!("token={}&next=/dashboard/audit", app.merchant("acme"));
+    let body = format!(
+        "token={}&next=/dashboard/audit",
+        app.management_token("acme")
+    );
     assert_eq!(
         form(&app, "/dashboard/sign-in/token", &body).await.status,
         404
@@ -1608,7 +1611,7 @@ async fn pasted_token_signs_in_where_it_is_enabled() {
                 .body
                 .contains("name=\"token\"")
         );
-        let good = app.merchant("acme");
+        let good = app.management_token("acme");
         let body = format!("token={good}&next=/dashboard/audit");
         let reply = form(app, "/dashboard/sign-in/token", &body).await;
         assert_eq!(
@@ -1662,7 +1665,8 @@ async fn token_session_ends_when_the_token_expires() {
     };
     let rules = tollkey_server::auth::jwt::ClaimRules::from(&app.settings.tokens);
     let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
-    let token = tollkey_server::auth::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
+    let token =
+        tollkey_server::auth::jwt::create_token(&secret, &rules, &short, app.clock.now()).unwrap();
     let reply = form(&app, "/dashboard/sign-in/token", &format!("token={token}")).await;
     let session = cookie(&reply, SESSION).expect("a session");
     app.clock.advance(Duration::from_secs(599));
@@ -1681,7 +1685,7 @@ async fn sign_in_replaces_the_previous_session() {
     settings.push(TOKEN_SIGN_IN);
     let app = sqlite(&settings).await;
     let planted = format!("{SESSION}={}", "a".repeat(64));
-    let body = format!("token={}", app.merchant("acme"));
+    let body = format!("token={}", app.management_token("acme"));
     let reply = form(&app, "/dashboard/sign-in/token", &body)
         .header("cookie", &planted)
         .await;
@@ -1744,7 +1748,7 @@ async fn session_ends_after_one_idle_hour_or_twelve_hours() {
             "idle"
         );
         let session = session_of(&sign_in_with(app, &provider, |_| {}).await);
-        assert_eq!(Session::LONGEST.as_mins(), 720);
+        assert_eq!(Session::MAX_AGE.as_mins(), 720);
         for at in (30..720).step_by(30) {
             app.clock.advance(30 * minute);
             assert_eq!(
@@ -1785,7 +1789,7 @@ async fn keys_at(address: SocketAddr, session: &str) -> u16 {
 async fn replicas_share_sessions_and_sign_outs() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         let replica = app.replica().await;
-        let session = sign_in_at(replica.address(), &app.merchant("acme")).await;
+        let session = sign_in_at(replica.address(), &app.management_token("acme")).await;
         assert_eq!(keys_at(replica.address(), &session).await, 200);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         let out = form(app, "/dashboard/sign-out", "")
@@ -1812,7 +1816,7 @@ async fn session_ends_when_its_sign_in_settings_change() {
         .chain([TOKEN_SIGN_IN])
         .collect();
     each_backend_with(&settings, async |app| {
-        let by_token = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        let by_token = sign_in_at(app.running().address(), &app.management_token("acme")).await;
         let by_provider = session_of(&sign_in_with(app, &provider, |_| {}).await);
         let other_secret = "EXAMPLE-another-secret-of-32-bytes-or-more";
         // The replica's setting, and the statuses for the session of the token and of the provider.

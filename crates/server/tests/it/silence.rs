@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_client::{Auth, Client};
-use tollkey_core::{Need, VerifierId};
+use tollkey_core::{AccessRequest, VerifierId};
 use tollkey_middleware::source::HttpSource;
 use tollkey_store::{
     Backend,
@@ -80,7 +80,11 @@ impl Guard {
 
     /// Whether the key is valid, or `None` if that is unavailable.
     async fn is_valid(&self, key: &str) -> Option<bool> {
-        let verdict = self.verifier.verify(key, &Need::default()).await.ok()?;
+        let verdict = self
+            .verifier
+            .verify(key, &AccessRequest::default())
+            .await
+            .ok()?;
         Some(verdict.outcome.is_ok())
     }
 
@@ -238,7 +242,7 @@ async fn requests_do_not_wait_for_a_hanging_server() {
     for _ in 0..REQUESTS {
         let reserved = guard
             .verifier
-            .reserve_without_immediate_revocation(&key.text, &Need::default(), grace)
+            .reserve_without_immediate_revocation(&key.text, &AccessRequest::default(), grace)
             .await;
         assert!(reserved.expect("by the cached key").is_ok());
     }

@@ -68,7 +68,10 @@ async fn calls_survive_silent_connections_without_duplicate_keys() {
                 .build()
                 .expect("a client")
         };
-        let merchant = client(format!("http://{}", proxy.address), &app.merchant("acme"));
+        let merchant = client(
+            format!("http://{}", proxy.address),
+            &app.management_token("acme"),
+        );
 
         let callers = (0..CALLERS).map(|caller| {
             let (merchant, proxy) = (&merchant, &proxy);

@@ -78,7 +78,7 @@ async fn draining_server_responds_and_ends_each_connection() {
                 "The server is shutting down. Send the request to another replica."
             );
         }
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let created = app
             .post("/applications", json!({"name": "During the drain"}))
             .bearer(&token)
@@ -357,7 +357,7 @@ fn subscriber(source: HttpSource) -> Verifier<HttpSource> {
 async fn subscriber_of_a_draining_replica_moves_to_another() {
     each_backend_with(&[], async |app: &App| {
         let (first, second) = (app.running(), app.replica().await);
-        let subscribers = |running: &tollkey_server::server::Running| {
+        let subscribers = |running: &tollkey_server::server::RunningServer| {
             running.state().service.verifier.stats().subscribers
         };
         let balancer = Balancer::start(first.address()).await.expect("a balancer");

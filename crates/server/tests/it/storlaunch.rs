@@ -8,7 +8,7 @@ use tollkey_core::{Clock as _, Family, KeyId, Mode};
 use tollkey_store::Backend;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Call, Key, Reply, each_backend, eventually},
 };
 
@@ -18,19 +18,19 @@ pub const KEYS: &str = "/v1/account/api-keys";
 const AUDIT_LOG: &str = "/v1/account/audit-log";
 
 /// A request body for a new account key.
-pub fn wanted(environment: &str, access: &str) -> Value {
+pub fn key_request(environment: &str, access: &str) -> Value {
     json!({"name": "Production webhook handler", "environment": environment, "access": access})
 }
 
 /// Creates an account key.
-pub async fn make(app: &App, by: &str, body: Value) -> Key {
+pub async fn create_key(app: &App, by: &str, body: Value) -> Key {
     let reply = app.post(KEYS, body).bearer(by).await;
     assert_eq!(reply.status, 201, "{reply}");
-    made(&reply)
+    created_key(&reply)
 }
 
 /// Returns the created key of a response.
-pub fn made(reply: &Reply) -> Key {
+pub fn created_key(reply: &Reply) -> Key {
     let data = reply.json()["data"].clone();
     let text = |member: &str| {
         data[member]
@@ -84,7 +84,7 @@ pub fn envelope(app: &App, reply: &Reply) -> Value {
 }
 
 /// Status and code of an error in its envelope.
-pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
+pub fn error_code(app: &App, reply: &Reply) -> (u16, String) {
     let error = envelope(app, reply)["error"].clone();
     assert!(
         error["message"]
@@ -109,9 +109,9 @@ fn failure(status: u16, code: &str) -> (u16, String) {
 }
 
 /// The errors of a 400, each as its pointer and detail.
-pub fn rules(app: &App, reply: &Reply) -> Vec<String> {
+pub fn field_errors(app: &App, reply: &Reply) -> Vec<String> {
     assert_eq!(
-        refusal(app, reply),
+        error_code(app, reply),
         failure(400, "VALIDATION_ERROR"),
         "{reply}"
     );
@@ -142,7 +142,12 @@ fn ids(rows: &[Value]) -> Vec<&str> {
 
 /// A secret key of `acme`.
 async fn secret_key(app: &App, environment: &str) -> Key {
-    make(app, &app.merchant("acme"), wanted(environment, "secret")).await
+    create_key(
+        app,
+        &app.management_token("acme"),
+        key_request(environment, "secret"),
+    )
+    .await
 }
 
 // List
@@ -152,10 +157,10 @@ async fn list_has_metadata_of_keys_newest_first() {
     each_backend(async |app: &App| {
         let first = secret_key(app, "live").await;
         app.clock.advance(Duration::from_secs(60));
-        let second = make(app, &first.text, wanted("test", "publishable")).await;
+        let second = create_key(app, &first.text, key_request("test", "publishable")).await;
         assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
         app.running().state().service.flush_usage().await;
-        assert_answer!(app.get(KEYS).bearer(&first.text).await, @r#"
+        assert_response!(app.get(KEYS).bearer(&first.text).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -182,7 +187,7 @@ async fn list_has_metadata_of_keys_newest_first() {
 #[actix_web::test]
 async fn last_used_at_is_null_until_the_first_use() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = secret_key(app, "live").await;
         let last_used = async || {
             app.running().state().service.flush_usage().await;
@@ -206,18 +211,27 @@ async fn last_used_at_is_null_until_the_first_use() {
 #[actix_web::test]
 async fn list_is_paginated_by_limit_and_cursor() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let mut made = Vec::new();
+        let token = app.management_token("acme");
+        let mut created_key = Vec::new();
         for i in 0..5 {
-            made.push(make(app, &token, wanted("live", "secret")).await.id);
+            created_key.push(
+                create_key(app, &token, key_request("live", "secret"))
+                    .await
+                    .id,
+            );
             // Two have the same time, so the cursor needs the ID, too.
             app.clock.advance(Duration::from_secs(i % 2));
         }
         // Neither a key of another account nor one of another family is listed.
-        make(app, &app.merchant("globex"), wanted("live", "secret")).await;
+        create_key(
+            app,
+            &app.management_token("globex"),
+            key_request("live", "secret"),
+        )
+        .await;
         app.insert_key("acme", Family::Commerce, Mode::Live).await;
         // Newest first, and by ID within the same time.
-        made.sort_by(|a, b| b.cmp(a));
+        created_key.sort_by(|a, b| b.cmp(a));
         let (mut seen, mut cursor, mut sizes) = (Vec::new(), None::<String>, Vec::new());
         loop {
             let after = cursor
@@ -242,10 +256,10 @@ async fn list_is_paginated_by_limit_and_cursor() {
                 None => break,
             }
         }
-        assert_eq!((seen, sizes), (made.clone(), vec![2, 2, 1]));
+        assert_eq!((seen, sizes), (created_key.clone(), vec![2, 2, 1]));
         assert_eq!(
             ids(&data(app, &format!("{KEYS}?limit=5"), &token).await),
-            made
+            created_key
         );
         for (query, rule) in [
             ("limit=0", "limit must be between 1 and 1000"),
@@ -263,7 +277,7 @@ async fn list_is_paginated_by_limit_and_cursor() {
             ("page=1", "page is unknown"),
         ] {
             assert_eq!(
-                rules(
+                field_errors(
                     app,
                     &app.get(&format!("{KEYS}?{query}")).bearer(&token).await
                 ),
@@ -280,10 +294,10 @@ async fn list_is_paginated_by_limit_and_cursor() {
 #[actix_web::test]
 async fn creation_returns_the_key_once() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let body = json!({"name": "  Production webhook handler ", "environment": "live", "access": "secret"});
         let first = app.post(KEYS, body).bearer(&token).await;
-        assert_answer!(first, @r#"
+        assert_response!(first, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -292,9 +306,9 @@ async fn creation_returns_the_key_once() {
 
         {"data":{"id":"key_01KDVDNA00EHTBVHF29MN42ERN","name":"Production webhook handler","environment":"live","access":"secret","value":"sk_live_(32)","createdAt":"2026-01-01T00:00:00Z"},"error":null,"meta":{"requestId":"req_01KDVDNA00HXPX69B46WBKBWSC","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
-        let key = made(&first);
+        let key = created_key(&first);
         app.clock.advance(Duration::from_millis(1700));
-        assert_answer!(app.post(KEYS, wanted("test", "publishable")).bearer(&key.text).await, @r#"
+        assert_response!(app.post(KEYS, key_request("test", "publishable")).bearer(&key.text).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -319,7 +333,7 @@ async fn creation_returns_the_key_once() {
 #[actix_web::test]
 async fn invalid_creation_is_400_with_every_error() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let now = app.in_seconds(0);
         for (member, value, rule) in [
             ("name", Value::Null, "/name must be a string"),
@@ -356,20 +370,20 @@ async fn invalid_creation_is_400_with_every_error() {
             ("metadata", json!({"x": "y".repeat(4096)}), "/metadata must be at most 4096 bytes of JSON"),
             ("metadata", json!(["x"]), "/metadata must be an object"),
         ] {
-            let mut body = wanted("live", "secret");
+            let mut body = key_request("live", "secret");
             body[member] = value;
-            assert_eq!(rules(app, &app.post(KEYS, body.clone()).bearer(&token).await), [rule], "{body}");
+            assert_eq!(field_errors(app, &app.post(KEYS, body.clone()).bearer(&token).await), [rule], "{body}");
         }
         for member in ["name", "environment", "access"] {
-            let mut body = wanted("live", "secret");
+            let mut body = key_request("live", "secret");
             body.as_object_mut().unwrap().remove(member);
             let rule = format!("/{member} is required");
-            assert_eq!(rules(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
+            assert_eq!(field_errors(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
         }
         // All errors in one response.
-        let mut body = wanted("live", "secret");
+        let mut body = key_request("live", "secret");
         (body["name"], body["expiresAt"], body["allowedIps"]) = (json!(""), json!(0), json!(["x"]));
-        assert_answer!(app.post(KEYS, body).bearer(&token).await, @r#"
+        assert_response!(app.post(KEYS, body).bearer(&token).await, @r#"
         400
         cache-control: no-store
         content-type: application/json
@@ -391,19 +405,19 @@ async fn invalid_creation_is_400_with_every_error() {
 #[actix_web::test]
 async fn undocumented_fields_are_returned_only_if_they_are_set() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let mut body = wanted("live", "secret");
+        let token = app.management_token("acme");
+        let mut body = key_request("live", "secret");
         for member in ["expiresAt", "allowedIps", "rateLimit", "metadata"] {
             body[member] = Value::Null; // null is the same as an absent field
         }
         let plain = app.post(KEYS, body).bearer(&token).await.json();
         assert_eq!(names(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
-        let mut body = wanted("test", "publishable");
+        let mut body = key_request("test", "publishable");
         body["expiresAt"] = json!("2026-02-01T01:00:00+01:00");
         body["allowedIps"] = json!(["203.0.113.0/24", "::ffff:10.0.0.0/104"]);
         body["rateLimit"] = json!({"limit": 10, "windowSeconds": 60});
         body["metadata"] = json!({"owner": "checkout", "b": [1, null], "a": {}});
-        assert_answer!(app.post(KEYS, body).bearer(&token).await, @r#"
+        assert_response!(app.post(KEYS, body).bearer(&token).await, @r#"
         201
         cache-control: no-store
         content-type: application/json
@@ -429,15 +443,15 @@ async fn delete_and_post_revoke_a_key() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let (deleted, posted) = (
-            make(app, &owner.text, wanted("live", "secret")).await,
-            make(app, &owner.text, wanted("live", "secret")).await,
+            create_key(app, &owner.text, key_request("live", "secret")).await,
+            create_key(app, &owner.text, key_request("live", "secret")).await,
         );
         for key in [&deleted, &posted] {
             assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
         }
         app.running().state().service.flush_usage().await;
         app.clock.advance(Duration::from_secs(5));
-        assert_answer!(app.delete(&format!("{KEYS}/{}", deleted.id)).bearer(&owner.text).await, @r#"
+        assert_response!(app.delete(&format!("{KEYS}/{}", deleted.id)).bearer(&owner.text).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -452,10 +466,10 @@ async fn delete_and_post_revoke_a_key() {
         assert_eq!((row["id"].as_str(), row["revokedAt"].as_str()), (Some(&*posted.id), Some("2026-01-01T00:00:05Z")));
         for key in [&deleted, &posted] {
             let denied = app.get(KEYS).bearer(&key.text).await;
-            assert_eq!(refusal(app, &denied), failure(401, "INVALID_API_KEY"));
+            assert_eq!(error_code(app, &denied), failure(401, "INVALID_API_KEY"));
             assert_eq!(app.code(&key.text).await, "revoked");
         }
-        assert_answer!(app.get(KEYS).bearer(&deleted.text).await, @r#"
+        assert_response!(app.get(KEYS).bearer(&deleted.text).await, @r#"
         401
         cache-control: no-store
         content-type: application/json
@@ -492,20 +506,22 @@ async fn revocation_accepts_no_fields() {
         let owner = secret_key(app, "live").await;
         let path = format!(
             "{KEYS}/{}/revoke",
-            make(app, &owner.text, wanted("live", "secret")).await.id
+            create_key(app, &owner.text, key_request("live", "secret"))
+                .await
+                .id
         );
         let refused_members = app
             .post(&path, json!({"reason": "x"}))
             .bearer(&owner.text)
             .await;
-        assert_eq!(rules(app, &refused_members), ["/reason is unknown"]);
+        assert_eq!(field_errors(app, &refused_members), ["/reason is unknown"]);
         let refused_text = app
             .call("POST", &path)
             .header("content-type", "text/plain")
             .body("x")
             .bearer(&owner.text);
         assert_eq!(
-            refusal(app, &refused_text.await),
+            error_code(app, &refused_text.await),
             failure(415, "UNSUPPORTED_MEDIA_TYPE")
         );
         assert_eq!(
@@ -523,7 +539,7 @@ async fn key_can_revoke_itself() {
         let path = format!("{KEYS}/{}", key.id);
         assert_eq!(app.delete(&path).bearer(&key.text).await.status, 200);
         assert_eq!(
-            refusal(app, &app.delete(&path).bearer(&key.text).await),
+            error_code(app, &app.delete(&path).bearer(&key.text).await),
             failure(401, "INVALID_API_KEY")
         );
     })
@@ -534,7 +550,7 @@ async fn key_can_revoke_itself() {
 async fn ids_are_accepted_in_both_formats_and_returned_in_one() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
-        let key = make(app, &owner.text, wanted("live", "secret")).await;
+        let key = create_key(app, &owner.text, key_request("live", "secret")).await;
         let id: KeyId = key.id.parse().unwrap();
         assert_eq!(
             (key.id.len(), key.id.as_str()),
@@ -570,7 +586,7 @@ async fn ids_are_accepted_in_both_formats_and_returned_in_one() {
                     .call(method, &format!("{KEYS}/{form}{rest}"))
                     .bearer(&owner.text)
                     .await;
-                assert_eq!(refusal(app, &reply), failure(404, "NOT_FOUND"), "{form}");
+                assert_eq!(error_code(app, &reply), failure(404, "NOT_FOUND"), "{form}");
                 bodies.push(reply.json()["error"].clone());
             }
         }
@@ -585,14 +601,14 @@ async fn ids_are_accepted_in_both_formats_and_returned_in_one() {
 #[actix_web::test]
 async fn key_types_have_the_documented_access() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for (prefix, environment, access) in [
             ("pk_test_", "test", "publishable"),
             ("pk_live_", "live", "publishable"),
             ("sk_test_", "test", "secret"),
             ("sk_live_", "live", "secret"),
         ] {
-            let key = make(app, &token, wanted(environment, access)).await;
+            let key = create_key(app, &token, key_request(environment, access)).await;
             assert!(key.text.starts_with(prefix), "{prefix}");
             let rows = data(app, KEYS, &token).await;
             let row = rows
@@ -619,7 +635,11 @@ async fn key_types_have_the_documented_access() {
                 assert_eq!(lists.status, 200, "{prefix}");
                 assert_eq!(order.await["valid"], true, "{prefix}");
             } else {
-                assert_eq!(refusal(app, &lists), failure(403, "FORBIDDEN"), "{prefix}");
+                assert_eq!(
+                    error_code(app, &lists),
+                    failure(403, "FORBIDDEN"),
+                    "{prefix}"
+                );
                 assert_eq!(order.await["code"], "route_not_allowed", "{prefix}");
             }
         }
@@ -630,10 +650,10 @@ async fn key_types_have_the_documented_access() {
 #[actix_web::test]
 async fn publishable_key_can_only_call_the_documented_routes() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let service = app.service();
         for environment in ["test", "live"] {
-            let key = make(app, &token, wanted(environment, "publishable"))
+            let key = create_key(app, &token, key_request(environment, "publishable"))
                 .await
                 .text;
             for (method, path, allowed) in [
@@ -726,7 +746,7 @@ fn operations(app: &App, id: &str) -> Vec<(String, Call)> {
         let keys = format!("{mount}/account/api-keys");
         [
             ("list", app.get(&keys)),
-            ("create", app.post(&keys, wanted("test", "secret"))),
+            ("create", app.post(&keys, key_request("test", "secret"))),
             ("delete", app.delete(&format!("{keys}/{id}"))),
             ("revoke", app.call("POST", &format!("{keys}/{id}/revoke"))),
             ("audit log", app.get(&format!("{mount}/account/audit-log"))),
@@ -740,7 +760,7 @@ fn operations(app: &App, id: &str) -> Vec<(String, Call)> {
 async fn every_operation_exists_under_both_prefixes() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
-        let key = make(app, &owner.text, wanted("live", "secret")).await;
+        let key = create_key(app, &owner.text, key_request("live", "secret")).await;
         let mut answers: Vec<(u16, Value)> = Vec::new();
         for (name, call) in operations(app, &key.id) {
             let reply = call.bearer(&owner.text).await;
@@ -768,10 +788,10 @@ async fn every_operation_exists_under_both_prefixes() {
 #[actix_web::test]
 async fn only_secret_keys_and_management_tokens_may_call() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let owner = secret_key(app, "live").await;
         let application = app.application(&token, "Web Store").await;
-        let publishable = make(app, &owner.text, wanted("live", "publishable"))
+        let publishable = create_key(app, &owner.text, key_request("live", "publishable"))
             .await
             .text;
         let commerce = app.insert_key("acme", Family::Commerce, Mode::Live).await;
@@ -788,7 +808,7 @@ async fn only_secret_keys_and_management_tokens_may_call() {
         ] {
             for (name, call) in operations(app, &owner.id) {
                 assert_eq!(
-                    refusal(app, &call.bearer(credential).await),
+                    error_code(app, &call.bearer(credential).await),
                     failure(403, "FORBIDDEN"),
                     "{caller}: {name}"
                 );
@@ -796,7 +816,7 @@ async fn only_secret_keys_and_management_tokens_may_call() {
         }
         for (name, call) in operations(app, &owner.id) {
             assert_eq!(
-                refusal(app, &call.await),
+                error_code(app, &call.await),
                 failure(401, "INVALID_API_KEY"),
                 "no credential: {name}"
             );
@@ -815,13 +835,13 @@ async fn only_secret_keys_and_management_tokens_may_call() {
                 .header(header, &owner.text)
                 .await;
             assert_eq!(
-                refusal(app, &twice),
+                error_code(app, &twice),
                 failure(400, "VALIDATION_ERROR"),
                 "{header}"
             );
         }
         let in_query = app.get(&format!("{KEYS}?api_key={}", owner.text)).await;
-        assert_eq!(refusal(app, &in_query), failure(401, "INVALID_API_KEY"));
+        assert_eq!(error_code(app, &in_query), failure(401, "INVALID_API_KEY"));
     })
     .await;
 }
@@ -829,15 +849,15 @@ async fn only_secret_keys_and_management_tokens_may_call() {
 #[actix_web::test]
 async fn only_operators_can_select_an_account() {
     each_backend(async |app: &App| {
-        let (token, operator) = (app.merchant("acme"), app.operator());
+        let (token, operator) = (app.management_token("acme"), app.operator());
         let owner = secret_key(app, "live").await;
         let named = |call: &str| format!("{call}?account=acme");
         let made_for = app
-            .post(&named(KEYS), wanted("live", "secret"))
+            .post(&named(KEYS), key_request("live", "secret"))
             .bearer(&operator)
             .await;
         assert_eq!(made_for.status, 201, "{made_for}");
-        let key = made(&made_for);
+        let key = created_key(&made_for);
         assert_eq!(
             data(app, &named(KEYS), &operator).await,
             data(app, KEYS, &token).await
@@ -853,7 +873,7 @@ async fn only_operators_can_select_an_account() {
             for (caller, credential) in [("merchant", &token), ("sk_", &owner.text)] {
                 for call in [
                     app.get(&named(&keys)),
-                    app.post(&named(&keys), wanted("live", "secret")),
+                    app.post(&named(&keys), key_request("live", "secret")),
                     app.delete(&named(&format!("{keys}/{}", key.id))),
                     app.call("POST", &named(&format!("{keys}/{}/revoke", key.id))),
                     app.get(&named(&format!("{mount}/account/audit-log"))),
@@ -862,7 +882,7 @@ async fn only_operators_can_select_an_account() {
                     app.get(&format!("{keys}?%61ccount=acme")),
                 ] {
                     assert_eq!(
-                        refusal(app, &call.bearer(credential).await),
+                        error_code(app, &call.bearer(credential).await),
                         failure(403, "FORBIDDEN"),
                         "{caller}"
                     );
@@ -876,7 +896,7 @@ async fn only_operators_can_select_an_account() {
             ] {
                 let reply = app.get(&format!("{keys}{query}")).bearer(&operator).await;
                 assert_eq!(
-                    refusal(app, &reply),
+                    error_code(app, &reply),
                     failure(400, "VALIDATION_ERROR"),
                     "{query}"
                 );
@@ -897,9 +917,9 @@ async fn only_operators_can_select_an_account() {
 #[actix_web::test]
 async fn test_key_manages_only_test_keys_and_a_live_key_both() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let (live, test) = (secret_key(app, "live").await, secret_key(app, "test").await);
-        let other = make(app, &token, wanted("live", "publishable")).await;
+        let other = create_key(app, &token, key_request("live", "publishable")).await;
         assert_eq!(ids(&data(app, KEYS, &test.text).await), [&test.id]);
         assert_eq!(
             ids(&data(app, KEYS, &live.text).await),
@@ -908,14 +928,14 @@ async fn test_key_manages_only_test_keys_and_a_live_key_both() {
 
         for access in ["secret", "publishable"] {
             let refused_live = app
-                .post(KEYS, wanted("live", access))
+                .post(KEYS, key_request("live", access))
                 .bearer(&test.text)
                 .await;
-            assert_eq!(refusal(app, &refused_live), failure(403, "FORBIDDEN"));
+            assert_eq!(error_code(app, &refused_live), failure(403, "FORBIDDEN"));
             for by in [&test, &live] {
-                make(app, &by.text, wanted("test", access)).await;
+                create_key(app, &by.text, key_request("test", access)).await;
             }
-            make(app, &live.text, wanted("live", access)).await;
+            create_key(app, &live.text, key_request("live", access)).await;
         }
         // For a test key, a live key has the same response as an unknown key.
         let unknown = KeyId::from_bytes([9; 16]).crockford();
@@ -931,7 +951,7 @@ async fn test_key_manages_only_test_keys_and_a_live_key_both() {
                     .call(method, &format!("{KEYS}/{id}{rest}"))
                     .bearer(&test.text)
                     .await;
-                assert_eq!(refusal(app, &reply), failure(404, "NOT_FOUND"));
+                assert_eq!(error_code(app, &reply), failure(404, "NOT_FOUND"));
                 errors.push(reply.json()["error"].clone());
             }
             errors.dedup();
@@ -946,7 +966,7 @@ async fn test_key_manages_only_test_keys_and_a_live_key_both() {
             .await["valid"],
             true
         );
-        let second = make(app, &test.text, wanted("test", "secret")).await;
+        let second = create_key(app, &test.text, key_request("test", "secret")).await;
         assert_eq!(
             app.delete(&format!("{KEYS}/{}", second.id))
                 .bearer(&test.text)
@@ -978,13 +998,13 @@ async fn test_key_manages_only_test_keys_and_a_live_key_both() {
 #[actix_web::test]
 async fn creation_and_revocation_have_an_audit_entry() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let first = secret_key(app, "live").await;
         app.clock.advance(Duration::from_secs(1));
-        let second = make(app, &first.text, wanted("test", "publishable")).await;
+        let second = create_key(app, &first.text, key_request("test", "publishable")).await;
         app.clock.advance(Duration::from_secs(1));
         assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
-        assert_answer!(app.get(AUDIT_LOG).bearer(&first.text).await, @r#"
+        assert_response!(app.get(AUDIT_LOG).bearer(&first.text).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -1017,13 +1037,13 @@ async fn creation_and_revocation_have_an_audit_entry() {
 #[actix_web::test]
 async fn audit_log_is_paginated_and_filtered() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let live = secret_key(app, "live").await;
         let test = secret_key(app, "test").await;
         let application = app.application(&token, "Web Store").await;
         app.key(&token, &application, json!({"mode": "live"})).await;
         let test_application_key = app.key(&token, &application, json!({"mode": "test"})).await;
-        let gone = make(app, &live.text, wanted("test", "secret")).await;
+        let gone = create_key(app, &live.text, key_request("test", "secret")).await;
         assert_eq!(
             app.delete(&format!("{KEYS}/{}", gone.id))
                 .bearer(&live.text)
@@ -1108,7 +1128,7 @@ async fn audit_log_is_paginated_and_filtered() {
             ("since=2026-01-01T00:00:00Z", "since is unknown"),
         ] {
             assert_eq!(
-                rules(
+                field_errors(
                     app,
                     &app.get(&format!("{AUDIT_LOG}?{query}"))
                         .bearer(&live.text)
@@ -1121,7 +1141,7 @@ async fn audit_log_is_paginated_and_filtered() {
             .get(&format!("{AUDIT_LOG}?action=x"))
             .bearer(&live.text)
             .await;
-        assert_eq!(rules(app, &unknown_action).len(), 1);
+        assert_eq!(field_errors(app, &unknown_action).len(), 1);
     })
     .await;
 }
@@ -1131,17 +1151,17 @@ async fn audit_log_is_paginated_and_filtered() {
 #[actix_web::test]
 async fn every_error_has_its_code_in_an_envelope() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let owner = secret_key(app, "live").await;
-        let gone = make(app, &owner.text, wanted("live", "secret")).await;
+        let gone = create_key(app, &owner.text, key_request("live", "secret")).await;
         assert_eq!(app.delete(&format!("{KEYS}/{}", gone.id)).bearer(&owner.text).await.status, 200);
-        let mut body = wanted("live", "secret");
+        let mut body = key_request("live", "secret");
         body["rateLimit"] = json!({"limit": 1, "windowSeconds": 60});
-        let limited = make(app, &token, body).await;
-        let unknown = app.mint(Family::Secret, Mode::Live);
+        let limited = create_key(app, &token, body).await;
+        let unknown = app.generate_key(Family::Secret, Mode::Live);
         for mount in MOUNTS {
             let keys = format!("{mount}/account/api-keys");
-            let create = || app.post(&keys, wanted("live", "secret"));
+            let create = || app.post(&keys, key_request("live", "secret"));
             let broken = |body: &str| app.call("POST", &keys).header("content-type", "application/json").body(body);
             for (call, status, code) in [
                 (app.get(&keys), 401, "INVALID_API_KEY"),
@@ -1182,21 +1202,21 @@ async fn every_error_has_its_code_in_an_envelope() {
                 (create().header("idempotency-key", "short").bearer(&owner.text), 400, "VALIDATION_ERROR"),
             ] {
                 let reply = call.await;
-                assert_eq!(refusal(app, &reply), failure(status, code), "{reply}");
+                assert_eq!(error_code(app, &reply), failure(status, code), "{reply}");
             }
             // 409 and 422
             let key = format!("an idempotency key of {mount}");
             assert_eq!(create().header("idempotency-key", &key).bearer(&owner.text).await.status, 201);
-            let other = app.post(&keys, wanted("test", "secret")).header("idempotency-key", &key).bearer(&owner.text);
-            assert_eq!(refusal(app, &other.await), failure(422, "IDEMPOTENCY_MISMATCH"));
+            let other = app.post(&keys, key_request("test", "secret")).header("idempotency-key", &key).bearer(&owner.text);
+            assert_eq!(error_code(app, &other.await), failure(422, "IDEMPOTENCY_MISMATCH"));
             app.database.sql("UPDATE kept_answers SET sealed = fingerprint");
             let unreadable = create().header("idempotency-key", &key).bearer(&owner.text).await;
-            assert_eq!(refusal(app, &unreadable), failure(409, "CONFLICT"));
+            assert_eq!(error_code(app, &unreadable), failure(409, "CONFLICT"));
             assert_eq!(unreadable.json()["error"]["details"]["code"], "idempotency_replay_unavailable");
         }
         // 429
         assert_eq!(app.get(KEYS).bearer(&limited.text).await.status, 200);
-        assert_answer!(app.get(KEYS).bearer(&limited.text).await, @r#"
+        assert_response!(app.get(KEYS).bearer(&limited.text).await, @r#"
         429
         cache-control: no-store
         content-type: application/json
@@ -1211,14 +1231,14 @@ async fn every_error_has_its_code_in_an_envelope() {
         // 500, without internal details.
         app.database.sql("ALTER TABLE audit_log RENAME TO lost");
         let reply = app.get(AUDIT_LOG).bearer(&owner.text).await;
-        assert_eq!(refusal(app, &reply), failure(500, "INTERNAL_ERROR"));
+        assert_eq!(error_code(app, &reply), failure(500, "INTERNAL_ERROR"));
         assert!(!reply.body.contains("audit_log") && !reply.body.contains("lost"), "{reply}");
         app.database.sql("ALTER TABLE lost RENAME TO audit_log");
         // 503
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
             let reply = app.get(KEYS).bearer(&token).await;
-            assert_eq!(refusal(app, &reply), failure(503, "UNAVAILABLE"), "{reply}");
+            assert_eq!(error_code(app, &reply), failure(503, "UNAVAILABLE"), "{reply}");
             assert_eq!(reply.header("retry-after"), Some("1"));
             app.database.refuse_connections(false);
             eventually("the database is reachable again", async || app.get(KEYS).bearer(&token).await.status == 200).await;
@@ -1263,7 +1283,7 @@ async fn every_path_under_v1_returns_an_envelope() {
             ] {
                 let reply = app.call(method, path).bearer(&owner.text).await;
                 assert_eq!(
-                    refusal(app, &reply),
+                    error_code(app, &reply),
                     failure(404, "NOT_FOUND"),
                     "{method} {path}"
                 );
@@ -1294,7 +1314,7 @@ async fn every_path_under_v1_returns_an_envelope() {
             assert_eq!(reply.status, 200, "{path}: {reply}");
             envelope(app, &reply);
             assert_eq!(
-                refusal(app, &app.get(path).await),
+                error_code(app, &app.get(path).await),
                 failure(401, "INVALID_API_KEY"),
                 "{path}"
             );
@@ -1316,7 +1336,7 @@ async fn unsupported_method_is_405_with_the_allowed_methods() {
                 for method in ["PUT", "PATCH", "OPTIONS", "PROPFIND"] {
                     let reply = app.call(method, &format!("{mount}{path}")).await;
                     assert_eq!(
-                        refusal(app, &reply),
+                        error_code(app, &reply),
                         failure(405, "METHOD_NOT_ALLOWED"),
                         "{method} {mount}{path}"
                     );
@@ -1371,7 +1391,7 @@ async fn request_id_in_the_documented_format_is_kept() {
             );
         }
         // The audit entry has the request ID, too.
-        app.post(KEYS, wanted("live", "secret"))
+        app.post(KEYS, key_request("live", "secret"))
             .header("x-request-id", own)
             .bearer(&owner.text)
             .await;
@@ -1411,21 +1431,26 @@ async fn key_limit_applies_to_account_keys() {
     for database in tollkey_store::testing::backends() {
         let app = App::start(database, &[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")]).await;
         let owner = secret_key(&app, "live").await;
-        let second = make(&app, &owner.text, wanted("test", "publishable")).await;
+        let second = create_key(&app, &owner.text, key_request("test", "publishable")).await;
         let third = app
-            .post(KEYS, wanted("live", "secret"))
+            .post(KEYS, key_request("live", "secret"))
             .bearer(&owner.text)
             .await;
-        assert_eq!(refusal(&app, &third), failure(403, "FORBIDDEN"));
+        assert_eq!(error_code(&app, &third), failure(403, "FORBIDDEN"));
         assert_eq!(
             third.json()["error"]["details"]["code"],
             "key_limit_reached"
         );
         // Keys of other families and accounts are counted separately.
-        make(&app, &app.merchant("globex"), wanted("live", "secret")).await;
+        create_key(
+            &app,
+            &app.management_token("globex"),
+            key_request("live", "secret"),
+        )
+        .await;
         assert_eq!(
             app.post("/api-keys", json!({"name": "x"}))
-                .bearer(&app.merchant("acme"))
+                .bearer(&app.management_token("acme"))
                 .await
                 .status,
             201
@@ -1437,7 +1462,7 @@ async fn key_limit_applies_to_account_keys() {
                 .status,
             200
         );
-        make(&app, &owner.text, wanted("live", "secret")).await;
+        create_key(&app, &owner.text, key_request("live", "secret")).await;
         app.stop().await;
     }
 }
@@ -1445,13 +1470,13 @@ async fn key_limit_applies_to_account_keys() {
 #[actix_web::test]
 async fn expired_key_is_403_with_key_expired() {
     each_backend(async |app: &App| {
-        let mut body = wanted("live", "secret");
+        let mut body = key_request("live", "secret");
         body["expiresAt"] = json!(app.in_seconds(60));
-        let key = make(app, &app.merchant("acme"), body).await;
+        let key = create_key(app, &app.management_token("acme"), body).await;
         assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
         app.clock.advance(Duration::from_secs(60));
         let reply = app.get(KEYS).bearer(&key.text).await;
-        assert_eq!(refusal(app, &reply), failure(403, "FORBIDDEN"));
+        assert_eq!(error_code(app, &reply), failure(403, "FORBIDDEN"));
         assert_eq!(reply.json()["error"]["details"]["code"], "expired");
         assert!(app.clock.now() > "2026-01-01T00:00:59Z".parse().unwrap());
     })

@@ -17,14 +17,15 @@ use tokio::{
 };
 use tollkey_client::{Auth, Client};
 use tollkey_core::{
-    AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind,
+    AccountId, ApiKey, Clock as _, Family, KeyId, Mode, PlainKey, Restrictions, Scope,
+    key_text::CredentialKind,
 };
 use tollkey_middleware::source::HttpSource;
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, create_token},
     config::{Options, Secret, Settings},
-    server::{self, Running},
+    server::{self, RunningServer},
 };
 use tollkey_service::Random;
 use tollkey_store::{
@@ -42,7 +43,7 @@ pub struct App {
     pub settings: Settings,
     /// The message of development mode, which the binary prints at start.
     pub message: Option<String>,
-    running: Running,
+    running: RunningServer,
 }
 
 /// The setting that allows sign-in with a management token.
@@ -86,7 +87,7 @@ pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
 /// SQLite file cannot notify each other, so a change waits until the other's lease has expired.
 pub async fn each_backend_with_replica(
     clock: Option<&ManualClock>,
-    test: impl AsyncFn(&App, &Running),
+    test: impl AsyncFn(&App, &RunningServer),
 ) {
     for database in backends() {
         let _migrated = database.store();
@@ -138,21 +139,21 @@ impl App {
     }
 
     /// A second replica on the same database.
-    pub async fn replica(&self) -> Running {
+    pub async fn replica(&self) -> RunningServer {
         self.replica_like(&self.settings, &self.clock).await
     }
 
     /// A replica with its own clock.
-    pub async fn replica_at(&self, clock: &ManualClock) -> Running {
+    pub async fn replica_at(&self, clock: &ManualClock) -> RunningServer {
         self.replica_like(&self.settings, clock).await
     }
 
     /// A replica with its own settings.
-    pub async fn replica_with(&self, settings: &Settings) -> Running {
+    pub async fn replica_with(&self, settings: &Settings) -> RunningServer {
         self.replica_like(settings, &self.clock).await
     }
 
-    async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> Running {
+    async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> RunningServer {
         let random = Random::new(StdRng::seed_from_u64(2));
         let opened = assembly::open(settings, Arc::new(clock.clone()), random)
             .await
@@ -166,12 +167,12 @@ impl App {
         self.database
     }
 
-    pub fn running(&self) -> &Running {
+    pub fn running(&self) -> &RunningServer {
         &self.running
     }
 
     /// A management token of an account.
-    pub fn merchant(&self, account: &str) -> String {
+    pub fn management_token(&self, account: &str) -> String {
         self.token(Some(account), &[])
     }
 
@@ -193,7 +194,7 @@ impl App {
             lifetime: jiff::SignedDuration::from_hours(24 * 365),
         };
         let rules = ClaimRules::from(&self.settings.tokens);
-        mint(&Secret::new(SECRET), &rules, &token, self.clock.now()).expect("a token")
+        create_token(&Secret::new(SECRET), &rules, &token, self.clock.now()).expect("a token")
     }
 
     pub fn get(&self, path: &str) -> Call {
@@ -298,30 +299,32 @@ impl App {
         account: &str,
         family: Family,
         mode: Mode,
-        grants: Grants,
+        restrictions: Restrictions,
     ) -> String {
-        self.insert(account, &self.mint(family, mode), |key| key.grants = grants)
-            .await
-            .text
+        self.insert(account, &self.generate_key(family, mode), |key| {
+            key.restrictions = restrictions
+        })
+        .await
+        .text
     }
 
     /// Generates a key that is not in the store.
-    pub fn mint(&self, family: Family, mode: Mode) -> KeyText {
+    pub fn generate_key(&self, family: Family, mode: Mode) -> PlainKey {
         self.running
             .state()
             .service
             .random
-            .with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
+            .with(|rng| PlainKey::generate(CredentialKind::Key(family, mode), rng))
     }
 
     /// Inserts that key into the store: with the scope `commerce` and no restriction, unless `edit` changes it.
     pub async fn insert(
         &self,
         account: &str,
-        text: &KeyText,
+        text: &PlainKey,
         edit: impl FnOnce(&mut ApiKey),
     ) -> Key {
-        let Some(Kind::Key(family, mode)) = Kind::of(text.expose()) else {
+        let Some(CredentialKind::Key(family, mode)) = CredentialKind::parse(text.expose()) else {
             panic!("not an API key")
         };
         let now = self.clock.now();
@@ -330,9 +333,9 @@ impl App {
         let account_id: AccountId = account.parse().expect("an account ID");
         let mut key = ApiKey {
             name: "Example".to_owned(),
-            grants: Grants {
+            restrictions: Restrictions {
                 scopes: vec![Scope::COMMERCE],
-                ..Grants::default()
+                ..Restrictions::default()
             },
             ..ApiKey::new(id, account_id.clone(), text, (family, mode), now)
         };
@@ -388,11 +391,12 @@ impl App {
 
     /// Inserts a key without restrictions. See [`Self::insert_key_with`].
     pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: vec![Scope::COMMERCE],
-            ..Grants::default()
+            ..Restrictions::default()
         };
-        self.insert_key_with(account, family, mode, grants).await
+        self.insert_key_with(account, family, mode, restrictions)
+            .await
     }
 
     /// The response of `POST /verify` to the role `service`.
@@ -789,7 +793,7 @@ pub fn without_secrets(text: &str) -> String {
 
 /// Asserts a whole response against an inline snapshot, which is the same on each backend.
 #[macro_export]
-macro_rules! assert_answer {
+macro_rules! assert_response {
     ($reply:expr, @$snapshot:literal) => {{
         let reply = &$reply; // awaited here, as the snapshot is taken in a closure
         insta::allow_duplicates! { insta::assert_snapshot!(reply, @$snapshot) }

@@ -9,7 +9,8 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollkey_core::{
-    Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId,
+    AccessRequest, Catalogue, Denial, Digest, Family, Mode, Position, Restrictions, Scope,
+    VerifierId,
 };
 use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
@@ -57,7 +58,7 @@ async fn leased(app: &App) {
 async fn poll_returns_a_lease_and_the_changes_since_its_cursor() {
     each_backend(async |app| {
         leased(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let application = app.application(&token, "Web Store").await;
         let gateway = app.service_key().await;
@@ -168,10 +169,10 @@ async fn poll_waits_at_most_a_third_of_a_lease() {
 #[actix_web::test]
 async fn lookup_returns_everything_needed_for_a_decision() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let lookup = async |text: &str| {
-            let body = json!({"digest": Digest::of(text).hex().to_string()});
+            let body = json!({"digest": Digest::of_key(text).hex().to_string()});
             let reply = app.post("/sync/lookup", body).bearer(&app.service()).await;
             assert_eq!(reply.status, 200, "{reply}");
             assert_eq!(reply.header("cache-control"), Some("no-store"));
@@ -277,7 +278,7 @@ async fn invalid_polls_are_400_and_add_no_subscriber() {
 #[actix_web::test]
 async fn usage_reported_by_a_subscriber_is_written() {
     each_backend(async |app| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let row = |outcome: &str, count: u32, at: Value| json!({"key_id": key.id, "outcome": outcome, "count": count, "last_used_at": at});
         poll_json(app, json!({"usage": [row("valid", 5, json!(1_767_225_500)), row("wrong_mode", 2, Value::Null)]})).await;
@@ -313,7 +314,7 @@ async fn usage_reported_by_a_subscriber_is_written() {
 async fn repeated_poll_is_counted_once_and_a_clone_gets_409() {
     each_backend(async |app| {
         leased(app).await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let poll = |id: &str, previous: &[&str], count: u32| {
             json!({
@@ -415,7 +416,7 @@ async fn keys_of_accounts_named_by_dots_are_found() {
             mock_server([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))])
                 .await;
         let found = source
-            .find(&Digest::of("EXAMPLE"))
+            .find(&Digest::of_key("EXAMPLE"))
             .await
             .expect("a response");
         assert_eq!(
@@ -556,7 +557,10 @@ async fn server_failures_have_distinct_errors() {
         let (_server, source) = mock_server([response.clone(), response]).await;
         assert_eq!(source.poll(a_poll()).await.expect_err("no news"), poll);
         assert_eq!(
-            source.find(&Digest::of("a key")).await.expect_err("no key"),
+            source
+                .find(&Digest::of_key("a key"))
+                .await
+                .expect_err("no key"),
             look_up
         );
     }
@@ -570,7 +574,7 @@ async fn server_failures_have_distinct_errors() {
     );
     assert_eq!(
         unreachable
-            .find(&Digest::of("a key"))
+            .find(&Digest::of_key("a key"))
             .await
             .expect_err("no key"),
         SourceError::Unavailable
@@ -594,13 +598,16 @@ async fn unreadable_key_does_not_affect_others() {
         );
         for _ in 0..4 {
             assert_eq!(
-                source.find(&Digest::of(&broken)).await.expect_err("no key"),
+                source
+                    .find(&Digest::of_key(&broken))
+                    .await
+                    .expect_err("no key"),
                 SourceError::Unreadable
             );
         }
         assert!(
             source
-                .find(&Digest::of(&intact))
+                .find(&Digest::of_key(&intact))
                 .await
                 .expect("a key")
                 .record
@@ -684,7 +691,11 @@ async fn outcome(
     guard: &Verifier<HttpSource>,
     key: &str,
 ) -> Result<Result<(), Denial>, Unavailable> {
-    let verdict = timeout(Duration::from_secs(20), guard.verify(key, &Need::default())).await;
+    let verdict = timeout(
+        Duration::from_secs(20),
+        guard.verify(key, &AccessRequest::default()),
+    )
+    .await;
     verdict
         .expect("a verdict within 20 s")
         .map(|verdict| verdict.outcome)
@@ -705,14 +716,14 @@ async fn until(what: &str, is_met: impl AsyncFn() -> bool) {
 #[actix_web::test]
 async fn resource_server_enforces_every_restriction() {
     each_backend(async |app| {
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: vec![Scope::LINKS_READ],
             allowed_ips: Some(tollkey_core::IpList::parse(["203.0.113.0/24"]).expect("CIDRs")),
             rate_limit: Some(tollkey_core::RateLimit::new(2, 60).expect("a limit")),
-            ..Grants::default()
+            ..Restrictions::default()
         };
         let key = app
-            .insert_key_with("acme", Family::Commerce, Mode::Test, grants)
+            .insert_key_with("acme", Family::Commerce, Mode::Test, restrictions)
             .await;
         let gateway = app.service_key().await;
         let guard = subscriber(
@@ -720,28 +731,28 @@ async fn resource_server_enforces_every_restriction() {
             &gateway.text,
         );
         let catalogue = Catalogue::default();
-        let inside = Need {
+        let inside = AccessRequest {
             client_ip: Some([203, 0, 113, 7].into()),
-            ..Need::default()
+            ..AccessRequest::default()
         };
         for (need, expected) in [
-            (Need::default(), Err(Denial::IpNotAllowed)),
+            (AccessRequest::default(), Err(Denial::IpNotAllowed)),
             (
-                Need {
+                AccessRequest {
                     mode: Some(Mode::Live),
                     ..inside
                 },
                 Err(Denial::WrongMode),
             ),
             (
-                Need {
+                AccessRequest {
                     scopes: catalogue.needed(["links:write"]).expect("scopes"),
                     ..inside
                 },
                 Err(Denial::InsufficientScope),
             ),
             (
-                Need {
+                AccessRequest {
                     scopes: catalogue.needed(["links:read"]).expect("scopes"),
                     ..inside
                 },
@@ -757,7 +768,11 @@ async fn resource_server_enforces_every_restriction() {
             );
         }
         assert_eq!(
-            outcome(&guard, app.mint(Family::Secret, Mode::Live).expose()).await,
+            outcome(
+                &guard,
+                app.generate_key(Family::Secret, Mode::Live).expose()
+            )
+            .await,
             Ok(Err(Denial::UnknownKey))
         );
     })

@@ -45,9 +45,9 @@ async fn application(app: &App, token: &str, end: &Value) -> CreatedKey {
 }
 
 async fn account(app: &App, token: &str, end: &Value) -> CreatedKey {
-    let mut body = storlaunch::wanted("live", "secret");
+    let mut body = storlaunch::key_request("live", "secret");
     body["expiresAt"] = end.clone();
-    let key = storlaunch::make(app, token, body).await;
+    let key = storlaunch::create_key(app, token, body).await;
     let list = "/v1/account/api-keys";
     CreatedKey {
         revoke: ("POST", format!("{list}/{}/revoke", key.id), 200),
@@ -102,7 +102,7 @@ fn last() -> [Value; 4] {
 #[actix_web::test]
 async fn key_with_the_largest_expiration_can_be_used_and_revoked() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         for end in &last() {
             commerce(app, &token, end)
                 .await
@@ -153,11 +153,11 @@ async fn key_with_the_largest_expiration_can_be_used_and_revoked() {
 #[actix_web::test]
 async fn stored_expiration_beyond_the_largest_is_read() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
-        let text = app.mint(Family::Commerce, Mode::Live);
+        let token = app.management_token("acme");
+        let text = app.generate_key(Family::Commerce, Mode::Live);
         let key = app
             .insert("acme", &text, |key| {
-                key.grants.expires_at = Some(Timestamp::MAX)
+                key.restrictions.expires_at = Some(Timestamp::MAX)
             })
             .await;
         let path = format!("/api-keys/{}", key.id);
@@ -179,13 +179,13 @@ async fn stored_expiration_beyond_the_largest_is_read() {
 #[actix_web::test]
 async fn expiration_within_the_current_second_is_rejected() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let key = app.commerce_key(&token, json!({})).await;
         for passed in [0, 500] {
             app.clock.advance(Duration::from_millis(passed));
             let end = "2026-01-01T00:00:00.999999999Z";
-            let mut account_key = storlaunch::wanted("live", "secret");
+            let mut account_key = storlaunch::key_request("live", "secret");
             account_key["expiresAt"] = json!(end);
             for (call, pointer) in [
                 (

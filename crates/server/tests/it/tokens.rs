@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tollkey_core::Clock as _;
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, SECRET, each_backend, each_backend_with},
 };
 
@@ -101,7 +101,7 @@ async fn invalid_tokens_are_401_without_a_reason() {
             }
         }
         assert_eq!(replies.len(), 2, "{replies:?}");
-        assert_answer!(app.get("/applications").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").header("x-request-id", "same").await, @r#"
+        assert_response!(app.get("/applications").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").header("x-request-id", "same").await, @r#"
         401
         cache-control: no-store
         content-type: application/problem+json
@@ -123,7 +123,8 @@ async fn invalid_tokens_are_401_without_a_reason() {
 #[actix_web::test]
 async fn valid_token_without_an_account_is_403() {
     each_backend(async |app: &App| {
-        app.application(&app.merchant("acme"), "Web Store").await;
+        app.application(&app.management_token("acme"), "Web Store")
+            .await;
         let signed =
             |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
         for account in [
@@ -213,7 +214,7 @@ async fn account_is_read_only_from_the_configured_claim() {
                 .await;
             assert_eq!(
                 app.get("/applications")
-                    .bearer(&app.merchant("initech"))
+                    .bearer(&app.management_token("initech"))
                     .await
                     .json()["totalItems"],
                 1

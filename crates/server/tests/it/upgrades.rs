@@ -232,7 +232,10 @@ impl Fixture {
     async fn assert_lists(&self, app: &App) {
         for account in &self.accounts {
             for (list, count) in &account.lists {
-                let reply = app.get(list).bearer(&app.merchant(&account.id)).await;
+                let reply = app
+                    .get(list)
+                    .bearer(&app.management_token(&account.id))
+                    .await;
                 assert_eq!(reply.status, 200, "{list} of {}: {reply}", account.id);
                 assert_eq!(
                     rows(&reply.json()).len(),
@@ -246,7 +249,7 @@ impl Fixture {
             let Some((list, expected)) = &key.listed else {
                 continue;
             };
-            let token = app.merchant(&key.account);
+            let token = app.management_token(&key.account);
             let reply = app.get(list).bearer(&token).await.json();
             let mut expected = expected.clone();
             if key.expected_code() != key.code {
@@ -291,7 +294,7 @@ impl Fixture {
         let record = &self.idempotency_record;
         let repeat = app
             .post("/api-keys", record.body.clone())
-            .bearer(&app.merchant(&record.account));
+            .bearer(&app.management_token(&record.account));
         let reply = repeat
             .header("idempotency-key", &record.idempotency_key)
             .await;
@@ -392,7 +395,7 @@ async fn key_creation_continues_on_a_migrated_database() {
         for database in backends() {
             load(&directory, &database);
             let app = fixture.start(database).await;
-            let token = app.merchant("acme");
+            let token = app.management_token("acme");
             let created = app
                 .commerce_key(&token, json!({"name": "Created after the migration"}))
                 .await;

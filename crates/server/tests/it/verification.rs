@@ -4,22 +4,22 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use tollkey_core::{
-    Family, Grants, IpList, KeyText, Mode, RateLimit, Scope, feature::Feature, key_text::Kind,
-    metadata::Metadata,
+    Family, IpList, Mode, PlainKey, RateLimit, Restrictions, Scope, feature::Feature,
+    key_text::CredentialKind, metadata::Metadata,
 };
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, Key, each_backend, each_backend_with},
 };
 
 /// The grants of a scoped key.
-fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Grants {
-    Grants {
+fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Restrictions {
+    Restrictions {
         scopes: vec![Scope::COMMERCE],
         merchants: merchants.map(|all| all.iter().map(ToString::to_string).collect()),
         features: features.map(<[Feature]>::to_vec),
-        ..Grants::default()
+        ..Restrictions::default()
     }
 }
 
@@ -43,7 +43,7 @@ async fn code(app: &App, key: &str, need: Value) -> String {
 #[actix_web::test]
 async fn verification_returns_the_key_and_its_rate_limit() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let plain = app.key(&token, &application, json!({})).await;
         let full = json!({
@@ -54,7 +54,7 @@ async fn verification_returns_the_key_and_its_rate_limit() {
         let full = app.key(&token, &application, full).await;
         let service = app.service_key().await.text;
         let verify = |body: Value| app.post("/verify", body).bearer(&service);
-        assert_answer!(verify(json!({"key": plain.text})).await, @r#"
+        assert_response!(verify(json!({"key": plain.text})).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -67,7 +67,7 @@ async fn verification_returns_the_key_and_its_rate_limit() {
             "key": full.text, "method": "POST", "path": "/api/v1/sessions?draft=1", "scopes": ["sessions:write"],
             "mode": "test", "merchant": "merchant_42", "client_ip": "203.0.113.7"
         });
-        assert_answer!(verify(need).await, @r#"
+        assert_response!(verify(need).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -76,7 +76,7 @@ async fn verification_returns_the_key_and_its_rate_limit() {
 
         {"valid":true,"code":"valid","key":{"id":"019b76da-a800-785a-95eb-050352795d0b","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","family":"application","mode":"test","scopes":["links:read","sessions:write"],"merchants":null,"features":null,"expires_at":4102444800,"metadata":{"owner":"checkout","n":1.5}},"rate_limit":{"limit":5,"remaining":4,"reset_seconds":12,"window_seconds":60}}
         "#);
-        assert_answer!(verify(json!({"key": full.text})).await, @r#"
+        assert_response!(verify(json!({"key": full.text})).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -85,7 +85,7 @@ async fn verification_returns_the_key_and_its_rate_limit() {
 
         {"valid":false,"code":"ip_not_allowed"}
         "#);
-        assert_answer!(verify(json!({"key": "nonsense"})).await, @r#"
+        assert_response!(verify(json!({"key": "nonsense"})).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -102,16 +102,16 @@ async fn verification_returns_the_key_and_its_rate_limit() {
 async fn scoped_key_has_its_merchants_and_features_in_the_response() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
-        let grants = scoped(Some(&["m_1", "m_2"]), Some(&[Feature::TokensList, Feature::CardholderDataForward]));
-        let text = app.mint(Family::Commerce, Mode::Live);
+        let restrictions = scoped(Some(&["m_1", "m_2"]), Some(&[Feature::TokensList, Feature::CardholderDataForward]));
+        let text = app.generate_key(Family::Commerce, Mode::Live);
         let key = app
             .insert("acme", &text, |key| {
-                key.grants = grants;
+                key.restrictions = restrictions;
                 key.metadata = Some(Metadata::new(serde_json::Map::from_iter([("a".to_owned(), json!([1]))])).unwrap());
             })
             .await;
         let need = json!({"key": key.text, "method": "GET", "path": "/tokens", "merchant": "m_2"});
-        assert_answer!(app.post("/verify", need).bearer(&app.service()).await, @r#"
+        assert_response!(app.post("/verify", need).bearer(&app.service()).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -130,15 +130,15 @@ async fn scoped_key_has_its_merchants_and_features_in_the_response() {
 async fn denial_has_the_first_code_in_the_documented_order() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let status = format!("/applications/{application}/status");
         assert_eq!(app.patch(&status, json!({"isEnabled": false})).bearer(&token).await.status, 200);
         let now = tollkey_core::Clock::now(&app.clock);
         let key = app
-            .insert("acme", &app.mint(Family::Application, Mode::Test), |key| {
+            .insert("acme", &app.generate_key(Family::Application, Mode::Test), |key| {
                 key.application_id = application.parse().ok();
-                key.grants = Grants {
+                key.restrictions = Restrictions {
                     scopes: vec![Scope::LINKS_READ],
                     allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
                     rate_limit: RateLimit::new(1, 60).ok(),
@@ -164,7 +164,7 @@ async fn denial_has_the_first_code_in_the_documented_order() {
         assert_eq!(code(app, &key.text, need.clone()).await, "revoked");
         app.edit_key("acme", &key.id, |key| key.revoked_at = None).await;
         assert_eq!(code(app, &key.text, need.clone()).await, "expired");
-        app.edit_key("acme", &key.id, |key| key.grants.expires_at = None).await;
+        app.edit_key("acme", &key.id, |key| key.restrictions.expires_at = None).await;
         assert_eq!(code(app, &key.text, need.clone()).await, "suspended");
         app.edit_key("acme", &key.id, |key| key.suspended_at = None).await;
         assert_eq!(code(app, &key.text, need.clone()).await, "application_disabled");
@@ -205,14 +205,14 @@ async fn denial_has_the_first_code_in_the_documented_order() {
 async fn restricted_key_is_denied_without_the_field_it_needs() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
-        let insert = async |grants| {
-            app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+        let insert = async |restrictions| {
+            app.insert_key_with("acme", Family::Commerce, Mode::Live, restrictions)
                 .await
         };
         let routes = insert(scoped(None, Some(&[Feature::TokensList]))).await;
         let merchants = insert(scoped(Some(&["m_1"]), None)).await;
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-        let addresses = insert(Grants {
+        let addresses = insert(Restrictions {
             allowed_ips,
             ..scoped(None, None)
         })
@@ -434,12 +434,12 @@ async fn publishable_key_is_valid_only_for_publishable_routes() {
 async fn ip_allowlist_matches_cidrs_and_ipv4_mapped_addresses() {
     each_backend(async |app: &App| {
         let allowed_ips = IpList::parse(["203.0.113.0/24", "2001:db8::/32", "192.0.2.7/32"]).ok();
-        let grants = Grants {
+        let restrictions = Restrictions {
             allowed_ips,
             ..scoped(None, None)
         };
         let key = app
-            .insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+            .insert_key_with("acme", Family::Commerce, Mode::Live, restrictions)
             .await;
         for (address, allowed) in [
             ("203.0.113.0", true),
@@ -472,11 +472,11 @@ async fn all_scopes_are_required_and_aliases_are_expanded() {
     ];
     each_backend_with(&settings, async |app: &App| {
         let insert = async |family, scopes: &[Scope]| {
-            let grants = Grants {
+            let restrictions = Restrictions {
                 scopes: scopes.to_vec(),
-                ..Grants::default()
+                ..Restrictions::default()
             };
-            app.insert_key_with("acme", family, Mode::Live, grants)
+            app.insert_key_with("acme", family, Mode::Live, restrictions)
                 .await
         };
         let commerce = insert(Family::Commerce, &[Scope::COMMERCE]).await;
@@ -526,7 +526,7 @@ async fn all_scopes_are_required_and_aliases_are_expanded() {
 #[actix_web::test]
 async fn rate_limit_is_exact_in_parallel_and_restored_evenly() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let limited =
             json!({"scopes": ["links:read"], "rateLimit": {"limit": 50, "windowSeconds": 100}});
@@ -586,7 +586,7 @@ async fn anything_but_an_api_key_is_unknown() {
         let random = &key["ck_live_".len()..];
         for text in [
             service_key.clone(),
-            app.merchant("acme"),
+            app.management_token("acme"),
             String::new(),
             "nonsense".to_owned(),
             format!("ck_test_{random}"),
@@ -601,7 +601,9 @@ async fn anything_but_an_api_key_is_unknown() {
             format!("secret-token:secret-token:{key}"),
             format!("SECRET-TOKEN:{key}"),
             format!("{}{key}", "x".repeat(20_000)),
-            app.mint(Family::Commerce, Mode::Live).expose().to_owned(),
+            app.generate_key(Family::Commerce, Mode::Live)
+                .expose()
+                .to_owned(),
         ] {
             assert_eq!(
                 app.verify(&text, json!({})).await,
@@ -681,9 +683,11 @@ async fn secret_key_verifies_only_keys_of_its_account_and_mode() {
         }
         // A revoked key of another account looks like an unknown key in a batch, too.
         let revoked = app
-            .insert("globex", &app.mint(Family::Commerce, Mode::Test), |key| {
-                key.revoked_at = Some(key.created_at)
-            })
+            .insert(
+                "globex",
+                &app.generate_key(Family::Commerce, Mode::Test),
+                |key| key.revoked_at = Some(key.created_at),
+            )
             .await;
         let batch = json!({"requests": [{"key": revoked.text}]});
         let reply = app
@@ -701,7 +705,7 @@ async fn secret_key_verifies_only_keys_of_its_account_and_mode() {
 #[actix_web::test]
 async fn batch_has_its_results_in_the_order_of_requests() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let key = app
             .key(&token, &application, json!({"scopes": ["links:read"]}))
@@ -861,7 +865,7 @@ async fn invalid_verification_requests_are_400_with_the_field() {
 #[actix_web::test]
 async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let body =
             json!({"mode": "test", "scopes": ["sessions:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z"});
@@ -869,7 +873,7 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
         let plain = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service = app.service_key().await.text;
         let introspect = |form: &str| app.call("POST", "/introspect").form(form).bearer(&service);
-        assert_answer!(introspect(&format!("token={}&token_type_hint=access_token", key.text)).await, @r#"
+        assert_response!(introspect(&format!("token={}&token_type_hint=access_token", key.text)).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -878,7 +882,7 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
 
         {"active":true,"scope":"sessions:read sessions:write","client_id":"019b76da-a800-7474-bdc5-e24d2a413b15","sub":"acme","token_type":"Bearer","exp":4102444800,"iat":1767225600,"jti":"019b76da-a800-7a88-a527-a819b062c680","mode":"test"}
         "#);
-        assert_answer!(introspect(&format!("token={plain}")).await, @r#"
+        assert_response!(introspect(&format!("token={plain}")).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -887,7 +891,7 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
 
         {"active":true,"scope":"commerce links:read links:write sessions:read sessions:write webhooks:read webhooks:write events:read customers:read customers:write","sub":"acme","token_type":"Bearer","iat":1767225600,"jti":"019b76da-a800-78b6-8bfd-08ae601f6497","mode":"live"}
         "#);
-        assert_answer!(introspect("token=nonsense").await, @r#"
+        assert_response!(introspect("token=nonsense").await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -970,7 +974,7 @@ async fn invalid_introspection_requests_are_400_with_the_field() {
 #[actix_web::test]
 async fn key_created_after_a_failed_lookup_is_found() {
     each_backend(async |app: &App| {
-        let text = app.mint(Family::Commerce, Mode::Live);
+        let text = app.generate_key(Family::Commerce, Mode::Live);
         for _ in 0..3 {
             assert_eq!(app.code(text.expose()).await, "unknown_key");
         }
@@ -981,7 +985,7 @@ async fn key_created_after_a_failed_lookup_is_found() {
         let text = state
             .service
             .random
-            .with(|rng| KeyText::mint(Kind::ServiceKey, rng));
+            .with(|rng| PlainKey::generate(CredentialKind::ServiceKey, rng));
         let verify = || {
             app.post("/verify", json!({"key": "x"}))
                 .bearer(text.expose())
@@ -1013,7 +1017,7 @@ async fn key_created_after_a_failed_lookup_is_found() {
 #[actix_web::test]
 async fn cached_key_expires_on_time() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let key = app
             .key(
@@ -1041,7 +1045,11 @@ async fn cached_key_expires_on_time() {
 async fn change_applies_to_the_next_use_of_a_cached_key() {
     each_backend(async |app: &App| {
         let key = app
-            .insert("acme", &app.mint(Family::Commerce, Mode::Live), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Commerce, Mode::Live),
+                |_| (),
+            )
             .await;
         for _ in 0..3 {
             assert_eq!(app.code(&key.text).await, "valid");
@@ -1055,14 +1063,14 @@ async fn change_applies_to_the_next_use_of_a_cached_key() {
         }
         let now = tollkey_core::Clock::now(&app.clock);
         app.edit_key("acme", &key.id, move |key| {
-            key.grants.expires_at = Some(now)
+            key.restrictions.expires_at = Some(now)
         })
         .await;
         assert_eq!(app.code(&key.text).await, "expired");
-        app.edit_key("acme", &key.id, |key| key.grants.expires_at = None)
+        app.edit_key("acme", &key.id, |key| key.restrictions.expires_at = None)
             .await;
         app.edit_key("acme", &key.id, |key| {
-            key.grants.scopes = vec![Scope::LINKS_READ]
+            key.restrictions.scopes = vec![Scope::LINKS_READ]
         })
         .await;
         assert_eq!(

@@ -3,21 +3,23 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tollkey_core::{Clock as _, Family, Grants, IpList, Mode, RateLimit, Scope, feature::Feature};
+use tollkey_core::{
+    Clock as _, Family, IpList, Mode, RateLimit, Restrictions, Scope, feature::Feature,
+};
 
 use crate::{
-    assert_answer,
+    assert_response,
     support::{App, each_backend},
 };
 
 #[actix_web::test]
 async fn whoami_returns_the_key_of_the_request() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let body = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
         let key = app.key(&token, &application, body).await.text;
-        assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
+        assert_response!(app.get("/whoami").bearer(&key).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -46,7 +48,7 @@ async fn whoami_returns_the_key_of_the_request() {
 async fn publishable_key_reads_only_id_family_mode_and_status() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
-        assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
+        assert_response!(app.get("/whoami").bearer(&key).await, @r#"
         200
         cache-control: no-store
         content-type: application/json
@@ -62,15 +64,15 @@ async fn publishable_key_reads_only_id_family_mode_and_status() {
 #[actix_web::test]
 async fn whoami_ignores_only_routes_merchants_and_scopes() {
     each_backend(async |app: &App| {
-        let insert = async |grants| {
-            app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+        let insert = async |restrictions| {
+            app.insert_key_with("acme", Family::Commerce, Mode::Live, restrictions)
                 .await
         };
-        let bound = Grants {
+        let bound = Restrictions {
             scopes: vec![Scope::LINKS_READ],
             merchants: Some(vec!["m_1".to_owned()]),
             features: Some(vec![Feature::TokensList]),
-            ..Grants::default()
+            ..Restrictions::default()
         };
         let shown = app
             .get("/whoami")
@@ -83,7 +85,7 @@ async fn whoami_ignores_only_routes_merchants_and_scopes() {
         );
 
         let rate_limit = RateLimit::new(1, 60).ok();
-        let limited = insert(Grants {
+        let limited = insert(Restrictions {
             rate_limit,
             ..bound.clone()
         })
@@ -99,12 +101,12 @@ async fn whoami_ignores_only_routes_merchants_and_scopes() {
             (429, "rate_limited", Some("60"))
         );
 
-        let from_loopback = insert(Grants {
+        let from_loopback = insert(Restrictions {
             allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(),
             ..bound.clone()
         })
         .await;
-        let from_client = insert(Grants {
+        let from_client = insert(Restrictions {
             allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
             ..bound.clone()
         })
@@ -129,7 +131,7 @@ async fn whoami_ignores_only_routes_merchants_and_scopes() {
             assert!(status == 200 || reply.code() == "ip_not_allowed");
         }
 
-        let expiring = insert(Grants {
+        let expiring = insert(Restrictions {
             expires_at: Some(app.clock.now() + Duration::from_secs(1)),
             ..bound
         })
@@ -137,7 +139,7 @@ async fn whoami_ignores_only_routes_merchants_and_scopes() {
         assert_eq!(app.get("/whoami").bearer(&expiring).await.status, 200);
         app.clock.advance(Duration::from_secs(1));
         assert_eq!(app.get("/whoami").bearer(&expiring).await.code(), "expired");
-        let text = app.mint(Family::Secret, Mode::Live);
+        let text = app.generate_key(Family::Secret, Mode::Live);
         let suspended = app
             .insert("acme", &text, |key| key.suspended_at = Some(key.created_at))
             .await;
@@ -152,14 +154,22 @@ async fn whoami_ignores_only_routes_merchants_and_scopes() {
 #[actix_web::test]
 async fn every_key_except_publishable_can_revoke_itself() {
     each_backend(async |app: &App| {
-        let token = app.merchant("acme");
+        let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
         let created = app.key(&token, &application, json!({})).await;
         let commerce = app
-            .insert("acme", &app.mint(Family::Commerce, Mode::Test), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Commerce, Mode::Test),
+                |_| (),
+            )
             .await;
         let secret = app
-            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .insert(
+                "acme",
+                &app.generate_key(Family::Secret, Mode::Live),
+                |_| (),
+            )
             .await;
         let kept = app.insert_key("acme", Family::Secret, Mode::Live).await;
         for key in [&created, &commerce, &secret] {

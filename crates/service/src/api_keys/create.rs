@@ -1,18 +1,18 @@
 //! Creates keys.
 
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, KeyId, KeyText, Problem, ProblemCode, Status,
+    ApiKey, ApplicationId, Family, KeyId, PlainKey, Problem, ProblemCode, Status,
     api_key::NewKey,
     audit::{Action, Target},
     ceiling,
-    key_text::Kind,
+    key_text::CredentialKind,
 };
 use tollkey_store::AccountWriter;
 
-use super::{created::CreatedKey, entry::described, families::ACCOUNT, limit::check_limit};
+use super::{created::CreatedKey, entry::audit_fields, families::ACCOUNT, limit::check_limit};
 use crate::{
     actor::RequestActor,
-    idempotency::{self, Creating, Outcome, Record},
+    idempotency::{self, CreationPermit, Outcome, Recorded},
     service::Service,
 };
 
@@ -24,13 +24,14 @@ fn mint(
     mut new_key: NewKey,
 ) -> Result<CreatedKey, Problem> {
     if let Some(parent) = &by.parent {
-        new_key.grants = ceiling::beneath(&parent.key, new_key.mode, new_key.grants)?;
+        new_key.restrictions =
+            ceiling::restrict_to_parent(&parent.key, new_key.mode, new_key.restrictions)?;
     }
     let now = service.clock.now();
     let (id, text) = service.random.with(|rng| {
         (
             KeyId::new(now, rng),
-            KeyText::mint(Kind::Key(family, new_key.mode), rng),
+            PlainKey::generate(CredentialKind::Key(family, new_key.mode), rng),
         )
     });
     let key = ApiKey {
@@ -46,12 +47,12 @@ fn mint(
 /// # Errors
 /// `forbidden` for what exceeds the parent key, `key_depth_limit_reached`, `scoped_keys_unavailable`,
 /// `feature_unavailable`, `key_limit_reached`, and the errors of [`idempotency::create`].
-pub async fn create<R: Record<CreatedKey> + Send + 'static>(
+pub async fn create<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     family: Family,
     new_key: NewKey,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let limit = service.limits.account_keys;
     let depth_limit = service.limits.key_depth;
@@ -70,7 +71,7 @@ pub async fn create<R: Record<CreatedKey> + Send + 'static>(
                     return Err(Problem::invalid_api_key());
                 }
             }
-            account.get()?.operating_model.check(&key.grants)?;
+            account.get()?.operating_model.check(&key.restrictions)?;
             check_limit(account, key, limit, 1)
         },
     )
@@ -81,12 +82,12 @@ pub async fn create<R: Record<CreatedKey> + Send + 'static>(
 ///
 /// # Errors
 /// `not_found`, `application_key_limit_reached`, and the errors of [`idempotency::create`].
-pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
+pub async fn create_for_application<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     application_id: ApplicationId,
     new_key: NewKey,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let limit = service.limits.application_keys;
     let home = (Family::Application, Some(application_id));
@@ -105,12 +106,12 @@ pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
 }
 
 /// Inserts a key with its audit entry in one transaction, unless `allow` rejects it.
-async fn insert<R: Record<CreatedKey> + Send + 'static>(
+async fn insert<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     home: (Family, Option<ApplicationId>),
     new_key: NewKey,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
     allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let CreatedKey { key, text } = mint(service, by, home, new_key)?;
@@ -118,7 +119,7 @@ async fn insert<R: Record<CreatedKey> + Send + 'static>(
         service,
         Action::ApiKeyCreated,
         Target::key(key.id, key.mode),
-        described(&key).into(),
+        audit_fields(&key).into(),
     );
     let digest = text.digest();
     idempotency::create(service, by, creating, move |tx| {

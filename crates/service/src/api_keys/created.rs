@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
-    AccountId, ApiKey, Family, Grants, IpList, KeyId, KeyText, Mode, RateLimit, Scope, Timestamp,
-    feature::Feature, metadata::Metadata,
+    AccountId, ApiKey, Family, IpList, KeyId, Mode, PlainKey, RateLimit, Restrictions, Scope,
+    Timestamp, feature::Feature, metadata::Metadata,
 };
 
-use crate::idempotency::{Record, Secret};
+use crate::idempotency::{Recorded, Secret};
 
 /// A key that was created, with its full text for the one response that contains it.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct CreatedKey {
     /// The key.
     pub key: ApiKey,
     /// The full key, which is a secret.
-    pub text: KeyText,
+    pub text: PlainKey,
 }
 
 /// The state of a key when it was created, with the full key.
@@ -43,12 +43,12 @@ pub struct Snapshot {
 }
 
 /// A replay returns the key as it was created.
-impl Record<Self> for CreatedKey {
+impl Recorded<Self> for CreatedKey {
     type Snapshot = Snapshot;
 
     fn snapshot(created: &Self) -> Snapshot {
         let Self { key, text } = created;
-        let grants = &key.grants;
+        let restrictions = &key.restrictions;
         Snapshot {
             id: key.id.to_string(),
             account_id: key.account_id.to_string(),
@@ -58,20 +58,20 @@ impl Record<Self> for CreatedKey {
             mode: key.mode,
             prefix: key.prefix.clone(),
             last4: key.last4.clone(),
-            scopes: grants.scopes.clone(),
-            merchants: grants.merchants.clone(),
-            features: grants.features.clone(),
-            allowed_ips: grants
+            scopes: restrictions.scopes.clone(),
+            merchants: restrictions.merchants.clone(),
+            features: restrictions.features.clone(),
+            allowed_ips: restrictions
                 .allowed_ips
                 .as_ref()
                 .map(|list| list.networks().iter().map(ToString::to_string).collect()),
-            rate_limit: grants.rate_limit.map(|limit| {
+            rate_limit: restrictions.rate_limit.map(|limit| {
                 (
                     limit.limit().get().into(),
                     limit.window_seconds().get().into(),
                 )
             }),
-            expires_at: grants.expires_at,
+            expires_at: restrictions.expires_at,
             metadata: key
                 .metadata
                 .as_ref()
@@ -84,7 +84,7 @@ impl Record<Self> for CreatedKey {
     }
 
     fn restore(snapshot: Snapshot) -> Option<Self> {
-        let text = KeyText::parse(snapshot.text.expose())?;
+        let text = PlainKey::parse(snapshot.text.expose())?;
         let id = |text: Option<String>| text.map(|text| text.parse::<KeyId>()).transpose().ok();
         let networks = snapshot
             .allowed_ips
@@ -104,7 +104,7 @@ impl Record<Self> for CreatedKey {
             name: snapshot.name,
             prefix: snapshot.prefix,
             last4: snapshot.last4,
-            grants: Grants {
+            restrictions: Restrictions {
                 scopes: snapshot.scopes,
                 merchants: snapshot.merchants,
                 features: snapshot.features,
@@ -132,7 +132,7 @@ impl Record<Self> for CreatedKey {
 }
 
 /// A replay returns the ID only.
-impl Record<CreatedKey> for KeyId {
+impl Recorded<CreatedKey> for KeyId {
     type Snapshot = String;
 
     fn snapshot(created: &CreatedKey) -> String {
@@ -147,7 +147,7 @@ impl Record<CreatedKey> for KeyId {
 #[cfg(test)]
 mod tests {
     use rand::{SeedableRng as _, rngs::StdRng};
-    use tollkey_core::{key_text::Kind, time::to_seconds};
+    use tollkey_core::{key_text::CredentialKind, time::to_seconds};
 
     use super::*;
 
@@ -157,13 +157,13 @@ mod tests {
         let now = to_seconds(Timestamp::from_second(1_767_225_600).unwrap());
         let account_id: AccountId = "acme".parse().unwrap();
         for family in Family::ALL {
-            let text = KeyText::mint(Kind::Key(family, Mode::Test), &mut rng);
+            let text = PlainKey::generate(CredentialKind::Key(family, Mode::Test), &mut rng);
             let id = KeyId::new(now, &mut rng);
             let bare = ApiKey::new(id, account_id.clone(), &text, (family, Mode::Test), now);
             let full = ApiKey {
                 application_id: "0198c0de-0000-7000-8000-000000000001".parse().ok(),
                 name: "Checkout".to_owned(),
-                grants: Grants {
+                restrictions: Restrictions {
                     scopes: vec![Scope::LINKS_READ, Scope::named("orders:write".to_owned())],
                     merchants: Some(vec!["m_1".to_owned()]),
                     features: Some(Feature::ALL.to_vec()),
@@ -185,10 +185,10 @@ mod tests {
                 let restored = CreatedKey::restore(serde_json::from_slice(&json).unwrap()).unwrap();
                 assert_eq!(restored.key, created.key);
                 assert_eq!(restored.text.digest(), created.text.digest());
-                let id = <KeyId as Record<CreatedKey>>::snapshot(&created);
+                let id = <KeyId as Recorded<CreatedKey>>::snapshot(&created);
                 assert!(!id.contains(created.text.expose()));
                 assert_eq!(
-                    <KeyId as Record<CreatedKey>>::restore(id),
+                    <KeyId as Recorded<CreatedKey>>::restore(id),
                     Some(created.key.id)
                 );
             }
@@ -199,7 +199,7 @@ mod tests {
     fn record_without_a_key_is_not_restored() {
         let mut rng = StdRng::seed_from_u64(7);
         let now = Timestamp::UNIX_EPOCH;
-        let text = KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), &mut rng);
+        let text = PlainKey::generate(CredentialKind::Key(Family::Commerce, Mode::Test), &mut rng);
         let id = KeyId::new(now, &mut rng);
         let key = ApiKey::new(
             id,

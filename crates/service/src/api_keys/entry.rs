@@ -5,8 +5,8 @@ use tollkey_core::{ApiKey, Status, Timestamp};
 
 /// Returns the audit entry's fields for a key: its restrictions, but neither the key itself nor its metadata. The log
 /// is kept forever, and metadata can be personal data.
-pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
-    let grants = &key.grants;
+pub(super) fn audit_fields(key: &ApiKey) -> Map<String, Value> {
+    let restrictions = &key.restrictions;
     let mut fields = Map::new();
     let mut field = |name: &str, value: Value| fields.insert(name.to_owned(), value);
     field("name", json!(key.name));
@@ -20,10 +20,14 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
     );
     field(
         "scopes",
-        grants.scopes.iter().map(ToString::to_string).collect(),
+        restrictions
+            .scopes
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     );
-    field("merchants", json!(grants.merchants));
-    let features = grants.features.as_ref();
+    field("merchants", json!(restrictions.merchants));
+    let features = restrictions.features.as_ref();
     field(
         "features",
         json!(features.map(|all| {
@@ -32,7 +36,7 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
                 .collect::<Vec<_>>()
         })),
     );
-    let networks = grants.allowed_ips.as_ref();
+    let networks = restrictions.allowed_ips.as_ref();
     field(
         "allowed_ips",
         json!(networks.map(|list| {
@@ -42,7 +46,7 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
                 .collect::<Vec<_>>()
         })),
     );
-    let limit = grants.rate_limit;
+    let limit = restrictions.rate_limit;
     field(
         "rate_limit",
         json!(limit.map(
@@ -51,7 +55,7 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
     );
     field(
         "expires_at",
-        json!(grants.expires_at.map(|end| end.as_second())),
+        json!(restrictions.expires_at.map(|end| end.as_second())),
     );
     if let Some(creator) = key.created_by {
         field("created_by", json!(creator.to_string()));
@@ -62,7 +66,7 @@ pub(super) fn described(key: &ApiKey) -> Map<String, Value> {
 /// Returns the fields that differ, as `[before, after]`.
 pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value> {
     let mut changes = Map::new();
-    for ((name, was), (_, is)) in described(before).into_iter().zip(described(after)) {
+    for ((name, was), (_, is)) in audit_fields(before).into_iter().zip(audit_fields(after)) {
         if was != is {
             changes.insert(name, json!([was, is]));
         }

@@ -3,7 +3,7 @@
 use tollkey_core::Family;
 
 /// Returns the families that share a key limit with this family: those of the same API.
-pub(super) fn limited_with(family: Family) -> &'static [Family] {
+pub(super) fn families_sharing_limit(family: Family) -> &'static [Family] {
     match family {
         Family::Commerce => COMMERCE,
         Family::Secret | Family::Publishable => ACCOUNT,

@@ -3,7 +3,7 @@
 use tollkey_core::{ApiKey, Problem, ProblemCode};
 use tollkey_store::AccountWriter;
 
-use super::families::limited_with;
+use super::families::families_sharing_limit;
 
 /// Rejects `more` additional keys if the account would then have more than `limit` usable keys of this key's kind.
 /// Locks the account, so that no other request inserts a key between counting and inserting.
@@ -14,7 +14,7 @@ pub(super) fn check_limit(
     more: u64,
 ) -> Result<(), Problem> {
     let Some(limit) = limit else { return Ok(()) };
-    let families = limited_with(key.family);
+    let families = families_sharing_limit(key.family);
     account.lock()?;
     if account.count_usable_of(families, key.created_at)? + more > u64::from(limit) {
         return Err(Problem::new(

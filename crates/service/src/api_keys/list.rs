@@ -7,7 +7,7 @@ use tollkey_core::{
 };
 use tollkey_store::{DayUsage, KeyCursor, KeyFilter, KeyPage};
 
-use tollkey_store::Paged as Page;
+use tollkey_store::Page;
 
 use crate::{actor::RequestActor, service::Service};
 

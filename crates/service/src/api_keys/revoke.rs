@@ -7,7 +7,7 @@ use tollkey_core::{
 
 use super::{
     families::APPLICATION,
-    transition::{Which, transition},
+    transition::{KeySelector, transition},
 };
 use crate::{actor::RequestActor, service::Service};
 
@@ -22,10 +22,10 @@ pub async fn revoke(
     id: KeyId,
     reason: Option<String>,
 ) -> Result<ApiKey, Problem> {
-    Ok(revoke_which(
+    Ok(revoke_selected(
         service,
         by,
-        Which {
+        KeySelector {
             families,
             application_id: None,
             id,
@@ -46,18 +46,18 @@ pub async fn revoke_of_application(
     application_id: ApplicationId,
     id: KeyId,
 ) -> Result<bool, Problem> {
-    let which = Which {
+    let which = KeySelector {
         families: APPLICATION,
         application_id: Some(application_id),
         id,
     };
-    Ok(revoke_which(service, by, which, None).await?.1)
+    Ok(revoke_selected(service, by, which, None).await?.1)
 }
 
-async fn revoke_which(
+async fn revoke_selected(
     service: &Service,
     by: &RequestActor,
-    which: Which,
+    which: KeySelector,
     reason: Option<String>,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = service.clock.now();
@@ -75,7 +75,7 @@ async fn revoke_which(
                 }
                 // A server of the previous release walks the tree instead. It notified verifiers only of the root, and
                 // may have stopped before the end of the tree.
-                Transition::AlreadySo
+                Transition::Unchanged
                     if key.revoked_at.is_some()
                         && account.has_unrevoked_descendants(&key.id)? =>
                 {

@@ -2,21 +2,21 @@
 
 use serde_json::json;
 use tollkey_core::{
-    KeyId, KeyText, Problem, Status,
+    KeyId, PlainKey, Problem, Status,
     api_key::Overlap,
     audit::{Action, Target},
-    key_text::Kind,
+    key_text::CredentialKind,
 };
 
 use super::{
     created::CreatedKey,
-    entry::{described, differences},
+    entry::{audit_fields, differences},
     families::COMMERCE,
     limit::check_limit,
 };
 use crate::{
     actor::RequestActor,
-    idempotency::{self, Creating, Outcome, Record},
+    idempotency::{self, CreationPermit, Outcome, Recorded},
     service::Service,
 };
 
@@ -26,12 +26,12 @@ use crate::{
 /// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when the
 /// overlap would exceed the limit; `scoped_keys_unavailable`, `feature_unavailable` when the account's model no longer
 /// allows the successor's restrictions; and the errors of [`idempotency::create`].
-pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
+pub async fn rotate<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
     id: KeyId,
     overlap: Overlap,
-    creating: Creating<R>,
+    creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let now = service.clock.now();
     let account_id = by.account_id.clone();
@@ -46,11 +46,14 @@ pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
         let (new_id, text) = random.with(|rng| {
             (
                 KeyId::new(now, rng),
-                KeyText::mint(Kind::Key(key.family, key.mode), rng),
+                PlainKey::generate(CredentialKind::Key(key.family, key.mode), rng),
             )
         });
         let successor = key.rotate(new_id, &text, overlap, now)?;
-        account.get()?.operating_model.check(&successor.grants)?;
+        account
+            .get()?
+            .operating_model
+            .check(&successor.restrictions)?;
         // Without an overlap, the number of usable keys does not change.
         if key.status(now) == Status::Active {
             check_limit(&mut account, &successor, limit, 1)?;
@@ -59,7 +62,7 @@ pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
         account.save_key(&key)?;
         let mut changes = differences(&before, &key);
         changes.insert("rotated_to".to_owned(), json!(new_id.to_string()));
-        changes.insert("successor".to_owned(), described(&successor).into());
+        changes.insert("successor".to_owned(), audit_fields(&successor).into());
         account.append(drafts(
             Action::ApiKeyRotated,
             Target::key(id, key.mode),

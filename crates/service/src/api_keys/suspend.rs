@@ -4,7 +4,7 @@ use tollkey_core::{ApiKey, KeyId, Problem, audit::Action};
 
 use super::{
     families::COMMERCE,
-    transition::{Which, transition},
+    transition::{KeySelector, transition},
 };
 use crate::{actor::RequestActor, service::Service};
 
@@ -14,7 +14,7 @@ use crate::{actor::RequestActor, service::Service};
 /// `not_found`, `key_revoked`.
 pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
     let now = service.clock.now();
-    let which = Which {
+    let which = KeySelector {
         families: COMMERCE,
         application_id: None,
         id,
@@ -35,7 +35,7 @@ pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<
 /// # Errors
 /// `not_found`, `key_revoked`.
 pub async fn resume(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
-    let which = Which {
+    let which = KeySelector {
         families: COMMERCE,
         application_id: None,
         id,

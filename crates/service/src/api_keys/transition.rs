@@ -11,7 +11,7 @@ use super::entry::status_change;
 use crate::{actor::RequestActor, service::Service};
 
 /// Selects the key of a request.
-pub(super) struct Which {
+pub(super) struct KeySelector {
     pub(super) families: &'static [Family],
     /// The application of the key, which must exist; `None` for any.
     pub(super) application_id: Option<ApplicationId>,
@@ -23,7 +23,7 @@ pub(super) struct Which {
 pub(super) async fn transition(
     service: &Service,
     by: &RequestActor,
-    which: Which,
+    which: KeySelector,
     action: Action,
     step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem>
     + Clone
@@ -31,7 +31,7 @@ pub(super) async fn transition(
     + 'static,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = service.clock.now();
-    let Which {
+    let KeySelector {
         families,
         application_id,
         id,

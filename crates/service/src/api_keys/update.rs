@@ -28,13 +28,16 @@ pub async fn update(
             let before = account
                 .lock_key(COMMERCE, &id)?
                 .ok_or_else(Problem::not_found)?;
-            before.changeable(now)?;
+            before.check_changeable(now)?;
             let mut key = before.clone();
             edit(&mut key)?;
-            if (&key.grants.merchants, &key.grants.features)
-                != (&before.grants.merchants, &before.grants.features)
+            if (&key.restrictions.merchants, &key.restrictions.features)
+                != (
+                    &before.restrictions.merchants,
+                    &before.restrictions.features,
+                )
             {
-                account.get()?.operating_model.check(&key.grants)?;
+                account.get()?.operating_model.check(&key.restrictions)?;
             }
             if key != before {
                 account.save_key(&key)?;

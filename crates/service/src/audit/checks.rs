@@ -10,18 +10,18 @@ use tollkey_core::AccountId;
 /// The accounts whose chains are being verified. Each check uses a connection for a while. The limit is one per
 /// account, so that no account blocks all others, and two in total, or one if there are few connections.
 #[derive(Debug, Clone)]
-pub struct Checks {
+pub struct AuditCheckLimiter {
     accounts: Arc<Mutex<HashSet<AccountId>>>,
     limit: usize,
 }
 
 /// The right to run one check; released when dropped.
-pub(super) struct Place {
-    checks: Checks,
+pub(super) struct CheckPermit {
+    checks: AuditCheckLimiter,
     account_id: AccountId,
 }
 
-impl Checks {
+impl AuditCheckLimiter {
     /// Returns the limit for a store with this many connections.
     #[must_use]
     pub fn new(connections: u32) -> Self {
@@ -35,17 +35,17 @@ impl Checks {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn take(&self, account_id: &AccountId) -> Option<Place> {
+    pub(super) fn take(&self, account_id: &AccountId) -> Option<CheckPermit> {
         let mut accounts = self.accounts();
         let free = accounts.len() < self.limit && accounts.insert(account_id.clone());
-        free.then(|| Place {
+        free.then(|| CheckPermit {
             checks: self.clone(),
             account_id: account_id.clone(),
         })
     }
 }
 
-impl Drop for Place {
+impl Drop for CheckPermit {
     fn drop(&mut self) {
         self.checks.accounts().remove(&self.account_id);
     }
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn checks_are_limited_to_one_per_account_and_two_in_total() {
         let account = |id: &str| id.parse::<AccountId>().unwrap();
-        let checks = Checks::new(3);
+        let checks = AuditCheckLimiter::new(3);
         let acme = checks.take(&account("acme"));
         assert!(acme.is_some() && checks.take(&account("acme")).is_none());
         let globex = checks.take(&account("globex"));
@@ -66,7 +66,7 @@ mod tests {
         drop(acme);
         assert!(checks.take(&account("globex")).is_none());
         assert!(checks.take(&account("acme")).is_some());
-        let narrow = Checks::new(2);
+        let narrow = AuditCheckLimiter::new(2);
         let _acme = narrow.take(&account("acme"));
         assert!(narrow.take(&account("globex")).is_none());
     }

@@ -28,7 +28,7 @@ pub struct StoredResponse {
 }
 
 /// The content of the idempotency record of a created `T`, which a replay returns: `T` itself, or less.
-pub trait Record<T>: Sized {
+pub trait Recorded<T>: Sized {
     /// The JSON format before it is encrypted. Changed fields must still read the records of the last 24 hours. The API
     /// renders a replay again, so a release that renders differently changes the replays of 24 hours.
     type Snapshot: Serialize + DeserializeOwned;

@@ -16,10 +16,10 @@ use aws_lc_rs::{
 };
 use jiff::{SignedDuration, Timestamp};
 use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor};
-use tollkey_store::{KeptAnswer, Owner};
+use tollkey_store::{IdempotencyRecord, Owner};
 use zeroize::Zeroizing;
 
-use super::record::{Outcome, Record};
+use super::record::{Outcome, Recorded};
 use crate::random::Random;
 
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -63,7 +63,7 @@ impl fmt::Debug for IdempotencyKey {
 
 /// The caller and the target of a request. An Idempotency-Key is distinct for each caller and target.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct RequestTarget<'a> {
     /// The account; empty for requests that belong to none.
     pub account: &'a str,
     /// The caller.
@@ -76,7 +76,7 @@ pub struct Place<'a> {
     pub path: &'a str,
 }
 
-impl Place<'_> {
+impl RequestTarget<'_> {
     pub(super) fn owner(&self) -> Owner {
         self.account
             .parse::<AccountId>()
@@ -88,10 +88,10 @@ impl Place<'_> {
 #[derive(Clone)]
 pub struct Sealer {
     secret: Arc<Prk>,
-    running: Running,
+    running: InProgress,
 }
 
-type Running = Arc<Mutex<HashSet<[u8; 32]>>>;
+type InProgress = Arc<Mutex<HashSet<[u8; 32]>>>;
 
 impl Sealer {
     /// Derives the keys from this secret of the server.
@@ -100,7 +100,7 @@ impl Sealer {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
         Self {
             secret,
-            running: Running::default(),
+            running: InProgress::default(),
         }
     }
 }
@@ -112,7 +112,7 @@ impl fmt::Debug for Sealer {
 }
 
 /// A request with an Idempotency-Key: the ID of its record, and the key that decrypts it.
-pub(super) struct Repeatable {
+pub(super) struct IdempotentRequest {
     pub(super) id: [u8; 32],
     fingerprint: [u8; 32],
     key: LessSafeKey,
@@ -124,8 +124,8 @@ pub(super) struct Repeatable {
 
 /// The exclusive right of this process to work on a request, until dropped.
 pub(super) struct Reservation {
-    pub(super) request: Repeatable,
-    running: Running,
+    pub(super) request: IdempotentRequest,
+    running: InProgress,
 }
 
 /// Returns the SHA-256 over the parts, each with its length, so that their boundaries matter.
@@ -140,12 +140,12 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
     hash
 }
 
-impl Repeatable {
+impl IdempotentRequest {
     pub(super) fn new(
         sealer: &Sealer,
         random: &Random,
         now: Timestamp,
-        place: Place<'_>,
+        place: RequestTarget<'_>,
         key: &IdempotencyKey,
         body: &[u8],
     ) -> Result<Self, Problem> {
@@ -199,14 +199,17 @@ impl Repeatable {
     }
 
     pub(super) fn since(&self) -> Timestamp {
-        kept_since(self.now)
+        oldest_valid_record(self.now)
     }
 
     fn aad(&self) -> Aad<Vec<u8>> {
         Aad::from([self.id, self.fingerprint].concat())
     }
 
-    pub(super) fn seal<T, R: Record<T>>(&self, created: &T) -> Result<KeptAnswer, Problem> {
+    pub(super) fn seal<T, R: Recorded<T>>(
+        &self,
+        created: &T,
+    ) -> Result<IdempotencyRecord, Problem> {
         let mut sealed = Zeroizing::new(vec![SNAPSHOT]);
         serde_json::to_writer(&mut *sealed, &R::snapshot(created))
             .map_err(|_| Problem::internal())?;
@@ -224,7 +227,7 @@ impl Repeatable {
             .seal_in_place_separate_tag(unique, self.aad(), &mut sealed)
             .map_err(|_| Problem::internal())?;
         let sealed = [nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
-        Ok(KeptAnswer {
+        Ok(IdempotencyRecord {
             id: self.id,
             fingerprint: self.fingerprint,
             sealed,
@@ -232,9 +235,9 @@ impl Repeatable {
         })
     }
 
-    pub(super) fn open<T, R: Record<T>>(
+    pub(super) fn open<T, R: Recorded<T>>(
         &self,
-        kept: &KeptAnswer,
+        kept: &IdempotencyRecord,
     ) -> Result<Outcome<T, R>, Problem> {
         if kept.fingerprint != self.fingerprint {
             let detail = "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.";
@@ -283,7 +286,7 @@ impl fmt::Debug for Reservation {
 }
 
 /// Returns the earliest creation time of records that have not expired.
-pub(crate) fn kept_since(now: Timestamp) -> Timestamp {
+pub(crate) fn oldest_valid_record(now: Timestamp) -> Timestamp {
     now.saturating_sub(KEPT_FOR).unwrap_or(Timestamp::MIN)
 }
 

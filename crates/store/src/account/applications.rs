@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use diesel::prelude::*;
 use tollkey_core::{Application, ApplicationId, Timestamp, change::Changed};
 
-use super::{AccountReader, AccountWriter, Paged, offset};
+use super::{AccountReader, AccountWriter, Page, offset};
 use crate::{
     Error,
     connection::AnyConnection,
@@ -51,7 +51,7 @@ impl AccountReader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn applications(&mut self, page: u32, limit: u32) -> Result<Paged<Application>, Error> {
+    pub fn applications(&mut self, page: u32, limit: u32) -> Result<Page<Application>, Error> {
         let total: i64 = applications::table
             .filter(applications::account_id.eq(self.account.as_str()))
             .filter(applications::deleted_at.is_null())
@@ -69,7 +69,7 @@ impl AccountReader<'_> {
             .into_iter()
             .map(TryInto::try_into)
             .collect::<Result<_, _>>()?;
-        Ok(Paged {
+        Ok(Page {
             items,
             total: rows::unsigned(total)?,
         })

@@ -11,7 +11,7 @@ use tollkey_core::{
     usage::parse_outcome,
 };
 
-use super::{AccountReader, AccountWriter, Paged, bound_search, offset};
+use super::{AccountReader, AccountWriter, Page, bound_search, offset};
 use crate::{
     Error,
     connection::{AnyConnection, multi::MultiBackend},
@@ -409,7 +409,7 @@ impl AccountReader<'_> {
         application: &ApplicationId,
         page: u32,
         limit: u32,
-    ) -> Result<Paged<ApiKey>, Error> {
+    ) -> Result<Page<ApiKey>, Error> {
         let total: i64 = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
@@ -423,7 +423,7 @@ impl AccountReader<'_> {
             .offset(offset(page, limit))
             .select(KeyRow::as_select())
             .load(self.conn)?;
-        Ok(Paged {
+        Ok(Page {
             items: lineage::keys(self.conn, rows)?,
             total: rows::unsigned(total)?,
         })

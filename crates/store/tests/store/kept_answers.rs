@@ -1,10 +1,10 @@
 use tollkey_core::Timestamp;
-use tollkey_store::{Backend, Error, KeptAnswer, Store, testing::hold};
+use tollkey_store::{Backend, Error, IdempotencyRecord, Store, testing::hold};
 
 use crate::{at, each};
 
-fn record(id: u8, created_at: Timestamp) -> KeptAnswer {
-    KeptAnswer {
+fn record(id: u8, created_at: Timestamp) -> IdempotencyRecord {
+    IdempotencyRecord {
         id: [id; 32],
         fingerprint: [id + 1; 32],
         sealed: vec![0, 255, id],
@@ -12,17 +12,17 @@ fn record(id: u8, created_at: Timestamp) -> KeptAnswer {
     }
 }
 
-async fn insert(store: &Store, record: KeptAnswer) {
+async fn insert(store: &Store, record: IdempotencyRecord) {
     let written = store
-        .write(move |tx| tx.keep_answer(&record))
+        .write(move |tx| tx.insert_idempotency_record(&record))
         .await
         .unwrap();
     assert_eq!(written.change, None, "no verifier has to be notified");
 }
 
-async fn found(store: &Store, id: u8, since: Timestamp) -> Option<KeptAnswer> {
+async fn found(store: &Store, id: u8, since: Timestamp) -> Option<IdempotencyRecord> {
     store
-        .read(move |db| db.kept_answer(&[id; 32], since))
+        .read(move |db| db.idempotency_record(&[id; 32], since))
         .await
         .unwrap()
 }
@@ -37,14 +37,14 @@ fn idempotency_record_is_stored_replaced_and_deleted() {
         assert_eq!(found(&store, 1, at(10)).await, None, "created too early");
         assert_eq!(found(&store, 3, at(0)).await, None);
 
-        let newer = KeptAnswer {
+        let newer = IdempotencyRecord {
             sealed: vec![7; 100_000],
             ..record(1, at(30))
         };
         insert(&store, newer.clone()).await;
         assert_eq!(found(&store, 1, at(10)).await, Some(newer.clone()));
 
-        assert_eq!(store.prune_kept_answers(at(20)).await, Ok(1));
+        assert_eq!(store.prune_idempotency_records(at(20)).await, Ok(1));
         assert_eq!(found(&store, 2, at(0)).await, None);
         assert_eq!(found(&store, 1, at(0)).await, Some(newer));
     });
@@ -55,7 +55,7 @@ fn idempotency_record_is_rolled_back_with_its_transaction() {
     each(async |database| {
         let store = database.store();
         let failed = store.write(|tx| {
-            tx.keep_answer(&record(1, at(1)))?;
+            tx.insert_idempotency_record(&record(1, at(1)))?;
             Err::<(), _>(Error::NotFound)
         });
         assert_eq!(failed.await, Err(Error::NotFound));
@@ -69,7 +69,7 @@ fn id_is_reserved_by_one_transaction_without_waiting() {
         let store = database.store();
         assert!(
             store
-                .write(|tx| tx.reserve_answer(&[1; 32]))
+                .write(|tx| tx.reserve_idempotency_record(&[1; 32]))
                 .await
                 .unwrap()
                 .value
@@ -86,7 +86,7 @@ fn id_is_reserved_by_one_transaction_without_waiting() {
                     || {
                         let reserve = |id: u8| {
                             other
-                                .write_blocking(move |tx| tx.reserve_answer(&[id; 32]))
+                                .write_blocking(move |tx| tx.reserve_idempotency_record(&[id; 32]))
                                 .unwrap()
                                 .value
                         };
@@ -99,7 +99,7 @@ fn id_is_reserved_by_one_transaction_without_waiting() {
         }
         assert!(
             store
-                .write(|tx| tx.reserve_answer(&[1; 32]))
+                .write(|tx| tx.reserve_idempotency_record(&[1; 32]))
                 .await
                 .unwrap()
                 .value

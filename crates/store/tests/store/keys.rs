@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Application, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit,
-    Scope, Status, Timestamp, api_key::Transition, feature::Feature, metadata::Metadata,
-    time::to_micros,
+    ApiKey, Application, Changed, Family, IpList, KeyId, Mode, OperatingModel, RateLimit,
+    Restrictions, Scope, Status, Timestamp, api_key::Transition, feature::Feature,
+    metadata::Metadata, time::to_micros,
 };
 use tollkey_store::{Error, KeyCursor, KeyFilter, UniqueViolation};
 
@@ -19,7 +19,7 @@ fn everything(number: u64) -> ApiKey {
         panic!("an object")
     };
     ApiKey {
-        grants: Grants {
+        restrictions: Restrictions {
             scopes: vec![Scope::LINKS_WRITE, Scope::named("orders:read")],
             merchants: Some(vec!["m-1".into(), "m-2".into()]),
             features: Some(vec![Feature::TokensList, Feature::CardholderDataForward]),
@@ -45,7 +45,7 @@ fn keys_are_read_back_unchanged() {
     each(async |database| {
         let store = database.store();
         let plain = ApiKey {
-            grants: Grants::default(),
+            restrictions: Restrictions::default(),
             family: Family::Secret,
             ..key(2, &acme())
         };
@@ -145,15 +145,15 @@ fn keys_are_filtered_by_status_application_and_text() {
                 for rotated_at in [None, Some(at(8)), Some(at(11)), Some(at(12))] {
                     for suspended_at in [None, Some(at(7))] {
                         let number = u64::try_from(all.len()).unwrap() + 10;
-                        let grants = Grants {
+                        let restrictions = Restrictions {
                             expires_at,
-                            ..Grants::default()
+                            ..Restrictions::default()
                         };
                         let created = key(number, &acme());
                         let name = format!("Till {number}%_\\ ÄÖ");
                         all.push(ApiKey {
                             name,
-                            grants,
+                            restrictions,
                             revoked_at,
                             rotated_at,
                             suspended_at,
@@ -439,7 +439,7 @@ fn keys_of_applications_are_paged_listed_and_counted() {
         assert_eq!(revoked.revoke(at(50), None), Transition::Changed);
         let _ = store.save_key(&revoked).await.unwrap();
         let mut ending = application_key(12, &acme(), id(1));
-        ending.grants.expires_at = Some(at(60));
+        ending.restrictions.expires_at = Some(at(60));
         let _ = store.save_key(&ending).await.unwrap();
         let mut suspended = application_key(13, &acme(), id(1));
         assert_eq!(suspended.suspend(at(50)), Ok(Transition::Changed));
@@ -721,7 +721,7 @@ fn minimum_and_maximum_times_are_read_back_unchanged() {
         let store = database.store();
         for (number, time) in [(1, Timestamp::MAX), (2, Timestamp::MIN)] {
             let mut written = key(number, &acme());
-            (written.created_at, written.grants.expires_at) =
+            (written.created_at, written.restrictions.expires_at) =
                 (to_micros(time), Some(to_micros(time)));
             store
                 .add_key(&ApiKey {

@@ -4,7 +4,7 @@ use std::{
 };
 
 use tollkey_core::{ChangeLog, Changed, Position, Seq, VerifierId};
-use tollkey_store::{Backend, Behind, Error, Store, testing::hold};
+use tollkey_store::{Backend, Error, LaggingVerifier, Store, testing::hold};
 
 use crate::{Actions as _, acme, changes, digest, each, id, key, position};
 
@@ -185,10 +185,10 @@ fn only_up_to_date_verifiers_can_renew_leases() {
             "ahead of a restored database"
         );
         let [
-            Behind {
+            LaggingVerifier {
                 renewals: first, ..
             },
-        ] = store.behind(Seq(1), verifier(9)).await.unwrap()[..]
+        ] = store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap()[..]
         else {
             panic!()
         };
@@ -197,29 +197,35 @@ fn only_up_to_date_verifiers_can_renew_leases() {
             "lagging"
         );
         let behind = |more| {
-            vec![Behind {
+            vec![LaggingVerifier {
                 verifier: verifier(1),
                 renewals: first + more,
             }]
         };
         assert_eq!(
-            store.behind(Seq(1), verifier(9)).await.unwrap(),
+            store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap(),
             behind(0),
             "a rejected renewal does not count"
         );
 
         // Renews with the position up to which it has evicted, and reports less for a slow subscriber.
         assert!(store.renew(verifier(1), Seq(0), now).await.unwrap());
-        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(1));
         assert_eq!(
-            store.behind(Seq(1), verifier(1)).await.unwrap(),
+            store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap(),
+            behind(1)
+        );
+        assert_eq!(
+            store.lagging_verifiers(Seq(1), verifier(1)).await.unwrap(),
             [],
             "a verifier does not wait for itself"
         );
         store.report(verifier(1), Seq(1)).await.unwrap();
-        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
         assert_eq!(
-            store.behind(Seq(2), verifier(9)).await.unwrap(),
+            store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap(),
+            []
+        );
+        assert_eq!(
+            store.lagging_verifiers(Seq(2), verifier(9)).await.unwrap(),
             behind(1),
             "a report is not a renewal"
         );
@@ -239,7 +245,7 @@ fn verifiers_are_removed_by_unregistering_or_without_renewal() {
             );
         }
         change(&store, Changed::Key(id(1))).await;
-        let seen = store.behind(Seq(1), verifier(9)).await.unwrap();
+        let seen = store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap();
         let [_, second, third] = seen[..] else {
             panic!("{seen:?}")
         };
@@ -264,10 +270,10 @@ fn verifiers_are_removed_by_unregistering_or_without_renewal() {
                 .unwrap(),
             "it has not renewed"
         );
-        let left = store.behind(Seq(1), verifier(9)).await.unwrap();
+        let left = store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap();
         assert_eq!(
             left,
-            [Behind {
+            [LaggingVerifier {
                 renewals: second.renewals + 1,
                 ..second
             }]
@@ -281,7 +287,7 @@ fn verifiers_are_removed_by_unregistering_or_without_renewal() {
                 .await
                 .unwrap()
         );
-        let behind = store.behind(Seq(2), verifier(2)).await.unwrap();
+        let behind = store.lagging_verifiers(Seq(2), verifier(2)).await.unwrap();
         assert_eq!(
             behind.iter().map(|row| row.verifier).collect::<Vec<_>>(),
             [verifier(3)]
@@ -302,7 +308,9 @@ fn re_registered_verifier_is_not_removed_by_an_old_check() {
                 .unwrap()
         );
         change(&store, Changed::Key(id(1))).await;
-        let [Behind { renewals, .. }] = store.behind(Seq(1), verifier(9)).await.unwrap()[..] else {
+        let [LaggingVerifier { renewals, .. }] =
+            store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap()[..]
+        else {
             panic!()
         };
         assert!(
@@ -325,7 +333,11 @@ fn re_registered_verifier_is_not_removed_by_an_old_check() {
             "it has registered again"
         );
         assert_eq!(
-            store.behind(Seq(2), verifier(9)).await.unwrap().len(),
+            store
+                .lagging_verifiers(Seq(2), verifier(9))
+                .await
+                .unwrap()
+                .len(),
             1,
             "the next change waits for it"
         );
@@ -357,7 +369,10 @@ fn first_renewal_waits_for_a_change_being_committed() {
             "the renewal did not wait"
         );
         assert!(!renewed, "the renewal did not see the change");
-        assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
+        assert_eq!(
+            store.lagging_verifiers(Seq(9), verifier(9)).await.unwrap(),
+            []
+        );
         revoker.join().unwrap();
     });
 }
@@ -390,7 +405,10 @@ fn process_paused_in_a_change_delays_only_renewals() {
             let found = store.find_by_digest(digest(1)).await.unwrap();
             assert!(found.found.is_some() && found.seq == Seq(0));
             assert_eq!(position(&store).await, Position::default());
-            assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
+            assert_eq!(
+                store.lagging_verifiers(Seq(1), verifier(9)).await.unwrap(),
+                []
+            );
         }
         assert!(!renewal.is_finished());
         assert_eq!(renewal.await.unwrap(), Err(Error::Busy), "the lock timeout");

@@ -7,7 +7,7 @@ use tollkey_core::{
     api_key::Transition,
     audit::{Actor, ActorKind},
     change::Changed,
-    lineage::{APPLICATION_DELETED, Inherited, MAKER_REVOKED, PendingRevocation, Root},
+    lineage::{APPLICATION_DELETED, Inherited, PARENT_REVOKED, PendingRevocation, Root},
 };
 use tollkey_store::{Error, KeyFilter, Store};
 
@@ -92,10 +92,10 @@ fn every_read_returns_the_inherited_status() {
             (
                 |key| assert_eq!(key.revoke(at(50), None), Transition::Changed),
                 Status::Revoked,
-                |inherited| inherited.revoked == Some((at(50), MAKER_REVOKED)),
+                |inherited| inherited.revoked == Some((at(50), PARENT_REVOKED)),
             ),
             (
-                |key| key.grants.expires_at = Some(at(55)),
+                |key| key.restrictions.expires_at = Some(at(55)),
                 Status::Expired,
                 |it| it.expires_at == Some(at(55)),
             ),
@@ -161,7 +161,7 @@ fn rate_limits_of_all_ancestors_are_read_with_the_root_first() {
         let limit = |uses| RateLimit::new(uses, 60).unwrap();
         for (number, uses) in [(1, 9), (2, 8), (4, 7)] {
             edit(&store, number, |key| {
-                key.grants.rate_limit = Some(limit(uses))
+                key.restrictions.rate_limit = Some(limit(uses))
             })
             .await;
         }
@@ -332,7 +332,7 @@ fn revocation_is_recorded_in_batches_that_resume() {
             let key = store.key(&acme(), id(number)).await.unwrap();
             assert_eq!(
                 (key.revoked_at, key.revoked_reason.as_deref()),
-                (Some(at(50)), Some(MAKER_REVOKED))
+                (Some(at(50)), Some(PARENT_REVOKED))
             );
         }
         assert_eq!(
@@ -360,7 +360,7 @@ fn keys_of_a_deleted_application_are_revoked_unless_expired() {
         }
         for (number, end) in [(11, None), (12, Some(at(40))), (13, Some(at(90)))] {
             let mut key = application_key(number, &acme(), id(1));
-            key.grants.expires_at = end;
+            key.restrictions.expires_at = end;
             store.add_key(&key).await.unwrap();
         }
         store

@@ -22,12 +22,12 @@ mod verification;
 mod wake;
 
 use tollkey_core::{
-    AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId,
-    KeyText, Mode, Position, Scope, Seq, Timestamp,
+    AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Id, KeyId, Mode,
+    PlainKey, Position, Restrictions, Scope, Seq, Timestamp,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
 use tollkey_store::{
-    Error, Store, Written,
+    Committed, Error, Store,
     testing::{Database, backends},
 };
 
@@ -112,14 +112,14 @@ fn application(number: u64, account: &AccountId) -> Application {
 }
 
 fn key(number: u64, account: &AccountId) -> ApiKey {
-    let text = KeyText::parse("ck_live_abcdefEXAMPLEEXAMPLEEXAMPLEEwxyz").unwrap();
+    let text = PlainKey::parse("ck_live_abcdefEXAMPLEEXAMPLEEXAMPLEEwxyz").unwrap();
     let created_at = at(i64::try_from(number).unwrap());
     let kind = (Family::Commerce, Mode::Live);
     ApiKey {
         name: format!("key {number}"),
-        grants: Grants {
+        restrictions: Restrictions {
             scopes: vec![Scope::COMMERCE],
-            ..Grants::default()
+            ..Restrictions::default()
         },
         ..ApiKey::new(id(number), account.clone(), &text, kind, created_at)
     }
@@ -134,7 +134,7 @@ fn application_key(number: u64, account: &AccountId, application: ApplicationId)
 }
 
 fn digest(number: u64) -> Digest {
-    Digest::of(&number.to_string())
+    Digest::of_key(&number.to_string())
 }
 
 fn draft(number: u64, account: &AccountId) -> Draft {
@@ -159,7 +159,7 @@ fn draft(number: u64, account: &AccountId) -> Draft {
 trait Actions {
     async fn add_application(&self, application: &Application) -> Result<(), Error>;
     async fn add_key(&self, key: &ApiKey) -> Result<(), Error>;
-    async fn save_key(&self, key: &ApiKey) -> Result<Written<()>, Error>;
+    async fn save_key(&self, key: &ApiKey) -> Result<Committed<()>, Error>;
     async fn key(&self, account: &AccountId, id: KeyId) -> Option<ApiKey>;
 }
 
@@ -193,7 +193,7 @@ impl Actions for Store {
         Ok(())
     }
 
-    async fn save_key(&self, key: &ApiKey) -> Result<Written<()>, Error> {
+    async fn save_key(&self, key: &ApiKey) -> Result<Committed<()>, Error> {
         let key = key.clone();
         self.write(move |tx| tx.account(&key.account_id).save_key(&key))
             .await

@@ -7,7 +7,7 @@ use std::{
 
 use tollkey_core::Family;
 use tollkey_store::{
-    OpenError, OpenOptions, Store, Unsuitable,
+    OpenError, OpenOptions, Store, UnsupportedServer,
     testing::{Database, PgBouncer, Postgres, RealClock, hold},
 };
 
@@ -47,8 +47,8 @@ fn pooler_that_shares_sessions_is_rejected_and_leaves_no_lock() {
         };
         for _ in 0..3 {
             match open(pooler.url()) {
-                Err(OpenError::Unsuitable(error)) => {
-                    assert_eq!(error, Unsuitable::Pooler, "{settings}")
+                Err(OpenError::UnsupportedServer(error)) => {
+                    assert_eq!(error, UnsupportedServer::Pooler, "{settings}")
                 }
                 other => panic!("{settings}: {other:?}"),
             }
@@ -86,7 +86,10 @@ fn busy_pooler_that_shares_sessions_is_rejected() {
         end.wait();
         for opened in opened {
             assert!(
-                matches!(opened, Err(OpenError::Unsuitable(Unsuitable::Pooler))),
+                matches!(
+                    opened,
+                    Err(OpenError::UnsupportedServer(UnsupportedServer::Pooler))
+                ),
                 "{opened:?}"
             );
         }

@@ -300,7 +300,7 @@ async fn assert_unavailable(store: &Store) {
         Err(Error::Unavailable)
     );
     assert_eq!(
-        store.find_by_digest(Digest::of("1")).await.map(drop),
+        store.find_by_digest(Digest::of_key("1")).await.map(drop),
         Err(Error::Unavailable)
     );
     let verifier = VerifierId::from_bytes([1; 16]);

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tollkey_core::Problem;
 use tollkey_store::{
-    Error, Store, Written,
+    Committed, Error, Store,
     testing::{Database, Postgres},
 };
 
@@ -37,7 +37,7 @@ async fn lock_both(
     attempts: Arc<AtomicU32>,
 ) -> Result<(), Problem> {
     let attempt = Arc::new(AtomicU32::new(0));
-    let written: Result<Written<()>, Problem> = store
+    let written: Result<Committed<()>, Problem> = store
         .write(move |tx| {
             attempts.fetch_add(1, Ordering::SeqCst);
             let account = acme();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tollkey_store::{
-    OpenError, OpenOptions, Store, Unsuitable,
+    OpenError, OpenOptions, Store, UnsupportedServer,
     testing::{Database, Postgres, RealClock},
 };
 
@@ -88,7 +88,7 @@ fn database_that_is_not_utf8_is_rejected() {
         let database = postgres.database_with(&options);
         let error = open(&database).unwrap_err();
         assert!(
-            matches!(&error, OpenError::Unsuitable(Unsuitable::Encoding(found)) if found == encoding),
+            matches!(&error, OpenError::UnsupportedServer(UnsupportedServer::Encoding(found)) if found == encoding),
             "{error}"
         );
         for part in [
@@ -110,7 +110,10 @@ fn database_without_triggers_is_rejected() {
     set(&database, "session_replication_role = replica");
     let error = open(&database).unwrap_err();
     assert!(
-        matches!(error, OpenError::Unsuitable(Unsuitable::ReplicationRole(_))),
+        matches!(
+            error,
+            OpenError::UnsupportedServer(UnsupportedServer::ReplicationRole(_))
+        ),
         "{error}"
     );
     let database = postgres.database();

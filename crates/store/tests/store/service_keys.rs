@@ -47,7 +47,7 @@ fn service_key_can_be_created_found_listed_and_revoked() {
             (written.value, written.change.map(|change| change.seq))
         };
         assert_eq!(revoke(1).await, (Some(Transition::Changed), Some(Seq(1))));
-        assert_eq!(revoke(1).await, (Some(Transition::AlreadySo), None));
+        assert_eq!(revoke(1).await, (Some(Transition::Unchanged), None));
         assert_eq!(revoke(9).await, (None, None));
         assert_eq!(
             changes(&store).await,

@@ -39,7 +39,7 @@ fn session_can_be_created_found_updated_and_deleted() {
 
         for now in [5, 4] {
             let _ = store
-                .write(move |tx| tx.see_session(&digest(1), at(now)))
+                .write(move |tx| tx.touch_session(&digest(1), at(now)))
                 .await
                 .unwrap();
         }
@@ -201,5 +201,5 @@ fn sessions_of_the_previous_release_have_a_zero_settings_hash() {
 }
 
 fn numbered(number: usize) -> Digest {
-    Digest::of(&number.to_string())
+    Digest::of_key(&number.to_string())
 }

@@ -12,7 +12,10 @@ use crate::{
     cache::Acknowledged,
     clock::nanos,
     requester::Requester,
-    source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Upstream},
+    source::{
+        EndSubscription, Poll, PollError, PollResponse, Primary, Snapshot, Source, SourceError,
+        Upstream,
+    },
     subscription::subscribers::{NoLease, SharedId},
     verifier::Verifier,
 };
@@ -75,7 +78,7 @@ impl<S: Primary> Source for Verifier<S> {
 }
 
 impl<S: Primary> Upstream for Verifier<S> {
-    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
+    async fn poll(&self, poll: Poll) -> Result<PollResponse, PollError> {
         let inner = &*self.0;
         let ids = poll.ids.as_ref();
         let now = || nanos(inner.clock.elapsed());
@@ -85,7 +88,7 @@ impl<S: Primary> Upstream for Verifier<S> {
         {
             Ok(Acknowledged::More) => inner.notification.notify_one(), // there is more to report
             Ok(Acknowledged::NoMore) => {}
-            Ok(Acknowledged::Late) => return Ok(News::none(poll.position)),
+            Ok(Acknowledged::Late) => return Ok(PollResponse::unchanged(poll.position)),
             Err(shared) => return Err(self.shared_id(shared)),
         }
         let (mut applied, mut released) =
@@ -124,9 +127,9 @@ impl<S: Primary> Upstream for Verifier<S> {
         Ok(news)
     }
 
-    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+    async fn end_subscription(&self, leave: EndSubscription) -> Result<(), PollError> {
         let inner = &*self.0;
-        let left = inner.cache.leave(
+        let left = inner.cache.end_subscription(
             leave.subscriber,
             leave.ids.as_ref(),
             nanos(inner.clock.elapsed()),

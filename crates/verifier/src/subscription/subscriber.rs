@@ -24,7 +24,7 @@ use tollkey_core::{Clock, Position, Usage, VerifierId};
 use crate::{
     clock::{margin, nanos},
     settings::Settings,
-    source::{Leave, News, Poll, PollError, Upstream},
+    source::{EndSubscription, Poll, PollError, PollResponse, Upstream},
     subscription::{poll_sequence::PollSequence, poll_watch::PollWatch},
     verifier::Verifier,
 };
@@ -113,12 +113,12 @@ impl<S: Upstream> Verifier<S> {
                 }
             }
             wait = match polled {
-                Ok(News { lease, .. }) if !lease.is_zero() => {
+                Ok(PollResponse { lease, .. }) if !lease.is_zero() => {
                     pause = FIRST_PAUSE;
                     lease / 3
                 }
                 // More changes have to be fetched.
-                Ok(News {
+                Ok(PollResponse {
                     changes: Some(changes),
                     ..
                 }) if !changes.is_empty() => Duration::ZERO,
@@ -157,7 +157,7 @@ impl<S: Upstream> Verifier<S> {
     }
 
     /// Sends a poll, applies the changes of the response and takes its lease.
-    async fn send(&self, polls: &mut PollSequence, poll: Poll) -> Result<News, PollError> {
+    async fn send(&self, polls: &mut PollSequence, poll: Poll) -> Result<PollResponse, PollError> {
         let inner = &*self.0;
         let sent_at = inner.clock.elapsed();
         let (wait, limit) = (poll.wait, poll.wait + RESPONSE_LIMIT);
@@ -220,12 +220,12 @@ impl<S: Upstream> Verifier<S> {
             let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
             let usage = polls.usage().to_vec();
             let is_last = usage.is_empty() && !is_repeated;
-            let leave = Leave {
+            let leave = EndSubscription {
                 subscriber: inner.id(),
                 ids: Some(ids),
                 usage,
             };
-            let left = timeout_at(give_up_at, inner.source.leave(leave)).await;
+            let left = timeout_at(give_up_at, inner.source.end_subscription(leave)).await;
             match left.unwrap_or(Err(PollError::Unavailable)) {
                 Ok(()) if is_last => return,
                 Ok(()) => {

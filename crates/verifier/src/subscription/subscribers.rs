@@ -289,7 +289,7 @@ impl Subscribers {
     }
 
     /// Ends the subscription of a subscriber that has ended its lease.
-    pub(crate) fn leave(&mut self, id: VerifierId) {
+    pub(crate) fn end_subscription(&mut self, id: VerifierId) {
         if let Some(subscriber) = self.known.get_mut(&id) {
             subscriber.left = true;
         }
@@ -491,7 +491,7 @@ mod tests {
     fn poll_after_the_end_of_a_subscription_is_from_a_clone() {
         let mut all = polled();
         all.arrive(id(1), Some(&ids(2, [1])), true, 20).unwrap();
-        all.leave(id(1));
+        all.end_subscription(id(1));
         assert_eq!(
             all.arrive(id(1), Some(&ids(3, [2, 1])), true, 20),
             Ok(Arrival::Newest),
@@ -590,7 +590,7 @@ mod tests {
     fn older_poll_does_not_register_a_subscriber_again() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
-        all.leave(id(1));
+        all.end_subscription(id(1));
         assert_eq!(
             (all.acknowledged(50), all.end(), all.len(50)),
             (None, None, 0)

@@ -31,7 +31,7 @@ mod testing {
 }
 
 mod source {
-    pub(crate) use tollkey_verifier::{News, PollId, PollIds};
+    pub(crate) use tollkey_verifier::{PollId, PollIds, PollResponse};
 }
 
 mod stats {
@@ -107,7 +107,7 @@ fn text(key: u8) -> String {
 }
 
 fn digest(key: u8) -> Digest {
-    Digest::of(&text(key))
+    Digest::of_key(&text(key))
 }
 
 fn id(key: u8) -> KeyId {

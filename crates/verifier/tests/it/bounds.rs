@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, pin::pin, task::Context, time::Duration};
 
 use allocation_counter::measure;
 use tollkey_core::{
-    ApplicationId, Changed, IpList, KeyId, Need, RateLimit, Record, lineage::Inherited,
-    metadata::Metadata,
+    AccessRequest, ApplicationId, Changed, IpList, KeyContext, KeyId, RateLimit,
+    lineage::Inherited, metadata::Metadata,
 };
 use tollkey_verifier::{
     Settings,
@@ -28,26 +28,26 @@ fn largest_allowlist(n: usize) -> IpList {
     IpList::parse(ranges.iter().map(String::as_str)).unwrap()
 }
 
-fn ordinary(n: usize) -> Record {
+fn ordinary(n: usize) -> KeyContext {
     record(&text(n))
 }
 
 /// A key with the largest metadata and IP allowlist, and the most and longest merchants.
-fn large(n: usize) -> Record {
+fn large(n: usize) -> KeyContext {
     let mut it = ordinary(n);
     it.key.metadata = largest_metadata();
-    it.key.grants.merchants = Some((0..100).map(|i| format!("{n:064}{i:064}")).collect());
-    it.key.grants.allowed_ips = Some(largest_allowlist(n));
+    it.key.restrictions.merchants = Some((0..100).map(|i| format!("{n:064}{i:064}")).collect());
+    it.key.restrictions.allowed_ips = Some(largest_allowlist(n));
     it
 }
 
-fn of_account(name: &str, mut it: Record) -> Record {
+fn of_account(name: &str, mut it: KeyContext) -> KeyContext {
     it.key.account_id = account(name);
     it
 }
 
 /// A key with eight ancestors, each with an IP allowlist and a rate limit.
-fn descendant(n: usize) -> Record {
+fn descendant(n: usize) -> KeyContext {
     let mut it = ordinary(n);
     let id = |i: usize| {
         let mut bytes = [i as u8; 16];
@@ -64,7 +64,7 @@ fn descendant(n: usize) -> Record {
     it
 }
 
-async fn world(max_bytes: usize, keys: impl IntoIterator<Item = (usize, Record)>) -> World {
+async fn world(max_bytes: usize, keys: impl IntoIterator<Item = (usize, KeyContext)>) -> World {
     let world = World::with(
         0,
         Settings {
@@ -94,7 +94,7 @@ impl World {
         keys.into_iter()
             .filter(|n| {
                 let verifier = &self.one.verifier;
-                let reserved = verifier.reserve_cached(&text(*n), &Need::default());
+                let reserved = verifier.reserve_cached(&text(*n), &AccessRequest::default());
                 reserved
                     .map(|reserved| reserved.map(|reservation| reservation.cancel()))
                     .is_some()
@@ -109,7 +109,7 @@ impl World {
     }
 }
 
-type Shape = fn(usize) -> Record;
+type Shape = fn(usize) -> KeyContext;
 
 #[tokio::test(start_paused = true)]
 async fn estimated_bytes_are_close_to_those_allocated() {
@@ -126,7 +126,7 @@ async fn estimated_bytes_are_close_to_those_allocated() {
         ("large", large),
         ("with a rate limit and an application", |n| {
             let mut it = ordinary(n);
-            it.key.grants.rate_limit = RateLimit::new(10, 60).ok();
+            it.key.restrictions.rate_limit = RateLimit::new(10, 60).ok();
             it.key.application_id = Some(ApplicationId::from_bytes([(n % 100) as u8; 16]));
             it
         }),
@@ -140,7 +140,11 @@ async fn estimated_bytes_are_close_to_those_allocated() {
         }
         let mut fill = pin!(tokio::task::unconstrained(async {
             for n in 0..keys {
-                let _ = world.one.verifier.verify(&text(n), &Need::default()).await;
+                let _ = world
+                    .one
+                    .verifier
+                    .verify(&text(n), &AccessRequest::default())
+                    .await;
             }
             while !world.one.verifier.take_usage().is_empty() {}
         }));
@@ -304,7 +308,8 @@ async fn number_of_cached_keys_is_bounded_however_few() {
         for n in 0..200 {
             // Each key has another account, and is larger than the previous keys.
             let mut it = of_account(&format!("account-{n}"), ordinary(n));
-            it.key.grants.merchants = Some((0..5 * n).map(|i| format!("{n:064}{i:064}")).collect());
+            it.key.restrictions.merchants =
+                Some((0..5 * n).map(|i| format!("{n:064}{i:064}")).collect());
             world.source.put(&text(n), it);
             world.one.verify(n).await;
             assert_eq!(world.one.verifier.stats().entries, max_entries.min(n + 1));

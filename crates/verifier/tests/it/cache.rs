@@ -1,7 +1,7 @@
 //! Which keys are cached, and what evicts them.
 
 use tollkey_core::{
-    ApplicationId, Changed, Denial, Family, KeyId, Need, Position, Seq, ServiceKeyId,
+    AccessRequest, ApplicationId, Changed, Denial, Family, KeyId, Position, Seq, ServiceKeyId,
 };
 use tollkey_verifier::{
     Primary, Settings,
@@ -74,8 +74,9 @@ async fn change_of_an_owner_evicts_its_keys_and_no_others() {
     };
 
     cache_all().await;
-    let disable =
-        |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
+    let disable = |it: &mut tollkey_core::KeyContext| {
+        it.application_enabled = it.key.application_id != Some(a)
+    };
     world.source.change_all(Changed::Application(a), disable);
     world
         .one
@@ -123,7 +124,7 @@ async fn response_older_than_a_change_is_not_cached() {
         let verifier = world.one.verifier.clone();
         async move {
             verifier
-                .verify(&text(0), &Need::default())
+                .verify(&text(0), &AccessRequest::default())
                 .await
                 .unwrap()
                 .outcome
@@ -159,7 +160,7 @@ async fn response_older_than_a_reset_is_not_cached() {
         let verifier = world.one.verifier.clone();
         async move {
             verifier
-                .verify(&text(0), &Need::default())
+                .verify(&text(0), &AccessRequest::default())
                 .await
                 .unwrap()
                 .outcome
@@ -308,7 +309,7 @@ async fn concurrent_look_ups_of_a_key_cache_it_once() {
             let verifier = world.one.verifier.clone();
             tokio::spawn(async move {
                 verifier
-                    .verify(&text(0), &Need::default())
+                    .verify(&text(0), &AccessRequest::default())
                     .await
                     .unwrap()
                     .outcome

@@ -3,21 +3,24 @@
 use std::time::Duration;
 
 use tollkey_core::{
-    Catalogue, Clock, Denial, IpList, Mode, Need, OperatingModel, RateLimit, Record, RequestPath,
-    RouteBase, Viewer, feature::Feature,
+    AccessRequest, Catalogue, Clock, Denial, IpList, KeyContext, Mode, OperatingModel, RateLimit,
+    RequestPath, RouteBase, Viewer, feature::Feature,
 };
 use tollkey_verifier::testing::{ManualClock, MemorySource, account, record};
 
 use crate::world::{World, leaseless, text};
 
 /// Verifies key 0 by a look-up and then from the cache, and checks that both outcomes are the same.
-async fn outcome(change: impl FnOnce(&mut Record), need: Need<'_>) -> Result<(), Denial> {
+async fn outcome(
+    change: impl FnOnce(&mut KeyContext),
+    access: AccessRequest<'_>,
+) -> Result<(), Denial> {
     let world = World::new(0).await;
     let mut changed = record(&text(0));
     change(&mut changed);
     world.source.put(&text(0), changed);
-    let looked_up = world.one.verifier.verify(&text(0), &need).await.unwrap();
-    let cached = world.one.verifier.verify(&text(0), &need).await.unwrap();
+    let looked_up = world.one.verifier.verify(&text(0), &access).await.unwrap();
+    let cached = world.one.verifier.verify(&text(0), &access).await.unwrap();
     assert_eq!(world.source.finds(), 1);
     if looked_up.outcome != Err(Denial::UnknownKey) {
         assert_eq!(
@@ -32,19 +35,19 @@ async fn outcome(change: impl FnOnce(&mut Record), need: Need<'_>) -> Result<(),
 
 #[tokio::test(start_paused = true)]
 async fn key_without_restrictions_is_allowed() {
-    assert_eq!(outcome(|_| (), Need::default()).await, Ok(()));
+    assert_eq!(outcome(|_| (), AccessRequest::default()).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_denial_is_returned() {
     let now = ManualClock::default().now();
-    let none = Need::default();
+    let none = AccessRequest::default();
     assert_eq!(
         outcome(|it| it.key.revoked_at = Some(now), none).await,
         Err(Denial::Revoked)
     );
     assert_eq!(
-        outcome(|it| it.key.grants.expires_at = Some(now), none).await,
+        outcome(|it| it.key.restrictions.expires_at = Some(now), none).await,
         Err(Denial::Expired)
     );
     assert_eq!(
@@ -55,30 +58,31 @@ async fn every_denial_is_returned() {
         outcome(|it| it.application_enabled = false, none).await,
         Err(Denial::ApplicationDisabled)
     );
-    let live = Need {
+    let live = AccessRequest {
         mode: Some(Mode::Live),
         ..none
     };
     assert_eq!(outcome(|_| (), live).await, Err(Denial::WrongMode));
-    let elsewhere = Need {
+    let elsewhere = AccessRequest {
         client_ip: Some([192, 0, 2, 1].into()),
         ..none
     };
-    let allowed_ips_only =
-        |it: &mut Record| it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    let allowed_ips_only = |it: &mut KeyContext| {
+        it.key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
+    };
     assert_eq!(
         outcome(allowed_ips_only, elsewhere).await,
         Err(Denial::IpNotAllowed)
     );
-    let scoped = |it: &mut Record| {
+    let scoped = |it: &mut KeyContext| {
         it.operating_model = OperatingModel::Ecosystem;
-        it.key.grants.features = Some(vec![Feature::TokensList]);
+        it.key.restrictions.features = Some(vec![Feature::TokensList]);
     };
     let path = Some(RequestPath::new("/api/forward", &RouteBase::default()));
     assert_eq!(
         outcome(
             scoped,
-            Need {
+            AccessRequest {
                 method: Some("POST"),
                 path,
                 ..none
@@ -91,7 +95,7 @@ async fn every_denial_is_returned() {
     assert_eq!(
         outcome(
             scoped,
-            Need {
+            AccessRequest {
                 method: Some("GET"),
                 path,
                 ..none
@@ -103,7 +107,7 @@ async fn every_denial_is_returned() {
     assert_eq!(
         outcome(
             |_| (),
-            Need {
+            AccessRequest {
                 merchant: Some("no merchant"),
                 ..none
             }
@@ -115,13 +119,13 @@ async fn every_denial_is_returned() {
     catalogue.add("orders:read", false).unwrap();
     let scopes = catalogue.needed(["orders:read"]).unwrap();
     assert_eq!(
-        outcome(|_| (), Need { scopes, ..none }).await,
+        outcome(|_| (), AccessRequest { scopes, ..none }).await,
         Err(Denial::InsufficientScope)
     );
     let once_a_minute = RateLimit::new(1, 60).ok();
     let world = World::new(0).await;
     let mut limited = record(&text(0));
-    limited.key.grants.rate_limit = once_a_minute;
+    limited.key.restrictions.rate_limit = once_a_minute;
     world.source.put(&text(0), limited);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(world.one.outcome(0).await, Err(Denial::RateLimited));
@@ -130,9 +134,9 @@ async fn every_denial_is_returned() {
 #[tokio::test(start_paused = true)]
 async fn key_that_the_viewer_may_not_see_is_unknown() {
     let (acme, other) = (account("acme"), account("other"));
-    let viewer = |account_id, mode| Need {
+    let viewer = |account_id, mode| AccessRequest {
         viewer: Some(Viewer { account_id, mode }),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     assert_eq!(
         outcome(|_| (), viewer(&acme, Some(Mode::Test))).await,
@@ -182,7 +186,7 @@ async fn malformed_key_is_unknown_without_a_look_up() {
         let verdict = world
             .one
             .verifier
-            .verify(presented, &Need::default())
+            .verify(presented, &AccessRequest::default())
             .await
             .unwrap();
         assert_eq!(verdict.outcome, Err(Denial::UnknownKey), "{presented:?}");
@@ -199,7 +203,7 @@ async fn prefix_of_rfc_8959_is_accepted() {
             world
                 .one
                 .verifier
-                .verify(&presented, &Need::default())
+                .verify(&presented, &AccessRequest::default())
                 .await
                 .unwrap()
                 .outcome,
@@ -213,7 +217,7 @@ async fn prefix_of_rfc_8959_is_accepted() {
 async fn cached_key_expires_on_time() {
     let world = World::new(0).await;
     let mut expiring = record(&text(0));
-    expiring.key.grants.expires_at = Some(world.clock.now() + Duration::from_secs(10));
+    expiring.key.restrictions.expires_at = Some(world.clock.now() + Duration::from_secs(10));
     world.source.put(&text(0), expiring);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     tokio::time::sleep(Duration::from_secs(9)).await;
@@ -227,12 +231,12 @@ async fn cached_key_expires_on_time() {
 async fn expiration_follows_a_wall_clock_that_is_set() {
     let (source, clock) = (MemorySource::default(), ManualClock::default());
     let mut expiring = record(&text(0));
-    expiring.key.grants.expires_at = Some(clock.now() + Duration::from_secs(10));
+    expiring.key.restrictions.expires_at = Some(clock.now() + Duration::from_secs(10));
     source.put(&text(0), expiring);
     let verifier = leaseless(&source, &clock).await;
     assert_eq!(
         verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -241,7 +245,7 @@ async fn expiration_follows_a_wall_clock_that_is_set() {
     clock.set(clock.now() + Duration::from_secs(11));
     assert_eq!(
         verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,

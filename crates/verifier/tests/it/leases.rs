@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tollkey_core::{Clock, Denial, Need, Seq};
+use tollkey_core::{AccessRequest, Clock, Denial, Seq};
 use tollkey_verifier::{
     Settings, Unavailable, margin,
     testing::{ManualClock, MemorySource, record},
@@ -34,7 +34,7 @@ async fn without_a_lease_every_verification_looks_up() {
     for n in 1..=3 {
         assert_eq!(
             verifier
-                .verify(&text(0), &Need::default())
+                .verify(&text(0), &AccessRequest::default())
                 .await
                 .unwrap()
                 .outcome,
@@ -45,7 +45,7 @@ async fn without_a_lease_every_verification_looks_up() {
     source.change(&text(0), |it| it.key.suspended_at = Some(clock.now()));
     assert_eq!(
         verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -61,7 +61,9 @@ async fn cached_keys_are_used_until_the_lease_ends() {
     world.source.set_down(true);
     let down_at = world.clock.elapsed();
     assert_eq!(
-        one.verify(&text(1), &Need::default()).await.unwrap_err(),
+        one.verify(&text(1), &AccessRequest::default())
+            .await
+            .unwrap_err(),
         Unavailable,
         "not cached"
     );
@@ -71,7 +73,9 @@ async fn cached_keys_are_used_until_the_lease_ends() {
     }
     assert!(world.clock.elapsed() - down_at <= LEASE - margin(LEASE) + Duration::from_millis(1));
     assert_eq!(
-        one.verify(&text(0), &Need::default()).await.unwrap_err(),
+        one.verify(&text(0), &AccessRequest::default())
+            .await
+            .unwrap_err(),
         Unavailable
     );
     assert_eq!(one.stats().unavailable, 2);
@@ -210,14 +214,14 @@ async fn stopped_verifier_uses_no_cached_key_and_has_no_row() {
     assert!(source.verifiers().is_empty());
     let before = source.finds();
     assert_eq!(
-        one.verify(&text(0), &Need::default())
+        one.verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
         Ok(())
     );
     assert_eq!(
-        one.verify(&text(0), &Need::default())
+        one.verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -241,7 +245,7 @@ async fn look_ups_over_the_limit_are_unavailable() {
         let verifier = world.one.verifier.clone();
         tokio::spawn(async move {
             verifier
-                .verify(&text(n), &Need::default())
+                .verify(&text(n), &AccessRequest::default())
                 .await
                 .map(|verdict| verdict.outcome)
         })

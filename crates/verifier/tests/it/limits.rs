@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
-use tollkey_core::{Changed, Denial, IpList, KeyId, Need, RateLimit, Record, lineage::Inherited};
+use tollkey_core::{
+    AccessRequest, Changed, Denial, IpList, KeyContext, KeyId, RateLimit, lineage::Inherited,
+};
 use tollkey_verifier::{
     Settings,
     testing::{account, record},
@@ -15,7 +17,7 @@ async fn limited(limit: i64, window: i64, settings: Settings) -> World {
     let world = World::with(0, settings).await;
     for n in 0..10 {
         let mut it = record(&text(n));
-        it.key.grants.rate_limit = RateLimit::new(limit, window).ok();
+        it.key.restrictions.rate_limit = RateLimit::new(limit, window).ok();
         world.source.put(&text(n), it);
     }
     world
@@ -64,7 +66,7 @@ async fn peek_takes_no_use_and_counts_nothing() {
     let verifier = &world.one.verifier;
     for _ in 0..3 {
         let seen = verifier
-            .peek(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &AccessRequest::default())
             .await
             .unwrap();
         assert_eq!(
@@ -81,7 +83,7 @@ async fn peek_takes_no_use_and_counts_nothing() {
     // It returns every denial except `rate_limited`.
     assert_eq!(
         verifier
-            .peek(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -91,7 +93,7 @@ async fn peek_takes_no_use_and_counts_nothing() {
     sleep(Duration::from_secs(3)).await;
     assert_eq!(
         verifier
-            .peek(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -129,8 +131,8 @@ fn limit_is_exact_under_parallel_requests() {
 async fn other_denials_take_nothing_from_the_limit() {
     let world = limited(1, 60, Settings::default()).await;
     let mut it = record(&text(0));
-    it.key.grants.rate_limit = RateLimit::new(1, 60).ok();
-    it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    it.key.restrictions.rate_limit = RateLimit::new(1, 60).ok();
+    it.key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     world.source.put(&text(0), it);
     for _ in 0..5 {
         let verdict = world.one.verify(0).await;
@@ -139,15 +141,15 @@ async fn other_denials_take_nothing_from_the_limit() {
             (Err(Denial::IpNotAllowed), None)
         );
     }
-    let need = Need {
+    let access = AccessRequest {
         client_ip: Some([203, 0, 113, 1].into()),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     assert_eq!(
         world
             .one
             .verifier
-            .verify(&text(0), &need)
+            .verify(&text(0), &access)
             .await
             .unwrap()
             .outcome,
@@ -157,7 +159,7 @@ async fn other_denials_take_nothing_from_the_limit() {
         world
             .one
             .verifier
-            .verify(&text(0), &need)
+            .verify(&text(0), &access)
             .await
             .unwrap()
             .outcome,
@@ -183,7 +185,7 @@ async fn only_a_new_limit_resets_the_remaining_uses() {
     assert_eq!(limited_verdict.record.unwrap().key.name, "renamed");
 
     world.source.change(&text(0), |it| {
-        it.key.grants.rate_limit = RateLimit::new(3, 60).ok()
+        it.key.restrictions.rate_limit = RateLimit::new(3, 60).ok()
     });
     world
         .one
@@ -220,19 +222,19 @@ async fn evicted_key_keeps_its_rate_limit() {
 async fn limits_apply_without_a_lease() {
     let world = limited(1, 600, Settings::default()).await;
     let one = world.one.stop().await;
-    let need = Need::default();
-    assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
+    let access = AccessRequest::default();
+    assert_eq!(one.verify(&text(0), &access).await.unwrap().outcome, Ok(()));
     assert_eq!(
-        one.verify(&text(0), &need).await.unwrap().outcome,
+        one.verify(&text(0), &access).await.unwrap().outcome,
         Err(Denial::RateLimited)
     );
 }
 
 /// A key of that account with one use a day.
-fn once_a_day(n: usize, name: &str) -> Record {
+fn once_a_day(n: usize, name: &str) -> KeyContext {
     let mut it = record(&text(n));
     it.key.account_id = account(name);
-    it.key.grants.rate_limit = RateLimit::new(1, 86_400).ok();
+    it.key.restrictions.rate_limit = RateLimit::new(1, 86_400).ok();
     it
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::{task::JoinHandle, time::sleep};
-use tollkey_core::{Clock, Denial, Need};
+use tollkey_core::{AccessRequest, Clock, Denial};
 use tollkey_verifier::{
     Requester, Settings, Unavailable, Verifier,
     testing::{MemorySource, account},
@@ -25,7 +25,7 @@ fn look_up(verifier: &Verifier<MemorySource>, key: String) -> LookUp {
     let verifier = verifier.clone();
     tokio::spawn(async move {
         verifier
-            .verify(&key, &Need::default())
+            .verify(&key, &AccessRequest::default())
             .await
             .map(|verdict| verdict.outcome)
     })
@@ -36,7 +36,7 @@ fn look_up_for(verifier: &Verifier<MemorySource>, requester: Requester, key: Str
     tokio::spawn(async move {
         let verdict = verifier
             .on_behalf_of(|| requester)
-            .verify(&key, &Need::default())
+            .verify(&key, &AccessRequest::default())
             .await;
         verdict.map(|verdict| verdict.outcome)
     })
@@ -285,7 +285,7 @@ async fn unreadable_key_does_not_fail_look_ups_of_other_keys() {
     sleep(2 * crate::world::LEASE).await;
     let grace = Duration::from_secs(60);
     let late = verifier
-        .reserve_without_immediate_revocation(&text(3), &Need::default(), grace)
+        .reserve_without_immediate_revocation(&text(3), &AccessRequest::default(), grace)
         .await;
     assert_eq!(late.unwrap_err(), Unavailable);
 }
@@ -298,9 +298,9 @@ async fn source_that_rejects_look_ups_gets_no_grace_period() {
     let (source, verifier) = (world.source, world.one.freeze().await);
     sleep(2 * crate::world::LEASE).await;
     let late = async || {
-        let (need, grace) = (Need::default(), Duration::from_secs(60));
+        let (access, grace) = (AccessRequest::default(), Duration::from_secs(60));
         let reserved = verifier
-            .reserve_without_immediate_revocation(&text(0), &need, grace)
+            .reserve_without_immediate_revocation(&text(0), &access, grace)
             .await;
         reserved.map(|reserved| reserved.map(drop).map_err(|verdict| verdict.outcome))
     };

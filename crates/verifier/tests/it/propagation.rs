@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Clock, Denial, Need};
+use tollkey_core::{AccessRequest, Clock, Denial};
 use tollkey_verifier::{Primary, Unavailable, Verifier, margin};
 
 use crate::world::{LEASE, World, text};
@@ -80,7 +80,7 @@ async fn change_waits_a_lease_for_a_crashed_verifier_once() {
     assert_eq!(world.source.verifiers().len(), 1, "its row was removed");
     // When it runs again, its lease has ended, so it looks the key up.
     assert_eq!(
-        two.verify(&text(0), &Need::default())
+        two.verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -95,7 +95,7 @@ async fn change_waits_a_lease_for_a_crashed_verifier_once() {
         "the next change does not wait for it"
     );
     assert_eq!(
-        two.verify(&text(1), &Need::default())
+        two.verify(&text(1), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -118,7 +118,7 @@ async fn paused_verifier_decides_by_its_cache_only_until_propagation() {
     let mut allowed_until = since;
     while !propagating.is_finished() {
         if two
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome
@@ -135,7 +135,7 @@ async fn paused_verifier_decides_by_its_cache_only_until_propagation() {
         "{allowed_until:?} {propagated_at:?}"
     );
     assert_eq!(
-        two.verify(&text(0), &Need::default())
+        two.verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -207,7 +207,11 @@ async fn source_failure_drops_the_lease_and_waits_for_others() {
         async move { one.wait_until_propagated(seq, since).await }
     });
     sleep(Duration::from_millis(1)).await;
-    let verified = world.one.verifier.verify(&text(0), &Need::default()).await;
+    let verified = world
+        .one
+        .verifier
+        .verify(&text(0), &AccessRequest::default())
+        .await;
     assert_eq!(verified.unwrap_err(), Unavailable);
     propagating.await.unwrap();
     let took = world.clock.elapsed() - since;
@@ -297,7 +301,7 @@ fn under_load_no_verifier_accepts_a_revoked_key() {
             .map(|verifier| {
                 tokio::spawn(async move {
                     for n in (0..50).cycle() {
-                        let _ = verifier.verify(&text(n), &Need::default()).await;
+                        let _ = verifier.verify(&text(n), &AccessRequest::default()).await;
                         tokio::task::yield_now().await;
                     }
                 })
@@ -308,7 +312,10 @@ fn under_load_no_verifier_accepts_a_revoked_key() {
             verifiers.iter().for_each(Verifier::notify); // as a NOTIFY would
             verifiers[n % 3].wait_until_propagated(seq, since).await;
             for verifier in &verifiers {
-                let verdict = verifier.verify(&text(n), &Need::default()).await.unwrap();
+                let verdict = verifier
+                    .verify(&text(n), &AccessRequest::default())
+                    .await
+                    .unwrap();
                 assert_eq!(verdict.outcome, Err(Denial::Revoked));
             }
         }

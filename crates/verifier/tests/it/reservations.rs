@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::sleep;
-use tollkey_core::{Denial, Mode, Need, RateLimit};
+use tollkey_core::{AccessRequest, Denial, Mode, RateLimit};
 use tollkey_verifier::{Reservation, Unavailable, Verdict, testing::record};
 
 use crate::world::{LEASE, World, text};
@@ -18,7 +18,7 @@ fn counted(world: &World) -> BTreeMap<Option<&'static str>, u64> {
 async fn reserve(world: &World, n: usize) -> Result<Reservation, Verdict> {
     let verifier = &world.one.verifier;
     verifier
-        .reserve(&text(n), &Need::default())
+        .reserve(&text(n), &AccessRequest::default())
         .await
         .expect("the source responds")
 }
@@ -35,7 +35,7 @@ async fn denied(world: &World, n: usize) -> Verdict {
 async fn limited(limit: i64) -> World {
     let world = World::new(2).await;
     let mut it = record(&text(0));
-    it.key.grants.rate_limit = RateLimit::new(limit, 60).ok();
+    it.key.restrictions.rate_limit = RateLimit::new(limit, 60).ok();
     world.source.put(&text(0), it);
     world
 }
@@ -79,14 +79,14 @@ async fn aborted_request_commits_its_use() {
 #[tokio::test(start_paused = true)]
 async fn later_denial_is_counted_and_gives_the_use_back() {
     let world = limited(1).await;
-    let live_only = Need {
+    let live_only = AccessRequest {
         mode: Some(Mode::Live),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     for _ in 0..5 {
         let reservation = reserved(&world, 0).await;
         assert_eq!(
-            reservation.decide_further(&live_only),
+            reservation.decide_requirements(&live_only),
             Err(Denial::WrongMode)
         );
         assert!(reservation.reject(Denial::WrongMode));
@@ -103,12 +103,12 @@ async fn later_denial_is_counted_and_gives_the_use_back() {
 async fn further_decision_does_not_end_the_reservation() {
     let world = limited(1).await;
     let reservation = reserved(&world, 0).await;
-    let live_only = Need {
+    let live_only = AccessRequest {
         mode: Some(Mode::Live),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     assert_eq!(
-        reservation.decide_further(&live_only),
+        reservation.decide_requirements(&live_only),
         Err(Denial::WrongMode)
     );
     assert!(counted(&world).is_empty());
@@ -171,22 +171,22 @@ async fn cached_key_is_used_without_the_source_only_within_grace() {
     world.source.set_down(true);
     sleep(LEASE).await;
     let verifier = &world.one.verifier;
-    let (text, need) = (text(0), Need::default());
-    let within_grace = async |text, need| {
+    let (text, access) = (text(0), AccessRequest::default());
+    let within_grace = async |text, access| {
         let reserved = verifier
-            .reserve_without_immediate_revocation(text, need, grace)
+            .reserve_without_immediate_revocation(text, access, grace)
             .await?;
         Ok::<_, Unavailable>(reserved.map(drop).map_err(|verdict| verdict.outcome))
     };
     assert!(matches!(
-        verifier.reserve(&text, &need).await,
+        verifier.reserve(&text, &access).await,
         Err(Unavailable)
     ));
-    assert_eq!(within_grace(&text, &need).await, Ok(Ok(())));
+    assert_eq!(within_grace(&text, &access).await, Ok(Ok(())));
     // The cached restrictions still apply.
-    let live = Need {
+    let live = AccessRequest {
         mode: Some(Mode::Live),
-        ..need
+        ..access
     };
     assert_eq!(
         within_grace(&text, &live).await,
@@ -194,15 +194,15 @@ async fn cached_key_is_used_without_the_source_only_within_grace() {
     );
     // The grace period covers neither a key that was never cached nor one whose lease ended longer ago.
     let other = crate::world::text(1);
-    assert_eq!(within_grace(&other, &need).await, Err(Unavailable));
+    assert_eq!(within_grace(&other, &access).await, Err(Unavailable));
     sleep(grace).await;
-    assert_eq!(within_grace(&text, &need).await, Err(Unavailable));
+    assert_eq!(within_grace(&text, &access).await, Err(Unavailable));
     // When the source responds again, the changes since then apply.
     world.source.set_down(false);
     world.revoke(0);
     sleep(LEASE).await;
     assert_eq!(
-        within_grace(&text, &need).await,
+        within_grace(&text, &access).await,
         Ok(Err(Err(Denial::Revoked)))
     );
 }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
-use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
+use tollkey_core::{AccessRequest, Clock, Denial, Digest, Seq, Usage, VerifierId};
 use tollkey_verifier::{
-    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError,
-    Unavailable, Upstream, Verifier,
+    EndSubscription, Poll, PollError, PollId, PollIds, PollResponse, Settings, Snapshot, Source,
+    SourceError, Unavailable, Upstream, Verifier,
     testing::{MemorySource, TokioClock},
 };
 
@@ -99,7 +99,7 @@ impl Source for Link {
 }
 
 impl Upstream for Link {
-    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
+    async fn poll(&self, poll: Poll) -> Result<PollResponse, PollError> {
         *self.0.last_poll.lock().unwrap() = Some(poll.clone());
         // A request that has arrived is processed even if the sender stops waiting.
         let replica = self.replica().await?.clone();
@@ -112,8 +112,8 @@ impl Upstream for Link {
         Ok(self.delivered(response)?)
     }
 
-    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
-        self.replica().await?.leave(leave).await
+    async fn end_subscription(&self, leave: EndSubscription) -> Result<(), PollError> {
+        self.replica().await?.end_subscription(leave).await
     }
 }
 
@@ -146,7 +146,7 @@ impl Subscriber {
 
     async fn outcome(&self, n: usize) -> Result<(), Denial> {
         self.verifier
-            .verify(&text(n), &Need::default())
+            .verify(&text(n), &AccessRequest::default())
             .await
             .unwrap()
             .outcome
@@ -154,7 +154,10 @@ impl Subscriber {
 
     async fn looks_up(&self, n: usize) -> bool {
         let before = self.link.0.finds.load(Ordering::SeqCst);
-        let _ = self.verifier.verify(&text(n), &Need::default()).await;
+        let _ = self
+            .verifier
+            .verify(&text(n), &AccessRequest::default())
+            .await;
         self.link.0.finds.load(Ordering::SeqCst) > before
     }
 
@@ -276,7 +279,7 @@ async fn change_waits_for_the_lease_of_a_paused_subscriber() {
                 () = &mut propagated => break,
                 () = sleep(Duration::from_millis(50)) => {
                     let finds = link.0.finds.load(Ordering::SeqCst);
-                    let outcome = paused.verify(&text(0), &Need::default()).await.unwrap().outcome;
+                    let outcome = paused.verify(&text(0), &AccessRequest::default()).await.unwrap().outcome;
                     allowed += usize::from(outcome.is_ok());
                     assert_eq!(outcome.is_ok(), link.0.finds.load(Ordering::SeqCst) == finds);
                 }
@@ -288,7 +291,7 @@ async fn change_waits_for_the_lease_of_a_paused_subscriber() {
         );
         assert_eq!(
             paused
-                .verify(&text(0), &Need::default())
+                .verify(&text(0), &AccessRequest::default())
                 .await
                 .unwrap()
                 .outcome,
@@ -327,7 +330,11 @@ async fn partitioned_subscriber_uses_its_cache_until_its_lease_ends() {
     assert_eq!(far.outcome(0).await, Ok(()));
     far.link.set_cut(true);
     let cut_at = world.clock.elapsed();
-    while let Ok(verdict) = far.verifier.verify(&text(0), &Need::default()).await {
+    while let Ok(verdict) = far
+        .verifier
+        .verify(&text(0), &AccessRequest::default())
+        .await
+    {
         assert_eq!(verdict.outcome, Ok(()));
         sleep(Duration::from_millis(20)).await;
     }
@@ -390,7 +397,7 @@ async fn stopping_replica_keeps_its_row_until_subscriber_leases_end() {
     assert!(!world.source.verifiers().contains_key(&id));
     assert_eq!(
         far.verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -594,7 +601,7 @@ async fn usage_of_a_failed_poll_is_sent_again() {
     far.link.set_cut(true);
     for _ in 0..5 {
         far.verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap_err();
     }
@@ -602,9 +609,9 @@ async fn usage_of_a_failed_poll_is_sent_again() {
     for _ in 0..5 {
         assert_eq!(far.outcome(0).await, Ok(()));
     }
-    let wrong_mode = Need {
+    let wrong_mode = AccessRequest {
         mode: Some(tollkey_core::Mode::Live),
-        ..Need::default()
+        ..AccessRequest::default()
     };
     far.verifier.verify(&text(0), &wrong_mode).await.unwrap();
     far.link.set_cut(true);
@@ -685,7 +692,10 @@ async fn stopping_subscriber_uses_no_cached_key() {
         "it waits for the response to its poll"
     );
     let before = far.link.0.finds.load(Ordering::SeqCst);
-    let _ = far.verifier.verify(&text(0), &Need::default()).await;
+    let _ = far
+        .verifier
+        .verify(&text(0), &AccessRequest::default())
+        .await;
     assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
     // A revocation does not wait for the subscriber.
     let (seq, since) = world.revoke(0);
@@ -805,7 +815,7 @@ async fn processes_that_share_an_id_take_new_ids() {
     assert_eq!(one.outcome(0).await, Err(Denial::Revoked));
     let finds = link.0.finds.load(Ordering::SeqCst);
     let outcome = paused
-        .verify(&text(0), &Need::default())
+        .verify(&text(0), &AccessRequest::default())
         .await
         .unwrap()
         .outcome;
@@ -876,7 +886,7 @@ async fn clone_cannot_acknowledge_for_the_original_process() {
     );
     let finds = link.0.finds.load(Ordering::SeqCst);
     let outcome = paused
-        .verify(&text(0), &Need::default())
+        .verify(&text(0), &AccessRequest::default())
         .await
         .unwrap()
         .outcome;
@@ -909,14 +919,14 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
             let before = world.clock.elapsed();
             assert_eq!(
                 far.verifier
-                    .verify(&text(n % 2), &Need::default())
+                    .verify(&text(n % 2), &AccessRequest::default())
                     .await
                     .unwrap_err(),
                 Unavailable
             );
             let late = far
                 .verifier
-                .reserve_without_immediate_revocation(&text(0), &Need::default(), grace)
+                .reserve_without_immediate_revocation(&text(0), &AccessRequest::default(), grace)
                 .await;
             assert!(late.unwrap().is_ok(), "by the cached key");
             assert_eq!(
@@ -936,7 +946,7 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
         let back_at = world.clock.elapsed();
         while far
             .verifier
-            .verify(&text(0), &Need::default())
+            .verify(&text(0), &AccessRequest::default())
             .await
             .is_err()
         {
@@ -959,7 +969,7 @@ async fn look_ups_are_sent_when_polls_are_rejected_or_stopped() {
     link.set_hanging(false);
     assert_eq!(
         paused
-            .verify(&text(1), &Need::default())
+            .verify(&text(1), &AccessRequest::default())
             .await
             .unwrap()
             .outcome,
@@ -988,7 +998,10 @@ async fn stalled_subscription_is_logged_every_30_seconds() {
     assert_eq!(far.outcome(0).await, Ok(()));
     far.link.set_hanging(true);
     sleep(2 * LEASE).await;
-    let _ = far.verifier.verify(&text(0), &Need::default()).await;
+    let _ = far
+        .verifier
+        .verify(&text(0), &AccessRequest::default())
+        .await;
     assert_eq!(
         log.errors(),
         0,
@@ -1007,7 +1020,7 @@ async fn stalled_subscription_is_logged_every_30_seconds() {
             },
             "after {seconds} s"
         );
-        let _ = paused.verify(&text(0), &Need::default()).await;
+        let _ = paused.verify(&text(0), &AccessRequest::default()).await;
         sleep(Duration::from_secs(1)).await;
     }
 }
@@ -1064,7 +1077,7 @@ fn under_load_no_subscriber_accepts_a_revoked_key() {
                 let verifier = far.verifier.clone();
                 tokio::spawn(async move {
                     for n in (0..60).cycle() {
-                        let _ = verifier.verify(&text(n), &Need::default()).await;
+                        let _ = verifier.verify(&text(n), &AccessRequest::default()).await;
                         tokio::task::yield_now().await;
                     }
                 })

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::sleep;
-use tollkey_core::{Clock, Denial, IpList, Need};
+use tollkey_core::{AccessRequest, Clock, Denial, IpList};
 use tollkey_verifier::{
     Settings, Usage,
     testing::{START, record},
@@ -33,7 +33,7 @@ fn id(n: usize) -> String {
 async fn outcomes_of_cached_and_looked_up_keys_are_counted() {
     let world = World::new(2).await;
     let mut restricted = record(&text(1));
-    restricted.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    restricted.key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     world.source.put(&text(1), restricted);
     for _ in 0..3 {
         assert_eq!(world.one.outcome(0).await, Ok(()));
@@ -163,7 +163,7 @@ async fn collected_usage_is_merged_and_can_be_read_by_key() {
 async fn outcomes_are_counted_once_when_writing_fails() {
     let world = World::new(2).await;
     let mut bound = record(&text(1));
-    bound.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    bound.key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     world.source.put(&text(1), bound);
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(world.one.outcome(1).await, Err(Denial::IpNotAllowed));
@@ -196,7 +196,7 @@ fn concurrent_uses_and_fetches_count_each_use_once() {
                 tokio::spawn(async move {
                     for n in 0..10_000 {
                         verifier
-                            .verify(&text(n % 3), &Need::default())
+                            .verify(&text(n % 3), &AccessRequest::default())
                             .await
                             .unwrap();
                         if n % 64 == 0 {
@@ -243,7 +243,7 @@ async fn cache_hit_does_not_allocate() {
     world
         .one
         .verifier
-        .verify(&key, &Need::default())
+        .verify(&key, &AccessRequest::default())
         .await
         .unwrap();
     let mut hits = std::pin::pin!(async {
@@ -251,7 +251,7 @@ async fn cache_hit_does_not_allocate() {
             let verdict = world
                 .one
                 .verifier
-                .verify(&key, &Need::default())
+                .verify(&key, &AccessRequest::default())
                 .await
                 .unwrap();
             assert_eq!(verdict.outcome, Ok(()));

@@ -6,7 +6,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tollkey_core::{Clock as _, Denial, Need};
+use tollkey_core::{AccessRequest, Clock as _, Denial};
 use tollkey_verifier::{Settings, testing::record};
 
 use crate::world::{LEASE, World, text};
@@ -16,7 +16,7 @@ async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
     let reserved = world
         .one
         .verifier
-        .reserve(&text(n), &Need::default())
+        .reserve(&text(n), &AccessRequest::default())
         .await
         .unwrap();
     let key = reserved.expect("the key is allowed").key().clone();
@@ -92,7 +92,7 @@ async fn watched_key_expires_on_time() {
     let world = World::new(0).await;
     let mut expiring = record(&text(0));
     let (began_at, lifetime) = (world.clock.elapsed(), Duration::from_secs(3000));
-    expiring.key.grants.expires_at = Some(world.clock.now() + lifetime);
+    expiring.key.restrictions.expires_at = Some(world.clock.now() + lifetime);
     world.source.put(&text(0), expiring);
     let denial = watch(&world, 0).await.await.unwrap();
     assert_eq!(denial, Denial::Expired);

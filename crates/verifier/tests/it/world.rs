@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinHandle};
-use tollkey_core::{Clock, Denial, Need, Seq, VerifierId};
+use tollkey_core::{AccessRequest, Clock, Denial, Seq, VerifierId};
 use tollkey_verifier::{
     Settings, Verdict, Verifier,
     testing::{ManualClock, MemorySource, TokioClock, record},
@@ -105,7 +105,7 @@ impl Running {
 
     pub(crate) async fn verify(&self, n: usize) -> Verdict {
         self.verifier
-            .verify(&text(n), &Need::default())
+            .verify(&text(n), &AccessRequest::default())
             .await
             .unwrap()
     }

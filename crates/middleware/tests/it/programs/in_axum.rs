@@ -12,7 +12,7 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use tollkey_axum::{
-    Denial, Family, Feature, Guard, IpList, IpNet, Merchant, Mode, RateLimit, Rejection,
+    Denial, Family, Feature, Guard, IpList, IpNet, MerchantSource, Mode, RateLimit, Rejection,
     RequestHead, Requirement, Scope, Timestamp, TollkeyLayer, VerifiedKey, require,
     serde_json::{Value, json},
     testing::TestKeys,
@@ -90,7 +90,7 @@ async fn scopes_are_required_in_any_form() {
     let with = |scopes: &[&'static str]| {
         let scopes = scopes.iter().map(|scope| Scope::from(*scope)).collect();
         keys.add(Family::Commerce, Mode::Test, |key| {
-            key.grants.scopes = scopes
+            key.restrictions.scopes = scopes
         })
     };
     let (reader, writer) = (with(&["links:read"]), with(&["links:write", "links:read"]));
@@ -121,7 +121,7 @@ async fn scope_is_required_for_a_whole_router() {
     let keys = TestKeys::new();
     let guard = keys.guard().await.expect("a guard");
     let key = keys.add(Family::Application, Mode::Live, |key| {
-        key.grants.scopes = vec!["events:read".into()]
+        key.restrictions.scopes = vec!["events:read".into()]
     });
     let links = Router::new()
         .route("/links", get(account))
@@ -148,7 +148,7 @@ async fn scope_is_required_for_a_whole_router() {
 async fn proxies_are_named_in_any_form() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+        key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
     });
     let parsed: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("a range")];
     let configured: Vec<String> = vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()];
@@ -184,7 +184,7 @@ async fn library_describes_the_key_of_a_handler() {
     let keys = TestKeys::new();
     let end: Timestamp = "2100-01-01T00:00:00Z".parse().expect("a time");
     let key = keys.add(Family::Application, Mode::Live, |key| {
-        key.grants.expires_at = Some(end)
+        key.restrictions.expires_at = Some(end)
     });
     let app = Router::new()
         .route("/any", get(handler))
@@ -200,7 +200,7 @@ async fn library_describes_the_key_of_a_handler() {
 async fn handler_rejects_as_the_layer_does() {
     async fn pay(Path(merchant): Path<String>, key: VerifiedKey) -> Result<Json<Value>, Rejection> {
         key.require("sessions:write")?;
-        key.require(Requirement::any().merchant(Merchant::id(&*merchant)))?;
+        key.require(Requirement::any().merchant(MerchantSource::id(&*merchant)))?;
         if merchant == "closed" {
             return Err(key.reject(Denial::MerchantNotAllowed));
         }
@@ -208,10 +208,10 @@ async fn handler_rejects_as_the_layer_does() {
     }
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.rate_limit = RateLimit::new(1, 60).ok()
+        key.restrictions.rate_limit = RateLimit::new(1, 60).ok()
     });
     let reader = keys.add(Family::Commerce, Mode::Test, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let guard = keys.guard().await.expect("a guard");
     let app = Router::new()
@@ -309,10 +309,10 @@ async fn key_is_optional_in_an_optional_layer() {
 async fn merchant_is_read_by_a_closure() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.merchants = Some(vec!["m1".to_owned()]);
-        key.grants.features = Some(vec![Feature::TokensList]);
+        key.restrictions.merchants = Some(vec!["m1".to_owned()]);
+        key.restrictions.features = Some(vec![Feature::TokensList]);
     });
-    let guard = Guard::builder().merchant(Merchant::from_fn(|request: &RequestHead<'_>| {
+    let guard = Guard::builder().merchant(MerchantSource::from_fn(|request: &RequestHead<'_>| {
         let host = request.header("host")?;
         host.strip_suffix(".api.example.com").map(str::to_owned)
     }));
@@ -341,12 +341,12 @@ async fn merchant_is_read_by_a_closure() {
 async fn scoped_key_calls_its_features_in_nested_routers() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.merchants = Some(vec!["m1".to_owned()]);
-        key.grants.features = Some(vec![Feature::TokensList, Feature::TokensRetrieve]);
+        key.restrictions.merchants = Some(vec!["m1".to_owned()]);
+        key.restrictions.features = Some(vec![Feature::TokensList, Feature::TokensRetrieve]);
     });
     let guard = Guard::builder()
         .route_base("/merchants/{merchant}")
-        .merchant(Merchant::path("/merchants/{merchant}"));
+        .merchant(MerchantSource::path("/merchants/{merchant}"));
     let guard = keys.guard_with(guard).await.expect("a guard");
     let tokens = || {
         Router::new()
@@ -423,7 +423,7 @@ async fn layer_is_stored_and_shared() {
     }
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let protection = Protection {
         layer: TollkeyLayer::new(keys.guard().await.expect("a guard")),
@@ -437,7 +437,7 @@ async fn layer_is_stored_and_shared() {
 async fn application_formats_rejections_itself() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let builder = Guard::builder()
         .realm("shop")
@@ -497,7 +497,7 @@ async fn outer_middleware_reads_the_rejection() {
     }
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::LINKS_READ]
+        key.restrictions.scopes = vec![Scope::LINKS_READ]
     });
     let [test, revoked] = [(); 2].map(|()| keys.add(Family::Commerce, Mode::Test, |_| {}));
     keys.revoke(&revoked);
@@ -578,7 +578,7 @@ async fn extractor_of_the_application_extracts_the_key() {
     let keys = TestKeys::new();
     let reader = keys.add(Family::Commerce, Mode::Live, |_| {});
     let other = keys.add(Family::Commerce, Mode::Live, |key| {
-        key.grants.scopes = vec![Scope::EVENTS_READ]
+        key.restrictions.scopes = vec![Scope::EVENTS_READ]
     });
     let app = Router::new()
         .route("/any", get(handler))

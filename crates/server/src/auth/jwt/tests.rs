@@ -370,7 +370,7 @@ async fn nested_account_and_roles_are_read() {
             roles: vec!["service".to_owned()],
             lifetime: DEFAULT_LIFETIME,
         };
-        let token = mint(&secret(), &rules, &new, now()).unwrap();
+        let token = create_token(&secret(), &rules, &new, now()).unwrap();
         let read = TokenVerifier::hs256(&secret(), rules)
             .unwrap()
             .verify(&token, now())
@@ -750,7 +750,7 @@ async fn created_token_is_accepted_until_it_expires() {
         ..rules()
     };
     let verifier = TokenVerifier::hs256(&secret(), rules.clone()).unwrap();
-    let token = mint(&secret(), &rules, &new_token(), now()).unwrap();
+    let token = create_token(&secret(), &rules, &new_token(), now()).unwrap();
     let claims = verifier.verify(&token, now()).await.unwrap();
     assert_eq!(claims.account.ok(), new_token().account);
     assert_eq!(claims.roles, new_token().roles);
@@ -780,15 +780,16 @@ fn invalid_token_is_not_created() {
         roles_claim: None,
         ..rules()
     };
-    let error =
-        |rules: &ClaimRules, token: &NewToken| mint(&secret(), rules, token, now()).unwrap_err();
+    let error = |rules: &ClaimRules, token: &NewToken| {
+        create_token(&secret(), rules, token, now()).unwrap_err()
+    };
     assert!(matches!(
         error(&sub_is_account, &new_token()),
-        MintError::Clash
+        CreateTokenError::Clash
     ));
     assert!(matches!(
         error(&no_roles, &new_token()),
-        MintError::NoRolesClaim
+        CreateTokenError::NoRolesClaim
     ));
     let no_subject = NewToken {
         subject: String::new(),
@@ -796,7 +797,7 @@ fn invalid_token_is_not_created() {
     };
     assert!(matches!(
         error(&rules(), &no_subject),
-        MintError::Refused(TokenError::Claim("sub"))
+        CreateTokenError::Refused(TokenError::Claim("sub"))
     ));
     for lifetime in [
         SignedDuration::ZERO,
@@ -811,7 +812,7 @@ fn invalid_token_is_not_created() {
                     ..new_token()
                 }
             ),
-            MintError::Lifetime
+            CreateTokenError::Lifetime
         ));
     }
 }

@@ -33,7 +33,7 @@ pub struct Attempt {
 
 impl Attempt {
     /// The time within which the sign-in must be completed.
-    pub const LASTS: SignedDuration = SignedDuration::from_mins(10);
+    pub const LIFETIME: SignedDuration = SignedDuration::from_mins(10);
 
     /// Begins an attempt. Drops a `next` that is too long for the cookie.
     pub(super) fn begin(
@@ -100,8 +100,8 @@ impl Attempt {
     #[must_use]
     pub fn is_of(&self, state: &str, now: Timestamp) -> bool {
         // Compares hashes, so that the duration of the comparison reveals nothing about the state.
-        Digest::of(self.state.expose()) == Digest::of(state)
-            && distance(now, self.begun_at) < Self::LASTS
+        Digest::of_key(self.state.expose()) == Digest::of_key(state)
+            && distance(now, self.begun_at) < Self::LIFETIME
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
     fn attempt_is_read_as_it_was_written() {
         let cases = [
             ("/dashboard/keys?text=a.b;c%20d&e", None),
-            ("/dashboard", Some(Digest::of(""))),
+            ("/dashboard", Some(Digest::of_key(""))),
             ("", None),
         ];
         for (next, session) in cases {
@@ -152,7 +152,7 @@ mod tests {
         }
         assert_eq!(attempt(&"n".repeat(2049)).next, "");
         let longest = Attempt {
-            before: Some(Digest::of("")),
+            before: Some(Digest::of_key("")),
             ..attempt(&"n".repeat(2048))
         };
         assert!(longest.to_text().expose().len() < 3500);

@@ -91,7 +91,9 @@ impl<'a> IdToken<'a> {
         self.check_times(now)?;
         match self.claim("nonce") {
             None => Err(Rejection::Nonce),
-            Some(Value::String(nonce)) if Digest::of(nonce) == Digest::of(expected.nonce) => {
+            Some(Value::String(nonce))
+                if Digest::of_key(nonce) == Digest::of_key(expected.nonce) =>
+            {
                 Ok(&self.claims)
             }
             Some(Value::String(_)) => Err(Rejection::Nonce),

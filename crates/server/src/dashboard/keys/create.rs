@@ -7,18 +7,18 @@ use actix_web::{
 };
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{ApiKey, KeyId, KeyText, Problem};
+use tollkey_core::{ApiKey, KeyId, PlainKey, Problem};
 use tollkey_service::{
     Outcome, accounts,
     api_keys::{self, CreatedKey},
-    idempotency::Creating,
+    idempotency::CreationPermit,
 };
 
 use super::{
     super::{
         fields::Fields,
         once::{self, once},
-        page::{self, Frame, can_be_mended, see_other},
+        page::{self, Frame, can_be_corrected, see_other},
         session::SignedIn,
     },
     choice::choices,
@@ -91,7 +91,7 @@ pub(in super::super) async fn create(
 ) -> HandlerResult {
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
-    let run = async |creating: Creating<KeyId>| {
+    let run = async |creating: CreationPermit<KeyId>| {
         let Wish {
             family,
             application,
@@ -114,9 +114,9 @@ pub(in super::super) async fn create(
     .await
     {
         Ok(outcome) => respond(&state, &visitor, &request, outcome),
-        Err(problem) if can_be_mended(&problem) => {
-            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
-            page::refused(&problem, &NewPage::new(&state, &visitor, fields).await?)
+        Err(problem) if can_be_corrected(&problem) => {
+            let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);
+            page::rejected(&problem, &NewPage::new(&state, &visitor, fields).await?)
         }
         Err(problem) => Err(problem.into()),
     }
@@ -144,7 +144,7 @@ fn shown_once(
     visitor: &SignedIn,
     request: &HttpRequest,
     key: &ApiKey,
-    text: &KeyText,
+    text: &PlainKey,
 ) -> HandlerResult {
     // The origin that the browser uses, which a proxy may hide from the server. Browsers send it with a form.
     let header = |name| {

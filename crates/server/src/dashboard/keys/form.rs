@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 use tollkey_api::time::Moment;
 use tollkey_core::{
-    ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem,
-    Scope, api_key::Overlap, feature::Feature, text,
+    ApplicationId, Catalogue, Family, FieldErrors, Invalid, Mode, OperatingModel, Problem,
+    Restrictions, Scope, api_key::Overlap, feature::Feature, text,
 };
 use tollkey_service::api_keys::NewKey;
 
@@ -135,8 +135,8 @@ pub(super) fn read(
     catalogue: &Catalogue,
     now: Timestamp,
 ) -> Result<Wish, Problem> {
-    let mut checks = Checks::default();
-    let kind = checks.member("/kind", kind(fields.get("kind")));
+    let mut checks = FieldErrors::default();
+    let kind = checks.check("/kind", kind(fields.get("kind")));
     let application = match kind {
         Some(Family::Application) => {
             let id = fields
@@ -144,13 +144,13 @@ pub(super) fn read(
                 .parse()
                 .map(Some)
                 .map_err(|_| Invalid::new("must be chosen"));
-            checks.member("/application", id)
+            checks.check("/application", id)
         }
         _ => Some(None),
     };
     let has_scopes = !matches!(kind, Some(Family::Secret | Family::Publishable));
     // The same limits as in the APIs of these keys.
-    let name = checks.member(
+    let name = checks.check(
         "/name",
         text::required(fields.get("name"), if has_scopes { 255 } else { 100 }),
     );
@@ -158,43 +158,43 @@ pub(super) fn read(
         .get("mode")
         .parse::<Mode>()
         .map_err(|_| Invalid::new("must be chosen"));
-    let mode = checks.member("/mode", mode);
+    let mode = checks.check("/mode", mode);
     let scopes = if has_scopes {
         scopes(fields, catalogue)
     } else {
         Ok(Vec::new())
     };
-    let scopes = checks.member("/scopes", scopes);
+    let scopes = checks.check("/scopes", scopes);
     let expires_at = match end(fields, now) {
-        Ok(end) => checks.member("/expires", Grants::parse_end(end, now)),
-        Err(rule) => checks.member("/expires", Err(rule)),
+        Ok(end) => checks.check("/expires", Restrictions::parse_expiration(end, now)),
+        Err(rule) => checks.check("/expires", Err(rule)),
     };
     // Only commerce keys are scoped keys.
     let is_commerce = kind == Some(Family::Commerce);
     let merchants = fields.list("merchants").filter(|_| is_commerce);
     let merchants = merchants
-        .map(|list| text::references(list.iter().map(String::as_str)))
+        .map(|list| text::external_ids(list.iter().map(String::as_str)))
         .transpose();
-    let merchants = checks.member("/merchants", merchants);
+    let merchants = checks.check("/merchants", merchants);
     let chosen: Vec<&str> = fields.all("features").filter(|_| is_commerce).collect();
     let features = if chosen.is_empty() {
         Ok(None)
     } else {
         Feature::parse_list(chosen).map(Some)
     };
-    let features = checks.member("/features", features);
+    let features = checks.check("/features", features);
     let allowed_ips = fields
         .list("allowed_ips")
         .map(|list| list.into_iter().map(network).collect::<Vec<_>>());
-    let allowed_ips = checks.member("/allowed_ips", members::networks(allowed_ips.as_deref()));
+    let allowed_ips = checks.check("/allowed_ips", members::networks(allowed_ips.as_deref()));
     let requested_key = || {
-        let grants = Grants {
+        let restrictions = Restrictions {
             scopes: scopes?,
             merchants: merchants?,
             features: features?,
             allowed_ips: allowed_ips?,
             expires_at: expires_at?,
-            ..Grants::default()
+            ..Restrictions::default()
         };
         Some(Wish {
             family: kind?,
@@ -202,7 +202,7 @@ pub(super) fn read(
             key: NewKey {
                 name: name?,
                 mode: mode?,
-                grants,
+                restrictions,
                 ..NewKey::default()
             },
         })
@@ -326,7 +326,7 @@ mod tests {
         };
         let all = form().with("expires", "never");
         assert_eq!(
-            read(&all, &catalogue, now).unwrap().key.grants.scopes,
+            read(&all, &catalogue, now).unwrap().key.restrictions.scopes,
             [Scope::COMMERCE]
         );
         let chosen = form().with("access", "chosen").with("expires", "30");
@@ -336,11 +336,11 @@ mod tests {
             .with("scope.events", "read");
         let key = read(&some, &catalogue, now).unwrap().key;
         assert_eq!(
-            key.grants.scopes,
+            key.restrictions.scopes,
             [Scope::LINKS_READ, Scope::LINKS_WRITE, Scope::EVENTS_READ]
         );
         assert_eq!(
-            key.grants.expires_at,
+            key.restrictions.expires_at,
             Some(Timestamp::from_second(30 * 86_400).unwrap())
         );
         let none = read(&chosen.with("scope.links", "none"), &catalogue, now).unwrap_err();
@@ -350,7 +350,7 @@ mod tests {
             .with("expires_on", "1970-01-03");
         let key = read(&on, &catalogue, now).unwrap().key;
         assert_eq!(
-            key.grants.expires_at,
+            key.restrictions.expires_at,
             Some(Timestamp::from_second(2 * 86_400).unwrap())
         );
         for (wrong, pointer) in [

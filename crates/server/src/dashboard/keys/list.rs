@@ -103,7 +103,7 @@ impl ListQuery {
 struct ListPage {
     frame: Frame,
     statuses: [EffectiveStatus; 5],
-    asked: ListQuery,
+    query: ListQuery,
     keys: Vec<KeyView>,
     applications: Vec<Choice>,
     next: Option<String>,
@@ -118,14 +118,14 @@ pub(in super::super) async fn list(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let asked: ListQuery = query.read()?;
-    if has_secret(&asked.q) {
+    let query: ListQuery = query.read()?;
+    if has_secret(&query.q) {
         return Ok(pasted(&request, "/dashboard/keys"));
     }
     let by = &visitor.by;
-    let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
+    let cursor = Some(query.cursor.as_str()).filter(|cursor| !cursor.is_empty());
     let (limit, after) = members::listing(Some(SHOWN), cursor)?;
-    let wanted = asked.wanted()?;
+    let wanted = query.wanted()?;
     let selected = wanted.application;
     let found = api_keys::list(&state.service, by, wanted, after, limit).await?;
     let shown = found.keys.iter().filter_map(|key| key.application_id);
@@ -136,7 +136,7 @@ pub(in super::super) async fn list(
         is_partial,
         statuses: EffectiveStatus::ALL,
         frame: Frame::of(&visitor, SECTION, "API keys")
-            .done(asked.done.as_deref(), &["account", "pasted"]),
+            .done(query.done.as_deref(), &["account", "pasted"]),
         keys: found
             .keys
             .iter()
@@ -144,8 +144,8 @@ pub(in super::super) async fn list(
             .collect(),
         next: found
             .next
-            .map(|next| asked.from(members::shown_cursor(next))),
+            .map(|next| query.from(members::shown_cursor(next))),
         applications,
-        asked,
+        query,
     })
 }

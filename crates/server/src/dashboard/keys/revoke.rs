@@ -2,7 +2,7 @@
 
 use actix_web::{get, post, web};
 use askama::Template;
-use tollkey_core::{Checks, Family, Invalid, KeyId, Problem, text};
+use tollkey_core::{Family, FieldErrors, Invalid, KeyId, Problem, text};
 use tollkey_service::api_keys;
 
 use super::{
@@ -62,19 +62,19 @@ pub(in super::super) async fn revoke(
     let name = api_keys::get(&state.service, by, &Family::ALL, id)
         .await?
         .name;
-    let mut checks = Checks::default();
+    let mut checks = FieldErrors::default();
     let confirmed = if fields.confirms("confirm", &name) {
         Ok(())
     } else {
         Err(Invalid::new("is not the name of the key"))
     };
-    let confirmed = checks.member("/confirm", confirmed);
-    let reason = checks.member("/reason", text::optional(fields.filled("reason"), 255));
+    let confirmed = checks.check("/confirm", confirmed);
+    let reason = checks.check("/reason", text::optional(fields.filled("reason"), 255));
     let (Some(()), Some(reason)) = (confirmed, reason) else {
         let problem = checks.into_problem();
-        return page::refused(
+        return page::rejected(
             &problem,
-            &RevokePage::new(&state, &visitor, id, fields.refused(&problem)).await?,
+            &RevokePage::new(&state, &visitor, id, fields.with_errors(&problem)).await?,
         );
     };
     api_keys::revoke(&state.service, by, &Family::ALL, id, reason).await?;

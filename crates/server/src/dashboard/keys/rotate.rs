@@ -2,14 +2,14 @@
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
-use tollkey_core::{KeyId, Problem, api_key::Unchangeable};
-use tollkey_service::{api_keys, idempotency::Creating};
+use tollkey_core::{KeyId, Problem, api_key::TransitionError};
+use tollkey_service::{api_keys, idempotency::CreationPermit};
 
 use super::{
     super::{
         fields::Fields,
         once::{self, once},
-        page::{self, Frame, can_be_mended},
+        page::{self, Frame, can_be_corrected},
         session::SignedIn,
     },
     create::respond,
@@ -24,7 +24,7 @@ struct RotatePage {
     frame: Frame,
     key: KeyView,
     /// Why the key cannot be rotated; then the page has no form.
-    obstacle: Option<Unchangeable>,
+    obstacle: Option<TransitionError>,
     fields: Fields,
 }
 
@@ -37,7 +37,7 @@ impl RotatePage {
     ) -> Result<Self, Problem> {
         let key = api_keys::get(&state.service, &visitor.by, api_keys::COMMERCE, id).await?;
         let now = state.service.clock.now();
-        let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
+        let (obstacle, key) = (key.check_rotatable(now).err(), KeyView::new(&key, &[], now));
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Rotate key"),
             key,
@@ -66,7 +66,7 @@ pub(in super::super) async fn rotate(
     body: Body,
 ) -> HandlerResult {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
-    let run = async |creating: Creating<KeyId>| {
+    let run = async |creating: CreationPermit<KeyId>| {
         let overlap =
             form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
         api_keys::rotate(&state.service, by, id, overlap, creating).await
@@ -81,9 +81,9 @@ pub(in super::super) async fn rotate(
     .await
     {
         Ok(outcome) => respond(&state, &visitor, &request, outcome),
-        Err(problem) if can_be_mended(&problem) => {
-            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
-            page::refused(
+        Err(problem) if can_be_corrected(&problem) => {
+            let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);
+            page::rejected(
                 &problem,
                 &RotatePage::new(&state, &visitor, id, fields).await?,
             )

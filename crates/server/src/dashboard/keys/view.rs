@@ -89,7 +89,7 @@ pub(in super::super) struct KeyView {
 
 impl KeyView {
     pub(in super::super) fn new(key: &ApiKey, applications: &[Choice], now: Timestamp) -> Self {
-        let grants = &key.grants;
+        let restrictions = &key.restrictions;
         let application = key.application_id.map(|id| {
             let id = id.to_string();
             let known = applications.iter().find(|choice| choice.id == id).cloned();
@@ -115,19 +115,23 @@ impl KeyView {
             last4: key.last4.clone(),
             is_live: key.mode == Mode::Live,
             status,
-            is_rotatable: key.family == Family::Commerce && key.rotatable(now).is_ok(),
+            is_rotatable: key.family == Family::Commerce && key.check_rotatable(now).is_ok(),
             is_suspended: key.suspended_at.is_some(),
-            scopes: grants.scopes.iter().map(ToString::to_string).collect(),
-            merchants: grants.merchants.clone(),
-            features: grants
+            scopes: restrictions
+                .scopes
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            merchants: restrictions.merchants.clone(),
+            features: restrictions
                 .features
                 .as_ref()
                 .map(|all| all.iter().map(|feature| feature.as_str()).collect()),
-            networks: grants
+            networks: restrictions
                 .allowed_ips
                 .as_ref()
                 .map(|list| list.networks().iter().map(ToString::to_string).collect()),
-            rate_limit: grants.rate_limit.map(|limit| {
+            rate_limit: restrictions.rate_limit.map(|limit| {
                 format!(
                     "{} uses in {} seconds",
                     limit.limit(),
@@ -142,7 +146,7 @@ impl KeyView {
             created: Time(key.created_at),
             created_by: key.created_by.map(|id| id.to_string()),
             used: key.last_used_at.map(Time),
-            expires: grants.expires_at.map(Time),
+            expires: restrictions.expires_at.map(Time),
             suspended: key.suspension().map(Time),
             revoked: key.revocation().map(|revocation| Time(revocation.at)),
             reason: key
@@ -181,8 +185,8 @@ fn kind(family: Family) -> &'static str {
 pub(in super::super) struct Usage {
     /// The days, oldest first.
     pub(in super::super) days: Vec<Day>,
-    pub(in super::super) accepted: u64,
-    pub(in super::super) refused: u64,
+    pub(in super::super) allowed: u64,
+    pub(in super::super) denied: u64,
 }
 
 /// A day of the chart.
@@ -190,26 +194,26 @@ pub(in super::super) struct Usage {
 pub(in super::super) struct Day {
     /// For example `2026-11-21`.
     pub(in super::super) date: String,
-    pub(in super::super) accepted: u64,
+    pub(in super::super) allowed: u64,
     /// By reason.
-    pub(in super::super) refused: Vec<(&'static str, u64)>,
-    pub(in super::super) refused_total: u64,
+    pub(in super::super) denied: Vec<(&'static str, u64)>,
+    pub(in super::super) denied_total: u64,
     /// The x coordinate of its bar.
     pub(in super::super) x: usize,
     /// The heights of its two parts; [`Usage::HEIGHT`] is the maximum of their sum.
-    pub(in super::super) accepted_height: u64,
-    pub(in super::super) refused_height: u64,
+    pub(in super::super) allowed_height: u64,
+    pub(in super::super) denied_height: u64,
 }
 
 impl Day {
     /// Returns the y coordinate of the upper part of its bar.
-    pub(in super::super) fn refused_y(&self) -> u64 {
-        Usage::HEIGHT - self.accepted_height - self.refused_height
+    pub(in super::super) fn denied_y(&self) -> u64 {
+        Usage::HEIGHT - self.allowed_height - self.denied_height
     }
 
     /// Returns the y coordinate of the lower part.
-    pub(in super::super) fn accepted_y(&self) -> u64 {
-        Usage::HEIGHT - self.accepted_height
+    pub(in super::super) fn allowed_y(&self) -> u64 {
+        Usage::HEIGHT - self.allowed_height
     }
 }
 
@@ -223,32 +227,32 @@ impl Usage {
             .enumerate()
             .map(|(at, number)| {
                 let of_day = || usage.iter().filter(move |entry| entry.day == number);
-                let accepted = of_day()
+                let allowed = of_day()
                     .filter(|entry| entry.outcome.is_none())
                     .map(|entry| entry.count)
                     .sum();
-                let refused: Vec<_> = of_day()
+                let denied: Vec<_> = of_day()
                     .filter_map(|entry| Some((entry.outcome?.code(), entry.count)))
                     .collect();
                 let date = epoch
                     .saturating_add(jiff::Span::new().days(number))
                     .to_string();
-                let refused_total = refused.iter().map(|(_, count)| count).sum();
+                let denied_total = denied.iter().map(|(_, count)| count).sum();
                 let x = at * Self::STEP;
                 Day {
                     date,
-                    accepted,
-                    refused,
-                    refused_total,
+                    allowed,
+                    denied,
+                    denied_total,
                     x,
-                    accepted_height: 0,
-                    refused_height: 0,
+                    allowed_height: 0,
+                    denied_height: 0,
                 }
             })
             .collect();
         let most = days
             .iter()
-            .map(|day| day.accepted.saturating_add(day.refused_total))
+            .map(|day| day.allowed.saturating_add(day.denied_total))
             .max()
             .unwrap_or(0);
         // At least 2, so that small counts are visible.
@@ -261,20 +265,20 @@ impl Usage {
             .max(2),
         };
         for day in &mut days {
-            (day.accepted_height, day.refused_height) =
-                (height(day.accepted), height(day.refused_total));
+            (day.allowed_height, day.denied_height) =
+                (height(day.allowed), height(day.denied_total));
         }
-        let accepted = days.iter().map(|day| day.accepted).sum();
-        let refused = days.iter().map(|day| day.refused_total).sum();
+        let allowed = days.iter().map(|day| day.allowed).sum();
+        let denied = days.iter().map(|day| day.denied_total).sum();
         Self {
             days,
-            accepted,
-            refused,
+            allowed,
+            denied,
         }
     }
 
     pub(in super::super) fn is_empty(&self) -> bool {
-        self.accepted + self.refused == 0
+        self.allowed + self.denied == 0
     }
 
     pub(in super::super) fn width(&self) -> usize {
@@ -285,7 +289,7 @@ impl Usage {
     pub(in super::super) fn most(&self) -> u64 {
         self.days
             .iter()
-            .map(|day| day.accepted + day.refused_total)
+            .map(|day| day.allowed + day.denied_total)
             .max()
             .unwrap_or(0)
     }

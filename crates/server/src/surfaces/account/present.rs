@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tollkey_api::{Secret, account as api};
 use tollkey_core::{
-    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem,
+    ApiKey, Family, FieldErrors, KeyId, PlainKey, Problem, Restrictions,
     audit::{ActorKind, Entry, TargetKind},
     metadata::Metadata,
     text,
@@ -86,16 +86,16 @@ fn access(key: &ApiKey) -> api::Access {
 }
 
 fn extras(key: &ApiKey) -> api::Extras {
-    let grants = &key.grants;
+    let restrictions = &key.restrictions;
     api::Extras {
-        expires_at: grants.expires_at.map(Into::into),
-        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
-        rate_limit: grants.rate_limit.map(members::shown_rate_limit),
+        expires_at: restrictions.expires_at.map(Into::into),
+        allowed_ips: members::shown_networks(restrictions.allowed_ips.as_ref()),
+        rate_limit: restrictions.rate_limit.map(members::shown_rate_limit),
         metadata: key.metadata.as_ref().map(Metadata::object),
     }
 }
 
-pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
+pub(super) fn created_key(key: &ApiKey, text: &PlainKey) -> api::CreatedKey {
     api::CreatedKey {
         id: key.id.crockford(),
         name: key.name.clone(),
@@ -127,32 +127,32 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
 pub(super) fn new_key(
     body: api::CreateKey,
     now: Timestamp,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<(Family, NewKey)> {
-    let name = checks.member("/name", text::required(&body.name, 100));
-    let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
-    let allowed_ips = checks.member(
+    let name = checks.check("/name", text::required(&body.name, 100));
+    let expires_at = checks.check("/expiresAt", members::end(body.expires_at, now));
+    let allowed_ips = checks.check(
         "/allowedIps",
         members::networks(body.allowed_ips.as_deref()),
     );
     let rate_limit = members::camel_rate_limit(body.rate_limit, checks);
-    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
+    let metadata = checks.check("/metadata", body.metadata.map(Metadata::new).transpose());
     let family = match body.access {
         api::Access::Secret => Family::Secret,
         api::Access::Publishable => Family::Publishable,
     };
-    let grants = Grants {
+    let restrictions = Restrictions {
         allowed_ips: allowed_ips?,
         rate_limit: rate_limit?,
         expires_at: expires_at?,
-        ..Grants::default()
+        ..Restrictions::default()
     };
     Some((
         family,
         NewKey {
             name: name?,
             mode: body.environment,
-            grants,
+            restrictions,
             metadata: metadata?,
         },
     ))

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, metadata::Metadata, text,
+    ApiKey, Application, ApplicationId, Catalogue, FieldErrors, Restrictions, metadata::Metadata,
+    text,
 };
 use tollkey_service::api_keys::{CreatedKey, NewKey};
 
@@ -46,7 +47,7 @@ pub(super) fn created_key(CreatedKey { key, text }: &CreatedKey) -> api::Created
 }
 
 pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -> api::Key {
-    let grants = &key.grants;
+    let restrictions = &key.restrictions;
     api::Key {
         id: key.id.to_string(),
         key_prefix: key.prefix.clone(),
@@ -55,12 +56,12 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         application_id: application_id.to_string(),
         last4: key.last4.clone(),
         mode: key.mode.into(),
-        scopes: grants.scopes.clone(),
-        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
-        rate_limit: grants.rate_limit.map(members::shown_rate_limit),
+        scopes: restrictions.scopes.clone(),
+        allowed_ips: members::shown_networks(restrictions.allowed_ips.as_ref()),
+        rate_limit: restrictions.rate_limit.map(members::shown_rate_limit),
         metadata: key.metadata.as_ref().map(Metadata::object),
         created_at: key.created_at.into(),
-        expires_at: grants.expires_at.map(Into::into),
+        expires_at: restrictions.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
         revoked_reason: key
@@ -75,31 +76,31 @@ pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,
     now: Timestamp,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<NewKey> {
-    let name = checks.member("/description", text::required(&body.description, 255));
-    let scopes = checks.member(
+    let name = checks.check("/description", text::required(&body.description, 255));
+    let scopes = checks.check(
         "/scopes",
         members::scopes(body.scopes.as_deref(), catalogue),
     );
-    let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
-    let allowed_ips = checks.member(
+    let expires_at = checks.check("/expiresAt", members::end(body.expires_at, now));
+    let allowed_ips = checks.check(
         "/allowedIps",
         members::networks(body.allowed_ips.as_deref()),
     );
     let rate_limit = members::camel_rate_limit(body.rate_limit, checks);
-    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
-    let grants = Grants {
+    let metadata = checks.check("/metadata", body.metadata.map(Metadata::new).transpose());
+    let restrictions = Restrictions {
         scopes: scopes?,
         expires_at: expires_at?,
         allowed_ips: allowed_ips?,
         rate_limit: rate_limit?,
-        ..Grants::default()
+        ..Restrictions::default()
     };
     Some(NewKey {
         name: name?,
         mode: body.mode.unwrap_or_default(),
-        grants,
+        restrictions,
         metadata: metadata?,
     })
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
-use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry, text};
+use tollkey_core::{FieldErrors, Invalid, KeyId, Problem, audit::Entry, text};
 use tollkey_service::audit::Filter;
 
 use crate::surfaces::parameters::within;
@@ -44,13 +44,13 @@ fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
 /// # Errors
 /// A validation problem that names each invalid parameter.
 pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
-    let mut checks = Checks::default();
+    let mut checks = FieldErrors::default();
     let time = |text: &Option<String>| {
         let moment = text.as_deref().map(str::parse::<Moment>).transpose();
         moment.map(|moment| moment.map(Timestamp::from))
     };
-    let limit = checks.member("limit", within(query.limit, 100, 1..=100));
-    let before = checks.member(
+    let limit = checks.check("limit", within(query.limit, 100, 1..=100));
+    let before = checks.check(
         "cursor",
         match query.cursor.as_deref().map(str::parse::<u64>) {
             None => Ok(None),
@@ -58,14 +58,14 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
             Some(Err(_)) => Err(Invalid::new("must be a cursor from an earlier response")),
         },
     );
-    let action = checks.member(
+    let action = checks.check(
         "action",
         query.action.as_deref().map(str::parse).transpose(),
     );
-    let since = checks.member("since", time(&query.since));
-    let until = checks.member("until", time(&query.until));
-    checks.member("target_id", filter_id(query.target_id.as_deref()));
-    checks.member("actor_id", filter_id(query.actor_id.as_deref()));
+    let since = checks.check("since", time(&query.since));
+    let until = checks.check("until", time(&query.until));
+    checks.check("target_id", filter_id(query.target_id.as_deref()));
+    checks.check("actor_id", filter_id(query.actor_id.as_deref()));
     // The ID of a key can have two forms; every other ID is compared unchanged.
     let canonical = |id: &String| {
         id.parse::<KeyId>()

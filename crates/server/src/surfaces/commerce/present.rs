@@ -3,38 +3,41 @@
 use jiff::Timestamp;
 use tollkey_api::{Patch, Secret, commerce as api};
 use tollkey_core::{
-    ApiKey, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope,
-    feature::Feature, metadata::Metadata, text,
+    ApiKey, Catalogue, FieldErrors, Invalid, IpList, PlainKey, Problem, RateLimit, Restrictions,
+    Scope, feature::Feature, metadata::Metadata, text,
 };
 use tollkey_service::api_keys::NewKey;
 
 use crate::surfaces::members;
 
-pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
-    let grants = &key.grants;
+pub(super) fn created_key(key: &ApiKey, text: &PlainKey) -> api::CreatedKey {
+    let restrictions = &key.restrictions;
     api::CreatedKey {
         key_id: key.id.to_string(),
         name: key.name.clone(),
         scope: api::KeyScope::Commerce.into(),
         api_key: Secret::new(text.expose()),
-        expires_at: grants.expires_at.map(Into::into),
+        expires_at: restrictions.expires_at.map(Into::into),
         mode: key.mode.into(),
-        scopes: grants.scopes.clone(),
+        scopes: restrictions.scopes.clone(),
         prefix: key.prefix.clone(),
-        merchants: grants.merchants.clone(),
-        features: grants.features.as_deref().map(members::shown_features),
+        merchants: restrictions.merchants.clone(),
+        features: restrictions
+            .features
+            .as_deref()
+            .map(members::shown_features),
         created_at: key.created_at.into(),
     }
 }
 
 pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
-    let grants = &key.grants;
+    let restrictions = &key.restrictions;
     api::Key {
         key_id: key.id.to_string(),
         name: key.name.clone(),
         scope: api::KeyScope::Commerce.into(),
         status: key.status(now).into(),
-        expires_at: grants.expires_at.map(Into::into),
+        expires_at: restrictions.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),
         created_at: key.created_at.into(),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
@@ -43,13 +46,16 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
             .and_then(|revocation| revocation.reason)
             .map(str::to_owned),
         mode: key.mode.into(),
-        scopes: grants.scopes.clone(),
+        scopes: restrictions.scopes.clone(),
         prefix: key.prefix.clone(),
         last4: key.last4.clone(),
-        merchants: grants.merchants.clone(),
-        features: grants.features.as_deref().map(members::shown_features),
-        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
-        rate_limit: grants.rate_limit.map(Into::into),
+        merchants: restrictions.merchants.clone(),
+        features: restrictions
+            .features
+            .as_deref()
+            .map(members::shown_features),
+        allowed_ips: members::shown_networks(restrictions.allowed_ips.as_ref()),
+        rate_limit: restrictions.rate_limit.map(Into::into),
         metadata: key.metadata.as_ref().map(Metadata::object),
         rotated_from: key.rotated_from.map(|id| id.to_string()),
         rotated_to: key.rotated_to.map(|id| id.to_string()),
@@ -61,7 +67,7 @@ fn name(name: &str) -> Result<String, Invalid> {
 }
 
 fn merchants(list: &[String]) -> Result<Vec<String>, Invalid> {
-    text::references(list.iter().map(String::as_str))
+    text::external_ids(list.iter().map(String::as_str))
 }
 
 fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
@@ -76,23 +82,23 @@ pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,
     now: Timestamp,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<NewKey> {
-    let name = checks.member("/name", name(&body.name));
-    let scopes = checks.member(
+    let name = checks.check("/name", name(&body.name));
+    let scopes = checks.check(
         "/scopes",
         members::scopes(body.scopes.as_deref(), catalogue),
     );
-    let expires_at = checks.member("/expires_at", members::end(body.expires_at, now));
-    let merchants = checks.member(
+    let expires_at = checks.check("/expires_at", members::end(body.expires_at, now));
+    let merchants = checks.check(
         "/merchants",
         body.merchants.as_deref().map(merchants).transpose(),
     );
-    let features = checks.member(
+    let features = checks.check(
         "/features",
         body.features.as_deref().map(features).transpose(),
     );
-    let allowed_ips = checks.member(
+    let allowed_ips = checks.check(
         "/allowed_ips",
         members::networks(body.allowed_ips.as_deref()),
     );
@@ -100,8 +106,8 @@ pub(super) fn new_key(
         .rate_limit
         .map(|limit| (limit.limit, limit.window_seconds));
     let rate_limit = members::rate_limit(rate_limit, (LIMIT, WINDOW_SECONDS), checks);
-    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
-    let grants = Grants {
+    let metadata = checks.check("/metadata", body.metadata.map(Metadata::new).transpose());
+    let restrictions = Restrictions {
         scopes: scopes?,
         merchants: merchants?,
         features: features?,
@@ -112,7 +118,7 @@ pub(super) fn new_key(
     Some(NewKey {
         name: name?,
         mode: body.mode.unwrap_or_default(),
-        grants,
+        restrictions,
         metadata: metadata?,
     })
 }
@@ -141,35 +147,35 @@ pub(super) fn edit(
     body: api::UpdateKey,
     catalogue: &Catalogue,
     now: Timestamp,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + use<> + 'static> {
-    let name = checks.member(
+    let name = checks.check(
         "/name",
         patch_field(body.name, cannot_be_cleared(), |text| name(&text)),
     );
-    let mode = checks.member("/mode", patch_field(body.mode, cannot_be_cleared(), Ok));
-    let scopes = checks.member(
+    let mode = checks.check("/mode", patch_field(body.mode, cannot_be_cleared(), Ok));
+    let scopes = checks.check(
         "/scopes",
         patch_field(body.scopes, Ok(vec![Scope::COMMERCE]), |names| {
             members::scopes(Some(&names), catalogue)
         }),
     );
-    let expires_at = checks.member(
+    let expires_at = checks.check(
         "/expires_at",
         patch_field(body.expires_at, Ok(None), |end| {
             members::end(Some(end), now)
         }),
     );
     // Null has no effect on a key without merchants or features, which is known only when the change is applied.
-    let merchants = checks.member(
+    let merchants = checks.check(
         "/merchants",
         patch_field(body.merchants, Ok(None), |list| merchants(&list).map(Some)),
     );
-    let features = checks.member(
+    let features = checks.check(
         "/features",
         patch_field(body.features, Ok(None), |list| features(&list).map(Some)),
     );
-    let allowed_ips: Option<Option<Option<IpList>>> = checks.member(
+    let allowed_ips: Option<Option<Option<IpList>>> = checks.check(
         "/allowed_ips",
         patch_field(body.allowed_ips, Ok(None), |list| {
             members::networks(Some(&list))
@@ -177,41 +183,46 @@ pub(super) fn edit(
     );
     let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
     if let Patch::Value(patch) = &limit_patch {
-        checks.member(LIMIT, patched(&patch.limit, RateLimit::parse_limit));
-        checks.member(
+        checks.check(LIMIT, patched(&patch.limit, RateLimit::parse_limit));
+        checks.check(
             WINDOW_SECONDS,
             patched(&patch.window_seconds, RateLimit::parse_window_seconds),
         );
     }
     if let Patch::Value(patch) = &metadata_patch {
         // A patch that breaks a rule alone also breaks it after the merge.
-        checks.member("/metadata", Metadata::default().merged(patch.clone()));
+        checks.check("/metadata", Metadata::default().merged(patch.clone()));
     }
     let (name, mode, scopes, expires_at) = (name?, mode?, scopes?, expires_at?);
     let (merchants, features, allowed_ips) = (merchants?, features?, allowed_ips?);
     Some(move |key: &mut ApiKey| {
-        let mut checks = Checks::default();
+        let mut checks = FieldErrors::default();
         if mode.is_some_and(|mode| mode != key.mode) {
-            checks.member::<()>(
+            checks.check::<()>(
                 "/mode",
                 Err(Invalid::new("cannot be changed after creation")),
             );
         }
         set_restriction(
-            &mut key.grants.merchants,
+            &mut key.restrictions.merchants,
             merchants,
             "/merchants",
             &mut checks,
         );
-        set_restriction(&mut key.grants.features, features, "/features", &mut checks);
-        if let Some(end) = expires_at {
-            checks.member("/expires_at", key.set_end(end));
-        }
-        let rate_limit = checks.member(
-            "/rate_limit",
-            merged_limit(key.grants.rate_limit, limit_patch),
+        set_restriction(
+            &mut key.restrictions.features,
+            features,
+            "/features",
+            &mut checks,
         );
-        let metadata = checks.member(
+        if let Some(end) = expires_at {
+            checks.check("/expires_at", key.set_expiration(end));
+        }
+        let rate_limit = checks.check(
+            "/rate_limit",
+            merged_limit(key.restrictions.rate_limit, limit_patch),
+        );
+        let metadata = checks.check(
             "/metadata",
             merged_metadata(key.metadata.as_ref(), metadata_patch),
         );
@@ -219,11 +230,11 @@ pub(super) fn edit(
         else {
             return Err(checks.into_problem());
         };
-        key.grants.rate_limit = rate_limit;
+        key.restrictions.rate_limit = rate_limit;
         key.metadata = metadata;
         set(&mut key.name, name);
-        set(&mut key.grants.scopes, scopes);
-        set(&mut key.grants.allowed_ips, allowed_ips);
+        set(&mut key.restrictions.scopes, scopes);
+        set(&mut key.restrictions.allowed_ips, allowed_ips);
         Ok(())
     })
 }
@@ -252,11 +263,11 @@ fn set_restriction<T>(
     field: &mut Option<T>,
     patch: Option<Option<T>>,
     pointer: &str,
-    checks: &mut Checks,
+    checks: &mut FieldErrors,
 ) {
     match patch {
         Some(None) if field.is_some() => {
-            checks.member::<()>(pointer, cannot_be_cleared());
+            checks.check::<()>(pointer, cannot_be_cleared());
         }
         Some(value) => *field = value,
         None => {}

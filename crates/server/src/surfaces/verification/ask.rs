@@ -2,10 +2,10 @@
 
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::verification as api;
-use tollkey_core::{Checks, Invalid, Need, RequestPath, text::is_reference};
+use tollkey_core::{AccessRequest, FieldErrors, Invalid, RequestPath, text::is_external_id};
 
 use super::present;
-use crate::{auth::Verifying, body::Body, rejection::HandlerResult, state::State};
+use crate::{auth::VerificationCaller, body::Body, rejection::HandlerResult, state::State};
 
 /// The maximum number of verifications in a batch.
 const MAX_BATCH: usize = 100;
@@ -30,17 +30,21 @@ const MAX_BATCH: usize = 100;
     responses((status = 200, description = "The result: the key is valid or denied.", body = api::VerifyResponse))
 )]
 #[post("/verify")]
-pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
+pub async fn verify(
+    state: web::Data<State>,
+    caller: VerificationCaller,
+    body: Body,
+) -> HandlerResult {
     let request = body.read_json()?;
-    let (key, need) =
+    let (key, access) =
         request.check_ref(|request, checks| read_request(&state, &caller, request, checks))?;
     let verdict = state
         .service
-        .verify(|| caller.requester(), key, &need)
+        .verify(|| caller.requester(), key, &access)
         .await?;
     Ok(HttpResponse::Ok().json(present::verdict(
         &verdict,
-        need.scopes,
+        access.scopes,
         &state.service.catalogue,
     )))
 }
@@ -57,7 +61,11 @@ pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> H
     responses((status = 200, description = "The results, in the order of the requests.", body = api::VerifyBatchResponse))
 )]
 #[post("/verify/batch")]
-pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
+pub async fn verify_batch(
+    state: web::Data<State>,
+    caller: VerificationCaller,
+    body: Body,
+) -> HandlerResult {
     let batch = body.read_json()?;
     let requests = batch.check_ref(|batch: &api::VerifyBatchRequest, checks| {
         if !(1..=MAX_BATCH).contains(&batch.requests.len()) {
@@ -66,21 +74,21 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
         }
         let mut requests = Vec::with_capacity(batch.requests.len());
         for (i, request) in batch.requests.iter().enumerate() {
-            let mut own = Checks::default();
+            let mut own = FieldErrors::default();
             requests.extend(read_request(&state, &caller, request, &mut own));
             checks.append(&format!("/requests/{i}"), own);
         }
         Some(requests)
     })?;
     let mut results = Vec::with_capacity(requests.len());
-    for (key, need) in &requests {
+    for (key, access) in &requests {
         let verdict = state
             .service
-            .verify(|| caller.requester(), *key, need)
+            .verify(|| caller.requester(), *key, access)
             .await?;
         results.push(present::verdict(
             &verdict,
-            need.scopes,
+            access.scopes,
             &state.service.catalogue,
         ));
     }
@@ -100,7 +108,11 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     responses((status = 200, description = "The state of the key.", body = api::IntrospectResponse))
 )]
 #[post("/introspect")]
-pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
+pub async fn introspect(
+    state: web::Data<State>,
+    caller: VerificationCaller,
+    body: Body,
+) -> HandlerResult {
     let request = body
         .read_form()?
         .map(|form: api::IntrospectRequest| api::VerifyRequest {
@@ -114,11 +126,11 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
             merchant: form.merchant,
             client_ip: form.client_ip,
         });
-    let (key, need) =
+    let (key, access) =
         request.check_ref(|request, checks| read_request(&state, &caller, request, checks))?;
     let verdict = state
         .service
-        .verify(|| caller.requester(), key, &need)
+        .verify(|| caller.requester(), key, &access)
         .await?;
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.service.catalogue)))
 }
@@ -127,10 +139,10 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
 /// `checks` if a field is invalid.
 fn read_request<'a>(
     state: &'a State,
-    caller: &'a Verifying,
+    caller: &'a VerificationCaller,
     request: &'a api::VerifyRequest,
-    checks: &mut Checks,
-) -> Option<(&'a str, Need<'a>)> {
+    checks: &mut FieldErrors,
+) -> Option<(&'a str, AccessRequest<'a>)> {
     let at_most = |text: Option<&'a str>, max: usize| match text {
         Some(text) if text.len() > max => {
             Err(Invalid::new(format!("must have at most {max} bytes")))
@@ -138,25 +150,25 @@ fn read_request<'a>(
         text => Ok(text),
     };
     let names = request.scopes.as_deref().unwrap_or_default();
-    let scopes = checks.member(
+    let scopes = checks.check(
         "/scopes",
         state
             .service
             .catalogue
             .needed(names.iter().map(String::as_str)),
     );
-    let method = checks.member("/method", at_most(request.method.as_deref(), 32));
-    let path = checks.member("/path", at_most(request.path.as_deref(), 8192));
-    let merchant = checks.member(
+    let method = checks.check("/method", at_most(request.method.as_deref(), 32));
+    let path = checks.check("/path", at_most(request.path.as_deref(), 8192));
+    let merchant = checks.check(
         "/merchant",
         match request.merchant.as_deref() {
-            Some(merchant) if !is_reference(merchant) => Err(Invalid::new(
+            Some(merchant) if !is_external_id(merchant) => Err(Invalid::new(
                 "must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             )),
             merchant => Ok(merchant),
         },
     );
-    let client_ip = checks.member(
+    let client_ip = checks.check(
         "/client_ip",
         match request.client_ip.as_deref().map(str::parse) {
             None => Ok(None),
@@ -164,16 +176,16 @@ fn read_request<'a>(
             Some(Err(_)) => Err(Invalid::new("must be an IPv4 or IPv6 address")),
         },
     );
-    let need = Need {
+    let access = AccessRequest {
         viewer: caller.viewer(),
         identity_only: false,
         scopes: scopes?,
         mode: request.mode,
         method: method?,
-        path: path?.map(|path| RequestPath::new(path, &state.policy.route_base)),
+        path: path?.map(|path| RequestPath::new(path, &state.request_settings.route_base)),
         merchant: merchant?,
         client_ip: client_ip?,
         is_client_ip_unreadable: false,
     };
-    Some((request.key.expose(), need))
+    Some((request.key.expose(), access))
 }

@@ -19,8 +19,8 @@ use actix_web::{
     web::{self, Bytes},
 };
 use tollkey_core::{
-    Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet,
-    text::reference_in,
+    AccessRequest, Denial, Invalid, Mode, Problem, ProblemCode, RequestPath, Scope, ScopeSet,
+    text::external_id_in,
 };
 use utoipa_actix_web::OpenApiFactory;
 
@@ -212,7 +212,7 @@ async fn authorize(
     state: &State,
     authorization: Authorization<'_>,
 ) -> HandlerResult {
-    let merchant = merchant(request.headers(), &state.policy.merchant_header);
+    let merchant = merchant(request.headers(), &state.request_settings.merchant_header);
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
     let client_ip = client_ip.unwrap_or_default();
@@ -220,11 +220,11 @@ async fn authorize(
         Ok(requirement) => requirement,
         Err(rule) => {
             // The credential is verified first, so that a client without a key learns nothing about the configuration.
-            let identity = Need {
+            let identity = AccessRequest {
                 identity_only: true,
                 client_ip,
                 is_client_ip_unreadable,
-                ..Need::default()
+                ..AccessRequest::default()
             };
             peek_presented(request, state, &identity).await?;
             if state
@@ -241,7 +241,7 @@ async fn authorize(
             return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
         }
     };
-    let need = Need {
+    let access = AccessRequest {
         viewer: None,
         identity_only: false,
         scopes: requirement.scopes,
@@ -249,12 +249,12 @@ async fn authorize(
         method: authorization.method,
         path: authorization
             .uri
-            .map(|uri| RequestPath::new(uri, &state.policy.route_base)),
+            .map(|uri| RequestPath::new(uri, &state.request_settings.route_base)),
         merchant: merchant.as_deref(),
         client_ip,
         is_client_ip_unreadable,
     };
-    let record = authorize_presented(request, state, &need)
+    let record = authorize_presented(request, state, &access)
         .await
         .map_err(|mut problem| {
             if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
@@ -287,7 +287,7 @@ fn field_value(text: String) -> Result<HeaderValue, Problem> {
 }
 
 fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    reference_in(headers.get_all(name).map(HeaderValue::as_bytes))
+    external_id_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }
 
 /// Returns the value of a header, unless it is absent or repeated.
@@ -404,7 +404,7 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
 /// Mounts a handler for all methods on one path, with its OpenAPI description. actix's route macros need a list of
 /// methods, but a gateway can send any method.
 macro_rules! any_method {
-    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $described:ident) => {
+    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $audit_fields:ident) => {
         $(#[$doc])*
         pub struct $name;
 
@@ -415,11 +415,11 @@ macro_rules! any_method {
         }
         impl OpenApiFactory for $name {
             fn paths(&self) -> utoipa::openapi::path::Paths {
-                OpenApiFactory::paths(&$described)
+                OpenApiFactory::paths(&$audit_fields)
             }
 
             fn schemas(&self, schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>) {
-                OpenApiFactory::schemas(&$described, schemas);
+                OpenApiFactory::schemas(&$audit_fields, schemas);
             }
         }
     };

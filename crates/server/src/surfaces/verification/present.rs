@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::verification as api;
-use tollkey_core::{Catalogue, Denial, Family, Record, ScopeSet, metadata::Metadata};
+use tollkey_core::{Catalogue, Denial, Family, KeyContext, ScopeSet, metadata::Metadata};
 use tollkey_verifier::Verdict;
 
 use crate::surfaces::members;
@@ -44,7 +44,7 @@ pub(super) fn verdict(
     })
 }
 
-fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
+fn verified_key(record: &KeyContext, catalogue: &Catalogue) -> api::VerifiedKey {
     let key = &record.key;
     api::VerifiedKey {
         id: key.id.to_string(),
@@ -54,9 +54,13 @@ fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
         family: key.family.into(),
         mode: key.mode.into(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
-        merchants: key.grants.merchants.clone(),
-        features: key.grants.features.as_deref().map(members::shown_features),
-        expires_at: key.grants.expires_at.map(Into::into),
+        merchants: key.restrictions.merchants.clone(),
+        features: key
+            .restrictions
+            .features
+            .as_deref()
+            .map(members::shown_features),
+        expires_at: key.restrictions.expires_at.map(Into::into),
         metadata: key.metadata.as_ref().map(Metadata::object),
     }
 }
@@ -72,24 +76,28 @@ pub(super) fn introspection(verdict: &Verdict, catalogue: &Catalogue) -> api::In
         client_id: key.application_id.map(|id| id.to_string()),
         sub: Some(key.account_id.to_string()),
         token_type: Some("Bearer".to_owned()),
-        exp: key.grants.expires_at.map(Into::into),
+        exp: key.restrictions.expires_at.map(Into::into),
         iat: Some(key.created_at.into()),
         jti: Some(key.id.to_string()),
         mode: Some(key.mode.into()),
     }
 }
 
-pub(super) fn whoami(record: &Record, catalogue: &Catalogue, now: Timestamp) -> api::WhoAmI {
+pub(super) fn whoami(record: &KeyContext, catalogue: &Catalogue, now: Timestamp) -> api::WhoAmI {
     let key = &record.key;
     let rest = (key.family != Family::Publishable).then(|| api::WhoAmIRest {
         account_id: key.account_id.to_string(),
         application_id: key.application_id.map(|id| id.to_string()),
         name: key.name.clone(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
-        merchants: key.grants.merchants.clone(),
-        features: key.grants.features.as_deref().map(members::shown_features),
+        merchants: key.restrictions.merchants.clone(),
+        features: key
+            .restrictions
+            .features
+            .as_deref()
+            .map(members::shown_features),
         created_at: key.created_at.into(),
-        expires_at: key.grants.expires_at.map(Into::into),
+        expires_at: key.restrictions.expires_at.map(Into::into),
     });
     api::WhoAmI {
         id: key.id.to_string(),

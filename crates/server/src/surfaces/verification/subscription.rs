@@ -5,10 +5,12 @@ use std::time::Duration;
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::sync as api;
 use tollkey_core::{
-    Catalogue, Checks, Digest, Invalid, KeyId, Problem, ProblemCode, Record, Timestamp, Usage,
-    time::day, usage::parse_outcome,
+    Catalogue, Digest, FieldErrors, Invalid, KeyContext, KeyId, Problem, ProblemCode, Timestamp,
+    Usage, time::day, usage::parse_outcome,
 };
-use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, SourceError, Upstream as _};
+use tollkey_verifier::{
+    EndSubscription, Poll, PollError, PollId, PollIds, PollResponse, SourceError, Upstream as _,
+};
 
 use crate::{
     auth::Service,
@@ -72,7 +74,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerRes
         state
             .service
             .verifier
-            .leave(Leave {
+            .end_subscription(EndSubscription {
                 subscriber,
                 ids,
                 usage,
@@ -120,7 +122,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     let digest: Digest = body
         .read_json()?
         .check(|request: api::LookupRequest, checks| {
-            checks.member("/digest", request.digest.parse())
+            checks.check("/digest", request.digest.parse())
         })?;
     let found = state.service.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
@@ -149,8 +151,8 @@ fn poll_problem(error: PollError) -> Problem {
 }
 
 /// Reads the ID of a poll and the IDs of the polls before it.
-fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Option<PollIds> {
-    let id: Option<PollId> = id.and_then(|id| checks.member("/poll_id", id.parse()));
+fn read_ids(checks: &mut FieldErrors, id: Option<&str>, previous: &[String]) -> Option<PollIds> {
+    let id: Option<PollId> = id.and_then(|id| checks.check("/poll_id", id.parse()));
     let rule = match (previous.len(), id) {
         (1.., None) => Some(Invalid::new("requires `/poll_id`")),
         (len, _) if len > PollIds::PREVIOUS => Some(Invalid::new(format!(
@@ -160,11 +162,11 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
         _ => None,
     };
     if let Some(rule) = rule {
-        checks.member::<()>("/previous_poll_ids", Err(rule));
+        checks.check::<()>("/previous_poll_ids", Err(rule));
     }
     let mut read = |(i, id): (usize, &String)| match id.parse() {
         Ok(id) => Some(id),
-        Err(rule) => checks.member(&format!("/previous_poll_ids/{i}"), Err(rule)),
+        Err(rule) => checks.check(&format!("/previous_poll_ids/{i}"), Err(rule)),
     };
     let previous = previous
         .iter()
@@ -176,36 +178,36 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
 }
 
 /// Reads a poll. Returns `None` and adds errors to `checks` if a field is invalid.
-fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Option<Poll> {
-    let subscriber = checks.member("/subscriber", request.subscriber.parse());
+fn read(request: api::SyncRequest, now: Timestamp, checks: &mut FieldErrors) -> Option<Poll> {
+    let subscriber = checks.check("/subscriber", request.subscriber.parse());
     let ids = read_ids(
         checks,
         request.poll_id.as_deref(),
         &request.previous_poll_ids,
     );
-    let position = checks.member(
+    let position = checks.check(
         "/cursor",
         request
             .cursor
             .map_or_else(|| Ok(Default::default()), |text| text.parse()),
     );
-    let wait = checks.member("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
+    let wait = checks.check("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
     if request.usage.len() > Poll::USAGE {
         let rule = Invalid::new(format!("must have at most {} items", Poll::USAGE));
-        checks.member::<()>("/usage", Err(rule));
+        checks.check::<()>("/usage", Err(rule));
     }
     let mut usage = Vec::with_capacity(request.usage.len().min(Poll::USAGE));
     for (i, row) in request.usage.iter().take(Poll::USAGE).enumerate() {
-        let key_id = checks.member(
+        let key_id = checks.check(
             &format!("/usage/{i}/key_id"),
             row.key_id.parse::<KeyId>().map_err(Invalid::from),
         );
-        let outcome = checks.member(&format!("/usage/{i}/outcome"), parse_outcome(&row.outcome));
+        let outcome = checks.check(&format!("/usage/{i}/outcome"), parse_outcome(&row.outcome));
         let count = match row.count {
             0 => Err(Invalid::new("must be at least 1")),
             count => u32::try_from(count).map_err(|_| Invalid::new("must be at most 4294967295")),
         };
-        let count = checks.member(&format!("/usage/{i}/count"), count);
+        let count = checks.check(&format!("/usage/{i}/count"), count);
         let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else {
             continue;
         };
@@ -232,7 +234,7 @@ fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Optio
     })
 }
 
-fn sync_response(news: News) -> api::SyncResponse {
+fn sync_response(news: PollResponse) -> api::SyncResponse {
     let change = |changed: &tollkey_core::Changed| {
         let (kind, id) = changed.to_parts();
         api::Change {
@@ -254,8 +256,8 @@ fn sync_response(news: News) -> api::SyncResponse {
 /// Converts the data that a subscriber needs to authorize a key. The restrictions of the ancestors
 /// are included in fields that every release knows, so that a subscriber of the previous release
 /// also rejects descendants. It does not know their rate limits.
-fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
-    let (key, grants) = (&record.key, &record.key.grants);
+fn key_record(record: &KeyContext, catalogue: &Catalogue) -> api::KeyRecord {
+    let (key, restrictions) = (&record.key, &record.key.restrictions);
     api::KeyRecord {
         id: key.id.to_string(),
         account_id: key.account_id.to_string(),
@@ -269,10 +271,10 @@ fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
             .names(record.scopes)
             .map(|scope| scope.as_str().to_owned())
             .collect(),
-        merchants: grants.merchants.clone(),
-        features: grants.features.clone(),
+        merchants: restrictions.merchants.clone(),
+        features: restrictions.features.clone(),
         allowed_ips: members::shown_networks(key.effective_allowlist().as_ref()),
-        rate_limit: grants.rate_limit.map(Into::into),
+        rate_limit: restrictions.rate_limit.map(Into::into),
         expires_at: key.expiration().map(Into::into),
         metadata: key.metadata.clone(),
         created_at: key.created_at.into(),

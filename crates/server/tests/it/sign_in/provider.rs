@@ -139,7 +139,7 @@ pub struct Inner {
     /// Fields of the discovery document that replace the usual ones.
     pub metadata: Value,
     pub keys: Vec<Value>,
-    grants: HashMap<String, Grant>,
+    restrictions: HashMap<String, Grant>,
     codes: u32,
     /// Responses that replace the usual ones, by path.
     pub instead: HashMap<&'static str, ResponseTemplate>,
@@ -174,7 +174,7 @@ impl Provider {
             issuer: server.uri(),
             metadata: json!({}),
             keys: vec![key.jwk(), rsa_jwk("rsa")],
-            grants: HashMap::new(),
+            restrictions: HashMap::new(),
             codes: 0,
             instead: HashMap::new(),
             requests: Vec::new(),
@@ -265,7 +265,7 @@ impl Provider {
         let mut inner = self.inner();
         inner.codes += 1;
         let code = format!("canary-code-{}", inner.codes);
-        inner.grants.insert(code.clone(), grant);
+        inner.restrictions.insert(code.clone(), grant);
         code
     }
 }
@@ -362,7 +362,10 @@ impl Inner {
         if !known {
             return reject("invalid_client");
         }
-        let Some(grant) = sent.get("code").and_then(|code| self.grants.remove(code)) else {
+        let Some(grant) = sent
+            .get("code")
+            .and_then(|code| self.restrictions.remove(code))
+        else {
             return reject("invalid_grant");
         };
         let verifier = sent

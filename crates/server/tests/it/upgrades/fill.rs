@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tollkey_core::{
     AccountId, AuditId, Clock as _, Family, KeyId,
     audit::{Action, Actor, ActorKind, Draft, Target},
-    lineage::MAKER_REVOKED,
+    lineage::PARENT_REVOKED,
 };
 use tollkey_service::Random;
 use tollkey_store::Owner;
@@ -190,7 +190,7 @@ impl Filler<'_> {
     async fn application(&self, account: &str, name: &str) -> String {
         let body = json!({"name": name, "description": format!("{name} of {account}")});
         let reply = self
-            .post("/applications", body, &self.app.merchant(account))
+            .post("/applications", body, &self.app.management_token(account))
             .await;
         reply.json()["id"].as_str().expect("an ID").to_owned()
     }
@@ -205,7 +205,9 @@ impl Filler<'_> {
         let path = format!("/applications/{application}/api-keys");
         let mut body = spec.body.clone();
         (body["description"], body["mode"]) = (json!(spec.name), json!(spec.mode()));
-        let reply = self.post(&path, body, &self.app.merchant(account)).await;
+        let reply = self
+            .post(&path, body, &self.app.management_token(account))
+            .await;
         self.record(
             account,
             &spec,
@@ -220,7 +222,7 @@ impl Filler<'_> {
         let mut body = spec.body.clone();
         (body["name"], body["mode"]) = (json!(spec.name), json!(spec.mode()));
         let reply = self
-            .post(COMMERCE_KEYS, body, &self.app.merchant(account))
+            .post(COMMERCE_KEYS, body, &self.app.management_token(account))
             .await;
         self.record(account, &spec, letter, COMMERCE_KEYS, &reply.json())
     }
@@ -245,8 +247,10 @@ impl Filler<'_> {
         let mut body = spec.body.clone();
         (body["name"], body["environment"], body["access"]) =
             (json!(spec.name), json!(spec.mode()), json!(access));
-        let bearer =
-            parent.map_or_else(|| self.app.merchant(account), |name| self.key(name).text());
+        let bearer = parent.map_or_else(
+            || self.app.management_token(account),
+            |name| self.key(name).text(),
+        );
         let reply = self.post(ACCOUNT_KEYS, body, &bearer).await;
         let id = self.record(account, &spec, letter, ACCOUNT_KEYS, &reply.json()["data"]);
         self.keys.last_mut().expect("the key was recorded").parent = parent.map(str::to_owned);
@@ -264,7 +268,7 @@ impl Filler<'_> {
         self.post(
             &format!("{COMMERCE_KEYS}/{id}/{action}"),
             body,
-            &self.app.merchant(account),
+            &self.app.management_token(account),
         )
         .await;
     }
@@ -273,13 +277,17 @@ impl Filler<'_> {
         let letter = self.next_letter(spec.kind);
         let path = format!("{COMMERCE_KEYS}/{id}/rotate");
         let reply = self
-            .post(&path, spec.body.clone(), &self.app.merchant(account))
+            .post(
+                &path,
+                spec.body.clone(),
+                &self.app.management_token(account),
+            )
             .await;
         self.record(account, &spec, letter, COMMERCE_KEYS, &reply.json());
     }
 
     async fn applications(&mut self) {
-        let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
+        let (token, soon) = (self.app.management_token("acme"), self.app.in_seconds(600));
         let shop = self.application("acme", "Web Store").await;
         self.application_key("acme", &shop, spec("Application live", "ks_live"))
             .await;
@@ -339,7 +347,7 @@ impl Filler<'_> {
     }
 
     async fn commerce(&mut self) {
-        let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
+        let (token, soon) = (self.app.management_token("acme"), self.app.in_seconds(600));
         self.commerce_key("acme", spec("Commerce live", "ck_live"))
             .await;
         self.commerce_key("acme", spec("Commerce test", "ck_test"))
@@ -498,7 +506,7 @@ impl Filler<'_> {
         )
         .await;
 
-        let token = self.app.merchant("initech");
+        let token = self.app.management_token("initech");
         self.account_key("initech", None, spec("Middle revoked, root", "sk_live"))
             .await;
         let root = Some("Middle revoked, root");
@@ -595,7 +603,7 @@ impl Filler<'_> {
 
             levels.truncate(levels_revoked);
             for (depth, ids) in levels.into_iter().enumerate() {
-                self.revoke_rows("initech", ids, (depth > 0).then_some(MAKER_REVOKED))
+                self.revoke_rows("initech", ids, (depth > 0).then_some(PARENT_REVOKED))
                     .await;
             }
         }
@@ -679,7 +687,7 @@ impl Filler<'_> {
         };
         let call = self.app.post(COMMERCE_KEYS, record.body.clone());
         let call = call.header("idempotency-key", &record.idempotency_key);
-        let reply = self.call(call, &self.app.merchant("acme")).await;
+        let reply = self.call(call, &self.app.management_token("acme")).await;
         self.record("acme", &spec, letter, COMMERCE_KEYS, &reply.json());
         record
     }
@@ -688,8 +696,10 @@ impl Filler<'_> {
         let mut sessions = Vec::new();
         for (byte, account) in [(1, Some("acme")), (2, None)] {
             self.app.clock.advance(Duration::from_secs(1));
-            let token =
-                account.map_or_else(|| self.app.operator(), |account| self.app.merchant(account));
+            let token = account.map_or_else(
+                || self.app.operator(),
+                |account| self.app.management_token(account),
+            );
             let form = serde_urlencoded::to_string([
                 ("token", token.as_str()),
                 ("next", "/dashboard/keys"),
@@ -739,7 +749,7 @@ impl Filler<'_> {
                 let reply = self
                     .app
                     .get(list)
-                    .bearer(&self.app.merchant(&key.account))
+                    .bearer(&self.app.management_token(&key.account))
                     .await;
                 *shown = row(&reply.json(), &key.id)
                     .unwrap_or_else(|| panic!("{} is listed", key.name))
@@ -754,7 +764,7 @@ impl Filler<'_> {
         accounts.dedup();
         let mut noted = Vec::new();
         for account in accounts {
-            let token = self.app.merchant(account);
+            let token = self.app.management_token(account);
             let mut lists = Vec::new();
             for list in ["/applications?limit=100", COMMERCE_KEYS, ACCOUNT_KEYS] {
                 let reply = self.app.get(list).bearer(&token).await;

@@ -1,5 +1,5 @@
 use super::{
-    super::{Begun, Creating, Secret, StoredResponse},
+    super::{BeginOutcome, CreationPermit, Secret, StoredResponse},
     *,
 };
 
@@ -50,7 +50,7 @@ fn idempotency_key_has_16_to_255_printable_characters() {
 #[derive(Debug, PartialEq)]
 struct Note(String);
 
-impl Record<Self> for Note {
+impl Recorded<Self> for Note {
     type Snapshot = String;
 
     fn snapshot(created: &Self) -> String {
@@ -62,11 +62,11 @@ impl Record<Self> for Note {
     }
 }
 
-fn open(request: &Repeatable, kept: &KeptAnswer) -> Result<Outcome<Note>, Problem> {
+fn open(request: &IdempotentRequest, kept: &IdempotencyRecord) -> Result<Outcome<Note>, Problem> {
     request.open(kept)
 }
 
-fn seal(request: &Repeatable, note: &str) -> KeptAnswer {
+fn seal(request: &IdempotentRequest, note: &str) -> IdempotencyRecord {
     request.seal::<Note, Note>(&Note(note.to_owned())).unwrap()
 }
 
@@ -82,8 +82,8 @@ fn debug_output_contains_no_secret() {
     let sealer = Sealer::new(b"a secret of the server");
     let printed = format!(
         "{key:?} {key:#?} {sealer:?} {:?} {:?}",
-        Begun::<Note>::Replay(Outcome::ReplayedResponse(stored)),
-        Creating::<Note>::new(Some(request().reserve(&sealer).unwrap())),
+        BeginOutcome::<Note>::Replay(Outcome::ReplayedResponse(stored)),
+        CreationPermit::<Note>::new(Some(request().reserve(&sealer).unwrap())),
     );
     for hidden in [KEY, text.as_str(), "aaaa", "a secret", "[1, 1"] {
         assert!(!printed.contains(hidden), "{hidden}: {printed}");
@@ -108,13 +108,13 @@ fn hash_depends_on_the_boundaries_of_its_parts() {
     assert_eq!(different.len(), hashes.len());
 }
 
-fn request() -> Repeatable {
+fn request() -> IdempotentRequest {
     request_with([1; 32], [2; 32], [7; 32])
 }
 
-fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
+fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> IdempotentRequest {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
-    Repeatable {
+    IdempotentRequest {
         id,
         fingerprint,
         key,
@@ -133,7 +133,9 @@ fn record_opens_only_for_its_own_request() {
     );
     assert!(!kept.sealed.windows(6).any(|window| window == b"a note"));
 
-    let code = |request: &Repeatable, kept: &KeptAnswer| open(request, kept).unwrap_err().code;
+    let code = |request: &IdempotentRequest, kept: &IdempotencyRecord| {
+        open(request, kept).unwrap_err().code
+    };
     let unavailable = ProblemCode::IdempotencyReplayUnavailable;
     let other_key = request_with([1; 32], [2; 32], [9; 32]);
     assert_eq!(code(&other_key, &kept), unavailable);
@@ -142,7 +144,7 @@ fn record_opens_only_for_its_own_request() {
     // Another body has a separate error. A fingerprint that was changed in the database opens nothing.
     let other_body = request_with([1; 32], [9; 32], [7; 32]);
     assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
-    let changed = KeptAnswer {
+    let changed = IdempotencyRecord {
         fingerprint: [9; 32],
         ..kept.clone()
     };
@@ -167,7 +169,7 @@ fn record_opens_only_for_its_own_request() {
 }
 
 /// Seals these bytes unchanged.
-fn seal_bytes(request: &Repeatable, bytes: &[u8]) -> KeptAnswer {
+fn seal_bytes(request: &IdempotentRequest, bytes: &[u8]) -> IdempotencyRecord {
     let mut sealed = bytes.to_vec();
     let nonce = Nonce::assume_unique_for_key(request.nonce);
     let tag = request
@@ -175,7 +177,7 @@ fn seal_bytes(request: &Repeatable, bytes: &[u8]) -> KeptAnswer {
         .seal_in_place_separate_tag(nonce, request.aad(), &mut sealed)
         .unwrap();
     let sealed = [request.nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
-    KeptAnswer {
+    IdempotencyRecord {
         id: request.id,
         fingerprint: request.fingerprint,
         sealed,

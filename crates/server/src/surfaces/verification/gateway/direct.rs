@@ -18,11 +18,11 @@ use tollkey_core::Invalid;
 use super::{super::GATEWAYS, Dialect, EXT_AUTHZ, Requirement, authorize, ext_authz_parts};
 use crate::{
     auth::{KeyRateLimit, RequestParts},
-    edge::Passage,
+    edge::RequestTrace,
     rejection::Rejection,
     state::State,
     telemetry,
-    transport::Front,
+    transport::EarlyHandler,
 };
 
 /// Maximum number of cached requirements. A gateway's configuration has one for each kind of route.
@@ -102,7 +102,7 @@ impl RequestParts for GatewayRequest<'_> {
     }
 }
 
-impl Front for DirectGateway {
+impl EarlyHandler for DirectGateway {
     async fn respond(&self, request: Request) -> Result<Response<BoxBody>, Request> {
         let state = &self.state;
         let head = request.head();
@@ -111,7 +111,7 @@ impl Front for DirectGateway {
         let Some(dialect) = dialect(path) else {
             return Err(request);
         };
-        let passage = Passage::begin(state, head.headers(), &GATEWAYS);
+        let passage = RequestTrace::begin(state, head.headers(), &GATEWAYS);
         let requirement = match dialect {
             Dialect::ExtAuthz => match ext_authz_parts(path) {
                 Some((segment, _)) => self
