@@ -69,7 +69,7 @@ pub async fn page(
     with_keys: bool,
 ) -> Result<Page<(Application, Vec<ApiKey>)>, Problem> {
     let account_id = by.account_id.clone();
-    let mut page = service
+    service
         .read(by, move |db| {
             let mut account = db.account(&account_id);
             let found = account.applications(page, limit)?;
@@ -107,14 +107,7 @@ pub async fn page(
                 total: found.total,
             })
         })
-        .await?;
-    for (_, keys) in &mut page.items {
-        *keys = std::mem::take(keys)
-            .into_iter()
-            .map(|key| service.with_waiting_usage(key))
-            .collect();
-    }
-    Ok(page)
+        .await
 }
 
 /// Returns an application.

@@ -479,10 +479,6 @@ async fn replica_shows_last_use_that_is_not_written_yet() {
                 format!("/applications/{application}/api-keys"),
                 "/items/0/lastUsedAt",
             ),
-            (
-                "/applications?include=apiKeys".to_owned(),
-                "/items/0/apiKeys/0/lastUsedAt",
-            ),
             ("/v1/account/api-keys".to_owned(), "/data/0/lastUsedAt"),
         ] {
             assert_eq!(
