@@ -251,7 +251,7 @@ impl Error {
     /// # async fn example(management: tollkey_client::Client) {
     /// let keys = management.commerce().api_keys();
     /// match keys.create("Web").idempotency_key("order 4711, web key").await {
-    ///     Err(error) if error.may_have_been_done() => { /* later: the same call with the same key */ }
+    ///     Err(error) if error.may_have_taken_effect() => { /* later: the same call with the same key */ }
     ///     other => drop(other),
     /// }
     /// # }

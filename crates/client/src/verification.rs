@@ -52,9 +52,9 @@ impl Client {
     /// questions.
     ///
     /// ```no_run
-    /// # use tollkey_client::{Client, verification::Question};
+    /// # use tollkey_client::{Client, verification::VerificationRequest};
     /// # async fn example(service: Client, one: &str, two: &str) -> Result<(), tollkey_client::Error> {
-    /// let questions = [Question::new(one), Question::new(two).method("GET").path("/tokens")];
+    /// let questions = [VerificationRequest::new(one), VerificationRequest::new(two).method("GET").path("/tokens")];
     /// for verdict in service.verify_batch(questions).await? {
     ///     println!("{}", verdict.code());
     /// }
