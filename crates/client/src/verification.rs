@@ -48,8 +48,8 @@ impl Client {
         }
     }
 
-    /// `POST /verify/batch`: 1 to 100 independent verifications in one request. The results have the order of the
-    /// questions.
+    /// `POST /verify/batch`: 1 to 100 independent verifications in one request. The results are in the order
+    /// of the requests.
     ///
     /// ```no_run
     /// # use tollkey_client::{Client, verification::VerificationRequest};
@@ -274,7 +274,7 @@ impl VerifyBatch {
                 // With another number of results, one could be taken for that of another key.
                 let is_complete = results.len() == expected;
                 is_complete.then_some(results).ok_or_else(|| {
-                    reply.unreadable("the number of results is not the number of questions")
+                    reply.unreadable("the number of results is not the number of requests")
                 })
             })
     }
