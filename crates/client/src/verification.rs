@@ -184,7 +184,7 @@ impl VerificationRequest {
 }
 
 /// Adds the setters of [`VerificationRequest`] to a call with one verification.
-macro_rules! question_setters {
+macro_rules! request_setters {
     ($builder:ty) => {
         impl $builder {
             /// The request needs all of these scopes.
@@ -251,7 +251,7 @@ impl Verify {
         self.call.json(&self.request.0).reading()
     }
 }
-question_setters!(Verify);
+request_setters!(Verify);
 sends!(Verify => VerifyResponse);
 
 /// Verifies several keys: [`Client::verify_batch`].
@@ -313,5 +313,5 @@ impl Introspect {
         self.call.form(&form).reading()
     }
 }
-question_setters!(Introspect);
+request_setters!(Introspect);
 sends!(Introspect => IntrospectResponse);
