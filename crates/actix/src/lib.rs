@@ -139,10 +139,11 @@ where
     }
 }
 
-/// Adds the admission to the request, and marks the header with the key as sensitive, so that inner services do not log it.
+/// Adds the admission to the request, and marks the header with the key as sensitive, so that inner services
+/// do not log it.
 fn admit(request: &mut ServiceRequest, admission: &Admission) {
     if let Some(key) = admission.key() {
-        // A constant needs no parsing.
+        // The most common header name is a constant, so that it is not parsed for each request.
         let name = match key.credential_header() {
             "authorization" => AUTHORIZATION,
             other => HeaderName::from_static(other),

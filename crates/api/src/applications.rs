@@ -313,7 +313,7 @@ pub struct Key {
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,
-    /// The reason of the revocation, or null.
+    /// The reason for the revocation, or null.
     pub revoked_reason: Option<String>,
 }
 

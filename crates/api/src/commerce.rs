@@ -342,7 +342,7 @@ pub struct Key {
     pub created_at: UnixSeconds,
     /// The time when the key was revoked, or null.
     pub revoked_at: Option<UnixSeconds>,
-    /// The reason of the revocation, or null.
+    /// The reason for the revocation, or null.
     pub revoked_reason: Option<String>,
     /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
@@ -400,7 +400,7 @@ pub struct ListKeys {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RevokeCommerceKey))]
 pub struct RevokeKey {
-    /// The reason of the revocation: at most 255 characters.
+    /// The reason for the revocation: at most 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "rotated", max_length = 255))]
     pub reason: Option<String>,

@@ -1,13 +1,14 @@
 //! The types of Tollkey's HTTP API, one file per surface. Server and client share them.
 //!
-//! Each surface has its own case and its own format of times.
+//! Each surface has its own case of field names (snake_case or camelCase) and its own time format.
 //!
-//! A client can read the responses of a newer server: it ignores unknown fields and keeps unknown enum values ([`Open`]).
-//! The server rejects unknown fields of requests, and a verifier ([`sync`]) rejects unknown enum values.
+//! A client can read the responses of a newer server: it ignores unknown fields and keeps unknown enum values
+//! ([`Open`]). The server rejects unknown fields of requests, and a verifier ([`sync`]) rejects unknown enum
+//! values.
 //!
 //! | feature | effect |
 //! |---|---|
-//! | `server` | Responses can be constructed, and those with a full key are `Serialize`. Without this feature every response is `#[non_exhaustive]`, and a program that creates keys cannot write one into a log as JSON by accident. |
+//! | `server` | Responses can be constructed, and those with a full key are `Serialize`. Without this feature, every response is `#[non_exhaustive]`, and a client cannot write a full key into a log as JSON by accident. |
 //! | `openapi` | Every type has a schema in the OpenAPI document. |
 #![forbid(unsafe_code)]
 
@@ -59,4 +60,4 @@ pub use secret::Secret;
 /// write::<tollkey_api::operator::CreatedServiceKey>();
 /// ```
 #[cfg(all(doctest, not(feature = "server")))]
-struct Written;
+struct SerializeDocTests;

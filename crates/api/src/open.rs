@@ -10,7 +10,8 @@ use serde::{
     },
 };
 
-/// An enum value in a response. A newer server can send a value that this release does not know; it is kept as a string.
+/// An enum value in a response. A newer server can send a value that this release does not know; it is kept
+/// as a string.
 ///
 /// ```
 /// use tollkey_api::Open;

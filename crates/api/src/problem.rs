@@ -1,4 +1,4 @@
-//! Errors (RFC 9457) of every API but that of account keys.
+//! Errors (RFC 9457) of all surfaces except the account surface.
 
 use std::fmt;
 
@@ -81,7 +81,7 @@ impl From<&core::FieldError> for FieldError {
 }
 
 impl Problem {
-    /// Creates the body of the response to this request.
+    /// Creates the response body for a problem with the request that has this ID.
     #[must_use]
     pub fn new(problem: &core::Problem, request_id: &str) -> Self {
         let (code, status, title) = problem.code.row();

@@ -1,7 +1,7 @@
 //! A full key in a request or response.
 //!
-//! [`Secret`] hides its text from `Debug`, wipes it on drop, and is not `Serialize`, so that a program cannot write it into a
-//! log or a file as JSON by accident:
+//! [`Secret`] hides its value from `Debug`, wipes it on drop, and is not `Serialize`, so that a program
+//! cannot write it into a log or a file as JSON by accident:
 //!
 //! ```compile_fail
 //! # use tollkey_api::Secret;
@@ -15,7 +15,7 @@
 //! }
 //! ```
 //!
-//! A program that needs the text calls [`Secret::expose`]:
+//! A program that needs the value calls [`Secret::expose`]:
 //!
 //! ```
 //! # use tollkey_api::Secret;
@@ -45,7 +45,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text of the secret.
+    /// Returns the secret value.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

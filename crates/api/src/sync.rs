@@ -32,21 +32,21 @@ pub struct SyncRequest {
         )
     )]
     pub subscriber: String,
-    /// The ID of the poll: 64 random bits as 16 hexadecimal digits, new for each poll. The source
-    /// of randomness must not be shared with a clone of the machine. A poll is repeated with the
-    /// same ID and the same `usage` until it has a response. A subscriber of release 0.1.0 does not
-    /// send it; the server then counts its usage each time that it arrives.
+    /// The ID of the poll: 64 random bits as 16 hexadecimal digits, new for each poll. A clone of
+    /// the machine must not generate the same random bits. Until a poll gets a response, repeat it
+    /// with the same ID and the same `usage`. A subscriber of release 0.1.0 does not send this
+    /// field; the server then counts the usage of a repeated poll again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$")
     )]
     pub poll_id: Option<String>,
-    /// The `poll_id` of each poll of this subscriber that had a response within the last two
-    /// leases, and of at least the last 16, newest first, from all replicas. At most 512, so two
-    /// polls must begin at least 7 ms apart. Requires `poll_id`. A poll that does not name the last
-    /// poll that arrived comes from another process, and is rejected with 409
-    /// `subscriber_id_shared`.
+    /// The `poll_id` of each earlier poll of this subscriber that got a response from any replica
+    /// within the last two leases, and of at least the last 16 polls, newest first. At most 512
+    /// items, so leave at least 7 ms between the starts of two polls. Requires `poll_id`. If the
+    /// last poll that the replica received is not in this list, another process uses the same
+    /// `subscriber`, and the replica responds with 409 `subscriber_id_shared`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "openapi",
@@ -66,12 +66,12 @@ pub struct SyncRequest {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
     pub wait_ms: u32,
-    /// The uses of keys since the last poll that had a response: at most 400 items. With a
-    /// `poll_id`, a replica counts them once, even if the poll is repeated, for 15 minutes. They
-    /// are counted twice if a response is lost and the poll is repeated to another replica, to the
-    /// same replica after a restart, or under another `subscriber` after 409
-    /// `subscriber_id_shared`. Wait for the response to the current poll before the last poll
-    /// (`leave`), because another replica may receive the last poll.
+    /// The uses of keys since the last poll that got a response: at most 400 items. With a
+    /// `poll_id`, a replica does not count them again if the poll is repeated within 15 minutes.
+    /// They are counted twice if a response is lost and the poll is repeated at another replica, at
+    /// the same replica after a restart, or under another `subscriber` after 409
+    /// `subscriber_id_shared`. Before the last poll (`leave`), wait for the response to the current
+    /// poll, because another replica may receive the last poll.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(max_items = 400))]
     pub usage: Vec<Usage>,

@@ -87,7 +87,7 @@ impl VerifyResponse {
         }
     }
 
-    /// Returns `valid`, or the reason of the denial.
+    /// Returns `valid`, or the reason for the denial.
     #[must_use]
     pub fn code(&self) -> &str {
         match self {
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for VerifyResponse {
         let read: ReadResponse = object::required(deserializer)?;
         if !read.valid {
             let code = Open::deserialize(read.code.into_deserializer())?;
-            // Only a hint: the denial stands even if it cannot be read.
+            // The scopes are optional information: the key is denied even if they cannot be read.
             let missing_scopes = read
                 .missing_scopes
                 .and_then(|scopes| serde_json::from_value(scopes).ok());
@@ -192,7 +192,7 @@ pub struct Invalid {
     /// Always false.
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub valid: bool,
-    /// The reason of the denial: the first that applies.
+    /// The reason for the denial: the first that applies.
     #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
     pub code: Open<Denial>,
     /// With `insufficient_scope`: the required scopes that the key lacks.
@@ -314,7 +314,7 @@ pub struct IntrospectRequest {
     #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
     pub token: Secret,
-    /// Accepted and ignored, because a key shows its type.
+    /// Accepted and ignored, because the prefix of a key identifies its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_type_hint: Option<String>,
     /// The method of the client's request, at most 32 bytes. HEAD counts as GET.
@@ -400,7 +400,7 @@ from_objects! {
 }
 
 impl IntrospectResponse {
-    /// The response for an inactive key.
+    /// Returns the response for an inactive key.
     #[must_use]
     pub fn inactive() -> Self {
         Self {
@@ -443,7 +443,7 @@ pub struct WhoAmI {
     pub rest: Option<WhoAmIRest>,
 }
 
-/// The fields of a response. Serde would ignore an optional flattened part that it cannot read.
+/// The fields of a response. `rest` is read separately, because Serde reads an invalid flattened `Option` as `None`.
 #[derive(Deserialize)]
 struct ReadWhoAmI {
     id: String,
@@ -480,7 +480,7 @@ impl<'de> Deserialize<'de> for WhoAmI {
     }
 }
 
-/// The fields that only a key that is not publishable gets.
+/// The fields that are absent for a publishable key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
@@ -524,7 +524,7 @@ mod tests {
         })
     }
 
-    /// The values of the fields of an object, in their order.
+    /// Returns the values of the fields of an object as an array.
     fn values(object: &Value) -> Value {
         object.as_object().unwrap().values().cloned().collect()
     }

@@ -13,7 +13,7 @@ use crate::Patch;
 /// Reads an enum value. For `#[serde(deserialize_with = "…")]`.
 ///
 /// # Errors
-/// Everything but a string that is a value of the enum.
+/// Fails unless the JSON value is a string that is a value of the enum.
 pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {

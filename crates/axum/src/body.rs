@@ -7,7 +7,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::{runtime::Handle, time::timeout};
 
-/// The maximum bytes to read and discard: nginx's default for `client_max_body_size`.
+/// The maximum number of bytes to read and discard: nginx's default for `client_max_body_size`.
 const MAX_DISCARDED: usize = 1024 * 1024;
 /// The time limit for reading.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
@@ -18,7 +18,8 @@ pub(crate) fn discard<B>(headers: &HeaderMap, body: B)
 where
     B: Body<Data: Send, Error: Send> + Send + 'static,
 {
-    // A client that waits for 100 (Continue) sends no body after the response. Reading the body would send the 100.
+    // A client that waits for 100 (Continue) sends no body after the response. Reading the body would make
+    // the server send the 100.
     if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;
     }

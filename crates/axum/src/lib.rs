@@ -65,11 +65,11 @@ impl TollkeyLayer {
         }
     }
 
-    /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with HTTP status 200,
-    /// as gRPC clients expect. A gRPC request is a `POST` over HTTP/2 whose content type is `application/grpc` or begins with
-    /// `application/grpc+`; any other request gets the usual response.
+    /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with
+    /// HTTP status 200, as gRPC clients expect. A gRPC request is a `POST` over HTTP/2 whose content type is
+    /// `application/grpc` or begins with `application/grpc+`; any other request gets the usual response.
     ///
-    /// Use this only around gRPC services: a proxy that reads the HTTP status would take the rejection for a success.
+    /// Use this only around gRPC services: a proxy that reads the HTTP status would treat the rejection as a success.
     #[must_use]
     pub fn grpc(self) -> Self {
         Self { grpc: true, ..self }
@@ -103,8 +103,8 @@ impl<S> Layer<S> for TollkeyLayer {
 
 /// The service of [`TollkeyLayer`].
 ///
-/// It is always ready. The inner service is polled for readiness only when a request is admitted, so that rejected requests
-/// do not take a permit of an inner limit.
+/// It is always ready. The inner service is polled for readiness only when a request is admitted, so that
+/// rejected requests do not take a permit of an inner limit.
 #[derive(Debug, Clone)]
 pub struct Tollkey<S> {
     inner: S,
@@ -199,7 +199,8 @@ pin_project! {
     {
         #[pin]
         stage: Stage<S, B, S::Future, S::Error>,
-        // Concluded with the response.
+        // Concluded with the response. `None` for `Require`, whose outer layer concludes it, and for `LookingUp`, which
+        // concludes it itself.
         admission: Option<Admission>,
     }
 }

@@ -53,8 +53,9 @@ impl Applications {
         }
     }
 
-    /// `GET /applications`: the applications, newest first. The pages are numbered: an application that is created or deleted
-    /// while they are read shifts the others, so that one is returned twice or missed. Read the whole list before you change it.
+    /// `GET /applications`: the applications, newest first. The pages are numbered: if an application is created or
+    /// deleted while you read them, the following applications move, so that one is returned twice or skipped. Read
+    /// the whole list before you change it.
     ///
     /// ```no_run
     /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -84,7 +85,7 @@ impl Applications {
     /// ```no_run
     /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
     /// let app = management.applications().get(id).await?;
-    /// println!("{} works: {}", app.name, app.is_enabled);
+    /// println!("{} is enabled: {}", app.name, app.is_enabled);
     /// # Ok(())
     /// # }
     /// ```
@@ -124,7 +125,8 @@ impl Applications {
         self.set_enabled(id.as_ref(), true)
     }
 
-    /// `PATCH /applications/{id}/status`: disables the application and with it its keys, until [`enable`](Self::enable).
+    /// `PATCH /applications/{id}/status`: disables the application and with it its keys, until
+    /// [`enable`](Self::enable).
     ///
     /// ```no_run
     /// # async fn example(management: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
@@ -286,8 +288,8 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
-    /// `POST /applications/{id}/api-keys`: creates a key. Its description has 1 to 255 characters. Only this response contains
-    /// the full key.
+    /// `POST /applications/{id}/api-keys`: creates a key. Its description has 1 to 255 characters. Only this
+    /// response contains the full key.
     ///
     /// ```no_run
     /// # use tollkey_client::{Mode, Scope};
@@ -317,8 +319,8 @@ impl ApiKeys {
         }
     }
 
-    /// `GET /applications/{id}/api-keys`: the keys, newest first, including revoked ones. The pages are numbered: a key that is
-    /// created while they are read shifts the others, so that one is returned twice.
+    /// `GET /applications/{id}/api-keys`: the keys, newest first, including revoked ones. The pages are numbered: if a
+    /// key is created while you read them, the following keys move, so that one is returned twice.
     ///
     /// ```no_run
     /// # use tollkey_client::Status;
@@ -353,7 +355,9 @@ impl ApiKeys {
     /// everywhere. A key that is already revoked gives 400 `key_already_revoked`.
     ///
     /// ```no_run
-    /// # async fn example(management: tollkey_client::Client, app_id: &str, key_id: &str) -> Result<(), tollkey_client::Error> {
+    /// # async fn example(
+    /// #     management: tollkey_client::Client, app_id: &str, key_id: &str,
+    /// # ) -> Result<(), tollkey_client::Error> {
     /// management.applications().api_keys(app_id).revoke(key_id).await?;
     /// # Ok(())
     /// # }

@@ -1,4 +1,4 @@
-//! The client, and the methods that return its nouns.
+//! The client, and the methods that return the resources that it manages.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -49,7 +49,7 @@ pub struct Client {
     pub(crate) retries: Retries,
 }
 
-/// What all clones of a client share.
+/// The state that all clones of a client share.
 pub(crate) struct Shared {
     pub(crate) base_url: Url,
     pub(crate) connections: Arc<Connections>,
@@ -99,14 +99,15 @@ impl Client {
         ClientBuilder::new()
     }
 
-    /// Returns a client configured by environment variables: the server's URL `TOLLKEY_URL`, the management token
-    /// `TOLLKEY_TOKEN` and the service key `TOLLKEY_SERVICE_KEY`. With both credentials, `verify`, `verify_batch`, `introspect` and
-    /// `subscription` present the service key and all other calls the token. With one of them, all calls present that one.
+    /// Returns a client configured by environment variables: the server's URL `TOLLKEY_URL`, the management
+    /// token `TOLLKEY_TOKEN` and the service key `TOLLKEY_SERVICE_KEY`. With both credentials, `verify`,
+    /// `verify_batch`, `introspect` and `subscription` present the service key and all other calls the token.
+    /// With one of them, all calls present that one.
     ///
     /// # Errors
-    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings), which names the variable and never repeats its value: `TOLLKEY_URL` is not
-    /// set, a variable is empty or not UTF-8, a credential cannot be presented (it ends with a line break, for instance); and those of
-    /// [`ClientBuilder::build`].
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings), which names the variable and never repeats its
+    /// value: `TOLLKEY_URL` is not set, a variable is empty or not UTF-8, a credential cannot be presented
+    /// (it ends with a line break, for instance); and those of [`ClientBuilder::build`].
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tollkey_client::Error> {
@@ -139,8 +140,8 @@ impl Client {
         }
     }
 
-    /// Returns this client for that account (`?account=`), so that an operator can manage it. It affects applications, commerce
-    /// keys, account keys and audit logs; other calls ignore it.
+    /// Returns this client for that account (`?account=`), so that an operator can manage it. It affects
+    /// applications, commerce keys, account keys and audit logs; other calls ignore it.
     ///
     /// ```no_run
     /// # use tollkey_client::Client;
@@ -161,7 +162,7 @@ impl Client {
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// let patient = tollkey.with_timeout(std::time::Duration::from_secs(30));
+    /// let client = tollkey.with_timeout(std::time::Duration::from_secs(30));
     /// # Ok(())
     /// # }
     /// ```
@@ -177,8 +178,8 @@ impl Client {
     ///
     /// ```no_run
     /// # async fn example(service: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
-    /// let hasty = service.with_deadline(std::time::Duration::from_millis(800));
-    /// let verdict = hasty.verify(presented).await?;
+    /// let client = service.with_deadline(std::time::Duration::from_millis(800));
+    /// let verdict = client.verify(presented).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -190,7 +191,7 @@ impl Client {
         }
     }
 
-    /// Returns this client with another number of repeats; see [`ClientBuilder::max_retries`].
+    /// Returns this client with another maximum number of retries; see [`ClientBuilder::max_retries`].
     ///
     /// ```no_run
     /// # async fn example(tollkey: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
@@ -209,8 +210,9 @@ impl Client {
         }
     }
 
-    /// Returns a client with the same settings and a separate, empty connection pool, also for blocking calls. For a caller that
-    /// suspects that the connections of this client are dead, or that needs connections on another runtime.
+    /// Returns a client with the same settings and a separate, empty connection pool, also for blocking
+    /// calls. For a caller that suspects that the connections of this client are dead, or that needs
+    /// connections on another runtime.
     ///
     /// Calls recover without it: a client replaces silent connections itself. The pool of the caller's own HTTP client
     /// ([`ClientBuilder::http_client`]) cannot be replaced: then this returns a clone, which shares all connections.
@@ -224,8 +226,8 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when the HTTP client cannot be built, as in [`ClientBuilder::build`]: the
-    /// system's CA certificates are read again.
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when the HTTP client cannot be built, as in
+    /// [`ClientBuilder::build`]: the system's CA certificates are read again.
     pub fn with_new_connections(&self) -> Result<Self, Error> {
         let Some(connections) = self.shared.connections.separate() else {
             return Ok(self.clone());

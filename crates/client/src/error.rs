@@ -1,4 +1,4 @@
-//! The error of a call: what failed, and what a caller can do about it.
+//! The error of a failed call.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -8,9 +8,9 @@ use crate::{auth::BoxError, retry::Progress, transport::ConnectFailure};
 
 /// A failed call.
 ///
-/// Contains no credential and no body. [`Display`](fmt::Display) names the call, then the status, code and detail of the response
-/// or, without a response, the cause (the host name cannot be resolved, the certificate is not trusted, timed out, …), and the
-/// request ID, which the server's logs also contain.
+/// Contains no credential and no body. [`Display`](fmt::Display) names the call, then the status, code and
+/// detail of the response or, without a response, the cause (the host name cannot be resolved, the
+/// certificate is not trusted, timed out, …), and the request ID, which the server's logs also contain.
 ///
 /// ```no_run
 /// # use tollkey_client::{Client, Mode};
@@ -91,7 +91,8 @@ pub(crate) struct Rejection {
 pub enum ErrorKind {
     /// The client cannot be built with these settings.
     Settings,
-    /// An argument that is not sent, such as an empty ID, a key in place of an ID, or a credential that ends with a line break.
+    /// An argument is invalid, such as an empty ID, a key in place of an ID, or a credential that ends with a line
+    /// break. Nothing was sent.
     Argument,
     /// The function of an [`Auth::from_fn`](crate::Auth::from_fn) returned no token, or not in time.
     Auth,
@@ -99,11 +100,11 @@ pub enum ErrorKind {
     Connect,
     /// The connection ended before the whole response was received.
     Interrupted,
-    /// No response in time, or the connection went silent.
+    /// No response arrived in time, or the connection went silent.
     Timeout,
-    /// A redirect. The client never follows one: it would send its credential to another server.
+    /// The response is a redirect. The client does not follow it, because the credential could go to another server.
     Redirect,
-    /// A response that does not come from Tollkey: not JSON, too long, or without a required field.
+    /// The response is not a valid Tollkey response: not JSON, too long, or without a required field.
     Unreadable,
     /// The server rejected the request: see [`Error::status`] and [`Error::code`].
     Rejected,
@@ -138,7 +139,7 @@ impl Error {
         })
     }
 
-    /// Wraps an error of the HTTP client, without its URL, whose path and query are the caller's.
+    /// Wraps an error of the HTTP client, without its URL, which contains arguments of the caller.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
         let kind = if error.is_connect() {
             Kind::Connect(ConnectFailure::of(&error))
@@ -209,8 +210,8 @@ impl Error {
         }
     }
 
-    /// The stable code of the problem (RFC 9457), such as `validation_failed`. On the account surface, whose own codes are
-    /// in capitals and less specific, the values are the same.
+    /// The stable code of the problem (RFC 9457), such as `validation_failed`. On the account surface, this is the
+    /// code in `error.details`, because the uppercase code in `error` is less specific.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         self.rejection()?.code.as_deref()
@@ -243,15 +244,15 @@ impl Error {
         self.rejection().map_or(&[], |rejection| &rejection.errors)
     }
 
-    /// Returns whether the call may have taken effect: an attempt, not necessarily the last, had no response, an unreadable one
-    /// or 5xx. Check the state before you start over, or repeat the call: if it creates something, with the same
-    /// [`idempotency_key`](crate::commerce::CreateKey::idempotency_key).
+    /// Returns whether the call may have taken effect: at least one attempt, not necessarily the last, ended without a
+    /// response, with an unreadable response or with a 5xx status. Check the state, or repeat the call. Repeat a
+    /// creation only with the same [`idempotency_key`](crate::commerce::CreateKey::idempotency_key).
     ///
     /// ```no_run
     /// # async fn example(management: tollkey_client::Client) {
     /// let keys = management.commerce().api_keys();
     /// match keys.create("Web").idempotency_key("order 4711, web key").await {
-    ///     Err(error) if error.may_have_been_done() => { /* later: the same call with the same key */ }
+    ///     Err(error) if error.may_have_taken_effect() => { /* later: the same call with the same key */ }
     ///     other => drop(other),
     /// }
     /// # }
@@ -261,8 +262,8 @@ impl Error {
         self.0.uncertain
     }
 
-    /// How often the request was sent; 0 if it was not sent. After more than one attempt the response may be due to an earlier one:
-    /// 404 can mean that an earlier attempt deleted the application.
+    /// The number of times that the request was sent. After more than one attempt, the error can be the result of an
+    /// earlier attempt: 404 can mean that an earlier attempt deleted the application.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
@@ -330,13 +331,15 @@ impl fmt::Display for Error {
             Kind::Argument { name, rule } => write!(f, "{name}: {rule}")?,
             Kind::Auth => f.write_str("auth: the function returned no token")?,
             Kind::Connect(failure) => write!(f, "no connection: {failure}")?,
-            Kind::Interrupted => f.write_str("the connection ended before the response did")?,
+            Kind::Interrupted => {
+                f.write_str("the connection ended before the whole response was received")?
+            }
             Kind::Timeout => f.write_str("no response in time")?,
             Kind::Redirect { status } => {
                 if let Some(status) = status {
                     write!(f, "{status}: ")?;
                 }
-                f.write_str("a redirect, which is not followed")?;
+                f.write_str("redirects are not followed")?;
             }
             Kind::Unreadable { status, why, .. } => write!(f, "{status}: {why}")?,
             Kind::Rejected(rejection) => {

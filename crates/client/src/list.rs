@@ -93,8 +93,8 @@ fn is_next(parameter: &str) -> bool {
 }
 
 fn cursor(link: &str) -> Option<String> {
-    let anywhere = Url::parse("http://localhost").ok()?;
-    let link = anywhere.join(link).ok()?;
+    let base = Url::parse("http://localhost").ok()?;
+    let link = base.join(link).ok()?;
     link.query_pairs()
         .find(|(name, _)| name == "cursor")
         .map(|(_, value)| value.into_owned())
@@ -118,7 +118,7 @@ impl<'a, T> IntoIterator for &'a Page<T> {
     }
 }
 
-/// A list that is fetched while it is read: its items, or its pages. A [`Stream`] that ends after its first error.
+/// The items or pages of a list, fetched as they are read. A [`Stream`] that ends after its first error.
 ///
 /// ```no_run
 /// # async fn example(management: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -146,12 +146,12 @@ impl<T> Listing<T> {
         self.0.next().await
     }
 
-    /// Returns up to `most` items or pages.
+    /// Returns up to `max` items or pages.
     ///
     /// # Errors
-    /// The first error; everything fetched before it is lost.
-    pub async fn collect_up_to(self, most: usize) -> Result<Vec<T>, Error> {
-        self.0.take(most).try_collect().await
+    /// The first error. The items or pages before it are discarded.
+    pub async fn collect_up_to(self, max: usize) -> Result<Vec<T>, Error> {
+        self.0.take(max).try_collect().await
     }
 }
 
@@ -174,7 +174,7 @@ pub(crate) trait Paged: Clone + Send + Sized + 'static {
     type Item: Send + 'static;
     type Page: Send + 'static;
 
-    /// The call that fetches it.
+    /// The call that fetches the next page.
     #[cfg(feature = "blocking")]
     fn call_mut(&mut self) -> &mut Call;
 
@@ -217,7 +217,7 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
     Listing(items.boxed())
 }
 
-/// Returns the cursor of the next page. Rejects the cursor of this page, with which the list would never end.
+/// Returns the cursor of the next page, or an error if it is the cursor of this page: the list would never end.
 pub(crate) fn follow<T>(
     call: &Call,
     requested: Option<&UrlText>,
@@ -234,20 +234,20 @@ pub(crate) fn follow<T>(
 macro_rules! lists {
     ($builder:ty: $item:ty, $page:ty) => {
         impl $builder {
-            /// Every item of the list, fetched page by page as they are read.
+            /// Returns all items of the list. Each page is fetched when its first item is read.
             pub fn items(self) -> $crate::Listing<$item> {
                 $crate::list::items(self)
             }
 
-            /// Every page of the list, fetched as they are read.
+            /// Returns all pages of the list. Each page is fetched when it is read.
             pub fn pages(self) -> $crate::Listing<$page> {
                 $crate::list::pages(self)
             }
 
-            /// Every item of the list, without an async runtime. Needs the feature `blocking`.
+            /// Like `items`, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Panics
-            /// If it is read inside an async runtime, because it would block a worker.
+            /// If the iterator is read on a worker of an async runtime, which it would block.
             #[cfg(feature = "blocking")]
             pub fn items_blocking(
                 self,
@@ -255,10 +255,10 @@ macro_rules! lists {
                 $crate::blocking::iterate(self, $crate::list::items)
             }
 
-            /// Every page of the list, without an async runtime. Needs the feature `blocking`.
+            /// Like `pages`, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Panics
-            /// If it is read inside an async runtime, because it would block a worker.
+            /// If the iterator is read on a worker of an async runtime, which it would block.
             #[cfg(feature = "blocking")]
             pub fn pages_blocking(
                 self,
@@ -271,10 +271,10 @@ macro_rules! lists {
 pub(crate) use lists;
 
 /// The maximum size of a numbered page.
-pub(crate) const MOST: u32 = 100;
+pub(crate) const MAX_PAGE_SIZE: u32 = 100;
 
-/// Returns the number of the next page. An empty page is the last, whatever `has_next_page` says. Rejects another page than
-/// the requested one, with which the list would never end.
+/// Returns the number of the next page. An empty page is the last one, even if `has_next_page` is true. Returns an
+/// error if the page is not the requested one: the list might never end.
 pub(crate) fn next_page<T>(
     call: &Call,
     requested: Option<u32>,
@@ -300,7 +300,7 @@ macro_rules! by_page {
             }
 
             async fn fetch(mut self) -> Result<Self::Page, $crate::Error> {
-                self.limit.get_or_insert($crate::list::MOST);
+                self.limit.get_or_insert($crate::list::MAX_PAGE_SIZE);
                 self.send().await
             }
 

@@ -1,7 +1,7 @@
-//! Texts of the caller that become part of a URL: IDs, accounts, cursors and filters.
+//! Strings from the caller that become part of a URL: IDs, accounts, cursors and filters.
 //!
-//! Proxies and servers log URLs. A credential that is passed by mistake for an ID is rejected before anything is sent, and
-//! neither an error nor `Debug` repeats it.
+//! Proxies and servers log URLs. A credential that is passed by mistake for an ID is rejected before anything
+//! is sent, and neither an error nor `Debug` repeats it.
 
 use std::fmt;
 
@@ -9,14 +9,15 @@ use tollkey_core::{Family, Mode};
 
 use crate::Error;
 
-/// The longest ID that is sent.
+/// The maximum length of an ID in bytes.
 const MAX_SEGMENT: usize = 256;
-/// With so many characters after its prefix a text counts as a key: half of a key's. A masked key (`ck_live_a1B2c3`) has fewer.
+/// A string counts as a key if at least this many characters follow its prefix: half as many as in a full key. A masked
+/// key (`ck_live_a1B2c3`) has fewer.
 const KEY_CHARACTERS: usize = 16;
 /// The minimum length of a JWT's header: `{"alg":"RS1"}` in base64url.
 const JWT_HEADER: usize = 18;
 
-/// A text for a URL. `Debug` redacts it if it looks like a credential.
+/// A string for a URL. `Debug` redacts it if it looks like a credential.
 #[derive(Clone)]
 pub(crate) struct UrlText(String);
 
@@ -53,7 +54,7 @@ pub(crate) fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, 
     } else if text.len() > MAX_SEGMENT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         "must be at most 256 printable ASCII characters"
     } else if matches!(text, "." | "..") {
-        "must not be a dot segment, which no path can hold"
+        "must not be `.` or `..`"
     } else {
         return Ok(text);
     };
@@ -67,11 +68,13 @@ pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
     };
     Err(Error::argument(
         name,
-        format!("looks like {credential}, and a URL must not hold a credential; nothing was sent"),
+        format!(
+            "looks like {credential}, and a URL must not contain a credential; nothing was sent"
+        ),
     ))
 }
 
-/// Returns the kind of credential that the text contains, by its shape.
+/// Returns the kind of credential that the string contains, detected by its format.
 fn credential_in(text: &str) -> Option<&'static str> {
     let words =
         || text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
@@ -80,11 +83,11 @@ fn credential_in(text: &str) -> Option<&'static str> {
         .flat_map(|family| Mode::ALL.map(|mode| (family.prefix(), mode.as_str())));
     if keys
         .into_iter()
-        .any(|(family, mode)| words().any(|word| holds_key(word, &format!("{family}_{mode}_"))))
+        .any(|(family, mode)| words().any(|word| contains_key(word, &format!("{family}_{mode}_"))))
     {
         return Some("an API key");
     }
-    if words().any(|word| holds_key(word, "tks_")) {
+    if words().any(|word| contains_key(word, "tks_")) {
         return Some("a service key");
     }
     let mut tokens = text
@@ -93,7 +96,7 @@ fn credential_in(text: &str) -> Option<&'static str> {
 }
 
 /// Returns whether the word contains a key with this prefix at its start or after an underscore.
-fn holds_key(word: &str, prefix: &str) -> bool {
+fn contains_key(word: &str, prefix: &str) -> bool {
     word.match_indices(prefix).any(|(at, _)| {
         let before = word[..at].chars().next_back();
         let random = &word[at + prefix.len()..];
@@ -102,7 +105,8 @@ fn holds_key(word: &str, prefix: &str) -> bool {
     })
 }
 
-/// Returns whether this is a JWS or JWE in compact form (RFC 7515, RFC 7516): at least three parts, the first a JSON object.
+/// Returns whether this is a JWS or JWE in compact form (RFC 7515, RFC 7516): at least three parts, the first
+/// a JSON object.
 fn is_jwt(token: &str) -> bool {
     // `{"`, `{ `, and `{` followed by a tab or a line break, in base64url.
     const OBJECTS: [&str; 5] = ["eyJ", "eyA", "ewk", "ewo", "ew0"];

@@ -44,18 +44,21 @@ impl Client {
     pub fn verify(&self, key: impl Into<Secret>) -> Verify {
         Verify {
             call: Call::new(self, Method::POST, "/api/v1/verify", &[]).for_service(),
-            question: VerificationRequest::new(key),
+            request: VerificationRequest::new(key),
         }
     }
 
-    /// `POST /verify/batch`: 1 to 100 independent verifications in one request. The results have the order of the
-    /// questions.
+    /// `POST /verify/batch`: 1 to 100 independent verifications in one request. The results are in the order
+    /// of the requests.
     ///
     /// ```no_run
-    /// # use tollkey_client::{Client, verification::Question};
+    /// # use tollkey_client::{Client, verification::VerificationRequest};
     /// # async fn example(service: Client, one: &str, two: &str) -> Result<(), tollkey_client::Error> {
-    /// let questions = [Question::new(one), Question::new(two).method("GET").path("/tokens")];
-    /// for verdict in service.verify_batch(questions).await? {
+    /// let requests = [
+    ///     VerificationRequest::new(one),
+    ///     VerificationRequest::new(two).method("GET").path("/tokens"),
+    /// ];
+    /// for verdict in service.verify_batch(requests).await? {
     ///     println!("{}", verdict.code());
     /// }
     /// # Ok(())
@@ -64,12 +67,12 @@ impl Client {
     #[doc(alias = "verifyBatch")]
     pub fn verify_batch(
         &self,
-        questions: impl IntoIterator<Item = VerificationRequest>,
+        requests: impl IntoIterator<Item = VerificationRequest>,
     ) -> VerifyBatch {
         let call = Call::new(self, Method::POST, "/api/v1/verify/batch", &[]).for_service();
         VerifyBatch {
             call,
-            questions: questions.into_iter().collect(),
+            requests: requests.into_iter().collect(),
         }
     }
 
@@ -87,7 +90,7 @@ impl Client {
         let call = Call::new(self, Method::POST, "/api/v1/introspect", &[]).for_service();
         Introspect {
             call,
-            question: VerificationRequest::new(token),
+            request: VerificationRequest::new(token),
         }
     }
 
@@ -180,14 +183,14 @@ impl VerificationRequest {
     }
 }
 
-/// Adds the setters of [`VerificationRequest`] to a call with one question.
-macro_rules! question_setters {
+/// Adds the setters of [`VerificationRequest`] to a call with one verification.
+macro_rules! request_setters {
     ($builder:ty) => {
         impl $builder {
             /// The request needs all of these scopes.
             pub fn scopes(self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
                 Self {
-                    question: self.question.scopes(scopes),
+                    request: self.request.scopes(scopes),
                     ..self
                 }
             }
@@ -195,7 +198,7 @@ macro_rules! question_setters {
             /// The method of the request, as sent.
             pub fn method(self, method: impl Into<String>) -> Self {
                 Self {
-                    question: self.question.method(method),
+                    request: self.request.method(method),
                     ..self
                 }
             }
@@ -203,7 +206,7 @@ macro_rules! question_setters {
             /// The path of the request, as sent.
             pub fn path(self, path: impl Into<String>) -> Self {
                 Self {
-                    question: self.question.path(path),
+                    request: self.request.path(path),
                     ..self
                 }
             }
@@ -211,7 +214,7 @@ macro_rules! question_setters {
             /// The request needs this mode.
             pub fn mode(self, mode: Mode) -> Self {
                 Self {
-                    question: self.question.mode(mode),
+                    request: self.request.mode(mode),
                     ..self
                 }
             }
@@ -219,7 +222,7 @@ macro_rules! question_setters {
             /// The merchant that the request concerns.
             pub fn merchant(self, merchant: impl Into<String>) -> Self {
                 Self {
-                    question: self.question.merchant(merchant),
+                    request: self.request.merchant(merchant),
                     ..self
                 }
             }
@@ -227,7 +230,7 @@ macro_rules! question_setters {
             /// The IP address of the request's client, as this resource server sees it.
             pub fn client_ip(self, address: impl Into<IpAddr>) -> Self {
                 Self {
-                    question: self.question.client_ip(address),
+                    request: self.request.client_ip(address),
                     ..self
                 }
             }
@@ -240,15 +243,15 @@ macro_rules! question_setters {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Verify {
     call: Call,
-    question: VerificationRequest,
+    request: VerificationRequest,
 }
 
 impl Verify {
     fn request(self) -> Request<VerifyResponse> {
-        self.call.json(&self.question.0).reading()
+        self.call.json(&self.request.0).reading()
     }
 }
-question_setters!(Verify);
+request_setters!(Verify);
 sends!(Verify => VerifyResponse);
 
 /// Verifies several keys: [`Client::verify_batch`].
@@ -256,16 +259,12 @@ sends!(Verify => VerifyResponse);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct VerifyBatch {
     call: Call,
-    questions: Vec<VerificationRequest>,
+    requests: Vec<VerificationRequest>,
 }
 
 impl VerifyBatch {
     fn request(self) -> Request<Vec<VerifyResponse>> {
-        let requests: Vec<_> = self
-            .questions
-            .into_iter()
-            .map(|question| question.0)
-            .collect();
+        let requests: Vec<_> = self.requests.into_iter().map(|request| request.0).collect();
         let expected = requests.len();
         self.call
             .json(&VerifyBatchRequest { requests })
@@ -274,7 +273,7 @@ impl VerifyBatch {
                 // With another number of results, one could be taken for that of another key.
                 let is_complete = results.len() == expected;
                 is_complete.then_some(results).ok_or_else(|| {
-                    reply.unreadable("the number of results is not the number of questions")
+                    reply.unreadable("the number of results is not the number of requests")
                 })
             })
     }
@@ -286,7 +285,7 @@ sends!(VerifyBatch => Vec<VerifyResponse>);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Introspect {
     call: Call,
-    question: VerificationRequest,
+    request: VerificationRequest,
 }
 
 impl Introspect {
@@ -299,7 +298,7 @@ impl Introspect {
             mode,
             merchant,
             client_ip,
-        } = self.question.0;
+        } = self.request.0;
         let scopes = scopes.map(|scopes| scopes.join(" "));
         let form = IntrospectRequest {
             token: key,
@@ -314,5 +313,5 @@ impl Introspect {
         self.call.form(&form).reading()
     }
 }
-question_setters!(Introspect);
+request_setters!(Introspect);
 sends!(Introspect => IntrospectResponse);

@@ -30,7 +30,7 @@ pub struct ApiKey {
     pub family: Family,
     /// Live or test.
     pub mode: Mode,
-    /// The shown beginning of the key: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
+    /// The displayed beginning of the key: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
     pub prefix: String,
     /// The last four characters of the key.
     pub last4: String,
@@ -42,13 +42,14 @@ pub struct ApiKey {
     pub created_at: Timestamp,
     /// Its parent key: the key that created it, if a key did.
     pub created_by: Option<KeyId>,
-    /// The last successful verification that has been stored.
+    /// The time of the last successful verification that has been stored.
     pub last_used_at: Option<Timestamp>,
     /// When the key itself was suspended, if it is suspended.
     pub suspended_at: Option<Timestamp>,
-    /// When the key's own revocation was recorded, if it was. See [`ApiKey::revocation`] for the one that applies.
+    /// The time of the revocation that is recorded on this key, if any. [`ApiKey::revocation`] also returns
+    /// inherited ones.
     pub revoked_at: Option<Timestamp>,
-    /// The reason that was recorded with it, if any.
+    /// The reason that is recorded with `revoked_at`, if any.
     pub revoked_reason: Option<String>,
     /// Its predecessor.
     pub rotated_from: Option<KeyId>,
@@ -56,7 +57,7 @@ pub struct ApiKey {
     pub rotated_to: Option<KeyId>,
     /// When it was rotated.
     pub rotated_at: Option<Timestamp>,
-    /// The restrictions by its ancestors and by the deletion of its application; `None` without such restrictions.
+    /// The restrictions from its ancestors and from the deletion of its application, if there are any.
     pub inherited: Option<Box<Inherited>>,
 }
 
@@ -96,7 +97,7 @@ impl NewKey {
 /// The permissions and restrictions of a key. `None` means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Restrictions {
-    /// The scopes as they were set; [`crate::Catalogue::expand`] adds those that they imply.
+    /// The scopes as requested. [`crate::Catalogue::expand`] adds those that they imply.
     pub scopes: Vec<Scope>,
     /// The merchants that a scoped key is limited to; never an empty list.
     pub merchants: Option<Vec<String>>,
@@ -143,7 +144,7 @@ impl Restrictions {
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Status {
-    /// Revoked for good.
+    /// Revoked permanently.
     Revoked,
     /// Past its expiration.
     Expired,
@@ -261,7 +262,7 @@ impl ApiKey {
         self
     }
 
-    /// Adds the revocation by the deletion of the application, unless the key had expired before.
+    /// Adds the revocation by the deletion of the application, unless the key had already expired at that time.
     #[must_use]
     pub fn with_deleted_application(mut self, deleted_at: Timestamp) -> Self {
         if self.expiration().is_none_or(|end| end > deleted_at) {
@@ -431,7 +432,8 @@ impl ApiKey {
         })
     }
 
-    /// Sets the expiration. That of a rotated key can only become earlier, so that its overlap does not grow.
+    /// Sets the expiration. The expiration of a rotated key can only become earlier, so that its overlap does
+    /// not become longer.
     ///
     /// # Errors
     /// [`Invalid`] for a later expiration of a rotated key.
@@ -551,8 +553,8 @@ impl ApiKey {
         Ok(())
     }
 
-    /// Creates the successor, which has the same permissions, restrictions and expiration, and lets the key itself
-    /// expire at the end of the overlap at the latest. Each key stores the ID of the other.
+    /// Creates the successor with the same permissions, restrictions and expiration. The key itself expires at the end
+    /// of the overlap, or earlier. Each key stores the ID of the other.
     ///
     /// # Errors
     /// [`TransitionError`] unless the key is active and has no successor yet.
@@ -589,7 +591,7 @@ impl ApiKey {
     }
 }
 
-/// How long a rotated key still works beside its successor.
+/// How long a rotated key stays valid alongside its successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Overlap(SignedDuration);
 

@@ -28,7 +28,7 @@ pub enum CeilingError {
         "A key cannot create a key with a higher rate limit than its own. Choose a lower rate limit."
     )]
     RateLimit,
-    /// The parent key has as many ancestors as a key can have.
+    /// The parent key has the maximum number of ancestors.
     #[error(
         "A key with {0} ancestors cannot create keys. Create the key with a management token, or with an ancestor of this key."
     )]
@@ -36,12 +36,12 @@ pub enum CeilingError {
 }
 
 impl From<CeilingError> for Problem {
-    fn from(beyond: CeilingError) -> Self {
-        match beyond {
+    fn from(error: CeilingError) -> Self {
+        match error {
             CeilingError::Depth(_) => {
-                Self::new(ProblemCode::KeyDepthLimitReached, beyond.to_string())
+                Self::new(ProblemCode::KeyDepthLimitReached, error.to_string())
             }
-            _ => Self::forbidden(beyond.to_string()),
+            _ => Self::forbidden(error.to_string()),
         }
     }
 }
@@ -55,10 +55,10 @@ impl AncestorLimit {
     /// The highest limit. Higher ones would slow down cache misses, each of which reads all ancestors of the key.
     pub const MAX: u8 = 8;
 
-    /// Reads a limit. With 0, no key can create keys.
+    /// Creates a limit. With 0, no key can create keys.
     ///
     /// # Errors
-    /// [`Invalid`] unless 0 to [`AncestorLimit::MAX`].
+    /// [`Invalid`] if it is above [`AncestorLimit::MAX`].
     pub fn new(limit: u8) -> Result<Self, Invalid> {
         if limit <= Self::MAX {
             Ok(Self(limit))

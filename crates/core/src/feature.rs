@@ -11,8 +11,8 @@ use crate::{
 };
 
 /// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
-/// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows `POST /payment-data/{id}/forward`,
-/// and `cardholder_data.forward` allows `POST /forward`.
+/// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows
+/// `POST /payment-data/{id}/forward`, and `cardholder_data.forward` allows `POST /forward`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -53,7 +53,7 @@ static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
 });
 
 impl Feature {
-    /// All features, in the document's order.
+    /// All features, in the order of the hellgate document.
     pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
 
     /// The spelling that is stored and sent.
@@ -76,7 +76,7 @@ impl Feature {
         }
         if features.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; omit it to set no such restriction",
+                "must not be empty; omit the field to allow all",
             ));
         }
         Ok(features)

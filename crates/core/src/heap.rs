@@ -4,7 +4,7 @@
 //! with the allocated bytes, and `crates/server/tests/it/memory.rs` with the memory of processes.
 
 /// Estimates the memory of an allocation of `bytes`. Allocators round up to size classes, by an eighth on average, and
-/// some add a header. 0 bytes are not allocated.
+/// some add a header. No memory is allocated for 0 bytes.
 #[must_use]
 pub const fn allocation(bytes: usize) -> usize {
     if bytes == 0 {

@@ -114,10 +114,10 @@ impl CredentialKind {
     /// Reads the form of a credential. `None` if no key has this form, so that the text is unknown without a lookup.
     ///
     /// ```
-    /// use tollkey_core::key_text::{Family, Kind, Mode};
+    /// use tollkey_core::key_text::{CredentialKind, Family, Mode};
     /// let example = format!("ck_test_{}", "a".repeat(32));
-    /// assert_eq!(Kind::of(&example), Some(Kind::Key(Family::Commerce, Mode::Test)));
-    /// assert_eq!(Kind::of("ck_test_tooshort"), None);
+    /// assert_eq!(CredentialKind::parse(&example), Some(CredentialKind::Key(Family::Commerce, Mode::Test)));
+    /// assert_eq!(CredentialKind::parse("ck_test_tooshort"), None);
     /// ```
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -250,7 +250,7 @@ impl PlainKey {
 
 impl fmt::Debug for PlainKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText(redacted)")
+        f.write_str("PlainKey(redacted)")
     }
 }
 

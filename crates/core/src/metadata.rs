@@ -12,8 +12,8 @@ use crate::{Invalid, heap};
 
 /// A JSON object of at most 4 KiB, in the form of its stored text.
 ///
-/// A parsed object can take 35 times as much memory, and a verification does not need it, so only [`Metadata::object`]
-/// parses it. Two objects are equal if they have the same fields, in any order.
+/// A parsed object can take 35 times as much memory, and verifications do not need it, so the text is parsed only by
+/// [`Metadata::object`]. Two objects are equal if they have the same fields, in any order.
 #[derive(Debug, Clone)]
 pub struct Metadata(Box<str>);
 
@@ -173,7 +173,7 @@ impl Check<'_> {
     }
 
     /// Accepts a value that is not an object, unless it is the outermost value.
-    fn other<E: Error>(mut self) -> Result<(), E> {
+    fn not_outermost<E: Error>(mut self) -> Result<(), E> {
         if self.outermost {
             Err(self.fail(not_an_object()))
         } else {
@@ -181,7 +181,7 @@ impl Check<'_> {
         }
     }
 
-    fn nests<E: Error>(&mut self) -> Result<(), E> {
+    fn check_depth<E: Error>(&mut self) -> Result<(), E> {
         if self.levels > 0 {
             return Ok(());
         }
@@ -217,41 +217,41 @@ impl<'de> Visitor<'de> for Check<'_> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_str<E: Error>(mut self, text: &str) -> Result<(), E> {
         self.text(text)?;
-        self.other()
+        self.check_not_outermost()
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
         if self.outermost {
             return Err(self.fail(not_an_object()));
         }
-        self.nests()?;
+        self.check_depth()?;
         while items.next_element_seed(self.inner())?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
-        self.nests()?;
+        self.check_depth()?;
         while fields.next_key_seed(self.name())?.is_some() {
             fields.next_value_seed(self.inner())?;
         }

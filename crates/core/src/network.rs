@@ -182,13 +182,13 @@ pub struct InvalidHop;
 /// [`InvalidHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
 ///
 /// ```
-/// use tollkey_core::network::{UnreadableHop, client_address};
+/// use tollkey_core::network::{InvalidHop, client_address};
 /// let trusted = ["10.0.0.0/8".parse().unwrap()];
 /// let peer = "10.0.0.1".parse().ok();
 /// let of = |peer, hops: &'static str| client_address(peer, || vec![hops.as_bytes()], &trusted);
 /// assert_eq!(of(peer, "6.6.6.6, 203.0.113.7:4711, 10.0.0.2"), Ok("203.0.113.7".parse().ok()));
 /// assert_eq!(of("198.51.100.1".parse().ok(), "6.6.6.6"), Ok("198.51.100.1".parse().ok()));
-/// assert_eq!(of(peer, "203.0.113.7, unknown"), Err(UnreadableHop));
+/// assert_eq!(of(peer, "203.0.113.7, unknown"), Err(InvalidHop));
 /// assert_eq!(client_address(peer, Vec::new, &trusted), Ok(None));
 /// ```
 pub fn client_address<'a>(

@@ -416,10 +416,10 @@ impl Invalid {
 /// Collects the errors of the fields of a request, so that one response reports all of them.
 ///
 /// ```
-/// use tollkey_core::{Application, Checks};
-/// let mut checks = Checks::default();
-/// let name = checks.member("/name", Application::parse_name(""));
-/// let description = checks.member("/description", Application::parse_description(None));
+/// use tollkey_core::{Application, FieldErrors};
+/// let mut checks = FieldErrors::default();
+/// let name = checks.check("/name", Application::parse_name(""));
+/// let description = checks.check("/description", Application::parse_description(None));
 /// let (Some(name), Some(description)) = (name, description) else {
 ///     assert_eq!(checks.into_problem().errors[0].to_string(), "/name: must have 1 to 100 characters");
 ///     return;

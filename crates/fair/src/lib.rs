@@ -26,7 +26,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Returns limits with so many permits, of which one owner can hold half, but at least one.
+    /// Returns limits with this many permits, half of which (at least one) one owner can hold.
     #[must_use]
     pub fn half_per_owner(permits: usize, waiting: usize) -> Self {
         let permits = permits.max(1);

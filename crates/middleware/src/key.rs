@@ -129,10 +129,10 @@ impl VerifiedKey {
     /// [`can`](Self::can).
     ///
     /// ```
-    /// # use tollkey_middleware::{Merchant, Rejection, Requirement, VerifiedKey};
+    /// # use tollkey_middleware::{MerchantSource, Rejection, Requirement, VerifiedKey};
     /// fn pay(key: &VerifiedKey, merchant: &str) -> Result<(), Rejection> {
     ///     key.require("sessions:write")?;
-    ///     key.require(Requirement::any().merchant(Merchant::id(merchant)))?;
+    ///     key.require(Requirement::any().merchant(MerchantSource::id(merchant)))?;
     ///     Ok(())
     /// }
     /// ```

@@ -41,11 +41,11 @@ impl MerchantSource {
     /// it in the route base:
     ///
     /// ```
-    /// use tollkey_middleware::{Guard, Merchant};
+    /// use tollkey_middleware::{Guard, MerchantSource};
     /// // GET /merchants/m_1/tokens is the route GET /tokens of the merchant m_1.
     /// let builder = Guard::builder()
     ///     .route_base("/merchants/{merchant}")
-    ///     .merchant(Merchant::path("/merchants/{merchant}"));
+    ///     .merchant(MerchantSource::path("/merchants/{merchant}"));
     /// ```
     ///
     /// # Panics

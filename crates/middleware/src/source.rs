@@ -4,7 +4,7 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use tollkey_client::{Auth, Client};
-//! # use tollkey_core::{Catalogue, Need, VerifierId};
+//! # use tollkey_core::{AccessRequest, Catalogue, VerifierId};
 //! # use tollkey_middleware::source::HttpSource;
 //! # use tollkey_verifier::{Settings, SystemClock, Verifier};
 //! # async fn example(service_key: &str, presented: &str, id: VerifierId) -> Result<(), Box<dyn std::error::Error>> {
@@ -12,7 +12,7 @@
 //! let source = HttpSource::new(&tollkey, Arc::new(Catalogue::default()));
 //! let verifier = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
 //! tokio::spawn(verifier.clone().subscribe(std::future::pending()));
-//! let verdict = verifier.verify(presented, &Need::default()).await?;
+//! let verdict = verifier.verify(presented, &AccessRequest::default()).await?;
 //! # Ok(())
 //! # }
 //! ```

@@ -5,7 +5,7 @@
 //! use tollkey_middleware::{Family, Mode, Scope, testing::TestKeys};
 //!
 //! let keys = TestKeys::new();
-//! let key = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+//! let key = keys.add(Family::Commerce, Mode::Test, |key| key.restrictions.scopes = vec![Scope::LINKS_READ]);
 //! let guard = keys.guard().await?;
 //! // … requests with `Authorization: Bearer {key}` may now call routes that require `links:read`
 //! keys.revoke(&key);

@@ -27,7 +27,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use tollkey_core::{KeyText, Need, VerifierId};
+//! use tollkey_core::{AccessRequest, VerifierId};
 //! use tollkey_verifier::{Settings, Verifier, testing::{ManualClock, MemorySource, record}};
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -38,7 +38,7 @@
 //! let clock = Arc::new(ManualClock::default());
 //! let id = VerifierId::from_bytes([1; 16]);
 //! let verifier = Verifier::new(id, source, clock, Settings::default()).await.unwrap();
-//! let verdict = verifier.verify(&text, &Need::default()).await.unwrap();
+//! let verdict = verifier.verify(&text, &AccessRequest::default()).await.unwrap();
 //! assert_eq!(verdict.outcome, Ok(()));
 //! # });
 //! ```

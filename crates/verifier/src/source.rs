@@ -135,7 +135,7 @@ pub trait Primary: Source {
         except: VerifierId,
     ) -> impl Future<Output = Result<Vec<(VerifierId, u64)>, Unavailable>> + Send;
 
-    /// Removes verifier `id` if its number from [`Primary::behind`] is still `renewals`.
+    /// Removes verifier `id` if its number from [`Primary::lagging_verifiers`] is still `renewals`.
     fn remove_if_not_renewed(
         &self,
         id: VerifierId,

@@ -318,7 +318,7 @@ async fn redirects_are_not_followed() {
             let text = error.to_string();
             assert_eq!(
                 text,
-                format!("GET /api/v1/whoami: {status}: a redirect, which is not followed")
+                format!("GET /api/v1/whoami: {status}: redirects are not followed")
             );
             assert_eq!(server.asked().await.len(), 1, "{status} {to}");
         }
@@ -365,7 +365,7 @@ async fn redirected_response_of_own_http_client_is_not_used() {
             "{status}: {error}"
         );
     }
-    // The caller's HTTP client following the redirect, but its response is not used.
+    // The caller's HTTP client follows the redirects, but the client rejects the responses.
     assert_eq!(elsewhere.asked().await.len(), 5);
 }
 
@@ -447,7 +447,7 @@ fn add_fields(value: &mut Value) {
     }
 }
 
-/// Replaces the values at these pointers by an unknown one.
+/// Replaces the values at these pointers with an unknown value.
 fn with_unknown_values(mut body: Value, pointers: &[&str]) -> Value {
     for pointer in pointers {
         let value = body
@@ -653,7 +653,7 @@ async fn ambiguous_verification_result_is_rejected() {
             .await;
         assert_eq!(refused(several).kind(), ErrorKind::Unreadable, "{body}");
     }
-    // `valid` twice: rejected, because parsers differ in which one they take.
+    // A repeated `valid` is rejected, because parsers differ in which value they use.
     let twice = r#"{"valid": false, "code": "revoked", "valid": true}"#;
     let server = Server::responding(answer(200, "application/json", twice)).await;
     assert_eq!(
@@ -664,7 +664,7 @@ async fn ambiguous_verification_result_is_rejected() {
 
 #[tokio::test]
 async fn batch_with_another_number_of_results_is_rejected() {
-    let questions = || {
+    let requests = || {
         [
             VerificationRequest::new("ck_test_EXAMPLE1"),
             VerificationRequest::new("ck_test_EXAMPLE2"),
@@ -673,13 +673,13 @@ async fn batch_with_another_number_of_results_is_rejected() {
     for count in [0, 1, 3] {
         let body = json!({"results": vec![said::valid(); count]});
         let server = Server::responding(json_answer(200, &body)).await;
-        let error = refused(server.persistent().verify_batch(questions()).await);
+        let error = refused(server.persistent().verify_batch(requests()).await);
         assert_eq!(
             (error.kind(), error.attempts()),
             (ErrorKind::Unreadable, 1),
             "{count}"
         );
-        let why = "200: the number of results is not the number of questions";
+        let why = "200: the number of results is not the number of requests";
         assert_eq!(
             error.to_string(),
             format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})")
@@ -687,7 +687,7 @@ async fn batch_with_another_number_of_results_is_rejected() {
     }
     let body = json!({"results": [said::invalid("expired"), said::valid()]});
     let server = Server::responding(json_answer(200, &body)).await;
-    let verdicts = server.client().verify_batch(questions()).await.unwrap();
+    let verdicts = server.client().verify_batch(requests()).await.unwrap();
     assert_eq!(
         verdicts
             .iter()

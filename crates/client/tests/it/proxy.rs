@@ -87,7 +87,7 @@ impl Proxy {
         self.state.opened.load(Ordering::SeqCst)
     }
 
-    /// Waits until the client has closed so many connections.
+    /// Waits until the client has closed this many connections.
     pub async fn closed(&self, connections: usize) {
         self.closed
             .clone()
@@ -102,7 +102,7 @@ impl State {
         number < self.silent_below.load(Ordering::SeqCst)
     }
 
-    /// Returns whether to damage this response, and counts it.
+    /// Returns whether to damage this response, and if so, decrements `damaged`.
     fn takes_damage(&self, bytes: &[u8]) -> bool {
         let less = |damaged: usize| damaged.checked_sub(1);
         bytes.starts_with(b"HTTP/1.1 201 ")

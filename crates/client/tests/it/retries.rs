@@ -755,7 +755,7 @@ async fn cut_response_is_repeated() {
         assert_eq!(wire.heard().len(), 3, "cut at {cut}");
         assert_eq!(
             error.to_string(),
-            "GET /api/v1/whoami: the connection ended before the response did after 3 attempts"
+            "GET /api/v1/whoami: the connection ended before the whole response was received after 3 attempts"
         );
     }
 }

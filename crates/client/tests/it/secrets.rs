@@ -35,7 +35,7 @@ use crate::{
 
 /// Part of every secret in these tests.
 const CANARY: &str = "CANARY";
-/// Secrets of these tests; each holds the canary.
+/// The secrets of these tests, each with the canary.
 const TOKEN: &str = "tokenCANARY1";
 const SERVICE_KEY: &str = "tks_CANARY2";
 const SECRET_KEY: &str = "sk_test_CANARY3";
@@ -76,8 +76,8 @@ impl Drop for Collecting {
 
 impl Logs {
     fn collect(&self) -> Collecting {
-        // One subscriber for the whole process, also for the crate `log`: `tracing` caches per callsite whether it is enabled,
-        // so with one for each thread the first thread would decide for all.
+        // One subscriber for the whole process, also for the crate `log`: `tracing` caches per callsite
+        // whether it is enabled, so with one for each thread the first thread would decide for all.
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             let writer = || COLLECTOR.with_borrow(|logs| logs.clone().unwrap_or_default());
@@ -129,8 +129,8 @@ impl Output {
 
 /// Responds to every creation with [`NEW_KEY`].
 fn respond_with_new_keys(request: &Request) -> ResponseTemplate {
-    let created = |mut body: serde_json::Value, member: &str| {
-        body[member] = json!(NEW_KEY);
+    let created = |mut body: serde_json::Value, field: &str| {
+        body[field] = json!(NEW_KEY);
         body
     };
     let target = target(request);
@@ -227,9 +227,9 @@ async fn make_all_calls(client: &Client, output: &mut Output) {
             .client_ip([203, 0, 113, 7])
     );
     show!(service.introspect(PRESENTED).scopes([Scope::LINKS_READ]));
-    let question = VerificationRequest::new(PRESENTED).merchant("merchant_42");
-    output.value(&question);
-    show!(service.verify_batch([question, VerificationRequest::new(PRESENTED)]));
+    let request = VerificationRequest::new(PRESENTED).merchant("merchant_42");
+    output.value(&request);
+    show!(service.verify_batch([request, VerificationRequest::new(PRESENTED)]));
     show!(service.subscription().lookup(Digest::of_key(PRESENTED)));
     show!(
         service
@@ -277,7 +277,7 @@ fn assert_unseen(text: &str, secret: &str) {
     }
 }
 
-/// Makes all calls with this HTTP client and checks that its crates log, but no secret.
+/// Makes all calls with this HTTP client, and checks that the expected crates write logs and that no log has a secret.
 async fn check_logs(http: reqwest::Client, expected: &[&str]) {
     let logs = Logs::default();
     let mut output = Output::default();
@@ -369,13 +369,14 @@ async fn no_secret_of_a_failed_call_is_logged() {
     let logs = Logs::default();
     let mut output = Output::default();
     let guard = logs.collect();
-    // A response with a new key that cannot be parsed, one that is cut after the key, none, and silence.
+    // A response with a new key that cannot be parsed, one that is cut off after the key, a closed connection, no
+    // response, a redirect and a web page.
     let mut created = said::created_commerce_key();
     created["api_key"] = json!(NEW_KEY);
-    let whole = on_the_wire("201 Created", "application/json", &created);
+    let complete = on_the_wire("201 Created", "application/json", &created);
     created["expires_at"] = json!(NEW_KEY);
     let broken = on_the_wire("201 Created", "application/json", &created);
-    let cut = whole[..whole.find(NEW_KEY).unwrap() + NEW_KEY.len()].to_owned();
+    let cut = complete[..complete.find(NEW_KEY).unwrap() + NEW_KEY.len()].to_owned();
     let redirect =
         format!("HTTP/1.1 307 Elsewhere\r\nlocation: /{NEW_KEY}\r\ncontent-length: 0\r\n\r\n");
     let page =
@@ -462,8 +463,8 @@ async fn debug_redacts_credentials() {
     );
 }
 
-/// Reads the headers of the first request on an HTTP/2 connection: for each (RFC 7541, section 6) the index of its name in
-/// the static table, and whether it is marked as never indexed.
+/// Reads the headers of the first request on an HTTP/2 connection: for each (RFC 7541, section 6) the index
+/// of its name in the static table, and whether it is marked as never indexed.
 async fn written_headers(connection: &mut TcpStream) -> Vec<(usize, bool)> {
     let mut preface = [0; 24];
     connection.read_exact(&mut preface).await.unwrap();
@@ -507,7 +508,7 @@ async fn written_headers(connection: &mut TcpStream) -> Vec<(usize, bool)> {
     }
 }
 
-/// Reads an integer with a prefix of so many bits (RFC 7541, section 5.1).
+/// Reads an integer whose prefix has this many bits (RFC 7541, section 5.1).
 fn integer(block: &mut &[u8], prefix: u32) -> usize {
     let mut next = || {
         let byte = block[0];

@@ -672,7 +672,7 @@ async fn invalid_id_is_not_sent() {
     let server = Server::responding(nothing()).await;
     let long = "x".repeat(257);
     let ascii = "must be at most 256 printable ASCII characters";
-    let dots = "must not be a dot segment, which no path can hold";
+    let dots = "must not be `.` or `..`";
     let rows = [
         ("", "must not be empty"),
         (".", dots),
@@ -756,7 +756,7 @@ async fn credential_in_place_of_an_id_is_not_sent() {
                 "{credential}"
             );
             let rule = format!(
-                "{name}: looks like {kind}, and a URL must not hold a credential; nothing was sent"
+                "{name}: looks like {kind}, and a URL must not contain a credential; nothing was sent"
             );
             assert!(
                 error.to_string().ends_with(&format!(": {rule}")),

@@ -175,7 +175,7 @@ pub enum Does {
     Stalls(String),
     /// Reads requests and writes this for each, on the same connection.
     Serves(String),
-    /// Reads a request and writes a chunked response of so many spaces and `{}`.
+    /// Reads a request and writes a chunked response of this many spaces and `{}`.
     Pours(usize),
 }
 

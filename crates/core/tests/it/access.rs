@@ -67,7 +67,7 @@ fn feature_allows_its_endpoint_if_the_operating_model_has_it() {
                     format!("/api{path}"),
                     format!("{path}?page=2"),
                 ] {
-                    let decision = Request::new(method, &path).judged_by(&record).map(drop);
+                    let decision = Request::new(method, &path).decide(&record).map(drop);
                     assert_eq!(
                         decision, expected,
                         "{model}: {feature:?} for {method} {path}"
@@ -91,7 +91,7 @@ fn merchants_alone_allow_all_features_of_the_operating_model() {
             for merchant in ["m-1", "m-2"] {
                 let decision = Request::new(method, path)
                     .merchant(merchant)
-                    .judged_by(&record)
+                    .decide(&record)
                     .map(|m| m.is_some());
                 assert_eq!(
                     decision,
@@ -110,7 +110,7 @@ fn several_features_allow_exactly_their_endpoints() {
         None,
         Some(&[Feature::TokensList, Feature::CardholderDataForward]),
     );
-    let allowed = FEATURES.map(|(_, method, path)| Request::new(method, path).is_granted(&record));
+    let allowed = FEATURES.map(|(_, method, path)| Request::new(method, path).is_allowed(&record));
     assert_eq!(allowed, [true, false, false, false, true]);
 }
 
@@ -134,7 +134,7 @@ fn scoped_key_cannot_call_other_endpoints() {
         ("GET", "/api/v1/api-keys"),
     ] {
         assert_eq!(
-            Request::new(method, path).judged_by(&record),
+            Request::new(method, path).decide(&record),
             Err(Denial::RouteNotAllowed),
             "{method} {path}"
         );
@@ -173,12 +173,12 @@ fn publishable_key_allows_only_the_public_catalogue() {
     for mode in Mode::ALL {
         let record = record(key(Family::Publishable, mode));
         for (method, path, allowed) in rows {
-            let decision = Request::new(method, path).judged_by(&record).map(drop);
+            let decision = Request::new(method, path).decide(&record).map(drop);
             assert_eq!(decision, denied_route_unless(allowed), "{method} {path}");
         }
         let scoped = Request::new("GET", "/v1/storefront/products").scopes(&["events:read"]);
         assert_eq!(
-            scoped.judged_by(&record),
+            scoped.decide(&record),
             Err(Denial::InsufficientScope),
             "a publishable key has no scopes"
         );
@@ -218,25 +218,21 @@ fn each_of_the_nine_scopes_allows_only_itself() {
                     Err(Denial::InsufficientScope)
                 };
                 let request = Request::default().scopes(&[required]);
-                assert_eq!(
-                    request.judged_by(&record),
-                    expected,
-                    "{held} for {required}"
-                );
+                assert_eq!(request.decide(&record), expected, "{held} for {required}");
             }
         }
         let all_nine = with_scopes(family, &NINE);
-        assert!(Request::default().scopes(&NINE).is_granted(&all_nine));
+        assert!(Request::default().scopes(&NINE).is_allowed(&all_nine));
         assert!(
             !Request::default()
                 .scopes(&["commerce"])
-                .is_granted(&all_nine),
+                .is_allowed(&all_nine),
             "the nine scopes do not imply commerce"
         );
         let commerce = with_scopes(family, &["commerce"]);
         for required in NINE.into_iter().chain(["commerce"]) {
             assert!(
-                Request::default().scopes(&[required]).is_granted(&commerce),
+                Request::default().scopes(&[required]).is_allowed(&commerce),
                 "commerce for {required}"
             );
         }
@@ -246,12 +242,7 @@ fn each_of_the_nine_scopes_allows_only_itself() {
 #[test]
 fn key_without_one_of_the_required_scopes_is_denied() {
     let record = with_scopes(Family::Commerce, &["links:read", "events:read"]);
-    let decision = |names: &[&str]| {
-        Request::default()
-            .scopes(names)
-            .judged_by(&record)
-            .map(drop)
-    };
+    let decision = |names: &[&str]| Request::default().scopes(names).decide(&record).map(drop);
     assert_eq!(decision(&[]), Ok(()));
     assert_eq!(decision(&["links:read", "events:read"]), Ok(()));
     assert_eq!(
@@ -266,9 +257,9 @@ fn secret_key_has_every_scope() {
     assert!(
         Request::new("DELETE", "/anything")
             .scopes(&NINE)
-            .is_granted(&record)
+            .is_allowed(&record)
     );
-    assert!(Request::default().scopes(&["commerce"]).is_granted(&record));
+    assert!(Request::default().scopes(&["commerce"]).is_allowed(&record));
 }
 
 #[test]
@@ -287,13 +278,13 @@ fn key_of_the_other_mode_is_denied() {
                     Err(Denial::WrongMode)
                 };
                 assert_eq!(
-                    request.judged_by(&record),
+                    request.decide(&record),
                     expected,
                     "{own:?} where {required:?} is required"
                 );
             }
             assert!(
-                Request::default().is_granted(&record),
+                Request::default().is_allowed(&record),
                 "both modes are allowed if no mode is required"
             );
         }
@@ -410,7 +401,7 @@ fn assert_first_denial(identity_only: bool, matters: fn(Denial) -> bool) {
             }
         }
         assert_eq!(
-            request.judged_by(&record).map(drop),
+            request.decide(&record).map(drop),
             expected,
             "{record:?} {request:?}"
         );
@@ -433,36 +424,36 @@ fn request_without_a_value_that_a_restriction_needs_is_denied() {
     };
     for request in [&empty, &only_method, &only_path] {
         assert_eq!(
-            request.judged_by(&features),
+            request.decide(&features),
             Err(Denial::RouteNotAllowed),
             "{request:?}"
         );
         assert_eq!(
-            request.judged_by(&record(key(Family::Publishable, Mode::Live))),
+            request.decide(&record(key(Family::Publishable, Mode::Live))),
             Err(Denial::RouteNotAllowed)
         );
         assert_eq!(
-            request.judged_by(&record(key(Family::Commerce, Mode::Live))),
+            request.decide(&record(key(Family::Commerce, Mode::Live))),
             granted
         );
     }
 
     let merchants = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), None);
-    assert_eq!(empty.judged_by(&merchants), Err(Denial::RouteNotAllowed));
+    assert_eq!(empty.decide(&merchants), Err(Denial::RouteNotAllowed));
     assert_eq!(
-        Request::new("GET", "/tokens").judged_by(&merchants),
+        Request::new("GET", "/tokens").decide(&merchants),
         Err(Denial::MerchantNotAllowed)
     );
 
     let mut ip_limited = record(key(Family::Secret, Mode::Live));
     ip_limited.key.restrictions.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
-    assert_eq!(empty.judged_by(&ip_limited), Err(Denial::IpNotAllowed));
+    assert_eq!(empty.decide(&ip_limited), Err(Denial::IpNotAllowed));
     let from = |ip: &str| Request {
         client_ip: Some(ip.parse().unwrap()),
         ..Request::default()
     };
-    assert_eq!(from("203.0.113.9").judged_by(&ip_limited), granted);
-    assert_eq!(from("2001:db8::1").judged_by(&ip_limited), granted);
+    assert_eq!(from("203.0.113.9").decide(&ip_limited), granted);
+    assert_eq!(from("2001:db8::1").decide(&ip_limited), granted);
 }
 
 #[test]
@@ -479,7 +470,7 @@ fn merchants_are_compared_exactly() {
     ] {
         let decision = Request::new("GET", "/tokens")
             .merchant(merchant)
-            .judged_by(&record)
+            .decide(&record)
             .map(drop);
         assert_eq!(
             decision,
@@ -496,7 +487,7 @@ fn merchants_are_compared_exactly() {
 #[test]
 fn key_without_merchants_allows_any_well_formed_merchant() {
     let record = record(key(Family::Commerce, Mode::Live));
-    let decision = |merchant: &str| Request::default().merchant(merchant).judged_by(&record);
+    let decision = |merchant: &str| Request::default().merchant(merchant).decide(&record);
     assert_eq!(decision("m-1"), Ok(Some("m-1".to_owned())));
     for malformed in ["", "a b", "a\r\nx: y", "é", &"m".repeat(129)] {
         assert_eq!(
@@ -531,7 +522,7 @@ fn viewer_sees_only_its_account_and_its_mode() {
             Err(Denial::UnknownKey)
         };
         assert_eq!(
-            request.judged_by(&record(key(Family::Commerce, mode))),
+            request.decide(&record(key(Family::Commerce, mode))),
             expected,
             "{viewer:?} {mode:?}"
         );
@@ -544,7 +535,7 @@ fn key_is_denied_from_its_expiration_on() {
         let mut key = key(Family::Commerce, Mode::Live);
         key.restrictions.expires_at =
             Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
-        Request::default().judged_by(&record(key)).map(drop)
+        Request::default().decide(&record(key)).map(drop)
     };
     assert_eq!(expires_in(1), Ok(()));
     assert_eq!(expires_in(0), Err(Denial::Expired));
@@ -571,7 +562,7 @@ fn keys_of_a_disabled_application_are_denied() {
             OperatingModel::default(),
             &Catalogue::default(),
         );
-        Request::default().judged_by(&record).map(drop)
+        Request::default().decide(&record).map(drop)
     };
     assert_eq!(decision(&application), Err(Denial::ApplicationDisabled));
     application.is_enabled = true;
@@ -588,7 +579,7 @@ fn operating_model_limits_only_scoped_keys() {
             &Catalogue::default(),
         );
         assert!(
-            Request::new("DELETE", "/anything/at/all").is_granted(&record),
+            Request::new("DELETE", "/anything/at/all").is_allowed(&record),
             "{model}"
         );
     }

@@ -1,4 +1,5 @@
-//! The restrictions that a key passes on, those of the account's operating model, and the transitions of a key.
+//! The restrictions that a key passes on to the keys that it creates, the restrictions of the account's
+//! operating model, and the transitions of a key.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -195,21 +196,21 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
 
 #[test]
 fn exceeding_the_parent_key_is_forbidden_with_a_detail() {
-    for beyond in [
+    for error in [
         CeilingError::Mode,
         CeilingError::Networks,
         CeilingError::End,
         CeilingError::RateLimit,
     ] {
-        let problem = Problem::from(beyond);
+        let problem = Problem::from(error);
         assert_eq!(
             (problem.code.as_str(), problem.code.status(), problem.detail),
-            ("forbidden", 403, beyond.to_string())
+            ("forbidden", 403, error.to_string())
         );
     }
 }
 
-fn any_grants() -> impl Strategy<Value = Restrictions> {
+fn any_restrictions() -> impl Strategy<Value = Restrictions> {
     let cidr = one_of([
         "10.0.0.0/8",
         "10.1.0.0/16",
@@ -234,7 +235,7 @@ fn any_grants() -> impl Strategy<Value = Restrictions> {
         })
 }
 
-/// How many uses GCRA allows within `seconds`, both ends included, of a limit that was not used before.
+/// How many uses GCRA allows within `seconds`, both ends included, if the limit was unused before.
 fn uses(limit: RateLimit, seconds: u64) -> u64 {
     let (limit, window) = (
         u64::from(limit.limit().get()),
@@ -245,7 +246,7 @@ fn uses(limit: RateLimit, seconds: u64) -> u64 {
 
 proptest! {
     #[test]
-    fn descendant_never_allows_more_than_its_ancestor(first in any_grants(), requests in prop::collection::vec(any_grants(), 1..4)) {
+    fn descendant_never_allows_more_than_its_ancestor(first in any_restrictions(), requests in prop::collection::vec(any_restrictions(), 1..4)) {
         let mut last = parent_key(Mode::Live, first.clone());
         for requested in requests {
             if let Ok(restrictions) = restrict_to_parent(&last, Mode::Live, requested) {
@@ -285,7 +286,7 @@ fn largest_rate_limits_are_compared_without_overflow() {
 
 /// The tables of the hellgate document.
 #[test]
-fn operating_model_has_exactly_its_features() {
+fn operating_model_allows_only_its_documented_features() {
     let forwards = [Feature::PaymentDataForward, Feature::CardholderDataForward];
     let check = |model: OperatingModel, merchants: Option<&str>, features: Option<Vec<Feature>>| {
         let merchants = merchants.map(|merchant| vec![merchant.to_owned()]);
@@ -365,7 +366,7 @@ fn features_are_read_in_order_without_duplicates() {
     );
     assert_eq!(
         read(&[]),
-        Err("must not be empty; omit it to set no such restriction".to_owned())
+        Err("must not be empty; omit the field to allow all".to_owned())
     );
     let all = "must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, cardholder_data.forward";
     for name in [
@@ -397,7 +398,7 @@ fn external_ids_are_read_in_order_without_duplicates() {
     assert_eq!(read(&["m", "M"]).map(|all| all.len()), Ok(2));
     assert_eq!(
         read(&[]),
-        Err("must not be empty; omit it to set no such restriction".to_owned())
+        Err("must not be empty; omit the field to allow all".to_owned())
     );
     let longest = "a".repeat(128);
     assert!(read(&[&longest]).is_ok());
@@ -480,7 +481,7 @@ fn status_is_the_first_that_applies() {
     }
 }
 
-fn text_of(seed: u64, it: &ApiKey) -> PlainKey {
+fn generate_key(seed: u64, it: &ApiKey) -> PlainKey {
     PlainKey::generate(CredentialKind::Key(it.family, it.mode), &mut rng(seed))
 }
 
@@ -527,7 +528,7 @@ fn rotated_key_and_its_successor_refer_to_each_other() {
         it.created_by = Some(KeyId::from_bytes([6; 16]));
         it.last_used_at = Some(at(-9));
         let before = it.clone();
-        let text = text_of(1, &it);
+        let text = generate_key(1, &it);
         let successor = it.rotate(new, &text, overlap, now()).unwrap();
         assert_eq!(
             (successor.restrictions.clone(), successor.metadata.clone()),
@@ -630,7 +631,7 @@ fn rejected_rotation_does_not_change_the_key() {
         let mut it = key(Family::Commerce, Mode::Live);
         edit(&mut it);
         let before = it.clone();
-        let text = text_of(1, &it);
+        let text = generate_key(1, &it);
         let rejected = it.rotate(KeyId::from_bytes([8; 16]), &text, Overlap::default(), now());
         assert_eq!((rejected.unwrap_err(), it), (expected, before));
     }

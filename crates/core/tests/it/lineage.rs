@@ -90,7 +90,7 @@ fn restriction_of_any_ancestor_denies_the_key() {
     ];
     for (ancestors, expected) in rows {
         let key = secret(9).with_ancestors(ancestors.iter().copied());
-        let decision = from("198.51.100.7").judged_by(&record(key)).map(drop);
+        let decision = from("198.51.100.7").decide(&record(key)).map(drop);
         assert_eq!(decision, expected, "{ancestors:?}");
     }
 }
@@ -116,14 +116,10 @@ fn client_must_be_in_the_allowlist_of_every_ancestor() {
         ("203.0.113.5", false),
         ("2001:db8::1", false),
     ] {
-        assert_eq!(
-            from(address).judged_by(&record).is_ok(),
-            allowed,
-            "{address}"
-        );
+        assert_eq!(from(address).decide(&record).is_ok(), allowed, "{address}");
     }
     assert_eq!(
-        Request::default().judged_by(&record),
+        Request::default().decide(&record),
         Err(Denial::IpNotAllowed),
         "a client with an unknown address"
     );

@@ -1,4 +1,4 @@
-//! An additional restriction never allows a key more.
+//! An additional restriction never allows a request that was denied without it.
 
 use std::net::IpAddr;
 
@@ -220,11 +220,11 @@ proptest! {
         (mut record, mut request) in (any_record(), any_request()),
         restrictions in prop::collection::vec(restriction(), 1..4),
     ) {
-        let before = request.judged_by(&record).map(drop);
+        let before = request.decide(&record).map(drop);
         for restriction in &restrictions {
             restriction.apply(&mut record, &mut request);
         }
-        let after = request.judged_by(&record).map(drop);
+        let after = request.decide(&record).map(drop);
         prop_assert!(before.is_ok() || after.is_err(), "{before:?}, then allowed with {restrictions:?}");
     }
 
@@ -239,7 +239,7 @@ proptest! {
         less.path = less.path.filter(|_| path);
         less.client_ip = less.client_ip.filter(|_| ip);
         less.merchant = less.merchant.filter(|_| merchant);
-        prop_assert!(request.is_granted(&record) || !less.is_granted(&record));
+        prop_assert!(request.is_allowed(&record) || !less.is_allowed(&record));
     }
 }
 
@@ -253,7 +253,7 @@ fn random_requests_are_often_allowed_and_often_denied() {
                 .new_tree(&mut runner)
                 .unwrap()
                 .current();
-            request.is_granted(&record)
+            request.is_allowed(&record)
         })
         .count();
     assert!((200..3800).contains(&allowed), "{allowed} of 4000 allowed");

@@ -7,7 +7,7 @@ use tollkey_core::{Catalogue, Family, Scope, ScopeSet};
 
 use crate::support::one_of;
 
-/// A catalogue with up to twenty added scopes, and which of all its names `commerce` implies.
+/// A catalogue with up to twenty additional scopes, and the names of all scopes that `commerce` implies.
 fn catalogue() -> impl Strategy<Value = (Catalogue, BTreeSet<String>)> {
     prop::collection::btree_map("x[a-z0-9._:-]{0,10}", any::<bool>(), 0..20).prop_map(|added| {
         let mut catalogue = Catalogue::default();
@@ -32,9 +32,8 @@ proptest! {
     fn key_has_its_scopes_and_those_that_commerce_implies(
         (catalogue, implied) in catalogue(), family in one_of(Family::ALL), held: prop::sample::Selector, count in 0..6_usize,
     ) {
-        let held: Vec<Scope> = (0..count).map(|_| held.select(catalogue.scopes()).clone()).collect();
-        let mut held = held;
-        held.push(Scope::named("no-longer:there"));
+        let mut held: Vec<Scope> = (0..count).map(|_| held.select(catalogue.scopes()).clone()).collect();
+        held.push(Scope::named("removed:scope"));
         let own: BTreeSet<String> = held.iter().take(count).map(ToString::to_string).collect();
         let all: BTreeSet<String> = catalogue.scopes().iter().map(ToString::to_string).collect();
         let expected = match family {

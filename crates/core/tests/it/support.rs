@@ -1,4 +1,4 @@
-//! Records and requests for the tests of decisions.
+//! Keys and requests for the tests of authorization decisions.
 
 use std::{fmt::Debug, net::IpAddr};
 
@@ -51,7 +51,7 @@ pub(crate) fn needed(names: &[&str]) -> ScopeSet {
     Catalogue::default().needed(names.iter().copied()).unwrap()
 }
 
-/// A request, which owns what a [`AccessRequest`] borrows.
+/// An [`AccessRequest`] that owns its values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) viewer: Option<(AccountId, Option<Mode>)>,
@@ -87,8 +87,8 @@ impl Request {
         }
     }
 
-    /// Decides the request; `Ok` has the merchant that it is allowed for.
-    pub(crate) fn judged_by(&self, record: &KeyContext) -> Result<Option<String>, Denial> {
+    /// Authorizes the request. `Ok` contains the merchant that it is allowed for.
+    pub(crate) fn decide(&self, record: &KeyContext) -> Result<Option<String>, Denial> {
         let access = AccessRequest {
             viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer {
                 account_id,
@@ -106,18 +106,18 @@ impl Request {
             client_ip: self.client_ip,
             is_client_ip_unreadable: false,
         };
-        decide(record, &access, now()).map(|grant| {
-            assert_eq!(grant.record, record);
-            grant.merchant.map(str::to_owned)
+        decide(record, &access, now()).map(|authorized| {
+            assert_eq!(authorized.record, record);
+            authorized.merchant.map(str::to_owned)
         })
     }
 
-    pub(crate) fn is_granted(&self, record: &KeyContext) -> bool {
-        self.judged_by(record).is_ok()
+    pub(crate) fn is_allowed(&self, record: &KeyContext) -> bool {
+        self.decide(record).is_ok()
     }
 }
 
-/// A random one of these values.
+/// Generates one of these values.
 pub(crate) fn one_of<T: Clone + Debug + 'static>(
     items: impl Into<Vec<T>>,
 ) -> impl Strategy<Value = T> {

@@ -528,7 +528,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
-        let empty = "must not be empty; omit it to set no such restriction";
+        let empty = "must not be empty; omit the field to allow all";
         let reference = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         let cases = [
             (json!({}), "/name is required".to_owned()),
@@ -1416,7 +1416,7 @@ async fn invalid_merge_patch_changes_nothing() {
         let key = full(app, &token).await;
         let before = row(app, &token, &key).await;
         let cleared = |member: &str| vec![format!("/{member} cannot be cleared")];
-        let empty = "must not be empty; omit it to set no such restriction";
+        let empty = "must not be empty; omit the field to allow all";
         let one = |error: &str| vec![error.to_owned()];
         let cases = [
             (json!({"name": null}), cleared("name")),
