@@ -227,7 +227,7 @@ impl Catalogue {
         }
         if scopes.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; omit it for the default, [\"commerce\"]",
+                "must not be empty; on creation, omit the field for the default, [\"commerce\"]",
             ));
         }
         Ok(scopes)

@@ -8,10 +8,11 @@ use tollkey_service::background::UsageSchedule;
 
 use crate::{auth::published::UPKEEP_INTERVAL, state::State, telemetry::Metrics};
 
-/// How often usage is collected, and written if that is due.
+/// How often usage is collected, and written when it is due.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a replica looks for revocations that another one has not finished recording.
+/// How often a replica checks for revocations that another replica has not finished recording.
 const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit of the flush before the server stops.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and expired records are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -40,8 +41,8 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// Records revocations of many keys, when this replica made one and every few seconds for other replicas, until the
-/// server stops. The rest is recorded after the next start, or by another replica.
+/// Records revocations of many keys until the server stops: those of this replica immediately, and those of other
+/// replicas every few seconds. Another replica, or the next start, records the rest.
 async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     let mut end = std::pin::pin!(stopped(stopping));
     let mut interval = tokio::time::interval(REVOCATIONS_INTERVAL);
@@ -58,7 +59,7 @@ async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<b
     }
 }
 
-/// Collects usage every few seconds, stores it when that is due, and stores all of it at the end.
+/// Collects usage every few seconds, stores it when it is due, and stores all of it before the server stops.
 async fn keep_usage(
     state: web::Data<State>,
     metrics: Option<Metrics>,
@@ -102,7 +103,7 @@ async fn keep_usage(
     }
 }
 
-/// Refreshes the published keys of token issuers and the OpenID Connect provider, before a request needs them.
+/// Refreshes the published keys of token issuers and of the OpenID Connect provider before a request needs them.
 async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     let mut end = std::pin::pin!(stopped(stopping));
     loop {

@@ -1,5 +1,5 @@
 //! The command line: one file per subcommand.
-#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic if the reader is gone: see `output`
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic on a closed pipe: see `output`
 
 mod account;
 mod audit;
@@ -94,7 +94,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Adds a hint below the help of a command: where the settings are listed.
+/// Adds a hint to the help of a command and its subcommands: which command lists the settings.
 fn with_settings_hint(command: clap::Command) -> clap::Command {
     command
         .mut_subcommands(with_settings_hint)
@@ -109,23 +109,23 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         arguments.map(|argument| argument.to_string_lossy().into_owned()),
     ) {
         output::note(
-            "error: an argument is not expected there; it is not shown, because it may be a credential. A database URL is \
-             set as DATABASE_URL, and a variable in front of the command: NAME=VALUE tollkey\n\nFor more information, try \
-             '--help'.",
+            "error: invalid argument; it is not shown, because it may be a credential. Set the database URL with the \
+             variable DATABASE_URL. Write variables before the command: NAME=VALUE tollkey\n\nFor more information, \
+             try '--help'.",
         );
     } else {
-        // It fails only if the reader is gone.
+        // Fails only if the pipe is closed.
         let _ = error.print();
     }
     // clap uses 0 and 2.
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// Returns whether a message repeats an argument that may be a credential, or the value after its equals sign.
+/// Returns whether a message repeats an argument, or the value after its equals sign, that may be a credential.
 fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) -> bool {
     arguments.any(|argument| {
         let (name, value) = argument.split_once('=').unwrap_or_default();
-        // The argument may be a variable or a field of the configuration file.
+        // A variable or a field of the configuration file, passed as an argument by mistake.
         let is_setting =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         (is_setting || is_like_a_credential(&argument)) && message.contains(&argument)
@@ -133,7 +133,7 @@ fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) 
     })
 }
 
-/// Returns whether a text may be a URL with a password, even a malformed one, a key or a token.
+/// Returns whether a text may be a credential: a key, a token, or a URL with a password, even a malformed one.
 fn is_like_a_credential(text: &str) -> bool {
     let is_url = text.contains(":/") || text.contains('@') || text.contains("password=");
     is_url || text.starts_with("eyJ") || text.len() > 64 || CredentialKind::parse(text).is_some()
@@ -203,7 +203,7 @@ fn exit_on_signals() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints to stderr which database a command uses.
+/// Prints the URL of the database to stderr.
 fn name_database(settings: &Settings) {
     output::note(format_args!("database: {}", settings.database.url));
 }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn database_error_has_no_repeated_text() {
+    fn database_error_states_its_cause_only_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| format!("sqlite://{}/{name}", directory.path().display());
         fs::create_dir(directory.path().join("a directory")).unwrap();
@@ -290,7 +290,10 @@ mod tests {
             let opened = Store::open(OpenOptions::new(&url), Arc::new(SystemClock));
             let error = anyhow::Error::from(opened.err().unwrap());
             let (printed, text) = (format!("{error:#}"), error.to_string());
-            assert_eq!(printed, text, "the text is complete, and is not repeated");
+            assert_eq!(
+                printed, text,
+                "the message includes the cause, and the chain does not repeat it"
+            );
             let hint = text.find("; ");
             assert!(
                 hint.is_none_or(|at| !text[at..].contains("(os error")),

@@ -11,10 +11,10 @@ use crate::state::State;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`
-/// that is not one. `None` if no such address exists.
+/// that is not a trusted proxy. `None` if the peer is unknown, or if no hop is left.
 ///
 /// # Errors
-/// [`InvalidHop`] if a trusted proxy sent a hop that is not an IP address; it is logged.
+/// [`InvalidHop`] if a trusted proxy sent a hop that is not an IP address. The error is logged.
 pub fn forwarded_ip(
     request: &impl RequestParts,
     state: &State,

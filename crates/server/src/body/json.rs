@@ -1,8 +1,9 @@
 //! Parses a JSON body, a form or a query so that all of its invalid fields are found.
 //!
 //! A valid body is parsed directly. Otherwise it is parsed into a tree of nodes, and the tree into the type. Serde
-//! stops at the first error. The error is recorded, its node is replaced by a placeholder that deserializes as any
-//! type, and the tree is deserialized again. So the types of `tollkey-api` are the only description of a body.
+//! stops at the first error, which is recorded. Then the invalid node is replaced by a placeholder that
+//! deserializes as any type, and the tree is deserialized again. So the types of `tollkey-api` are the only
+//! description of a body.
 
 use serde::{
     Deserialize, Deserializer,
@@ -19,9 +20,9 @@ use super::{
     fault::{Fault, unknown},
 };
 
-/// How many invalid fields one response names.
+/// Maximum number of invalid fields that a response names.
 const MAX_ERRORS: usize = 32;
-/// How often a body is deserialized, at most: some placeholders need a second attempt.
+/// Maximum number of times a body is deserialized: some placeholders are replaced more than once.
 const MAX_ATTEMPTS: usize = 96;
 /// Largest floating-point number that is read as a whole number: 2^53.
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
@@ -145,14 +146,14 @@ impl Node {
         Self::Object(pairs.map(|(name, text)| (name, value(text))).collect())
     }
 
-    /// Removes repeated fields from every object and records an error for each. `way` is the path to this node.
-    fn take_repeated(&mut self, way: &mut Vec<Step>, errors: &mut FieldErrors) {
+    /// Removes repeated fields from every object and records an error for each. `path` leads to this node.
+    fn take_repeated(&mut self, path: &mut Vec<Step>, errors: &mut FieldErrors) {
         match self {
             Self::Array(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
-                    way.push(Step::Item(index));
-                    item.take_repeated(way, errors);
-                    way.pop();
+                    path.push(Step::Item(index));
+                    item.take_repeated(path, errors);
+                    path.pop();
                 }
             }
             Self::Object(fields) => {
@@ -161,7 +162,7 @@ impl Node {
                     let is_first = names.insert(name.clone());
                     if !is_first && errors.len() < MAX_ERRORS {
                         errors.add(
-                            format!("{}/{}", pointer(way), escape(name)),
+                            format!("{}/{}", pointer(path), escape(name)),
                             "must not be repeated",
                         );
                     }
@@ -169,9 +170,9 @@ impl Node {
                 });
                 // Only arrays and objects can contain a repeated name.
                 for (name, value) in fields.iter_mut().filter(|(_, value)| value.is_container()) {
-                    way.push(Step::Field(name.clone()));
-                    value.take_repeated(way, errors);
-                    way.pop();
+                    path.push(Step::Field(name.clone()));
+                    value.take_repeated(path, errors);
+                    path.pop();
                 }
             }
             _ => {}
@@ -198,7 +199,8 @@ impl Node {
         inner?.find(rest)
     }
 
-    /// Records an error and replaces its node, so that deserializing continues. Returns `false` if it cannot.
+    /// Records an error and replaces its node, so that deserialization can continue. Returns `false` if the error
+    /// cannot be repaired.
     fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut FieldErrors) -> bool {
         let detail = fault.to_string();
         match fault {

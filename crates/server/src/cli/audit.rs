@@ -13,7 +13,7 @@ use crate::{config::Settings, database};
 /// Commands for the audit log.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Verify the hash chain of every account, and print the head of each one. Keep the heads in another place.
+    /// Verify the hash chain of every account, and print the head of each one. Store the heads outside the database.
     Verify {
         /// Verify this account only.
         #[arg(long, value_name = "ID")]

@@ -1,4 +1,4 @@
-//! Prints the output of commands. `println!` and `eprintln!` panic if the reader is gone (`tollkey openapi | head`).
+//! Prints the output of commands. `println!` and `eprintln!` panic on a closed pipe (`tollkey openapi | head`).
 
 use std::{
     fmt::Display,
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-/// Prints a line to stdout. It is not an error if the reader is gone.
+/// Prints a line to stdout. A closed pipe is not an error.
 ///
 /// # Errors
 /// If the line cannot be written for another reason, such as a full disk.
@@ -21,14 +21,14 @@ pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
 /// Prints a line to stdout that is shown only once, such as a new key.
 ///
 /// # Errors
-/// If the line cannot be written, even because the reader is gone.
+/// If the line cannot be written, even if the reason is a closed pipe.
 pub(super) fn only_once(text: impl Display) -> anyhow::Result<()> {
     write(format_args!("{text}\n")).context("cannot write to stdout")
 }
 
 /// Prints a line about the command to stderr, so that stdout has only its result.
 pub(super) fn note(text: impl Display) {
-    // It fails only if the reader is gone.
+    // Fails only if the pipe is closed.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

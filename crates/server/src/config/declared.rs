@@ -1,7 +1,7 @@
 //! The declaration of every setting.
 //!
 //! A field with an `arg` attribute is a setting: its doc comment is the help, and its type and
-//! `value_parser` are the rule. A test checks that the flag, the variable and the field of the
+//! `value_parser` validate the value. A test checks that the flag, the variable and the field of the
 //! configuration file have the same name. Secrets are in [`SECRETS`], because they must not be
 //! parsed as command-line arguments.
 
@@ -13,11 +13,11 @@ use tollkey_core::{IpList, RouteBase, ceiling::AncestorLimit, credential::Creden
 use super::rules::{self, LogFormat, PublicUrl};
 use crate::issuer_url::JwksUrl;
 
-/// The entries of a list. An alias, because clap parses a field of the type `Vec` entry by entry.
+/// The entries of a list. It is an alias, because clap would parse a field declared as `Vec` entry by entry.
 pub(super) type List = Vec<String>;
 
-/// The trusted proxies; `None` for the value `none`. An alias, because for clap a field of the type
-/// `Option` is a setting without a default.
+/// The trusted proxies; `None` for the value `none`. It is an alias, because clap would treat a field
+/// declared as `Option` as a setting without a default.
 pub type TrustedProxies = Option<IpList>;
 
 /// All settings that are not secrets, in the order of the documentation.
@@ -43,7 +43,7 @@ pub(super) struct Values {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server")]
 pub struct ServerSettings {
-    /// Where to listen; port 0 picks a free one
+    /// Address and port to listen on; port 0 picks a free port
     #[arg(long, env = "TOLLKEY_LISTEN", value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:8080", value_parser = rules::socket_address)]
     pub listen: SocketAddr,
@@ -51,18 +51,18 @@ pub struct ServerSettings {
     #[arg(long, env = "TOLLKEY_WORKERS", value_name = "NUMBER",
         value_parser = rules::number::<usize>(1, 1024))]
     pub workers: Option<usize>,
-    /// How many connections may be open; above it the server closes an idle one first.
-    /// By default the limit of open files less 256, at most 10,000
+    /// Maximum number of open connections. Above it, the server closes an idle connection before it
+    /// serves a new one. By default the limit of open files minus 256, at most 10,000
     #[arg(long, env = "TOLLKEY_MAX_CONNECTIONS", value_name = "NUMBER",
         value_parser = rules::number::<usize>(1, 1_000_000))]
     pub max_connections: Option<usize>,
-    /// For how many seconds the server still accepts connections after SIGTERM or SIGINT while
+    /// Seconds for which the server still accepts connections after SIGTERM or SIGINT while
     /// `/readyz` returns 503, so that load balancers stop sending requests; 0 to 300. A second
     /// signal ends the wait
     #[arg(long = "drain-seconds", env = "TOLLKEY_DRAIN_SECONDS", value_name = "NUMBER",
         default_value = "0", value_parser = rules::seconds(0, 300))]
     pub drain: Duration,
-    /// Where to serve `/metrics` for Prometheus, and `/livez` and `/readyz`; off by default
+    /// Address and port that serve `/metrics` for Prometheus, `/livez` and `/readyz`; off by default
     #[arg(long, env = "TOLLKEY_METRICS_LISTEN", value_name = "ADDRESS:PORT",
         value_parser = rules::socket_address)]
     pub metrics_listen: Option<SocketAddr>,
@@ -70,19 +70,19 @@ pub struct ServerSettings {
     #[arg(long, env = "TOLLKEY_TRUSTED_PROXIES", value_name = "CIDR,...",
         default_value = "127.0.0.0/8,::1/128", value_parser = rules::trusted_proxies)]
     pub trusted_proxies: TrustedProxies,
-    /// Request header in which a gateway's request names its merchant
+    /// Request header from which the gateway routes read the merchant of a request
     #[arg(long, env = "TOLLKEY_MERCHANT_HEADER", value_name = "NAME",
         default_value = "x-merchant-id", value_parser = rules::header_name)]
     pub merchant_header: String,
-    /// Request headers that the gateway routes read a key from, one or more of these three; other
-    /// routes read all of them. Without `authorization`, an API's own `Authorization` header passes
-    /// beside the key
+    /// Request headers from which the gateway routes read a key, one or more of these three; other
+    /// routes read all of them. Without `authorization`, a client can send the API's own
+    /// `Authorization` header together with the key
     #[arg(long, env = "TOLLKEY_CREDENTIAL_HEADERS", value_name = "NAME,...",
         default_value = "authorization,x-api-key,x-commerce-api-key",
         value_parser = rules::credential_headers)]
     pub credential_headers: CredentialHeaders,
-    /// Removed once from the path of a verified request before the path is compared with the routes
-    /// of a key: segments such as `/api`, and `{name}` for any segment, as in
+    /// Path prefix that is removed once from the path of a verified request before the path is
+    /// compared with the routes of a key: segments such as `/api`, and `{name}` for any segment, as in
     /// `/merchants/{merchant}`; `/` removes nothing
     #[arg(long, env = "TOLLKEY_ROUTE_BASE", value_name = "PATH", default_value = "/api",
         value_parser = RouteBase::parse)]
@@ -103,12 +103,12 @@ impl ServerSettings {
 #[command(next_help_heading = "Database")]
 pub(super) struct DatabaseValues {
     /// Database connections for management requests, at most 1000; verification, leases and
-    /// sessions have others
+    /// sessions use separate connections
     #[arg(long = "database-pool", env = "TOLLKEY_DATABASE_POOL", value_name = "NUMBER",
         default_value = "8", value_parser = rules::number::<u32>(1, 1000))]
     pub(super) pool: u32,
-    /// For how many seconds a starting server or command waits for a PostgreSQL server that cannot
-    /// be reached yet, 0 to 3600; 0 does not wait
+    /// Seconds for which a starting server or command waits until PostgreSQL can be reached, 0 to
+    /// 3600; 0 does not wait
     #[arg(long = "database-wait-seconds", env = "TOLLKEY_DATABASE_WAIT_SECONDS",
         value_name = "NUMBER", default_value = "30", value_parser = rules::seconds(0, 3600))]
     pub(super) wait: Duration,
@@ -160,7 +160,8 @@ pub(super) struct TokenValues {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Dashboard")]
 pub(super) struct DashboardValues {
-    /// Whether a management token signs in to the dashboard; by default only in development mode
+    /// Whether users can sign in to the dashboard with a management token; by default only in
+    /// development mode
     #[arg(long = "dashboard-token-sign-in", env = "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
         value_name = "BOOL", action = ArgAction::Set, value_parser = rules::switch)]
     pub(super) token_sign_in: Option<bool>,
@@ -176,8 +177,8 @@ pub(super) struct DashboardValues {
     /// Client ID of this server at the provider; required with `TOLLKEY_OIDC_ISSUER`
     #[arg(long, env = "TOLLKEY_OIDC_CLIENT_ID", value_name = "ID", value_parser = rules::text)]
     pub(super) oidc_client_id: Option<String>,
-    /// Scopes to request from the provider in addition to `openid`: those that put the claims below
-    /// into ID tokens
+    /// Scopes to request from the provider in addition to `openid`, so that ID tokens have the
+    /// account and roles claims
     #[arg(long, env = "TOLLKEY_OIDC_SCOPES", value_name = "SCOPE,...",
         value_parser = rules::oidc_scopes)]
     pub(super) oidc_scopes: Option<List>,
@@ -201,7 +202,7 @@ pub(super) struct KeyValues {
     /// Scopes in addition to the built-in ones
     #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::names)]
     pub(super) scopes: Option<List>,
-    /// Those of `TOLLKEY_SCOPES` that the scope `commerce` implies
+    /// Scopes of `TOLLKEY_SCOPES` that the scope `commerce` implies
     #[arg(long, env = "TOLLKEY_COMMERCE_SCOPES", value_name = "SCOPE,...",
         value_parser = rules::names)]
     pub(super) commerce_scopes: Option<List>,
@@ -211,17 +212,17 @@ pub(super) struct KeyValues {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub struct KeyLimits {
-    /// Most keys of one application that are neither revoked nor expired
+    /// Maximum number of keys of one application that are neither revoked nor expired
     #[arg(long, env = "TOLLKEY_APPLICATION_KEY_LIMIT", value_name = "NUMBER", default_value = "20",
         value_parser = rules::number::<u32>(1, 10_000))]
     pub application_key_limit: u32,
-    /// Most commerce keys, and most account keys, of one account that are neither revoked nor
-    /// expired; unlimited by default
+    /// Maximum number of commerce keys, and of account keys, of one account that are neither
+    /// revoked nor expired; unlimited by default
     #[arg(long, env = "TOLLKEY_ACCOUNT_KEY_LIMIT", value_name = "NUMBER",
         value_parser = rules::number::<u32>(1, 1_000_000))]
     pub account_key_limit: Option<u32>,
-    /// How many ancestors a key can have, 0 to 8: a key at the limit cannot create keys; with 0 no
-    /// key can
+    /// Maximum number of ancestors of a key, 0 to 8. A key at the limit cannot create keys; with 0,
+    /// no key can
     #[arg(long, env = "TOLLKEY_KEY_DEPTH_LIMIT", value_name = "NUMBER", default_value = "3",
         value_parser = rules::key_depth_limit)]
     pub key_depth_limit: AncestorLimit,
@@ -231,13 +232,13 @@ pub struct KeyLimits {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
-    /// Most bytes of memory for cached keys, their rate limits and the usage counts that are not
-    /// written yet; above it keys of the account with the most cached bytes are evicted first
+    /// Maximum bytes of memory for cached keys, their rate limits and the usage counts that are not
+    /// written yet; above it, keys of the account with the most cached bytes are evicted first
     #[arg(long = "cache-bytes", env = "TOLLKEY_CACHE_BYTES", value_name = "NUMBER",
         default_value = "268435456",
         value_parser = rules::number::<usize>(tollkey_verifier::Settings::MIN_BYTES, 1 << 40))]
     pub bytes: usize,
-    /// Most keys that are cached; `TOLLKEY_CACHE_BYTES` is usually reached first
+    /// Maximum number of cached keys; `TOLLKEY_CACHE_BYTES` is usually reached first
     #[arg(long = "cached-keys", alias = "remembered-keys", env = "TOLLKEY_CACHED_KEYS",
         value_name = "NUMBER", default_value = "1000000",
         value_parser = rules::number::<usize>(1, 100_000_000))]
@@ -248,7 +249,7 @@ pub struct CacheSettings {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogSettings {
-    /// What is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or directives
+    /// Log filter: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or directives
     /// such as `info,tollkey_server=debug`
     #[arg(long = "log", env = "TOLLKEY_LOG", value_name = "FILTER", default_value = "info",
         value_parser = rules::log_filter)]
@@ -283,8 +284,8 @@ pub(super) const SECRETS: [SecretDeclaration; 4] = [
         heading: "Database",
         value_name: "URL",
         default: Some(DEFAULT_DATABASE_URL),
-        help: "Where everything is stored: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST/NAME`. \
-               A flag must not have a password",
+        help: "URL of the database: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST/NAME`. \
+               A URL in the flag must not have a password",
         has_flag: true,
     },
     SecretDeclaration {
@@ -309,7 +310,7 @@ pub(super) const SECRETS: [SecretDeclaration; 4] = [
         heading: "Dashboard",
         value_name: "SECRET",
         default: None,
-        help: "Client secret of this server at the provider; none for a public client",
+        help: "Client secret of this server at the provider; omit it for a public client",
         has_flag: false,
     },
 ];

@@ -1761,6 +1761,6 @@ fn help_names_variable_and_default() {
         .render_long_help()
         .to_string();
     assert!(help.contains(
-        "Where to listen; port 0 picks a free one [default: 127.0.0.1:8080] [env: TOLLKEY_LISTEN]"
+        "Address and port to listen on; port 0 picks a free port [default: 127.0.0.1:8080] [env: TOLLKEY_LISTEN]"
     ));
 }

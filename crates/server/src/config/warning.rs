@@ -4,8 +4,8 @@ use std::{fmt, path::PathBuf};
 
 use super::unknown::UnknownVariable;
 
-/// A secret with fewer different characters is reported as weak. 32 random hexadecimal digits have fewer in one of a
-/// billion cases.
+/// A secret with fewer different characters is reported as weak. 32 random hexadecimal digits have fewer in one of
+/// 28 million cases.
 const DIFFERENT_CHARACTERS_MIN: usize = 8;
 
 /// A warning about a setting that is valid, but probably a mistake. Never shows the value of a secret.
@@ -33,7 +33,7 @@ pub enum Warning {
     WeakSecret {
         /// The secret.
         setting: &'static str,
-        /// What is weak about it.
+        /// Why it is weak.
         reason: &'static str,
     },
     /// A PEM file has the characters `\n` instead of line breaks.
@@ -126,7 +126,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Returns what is weak about a secret, or `None` if it may be random.
+/// Returns why a secret is weak, or `None` if it may be random.
 pub(super) fn weakness(secret: &str) -> Option<&'static str> {
     // The comparison is quadratic, so only the beginning of a long secret is checked.
     let mut characters: Vec<char> = secret.chars().take(1024).collect();

@@ -21,11 +21,12 @@ use crate::{
 };
 
 const SECTION: &str = "applications";
-const SHOWN: u32 = 50;
-/// Maximum number of an application's keys that are shown and counted.
-const KEYS: u32 = 100;
+/// Applications on a page of the list.
+const PAGE_SIZE: u32 = 50;
+/// Maximum number of keys of an application that are shown and counted.
+const MAX_KEYS: u32 = 100;
 /// The status of keys that stop working with their application.
-const STOPS: Option<Status> = Some(Status::Active);
+const AFFECTED_STATUS: Option<Status> = Some(Status::Active);
 
 struct View {
     id: String,
@@ -70,7 +71,7 @@ pub(super) async fn list(
     query: Query,
 ) -> HandlerResult {
     let query: ListQuery = query.read()?;
-    let (page, limit) = paging(query.page, Some(SHOWN))?;
+    let (page, limit) = paging(query.page, Some(PAGE_SIZE))?;
     let found = applications::page(&state.service, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
         frame: Frame::of(&visitor, SECTION, "Applications")
@@ -81,7 +82,7 @@ pub(super) async fn list(
             .map(|(application, _)| View::from(application))
             .collect(),
         page: page.into(),
-        pages: found.total.div_ceil(u64::from(SHOWN)),
+        pages: found.total.div_ceil(u64::from(PAGE_SIZE)),
         total: found.total,
     })
 }
@@ -217,7 +218,7 @@ pub(super) async fn update(
     }
 }
 
-/// An application and its newest keys, of any status or of one.
+/// An application and its newest keys, optionally only those with one status.
 struct ApplicationKeys {
     application: View,
     keys: Vec<KeyView>,
@@ -238,7 +239,7 @@ impl ApplicationKeys {
             status,
             ..api_keys::KeyQuery::of(&[Family::Application])
         };
-        let found = api_keys::list(&state.service, by, key_query, None, KEYS).await?;
+        let found = api_keys::list(&state.service, by, key_query, None, MAX_KEYS).await?;
         let now = state.service.clock.now();
         let choice = [Choice::from(application.clone())];
         let keys = found
@@ -295,7 +296,7 @@ pub(super) async fn ask_disable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, AFFECTED_STATUS).await?;
     let frame = Frame::of(&visitor, SECTION, "Disable application");
     page::page(&StopPage {
         frame,
@@ -339,7 +340,7 @@ pub(super) async fn ask_delete(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, AFFECTED_STATUS).await?;
     let frame = Frame::of(&visitor, SECTION, "Delete application");
     page::page(&StopPage {
         frame,
@@ -357,7 +358,7 @@ pub(super) async fn delete(
     body: Body,
 ) -> HandlerResult {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
-    let whole = ApplicationKeys::of(&state, &visitor, id, STOPS).await?;
+    let whole = ApplicationKeys::of(&state, &visitor, id, AFFECTED_STATUS).await?;
     if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
         let frame = Frame::of(&visitor, SECTION, "Delete application");

@@ -17,7 +17,7 @@ impl Fields {
     /// Reads the body of a form.
     ///
     /// # Errors
-    /// 408, 413, 415.
+    /// 408, 413 or 415, as for [`Body::pairs`].
     pub fn read(body: &Body) -> Result<Self, Problem> {
         Ok(Self {
             pairs: body.pairs()?,
@@ -68,9 +68,8 @@ impl Fields {
         self.all(name).any(|chosen| chosen == value)
     }
 
-    /// Returns whether this field confirms an action by the name of its target. Both are compared in NFC (Unicode
-    /// Standard Annex
-    /// #15), because keyboards can enter the same letter in different ways.
+    /// Returns whether the value of this field equals the name of the target of an action. Both are compared in NFC
+    /// (Unicode Standard Annex 15), because keyboards can enter the same letter in different ways.
     #[must_use]
     pub fn confirms(&self, field: &str, name: &str) -> bool {
         let nfc = icu_normalizer::ComposingNormalizerBorrowed::new_nfc();
@@ -92,13 +91,13 @@ impl Fields {
     pub fn with_errors(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
         if self.errors.is_empty() {
-            let about = if problem.code == ProblemCode::ApplicationNameTaken {
+            let pointer = if problem.code == ProblemCode::ApplicationNameTaken {
                 "/name"
             } else {
                 ""
             };
             let error = FieldError {
-                pointer: about.to_owned(),
+                pointer: pointer.to_owned(),
                 detail: problem.detail.to_string(),
             };
             self.errors.push(error);
@@ -106,7 +105,7 @@ impl Fields {
         self
     }
 
-    /// Returns the error of a field. Pointers into it count as well: `/merchants/0` belongs to the field `merchants`.
+    /// Returns the first error of a field or of an item in it: `/merchants/0` belongs to the field `merchants`.
     #[must_use]
     pub fn error(&self, name: &str) -> Option<&str> {
         self.errors
@@ -118,14 +117,14 @@ impl Fields {
     /// Returns the errors that belong to none of these fields, whose names are separated by spaces.
     #[must_use]
     pub fn errors_except(&self, names: &str) -> Vec<&str> {
-        let beside = |error: &&FieldError| {
+        let is_other = |error: &&FieldError| {
             !names
                 .split(' ')
                 .any(|name| name == field_of(&error.pointer))
         };
         self.errors
             .iter()
-            .filter(beside)
+            .filter(is_other)
             .map(|error| error.detail.as_str())
             .collect()
     }
@@ -137,7 +136,7 @@ impl Fields {
     }
 }
 
-/// Without the values, because one may be a management token.
+/// Omits the values, because one may be a management token.
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fields")
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn confirmations_compare_in_normalization_form_c() {
+    fn confirmation_ignores_the_unicode_normalization_form() {
         let typed = |text: &str| Fields::default().with("confirm", text);
         // U+00E9, and U+0065 with U+0301.
         for (own, text) in [

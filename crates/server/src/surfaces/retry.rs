@@ -105,14 +105,14 @@ impl IdempotencyHeader {
         body: &Body,
         create: impl AsyncFnOnce(CreationPermit<T>) -> Result<Outcome<T>, Problem>,
     ) -> Result<Outcome<T>, Problem> {
-        let place = RequestTarget {
+        let target = RequestTarget {
             account,
             actor,
             mode,
             method: &self.method,
             path: &self.path,
         };
-        match idempotency::begin(&state.service, place, self.key?, body.bytes()?).await? {
+        match idempotency::begin(&state.service, target, self.key?, body.bytes()?).await? {
             BeginOutcome::Replay(outcome) => Ok(outcome),
             BeginOutcome::Fresh(creating) => create(creating).await,
         }
@@ -121,16 +121,17 @@ impl IdempotencyHeader {
 
 /// The response for a created resource.
 pub struct Representation<B> {
-    /// The value of `Location`, if the document has one.
+    /// The value of `Location`, for operations that document this header.
     pub location: Option<String>,
     /// The resource, which is serialized as JSON.
     pub body: B,
 }
 
-/// Returns the response to a request that creates a resource. `wrap` turns the JSON of the resource into the body.
+/// Returns the response to a request that creates a resource. `show` builds the representation of the resource, and
+/// `wrap` turns its JSON into the body.
 ///
 /// # Errors
-/// What `wrap` returns.
+/// Those of `wrap`, and [`Problem::internal`] if the resource cannot be serialized.
 pub fn respond<T, B: Serialize>(
     outcome: Outcome<T>,
     show: impl FnOnce(&T) -> Representation<B>,

@@ -162,14 +162,14 @@ async fn invalid_key_names_the_field_and_creates_nothing() {
             (json!({"description": ""}), "/description must have 1 to 255 characters"),
             (json!({"description": "x".repeat(256)}), "/description must have 1 to 255 characters"),
             (json!({"description": "d", "mode": "LIVE"}), "/mode must be one of live, test"),
-            (json!({"description": "d", "scopes": []}), "/scopes must not be empty; omit it for the default, [\"commerce\"]"),
+            (json!({"description": "d", "scopes": []}), "/scopes must not be empty; on creation, omit the field for the default, [\"commerce\"]"),
             (
                 json!({"description": "d", "scopes": ["links:delete"]}),
                 "/scopes unknown scope `links:delete`; valid scopes are commerce, links:read, links:write, sessions:read, \
                  sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
             ),
             (json!({"description": "d", "expiresAt": now}), "/expiresAt must be in the future"),
-            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; omit it to allow every IP address"),
+            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; on creation, omit the field to allow every IP address"),
             (
                 json!({"description": "d", "allowedIps": ["10.0.0.1/8"]}),
                 "/allowedIps `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?",

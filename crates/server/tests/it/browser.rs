@@ -399,7 +399,7 @@ async fn disabling_an_application_disables_its_keys() {
     browser
         .reads(
             ".notice",
-            "2 keys are rejected everywhere immediately, until you enable",
+            "2 keys will be rejected everywhere immediately, until you enable",
         )
         .await;
     for name in ["Till 1", "Checkout"] {

@@ -36,13 +36,13 @@ impl App {
 struct Transcript(String);
 
 impl Transcript {
-    fn add(&mut self, what: &str, value: impl Debug) {
-        writeln!(self.0, "{what}: {value:?}").expect("a line");
+    fn add(&mut self, step: &str, value: impl Debug) {
+        writeln!(self.0, "{step}: {value:?}").expect("a line");
     }
 
-    fn add_error(&mut self, what: &str, error: &Error) {
+    fn add_error(&mut self, step: &str, error: &Error) {
         let id = error.request_id().expect("a request ID");
-        writeln!(self.0, "{what}: {}", error.to_string().replace(id, "req")).expect("a line");
+        writeln!(self.0, "{step}: {}", error.to_string().replace(id, "req")).expect("a line");
     }
 }
 
@@ -268,7 +268,7 @@ async fn client_verifies_keys_and_calls_as_a_key() {
         assert!(!service.introspect(presented).mode(Mode::Test).await.expect("a response").active);
         let error = service.verify_batch([]).await.expect_err("an empty batch");
         transcript.add_error("verify nothing", &error);
-        let error = merchant.verify(presented).await.expect_err("a merchant may not verify");
+        let error = merchant.verify(presented).await.expect_err("a management token of an account cannot verify keys");
         assert!(error.is_forbidden());
 
         // The IP allowlist denies this request: loopback is a trusted proxy, so the client IP is unknown.
@@ -386,7 +386,7 @@ async fn repeated_idempotency_key_returns_the_same_key() {
             (error.status(), error.code()),
             (Some(422), Some("idempotency_mismatch"))
         );
-        // Without a key of the caller, each call creates another resource.
+        // Without an Idempotency-Key from the caller, each call creates another resource.
         let call = keys.create("Twice");
         assert_ne!(
             call.clone().await.expect("a key").key_id,

@@ -619,7 +619,9 @@ async fn key_of_a_disabled_application_is_not_active() {
         );
         let page = text_of(&browser.page(&format!("{application}/delete")).await);
         assert!(
-            page.contains("1 key, which is disabled with the application, is permanently revoked"),
+            page.contains(
+                "1 key, already disabled with the application, will be permanently revoked"
+            ),
             "{page}"
         );
         // The API returns the status of the key itself.

@@ -1,4 +1,4 @@
-//! Requirements of a server on its database, and readiness when the database takes no changes.
+//! What the server requires of its database, and readiness when the database rejects changes.
 
 use std::{
     fs,
@@ -15,14 +15,14 @@ use tollkey_store::{
 
 use crate::binary::{LEASE, Server, Tollkey, merchant, service};
 
-/// The longest any step may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit of each step, with a margin for a busy machine.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-async fn becomes(server: &Server, status: u16) {
+async fn wait_for_readyz(server: &Server, status: u16) {
     let since = Instant::now();
     while server.get("/readyz").await.status != status {
         assert!(
-            since.elapsed() < PATIENCE,
+            since.elapsed() < STEP_TIMEOUT,
             "readiness does not become {status}: {}",
             server.stderr()
         );
@@ -81,7 +81,7 @@ async fn server_works_with_a_pooler_in_session_mode() {
     for name in ["Web Store", "Web Store 2"] {
         tollkey.answer(&["migrate"]).await;
         let server = tollkey.serve().await;
-        becomes(&server, 200).await;
+        wait_for_readyz(&server, 200).await;
         create_verify_revoke(&server, name).await;
         server.stop().await;
     }
@@ -103,8 +103,8 @@ async fn database_in_another_encoding_is_rejected_at_start() {
     }
 }
 
-/// Returns the GRANT lines of the documentation, for this role.
-fn restrictions(role: &str) -> String {
+/// Returns the GRANT statements of `docs/deploying.md` for this role.
+fn documented_grants(role: &str) -> String {
     let page = include_str!("../../../../docs/deploying.md");
     let lines: Vec<_> = page
         .lines()
@@ -123,10 +123,10 @@ async fn documented_database_rights_are_sufficient() {
     let owner = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
     owner.answer(&["migrate"]).await;
     database.sql("CREATE ROLE tollkey_server LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC");
-    database.sql(&restrictions("tollkey_server"));
+    database.sql(&documented_grants("tollkey_server"));
     let limited = owner.with("DATABASE_URL", &database.url_as("tollkey_server"));
     let server = limited.serve().await;
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     create_verify_revoke(&server, "Web Store").await;
     let gateway = server.service_key().await;
     assert_eq!(
@@ -139,10 +139,10 @@ async fn documented_database_rights_are_sufficient() {
     );
     let model = server.put("/accounts/acme", json!({"operating_model": "platform"}));
     assert_eq!(model.bearer(&crate::binary::operator()).await.status, 200);
-    let repeatable = server
+    let idempotent = server
         .post("/applications", json!({"name": "Kept"}))
         .header("idempotency-key", "k".repeat(16));
-    assert_eq!(repeatable.bearer(&merchant("acme")).await.status, 201);
+    assert_eq!(idempotent.bearer(&merchant("acme")).await.status, 201);
     server.signal("TERM").await;
     let finished = server.ended().await;
     assert!(
@@ -152,9 +152,9 @@ async fn documented_database_rights_are_sufficient() {
 
     // Missing rights are reported at start, and later by readiness and in the log.
     let server = limited.serve().await;
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     database.sql("REVOKE INSERT ON audit_log FROM tollkey_server");
-    becomes(&server, 503).await;
+    wait_for_readyz(&server, 503).await;
     let lacking = "the database role tollkey_server lacks INSERT on audit_log; the GRANT lines are in docs/deploying.md";
     assert!(server.stderr().contains(lacking), "{}", server.stderr());
     assert_eq!(server.stderr().matches(lacking).count(), 1, "logged once");
@@ -167,7 +167,7 @@ async fn documented_database_rights_are_sufficient() {
     );
     limited.run(&["serve"]).await.refused(&[lacking]);
     database.sql("GRANT INSERT ON audit_log TO tollkey_server");
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     server.stop().await;
 }
 
@@ -175,7 +175,7 @@ async fn documented_database_rights_are_sufficient() {
 async fn write_lock_of_another_process_ends_readiness() {
     for database in backends() {
         let server = Tollkey::on(&database).serve().await;
-        becomes(&server, 200).await;
+        wait_for_readyz(&server, 200).await;
         let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
         let (release, released) = mpsc::channel::<()>();
         let sql = match database.backend() {
@@ -185,15 +185,15 @@ async fn write_lock_of_another_process_ends_readiness() {
         let holder = std::thread::spawn(move || {
             hold(&url, sql, || {
                 held.send(()).unwrap();
-                let _ = released.recv_timeout(PATIENCE);
+                let _ = released.recv_timeout(STEP_TIMEOUT);
             });
         });
         is_held.recv().unwrap();
-        becomes(&server, 503).await;
+        wait_for_readyz(&server, 503).await;
         assert_eq!(server.get("/livez").await.status, 200);
         release.send(()).unwrap();
         holder.join().unwrap();
-        becomes(&server, 200).await;
+        wait_for_readyz(&server, 200).await;
         create_verify_revoke(&server, "Web Store").await;
         server.stop().await;
     }
@@ -229,11 +229,11 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
         (503, "unavailable"),
         "{reply}"
     );
-    // Another process may use another file at this path, so the lease is not renewed and verification ends with it.
-    let gone = Instant::now();
+    // Another process may use another file at this path. So the lease is not renewed, and verification ends with it.
+    let renamed_at = Instant::now();
     while verify().await.status == 200 {
         assert!(
-            gone.elapsed() < 2 * LEASE,
+            renamed_at.elapsed() < 2 * LEASE,
             "verification continues without a lease"
         );
         sleep(Duration::from_millis(50)).await;
@@ -247,7 +247,7 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     );
 
     fs::rename(&aside, &path).unwrap();
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     assert_eq!(server.code(&key.text).await, "valid");
     assert_eq!(
         create().await.status,
@@ -257,9 +257,10 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     server.stop().await;
 }
 
-/// Without this index the server would miss other processes' changes in the log, and delete the log when it stops.
+/// Without the index of the write-ahead log (`tollkey.db-shm`), the server would miss the changes of other processes in
+/// the log, and delete the log when it stops.
 #[actix_web::test]
-async fn deleted_index_of_the_log_loses_no_change() {
+async fn deleted_wal_index_loses_no_change() {
     let database = Database::sqlite();
     let tollkey = Tollkey::on(&database);
     let server = tollkey.serve().await;
@@ -272,23 +273,23 @@ async fn deleted_index_of_the_log_loses_no_change() {
             .bearer(&token)
     };
     assert_eq!(create().await.status, 503);
-    becomes(&server, 503).await;
+    wait_for_readyz(&server, 503).await;
     let key = tollkey.answer(&["service-key", "create", "gateway"]).await;
     assert_eq!(
         create().await.status,
         503,
-        "the server does not see the other process"
+        "the server cannot see the change of the other process"
     );
     server.stop().await;
 
     let server = tollkey.serve().await;
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     let reply = server
         .post("/verify", json!({"key": key.trim()}))
         .bearer(key.trim())
         .await;
     assert_eq!(reply.status, 200, "{reply}");
-    server.application(&token, "Lost").await; // the failed changes were not written
+    server.application(&token, "Lost").await; // the failed changes were not written, so the name is free
     server.stop().await;
 }
 
@@ -322,8 +323,8 @@ async fn full_disk_ends_readiness_until_space_is_free() {
             .bearer(&token)
     };
 
-    // A failed large change leaves space after the end of the log, enough for a page and for renewals of leases. They
-    // do not prove that another change of that size fits.
+    // A failed large change leaves allocated space at the end of the log. One page or a lease renewal fits into it, so
+    // their success does not prove that another large change fits.
     limit(Some(fs::metadata(&log).expect("a log").len()));
     let mut number = 0;
     while server.get("/readyz").await.status == 200 {
@@ -336,12 +337,12 @@ async fn full_disk_ends_readiness_until_space_is_free() {
             reply.status, 201,
             "a change fails while the server is ready: {reply}"
         );
-        sleep(Duration::from_millis(1_050)).await; // the last result is no longer fresh
+        sleep(Duration::from_millis(1_050)).await; // the result of a readiness check is reused for a second
     }
     assert!(number < 100, "the server stays ready");
 
     limit(Some(LIMIT));
-    becomes(&server, 503).await;
+    wait_for_readyz(&server, 503).await;
     let reply = create("Lost").await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
@@ -356,7 +357,7 @@ async fn full_disk_ends_readiness_until_space_is_free() {
     assert_eq!(server.get("/livez").await.status, 200);
 
     limit(maximum);
-    becomes(&server, 200).await;
+    wait_for_readyz(&server, 200).await;
     assert_eq!(
         create("Lost").await.status,
         201,

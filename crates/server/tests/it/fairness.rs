@@ -1,4 +1,4 @@
-//! Requests of one account do not delay or exclude other accounts, cache misses or lease renewals.
+//! Load from one account does not starve other accounts, cache misses or lease renewals.
 
 use std::{cell::Cell, sync::Arc, time::Duration};
 
@@ -23,21 +23,21 @@ use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN, each_backend_with,
 
 const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
 
-/// Creates this many keys for `acme`. The names of keys with a number that `is_match` accepts contain `needle`.
+/// Creates keys for `acme`. The name of a key contains `needle` if `is_match` accepts its number.
 fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
     let account: AccountId = "acme".parse().expect("an account");
     let random = Random::new(StdRng::seed_from_u64(7));
     let begin = app.clock.now();
     let keys = (0..keys).map(|number| {
         let created_at = begin + Duration::from_secs(number);
-        let made = (Family::Commerce, Mode::Live);
+        let kind = (Family::Commerce, Mode::Live);
         let (id, text) = random.with(|rng| {
             (
                 KeyId::new(created_at, rng),
-                PlainKey::generate(CredentialKind::Key(made.0, made.1), rng),
+                PlainKey::generate(CredentialKind::Key(kind.0, kind.1), rng),
             )
         });
-        let mut key = ApiKey::new(id, account.clone(), &text, made, created_at);
+        let mut key = ApiKey::new(id, account.clone(), &text, kind, created_at);
         key.name = if is_match(number) {
             format!("needle {number}")
         } else {
@@ -82,14 +82,14 @@ fn page(app: &App, cookie: &str, path: &str) -> Call {
 }
 
 #[actix_web::test]
-async fn searches_of_one_account_do_not_exclude_others() {
+async fn searches_of_one_account_do_not_starve_others() {
     each_backend_with(TOKENS, async |app| {
         fill(app, 20_000, |_| false);
         let cookie = sign_in(app).await;
         let other = app.management_token("other");
-        let mut fresh = Vec::new();
+        let mut uncached = Vec::new();
         for _ in 0..6 {
-            fresh.push(app.commerce_key(&other, json!({})).await.text);
+            uncached.push(app.commerce_key(&other, json!({})).await.text);
         }
         let has_ended = Cell::new(false);
         let flood = join_all((0..20).map(|_| async {
@@ -102,7 +102,7 @@ async fn searches_of_one_account_do_not_exclude_others() {
             }
         }));
         let others = async {
-            for key in &fresh {
+            for key in &uncached {
                 assert_eq!(app.code(key).await, "valid");
                 let list = app.get("/api-keys?scope=commerce").bearer(&other).await;
                 assert_eq!(list.status, 200, "{list}");
@@ -191,7 +191,7 @@ async fn oversized_search_texts_are_rejected() {
                 assert_eq!(reply.status, 400, "{reply}");
             }
         }
-        // Parameters that are not text are limited too.
+        // The length of other parameters is limited, too.
         let text = "1".repeat(50_000);
         for path in [
             "/api-keys?scope=commerce&cursor=",
@@ -225,7 +225,7 @@ async fn oversized_search_texts_are_rejected() {
     .await;
 }
 
-/// With the real clock: the lease expires unless it is renewed.
+/// Uses the real clock, so that the lease expires unless it is renewed.
 #[actix_web::test]
 async fn cached_key_stays_valid_during_changes_and_lists() {
     for database in backends() {
@@ -288,7 +288,7 @@ async fn cached_key_stays_valid_during_changes_and_lists() {
             }
         }));
         let verifications = async {
-            // Longer than a lease.
+            // The loop takes longer than a lease.
             for _ in 0..25 {
                 verify().await;
                 assert!(

@@ -1,4 +1,4 @@
-//! `tollkey_middleware::Guard` against the real server: connecting, losing the server, and revocation.
+//! `tollkey_middleware::Guard` against the real server: connecting, server outages and revocation.
 
 use std::{
     sync::mpsc,
@@ -21,17 +21,17 @@ use crate::{
     support::{App, each_backend, eventually},
 };
 
-struct Presenting<'a>(&'a str);
+struct PresentedKey<'a>(&'a str);
 
-impl Headers for Presenting<'_> {
+impl Headers for PresentedKey<'_> {
     fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         show("x-api-key", self.0.as_bytes());
     }
 }
 
-/// Returns what a guard decides on `GET /api/v1/links` with that key: 200, or the status of the rejection.
+/// Returns 200 if the guard allows `GET /api/v1/links` with this key, or the status of the rejection.
 async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
-    let headers = Presenting(key);
+    let headers = PresentedKey(key);
     let request = RequestHead {
         method: "GET",
         target: "/api/v1/links",
@@ -102,7 +102,7 @@ async fn guard_reports_key_usage_to_the_server() {
         );
         guard.shutdown().await;
         // Reported with the last poll, and stored by the server with its next batch.
-        eventually("its last use", async || {
+        eventually("the server shows the last use of the key", async || {
             let row = app
                 .get(&format!("/api-keys/{}", key.id))
                 .bearer(&token)
@@ -229,13 +229,13 @@ async fn guard_is_independent_of_the_application_runtimes() {
             format!("http://{}", app.running().address()),
             app.service_key().await,
         );
-        // Connected on a runtime that ends.
+        // The runtime on which the guard connects ends.
         let (release, released) = mpsc::channel();
         drop(release);
         let guard = on_blocked_runtime(Guard::connect(url, service.text), released)
             .await
             .expect("a guard");
-        // A worker verifies a key and is then blocked, with the connection it has opened.
+        // A worker verifies a key. Then its runtime is blocked, with the connection that it opened.
         let (_blocked, released) = mpsc::channel();
         let (on_the_worker, key) = (guard.clone(), first.text.clone());
         let found = on_blocked_runtime(
@@ -276,7 +276,7 @@ async fn verified_key_notifies_a_long_response_of_its_revocation() {
         let token = app.management_token("acme");
         let key = app.commerce_key(&token, json!({})).await;
         let guard = app.guard().await;
-        let headers = Presenting(&key.text);
+        let headers = PresentedKey(&key.text);
         let request = RequestHead {
             method: "GET",
             target: "/stream",
@@ -323,7 +323,7 @@ async fn guard_recovers_after_a_server_outage() {
     let (key, any) = (created.api_key.expose(), Requirement::any());
     let grace = Requirement::any().cached_without_immediate_revocation(Duration::from_secs(600));
 
-    // Started before the server runs, as after an outage of both.
+    // The guard starts before the server, as after an outage of both.
     server.stop().await;
     let guard = Guard::builder()
         .url(format!("http://{address}"))
@@ -344,7 +344,8 @@ async fn guard_recovers_after_a_server_outage() {
     .await;
     assert_eq!(status(&guard, key, &any).await, 200);
 
-    // Without the server, cached keys are accepted for a lease, and after it only where the requirement allows it.
+    // Without the server, cached keys are accepted until the lease expires. After that, they are accepted only if the
+    // requirement allows it.
     server.stop().await;
     eventually("the lease has expired", async || {
         status(&guard, key, &any).await == 503

@@ -1,4 +1,4 @@
-//! Repeated requests: `Idempotency-Key` on every operation that creates something.
+//! Repeated requests: `Idempotency-Key` on every operation that creates a resource.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The `Idempotency-Key` of the requests.
 const KEY: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
 
-/// A request that creates something.
+/// A request that creates a resource.
 struct CreateRequest {
     path: String,
     body: Value,
@@ -24,7 +24,7 @@ struct CreateRequest {
     /// The field of the response with the secret, if there is one.
     secret: Option<&'static str>,
     enveloped: bool,
-    /// The list of the created things.
+    /// The path of the list that has the created resource.
     list: String,
     by: String,
 }
@@ -38,7 +38,7 @@ impl CreateRequest {
         app.post(&self.path, body).bearer(&self.by)
     }
 
-    /// The created thing in the response.
+    /// Returns the created resource from the response.
     fn created(&self, app: &App, reply: &Reply) -> Value {
         if self.enveloped {
             envelope(app, reply)["data"].clone()
@@ -58,7 +58,7 @@ impl CreateRequest {
     }
 }
 
-/// Every creating POST of the contract.
+/// Returns a request for every operation that creates a resource.
 async fn every_create_request(app: &App) -> Vec<CreateRequest> {
     let (by, operator) = (app.management_token("acme"), app.operator());
     let application = app.application(&by, "Web Store").await;
@@ -145,8 +145,11 @@ async fn repeated_request_is_replayed_and_creates_nothing() {
             let after = (request.count(app).await, entries(app).await);
             assert_eq!(after.0, before.0 + 1, "{path}");
             app.clock.advance(Duration::from_secs(7));
-            for written in [KEY.to_owned(), format!("\"{KEY}\""), KEY.to_owned()] {
-                let again = request.call(app).header(IDEMPOTENCY_KEY, written).await;
+            for header_value in [KEY.to_owned(), format!("\"{KEY}\""), KEY.to_owned()] {
+                let again = request
+                    .call(app)
+                    .header(IDEMPOTENCY_KEY, header_value)
+                    .await;
                 assert_eq!(
                     (again.status, again.header("idempotent-replayed")),
                     (201, Some("true")),
@@ -378,13 +381,13 @@ async fn header_has_16_to_255_printable_characters() {
         assert_eq!(twice.errors(), ["Idempotency-Key must not be repeated"]);
         let listed = app.get("/api-keys").bearer(&by).await.json();
         assert_eq!(listed.as_array().unwrap().len(), 5);
-        // Without a valid credential the header is not examined.
-        let stranger = app
+        // Without a valid credential, the header is not validated.
+        let unauthenticated = app
             .post("/api-keys", json!({"name": "x"}))
             .header(IDEMPOTENCY_KEY, "short")
             .await;
-        assert_eq!(stranger.code(), "missing_credentials");
-        // Without the header every request creates something. GET ignores the header.
+        assert_eq!(unauthenticated.code(), "missing_credentials");
+        // Without the header, every request creates a resource. GET ignores the header.
         for _ in 0..2 {
             assert_eq!(
                 app.post("/api-keys", json!({"name": "x"}))
@@ -423,7 +426,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
         let operator = app.operator();
         let account_keys = "/v1/account/api-keys";
         let description = json!({"description": "Checkout"});
-        let places = [
+        let requests = [
             (
                 account_keys.to_owned(),
                 &acme,
@@ -477,7 +480,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
             ),
         ];
         let mut bodies = Vec::new();
-        for (path, by, body) in &places {
+        for (path, by, body) in &requests {
             let reply = app
                 .post(path, body.clone())
                 .bearer(by)
@@ -490,7 +493,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
             );
             bodies.push(reply.body);
         }
-        for (path, by, body) in &places {
+        for (path, by, body) in &requests {
             let reply = app
                 .post(path, body.clone())
                 .bearer(by)
@@ -502,7 +505,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
                 "{path}: {reply}"
             );
         }
-        // Both prefixes of the account API are the same operation, and so are equivalent paths.
+        // The other prefix of the account API and other spellings of the path address the same operation.
         let first = app
             .post(account_keys, key_request("test", "secret"))
             .bearer(&live)
@@ -533,7 +536,7 @@ async fn records_are_scoped_by_account_actor_mode_and_path() {
         assert_eq!(other.await.header("idempotent-replayed"), None);
         bodies.sort();
         bodies.dedup();
-        assert_eq!(bodies.len(), places.len());
+        assert_eq!(bodies.len(), requests.len());
     })
     .await;
 }
@@ -681,7 +684,7 @@ async fn record_is_kept_for_24_hours() {
     .await;
 }
 
-/// The expiration was in the future when the key was created. A replay does not validate the request again.
+/// The expiration was in the future when the key was created, and is in the past when the request is repeated.
 #[actix_web::test]
 async fn replay_is_not_validated_again() {
     each_backend(async |app: &App| {
@@ -913,7 +916,7 @@ async fn database_dump_reveals_no_secret() {
         }
         let dump = app.database.dump();
         let lower = dump.to_lowercase();
-        // Check that the dump has the records and the IDs, so that the absence of secrets means something.
+        // The dump has the records and the IDs. Otherwise the absence of secrets would prove nothing.
         let rows = dump
             .lines()
             .filter(|line| line.starts_with("kept_answers.sealed: "))
@@ -935,7 +938,7 @@ async fn database_dump_reveals_no_secret() {
 }
 
 #[actix_web::test]
-async fn records_need_the_sealing_secret_of_their_server() {
+async fn replay_requires_the_sealing_secret_of_the_record() {
     each_backend(async |app: &App| {
         let by = app.management_token("acme");
         let create = async |settings: &tollkey_server::config::Settings, key: &str| {
@@ -951,19 +954,19 @@ async fn records_need_the_sealing_secret_of_their_server() {
         assert_eq!(first.status, 201, "{first}");
         let again = create(&first_secret, KEY).await;
         assert_eq!((again.header("idempotent-replayed"), &again.body), (Some("true"), &first.body));
-        let closed = create(&other, KEY).await;
-        assert_eq!((closed.status, closed.code().as_str()), (409, "idempotency_replay_unavailable"), "{closed}");
-        // Without a sealing secret, the secret that signs tokens is used, on every replica that has it.
+        let failed = create(&other, KEY).await;
+        assert_eq!((failed.status, failed.code().as_str()), (409, "idempotency_replay_unavailable"), "{failed}");
+        // The default is derived from the secret that signs tokens, so all replicas with that secret can replay.
         let default = "another idempotency key";
         let first =
             app.post("/api-keys", json!({"name": "Checkout"})).bearer(&by).header(IDEMPOTENCY_KEY, default).await;
         assert_eq!(create(&app.settings, default).await.body, first.body);
         assert_eq!(create(&first_secret, default).await.code(), "idempotency_replay_unavailable");
-        // A record is bound to its Idempotency-Key: one copied to another record cannot be decrypted.
+        // A sealed response is bound to its Idempotency-Key: a copy in another record cannot be decrypted.
         app.database.sql("UPDATE kept_answers SET sealed = (SELECT sealed FROM kept_answers ORDER BY id LIMIT 1)");
         let mut codes = [create(&first_secret, KEY).await.code(), create(&app.settings, default).await.code()];
         codes.sort();
-        assert_eq!(codes, ["", "idempotency_replay_unavailable"], "only the record with its own key is replayed");
+        assert_eq!(codes, ["", "idempotency_replay_unavailable"], "only the record with its own sealed response is replayed");
         let listed = app.get("/api-keys").bearer(&by).await.json();
         assert_eq!(listed.as_array().unwrap().len(), 2, "no other key was created");
     })

@@ -1,9 +1,9 @@
 //! The OpenAPI document and the Swagger UI.
 
 use std::collections::BTreeSet;
-use tollkey_server::routes::SURFACES;
 
 use serde_json::Value;
+use tollkey_server::routes::SURFACES;
 
 use crate::support::{App, each_backend};
 
@@ -11,12 +11,12 @@ fn document() -> Value {
     serde_json::from_str(tollkey_server::openapi::json()).expect("the document is JSON")
 }
 
-/// Every value of a field with that name, at any depth.
+/// Collects the values of all fields with this name, at any depth.
 fn all<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
     match value {
         Value::Object(fields) => {
             found.extend(fields.get(name));
-            fields.values().for_each(|member| all(member, name, found));
+            fields.values().for_each(|field| all(field, name, found));
         }
         Value::Array(items) => items.iter().for_each(|item| all(item, name, found)),
         _ => {}
@@ -40,10 +40,10 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
 #[test]
 fn every_reference_resolves() {
     let document = document();
-    let mut external_ids = Vec::new();
-    all(&document, "$ref", &mut external_ids);
-    assert!(external_ids.len() > 50);
-    for reference in external_ids {
+    let mut references = Vec::new();
+    all(&document, "$ref", &mut references);
+    assert!(references.len() > 50);
+    for reference in references {
         let pointer = reference
             .as_str()
             .and_then(|text| text.strip_prefix('#'))
@@ -148,12 +148,12 @@ fn every_field_of_a_body_has_a_description() {
         .as_object()
         .expect("schemas")
     {
-        for (member, schema) in schema["properties"].as_object().into_iter().flatten() {
+        for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
             let mut descriptions = Vec::new();
             all(schema, "description", &mut descriptions);
             assert!(
                 !descriptions.is_empty() || schema["$ref"].is_string(),
-                "{name}.{member} has no description"
+                "{name}.{field} has no description"
             );
         }
     }
@@ -170,7 +170,7 @@ fn committed_document_matches_the_server() {
 }
 
 #[actix_web::test]
-async fn document_and_swagger_ui_are_served_without_other_hosts() {
+async fn document_and_swagger_ui_load_nothing_from_other_hosts() {
     each_backend(async |app: &App| {
         let reply = app.get("/openapi.json").await;
         assert_eq!(
@@ -208,7 +208,7 @@ async fn document_and_swagger_ui_are_served_without_other_hosts() {
     .await;
 }
 
-/// A route outside the prefixes of its API would have the error format and headers of another API.
+/// Otherwise a route would have the error format and headers of another API.
 #[test]
 fn every_operation_has_a_prefix_of_its_api() {
     let document = tollkey_server::openapi::document();

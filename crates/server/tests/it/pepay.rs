@@ -1,5 +1,5 @@
-//! Commerce keys, in the order of pepay's document. Tests of the additions follow: suspension,
-//! changes and the limit of keys.
+//! Commerce keys, in the order of pepay's document. Tests of Tollkey's additions follow: suspension,
+//! changes and the key limit.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -22,7 +22,7 @@ fn crockford(id: &str) -> String {
     id.parse::<KeyId>().expect("a key ID").crockford()
 }
 
-/// The key as the API returns it.
+/// Returns the key as the API represents it.
 async fn row(app: &App, token: &str, key: &Key) -> Value {
     let reply = app.get(&path(key)).bearer(token).await;
     assert_eq!(reply.status, 200, "{reply}");
@@ -43,7 +43,7 @@ fn act(app: &App, token: &str, key: &Key, action: &str) -> Call {
         .bearer(token)
 }
 
-/// Action and changes of every audit entry about the key, oldest first.
+/// Returns the action and the changes of every audit entry of the key, oldest first.
 async fn log(app: &App, token: &str, key: &Key) -> Vec<(String, Value)> {
     let entries = app
         .get(&format!("/audit-log?target_id={}", key.id))
@@ -158,9 +158,9 @@ async fn pages_of_a_list_have_every_key_exactly_once() {
         let mut created = Vec::new();
         for count in [1, 7, 1, 8, 4] {
             for _ in 0..count {
-                created.push(app.commerce_key(&token, json!({})).await.id); // all with the same time
+                created.push(app.commerce_key(&token, json!({})).await.id); // all at the same time
             }
-            app.clock.advance(Duration::from_millis(700)); // sometimes into the next second
+            app.clock.advance(Duration::from_millis(700)); // in some rounds into the next second
         }
         let all = ids(&app.get("/api-keys").bearer(&token).await.json());
         let sorted = |ids: &[String]| {
@@ -221,7 +221,7 @@ async fn pages_of_a_list_have_every_key_exactly_once() {
             .await;
         assert_eq!(ids(&rest.json()), all[10..20]);
 
-        // An operator's next page keeps the account; another account's cursor reveals nothing.
+        // The link to an operator's next page keeps `account`. A cursor returns no keys of another account.
         let reply = app
             .get("/api-keys?account=acme&limit=20")
             .bearer(&app.operator())
@@ -385,7 +385,7 @@ async fn creation_returns_the_documented_fields() {
 }
 
 #[actix_web::test]
-async fn key_is_only_in_the_response_of_its_creation() {
+async fn full_key_is_only_in_the_creation_response() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let key = app
@@ -420,7 +420,7 @@ async fn optional_fields_may_be_null() {
             (&bare["mode"], &bare["scopes"]),
             (&json!("live"), &json!(["commerce"]))
         );
-        let members = [
+        let fields = [
             "scope",
             "mode",
             "scopes",
@@ -432,12 +432,12 @@ async fn optional_fields_may_be_null() {
             "metadata",
         ];
         let mut all = json!({"name": "n"});
-        for member in members {
-            all[member] = Value::Null;
+        for field in fields {
+            all[field] = Value::Null;
             let key = app
-                .commerce_key(&token, json!({"name": "n", member: null}))
+                .commerce_key(&token, json!({"name": "n", field: null}))
                 .await;
-            assert_same_except_ids(&row(app, &token, &key).await, &bare, member);
+            assert_same_except_ids(&row(app, &token, &key).await, &bare, field);
         }
         let key = app.commerce_key(&token, all).await;
         assert_same_except_ids(&row(app, &token, &key).await, &bare, "all fields");
@@ -450,8 +450,8 @@ async fn optional_fields_may_be_null() {
 fn assert_same_except_ids(row: &Value, other: &Value, why: &str) {
     let (mut row, mut other) = (row.clone(), other.clone());
     for row in [&mut row, &mut other] {
-        for member in ["key_id", "prefix", "last4"] {
-            row[member] = Value::Null;
+        for field in ["key_id", "prefix", "last4"] {
+            row[field] = Value::Null;
         }
     }
     assert_eq!(row, other, "{why}");
@@ -528,7 +528,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
-        let empty = "must not be empty; omit the field to allow all";
+        let empty = "must not be empty; on creation, omit the field to allow all";
         let reference = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         let cases = [
             (json!({}), "/name is required".to_owned()),
@@ -547,7 +547,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
             (json!({"name": "n", "scope": {"commerce": null}}), "/scope must be a string".to_owned()),
             (
                 json!({"name": "n", "scopes": []}),
-                "/scopes must not be empty; omit it for the default, [\"commerce\"]".to_owned(),
+                "/scopes must not be empty; on creation, omit the field for the default, [\"commerce\"]".to_owned(),
             ),
             (json!({"name": "n", "scopes": "links:read"}), "/scopes must be an array".to_owned()),
             (json!({"name": "n", "scopes": [null]}), "/scopes/0 must be a string".to_owned()),
@@ -569,7 +569,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
             ),
             (
                 json!({"name": "n", "allowed_ips": []}),
-                "/allowed_ips must not be empty; omit it to allow every IP address".to_owned(),
+                "/allowed_ips must not be empty; on creation, omit the field to allow every IP address".to_owned(),
             ),
             (
                 json!({"name": "n", "allowed_ips": ["10.0.0.1/8"]}),
@@ -981,7 +981,7 @@ async fn only_successful_uses_update_last_used_at() {
     .await;
 }
 
-// What the contract adds: get
+// Additions to pepay's document: get
 
 #[actix_web::test]
 async fn get_returns_the_row_of_the_list_for_either_id_format() {
@@ -1174,7 +1174,7 @@ async fn revoked_and_expired_keys_cannot_be_changed() {
         let rotated = act(app, &token, &expired, "rotate").await;
         assert_eq!((rotated.status, rotated.code().as_str()), (409, "key_expired"));
         assert_eq!(app.code(&expired.text).await, "expired");
-        // It can still be suspended or resumed, but stays expired.
+        // An expired key can still be suspended or resumed, but stays expired.
         for action in ["suspend", "resume"] {
             let reply = act(app, &token, &expired, action).await;
             assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("expired")), "{action}");
@@ -1303,8 +1303,8 @@ async fn merge_patch_sets_values_and_clears_nulls() {
         for (patch, differs, changes) in cases {
             let key = full(app, &token).await;
             let mut expected = row(app, &token, &key).await;
-            for (member, value) in differs.as_object().unwrap() {
-                expected[member] = value.clone();
+            for (field, value) in differs.as_object().unwrap() {
+                expected[field] = value.clone();
             }
             let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
             assert_eq!((reply.status, &reply.json()), (200, &expected), "{patch}");
@@ -1314,7 +1314,7 @@ async fn merge_patch_sets_values_and_clears_nulls() {
                 entries.push(("api_key.updated".to_owned(), changes));
             }
             assert_eq!(log(app, &token, &key).await[1..], entries, "{patch}");
-            // A repeated patch changes nothing.
+            // Repeating the patch changes nothing.
             assert_eq!(app.patch(&path(&key), patch.clone()).bearer(&token).await.json(), expected, "{patch}");
             assert_eq!(log(app, &token, &key).await.len(), 1 + entries.len(), "{patch}");
         }
@@ -1375,10 +1375,10 @@ async fn merge_patch_of_a_key_without_optional_values() {
         ] {
             let key = app.commerce_key(&token, json!({})).await;
             let mut expected = row(app, &token, &key).await;
-            for (member, value) in differs.as_object().unwrap() {
-                expected[member] = value.clone();
+            for (field, value) in differs.as_object().unwrap() {
+                expected[field] = value.clone();
             }
-            // With the media type of merge patches, too.
+            // The media type of merge patches is accepted, too.
             let call = app
                 .call("PATCH", &path(&key))
                 .header("content-type", "application/merge-patch+json");
@@ -1415,8 +1415,8 @@ async fn invalid_merge_patch_changes_nothing() {
         app.set_model("acme", "ecosystem").await;
         let key = full(app, &token).await;
         let before = row(app, &token, &key).await;
-        let cleared = |member: &str| vec![format!("/{member} cannot be cleared")];
-        let empty = "must not be empty; omit the field to allow all";
+        let cleared = |field: &str| vec![format!("/{field} cannot be cleared")];
+        let empty = "must not be empty; on creation, omit the field to allow all";
         let one = |error: &str| vec![error.to_owned()];
         let cases = [
             (json!({"name": null}), cleared("name")),
@@ -1424,7 +1424,7 @@ async fn invalid_merge_patch_changes_nothing() {
             (json!({"mode": null}), cleared("mode")),
             (json!({"mode": "test"}), one("/mode cannot be changed after creation")),
             (json!({"mode": "none"}), one("/mode must be one of live, test")),
-            (json!({"scopes": []}), one("/scopes must not be empty; omit it for the default, [\"commerce\"]")),
+            (json!({"scopes": []}), one("/scopes must not be empty; on creation, omit the field for the default, [\"commerce\"]")),
             (json!({"expires_at": START}), one("/expires_at must be in the future")),
             (json!({"merchants": null}), cleared("merchants")),
             (json!({"features": null}), cleared("features")),
@@ -1438,7 +1438,7 @@ async fn invalid_merge_patch_changes_nothing() {
             ),
             (json!({"merchants": []}), vec![format!("/merchants {empty}")]),
             (json!({"features": []}), vec![format!("/features {empty}")]),
-            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; omit it to allow every IP address")),
+            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; on creation, omit the field to allow every IP address")),
             (json!({"rate_limit": {"limit": null}}), one("/rate_limit/limit cannot be cleared")),
             (json!({"rate_limit": {"limit": 0}}), one("/rate_limit/limit must be between 1 and 1000000")),
             (
@@ -1480,22 +1480,22 @@ async fn invalid_merge_patch_changes_nothing() {
     .await;
 }
 
-// Changes hold after the response
+// Propagation of changes
 
 #[actix_web::test]
-async fn change_holds_on_all_replicas_after_its_response() {
+async fn change_applies_on_all_replicas_after_its_response() {
     each_backend_with_replica(None, async |app: &App, replica: &RunningServer| {
         let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
         let key = app.commerce_key(&token, json!({})).await;
-        let need = json!({
+        let request = json!({
             "key": key.text, "method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7",
             "scopes": ["links:read"]
         });
         let assert_code = async |expected: &str, after: &str| {
             for at in [app.running().address(), replica.address()] {
                 for _ in 0..2 {
-                    let call = Call::new(at, "POST", "/verify").json(need.clone()).bearer(&app.service());
+                    let call = Call::new(at, "POST", "/verify").json(request.clone()).bearer(&app.service());
                     assert_eq!(call.await.json()["code"], expected, "{after}");
                 }
             }
@@ -1521,7 +1521,7 @@ async fn change_holds_on_all_replicas_after_its_response() {
             assert_eq!(reply.status, 200, "{patch} {reply}");
             assert_code(expected, &patch.to_string()).await;
         }
-        assert_eq!(app.verify(&key.text, need.clone()).await["key"]["name"], "New");
+        assert_eq!(app.verify(&key.text, request.clone()).await["key"]["name"], "New");
         let reply = app.patch(&path(&key), json!({"expires_at": START + 60})).bearer(&token).await;
         assert_eq!(reply.status, 200);
         assert_code("valid", "an expiration").await;
@@ -1611,7 +1611,7 @@ async fn parallel_changes_are_all_applied_and_logged_once() {
     .await;
 }
 
-// Limit of keys
+// Key limit
 
 #[actix_web::test]
 async fn key_limit_counts_usable_commerce_keys() {

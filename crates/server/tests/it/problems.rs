@@ -12,7 +12,8 @@ use tollkey_core::{
 
 use crate::support::{App, Call, Reply, each_backend_with, settings};
 
-/// The problem after this one in the table. There is no wildcard, so a new code compiles only with a row in the table.
+/// Returns the problem after this one in the table. The match has no wildcard, so a new code does not compile until it
+/// has a row.
 fn next(code: ProblemCode) -> Option<ProblemCode> {
     use ProblemCode as Code;
     Some(match code {
@@ -157,7 +158,7 @@ async fn of_server(app: &App) -> Vec<Row> {
     let replica = app
         .replica_with(&settings(app.database.url(), &[sealing]))
         .await;
-    let unopened = Call::new(replica.address(), "POST", "/applications")
+    let undecryptable = Call::new(replica.address(), "POST", "/applications")
         .json(json!({"name": "Third"}))
         .bearer(&token)
         .header("idempotency-key", "EXAMPLE of a value")
@@ -204,7 +205,7 @@ async fn of_server(app: &App) -> Vec<Row> {
         app.get("/nothing").bearer(&token).await,
         app.call("PUT", "/applications").bearer(&token).await,
         create("/applications", json!({"name": "Web Store"})).await,
-        unopened,
+        undecryptable,
         poll("00000000000000b1", &[first]).await,
         create("/applications", json!({"name": "x".repeat(65_536)})).await,
         app.call("POST", "/applications")

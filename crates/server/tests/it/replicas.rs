@@ -206,7 +206,7 @@ pub fn with_short_leases(database: &Database) {
 }
 
 #[actix_web::test]
-async fn change_holds_in_another_process_after_its_response() {
+async fn change_applies_in_another_process_after_its_response() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let (one, other) = tokio::join!(tollkey.serve(), tollkey.serve());

@@ -1,4 +1,5 @@
-//! A TCP proxy between a server and PostgreSQL, or a client and a server, that can delay, block or cut its connections.
+//! A TCP proxy between a server and PostgreSQL, or a client and a server. It can delay, block or close its
+//! connections.
 
 use std::{
     cell::Cell,
@@ -31,18 +32,18 @@ use tokio::{
 pub enum Weather {
     /// Immediately.
     Clear,
-    /// With a random delay of up to this time, in both directions. Connections do not preserve
-    /// their relative order.
+    /// With a random delay of up to this time, in both directions. Bytes of different connections can
+    /// arrive in another order than they were sent.
     Slow(Duration),
     /// Blocked in one or both directions until the condition changes.
     Mute { requests: bool, answers: bool },
-    /// Connections that wait for notifications receive nothing until the condition changes; everything else works.
+    /// Blocked to clients that wait for notifications, until the condition changes. Other connections work.
     Unheard,
-    /// Connections are cut, and new ones are closed.
+    /// Not at all: existing and new connections are closed.
     Cut,
 }
 
-/// The statement of a client that waits for notifications.
+/// The statement with which a PostgreSQL client subscribes to notifications.
 const LISTEN: &[u8] = b"LISTEN ";
 
 /// The direction of bytes.
@@ -127,7 +128,7 @@ impl Wire {
     }
 
     /// Makes all existing connections silent: they accept every byte, but deliver nothing, not even the end of the
-    /// stream. New connections work. A proxy whose backend has died behaves like this.
+    /// stream. New connections work. A proxy whose backend has crashed behaves like this.
     pub fn silence_existing(&self) {
         self.silences.fetch_add(1, Ordering::Relaxed);
     }
@@ -219,7 +220,7 @@ async fn forward_between(
     }
 }
 
-/// Copies bytes until either side closes. Always returns `None`, so that `?` can be used.
+/// Copies bytes until either side closes. Always returns `None`: the return type only permits `?`.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

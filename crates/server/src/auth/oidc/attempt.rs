@@ -1,4 +1,4 @@
-//! Sign-in attempts: the state of a sign-in between the redirect to the provider and the return from it.
+//! Sign-in attempts: the state of a sign-in between the redirect to the provider and the redirect back.
 //!
 //! An attempt is stored only in a cookie of the browser that began it, so only that browser can complete it. The cookie
 //! is not encrypted: it hides nothing from that browser, and changing it only makes that browser's own sign-in fail.
@@ -13,7 +13,7 @@ use tollkey_service::Random;
 
 use super::super::published::distance;
 
-/// The maximum length of [`Attempt::next`], in bytes: a cookie can have 4096.
+/// The maximum length of [`Attempt::next`], in bytes. A whole cookie can have 4096 bytes.
 const NEXT_MAX: usize = 2048;
 
 /// A sign-in in progress.
@@ -22,12 +22,13 @@ pub struct Attempt {
     pub(super) state: Secret,
     /// Returned by the provider in the ID token.
     pub(super) nonce: Secret,
-    /// Shows the provider that the code is exchanged by the client that began the sign-in (RFC 7636).
+    /// Proves to the provider that the client that exchanges the code also began the sign-in (RFC 7636).
     pub(super) verifier: Secret,
     begun_at: Timestamp,
     /// The page to open after the sign-in; may be empty.
     pub next: String,
-    /// The browser's session, which this sign-in ends. Its cookie is not sent with a redirect from another site.
+    /// The browser's current session, which this sign-in ends. It is stored here, because the browser does not send
+    /// the `SameSite=Strict` session cookie with the redirect from the provider.
     pub before: Option<Digest>,
 }
 
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn attempt_is_read_as_it_was_written() {
+    fn parsed_attempt_equals_the_original() {
         let cases = [
             ("/dashboard/keys?text=a.b;c%20d&e", None),
             ("/dashboard", Some(Digest::of_key(""))),
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn attempt_has_one_state_and_expires_after_ten_minutes() {
+    fn attempt_matches_only_its_state_for_ten_minutes() {
         let attempt = attempt("");
         let state = attempt.state.expose();
         for (state, now, matches) in [

@@ -1,4 +1,5 @@
-//! Fills a database of this release on each backend and writes it to `fixtures/`, once per release: see `fixtures/README.md`.
+//! Fills a database of this release on each backend and writes it to `fixtures/`. This is done once per release: see
+//! `fixtures/README.md`.
 
 use std::{
     collections::BTreeMap,
@@ -29,15 +30,16 @@ use super::{
 };
 use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN};
 
-/// The time of the expectations, in seconds after [`START`]: short-lived keys have expired, sessions have not.
+/// When the expected responses are recorded, in seconds after [`START`]. Short-lived keys have expired by then, sessions
+/// have not.
 const OPENED_AFTER: i64 = 1800;
 const ACCOUNT_KEYS: &str = "/v1/account/api-keys";
 const COMMERCE_KEYS: &str = "/api-keys";
 const SERVICE_KEYS: &str = "/service-keys";
 const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Randomness that makes a key of one letter and a session secret of one byte, so that the fixture
-/// need not contain them. IDs are random.
+/// A random number generator that repeats one letter in a key and one byte in a session secret. So the
+/// fixture contains only the letter and the byte. IDs are random.
 struct ExampleRandom {
     next: Next,
     ids: StdRng,
@@ -47,7 +49,7 @@ struct ExampleRandom {
 #[derive(Clone, Default)]
 struct Next {
     letter: Arc<AtomicU8>,
-    /// 0: random bytes.
+    /// 0 means random bytes.
     byte: Arc<AtomicU8>,
 }
 
@@ -61,7 +63,7 @@ impl Next {
 impl TryRng for ExampleRandom {
     type Error = Infallible;
 
-    /// The upper six bits select a character of a key.
+    /// Returns a number whose upper six bits select the letter.
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
         let letter = self.next.letter.load(Ordering::Relaxed);
         let index = ALPHABET
@@ -126,7 +128,7 @@ struct Filler<'a> {
     next: Next,
     keys: Vec<FixtureKey>,
     /// The number of keys of each kind.
-    letters: BTreeMap<String, usize>,
+    counts: BTreeMap<String, usize>,
 }
 
 impl Filler<'_> {
@@ -144,7 +146,7 @@ impl Filler<'_> {
 
     /// Returns the letter of the next key of a kind.
     fn next_letter(&mut self, kind: &str) -> char {
-        let count = self.letters.entry(kind.to_owned()).or_default();
+        let count = self.counts.entry(kind.to_owned()).or_default();
         // Lower-case letters first, as they look like examples.
         let letter = char::from(ALPHABET[(26 + *count) % ALPHABET.len()]);
         *count += 1;
@@ -152,7 +154,7 @@ impl Filler<'_> {
         letter
     }
 
-    /// Records a created key, whose response has the full key in one of these fields.
+    /// Records a created key and asserts that the response has the expected full key.
     fn record(
         &mut self,
         account: &str,
@@ -227,7 +229,7 @@ impl Filler<'_> {
         self.record(account, &spec, letter, COMMERCE_KEYS, &reply.json())
     }
 
-    /// Creates a key of an account with a token, or with the key with this name.
+    /// Creates an account key with a management token, or with the parent key of this name.
     async fn account_key(
         &mut self,
         account: &str,
@@ -264,7 +266,7 @@ impl Filler<'_> {
             .unwrap_or_else(|| panic!("no key {name}"))
     }
 
-    async fn of_commerce(&self, account: &str, id: &str, action: &str, body: Value) {
+    async fn act_on_commerce_key(&self, account: &str, id: &str, action: &str, body: Value) {
         self.post(
             &format!("{COMMERCE_KEYS}/{id}/{action}"),
             body,
@@ -393,22 +395,27 @@ impl Filler<'_> {
         let id = self
             .commerce_key("acme", spec("Commerce suspended", "ck_live"))
             .await;
-        self.of_commerce("acme", &id, "suspend", json!({})).await;
+        self.act_on_commerce_key("acme", &id, "suspend", json!({}))
+            .await;
         let id = self
             .commerce_key("acme", spec("Commerce resumed", "ck_live"))
             .await;
-        self.of_commerce("acme", &id, "suspend", json!({})).await;
-        self.of_commerce("acme", &id, "resume", json!({})).await;
+        self.act_on_commerce_key("acme", &id, "suspend", json!({}))
+            .await;
+        self.act_on_commerce_key("acme", &id, "resume", json!({}))
+            .await;
         let id = self
             .commerce_key("acme", spec("Commerce revoked", "ck_live"))
             .await;
-        self.of_commerce("acme", &id, "revoke", json!({"reason": "leaked"}))
+        self.act_on_commerce_key("acme", &id, "revoke", json!({"reason": "leaked"}))
             .await;
         let id = self
             .commerce_key("acme", spec("Commerce revoked and suspended", "ck_test"))
             .await;
-        self.of_commerce("acme", &id, "suspend", json!({})).await;
-        self.of_commerce("acme", &id, "revoke", json!({})).await;
+        self.act_on_commerce_key("acme", &id, "suspend", json!({}))
+            .await;
+        self.act_on_commerce_key("acme", &id, "revoke", json!({}))
+            .await;
         let changed = self
             .commerce_key("acme", spec("Commerce updated", "ck_live"))
             .await;
@@ -419,7 +426,7 @@ impl Filler<'_> {
             &token,
         )
         .await;
-        // A rotation keeps the name.
+        // A successor has the name of its predecessor. The name of its spec is only for the fixture.
         let id = self
             .commerce_key("acme", spec("Commerce rotated with overlap", "ck_live"))
             .await;
@@ -468,7 +475,7 @@ impl Filler<'_> {
         self.commerce_key("globex", key.verified_with(listed.clone()))
             .await;
 
-        // Its keys stay valid after the operating model changes.
+        // Scoped keys stay valid after the operating model of their account changes.
         self.app.set_model("umbrella", "managed_ecosystem").await;
         let key = spec("Scoped by an earlier model", "ck_live");
         let key = key.with(scoped(
@@ -721,7 +728,7 @@ impl Filler<'_> {
     }
 
     /// Records the expected response of this release for every key.
-    async fn note_expectations(&mut self) {
+    async fn record_expectations(&mut self) {
         let service = self.app.service();
         let request = |key: &FixtureKey| {
             let mut request = key.verify.clone();
@@ -734,7 +741,7 @@ impl Filler<'_> {
         let mut revoked: Vec<String> = Vec::new();
         for (key, (code, verified)) in self.keys.iter_mut().zip(results) {
             (key.code, key.verified) = (code, verified);
-            // Parents are in the list before their children.
+            // A parent precedes its children in the list.
             if key
                 .parent
                 .as_ref()
@@ -762,7 +769,7 @@ impl Filler<'_> {
         let mut accounts: Vec<&str> = self.keys.iter().map(|key| key.account.as_str()).collect();
         accounts.sort_unstable();
         accounts.dedup();
-        let mut noted = Vec::new();
+        let mut recorded = Vec::new();
         for account in accounts {
             let token = self.app.management_token(account);
             let mut lists = Vec::new();
@@ -778,53 +785,53 @@ impl Filler<'_> {
                 .await
                 .json();
             let audit_head = newest[0]["hash"].as_str().expect("a hash").to_owned();
-            noted.push(FixtureAccount {
+            recorded.push(FixtureAccount {
                 id: account.to_owned(),
                 lists,
                 audit_head,
             });
         }
-        noted
+        recorded
     }
 }
 
 async fn fill(app: &App, next: Next) -> Fixture {
-    let mut filling = Filler {
+    let mut filler = Filler {
         app,
         next,
         keys: Vec::new(),
-        letters: BTreeMap::new(),
+        counts: BTreeMap::new(),
     };
-    filling.applications().await;
-    filling.commerce().await;
-    filling.scoped_keys().await;
-    filling.trees().await;
-    filling.interrupted_revocations().await;
-    let service_keys = filling.service_keys().await;
-    let idempotency_record = filling.idempotency_record().await;
-    let sessions = filling.sessions().await;
+    filler.applications().await;
+    filler.commerce().await;
+    filler.scoped_keys().await;
+    filler.trees().await;
+    filler.interrupted_revocations().await;
+    let service_keys = filler.service_keys().await;
+    let idempotency_record = filler.idempotency_record().await;
+    let sessions = filler.sessions().await;
     let opened_at = jiff::Timestamp::from_second(START + OPENED_AFTER).expect("a time");
     assert!(
         app.clock.now() < opened_at - jiff::SignedDuration::from_mins(20),
         "the requests advanced the clock too far"
     );
     app.clock.set(opened_at);
-    filling.note_expectations().await;
-    let accounts = filling.accounts().await;
+    filler.record_expectations().await;
+    let accounts = filler.accounts().await;
     Fixture {
         release: env!("CARGO_PKG_VERSION").to_owned(),
         opened_at,
         jwt_secret: SECRET.to_owned(),
         accounts,
-        keys: filling.keys,
+        keys: filler.keys,
         service_keys,
         idempotency_record,
         sessions,
     }
 }
 
-/// One line for each field and each item of a list, for readable diffs.
-fn printed(fixture: &Fixture) -> String {
+/// Returns the JSON of a fixture with one line per field and per item of a list, for readable diffs.
+fn to_json(fixture: &Fixture) -> String {
     let fields = serde_json::to_value(fixture).expect("JSON");
     let fields = fields
         .as_object()
@@ -870,7 +877,7 @@ async fn fill_a_database_of_this_release() {
         let settings = [TOKEN_SIGN_IN, ("TOLLKEY_DATABASE_POOL", "4")];
         let app = App::start_with(database, &settings, ManualClock::default(), random).await;
         let fixture = fill(&app, next).await;
-        let json = printed(&fixture);
+        let json = to_json(&fixture);
         let database = app.stop().await;
         scripts.push((
             format!("{}.sql", database.backend().as_str()),
