@@ -53,7 +53,6 @@ async fn pooler_in_transaction_mode_is_rejected_by_every_command() {
     for arguments in [
         &["migrate"][..],
         &["serve"],
-        &["migrate"],
         &["audit", "verify"],
     ] {
         let finished = pooled.run(arguments).await;
