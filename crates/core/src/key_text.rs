@@ -250,7 +250,7 @@ impl PlainKey {
 
 impl fmt::Debug for PlainKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText(redacted)")
+        f.write_str("PlainKey(redacted)")
     }
 }
 

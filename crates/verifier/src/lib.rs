@@ -1,14 +1,14 @@
 //! Verifies API keys from a cache, with immediate revocation.
 //!
-//! A [`Verifier`] authorizes requests by cached keys, without the store. Nevertheless, the response to a revocation is sent
-//! only when no verifier can accept the key any more:
+//! A [`Verifier`] decides from cached keys, without a query to the store. Nevertheless, the response to a
+//! revocation is sent only when no verifier can accept the key any more:
 //!
 //! - The store numbers changes ([`Seq`]). For each change, a verifier evicts the keys that it affects.
 //! - A verifier uses its cache only while it holds a *lease*, which is granted only at the newest change.
-//! - A process that commits a change waits, before it responds, until every other verifier has either reported the change as
-//!   applied or lost its lease ([`Verifier::wait_until_propagated`]).
+//! - A process that commits a change waits, before it responds, until every other verifier has either
+//!   reported the change as applied or no longer holds a lease ([`Verifier::wait_until_propagated`]).
 //!
-//! The model checker in `tollkey-model` explores these rules. `docs/leases.md` has the reasons.
+//! The model checker in `tollkey-model` checks these rules. `docs/leases.md` has the reasons.
 //!
 //! | module | contents |
 //! |---|---|
@@ -27,7 +27,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use tollkey_core::{KeyText, Need, VerifierId};
+//! use tollkey_core::{AccessRequest, VerifierId};
 //! use tollkey_verifier::{Settings, Verifier, testing::{ManualClock, MemorySource, record}};
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -38,7 +38,7 @@
 //! let clock = Arc::new(ManualClock::default());
 //! let id = VerifierId::from_bytes([1; 16]);
 //! let verifier = Verifier::new(id, source, clock, Settings::default()).await.unwrap();
-//! let verdict = verifier.verify(&text, &Need::default()).await.unwrap();
+//! let verdict = verifier.verify(&text, &AccessRequest::default()).await.unwrap();
 //! assert_eq!(verdict.outcome, Ok(()));
 //! # });
 //! ```
