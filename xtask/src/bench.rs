@@ -1,5 +1,5 @@
-//! `cargo xtask bench <what>`: measurements that need more than one process. They print results
-//! without pass or fail, as these depend on the load of the machine.
+//! `cargo xtask bench <name>`: benchmarks that need more than one process. They print results and have no limits that
+//! could fail, because the results depend on the load of the machine.
 
 pub(crate) mod dashboard;
 pub(crate) mod descendants;

@@ -1,5 +1,5 @@
-//! `cargo xtask chaos`: the long form of the fault test over real processes.
-//! `crates/server/tests/it/chaos.rs` describes it, and `cargo test` runs it with smaller numbers.
+//! `cargo xtask chaos`: runs the long form of the fault test with real processes. `crates/server/tests/it/chaos.rs`
+//! describes the test, and `cargo test` runs its short form.
 
 use std::{env, process::Command};
 
@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The test's environment variables for these arguments.
+/// Returns the test's environment variables for these arguments.
 fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let mut variables = Vec::new();
     let pairs = arguments.chunks_exact(2);
@@ -54,12 +54,12 @@ fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
             "--minutes" => {
                 ensure!(
                     number <= 50,
-                    "--minutes is 50 at most: the tokens of the test last an hour"
+                    "--minutes must be at most 50, because the tokens of the test expire after an hour"
                 );
                 ("TOLLKEY_CHAOS_SECONDS", number * 60)
             }
             "--seed" => ("TOLLKEY_CHAOS_SEED", number),
-            other => bail!("{other} is not one of --revocations, --minutes, --seed"),
+            other => bail!("unknown argument {other}; use --revocations, --minutes or --seed"),
         });
     }
     if !variables

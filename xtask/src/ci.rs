@@ -1,4 +1,4 @@
-//! `cargo xtask ci`
+//! `cargo xtask ci`: runs `.ci/run`.
 
 use std::process::Command;
 

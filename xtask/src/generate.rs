@@ -1,7 +1,7 @@
 //! `cargo xtask generate`: fills a migrated, empty database with many keys, to measure how Tollkey behaves with them.
 //!
-//! Everything is derived from the number of a key, so that a key can be generated again instead of
-//! stored. The keys are no secrets: never use a generated database in production.
+//! All values of a key are derived from its number, so that a benchmark can generate its keys again and need not store
+//! them. Anyone can do the same, so never use a generated database in production.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -23,7 +23,8 @@ const SPAN_MICROS: u128 = 2 * 365 * 86_400 * 1_000_000;
 /// The number of keys of an application.
 const OF_AN_APPLICATION: u64 = 20;
 
-/// Keys of many accounts. Key `i` belongs to account `i % accounts`; every fourth key of an account to an application.
+/// The keys of many accounts. Key `i` belongs to account `i % accounts`. Every fourth key of an account belongs to an
+/// application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Population {
     pub(crate) keys: u64,
@@ -51,7 +52,7 @@ impl Population {
         Ok(format!("account-{:07}", number % self.accounts).parse()?)
     }
 
-    /// Whether the key is not revoked. One in fifty is.
+    /// Returns whether the key is not revoked. One in fifty keys of an account is revoked.
     pub(crate) fn is_usable(self, number: u64) -> bool {
         number / self.accounts % 50 != 49
     }
@@ -112,7 +113,7 @@ impl Population {
             restrictions,
             metadata: metadata.transpose()?,
             revoked_at,
-            revoked_reason: revoked_at.map(|_| "generated so".to_owned()),
+            revoked_reason: revoked_at.map(|_| "generated as revoked".to_owned()),
             ..ApiKey::new(
                 id("key", number, created_at),
                 self.account(number)?,
@@ -124,7 +125,7 @@ impl Population {
         Ok((key, text.digest()))
     }
 
-    /// The applications of the keys, and possibly one without keys.
+    /// Returns the applications of the keys. An account can have one application more than its keys use.
     fn applications(self) -> impl Iterator<Item = anyhow::Result<Application>> {
         let of_an_account = self
             .keys
@@ -146,7 +147,7 @@ impl Population {
     }
 }
 
-/// Thirty-two reproducible bytes that look random.
+/// Returns 32 reproducible pseudorandom bytes.
 fn bytes(what: &str, number: u64) -> [u8; 32] {
     *Digest::of_key(&format!("tollkey xtask generate: {what} {number}")).as_bytes()
 }
@@ -155,7 +156,7 @@ fn time(micros: i64) -> Timestamp {
     Timestamp::from_microsecond(BEGIN * 1_000_000 + micros).unwrap_or(Timestamp::MAX)
 }
 
-/// A UUIDv7 of that time.
+/// Returns a reproducible UUIDv7 with this time.
 fn id<Of>(what: &str, number: u64, at: Timestamp) -> Id<Of> {
     let mut id = [0; 16];
     id.copy_from_slice(&bytes(what, number)[..16]);
@@ -168,7 +169,7 @@ fn id<Of>(what: &str, number: u64, at: Timestamp) -> Id<Of> {
     Id::from_bytes(id)
 }
 
-/// Reads the command line: `--keys N [--accounts M] URL`.
+/// Runs the command with the arguments `--keys N [--accounts M] URL`.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let (mut keys, mut accounts, mut url) = (None, 10_000, None);
     let mut arguments = arguments.iter().copied();
@@ -181,18 +182,18 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
                 .parse()
                 .ok()
                 .filter(|&number| number > 0)
-                .context("not a number above 0")
+                .with_context(|| format!("{argument} needs a number above 0"))
         };
         match argument {
             "--keys" => keys = Some(number()?),
             "--accounts" => accounts = number()?,
             other if url.is_none() && !other.starts_with('-') => url = Some(other),
-            other => bail!("unexpected {other}"),
+            other => bail!("unknown argument {other}"),
         }
     }
-    let keys = keys.context("--keys is missing")?;
+    let keys = keys.context("--keys is required")?;
     fill(
-        url.context("the database URL is missing")?,
+        url.context("the database URL is required")?,
         Population {
             keys,
             accounts: accounts.min(keys),
@@ -214,7 +215,7 @@ pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
     let applications = population
         .applications()
         .collect::<anyhow::Result<Vec<_>>>()?;
-    // Only the constants above could cause a failure, which the first key would show.
+    // Returns an error of the first key. An error of a later key ends the iterator, and the check below fails.
     population.key(0)?;
     let keys = (0..population.keys).map_while(move |number| population.key(number).ok());
     let mut all = 0;
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn generated_keys_are_found_and_filled_only_once() {
+    fn generated_keys_are_found_and_a_second_fill_is_rejected() {
         for database in backends() {
             let store = database.store();
             fill(database.url(), FEW).unwrap();

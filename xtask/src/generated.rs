@@ -1,4 +1,4 @@
-//! Files that are generated from the server's code and committed, so that a change is visible in its diff.
+//! Generates files from the server's code. They are committed, so that a diff shows how a change affects them.
 
 use std::fs;
 

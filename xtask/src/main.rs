@@ -17,22 +17,29 @@ use std::{
 const USAGE: &str = "\
 Tasks: cargo xtask <task>
 
-  openapi          write openapi/tollkey.json from the mounted routes
-  settings         write docs/settings.md from the declarations of the settings
-                   [--check] compares instead, and exits with 1 if the file is out of date (both)
-  bench http       measure forward authentication next to nginx (Linux; builds a release first)
-  bench dashboard  measure the pages of an account with ten thousand keys next to those of one with a hundred (likewise)
-  bench descendants
-                   measure whether revocations depend on the number of descendants (likewise; a quarter of an hour)
-  bench guard      measure an app with and without our middleware, in axum and actix (likewise)
-  bench keys       measure a database of ten million keys next to one of ten thousand (likewise; a quarter of an hour and
-                   12 GB of disk; --keys N for fewer)
+  openapi [--check]
+                   write openapi/tollkey.json from the mounted routes
+  settings [--check]
+                   write docs/settings.md from the declarations of the settings
+                   (--check only compares, and exits with 1 if the file is out of date)
   generate --keys N [--accounts M] DATABASE_URL
                    fill a migrated, empty database with reproducible keys, for measurements
-  bench revoke     measure how long a revocation takes until it holds on every replica (likewise; with PostgreSQL)
-  chaos            the fault test over real processes, in its long form: 1000 revocations on each database, or
-                   [--revocations N] [--minutes N]; [--seed N] repeats a schedule
-  ci               run .ci/run: every check that a change must pass";
+  chaos [--revocations N] [--minutes N] [--seed N]
+                   run the long form of the fault test with real processes; without --revocations and --minutes,
+                   1,000 revocations on each database; --seed repeats a schedule
+  ci               run .ci/run: every check that a change must pass
+
+Benchmarks run on Linux only, and build the server in release mode first:
+
+  bench http       compare forward authentication with nginx
+  bench dashboard  compare the pages of an account with 10,000 keys to those of an account with 100
+  bench descendants
+                   measure whether revocations depend on the number of descendants (takes about 15 minutes)
+  bench guard      compare an app with and without our middleware, in axum and actix
+  bench keys [--keys N]
+                   compare a database of ten million keys, or N, with one of ten thousand (takes about 15 minutes and
+                   12 GB of disk space)
+  bench revoke     measure how long a revocation takes until it has propagated to every replica (needs PostgreSQL)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -70,7 +77,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The root of the repository, independent of the current directory.
+/// Returns the root of the repository, independent of the current directory.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()

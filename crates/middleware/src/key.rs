@@ -224,7 +224,7 @@ impl VerifiedKey {
         if merchant.is_none() {
             tracing::error!(
                 ?source,
-                "a handler requires the merchant of a request; use Merchant::id there"
+                "a handler requires the merchant of a request; use MerchantSource::id there"
             );
         }
         self.decide(requirement, Some(merchant?))

@@ -28,7 +28,7 @@ pub struct RequestActor {
     pub parent: Option<CachedKey>,
 }
 
-/// A request counts as work of the account that it changes or reads, also when an operator sends it.
+/// The owner of a request's database work is the account that it reads or changes, even if an operator sends it.
 impl From<&RequestActor> for Owner {
     fn from(actor: &RequestActor) -> Self {
         Self::from(&actor.account_id)
@@ -60,7 +60,7 @@ impl RequestActor {
         &self,
         service: &Service,
     ) -> impl Fn(Action, Target, Value) -> Draft + Clone + Send + Sync + use<> + 'static {
-        let (by, random, clock) = (
+        let (caller, random, clock) = (
             self.clone(),
             service.random.clone(),
             Arc::clone(&service.clock),
@@ -69,19 +69,19 @@ impl RequestActor {
             let occurred_at = clock.now();
             Draft {
                 id: random.with(|rng| AuditId::new(occurred_at, rng)),
-                account_id: by.account_id.clone(),
+                account_id: caller.account_id.clone(),
                 occurred_at,
                 action,
-                actor: by.actor.clone(),
+                actor: caller.actor.clone(),
                 target,
-                request_id: by.request_id.as_deref().map(str::to_owned),
-                ip: by.ip,
+                request_id: caller.request_id.as_deref().map(str::to_owned),
+                ip: caller.ip,
                 changes,
             }
         }
     }
 
-    /// Returns the pending revocation for a revocation by this caller that applies to many keys.
+    /// Returns the pending revocation of all keys below `root` by this caller.
     pub(crate) fn pending_revocation(
         &self,
         root: Root,

@@ -25,8 +25,8 @@ type Shared = Arc<Mutex<dyn CryptoRng + Send>>;
 impl Random {
     /// Returns the operating system's generator.
     ///
-    /// A failure of the operating system panics the request that needed random bytes, because the server must not
-    /// create keys without them. No supported platform fails after boot.
+    /// Every use panics if the operating system returns no random bytes, because the server must not create keys without
+    /// them. No supported platform fails after boot.
     #[must_use]
     pub fn system() -> Self {
         let mut system = UnwrapErr(SysRng);
@@ -38,7 +38,7 @@ impl Random {
         }
     }
 
-    /// Wraps a generator: tests pass a seeded one, so that their results are reproducible.
+    /// Wraps a generator. Tests pass a seeded one, so that their results are reproducible.
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
         let secrets: Shared = Arc::new(Mutex::new(rng));
         Self {
@@ -49,12 +49,12 @@ impl Random {
 
     /// Locks the generator and passes it to `take`.
     pub fn with<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-        lend(&self.secrets, take)
+        with_locked(&self.secrets, take)
     }
 
     /// Like [`Self::with`], with a fast generator for request IDs, which are not secret. It is seeded once.
     pub fn for_request_ids<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-        lend(&self.request_ids, take)
+        with_locked(&self.request_ids, take)
     }
 
     /// Returns a new secret: 32 random bytes as 64 hexadecimal digits.
@@ -66,8 +66,8 @@ impl Random {
     }
 }
 
-fn lend<T>(rng: &Shared, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-    // A panic of an earlier caller does not damage the generator.
+fn with_locked<T>(rng: &Shared, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
+    // The generator remains valid after an earlier caller panicked.
     let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
     take(&mut *rng)
 }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn system_generator_mints_keys() {
+    fn system_generator_generates_keys() {
         let key = Random::system()
             .with(|rng| PlainKey::generate(CredentialKind::Key(Family::Commerce, Mode::Test), rng));
         assert_eq!(

@@ -1,9 +1,10 @@
 //! Records revocations that apply to many keys, in the background.
 //!
 //! Revoking a key with descendants, or deleting an application, is one transaction: it changes one row and inserts one
-//! change and one [pending revocation](PendingRevocation). From then on all of the keys are rejected. What remains is
-//! `revoked_at` and an audit entry for each key, with the actor and the time of the revocation. Any replica does that
-//! in small transactions, one account after the other. So no account delays another one.
+//! change and one [pending revocation](PendingRevocation). From then on all of the keys are rejected. This module later
+//! writes `revoked_at` and an audit entry for each key, with the actor and the time of the revocation. Any replica can
+//! do this. Each transaction handles one batch of one account, and the accounts take turns, so that no account delays
+//! another one.
 
 pub(crate) mod wake;
 
@@ -19,12 +20,13 @@ use tollkey_store::Owner;
 pub use self::wake::Revocations;
 use crate::{api_keys::status_change, service::Service};
 
-/// How many keys one transaction reads.
+/// The maximum number of keys in a batch, which is one transaction.
 const BATCH: u32 = 200;
-/// How many accounts are read at a time.
+/// The maximum number of accounts that are read together.
 const ACCOUNTS: u32 = 100;
 
-/// Records pending revocations of all accounts, a batch of each in turn, except those that another replica works on.
+/// Records the pending revocations of all accounts, one batch of each account in turn. Skips a pending revocation that
+/// another replica is recording.
 ///
 /// # Errors
 /// `unavailable`. What was recorded is kept, and the next call continues from there.
@@ -42,7 +44,7 @@ pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
             for account in &accounts {
                 match record_batch(service, account.clone()).await {
                     Ok(recorded) => progress |= recorded,
-                    Err(problem) => failure = Some(problem), // the other accounts do not wait for this one
+                    Err(problem) => failure = Some(problem), // continue with the other accounts
                 }
             }
             match accounts.into_iter().last() {
@@ -58,7 +60,8 @@ pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
     }
 }
 
-/// Records a batch of an account's oldest pending revocation. Returns `false` if there is nothing to record.
+/// Records a batch of an account's oldest pending revocation. Returns `false` if nothing is pending or
+/// another replica is recording it.
 async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, Problem> {
     let (random, clock) = (service.random.clone(), service.clock.clone());
     service
@@ -76,7 +79,8 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
                 }
             }
             let done = account.end_batch(&batch)?;
-            // Last: the first appended entry locks the account's audit chain, which every other change needs.
+            // The entries are appended last, because the first one locks the account's audit chain, for which every
+            // other change of the account waits.
             let PendingRevocation {
                 revoked_at,
                 actor,
@@ -98,7 +102,7 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
                 })?;
             }
             if done {
-                tracing::info!(account = %account_id, "revocation recorded on all descendant keys");
+                tracing::info!(account = %account_id, "a revocation has been recorded on all affected keys");
             }
             Ok(true)
         })

@@ -30,7 +30,7 @@ const RIGHTS: [(&str, &str); 17] = [
     ("verifiers", "SELECT, INSERT, UPDATE, DELETE"),
 ];
 
-/// Returns the tables that changes write.
+/// Returns the tables that the server writes.
 pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
     RIGHTS
         .into_iter()
@@ -38,8 +38,8 @@ pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
         .map(|(table, _)| table)
 }
 
-/// The table by which Tollkey's tables are found in other schemas.
-const LANDMARK: &str = "change_counter";
+/// The table that shows that a schema contains Tollkey's tables.
+const IDENTIFYING_TABLE: &str = "change_counter";
 
 #[derive(QueryableByName)]
 struct MissingRights {
@@ -51,8 +51,8 @@ struct MissingRights {
     relation: String,
 }
 
-/// Fails if the role lacks rights, naming all of them, or if a row-level security policy applies to it. Ignores tables
-/// that do not exist; the comparison of the migrations reports them.
+/// Returns an error that lists all missing rights of the role, and the tables on which a row-level security policy
+/// applies to it. Ignores tables that do not exist: [`crate::migrations::check`] reports them.
 pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
     let needed: Vec<String> = RIGHTS
         .iter()
@@ -105,7 +105,8 @@ struct HiddenTables {
     is_usable: bool,
 }
 
-/// Returns an error if the tables exist in a schema that `search_path` does not name or that the role cannot use.
+/// Looks for Tollkey's tables in other schemas. Returns the problem if they are in a schema that `search_path` does not
+/// contain or that the role cannot use, and `None` if there are none.
 pub(crate) fn find_hidden_tables(
     conn: &mut PgConnection,
 ) -> Result<Option<SchemaError>, SchemaError> {
@@ -113,7 +114,7 @@ pub(crate) fn find_hidden_tables(
         "SELECT nspname::text AS schema, current_setting('search_path') AS search_path, current_user::text AS role, \
          has_schema_privilege(pg_namespace.oid, 'USAGE') AS is_usable \
          FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace \
-         WHERE relname = '{LANDMARK}' AND relkind IN ('r', 'p') AND to_regclass('{LANDMARK}') IS NULL \
+         WHERE relname = '{IDENTIFYING_TABLE}' AND relkind IN ('r', 'p') AND to_regclass('{IDENTIFYING_TABLE}') IS NULL \
          ORDER BY nspname LIMIT 1"
     );
     let found: Option<HiddenTables> = sql_query(sql)
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
     use crate::testing::Database;
 
-    /// Fails if a new table is missing in the list. On SQLite, because both backends have the same tables.
+    /// Runs on SQLite only, because both backends have the same tables.
     #[test]
     fn every_table_is_in_the_list_of_rights() {
         let database = Database::sqlite();

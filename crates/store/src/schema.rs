@@ -1,4 +1,4 @@
-//! The tables; the migrations of both backends create them.
+//! The tables of the database, as the migrations of both backends create them.
 
 use diesel::table;
 

@@ -1,13 +1,14 @@
-//! The SQLite file: checks that it can be opened, and that it is still the one at its path.
+//! Checks that the SQLite file can be opened, and that its path still names the opened file.
 //!
-//! SQLite only reports "unable to open database file", so [`prepare`] checks the file first and reports the operating
-//! system's error. Every use of a connection compares device and inode of the path with those of the opened file,
-//! because a server would otherwise keep writing to a deleted or replaced file. After a replacement the server has to
-//! be restarted, unless the original file is put back. A copy over the file keeps the inode, so each change also
-//! compares the [`Header`]. The caches and the write-ahead log do not match the copy, so only a restart helps.
+//! SQLite only reports "unable to open database file", so [`prepare`] checks the file first and reports the
+//! operating system's error. Every use of a connection compares device and inode of the path with those of
+//! the opened file, because a server would otherwise keep writing to a deleted or replaced file. After a
+//! replacement the server has to be restarted, unless the original file is put back. Copying another database
+//! over the file keeps the inode, so each change also compares the [`Header`]. The caches and the write-ahead
+//! log do not match the copy, so the server has to be restarted.
 //!
 //! Connections to a lost file are never closed. Closing the last one would write the log into the database file and
-//! delete the log: it would damage the copy and lose what another process has appended to the log.
+//! delete the log. That would damage the copy, and lose the changes that another process has appended to the log.
 
 use std::{
     fs::{self, File},
@@ -63,7 +64,7 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
         return Err(fail(rustix::io::Errno::ISDIR.into()));
     }
     access(path, Access::READ_OK | Access::WRITE_OK).map_err(|errno| fail(errno.into()))?;
-    // SQLite creates files next to it.
+    // SQLite creates files in the same directory.
     if let Some(directory) = path.parent() {
         access(directory, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|errno| fail(errno.into()))?;
@@ -92,7 +93,8 @@ pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
     }
 }
 
-/// Returns what to do about the operating system's error, if it is not obvious.
+/// Returns an instruction that follows the operating system's error in [`OpenError::File`]; empty if the
+/// error is enough.
 fn hint(path: &Path, error: &io::Error) -> String {
     let directory = path.parent().unwrap_or(Path::new("/"));
     match error.kind() {
@@ -101,7 +103,7 @@ fn hint(path: &Path, error: &io::Error) -> String {
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             format!(
-                "; Tollkey writes the file, and others beside it in {}",
+                "; Tollkey needs read and write access to the file and to its directory {}",
                 directory.display()
             )
         }
@@ -225,7 +227,7 @@ pub(crate) struct SqliteFile {
 }
 
 impl SqliteFile {
-    /// Opens the file that is at this path now.
+    /// Opens the file at this path.
     pub(crate) fn at(path: &str) -> io::Result<Self> {
         let path = PathBuf::from(path);
         Ok(Self {
@@ -241,7 +243,7 @@ impl SqliteFile {
         })
     }
 
-    /// Stores the log files that are at their paths now, and returns them.
+    /// Stores the identities of the files that are now at the paths of the log and its index, and returns them.
     pub(crate) fn record_log_files(&self) -> Option<LogFiles> {
         let id = |suffix| FileId::of(&self.beside(suffix)).ok();
         let found = id("-wal")
@@ -285,7 +287,7 @@ impl SqliteFile {
         )
     }
 
-    /// Returns whether the connections must not be closed because other files are at their paths.
+    /// Returns whether the connections must not be closed because their files are no longer at their paths.
     pub(crate) fn is_lost(&self) -> bool {
         let files = *self
             .log_files
@@ -319,7 +321,8 @@ impl SqliteFile {
 
     fn check_header(&self) -> Result<(), String> {
         let mut last = self.header.lock().unwrap_or_else(PoisonError::into_inner);
-        // A checkpoint may be writing the header, so an unexpected one only counts if it is read twice.
+        // A checkpoint may be writing the header at this moment, so an unexpected header is read again before it is
+        // reported.
         let mut found = Header::read(self.file);
         for _ in 0..2 {
             match (*last, &found) {
@@ -373,7 +376,7 @@ impl SqliteFile {
         match state {
             Ok(()) => {
                 if was_lost {
-                    tracing::info!(path = %self.path.display(), "the database file is back");
+                    tracing::info!(path = %self.path.display(), "the database files are at their paths again");
                 }
                 Ok(())
             }

@@ -76,27 +76,27 @@ impl fmt::Debug for OpenOptions {
     }
 }
 
-/// One for renewals, which on PostgreSQL may wait for the lock of a change, and one for reading the changes of other
-/// replicas.
+/// One connection is for renewals, which on PostgreSQL may wait for the lock of a change, and one for reading the
+/// changes of other replicas.
 const LEASE_CONNECTIONS: u32 = 2;
 
 const SESSION_CONNECTIONS: u32 = 2;
 
-/// How many calls can wait for connections of one role. When the queue is full, a call of the owner with the most
-/// waiting calls fails with [`Error::Busy`].
+/// The maximum number of calls that wait for connections of one role. When the queue is full, a call of the owner with
+/// the most waiting calls fails with [`Error::Busy`].
 const MAX_WAITING: usize = 1024;
 
 /// How long the writer of a SQLite file is reserved for the next renewal after a rejected one.
 const WRITER_RESERVATION: Duration = Duration::from_millis(50);
 
-/// How often a transaction is tried when it conflicts with others.
+/// The maximum number of attempts of a transaction that conflicts with others.
 const ATTEMPTS: u32 = 3;
 
-/// The pause before a transaction is tried again, multiplied by the number of attempts so far. Without a pause it takes
-/// its first lock again before the transaction that waits for that lock has woken up, and the two deadlock again.
+/// The pause before a transaction is retried, multiplied by the number of attempts so far. Without a pause, the retry
+/// takes its first lock again before the transaction that waits for that lock has woken up, and the two deadlock again.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 
-/// How many rows one transaction of [`Store::delete_in_batches`] deletes at most.
+/// The maximum number of rows that one transaction of [`Store::delete_in_batches`] deletes.
 pub(crate) const STEP: u32 = 5_000;
 
 /// The store could not be opened. The message names the database without user name and password, and says what to do
@@ -331,8 +331,8 @@ impl Writer<'_> {
         (self.reader.conn, &mut self.changed)
     }
 
-    /// Records that something that verifiers may have cached has changed. Functions that change such data call this
-    /// themselves; duplicates are ignored. The counter is raised at the end of the transaction, so that its lock, which
+    /// Records a change of data that verifiers may have cached. Functions that change such data call this themselves;
+    /// duplicates are ignored. The counter is raised at the end of the transaction, so that its lock, which
     /// lease renewals wait for, is held only briefly.
     pub fn changed(&mut self, what: Changed) {
         if !self.changed.contains(&what) {
@@ -614,16 +614,18 @@ impl Store {
             .with(|conn| self.inner.write(conn, work))
     }
 
-    /// Calls `delete` in one transaction after the other until it returns 0, and returns the total. `delete` deletes at
-    /// most [`STEP`] rows and returns their number. In one transaction, a day of ten million keys would exceed the
-    /// statement timeout, and on SQLite the length of a lease, whose renewal needs the same lock.
+    /// Calls `delete` in a new transaction each time until it returns 0, and returns the total. `delete`
+    /// deletes at most [`STEP`] rows and returns their number. Deleting a day's rows of ten million keys in
+    /// one transaction would exceed the statement timeout. On SQLite it would also exceed the length of a
+    /// lease, whose renewal needs the same lock.
     pub(crate) async fn delete_in_batches(
         &self,
         delete: impl Fn(&mut Writer<'_>) -> Result<usize, Error> + Clone + Send + 'static,
     ) -> Result<usize, Error> {
         let mut all = 0;
         loop {
-            // A step with fewer rows than `STEP` is not the last: other processes may have deleted some of its rows.
+            // A call that deletes fewer than `STEP` rows is not the last: other processes may have deleted
+            // some of its rows.
             match self.write(delete.clone()).await?.value {
                 0 => return Ok(all),
                 deleted => all += deleted,
@@ -631,7 +633,7 @@ impl Store {
         }
     }
 
-    /// Runs one read statement, which is a snapshot by itself and saves the round trips of a transaction.
+    /// Runs a read without a transaction, which saves round trips. Each statement reads its own snapshot.
     async fn read_one<T: Send + 'static>(
         &self,
         role: ConnectionRole,
@@ -680,9 +682,9 @@ impl Store {
         .await
     }
 
-    /// Runs the statement that renews a lease. It returns `false` if a change was committed that the verifier has not
-    /// applied. On a SQLite file the writer is then reserved for the next renewal: otherwise this process could commit
-    /// another change before each attempt, and would lose its lease.
+    /// Runs `work`, which renews a lease, or returns `false` if a change was committed that the verifier has
+    /// not applied. In that case, the writer of a SQLite file is reserved for the next renewal. Otherwise
+    /// this process could commit another change before each attempt, and its lease would expire.
     pub(crate) async fn renew_one(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Clone + Send + 'static,
@@ -758,7 +760,8 @@ impl Store {
             .await
     }
 
-    /// Waits for a connection of the role, at most for the acquire timeout, and runs the work on the blocking pool.
+    /// Waits for a connection of the role, but no longer than the acquire timeout, and runs the work on the
+    /// blocking pool.
     async fn with_connection<T, E>(
         &self,
         role: ConnectionRole,
@@ -789,8 +792,8 @@ impl Store {
         }
     }
 
-    /// Runs the work on the blocking pool; nothing else in this crate does. Returns the permit unless the work panicked
-    /// or the runtime shuts down.
+    /// Runs the work on the blocking pool. Only this function uses that pool. Returns the permit too, unless
+    /// the runtime shuts down.
     async fn run<T, E>(
         &self,
         group: &ConnectionGroup,
@@ -914,8 +917,8 @@ impl ConnectionGroup {
 
     /// Runs the work with a connection, which the pool checks afterwards if the work failed.
     ///
-    /// Fails if the SQLite file is not at its path before or after the work: what was written may be in a file that
-    /// nothing can open any more.
+    /// Fails if the SQLite file is not at its path before or after the work: the written data may be in a file that was
+    /// deleted or replaced.
     fn with<T, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
@@ -1005,7 +1008,7 @@ impl Inner {
         })
     }
 
-    /// Runs [`Inner::transact`], again in a new transaction after a conflict.
+    /// Runs [`Inner::transact`], and runs it again after a conflict, at most [`ATTEMPTS`] times in all.
     fn transact_repeatedly<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
@@ -1018,7 +1021,7 @@ impl Inner {
                 Err(Failure::Conflict(_)) => {
                     tracing::info!(
                         attempt,
-                        "a transaction conflicted with another one; it is run again"
+                        "a transaction conflicted with another one and is retried"
                     );
                     std::thread::sleep(CONFLICT_PAUSE * attempt);
                 }
@@ -1127,7 +1130,8 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
             AnsiTransactionManager::begin_transaction_sql::<SqliteConnection>(conn, sql)
         }
         AnyConnection::Postgres(conn) => {
-            // Whatever the database's default: a transaction that waited for a lock must see what its holder wrote.
+            // Does not rely on the database's default: a transaction that waited for a lock must see the rows that
+            // the holder of the lock wrote.
             let sql = match mode {
                 Mode::Transaction => "BEGIN ISOLATION LEVEL READ COMMITTED",
                 _ => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
@@ -1137,22 +1141,23 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
     }
 }
 
-/// Rolls back. If that fails, the connection is lost and with it the transaction; the pool will discard it.
+/// Rolls back. If that fails, the pool discards the connection, which ends the transaction.
 fn roll_back(conn: &mut AnyConnection) {
     if let Err(error) = AnyConnection::rollback_transaction(conn) {
         tracing::warn!(%error, "a transaction could not be rolled back");
     }
 }
 
-/// The longest pause between two attempts to connect, and so the longest time for which verification keeps failing
-/// after the database is back.
+/// The longest pause between two attempts to connect. Verification can fail for as long after the database is available
+/// again.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 fn pool(target: &Target, purpose: Use, size: u32, file: Option<&Arc<SqliteFile>>) -> Pool<Manager> {
     let builder = Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        // Not how long a call waits (each call passes that): r2d2 pauses for up to half of this between attempts.
+        // r2d2 pauses for up to half of this timeout between two attempts to connect. It does not limit how long a call
+        // waits, because each call passes its own timeout.
         .connection_timeout(LONGEST_PAUSE * 2)
         .test_on_check_out(true) // cheap: see Manager::is_valid
         .error_handler(Box::new(Log));

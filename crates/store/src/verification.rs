@@ -1,7 +1,7 @@
 //! Look-ups of presented keys by their hash.
 //!
-//! Not bound to a tenant: the look-up is what finds the account. [`tollkey_core::decide`] then decides what the caller
-//! may learn of the key.
+//! The look-ups are not limited to one account, because the account is known only from the key. Afterwards,
+//! [`tollkey_core::decide`] hides the key from callers that may not see it.
 
 use diesel::prelude::*;
 use tollkey_core::{ApiKey, Application, Digest, OperatingModel, ServiceKey, change::Seq};
@@ -12,10 +12,11 @@ use crate::{
     schema::{accounts, api_keys, applications, change_counter, service_keys},
 };
 
-/// The result of a look-up with the change counter of the same snapshot.
+/// The result of a look-up, and the change counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot<T> {
-    /// The change counter. `found` includes every change up to it and none after it.
+    /// The change counter. `found` includes every change up to it. For a key that another key created, `found` can also
+    /// include later changes of its ancestors, which a second statement reads.
     pub seq: Seq,
     /// The result, or `None` if nothing has that hash.
     pub found: Option<T>,
@@ -24,9 +25,9 @@ pub struct Snapshot<T> {
 /// A key with what its verification depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundKey {
-    /// The key, whatever its status. Its `last_used_at` can be outdated: no verification depends on it.
+    /// The key, in any status. Its `last_used_at` can be outdated, because no verification depends on it.
     pub key: ApiKey,
-    /// Its application. A deleted one is returned as disabled.
+    /// Its application, if any. A deleted application is returned as disabled.
     pub application: Option<Application>,
     /// The operating model of its account.
     pub operating_model: OperatingModel,
@@ -74,7 +75,7 @@ impl Store {
                 key = key.with_deleted_application(deleted_at);
             }
             let found = FoundKey {
-                // A second statement, only for descendants. It reads data that is as new as the counter or newer.
+                // Runs a second statement for descendants only. Its data is as new as the counter, or newer.
                 key: lineage::with_ancestors(conn, vec![key])?
                     .pop()
                     .ok_or(Error::Other)?,

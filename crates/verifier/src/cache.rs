@@ -1,13 +1,16 @@
 //! The cached keys, the lease under which they may be used, and their eviction.
 //!
-//! Three rules make cached keys safe to use. They come from the model, and must not be loosened without it.
+//! Three rules make cached keys safe to use. Change them only with a model in `crates/model` that shows that the change
+//! is safe.
 //!
-//! - The lease is checked before the entry is read. Otherwise, an entry could be read, evicted while its reader is paused,
-//!   and then accepted under a lease that was granted because of that eviction.
-//! - Insertions and evictions hold the same lock, and a fetched key is inserted only if no change after the counter value
-//!   of its response has been applied. Otherwise, a slow response could put back a key that was just evicted.
-//! - If the log of changes does not continue from our position (too many changes were missed, or the database was restored
-//!   or failed over), all entries are evicted, the lease ends, and responses and renewals in flight are not used.
+//! - The lease is checked before the entry is read. Otherwise, an entry could be read, evicted while its
+//!   reader is paused, and then accepted under a lease that was granted because of that eviction.
+//! - Insertions and evictions hold the same lock, and a fetched key is inserted only if no change after the
+//!   counter value of its response has been applied. Otherwise, a slow response could insert a key again that
+//!   was just evicted.
+//! - If the log of changes does not continue from the applied position (too many changes were missed, or the
+//!   database was restored or failed over), all entries are evicted, the lease ends, and responses and
+//!   renewals in flight are not used.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
@@ -40,13 +43,15 @@ const MAX_SERVICE_KEYS: usize = 1024;
 /// The number of recent changes that are kept for subscribers. A subscriber that lags by more changes clears its cache.
 const RECENT_CHANGES: usize = 10_000;
 
-/// The maximum number of entries that a clock hand checks for one eviction. It evicts the last of them even if it was used,
-/// so that the work of one cache miss is bounded.
+/// The maximum number of entries that are checked to evict one. Evictions use the CLOCK algorithm: the clock
+/// hand skips the entries that were used since it last passed them. After this number of entries it evicts
+/// the last one even if that was used, so that the work of one cache miss is bounded.
 const SECOND_CHANCES: usize = 64;
 
-/// The estimated bytes of an entry without the heap of its record: the entry and its counts, each with two reference counts;
-/// a node and a slot of the map that readers use; and a slot in the list of all entries and in the indexes of keys, accounts
-/// and applications. The slots are counted twice, because maps and lists are half empty on average.
+/// The estimated bytes of an entry without the heap of its record: the entry and its counts, each with two
+/// reference counts; a node and a slot of the map that readers use; and a slot in the list of all entries and
+/// in the indexes of keys, accounts and applications. The slots are counted twice, because maps and lists are
+/// half empty on average.
 const ENTRY: usize = allocation(16 + size_of::<Entry>())
     + allocation(16 + size_of::<Tally>())
     + allocation(size_of::<Digest>() + 16)
@@ -61,7 +66,7 @@ pub(crate) struct Entry {
     pub(crate) record: KeyContext,
     /// The rate limits of the key's ancestors, the root first, and of the key itself: every use takes from all of them.
     pub(crate) limiters: Box<[Arc<Limiter>]>,
-    /// In a separate `Arc`, so that counts that wait to be taken do not keep the record alive.
+    /// In a separate `Arc`, so that counts that are not flushed yet do not keep the record of an evicted entry in RAM.
     pub(crate) tally: Arc<Tally>,
     /// The estimated bytes of the entry in the cache, with its rate limits and counts.
     weight: usize,
@@ -101,11 +106,11 @@ impl std::fmt::Debug for Entry {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// The most keys.
+    /// The maximum number of cached keys.
     pub(crate) entries: usize,
-    /// The most bytes of keys.
+    /// The maximum bytes of cached keys, including their rate limits.
     pub(crate) entry_bytes: usize,
-    /// The most bytes of rate limits. Those of cached keys are counted with the keys as well.
+    /// The maximum bytes of rate limits, including those of cached keys, which count towards both bounds.
     pub(crate) limiter_bytes: usize,
 }
 
@@ -116,9 +121,9 @@ pub(crate) struct Generation(u64);
 /// The effect of the acknowledgement in a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Acknowledged {
-    /// It increases the change up to which everything is applied everywhere.
+    /// The change that this verifier can report as applied, by itself and by all subscribers, has advanced.
     More,
-    /// It does not increase that change.
+    /// That change has not advanced.
     NoMore,
     /// The subscriber has sent a newer poll since, and does not wait for the response.
     Late,
@@ -128,8 +133,8 @@ pub(crate) enum Acknowledged {
 pub(crate) struct Cache {
     keys: Map<Digest, Arc<Entry>, DigestHash>,
     service_keys: Map<Digest, ServiceKeyId, DigestHash>,
-    /// The end of the lease, in nanoseconds of the clock, with the margin subtracted; 0 without one. Written only under the
-    /// lock of `state`.
+    /// The end of the lease, in nanoseconds of the clock, with the margin subtracted; 0 without a lease.
+    /// Written only under the lock of `state`.
     lease_end: AtomicU64,
     state: Mutex<CacheState>,
     max_entries: usize,
@@ -140,10 +145,10 @@ pub(crate) struct Cache {
 
 /// The state behind the lock: up to where changes are applied, and the indexes by which a change finds its entries.
 struct CacheState {
-    /// All changes up to this position are applied: their keys are evicted. This happens in one critical section, so this
-    /// position is both the model's `applying` and its `evicted`.
+    /// All changes up to this position are applied: their keys are evicted. This happens in one critical
+    /// section, so this position is both the model's `applying` and its `evicted`.
     applied: Position,
-    /// The last changes up to `applied`, for subscribers.
+    /// The newest changes up to `applied`, for subscribers.
     recent: VecDeque<(Position, Changed)>,
     /// The position before the first change in `recent`.
     before_recent: Position,
@@ -214,8 +219,8 @@ impl Cache {
         Some(entry)
     }
 
-    /// Returns the key with that hash if it is cached and the lease ended at most `grace` before `elapsed`. The key may have
-    /// been revoked since.
+    /// Returns the key with that hash if it is cached and the lease is valid at `elapsed`, or expired at most
+    /// `grace` before. After that expiration, the key may have been revoked.
     pub(crate) fn get_within_grace(
         &self,
         digest: &Digest,
@@ -242,7 +247,8 @@ impl Cache {
         elapsed < self.lease_end.load(Ordering::SeqCst)
     }
 
-    /// Returns the current generation. Read it before a request is sent to the source, and pass it on with the response.
+    /// Returns the current generation. Call this before a request to the source, and pass the result on with
+    /// the response.
     pub(crate) fn generation(&self) -> Generation {
         Generation(self.state().generation)
     }
@@ -326,7 +332,7 @@ impl Cache {
         true
     }
 
-    /// Applies the changes of a log that was read after the applied position. Returns whether all changes up to the log's
+    /// Applies a log of the changes after the applied position. Returns whether all changes up to the log's
     /// current position are applied.
     pub(crate) fn apply(&self, log: &ChangeLog) -> bool {
         let mut state = self.state();
@@ -337,7 +343,7 @@ impl Cache {
                 .zip(before.seq.0 + 1..)
                 .all(|((at, _), expected)| at.seq.0 == expected);
             let last = changes.last().map_or(before, |(at, _)| *at);
-            // A log without changes is a gap too if the counter has moved.
+            // If the counter has moved, a log without changes is a gap too.
             gapless && (last == log.current || (last.seq < log.current.seq && !changes.is_empty()))
         };
         let Some(changes) = log.changes.as_deref().filter(|changes| continues(changes)) else {
@@ -352,7 +358,7 @@ impl Cache {
         state.applied == log.current
     }
 
-    /// Applies the changes up to `position` that an upstream sent. `None` means that they are unknown, and clears the cache.
+    /// Applies the changes up to `position` that an upstream sent, or clears the cache if they are unknown (`None`).
     pub(crate) fn apply_news(&self, position: Position, changes: Option<&[Changed]>) {
         let mut state = self.state();
         match changes {
@@ -430,26 +436,27 @@ impl Cache {
         state.applied = applied;
     }
 
-    /// Ends the lease. Only a renewal that is sent afterwards grants the next one.
+    /// Ends the lease before it expires. Only a renewal that is sent afterwards can grant the next one.
     fn end_lease(&self, state: &mut CacheState) {
         state.generation += 1;
         self.lease_end.store(0, Ordering::SeqCst);
     }
 
-    /// Ends the lease until the next renewal.
+    /// Ends the lease. The next renewal can grant a new one.
     pub(crate) fn drop_lease(&self) {
         self.end_lease(&mut self.state());
     }
 
-    /// Ends the lease for good.
+    /// Ends the lease. No other lease is granted.
     pub(crate) fn stop(&self) {
         let mut state = self.state();
         state.stopped = true;
         self.end_lease(&mut state);
     }
 
-    /// Grants a lease until `end`, unless the lease was ended after the renewal was sent in generation `sent`. Returns
-    /// whether it was granted.
+    /// Grants a lease until `end`, unless the lease was ended since the renewal was sent, or the verifier has
+    /// stopped. `sent` is the generation in which the renewal was sent. Returns whether the lease was
+    /// granted.
     pub(crate) fn grant(&self, sent: Generation, end: u64) -> bool {
         let state = self.state();
         let valid = state.generation == sent.0 && !state.stopped;
@@ -463,7 +470,8 @@ impl Cache {
         self.state().stopped
     }
 
-    /// Whether the last lease was ended early, and none has been granted since.
+    /// Returns whether the last lease was ended before it expired, and none has been granted since. Also
+    /// `true` before the first lease.
     pub(crate) fn has_lost_lease(&self) -> bool {
         self.lease_end() == 0
     }
@@ -474,8 +482,8 @@ impl Cache {
         (state.applied, Generation(state.generation))
     }
 
-    /// Returns [`Cache::applied`], and the change up to which everything is applied by this verifier and by every subscriber
-    /// whose lease may be valid at `elapsed`.
+    /// Returns [`Cache::applied`], and the change up to which everything is applied by this verifier and by
+    /// every subscriber whose lease may be valid at `elapsed`.
     pub(crate) fn applied_everywhere(&self, elapsed: u64) -> (Position, Generation, Seq) {
         let mut state = self.state();
         let reported = state.reported(elapsed);
@@ -495,7 +503,7 @@ impl Cache {
         if state.subscribers.arrive(subscriber, ids, false, elapsed)? == Arrival::Late {
             return Ok(Acknowledged::Late);
         }
-        // A position of another history acknowledges nothing in this one.
+        // A position that is too old, or from the history of another database, acknowledges nothing.
         if state.changes_after(position).is_some() {
             state.subscribers.acknowledge(subscriber, position.seq);
         }
@@ -506,8 +514,9 @@ impl Cache {
         })
     }
 
-    /// Returns the response to a poll of a subscriber at `position`: at most `limit` changes, and the lease that it may take
-    /// after applying them. Also returns whether the usage in the poll has to be counted, which is true once per poll.
+    /// Returns the response to a poll of a subscriber at `position`: at most `limit` changes, and the lease
+    /// that it may take after applying them. Also returns whether the usage in the poll has to be counted,
+    /// which is true once per poll.
     pub(crate) fn serve(
         &self,
         subscriber: VerifierId,
@@ -558,8 +567,8 @@ impl Cache {
         ))
     }
 
-    /// Ends the subscription of a subscriber that no longer uses its cache. Returns whether the usage that it sent has to be
-    /// counted.
+    /// Ends the subscription of a subscriber that no longer uses its cache. Returns whether the usage that it
+    /// sent has to be counted.
     pub(crate) fn end_subscription(
         &self,
         subscriber: VerifierId,
@@ -596,7 +605,8 @@ impl Cache {
         state.shares.held() + state.limiters.bytes()
     }
 
-    /// Returns the number of keys evicted to free space, the number evicted by changes, and how often the cache was cleared.
+    /// Returns the number of keys evicted to free space, the number evicted by changes, and how often the
+    /// cache was cleared.
     pub(crate) fn evicted(&self) -> [u64; 3] {
         [&self.evictions, &self.changed, &self.resets]
             .map(|counter| counter.load(Ordering::Relaxed))
@@ -604,7 +614,8 @@ impl Cache {
 }
 
 impl CacheState {
-    /// Whether a response that was read at `seq` includes every change that is applied here.
+    /// Returns whether a response may be cached: whether it was read at a `seq` that includes every change
+    /// that is applied here, and the lease was not ended since the request.
     fn is_fresh(&self, seq: Seq, requested: Generation) -> bool {
         !self.stopped && self.generation == requested.0 && seq >= self.applied.seq
     }
@@ -617,7 +628,7 @@ impl CacheState {
             .map_or(applied, |acknowledged| acknowledged.min(applied))
     }
 
-    /// Keeps an applied change for subscribers.
+    /// Stores an applied change for subscribers.
     fn keep(&mut self, at: Position, changed: &Changed) {
         if self.recent.len() >= RECENT_CHANGES
             && let Some((oldest, _)) = self.recent.pop_front()
@@ -627,7 +638,7 @@ impl CacheState {
         self.recent.push_back((at, changed.clone()));
     }
 
-    /// Returns the changes after `position`, or `None` if the position is not in this log or is too old.
+    /// Returns the changes after `position`, or `None` if the position is not in the stored log.
     fn changes_after(
         &self,
         position: Position,
@@ -670,8 +681,9 @@ impl CacheState {
         self.shares.remove(&key.account_id, entry.weight);
     }
 
-    /// Returns the key to evict so that an account gets `bytes` more: a key of the account that holds the most, if that is
-    /// more than its fair share, and otherwise any key. `None` if no key is cached.
+    /// Returns the key to evict so that `account` can hold `bytes` more. If the account with the most bytes
+    /// exceeds its fair share, it is a key of that account, and otherwise of any account. `None` if no key is
+    /// cached.
     fn next_to_evict(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
         let payer = self.shares.payer(account, bytes);
         payer
@@ -679,8 +691,8 @@ impl CacheState {
             .or_else(|| self.next_of_all())
     }
 
-    /// Returns the next key of an account to evict, by the account's clock hand: it skips keys that were used since it last
-    /// passed them.
+    /// Returns the next key of an account to evict, by the account's clock hand: it skips keys that were used
+    /// since it last passed them.
     fn next_of(&mut self, account: &AccountId) -> Option<KeyId> {
         let hand = self.shares.get_mut(account)?;
         let all = |range: (Bound<KeyId>, KeyId)| {
@@ -717,8 +729,8 @@ impl CacheState {
     }
 }
 
-/// A hash function for SHA-256 hashes. They are evenly distributed, so eight of their bytes are enough. These are mixed with
-/// secret random numbers, so that clients cannot choose keys that collide.
+/// A hash function for SHA-256 hashes. They are evenly distributed, so eight of their bytes are enough. These
+/// are mixed with secret random numbers, so that clients cannot choose keys that collide.
 #[derive(Clone, Copy)]
 struct DigestHash {
     add: u64,
@@ -760,7 +772,7 @@ impl Hasher for DigestHasher {
         self.hash ^= (product as u64) ^ ((product >> 64) as u64);
     }
 
-    /// All digests have the same length.
+    /// Ignores the length, because all hashes have the same one.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {

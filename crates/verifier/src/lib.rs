@@ -1,14 +1,14 @@
 //! Verifies API keys from a cache, with immediate revocation.
 //!
-//! A [`Verifier`] authorizes requests by cached keys, without the store. Nevertheless, the response to a revocation is sent
-//! only when no verifier can accept the key any more:
+//! A [`Verifier`] decides from cached keys, without a query to the store. Nevertheless, the response to a
+//! revocation is sent only when no verifier can accept the key any more:
 //!
 //! - The store numbers changes ([`Seq`]). For each change, a verifier evicts the keys that it affects.
 //! - A verifier uses its cache only while it holds a *lease*, which is granted only at the newest change.
-//! - A process that commits a change waits, before it responds, until every other verifier has either reported the change as
-//!   applied or lost its lease ([`Verifier::wait_until_propagated`]).
+//! - A process that commits a change waits, before it responds, until every other verifier has either
+//!   reported the change as applied or no longer holds a lease ([`Verifier::wait_until_propagated`]).
 //!
-//! The model checker in `tollkey-model` explores these rules. `docs/leases.md` has the reasons.
+//! The model checker in `tollkey-model` checks these rules. `docs/leases.md` has the reasons.
 //!
 //! | module | contents |
 //! |---|---|

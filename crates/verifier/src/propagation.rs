@@ -1,11 +1,12 @@
 //! Waiting until a change is propagated: until no verifier can decide by the state before it.
 //!
-//! The rules, which must not be loosened:
+//! The rules (change them only with a model in `crates/model` that shows that the change is safe):
 //!
-//! - The wait ends when every other verifier has reported the change as applied, or when every lease that does not cover
-//!   it has ended: a lease and a margin after the change was committed.
-//! - A silent verifier is removed only a lease and a margin after its renewals were read, and only if it has not renewed
-//!   since. A verifier that renews is running, so its row must stay: the next change waits for it.
+//! - The wait ends when every other verifier has reported the change as applied, or when every lease that
+//!   does not cover the change has expired: a lease and a margin after the change was committed.
+//! - A silent verifier is removed only a lease and a margin after its renewals were read, and only if it has
+//!   not renewed since. A verifier that renews is running, so its row must stay: the next change waits for
+//!   it.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
@@ -28,8 +29,9 @@ impl<S: Primary> Verifier<S> {
     /// Waits until change `seq` is propagated: until no verifier, this one included, can decide by the state before it.
     /// `since` is the clock's `elapsed`, read after the statement that raised the counter and before the commit.
     ///
-    /// This takes as long as the slowest verifier needs to apply the change. If a verifier is silent or the source fails, it
-    /// takes a lease and a margin at most, and once per silent verifier a little longer to remove its row.
+    /// This takes as long as the slowest verifier needs to apply the change. If a verifier is silent or the
+    /// source fails, it takes a lease and a margin at most, and once per silent verifier a little longer to
+    /// remove its row.
     pub async fn wait_until_propagated(&self, seq: Seq, since: Duration) {
         let inner = &*self.0;
         let started = inner.clock.elapsed();
@@ -42,15 +44,17 @@ impl<S: Primary> Verifier<S> {
             .fetch_add(nanos(waited), Ordering::Relaxed);
     }
 
-    /// Waits until all changes committed so far are propagated. For a response that a change already exists: the process that
-    /// committed it may still be waiting, or may have crashed while it waited.
+    /// Waits until all changes committed so far are propagated. Used when a request changes nothing because
+    /// an earlier one has made the change: the process that committed it may still be waiting, or may have
+    /// crashed while it waited.
     ///
     /// # Errors
     /// [`Unavailable`] if the changes cannot be read from the source.
     pub async fn wait_until_all_propagated(&self) -> Result<(), Unavailable> {
         let inner = &*self.0;
         let seq = inner.within(inner.lease, inner.catch_up()).await?.seq;
-        // The clock is read last: the renewal of every lease that does not cover `seq` was sent before `seq` was committed.
+        // The clock is read last: the renewal of every lease that does not cover `seq` was sent before `seq`
+        // was committed.
         self.wait_until_propagated(seq, inner.clock.elapsed()).await;
         Ok(())
     }
@@ -59,14 +63,14 @@ impl<S: Primary> Verifier<S> {
 impl<S: Primary> Inner<S> {
     async fn wait_until_propagated(&self, seq: Seq, since: Duration) {
         let longest = self.lease + self.margin;
-        let end = since + longest; // every lease that does not cover `seq` has ended then
+        let end = since + longest; // by then, every lease that does not cover `seq` has expired
         let first = self
             .until(end, self.source.lagging_verifiers(seq, self.id()))
             .await;
         let seen_at = self.clock.elapsed();
 
         if self.until(end, self.catch_up()).await.is_err() {
-            // This process must not use its cache either. A renewal in flight grants no lease.
+            // This process must not use its cache either. Dropping the lease also invalidates a renewal in flight.
             self.cache.drop_lease();
             tracing::warn!(
                 seq = seq.0,
@@ -106,7 +110,7 @@ impl<S: Primary> Inner<S> {
         tracing::warn!(
             seq = seq.0,
             verifiers = ?first.iter().flatten().map(|(id, _)| id).collect::<Vec<_>>(),
-            "a change had to wait for a whole lease: some verifier or subscriber did not report, or the source failed"
+            "a change waited for a whole lease: a verifier or subscriber did not report it, or the source failed"
         );
         // If the rows were read late, removing them would delay the response again; the next change removes them.
         if let Ok(rows) = first
@@ -117,8 +121,8 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Removes the verifiers of `seen` that have not reported `seq` and have not renewed until `silent_until`, a lease and a
-    /// margin after `seen` was read. None of their leases is valid any more.
+    /// Removes the verifiers in `seen` that have neither reported `seq` nor renewed by `silent_until`, a
+    /// lease and a margin after `seen` was read. All of their leases have expired by then.
     async fn remove_silent(
         &self,
         seq: Seq,

@@ -1,8 +1,9 @@
 //! The rate limits of keys.
 //!
-//! The generic cell rate algorithm on one atomic number per key: the time at which the whole limit is available again. It is
-//! exact under concurrent use, because that number changes by compare-and-swap. No library is used, because it would read
-//! the clock again and does not report when the whole limit is available.
+//! They use the generic cell rate algorithm with one atomic number per key: the time at which the whole limit
+//! is available again. The algorithm is exact under concurrent use, because that number changes by
+//! compare-and-swap. A library would read the clock a second time, and would not report when the whole limit
+//! is available.
 
 use std::{
     collections::BTreeMap,
@@ -34,8 +35,9 @@ pub struct RateStatus {
 }
 
 impl RateStatus {
-    /// Returns the values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After
-    /// a denial, `t` is the time until the next use is possible, as in `Retry-After`.
+    /// Returns the values of the fields `RateLimit-Policy` and `RateLimit`
+    /// (draft-ietf-httpapi-ratelimit-headers-11). After a denial, `t` is the time until the next use is
+    /// possible, as in `Retry-After`.
     #[must_use]
     pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
         let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
@@ -50,7 +52,7 @@ impl RateStatus {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limit: RateLimit,
-    /// The nanoseconds until a used-up limit has one use again.
+    /// The nanoseconds until an exhausted limit has one use again.
     each: u64,
     /// When the whole limit is available again; in the past if it is available now.
     full_at: AtomicU64,
@@ -94,8 +96,8 @@ impl Limiter {
         (used > whole).then(|| seconds(used - whole))
     }
 
-    /// Gives back the part of one use that has not become available again since `taken_at`. Otherwise, a long request would
-    /// make a second use available.
+    /// Gives back the part of one use that has not become available again since `taken_at`. Otherwise, a long
+    /// request would make a second use available.
     pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
         let left = self.each.saturating_sub(now.saturating_sub(taken_at));
         let _ = self
@@ -120,9 +122,9 @@ impl Limiter {
     }
 }
 
-/// Takes one use from every rate limit on the path from the root to the key, or from none of them. Returns the status of the
-/// limit with the fewest remaining uses. The error is the number of seconds until all limits have a use. `None` if the path
-/// has no limits.
+/// Takes one use from every rate limit on the path from the root to the key, or from none of them. Returns
+/// the status of the limit with the fewest remaining uses. The error is the number of seconds until all
+/// limits have a use. `None` if the path has no limits.
 pub(crate) fn take_all(path: &[Arc<Limiter>], now: u64) -> Option<(RateStatus, Result<(), u32>)> {
     let mut least: Option<RateStatus> = None;
     for (taken, limiter) in path.iter().enumerate() {
@@ -134,7 +136,7 @@ pub(crate) fn take_all(path: &[Arc<Limiter>], now: u64) -> Option<(RateStatus, R
                 .filter_map(|limiter| limiter.wait(now));
             return Some((status, Err(later.fold(seconds, u32::max))));
         }
-        // Of two limits with the same remaining uses, the one that takes longer until it is fully available.
+        // Of two limits with the same remaining uses, the one that takes longer to be fully available is reported.
         let left =
             |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
         if least
@@ -158,13 +160,14 @@ fn seconds(nanos: u64) -> u32 {
     u32::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
 }
 
-/// The limiters of keys with a rate limit. They outlive the cached keys, so that a change to a key, or its eviction, does not
-/// reset its rate limit. Only a change of the limit does.
+/// The limiters of keys with a rate limit. They outlive the cached keys, so that a change to a key, or its
+/// eviction, does not reset its rate limit. Only a change of the limit does.
 ///
-/// Their bytes are bounded, with fair shares for accounts ([`Shares`]). Above the bound, a limiter that is full is dropped
-/// first, of any account, because a new one has the same state. Otherwise, an account that holds more than its fair share
-/// loses a limiter, so that the keys of one account cannot reset the rate limits of another. An account whose limiters take
-/// more than its share may lose its own.
+/// Their bytes are bounded, with fair shares for accounts ([`Shares`]). Above the bound, a limiter that is
+/// full (its whole limit is available) is dropped first, of any account, because a new one has the same
+/// state. If none is found, an account that holds more than its fair share loses a limiter, so that the keys
+/// of one account cannot reset the rate limits of another. An account whose limiters take more than its share
+/// may lose its own.
 #[derive(Debug)]
 pub(crate) struct Limiters {
     all: BTreeMap<LimiterId, Arc<Limiter>>,
@@ -174,16 +177,18 @@ pub(crate) struct Limiters {
     scanned: Option<LimiterId>,
 }
 
-/// An account and a key. All keys of a tree belong to one account, so the limit of a parent key has one entry.
+/// An account and a key. All keys of a tree belong to one account, so the limiter of a parent key has one
+/// entry, which its descendants share.
 type LimiterId = (AccountId, KeyId);
 
 impl Limiters {
-    /// The bytes of a limiter: the limiter with two reference counts, and its slot in a tree whose nodes are half empty at
-    /// worst.
+    /// The bytes of a limiter: the limiter with two reference counts, and its slot in a tree whose nodes are
+    /// half empty at worst.
     pub(crate) const EACH: usize = allocation(16 + size_of::<Limiter>())
         + 2 * (size_of::<LimiterId>() + size_of::<Arc<Limiter>>());
 
-    /// The maximum number of limiters that are scanned to find one to drop, so that the work of one cache miss is bounded.
+    /// The maximum number of limiters that are scanned to find one to drop, so that the work of one cache
+    /// miss is bounded.
     const SCANNED: usize = 32;
 
     pub(crate) fn new(max: usize) -> Self {
@@ -198,8 +203,8 @@ impl Limiters {
         self.shares.held()
     }
 
-    /// Returns the limiter of a key. If the limit has changed, a `fresh` record of the key resets the limiter; an outdated
-    /// record does not.
+    /// Returns the limiter of a key. If the limit has changed, a `fresh` record of the key resets the
+    /// limiter; an outdated record does not.
     pub(crate) fn get_or_insert(
         &mut self,
         account: &AccountId,
@@ -257,8 +262,8 @@ impl Limiters {
         Some(id)
     }
 
-    /// Scans the next limiters of the range `all` after `after`. Returns the last of them, and the one with the smallest
-    /// [`lost`] time, with that time: 0 for a limiter that is full.
+    /// Scans the next limiters of the range `all` after `after`. Returns the last of them, and the one with
+    /// the smallest [`lost`] time, with that time: 0 for a limiter that is full.
     fn scan(
         &self,
         after: Bound<LimiterId>,
@@ -282,8 +287,9 @@ impl Limiters {
     }
 }
 
-/// Returns for how many nanoseconds a key could exceed its limit if this limiter were dropped, because a new one is full. For
-/// a limiter that a cached key uses, this is the whole window: it could be used up after it was dropped.
+/// Returns for how many nanoseconds a key could exceed its limit if this limiter were dropped, because a new
+/// one is full. For a limiter that a cached key uses, this is the whole window, because the key can still
+/// exhaust the dropped limiter.
 fn lost(limiter: &Arc<Limiter>, now: u64) -> u64 {
     if Arc::strong_count(limiter) > 1 {
         nanos(limiter.limit.window())
@@ -377,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn clock_read_late_by_another_thread_is_harmless() {
+    fn earlier_time_of_another_thread_does_not_exceed_the_limit() {
         let limiter = limiter(1, 1);
         assert_eq!(limiter.take(10 * SECOND).1, Ok(()));
         assert_eq!(limiter.take(10 * SECOND - 5).1, Err(2));
@@ -391,11 +397,11 @@ mod tests {
         let (status, taken) = take_all(&path, now).unwrap();
         assert_eq!((status.limit, status.remaining, taken), (2, 1, Ok(())));
         assert_eq!(take_all(&path, now).unwrap().0.remaining, 0);
-        // The key's own limit is empty: the root and the parent keep what they have.
+        // The key's own limit is exhausted: no use is taken from the root and the parent.
         let (status, taken) = take_all(&path, now).unwrap();
         assert_eq!((status.limit, status.remaining, taken), (2, 0, Err(30)));
         assert_eq!(take_all(&path[..2], now).unwrap().0.remaining, 0);
-        // Two limits are empty: the wait is that of the later one.
+        // Two limits are exhausted: the longer wait is returned.
         let (status, taken) = take_all(&path, now).unwrap();
         assert_eq!((status.limit, taken), (3, Err(30)));
         assert_eq!(path[0].take(now).0.remaining, 0);
@@ -409,7 +415,7 @@ mod tests {
         assert_eq!(
             (status.remaining, status.window_seconds),
             (2, 600),
-            "of two with 2 left, the slower one"
+            "of two limits with 2 remaining uses, the one with the longer window"
         );
     }
 
@@ -430,7 +436,7 @@ mod tests {
     }
 
     impl World {
-        /// Creates limiters whose bytes suffice for `count` limiters of one account.
+        /// Creates an empty set whose maximum bytes are those of `count` limiters of one account.
         fn new(count: usize) -> Self {
             let mut shares = Shares::<()>::new(usize::MAX);
             shares.add(&account("small"), Limiters::EACH);
@@ -496,12 +502,12 @@ mod tests {
             world.take("flood", n, 86_400, 2 * SECOND);
             n += 1;
         }
-        // The account that holds the most has not lost any.
+        // The account with the most limiters has not lost any of them.
         assert!((0..15).chain(100..n).all(|n| world.has("flood", n)));
     }
 
     #[test]
-    fn limiter_of_a_cached_key_is_not_full() {
+    fn limiter_of_a_cached_key_is_not_dropped_first() {
         let mut world = World::new(20);
         let limit = RateLimit::new(1, 86_400).unwrap();
         let held: Vec<_> = (0..10)
@@ -545,12 +551,12 @@ mod tests {
     }
 
     #[test]
-    fn account_over_its_share_loses_the_limiter_full_soonest() {
+    fn scanned_limiter_that_is_full_soonest_is_dropped() {
         let mut world = World::new(64);
         (0..32).for_each(|n| assert!(world.take("small", n, 86_400, 0)));
         (32..64).for_each(|n| assert!(world.take("small", n, 3600, 0)));
         (64..70).for_each(|n| assert!(world.take("small", n, 86_400, 1)));
-        // Half of the limiters that are scanned have a window of an hour.
+        // One scan covers half of the limiters, so some scans find only limiters with a window of a day.
         let hours = (32..64).filter(|n| world.has("small", *n)).count();
         let days = (0..32).filter(|n| world.has("small", *n)).count();
         assert!(
@@ -581,7 +587,7 @@ mod tests {
                 Ok(())
             );
         }
-        assert_eq!(all.all.len(), 1, "the one in use");
+        assert_eq!(all.all.len(), 1, "only the newest limiter is stored");
     }
 
     #[test]

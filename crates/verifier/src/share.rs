@@ -1,8 +1,8 @@
 //! Fair shares of a bounded number of bytes.
 //!
-//! [`Shares`] counts the bytes that each account holds. While bytes are free, an account may hold any number of them. When
-//! an account needs more bytes than are free, the account with the most bytes gives some up. As a result, accounts that need
-//! little keep all of it, and the others share the rest equally.
+//! [`Shares`] counts the bytes that each account holds. While bytes are free, an account may hold any number
+//! of them. When an account needs more bytes than are free, the account with the most bytes gives some up. As
+//! a result, accounts that need few bytes keep all of theirs, and the others share the rest equally.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,11 +12,13 @@ use tollkey_core::{AccountId, KeyId, heap::allocation};
 pub(crate) const FIRST: KeyId = KeyId::from_bytes([0; 16]);
 pub(crate) const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
 
-/// An account with at most one part in `PARTS` of all bytes is within its fair share, for any number of accounts. Otherwise,
-/// with many accounts, the second entry of one would be evicted for the first entry of another.
+/// An account with at most 1/`PARTS` of all bytes is within its fair share, even if there are more accounts
+/// than `PARTS`. Otherwise, with many accounts, the second entry of one would be evicted for the first entry
+/// of another.
 const PARTS: usize = 16;
 
-/// The bytes of an account without entries: its ID, and its slots in a map and in a tree, which are half empty on average.
+/// The bytes of an account without entries: its ID, and its slots in a map and in a tree, which are half
+/// empty on average.
 const ACCOUNT: usize =
     2 * (size_of::<AccountId>() + size_of::<usize>()) + 2 * (size_of::<AccountId>() + 48);
 
@@ -45,7 +47,7 @@ impl<T: Default> Shares<T> {
         }
     }
 
-    /// Returns the maximum bytes of one entry. An account that holds at most as many is always within its fair share.
+    /// Returns the maximum bytes of one entry.
     pub(crate) fn largest(&self) -> usize {
         self.max / PARTS
     }
@@ -75,8 +77,9 @@ impl<T: Default> Shares<T> {
         self.held.saturating_add(bytes).saturating_add(own) <= self.max
     }
 
-    /// Returns the account that has to give up bytes so that `account` gets `bytes` more: the account that would then hold
-    /// the most, which can be `account` itself. `None` if that account is within its fair share too: then any may give up bytes.
+    /// Returns the account that has to give up bytes so that `account` gets `bytes` more: the account that
+    /// would then hold the most, which can be `account` itself. `None` if no account exceeds its fair share:
+    /// then any account may give up bytes.
     pub(crate) fn payer(&self, account: &AccountId, bytes: usize) -> Option<AccountId> {
         let own = self.accounts.get(account).map_or(0, |share| share.bytes);
         let accounts = self.accounts.len() + usize::from(own == 0);
@@ -119,7 +122,7 @@ impl<T: Default> Shares<T> {
         &mut share.value
     }
 
-    /// Takes bytes from an account, and removes the account when it holds none any more.
+    /// Subtracts the bytes of removed entries from an account, and removes the account when it has no entries.
     pub(crate) fn remove(&mut self, account: &AccountId, bytes: usize) {
         let Some(share) = self.accounts.get_mut(account) else {
             return;
@@ -135,7 +138,7 @@ impl<T: Default> Shares<T> {
         }
     }
 
-    /// Takes all bytes from all accounts.
+    /// Removes all accounts.
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.max);
     }
@@ -154,7 +157,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Gives bytes to an account as the cache does: until they fit, the payer, or the account itself, gives up ten bytes.
+    /// Adds bytes to an account as the cache does: the payer, or the account itself, gives up ten bytes until they fit.
     fn give(shares: &mut Shares<()>, name: &str, bytes: usize) {
         let id = account(name);
         while !shares.fits(&id, bytes) {

@@ -1,8 +1,8 @@
-//! `cargo xtask bench dashboard`: compares the pages of an account with 10,000 keys to those of an
-//! account with 100.
+//! `cargo xtask bench dashboard`: compares the pages of an account with 10,000 keys to those of an account with 100.
 //!
-//! It runs one server for each database and requests from them in turn, one request at a time. It prints medians,
-//! ratios to the small account on the same database, and the size of each page, as larger pages take longer.
+//! It runs one server for each database and account, and sends requests to them in turn, one at a time. It
+//! prints the medians, the ratios to the account with 100 keys on the same database, and the size of each
+//! page, because larger pages take longer.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,7 @@ use super::{
 
 /// The number of keys of the two accounts.
 const SIZES: [u64; 2] = [100, 10_000];
-/// The number of additional applications of each account, the most that a form shows.
+/// The number of additional applications of each account: as many as a form lists at most.
 const APPLICATIONS: usize = 100;
 /// The number of requests for each page.
 const ROUNDS: usize = 200;
@@ -31,7 +31,7 @@ const ACCOUNT: &str = "account-0000000";
 /// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
 /// Revokes the 60 oldest keys.
-const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated so' \
+const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated as revoked' \
      WHERE id IN (SELECT id FROM api_keys ORDER BY created_at, id LIMIT 60)";
 
 /// The measured pages.
@@ -57,7 +57,7 @@ struct Subject {
     size: Vec<usize>,
 }
 
-/// Fills the databases, measures and prints.
+/// Fills the databases, measures, and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let directory = tempfile::tempdir()?;
@@ -123,7 +123,8 @@ impl Subject {
             ])
             .status()?;
         ensure!(filled.success(), "the database could not be filled");
-        // Both accounts have the same number of revoked keys, which a search finds last.
+        // Pages show the newest keys first, so a search for revoked keys finds these last. `generate` also
+        // revokes one key in fifty, so the larger account has more revoked keys.
         database.sql(OLDEST_REVOKED);
         let set = |command: &mut Command| {
             command
@@ -222,7 +223,7 @@ fn print(subjects: &[Subject]) {
     let kb = |size: usize| size.div_ceil(1000);
     println!(
         "{:<16} {:<12} {:>12} {:>6} {:>12} {:>6} {:>7}",
-        "page", "database", "100 keys ms", "kB", "10 000 ms", "kB", "ratio"
+        "page", "database", "100 keys ms", "kB", "10,000 ms", "kB", "ratio"
     );
     for (page, (name, _)) in PAGES.iter().enumerate() {
         for pair in subjects.chunks(SIZES.len()) {

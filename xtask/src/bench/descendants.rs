@@ -1,9 +1,10 @@
-//! `cargo xtask bench descendants`: whether the duration of a revocation depends on the number of descendants.
+//! `cargo xtask bench descendants`: measures whether the duration of a revocation depends on the number of descendants.
 //!
-//! It runs a server on SQLite and one on PostgreSQL, each with trees of three sizes: a root, its children, and a child
-//! of every ninth child. The roots are revoked over HTTP, one of each size in turn. It prints the time until the
-//! response, and until the revocation was recorded on every descendant, which happens in the background. Some
-//! descendants are verified before the revocation, so that they are cached; afterwards all of these are rejected.
+//! It runs a server on SQLite and one on PostgreSQL, each with trees of three sizes: a root and its children,
+//! one in nine of which has a child itself. The roots are revoked over HTTP, one of each size in turn. It
+//! prints the time until the response, and until the revocation was recorded on every descendant, which
+//! happens in the background. Some descendants are verified before the revocation, so that they are cached,
+//! and must be rejected after it.
 
 use std::{
     net::SocketAddr,
@@ -33,8 +34,8 @@ const SIZES: [usize; 3] = [10, 1_000, 100_000];
 const ROUNDS: usize = 3;
 /// The number of descendants of each root that are verified.
 const VERIFIED: usize = 100;
-/// The longest time for recording the largest tree.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// The maximum time for recording a revocation on all descendants.
+const RECORDING_TIMEOUT: Duration = Duration::from_secs(600);
 /// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
 /// The account of all keys.
@@ -70,7 +71,7 @@ fn tree(
             ..ApiKey::new(KeyId::new(now, rng), account.clone(), &text, kind, now)
         };
         keys.push((key, text.digest()));
-        // The last descendants, which include grandchildren.
+        // The last descendants, which are grandchildren of the root, except in the smallest tree.
         if node > 0 && node + VERIFIED > descendants {
             texts.push(text);
         }
@@ -179,7 +180,10 @@ impl Subject {
         ensure!(status == 200, "the status of a revocation is {status}");
         Self::verify(&mut client, &tree.descendants, 401)?;
         while !self.is_recorded()? {
-            ensure!(begun.elapsed() < PATIENCE, "the revocation is not recorded");
+            ensure!(
+                begun.elapsed() < RECORDING_TIMEOUT,
+                "the revocation was not recorded in time"
+            );
             sleep(Duration::from_millis(5));
         }
         self.recorded[size].push(begun.elapsed().as_secs_f64() * 1000.0);
@@ -194,7 +198,7 @@ impl Subject {
     }
 }
 
-/// Fills the databases, measures and prints.
+/// Fills the databases, measures, and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let directory = tempfile::tempdir()?;
@@ -249,8 +253,8 @@ fn print(subjects: &[Subject]) {
         }
     }
     println!(
-        "\nMedians of {ROUNDS} revocations. \"revoked\" is the response, after which every descendant is rejected; \
-         \"ratio\"\nis to that with the fewest descendants. \"recorded\" is when each descendant has its own revocation \
-         and audit entry."
+        "\nMedians of {ROUNDS} revocations. \"revoked\" is the time until the response, after which every descendant is \
+         rejected.\n\"ratio\" compares it with the smallest tree. \"recorded\" is the time until each descendant has its own \
+         revocation and\naudit entry."
     );
 }

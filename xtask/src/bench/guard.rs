@@ -1,8 +1,8 @@
-//! `cargo xtask bench guard`: an app with and without our middleware layer, under load.
+//! `cargo xtask bench guard`: measures an app with and without our middleware layer, under load.
 //!
 //! It runs a Tollkey server with keys and, for each framework, a subscribed process with one worker, which serves the
 //! same handler on a path without the layer and on one with it. The paths are measured in turn, several times. It
-//! prints medians over the rounds, and ratios within a round.
+//! prints medians over the rounds. The ratios are computed within each round.
 
 use std::{
     env,
@@ -27,7 +27,7 @@ const GUARDED: &str = "/api/v1/links";
 const RESPONSE: &str = r#"{"links":[]}"#;
 const ROUNDS: usize = 7;
 const TIME: Duration = Duration::from_secs(2);
-/// The environment variable with the service key; other users cannot read the environment of a process.
+/// The environment variable with the service key. Unlike an argument, it cannot be read by other users.
 const SERVICE_KEY: &str = "TOLLKEY_BENCH_SERVICE_KEY";
 
 /// Measures and prints the results, or runs one of the measured processes.
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 fn service_key() -> anyhow::Result<String> {
-    env::var(SERVICE_KEY).context("a service key in the environment")
+    env::var(SERVICE_KEY).with_context(|| format!("{SERVICE_KEY} is required"))
 }
 
 #[expect(clippy::print_stdout, reason = "the other process reads the address")]
@@ -103,7 +103,8 @@ struct Subject {
 
 struct Measured {
     round: Round,
-    computed: f64,
+    /// The CPU time per request, in microseconds.
+    cpu_micros: f64,
 }
 
 impl Subject {
@@ -144,13 +145,13 @@ impl Subject {
         let before = self.process.computed();
         let round = load(self.address, &requests, 200, time)
             .with_context(|| format!("{} {path}", self.name))?;
-        let computed = before
+        let cpu_micros = before
             .zip(self.process.computed())
             .map_or(f64::NAN, |(before, after)| {
                 after.saturating_sub(before).as_secs_f64() * 1_000_000.0
                     / round.requests().max(1) as f64
             });
-        Ok(Measured { round, computed })
+        Ok(Measured { round, cpu_micros })
     }
 }
 
@@ -198,13 +199,13 @@ fn measure() -> anyhow::Result<()> {
 /// Creates a service key in the database of the server in this directory.
 fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     let mut command = servers::tollkey(program, directory);
-    let made = command.args(["service-key", "create", "bench"]).output()?;
+    let output = command.args(["service-key", "create", "bench"]).output()?;
     ensure!(
-        made.status.success(),
-        "no service key: {}",
-        String::from_utf8_lossy(&made.stderr)
+        output.status.success(),
+        "cannot create a service key: {}",
+        String::from_utf8_lossy(&output.stderr)
     );
-    Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -224,7 +225,7 @@ fn print(subjects: &[Subject]) {
     );
     for subject in subjects {
         let of = |value: &dyn Fn(&Measured) -> f64| {
-            let side = |place: usize| median(subject.rounds.iter().map(|both| value(&both[place])));
+            let side = |index: usize| median(subject.rounds.iter().map(|both| value(&both[index])));
             let ratio = median(
                 subject
                     .rounds
@@ -235,9 +236,9 @@ fn print(subjects: &[Subject]) {
         };
         let (rate, with_rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, with_p50, p50_ratio) = of(&|it| it.round.latency(0.50));
-        let (computed, with_computed, computed_ratio) = of(&|it| it.computed);
+        let (cpu, with_cpu, cpu_ratio) = of(&|it| it.cpu_micros);
         println!(
-            "{:<8} {rate:>12.0} {with_rate:>12.0} {rate_ratio:>6.2}  {p50:>8.0} {with_p50:>8.0} {p50_ratio:>6.2}  {computed:>11.2} {with_computed:>11.2} {computed_ratio:>6.2}",
+            "{:<8} {rate:>12.0} {with_rate:>12.0} {rate_ratio:>6.2}  {p50:>8.0} {with_p50:>8.0} {p50_ratio:>6.2}  {cpu:>11.2} {with_cpu:>11.2} {cpu_ratio:>6.2}",
             subject.name
         );
     }

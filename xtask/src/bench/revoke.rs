@@ -1,10 +1,11 @@
-//! `cargo xtask bench revoke`: the time until a revocation holds on every replica, compared to a creation.
+//! `cargo xtask bench revoke`: measures how long a revocation takes until it has propagated to every replica,
+//! compared to a creation.
 //!
-//! It runs one, three and five servers on a private PostgreSQL with durable settings, with leases
-//! of the default length. Keys are created on a random replica, verified on every replica until
-//! they are cached, and revoked on a random one. Creations and revocations alternate, so that other
-//! load affects them alike. Then a replica is paused before each revocation, a different one each
-//! time, because the first revocation that waits for a paused replica removes it.
+//! It runs one, three and five servers on a private PostgreSQL with durable settings, with leases of the
+//! default length. Keys are created on a random replica, verified on every replica until they are cached, and
+//! revoked on a random one. Creations and revocations alternate, so that other load affects them alike. Then
+//! a random replica is paused before each revocation, and resumed after it, because only the first revocation
+//! waits for a paused replica and removes its row.
 
 use std::{
     path::Path,
@@ -23,16 +24,16 @@ use super::servers::{self, Client, Process};
 const REPLICAS: [usize; 3] = [1, 3, 5];
 /// The number of created and revoked keys.
 const KEYS: usize = 300;
-/// The number of additional keys before that, for warming up.
+/// The number of additional keys that are created and revoked first, to warm up.
 const FIRST_KEYS: usize = 20;
-/// The number of pauses.
-const FREEZES: usize = 7;
+/// The number of revocations that wait for a paused replica.
+const PAUSES: usize = 7;
 /// The length of a lease in a fresh database.
 const LEASE: Duration = Duration::from_secs(3);
 /// The goal for the ratio of the median revocation to the median creation.
-const AIM: f64 = 5.0;
+const GOAL: f64 = 5.0;
 /// The goal for a revocation that waits for a paused replica.
-const FROZEN_AIM: Duration = LEASE.saturating_add(Duration::from_millis(500));
+const PAUSED_GOAL: Duration = LEASE.saturating_add(Duration::from_millis(500));
 /// The durability settings that a PostgreSQL for tests turns off.
 const DURABLE: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\nautovacuum = on\n\
                        shared_buffers = 128MB";
@@ -175,14 +176,14 @@ impl Cluster {
     }
 
     /// Measures revocations while another replica is paused.
-    fn measure_frozen(&mut self, times: usize) -> anyhow::Result<Times> {
+    fn measure_paused(&mut self, times: usize) -> anyhow::Result<Times> {
         let mut revoked = Times::default();
         for _ in 0..times {
             let (key, _) = self.create()?;
             self.verify(&key, 200)?;
-            let frozen = self.random_replica();
-            let at = (frozen + self.rng.random_range(1..self.replicas.len())) % self.replicas.len();
-            let sleeping = self.replicas[frozen].process.freeze()?;
+            let paused = self.random_replica();
+            let at = (paused + self.rng.random_range(1..self.replicas.len())) % self.replicas.len();
+            let sleeping = self.replicas[paused].process.freeze()?;
             revoked.0.push(self.revoke(at, &key)?);
             drop(sleeping);
             self.verify(&key, 401)?;
@@ -200,7 +201,7 @@ impl Cluster {
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// The duration at this quantile, in milliseconds.
+    /// Returns the duration at this quantile, in milliseconds; NaN without durations.
     fn at(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -216,8 +217,8 @@ struct Row {
     replicas: usize,
     created: Times,
     revoked: Times,
-    /// Empty without another replica to pause.
-    frozen: Times,
+    /// Empty if there is no other replica to pause.
+    paused: Times,
 }
 
 /// Measures and prints the results.
@@ -227,7 +228,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .context("PostgreSQL is missing. Debian: apt-get install postgresql")?;
     let directory = tempfile::tempdir()?;
     eprintln!(
-        "PostgreSQL's data is in {}; {KEYS} keys for each number of replicas, {FREEZES} freezes",
+        "PostgreSQL's data is in {}; {KEYS} keys for each number of replicas, {PAUSES} pauses",
         postgres
             .socket()
             .parent()
@@ -236,13 +237,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
     );
     let mut rows = Vec::new();
     for replicas in REPLICAS {
-        eprintln!("measuring {replicas} ...");
+        eprintln!("replicas: {replicas}; measuring ...");
         let database = postgres.database();
         let mut cluster = Cluster::start(&program, directory.path(), &database, replicas)?;
         cluster.measure(FIRST_KEYS)?;
         let (created, revoked) = cluster.measure(KEYS)?;
-        let frozen = if replicas > 1 {
-            cluster.measure_frozen(FREEZES)?
+        let paused = if replicas > 1 {
+            cluster.measure_paused(PAUSES)?
         } else {
             Times::default()
         };
@@ -250,7 +251,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             replicas,
             created,
             revoked,
-            frozen,
+            paused,
         });
     }
     print(&rows);
@@ -268,34 +269,34 @@ fn print(rows: &[Row]) {
         "revoke p50",
         "p99",
         "ratio",
-        "aim",
-        "frozen p50",
+        "goal",
+        "paused p50",
         "max",
-        "aim"
+        "goal"
     );
     for Row {
         replicas,
         created,
         revoked,
-        frozen,
+        paused,
     } in rows
     {
         let ratio = revoked.at(0.5) / created.at(0.5);
-        let [frozen_median, frozen_max, frozen_aim] = [
-            frozen.at(0.5),
-            frozen.at(1.0),
-            FROZEN_AIM.as_secs_f64() * 1000.0,
+        let [paused_median, paused_max, paused_goal] = [
+            paused.at(0.5),
+            paused.at(1.0),
+            PAUSED_GOAL.as_secs_f64() * 1000.0,
         ]
         .map(|millis| {
-            if frozen.0.is_empty() {
+            if paused.0.is_empty() {
                 "-".to_owned()
             } else {
                 format!("{millis:.0}")
             }
         });
         println!(
-            "{replicas:>8}  {:>10.2} {:>8.2}  {:>10.2} {:>8.2}  {ratio:>6.2} {AIM:>4.1}  {frozen_median:>10} \
-             {frozen_max:>8} {frozen_aim:>8}",
+            "{replicas:>8}  {:>10.2} {:>8.2}  {:>10.2} {:>8.2}  {ratio:>6.2} {GOAL:>4.1}  {paused_median:>10} \
+             {paused_max:>8} {paused_goal:>8}",
             created.at(0.5),
             created.at(0.99),
             revoked.at(0.5),
@@ -303,9 +304,9 @@ fn print(rows: &[Row]) {
         );
     }
     println!(
-        "\nMilliseconds. \"ratio\" is the ratio of the medians in the same run; fsync and synchronous_commit are on. \"frozen\" is\n\
-         the first revocation after one of the other replicas was stopped by SIGSTOP: it waits for a lease of {} s, and the\n\
-         aim is half a second more. The next one does not wait.",
+        "\nMilliseconds. \"ratio\" is the ratio of the medians in the same run; fsync and synchronous_commit are on. \"paused\" is\n\
+         the first revocation after one of the other replicas was paused by SIGSTOP: it waits for a lease of {} s, and the\n\
+         goal is half a second more. The next revocation does not wait.",
         LEASE.as_secs()
     );
 }

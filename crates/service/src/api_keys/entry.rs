@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 use tollkey_core::{ApiKey, Status, Timestamp};
 
-/// Returns the audit entry's fields for a key: its restrictions, but neither the key itself nor its metadata. The log
-/// is kept forever, and metadata can be personal data.
+/// Returns the fields of a key that audit entries contain. They exclude the full key, and also the metadata,
+/// because the log is kept forever and metadata can be personal data.
 pub(super) fn audit_fields(key: &ApiKey) -> Map<String, Value> {
     let restrictions = &key.restrictions;
     let mut fields = Map::new();
@@ -36,10 +36,10 @@ pub(super) fn audit_fields(key: &ApiKey) -> Map<String, Value> {
                 .collect::<Vec<_>>()
         })),
     );
-    let networks = restrictions.allowed_ips.as_ref();
+    let allowed_ips = restrictions.allowed_ips.as_ref();
     field(
         "allowed_ips",
-        json!(networks.map(|list| {
+        json!(allowed_ips.map(|list| {
             list.networks()
                 .iter()
                 .map(ToString::to_string)
@@ -63,7 +63,7 @@ pub(super) fn audit_fields(key: &ApiKey) -> Map<String, Value> {
     fields
 }
 
-/// Returns the fields that differ, as `[before, after]`.
+/// Returns the fields that differ, as `[before, after]`. For metadata, only the fact that it changed.
 pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value> {
     let mut changes = Map::new();
     for ((name, was), (_, is)) in audit_fields(before).into_iter().zip(audit_fields(after)) {
@@ -77,6 +77,7 @@ pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value>
     changes
 }
 
+/// Returns the content of the audit entry for a changed status.
 pub(crate) fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),

@@ -46,26 +46,26 @@ pub async fn revoke_of_application(
     application_id: ApplicationId,
     id: KeyId,
 ) -> Result<bool, Problem> {
-    let which = KeySelector {
+    let selector = KeySelector {
         families: APPLICATION,
         application_id: Some(application_id),
         id,
     };
-    Ok(revoke_selected(service, by, which, None).await?.1)
+    Ok(revoke_selected(service, by, selector, None).await?.1)
 }
 
 async fn revoke_selected(
     service: &Service,
     by: &RequestActor,
-    which: KeySelector,
+    selector: KeySelector,
     reason: Option<String>,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = service.clock.now();
-    let pending = by.pending_revocation(Root::Key(which.id), now);
+    let pending = by.pending_revocation(Root::Key(selector.id), now);
     let revoked = transition(
         service,
         by,
-        which,
+        selector,
         Action::ApiKeyRevoked,
         move |account, key| {
             let transition = key.revoke(now, reason);
@@ -73,8 +73,8 @@ async fn revoke_selected(
                 Transition::Changed if account.has_descendants(&key.id)? => {
                     account.add_pending_revocation(&pending)?
                 }
-                // A server of the previous release walks the tree instead. It notified verifiers only of the root, and
-                // may have stopped before the end of the tree.
+                // A server of the previous release revokes the descendants one after the other instead. It may have
+                // stopped before the last one, and its change makes verifiers evict only the root.
                 Transition::Unchanged
                     if key.revoked_at.is_some()
                         && account.has_unrevoked_descendants(&key.id)? =>

@@ -13,17 +13,17 @@ use crate::{actor::RequestActor, service::Service};
 /// Selects the key of a request.
 pub(super) struct KeySelector {
     pub(super) families: &'static [Family],
-    /// The application of the key, which must exist; `None` for any.
+    /// The application that the key must belong to, and which must exist; `None` for any or no application.
     pub(super) application_id: Option<ApplicationId>,
     pub(super) id: KeyId,
 }
 
-/// Changes the status of a key, and appends its audit entry, in one transaction. Also returns whether the status
-/// changed; either way it has been propagated when this returns.
+/// Changes the status of a key and appends the audit entry in one transaction, and waits until the status has
+/// propagated, even if it was unchanged. Returns the key, and whether its status changed.
 pub(super) async fn transition(
     service: &Service,
     by: &RequestActor,
-    which: KeySelector,
+    selector: KeySelector,
     action: Action,
     step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem>
     + Clone
@@ -35,7 +35,7 @@ pub(super) async fn transition(
         families,
         application_id,
         id,
-    } = which;
+    } = selector;
     let (account_id, visible_mode) = (by.account_id.clone(), by.visible_mode());
     let drafts = by.drafts(service);
     let (key, changed) = service

@@ -10,9 +10,10 @@ use zeroize::Zeroize as _;
 pub enum Outcome<T, R = T> {
     /// It was created now.
     Created(T),
-    /// An earlier request with the same Idempotency-Key created it. This is the state when it was created.
+    /// An earlier request with the same Idempotency-Key created it. The value is as it was then.
     Replayed(R),
-    /// An earlier request created it, under release 0.1.0, which recorded the response.
+    /// An earlier request created it on a server of release 0.1.0, which recorded the HTTP response instead of the
+    /// created value.
     ReplayedResponse(StoredResponse),
 }
 
@@ -27,16 +28,18 @@ pub struct StoredResponse {
     pub body: Secret,
 }
 
-/// The content of the idempotency record of a created `T`, which a replay returns: `T` itself, or less.
+/// The value that a replay returns for a created `T`: `T` itself, or a part of it. The idempotency record contains its
+/// [`Snapshot`](Self::Snapshot).
 pub trait Recorded<T>: Sized {
-    /// The JSON format before it is encrypted. Changed fields must still read the records of the last 24 hours. The API
-    /// renders a replay again, so a release that renders differently changes the replays of 24 hours.
+    /// The content of the record as JSON, before encryption. Each release must read the records that earlier releases
+    /// wrote in the last 24 hours. A replay is rendered when it is sent, so after an upgrade that renders values
+    /// differently, it differs from the first response.
     type Snapshot: Serialize + DeserializeOwned;
 
-    /// Returns the record of a created value.
+    /// Returns the content of the record for a created value.
     fn snapshot(created: &T) -> Self::Snapshot;
 
-    /// Reads the record, or returns `None` if it is invalid.
+    /// Returns the value for the content of a record, or `None` if the content is invalid.
     fn restore(snapshot: Self::Snapshot) -> Option<Self>;
 }
 

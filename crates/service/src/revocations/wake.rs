@@ -1,4 +1,4 @@
-//! Waking up the task that records revocations.
+//! Wakes up the task that records revocations.
 
 use tokio::sync::Notify;
 
@@ -7,12 +7,12 @@ use tokio::sync::Notify;
 pub struct Revocations(Notify);
 
 impl Revocations {
-    /// Wakes up the task, because there may be something to record.
+    /// Wakes up the task. Call it after a pending revocation may have been added.
     pub fn notify(&self) {
         self.0.notify_one();
     }
 
-    /// Waits until there may be something to record.
+    /// Waits until [`Self::notify`] is called; returns immediately if it was called since the last wait.
     pub async fn notified(&self) {
         self.0.notified().await;
     }

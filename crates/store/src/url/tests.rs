@@ -1,4 +1,4 @@
-//! Which URLs are accepted, what libpq gets, and that no error quotes a URL.
+//! Tests which URLs are accepted, which parameters are passed to libpq, and that no error quotes a URL.
 
 use super::*;
 
@@ -308,7 +308,7 @@ fn passwords_are_detected_in_every_form() {
 }
 
 #[test]
-fn without_tls_only_local_servers_are_allowed() {
+fn remote_server_requires_tls_unless_sslmode_is_disable() {
     for url in [
         "postgres:///tollkey",
         "postgres://localhost/tollkey",

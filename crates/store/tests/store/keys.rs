@@ -12,7 +12,7 @@ use crate::{
     Actions as _, acme, application, application_key, at, changes, digest, each, id, key, other,
 };
 
-fn everything(number: u64) -> ApiKey {
+fn key_with_every_field(number: u64) -> ApiKey {
     let Ok(serde_json::Value::Object(object)) =
         serde_json::from_str(r#"{"z":1,"a":{"ü":[0.1,1e300,12345678901234567890]},"n":null}"#)
     else {
@@ -49,7 +49,7 @@ fn keys_are_read_back_unchanged() {
             family: Family::Secret,
             ..key(2, &acme())
         };
-        for created in [everything(1), plain] {
+        for created in [key_with_every_field(1), plain] {
             store.add_key(&created).await.unwrap();
             assert_eq!(store.key(&acme(), created.id).await, Some(created));
         }
@@ -63,7 +63,7 @@ fn save_key_writes_only_fields_that_use_cases_change() {
         let created = key(1, &acme());
         store.add_key(&created).await.unwrap();
         store.add_key(&key(2, &acme())).await.unwrap();
-        // A verification while a caller holds an older copy of the key.
+        // The key is verified while a caller holds an older copy of it.
         let used = Usage {
             key_id: id(1),
             day: 1,
@@ -76,7 +76,7 @@ fn save_key_writes_only_fields_that_use_cases_change() {
         let saved = ApiKey {
             id: id(1),
             last_used_at: None,
-            ..everything(9)
+            ..key_with_every_field(9)
         };
         let written = store.save_key(&saved).await.unwrap();
         assert_eq!(
@@ -92,7 +92,7 @@ fn save_key_writes_only_fields_that_use_cases_change() {
         };
         assert_eq!(store.key(&acme(), id(1)).await, Some(expected.clone()));
 
-        // Back to defaults: every restriction can be removed.
+        // Every restriction can be removed again.
         let lifted = ApiKey {
             last_used_at: Some(at(50)),
             ..created
@@ -102,7 +102,7 @@ fn save_key_writes_only_fields_that_use_cases_change() {
         assert_eq!(
             store.key(&acme(), id(2)).await,
             Some(key(2, &acme())),
-            "another key was changed"
+            "the other key is unchanged"
         );
     });
 }
@@ -139,7 +139,7 @@ fn keys_are_filtered_by_status_application_and_text() {
             .await
             .unwrap();
         let mut all = Vec::new();
-        // Every order of these times and now.
+        // All combinations of times before, at and after the time of the queries, `at(10)`.
         for revoked_at in [None, Some(at(5))] {
             for expires_at in [None, Some(at(9)), Some(at(10)), Some(at(11))] {
                 for rotated_at in [None, Some(at(8)), Some(at(11)), Some(at(12))] {
@@ -347,7 +347,7 @@ fn keys_are_listed_newest_first_and_paged_by_cursor() {
             } else {
                 Mode::Live
             };
-            // Two keys per second: the ID decides between them.
+            // Two keys with the same time are ordered by ID.
             let created_at = at(i64::try_from(number / 2).unwrap());
             store
                 .add_key(&ApiKey {
@@ -751,7 +751,7 @@ fn minimum_and_maximum_times_are_read_back_unchanged() {
 fn invalid_stored_values_are_reported_as_corrupt() {
     each(async |database| {
         let store = database.store();
-        store.add_key(&everything(1)).await.unwrap();
+        store.add_key(&key_with_every_field(1)).await.unwrap();
         for column in [
             "features = '[\"everything\"]'",
             "features = '[]'",
@@ -776,7 +776,7 @@ fn invalid_stored_values_are_reported_as_corrupt() {
                 ),
                 "{column}"
             );
-            let _ = store.save_key(&everything(1)).await.unwrap();
+            let _ = store.save_key(&key_with_every_field(1)).await.unwrap();
         }
     });
 }

@@ -84,7 +84,7 @@ fn service_key_can_be_created_found_listed_and_revoked() {
 }
 
 #[test]
-fn service_keys_and_api_keys_are_not_found_as_each_other() {
+fn look_ups_do_not_confuse_service_keys_with_api_keys() {
     use crate::{Actions as _, acme, key};
     each(async |database| {
         let store = database.store();

@@ -87,7 +87,7 @@ fn counts_add_up_by_key_day_and_outcome() {
 fn old_counts_are_deleted_in_steps() {
     each(async |database| {
         let store = database.store();
-        let ids = match database.backend() {
+        let rows = match database.backend() {
             Backend::Sqlite => "SELECT randomblob(16), value, 'valid', 1 FROM generate",
             Backend::Postgres => {
                 "SELECT decode(md5(value::text), 'hex'), value, 'valid', 1 FROM generate"
@@ -95,7 +95,7 @@ fn old_counts_are_deleted_in_steps() {
         };
         database.sql(&format!(
             "WITH RECURSIVE generate(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM generate WHERE value < 12001) \
-             INSERT INTO key_usage (key_id, day, outcome, count) {ids}"
+             INSERT INTO key_usage (key_id, day, outcome, count) {rows}"
         ));
         assert_eq!(store.prune_usage(12_001).await, Ok(12_000));
         assert_eq!(store.prune_usage(12_002).await, Ok(1));
@@ -146,7 +146,7 @@ fn every_outcome_is_stored() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        // An unknown key has no row.
+        // `unknown_key` is never counted, because no key was found.
         let denials = Denial::ALL
             .into_iter()
             .filter(|denial| *denial != Denial::UnknownKey);
@@ -226,7 +226,7 @@ fn concurrent_replicas_lose_no_counts() {
         let writing = [one.clone(), two].map(|store| {
             tokio::spawn(async move {
                 for round in 0..20 {
-                    // In a different order each time.
+                    // Each round has another order.
                     let numbers = (0..50).map(|i| (i * 7 + round) % 50);
                     let batch = numbers.map(|number| Usage {
                         last_used_at: Some(at(round as i64)),
@@ -312,7 +312,7 @@ fn last_used_only_moves_forward_and_evicts_nothing() {
         assert_eq!(
             store.key(&acme(), id(1)).await,
             Some(expected),
-            "another field was changed"
+            "the other fields are unchanged"
         );
     });
 }

@@ -1,15 +1,16 @@
 //! Tests of the cache of one verifier under many thread interleavings.
 //!
-//! `src/cache.rs` is compiled into this test with the locks and atomics of [shuttle](https://docs.rs/shuttle) instead of the
-//! real ones. Shuttle runs the same few threads thousands of times in different orders: at random, and by priorities that
-//! find rare orders. A failure prints a schedule, which `shuttle::replay` runs again.
+//! `src/cache.rs` is compiled into this test with the locks and atomics of [shuttle](https://docs.rs/shuttle)
+//! instead of the real ones. Shuttle runs each test in thousands of thread interleavings: first random ones,
+//! then ones from random thread priorities, which find rare orders. A failure prints a schedule, which
+//! `shuttle::replay` runs again.
 //!
 //! The model in `crates/model` covers several verifiers.
 #![allow(
     dead_code,
     unreachable_pub,
     missing_docs,
-    reason = "the file belongs to another crate"
+    reason = "the included files belong to another crate"
 )]
 
 #[path = "../../src/cache.rs"]
@@ -91,7 +92,7 @@ use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;
 
-/// How many orders of each test are run at random, and again by priorities.
+/// The number of random interleavings of each test, and the number of those from priorities.
 const RUNS: usize = 1_000;
 
 /// The end of a lease that does not expire during a test.
@@ -299,7 +300,7 @@ fn slow_response_does_not_put_back_a_service_key() {
 #[test]
 fn evicted_key_is_not_accepted_under_the_next_lease() {
     in_many_orders(|| {
-        // The lease has ended, so the revocation returns although it is not applied here.
+        // The lease has expired, so the revocation returns although it is not applied here.
         let world = World::new(8, 5);
         world.fill(1);
         world.revoke(Changed::Key(id(1)));

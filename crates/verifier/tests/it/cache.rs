@@ -1,4 +1,4 @@
-//! Which keys are cached, and what evicts them.
+//! Tests which keys are cached, and which changes evict them.
 
 use tollkey_core::{
     AccessRequest, ApplicationId, Changed, Denial, Family, KeyId, Position, Seq, ServiceKeyId,
@@ -45,7 +45,7 @@ async fn revocation_evicts_only_its_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn change_of_an_owner_evicts_its_keys_and_no_others() {
+async fn change_of_an_application_or_account_evicts_only_its_keys() {
     let world = World::new(0).await;
     let [a, b] = [1, 2].map(|n| ApplicationId::from_bytes([n; 16]));
     for (n, application, owner) in [
@@ -131,12 +131,16 @@ async fn response_older_than_a_change_is_not_cached() {
         }
     });
     while world.source.finds() == 0 {
-        tokio::task::yield_now().await; // until the old state has been read, but not delivered
+        tokio::task::yield_now().await; // until the state before the revocation has been read, but not returned
     }
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     drop(held);
-    assert_eq!(slow.await.unwrap(), Ok(()), "that request began before");
+    assert_eq!(
+        slow.await.unwrap(),
+        Ok(()),
+        "the request began before the revocation"
+    );
     assert_eq!(world.one.verifier.stats().entries, 0);
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
 }
@@ -270,7 +274,7 @@ async fn cache_keeps_used_keys_within_its_bound() {
         assert!(world.one.verifier.stats().entries <= 10);
     }
     assert_eq!(world.one.verifier.stats().evictions, 290);
-    // The indexes have no entries of keys that were evicted for space.
+    // Keys that were evicted for space are no longer in the indexes.
     world
         .source
         .change_all(Changed::Account(account("acme")), |_| ());

@@ -1,4 +1,5 @@
-//! Decisions on looked-up and cached keys: every denial is returned, and each decision is made at the time of the request.
+//! Tests of decisions about looked-up and cached keys: every denial is returned, and expirations are compared with the
+//! time of the request.
 
 use std::time::Duration;
 
@@ -163,7 +164,7 @@ async fn key_that_the_viewer_may_not_see_is_unknown() {
     }
     assert!(
         world.one.verifier.take_usage().is_empty(),
-        "a viewer that may not see the key is not counted"
+        "a verification for a viewer that may not see the key is not counted"
     );
 }
 
@@ -228,7 +229,7 @@ async fn cached_key_expires_on_time() {
 }
 
 #[tokio::test]
-async fn expiration_follows_a_wall_clock_that_is_set() {
+async fn expiration_follows_an_adjusted_wall_clock() {
     let (source, clock) = (MemorySource::default(), ManualClock::default());
     let mut expiring = record(&text(0));
     expiring.key.restrictions.expires_at = Some(clock.now() + Duration::from_secs(10));

@@ -1,4 +1,4 @@
-//! After a change is propagated, no verifier decides by the old state; and how long propagation takes.
+//! Tests that no verifier decides by the old state after a change is propagated, and how long propagation takes.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn change_waits_for_a_running_verifier() {
     let took = world.clock.elapsed() - since;
     assert!(
         took > Duration::ZERO && took <= LEASE / 3 + SOON,
-        "{took:?}: the other verifier finds it at its next renewal"
+        "{took:?}: the other verifier finds the change at its next renewal"
     );
     let stats = world.one.verifier.stats();
     assert_eq!(
@@ -78,7 +78,7 @@ async fn change_waits_a_lease_for_a_crashed_verifier_once() {
         "{took:?}"
     );
     assert_eq!(world.source.verifiers().len(), 1, "its row was removed");
-    // When it runs again, its lease has ended, so it looks the key up.
+    // When it runs again, its lease has expired, so it looks up the key.
     assert_eq!(
         two.verify(&text(0), &AccessRequest::default())
             .await

@@ -96,7 +96,8 @@ impl Running {
         self.task.await.unwrap();
     }
 
-    /// Ends the task as a crash or a pause would: the verifier's row stays, and its lease and cache are kept but not renewed.
+    /// Stops the task as a crash or a pause would: the verifier keeps its row, its cache and its lease, but
+    /// does not renew the lease.
     pub(crate) async fn freeze(self) -> Verifier<MemorySource> {
         self.task.abort();
         let _ = self.task.await;
@@ -121,7 +122,7 @@ impl Running {
     }
 }
 
-/// Returns a verifier without a lease: every verification looks the key up at the source.
+/// Returns a verifier without a lease. It looks up the key at the source for every verification.
 pub(crate) async fn leaseless(
     source: &MemorySource,
     clock: &ManualClock,

@@ -62,8 +62,8 @@ impl Recorded<Self> for Note {
     }
 }
 
-fn open(request: &IdempotentRequest, kept: &IdempotencyRecord) -> Result<Outcome<Note>, Problem> {
-    request.open(kept)
+fn open(request: &IdempotentRequest, record: &IdempotencyRecord) -> Result<Outcome<Note>, Problem> {
+    request.open(record)
 }
 
 fn seal(request: &IdempotentRequest, note: &str) -> IdempotencyRecord {
@@ -127,39 +127,40 @@ fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Idempoten
 #[test]
 fn record_opens_only_for_its_own_request() {
     let original = request();
-    let kept = seal(&original, "a note");
+    let record = seal(&original, "a note");
     assert!(
-        matches!(open(&original, &kept), Ok(Outcome::Replayed(Note(note))) if note == "a note")
+        matches!(open(&original, &record), Ok(Outcome::Replayed(Note(note))) if note == "a note")
     );
-    assert!(!kept.sealed.windows(6).any(|window| window == b"a note"));
+    assert!(!record.sealed.windows(6).any(|window| window == b"a note"));
 
-    let code = |request: &IdempotentRequest, kept: &IdempotencyRecord| {
-        open(request, kept).unwrap_err().code
+    let code = |request: &IdempotentRequest, record: &IdempotencyRecord| {
+        open(request, record).unwrap_err().code
     };
     let unavailable = ProblemCode::IdempotencyReplayUnavailable;
     let other_key = request_with([1; 32], [2; 32], [9; 32]);
-    assert_eq!(code(&other_key, &kept), unavailable);
+    assert_eq!(code(&other_key, &record), unavailable);
     let other_request = request_with([9; 32], [2; 32], [7; 32]);
-    assert_eq!(code(&other_request, &kept), unavailable);
-    // Another body has a separate error. A fingerprint that was changed in the database opens nothing.
+    assert_eq!(code(&other_request, &record), unavailable);
+    // A request with another body has its own problem code. A record whose fingerprint was changed in the
+    // database cannot be opened, not even by a request with that fingerprint.
     let other_body = request_with([1; 32], [9; 32], [7; 32]);
-    assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
+    assert_eq!(code(&other_body, &record), ProblemCode::IdempotencyMismatch);
     let changed = IdempotencyRecord {
         fingerprint: [9; 32],
-        ..kept.clone()
+        ..record.clone()
     };
     assert_eq!(code(&other_body, &changed), unavailable);
     let again = seal(&original, "another");
     assert_ne!(
         again.sealed[..NONCE_LEN],
-        kept.sealed[..NONCE_LEN],
-        "a nonce is used once"
+        record.sealed[..NONCE_LEN],
+        "each record has its own nonce"
     );
     assert!(
         matches!(open(&original, &again), Ok(Outcome::Replayed(Note(note))) if note == "another")
     );
-    for at in 0..kept.sealed.len() {
-        let mut changed = kept.clone();
+    for at in 0..record.sealed.len() {
+        let mut changed = record.clone();
         changed.sealed[at] ^= 1;
         assert_eq!(code(&original, &changed), unavailable, "byte {at}");
         changed.sealed.truncate(at);
@@ -168,7 +169,7 @@ fn record_opens_only_for_its_own_request() {
     assert_eq!(code(&original, &seal(&original, "unreadable")), unavailable);
 }
 
-/// Seals these bytes unchanged.
+/// Encrypts these bytes as the content of a record, without the format byte that `seal` puts before them.
 fn seal_bytes(request: &IdempotentRequest, bytes: &[u8]) -> IdempotencyRecord {
     let mut sealed = bytes.to_vec();
     let nonce = Nonce::assume_unique_for_key(request.nonce);
