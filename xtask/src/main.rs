@@ -59,8 +59,9 @@ fn main() -> ExitCode {
         ["bench", "guard", more @ ..] => bench::guard::run(more),
         #[cfg(target_os = "linux")]
         ["bench", "keys", more @ ..] => bench::keys::run(more),
-        ["generate", more @ ..] => generate::run(more),
+        #[cfg(target_os = "linux")]
         ["bench", "revoke"] => bench::revoke::run(),
+        ["generate", more @ ..] => generate::run(more),
         ["chaos", more @ ..] => chaos::run(more),
         ["ci"] => ci::run(),
         _ => {

@@ -166,8 +166,8 @@ impl AccountWriter<'_> {
         self.changed(Changed::Account(account));
     }
 
-    /// Returns the next batch of the account's oldest pending revocation: at most `limit` keys, including those that
-    /// are already recorded as revoked. `None` if nothing is pending or another replica is working on it.
+    /// Returns the next batch of the account's oldest pending revocation: the keys without a recorded revocation among
+    /// the next `limit` descendants. `None` if nothing is pending or another replica is working on it.
     ///
     /// # Errors
     /// [`Error`].
