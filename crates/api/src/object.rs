@@ -32,15 +32,15 @@ pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer)
 }
 
-/// Implements `Deserialize` for responses that are read from objects only. The struct named by the literal declares the
-/// fields (`#[serde(remote = "…")]`).
+/// Implements `Deserialize` for responses that are read from objects only. The literal is the path of
+/// the function that `#[serde(remote = "Self")]` derives.
 macro_rules! from_objects {
-    ($($response:ty: $remote:literal,)*) => {$(
+    ($($response:ty: $read:literal),*) => {$(
         impl<'de> serde::Deserialize<'de> for $response {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 #[derive(serde::Deserialize)]
                 #[serde(transparent)]
-                struct Fields(#[serde(with = $remote)] $response);
+                struct Fields(#[serde(deserialize_with = $read)] $response);
 
                 crate::object::required(deserializer).map(|Fields(response)| response)
             }

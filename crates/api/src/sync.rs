@@ -128,7 +128,8 @@ pub struct Usage {
 }
 
 /// The response of `POST /sync`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct SyncResponse {
@@ -144,6 +145,7 @@ pub struct SyncResponse {
     /// previous one, or the database was restored. Then the subscriber must end every earlier lease
     /// and evict every cached key immediately, and must not cache the results of lookups in
     /// progress. Only the lease in this response counts.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub changes: Option<Vec<Change>>,
     /// The length of the lease in milliseconds, counted from before the poll was sent. The
@@ -155,16 +157,6 @@ pub struct SyncResponse {
     /// thousandth and one millisecond.
     #[cfg_attr(feature = "openapi", schema(example = 2650))]
     pub lease_ms: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(remote = "SyncResponse")]
-struct ReadSyncResponse {
-    seq: i64,
-    cursor: String,
-    #[serde(deserialize_with = "crate::object::present")]
-    changes: Option<Vec<Change>>,
-    lease_ms: u64,
 }
 
 /// A resource that was changed. The subscriber evicts the keys that it affects.
@@ -209,7 +201,8 @@ impl fmt::Debug for LookupRequest {
 }
 
 /// The response of `POST /sync/lookup`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct LookupResponse {
@@ -220,21 +213,11 @@ pub struct LookupResponse {
     #[cfg_attr(feature = "openapi", schema(example = 43))]
     pub seq: i64,
     /// The key, with any status. Null if it does not exist.
+    #[serde(deserialize_with = "crate::object::option")]
     pub key: Option<KeyRecord>,
 }
 
-#[derive(Deserialize)]
-#[serde(remote = "LookupResponse")]
-struct ReadLookupResponse {
-    seq: i64,
-    #[serde(deserialize_with = "crate::object::option")]
-    key: Option<KeyRecord>,
-}
-
-from_objects! {
-    SyncResponse: "ReadSyncResponse",
-    LookupResponse: "ReadLookupResponse",
-}
+from_objects!(SyncResponse: "SyncResponse::deserialize", LookupResponse: "LookupResponse::deserialize");
 
 /// All data about a key that a verification needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -290,18 +290,13 @@ pub struct VerifyBatchRequest {
 }
 
 /// The response of `POST /verify/batch`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifyBatchResponse {
     /// The results, in the order of the requests.
     pub results: Vec<VerifyResponse>,
-}
-
-#[derive(Deserialize)]
-#[serde(remote = "VerifyBatchResponse")]
-struct ReadVerifyBatchResponse {
-    results: Vec<VerifyResponse>,
 }
 
 /// The form of `POST /introspect` (RFC 7662, section 2.1), with the optional fields of `POST
@@ -344,7 +339,8 @@ pub struct IntrospectRequest {
 
 /// The response of `POST /introspect` (RFC 7662, section 2.2). For an inactive key it is exactly
 /// `{"active":false}`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IntrospectResponse {
@@ -380,24 +376,10 @@ pub struct IntrospectResponse {
     pub mode: Option<Open<Mode>>,
 }
 
-#[derive(Deserialize)]
-#[serde(remote = "IntrospectResponse")]
-struct ReadIntrospectResponse {
-    active: bool,
-    scope: Option<String>,
-    client_id: Option<String>,
-    sub: Option<String>,
-    token_type: Option<String>,
-    exp: Option<UnixSeconds>,
-    iat: Option<UnixSeconds>,
-    jti: Option<String>,
-    mode: Option<Open<Mode>>,
-}
-
-from_objects! {
-    VerifyBatchResponse: "ReadVerifyBatchResponse",
-    IntrospectResponse: "ReadIntrospectResponse",
-}
+from_objects!(
+    VerifyBatchResponse: "VerifyBatchResponse::deserialize",
+    IntrospectResponse: "IntrospectResponse::deserialize"
+);
 
 impl IntrospectResponse {
     /// Returns the response for an inactive key.

@@ -173,7 +173,7 @@ impl Check<'_> {
     }
 
     /// Accepts a value that is not an object, unless it is the outermost value.
-    fn not_outermost<E: Error>(mut self) -> Result<(), E> {
+    fn check_not_outermost<E: Error>(mut self) -> Result<(), E> {
         if self.outermost {
             Err(self.fail(not_an_object()))
         } else {
