@@ -1,4 +1,4 @@
-//! Unusual requests that client libraries do not send.
+//! Raw requests that client libraries cannot send.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
