@@ -41,8 +41,8 @@ impl Limits {
 /// The order in which waiting requests are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// Before all other requests, and without counting against the limits of the owner and of the queue. Use it only for
-    /// a few requests of the process itself, because many such requests would starve the others.
+    /// Before all other requests, and without counting against the limits of the owner and of the queue. Use
+    /// it only for a few requests of the process itself, because many such requests would starve the others.
     Urgent,
     /// In turn with the other owners.
     Normal,

@@ -1,9 +1,9 @@
-//! Measures a request with a cached key in each framework, compared with the verifier alone (the baseline), with the same
-//! app without a layer, and with a layer that does nothing.
+//! Measures a request with a cached key in each framework, compared with the verifier alone (the baseline),
+//! with the same app without a layer, and with a layer that does nothing.
 //!
-//! Run it with `cargo bench -p tollkey-middleware --bench guard`. The goal is that the layer costs at most twice the
-//! baseline. The last lines print the ratio from interleaved runs, because criterion runs one benchmark after another, and
-//! the speed of a shared machine varies by a factor of two.
+//! Run it with `cargo bench -p tollkey-middleware --bench guard`. The goal is that the layer costs at most
+//! twice the baseline. The last lines print the ratio from interleaved runs, because criterion runs one
+//! benchmark after another, and the speed of a shared machine varies by a factor of two.
 
 use std::{
     hint::black_box,

@@ -10,8 +10,8 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
 /// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
-/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does when the
-/// handler responds, or when the last clone is dropped.
+/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer
+/// does when the handler responds, or when the last clone is dropped.
 #[derive(Clone)]
 pub struct VerifiedKey(Arc<Inner>);
 
@@ -124,9 +124,10 @@ impl VerifiedKey {
     }
 
     /// Checks a further requirement in a handler: a mode, scopes, or a merchant
-    /// ([`MerchantSource::id`](crate::MerchantSource::id)). The layer has already authorized the client IP address and the
-    /// route. The handler returns the rejection as its error. A rejected request does not count as a use of the key or
-    /// against its rate limit. To check without rejecting, see [`can`](Self::can).
+    /// ([`MerchantSource::id`](crate::MerchantSource::id)). The layer has already authorized the client IP
+    /// address and the route. The handler returns the rejection as its error. A rejected request does not
+    /// count as a use of the key or against its rate limit. To check without rejecting, see
+    /// [`can`](Self::can).
     ///
     /// ```
     /// # use tollkey_middleware::{MerchantSource, Rejection, Requirement, VerifiedKey};
@@ -138,24 +139,24 @@ impl VerifiedKey {
     /// ```
     ///
     /// # Errors
-    /// The [`Rejection`] to respond with. A requirement whose merchant is read from the request cannot be checked here: the
-    /// request is rejected, and an error is logged.
+    /// The [`Rejection`] to respond with. A requirement whose merchant is read from the request cannot be
+    /// checked here: the request is rejected, and an error is logged.
     pub fn require(&self, requirement: impl Into<Requirement>) -> Result<(), Rejection> {
         let requirement = requirement.into();
         let decision = self.decide_here(&requirement);
         self.rejected_unless(decision, &requirement)
     }
 
-    /// Returns whether [`require`](Self::require) would succeed. It does not reject the request, which counts as a use of the
-    /// key even if the result is `false`.
+    /// Returns whether [`require`](Self::require) would succeed. It does not reject the request, which counts
+    /// as a use of the key even if the result is `false`.
     #[must_use]
     pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
         self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
-    /// Rejects the request because of a rule of the application. The response is the same as from the layer. The request
-    /// counts as denied, and not against the key's rate limit. With [`Denial::RateLimited`], the response has
-    /// `Retry-After: 1`.
+    /// Rejects the request because of a rule of the application. The response is the same as from the layer.
+    /// The request counts as denied, and not against the key's rate limit. With [`Denial::RateLimited`], the
+    /// response has `Retry-After: 1`.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.reservation.reject(denial);
@@ -167,10 +168,11 @@ impl VerifiedKey {
         )
     }
 
-    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its application is
-    /// disabled. Returns the denial. Use it to end responses that continue after the request was authorized, such as
-    /// WebSockets and event streams. It resolves as soon as new requests with the key are rejected. It does not resolve when
-    /// scopes or other restrictions change, or while the server does not respond.
+    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its
+    /// application is disabled. Returns the denial. Use it to end responses that continue after the request
+    /// was authorized, such as WebSockets and event streams. It resolves as soon as new requests with the key
+    /// are rejected. It does not resolve when scopes or other restrictions change, or while the server does
+    /// not respond.
     ///
     /// ```
     /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
@@ -224,7 +226,7 @@ impl VerifiedKey {
         if merchant.is_none() {
             tracing::error!(
                 ?source,
-                "a handler requires a merchant that is read from the request; use MerchantSource::id in handlers"
+                "a handler requires the merchant of a request; use MerchantSource::id there"
             );
         }
         self.decide(requirement, Some(merchant?))

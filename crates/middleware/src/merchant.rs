@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 use crate::RequestHead;
 
-/// Where the guard reads the merchant of a request. If a key is restricted to merchants, a request for any other merchant
-/// is denied.
+/// Where the guard reads the merchant of a request. If a key is restricted to merchants, a request for any
+/// other merchant is denied.
 #[derive(Clone)]
 pub struct MerchantSource(MerchantInput);
 
@@ -35,12 +35,13 @@ impl MerchantSource {
         Self(MerchantInput::Header(name.to_ascii_lowercase().into()))
     }
 
-    /// Reads the merchant from the path. In the template, `{merchant}` is the segment with the merchant, and any other
-    /// `{name}` matches one segment. The path may continue after the template. A path that does not match names no merchant.
+    /// Reads the merchant from the path. In the template, `{merchant}` is the segment with the merchant, and
+    /// any other `{name}` matches one segment. The path may continue after the template. A path that does not
+    /// match names no merchant.
     ///
-    /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`. The guard compares these
-    /// with the whole path after the [route base](crate::GuardBuilder::route_base). If the merchant comes before these
-    /// routes in the path, include it in the route base:
+    /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`. The guard
+    /// compares these with the whole path after the [route base](crate::GuardBuilder::route_base). If the
+    /// merchant comes before these routes in the path, include it in the route base:
     ///
     /// ```
     /// use tollkey_middleware::{Guard, MerchantSource};
@@ -82,15 +83,15 @@ impl MerchantSource {
         Self(MerchantInput::Function(Arc::new(find)))
     }
 
-    /// Uses this merchant. For [`VerifiedKey::require`](crate::VerifiedKey::require) in a handler that has the merchant ID from
-    /// the body or the database.
+    /// Uses this merchant. For [`VerifiedKey::require`](crate::VerifiedKey::require) in a handler that has
+    /// the merchant ID from the body or the database.
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
         Self(MerchantInput::Id(id.into().into()))
     }
 
-    /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a valid merchant ID,
-    /// so that the request is denied.
+    /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a
+    /// valid merchant ID, so that the request is denied.
     pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
         match &self.0 {
             MerchantInput::Header(name) => tollkey_core::text::external_id_in(request.all(name)),

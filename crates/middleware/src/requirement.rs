@@ -11,8 +11,8 @@ use crate::MerchantSource;
 ///
 /// Publishable keys can call only the public routes of the storefront, and only if no scope is required.
 ///
-/// Scopes convert into a requirement: a name or a [`Scope`], or an array, slice or vector of these (also by reference), which
-/// requires all of them.
+/// Scopes convert into a requirement: a name or a [`Scope`], or an array, slice or vector of these (also by
+/// reference), which requires all of them.
 ///
 /// ```
 /// use tollkey_middleware::{Mode, Requirement, Scope};
@@ -51,9 +51,10 @@ impl Requirement {
         self
     }
 
-    /// Reads the merchant of the request from this source instead of the guard's. At a layer, this is also the merchant that
-    /// handlers get from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A `require` inside the layer authorizes its
-    /// own merchant, but handlers still get the merchant of the layer.
+    /// Reads the merchant of the request from this source instead of the guard's. At a layer, this is also
+    /// the merchant that handlers get from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A
+    /// `require` inside the layer authorizes its own merchant, but handlers still get the merchant of the
+    /// layer.
     pub fn merchant(mut self, merchant: MerchantSource) -> Self {
         self.merchant = Some(merchant);
         self

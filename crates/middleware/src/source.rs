@@ -56,8 +56,8 @@ pub struct HttpSource {
     log: Log,
 }
 
-/// The number of polls without IDs after which IDs are sent again, because the server may have been upgraded without a
-/// failed poll. If nothing changes, these polls take about a minute.
+/// The number of polls without IDs before IDs are sent again, because the server may have been upgraded
+/// without a failed poll. They take about a minute if nothing changes.
 const WITHOUT_IDS: u32 = 60;
 
 /// Logs at most one line per 30 s for each kind of failure.
@@ -177,8 +177,8 @@ impl Log {
 }
 
 impl HttpSource {
-    /// Creates a source from a client with a service key. `catalogue` has the scopes that requests can require; other scopes
-    /// of a key are ignored. The client's timeout is replaced by two seconds.
+    /// Creates a source from a client with a service key. `catalogue` has the scopes that requests can
+    /// require; other scopes of a key are ignored. The client's timeout is replaced by two seconds.
     #[must_use]
     pub fn new(client: &Client, catalogue: Arc<Catalogue>) -> Self {
         Self {
@@ -218,8 +218,8 @@ impl HttpSource {
         }
     }
 
-    /// Returns the failure of a poll without IDs. The next poll has IDs again, because the server may have been upgraded,
-    /// except after a response that cannot be read.
+    /// Returns the failure of a poll without IDs. The next poll has IDs again, because the server may have
+    /// been upgraded, except after a response that cannot be read.
     fn without_ids(&self, error: &Error) -> Failure {
         let failure = self.log.failure(error);
         if failure != Failure::Unreadable {
@@ -301,7 +301,8 @@ fn usage(usage: &Usage) -> api::Usage {
     }
 }
 
-/// Converts the key of a response. Leaves out scopes that are not in the catalogue, because no request can require them.
+/// Converts the key of a response. Leaves out scopes that are not in the catalogue, because no request can
+/// require them.
 fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<KeyContext, Invalid> {
     let scopes: Vec<Scope> = key
         .scopes

@@ -32,8 +32,8 @@ pub enum CallerTask {
     Change,
     /// Revokes the key, which is already revoked.
     Repeat,
-    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs in the process
-    /// that revokes the key.
+    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs
+    /// in the process that revokes the key.
     Mark,
 }
 
@@ -57,8 +57,8 @@ pub struct Bounds {
     pub lease: u8,
     /// The number of verifiers.
     pub verifiers: u8,
-    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose verifier does
-    /// nothing.
+    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose
+    /// verifier does nothing.
     pub callers: &'static [(CallerTask, Option<u8>)],
     /// The subscriber.
     pub subscriber: SubscriberKind,
@@ -66,8 +66,8 @@ pub struct Bounds {
     pub fine: bool,
     /// Whether verifiers stop gracefully.
     pub stops: bool,
-    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed only if this is
-    /// set.
+    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed
+    /// only if this is set.
     pub asks: Option<u8>,
     /// The keys that are verified, one in each run.
     pub keys: &'static [Key],
@@ -189,7 +189,8 @@ impl Protocol {
         }
     }
 
-    /// Returns the rows that have not applied the change of a caller, without the row of the verifier in its own process.
+    /// Returns the rows that have not applied the change of a caller, without the row of the verifier in its
+    /// own process.
     fn lagging_rows(
         &self,
         state: &State,
@@ -985,8 +986,9 @@ impl Protocol {
     fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        // A subscriber without a lease of this replica accepts no key before it has applied the reply. A subscriber with a
-        // lease may still accept keys from its cache, so only the changes that it has acknowledged count as applied.
+        // A subscriber without a lease of this replica accepts no key before it has applied the reply. A
+        // subscriber with a lease may still accept keys from its cache, so only the changes that it has
+        // acknowledged count as applied.
         let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
         known.acknowledged = if lives {
             known.acknowledged.max(acknowledges)

@@ -31,7 +31,8 @@ rules! {
     ChangeWithCounter,
     /// Changes are numbered in the order of their commits.
     NumberedAsCommitted,
-    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes in one step.
+    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes
+    /// in one step.
     ShareLock,
     /// A renewal is rejected unless its verifier has applied exactly the changes up to the counter.
     OnlyAtTheNewest,

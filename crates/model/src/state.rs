@@ -254,7 +254,8 @@ pub enum Stage {
     Answered,
 }
 
-/// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a load balancer.
+/// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a
+/// load balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
     /// Its cache.

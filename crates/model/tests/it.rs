@@ -1,8 +1,8 @@
 //! Explores all steps with all rules, and without each rule.
 //!
-//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample without each
-//! rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger configurations, which takes minutes and
-//! gigabytes of memory.
+//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample
+//! without each rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger configurations,
+//! which takes minutes and gigabytes of memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -227,7 +227,8 @@ fn explore(name: &str, bounds: Bounds) {
             panic!("{name}: violated: {property}");
         }
     }
-    // Also asserts that the states of the `sometimes` properties are reached: otherwise the exploration would prove nothing.
+    // Also asserts that the states of the `sometimes` properties are reached: otherwise the exploration would
+    // prove nothing.
     checker.assert_properties();
 }
 
