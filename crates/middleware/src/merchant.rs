@@ -37,7 +37,8 @@ impl MerchantSource {
 
     /// Reads the merchant from the path. In the template, `{merchant}` is the segment with the merchant, and
     /// any other `{name}` matches one segment. The path may continue after the template. A path that does not
-    /// match names no merchant.
+    /// match names no merchant. A path with an escape in the place of a literal segment is denied, because a
+    /// router that decodes the path may match it.
     ///
     /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`. The guard
     /// compares these with the whole path after the [route base](crate::GuardBuilder::route_base). If the
