@@ -68,8 +68,8 @@ impl Requirement {
 
     /// If the server does not respond, authorizes cached keys for this long after the lease has expired.
     ///
-    /// **A key that is revoked meanwhile is still accepted for that long.** Without this setting, requests are rejected with
-    /// 503 once the lease has expired, after at most three seconds with the default lease.
+    /// **A key that is revoked meanwhile is still accepted for that long.** Without this setting, requests are
+    /// rejected with 503 once the lease has expired, after at most three seconds with the default lease.
     pub fn cached_without_immediate_revocation(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
