@@ -59,7 +59,7 @@ impl Subscription {
     /// ```no_run
     /// # use tollkey_client::Digest;
     /// # async fn example(service: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
-    /// let found = service.subscription().lookup(Digest::of(presented)).await?;
+    /// let found = service.subscription().lookup(Digest::of_key(presented)).await?;
     /// println!("{}", found.key.is_some());
     /// # Ok(())
     /// # }

@@ -2,7 +2,7 @@
 //!
 //! An ordinary semaphore has one queue, so one owner with many requests delays all others. A [`FairSemaphore`] limits
 //! how many permits one owner holds, has a queue for each owner, and serves the queues in turn. The store uses it to
-//! share its connections among accounts, and the verifier to share its lookups among callers.
+//! share its connections among accounts, and the verifier to share its look-ups among clients.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -41,14 +41,15 @@ impl Limits {
 /// The order in which waiting requests are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// Before all others, and not counted against the limits of the owner and of the queue. Only for a few requests of
-    /// the process itself, because many would starve the others.
+    /// Before all other requests, and without counting against the limits of the owner and of the queue. Use
+    /// it only for a few requests of the process itself, because many such requests would starve the others.
     Urgent,
     /// In turn with the other owners.
     Normal,
 }
 
-/// The queue is full, and no other owner has more waiting requests than this one, counting the new request.
+/// The error of a request that is rejected because the queue is full: no other owner has more waiting requests than its
+/// owner, counting this request, or a request of an owner with a shorter queue has replaced it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests of this owner are waiting")]
 pub struct QueueFull;
@@ -127,8 +128,8 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
     /// Waits for a permit, without a time limit. Dropping the future removes the request from the queue.
     ///
     /// # Errors
-    /// [`QueueFull`], also while waiting, if the request is replaced by one of an owner with a shorter queue. Never
-    /// with [`Priority::Urgent`].
+    /// [`QueueFull`] if the queue is full, or if the request is replaced while it waits. Never with
+    /// [`Priority::Urgent`].
     pub async fn acquire(&self, owner: K, priority: Priority) -> Result<Permit<K>, QueueFull> {
         let mut waiter = {
             let mut state = self.0.lock();
@@ -165,7 +166,7 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
         }
     }
 
-    /// The number of waiting requests.
+    /// Returns the number of waiting requests.
     #[must_use]
     pub fn waiting(&self) -> usize {
         let state = self.0.lock();
@@ -194,7 +195,7 @@ impl<K> Shared<K> {
 }
 
 impl<K: Hash + Eq + Clone> State<K> {
-    /// Whether an owner can hold one more permit.
+    /// Returns whether an owner can hold one more permit.
     fn has_share(&self, owner: &K, limits: &Limits) -> bool {
         self.held.get(owner).copied().unwrap_or_default() < limits.permits_per_owner
     }
@@ -245,7 +246,7 @@ impl<K: Hash + Eq + Clone> State<K> {
             .map(|(owner, queue)| (owner, queue.len()))
             .max_by_key(|(_, length)| *length)
             .ok_or(QueueFull)?;
-        // After the replacement, the queue of this owner must not be the longer one.
+        // After the replacement, the queue of this owner must not be longer than the other one.
         if length < own + 2 {
             return Err(QueueFull);
         }
@@ -254,7 +255,7 @@ impl<K: Hash + Eq + Clone> State<K> {
             .queues
             .get(&longest)
             .and_then(|queue| queue.keys().next_back().copied());
-        // Dropping the sender notifies the request.
+        // Dropping the sender wakes up the request with an error.
         newest
             .and_then(|ticket| self.remove(&longest, ticket))
             .map(drop)

@@ -1,4 +1,4 @@
-//! How a fair semaphore shares its permits among owners.
+//! Tests of the sharing of permits among owners.
 
 use std::{future::Future, pin::Pin, task::Poll};
 
@@ -149,7 +149,7 @@ async fn full_queue_rejects_only_the_owner_with_most_requests() {
     assert!(!other.is_rejected().await);
     assert!(
         flood[3].is_rejected().await,
-        "the newest request of the longest queue is rejected"
+        "the newest request of the longest queue must be rejected"
     );
     for request in &mut flood[..3] {
         assert!(request.outcome().await.is_none());

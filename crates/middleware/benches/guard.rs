@@ -1,9 +1,9 @@
-//! Measures a request with a cached key in each framework, compared with the verifier alone (the floor), with the same app
-//! without a layer, and with a layer that does nothing.
+//! Measures a request with a cached key in each framework, compared with the verifier alone (the baseline),
+//! with the same app without a layer, and with a layer that does nothing.
 //!
-//! Run it with `cargo bench -p tollkey-middleware --bench guard`. The goal is that the layer costs at most twice the floor.
-//! The last lines print the ratio from interleaved runs: criterion measures one after another, and the speed of a shared
-//! machine varies by a factor of two.
+//! Run it with `cargo bench -p tollkey-middleware --bench guard`. The goal is that the layer costs at most
+//! twice the baseline. The last lines print the ratio from interleaved runs, because criterion runs one
+//! benchmark after another, and the speed of a shared machine varies by a factor of two.
 
 use std::{
     hint::black_box,
@@ -46,7 +46,7 @@ async fn warm(keys: &TestKeys, key: &str) -> Guard {
     guard
 }
 
-/// Runs one measured operation a number of times, and returns the time.
+/// Runs an operation this many times, and returns the elapsed time.
 type Run<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
 
 async fn time(times: u64, mut once: impl AsyncFnMut()) -> Duration {
@@ -71,7 +71,7 @@ fn main() {
     let bearer = format!("Bearer {key}");
     let guard = runtime.block_on(warm(&keys, &key));
 
-    // The floor: the verifier alone, with the same requirement.
+    // The baseline: the verifier alone, with the same requirement.
     let verifier = runtime.block_on(async {
         let verifier = keys.verifier().await.expect("a verifier");
         tokio::spawn(verifier.clone().run(std::future::pending()));
@@ -93,7 +93,7 @@ fn main() {
     let requirement = Requirement::from(Scope::LINKS_READ);
     let mut runs: Vec<(&str, Run<'_>)> = Vec::new();
     runs.push((
-        "floor: verifier",
+        "baseline: verifier",
         Box::new(|times| {
             runtime.block_on(time(times, async || {
                 let _ = black_box(verifier.verify(&key, &access).await);
@@ -189,8 +189,8 @@ fn main() {
     ratios(&mut runs);
 }
 
-/// Prints the cost that the layer adds to an app, as a multiple of the floor. Runs all operations in turn for a millisecond
-/// each, so that a slow phase of the machine affects all of them.
+/// Prints the cost that the layer adds to an app, as a multiple of the baseline. Runs all operations in turn for a
+/// millisecond each, so that a slow phase of the machine affects all of them.
 #[expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 fn ratios(runs: &mut [(&str, Run<'_>)]) {
     const ROUNDS: usize = 400;
@@ -207,19 +207,19 @@ fn ratios(runs: &mut [(&str, Run<'_>)]) {
             .position(|(own, _)| *own == name)
             .expect("a run of that name")
     };
-    let floor = at("floor: verifier");
+    let baseline = at("baseline: verifier");
     for framework in ["axum", "actix"] {
         let with = at(&format!("{framework} with the layer"));
         for other in ["without", "with an idle layer"] {
             let other_at = at(&format!("{framework} {other}"));
             let mut ratios: Vec<f64> = rounds
                 .iter()
-                .map(|round| (round[with] - round[other_at]) / round[floor])
+                .map(|round| (round[with] - round[other_at]) / round[baseline])
                 .collect();
             ratios.sort_by(f64::total_cmp);
             let [low, middle, high] = [1, 2, 3].map(|quarter| ratios[ROUNDS * quarter / 4]);
             println!(
-                "{framework}: the layer, next to the app {other}: {middle:.2} floors (half of {ROUNDS} rounds within {low:.2}–{high:.2})"
+                "{framework}: the layer, compared with the app {other}: {middle:.2} baselines (half of {ROUNDS} rounds within {low:.2}–{high:.2})"
             );
         }
     }

@@ -10,8 +10,8 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
 /// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
-/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does when the
-/// handler responds, or when the last clone is dropped.
+/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer
+/// does when the handler responds, or when the last clone is dropped.
 #[derive(Clone)]
 pub struct VerifiedKey(Arc<Inner>);
 
@@ -84,7 +84,7 @@ impl VerifiedKey {
         self.record().key.mode
     }
 
-    /// Returns the scopes that the key satisfies, of those that this guard knows.
+    /// Returns the scopes that the key satisfies, without those that this guard does not know.
     pub fn scopes(&self) -> impl Iterator<Item = &Scope> {
         self.0.guard.policy().catalogue.names(self.record().scopes)
     }
@@ -95,7 +95,7 @@ impl VerifiedKey {
         self.scopes().any(|own| own == scope)
     }
 
-    /// Returns the merchant that the request names, if any. The key may be used for it.
+    /// Returns the merchant that the request names, if any. The key is authorized for this merchant.
     #[must_use]
     pub fn merchant(&self) -> Option<&str> {
         self.0.merchant.as_deref()
@@ -123,9 +123,10 @@ impl VerifiedKey {
             .map(tollkey_core::metadata::Metadata::object)
     }
 
-    /// Checks a further requirement in a handler: a mode, scopes, or a merchant ([`MerchantSource::id`](crate::MerchantSource::id)). The
-    /// layer has authorized the client IP address and the route. A rejected request takes nothing from the key's rate limit
-    /// and does not count as a use; the handler returns the rejection as its error. To check without rejecting, see
+    /// Checks a further requirement in a handler: a mode, scopes, or a merchant
+    /// ([`MerchantSource::id`](crate::MerchantSource::id)). The layer has already authorized the client IP
+    /// address and the route. The handler returns the rejection as its error. A rejected request does not
+    /// count as a use of the key or against its rate limit. To check without rejecting, see
     /// [`can`](Self::can).
     ///
     /// ```
@@ -138,24 +139,24 @@ impl VerifiedKey {
     /// ```
     ///
     /// # Errors
-    /// The [`Rejection`] to respond with. A requirement whose merchant is read from the request cannot be checked here: it is
-    /// rejected, and an error is logged.
+    /// The [`Rejection`] to respond with. A requirement whose merchant is read from the request cannot be
+    /// checked here: the request is rejected, and an error is logged.
     pub fn require(&self, requirement: impl Into<Requirement>) -> Result<(), Rejection> {
         let requirement = requirement.into();
         let decision = self.decide_here(&requirement);
         self.rejected_unless(decision, &requirement)
     }
 
-    /// Returns whether [`require`](Self::require) would succeed. It does not reject the request, which still counts as a use
-    /// of the key.
+    /// Returns whether [`require`](Self::require) would succeed. It does not reject the request, which counts
+    /// as a use of the key even if the result is `false`.
     #[must_use]
     pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
         self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
-    /// Rejects the request because of a rule of the application. The response is the same as from the layer. The request
-    /// counts as denied, and its use is given back to the key's rate limit. With [`Denial::RateLimited`] the response has
-    /// `Retry-After: 1`.
+    /// Rejects the request because of a rule of the application. The response is the same as from the layer.
+    /// The request counts as denied, and not against the key's rate limit. With [`Denial::RateLimited`], the
+    /// response has `Retry-After: 1`.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.reservation.reject(denial);
@@ -167,10 +168,11 @@ impl VerifiedKey {
         )
     }
 
-    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its application is
-    /// disabled. Returns the denial. Use it to end responses that continue after the request was authorized, such as
-    /// WebSockets and event streams. It resolves as soon as a new request would be rejected, but not for a change of scopes
-    /// or other restrictions. While the server cannot be reached, it keeps waiting.
+    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its
+    /// application is disabled. Returns the denial. Use it to end responses that continue after the request
+    /// was authorized, such as WebSockets and event streams. It resolves as soon as new requests with the key
+    /// are rejected. It does not resolve when scopes or other restrictions change, or while the server does
+    /// not respond.
     ///
     /// ```
     /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
@@ -190,7 +192,7 @@ impl VerifiedKey {
         self.0.header
     }
 
-    /// Returns the fields `RateLimit-GuardPolicy` and `RateLimit` for the response, if the key has a limit.
+    /// Returns the fields `RateLimit-Policy` and `RateLimit` for the response, if the key has a rate limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0
             .reservation
@@ -215,7 +217,7 @@ impl VerifiedKey {
         self.rejected_unless(decision, requirement)
     }
 
-    /// Decides a requirement without a request.
+    /// Decides a requirement that does not need the request.
     fn decide_here(&self, requirement: &Requirement) -> Option<Result<(), Denial>> {
         let Some(source) = &requirement.merchant else {
             return self.decide(requirement, self.merchant());

@@ -1,10 +1,11 @@
-//! How the merchant of a request is determined.
+//! Where the guard reads the merchant of a request.
 
 use std::{fmt, sync::Arc};
 
 use crate::RequestHead;
 
-/// How the merchant of a request is determined. A key that is restricted to merchants is rejected for any other merchant.
+/// Where the guard reads the merchant of a request. If a key is restricted to merchants, a request for any
+/// other merchant is denied.
 #[derive(Clone)]
 pub struct MerchantSource(MerchantInput);
 
@@ -23,22 +24,25 @@ enum MerchantInput {
 enum Segment {
     Literal(String),
     Any,
-    MerchantSource,
+    Merchant,
 }
 
 impl MerchantSource {
-    /// Reads the merchant from a header; the default is `x-merchant-id`. A repeated header is denied.
+    /// Reads the merchant from a header. A request that repeats the header is denied. By default, a guard reads
+    /// `x-merchant-id`.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self(MerchantInput::Header(name.to_ascii_lowercase().into()))
     }
 
-    /// Reads the merchant from the path: `{merchant}` matches the merchant, any other `{name}` one segment, and the path may
-    /// continue after the template. A path that does not match names no merchant.
+    /// Reads the merchant from the path. In the template, `{merchant}` is the segment with the merchant, and
+    /// any other `{name}` matches one segment. The path may continue after the template. A path that does not
+    /// match names no merchant. A path with an escape in the place of a literal segment is denied, because a
+    /// router that decodes the path may match it.
     ///
-    /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`, which are compared with the
-    /// whole path after the [route base](crate::GuardBuilder::route_base). If the merchant comes before these routes, include
-    /// it in the route base:
+    /// Keys that are restricted to merchants are also restricted to routes such as `GET /tokens`. The guard
+    /// compares these with the whole path after the [route base](crate::GuardBuilder::route_base). If the
+    /// merchant comes before these routes in the path, include it in the route base:
     ///
     /// ```
     /// use tollkey_middleware::{Guard, MerchantSource};
@@ -49,11 +53,11 @@ impl MerchantSource {
     /// ```
     ///
     /// # Panics
-    /// Unless the template begins with `/` and has `{merchant}` exactly once.
+    /// If the template does not begin with `/`, or does not have `{merchant}` exactly once.
     #[must_use]
     pub fn path(template: &str) -> Self {
         let segment = |part: &str| match part {
-            "{merchant}" => Segment::MerchantSource,
+            "{merchant}" => Segment::Merchant,
             name if name.starts_with('{') && name.ends_with('}') => Segment::Any,
             literal => Segment::Literal(literal.to_owned()),
         };
@@ -63,7 +67,7 @@ impl MerchantSource {
         let segments = segments.unwrap_or_default();
         let merchants = segments
             .iter()
-            .filter(|segment| **segment == Segment::MerchantSource)
+            .filter(|segment| **segment == Segment::Merchant)
             .count();
         assert!(
             merchants == 1,
@@ -72,7 +76,7 @@ impl MerchantSource {
         Self(MerchantInput::Path(segments.into()))
     }
 
-    /// Reads the merchant with a closure.
+    /// Reads the merchant with a closure, which returns `None` if the request names no merchant.
     #[must_use]
     pub fn from_fn(
         find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static,
@@ -80,15 +84,15 @@ impl MerchantSource {
         Self(MerchantInput::Function(Arc::new(find)))
     }
 
-    /// Uses this merchant, for a handler that has its ID from the body or the database
-    /// ([`VerifiedKey::require`](crate::VerifiedKey::require)).
+    /// Uses this merchant. For [`VerifiedKey::require`](crate::VerifiedKey::require) in a handler that has
+    /// the merchant ID from the body or the database.
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
         Self(MerchantInput::Id(id.into().into()))
     }
 
-    /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a valid merchant ID,
-    /// so that the request is denied.
+    /// Returns the merchant of a request. A value that cannot be read is returned as a string that is not a
+    /// valid merchant ID, so that the request is denied.
     pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
         match &self.0 {
             MerchantInput::Header(name) => tollkey_core::text::external_id_in(request.all(name)),
@@ -113,11 +117,12 @@ fn in_path(template: &[Segment], path: &str) -> Option<String> {
     for segment in template {
         let part = parts.next()?;
         match segment {
-            // A router that decodes the path may match this part to the literal.
+            // A router that decodes the path may match this part with the literal. So the request must not pass as one
+            // without a merchant; an escaped text is an invalid merchant, and is denied.
             Segment::Literal(literal) if literal != part => {
                 return part.contains('%').then(|| part.to_owned());
             }
-            Segment::MerchantSource => merchant = Some(part.to_owned()),
+            Segment::Merchant => merchant = Some(part.to_owned()),
             Segment::Literal(_) | Segment::Any => {}
         }
     }

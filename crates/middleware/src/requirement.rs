@@ -1,4 +1,4 @@
-//! What a route requires of a key.
+//! The requirements of a route.
 
 use std::time::Duration;
 
@@ -6,12 +6,13 @@ use tollkey_core::{Mode, Scope};
 
 use crate::MerchantSource;
 
-/// What a route requires of the key of a request. By default, any key whose own restrictions allow the request.
+/// The requirements of a route for the key of a request. By default, it admits any key whose own restrictions allow the
+/// request.
 ///
-/// Publishable keys can call only the storefront's published routes, and only if no scope is required.
+/// Publishable keys can call only the public routes of the storefront, and only if no scope is required.
 ///
-/// Scopes convert into a requirement: a name or a [`Scope`], or an array, slice or vector of these (also by reference), which
-/// requires all of them.
+/// Scopes convert into a requirement: a name or a [`Scope`], or an array, slice or vector of these (also by
+/// reference), which requires all of them.
 ///
 /// ```
 /// use tollkey_middleware::{Mode, Requirement, Scope};
@@ -30,13 +31,13 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    /// Requires any key.
+    /// Admits any key whose own restrictions allow the request.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// Requires all of these scopes. If the guard does not know a scope ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)),
-    /// every request is rejected, and an error is logged.
+    /// Requires all of these scopes. If the guard does not know a scope
+    /// ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)), every request is rejected, and an error is logged.
     pub fn scopes(scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         Self {
             scopes: scopes.into_iter().map(Into::into).collect(),
@@ -50,9 +51,10 @@ impl Requirement {
         self
     }
 
-    /// Determines the merchant of the request in another way than the guard's setting. If set at a layer, handlers get this
-    /// merchant from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A `require` inside of the layer authorizes its
-    /// own merchant, but handlers still get the layer's.
+    /// Reads the merchant of the request from this source instead of the guard's. At a layer, this is also
+    /// the merchant that handlers get from [`VerifiedKey::merchant`](crate::VerifiedKey::merchant). A
+    /// `require` inside the layer authorizes its own merchant, but handlers still get the merchant of the
+    /// layer.
     pub fn merchant(mut self, merchant: MerchantSource) -> Self {
         self.merchant = Some(merchant);
         self
@@ -64,10 +66,10 @@ impl Requirement {
         self
     }
 
-    /// If the server cannot be reached, authorizes cached keys for this long after the lease has ended.
+    /// If the server does not respond, authorizes cached keys for this long after the lease has expired.
     ///
-    /// **A key that is revoked meanwhile is still accepted for that long.** Without this, requests are rejected with 503 once
-    /// the lease has ended, which takes at most three seconds.
+    /// **A key that is revoked meanwhile is still accepted for that long.** Without this setting, requests are
+    /// rejected with 503 once the lease has expired, after at most three seconds with the default lease.
     pub fn cached_without_immediate_revocation(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self

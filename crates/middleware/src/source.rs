@@ -41,17 +41,17 @@ use tollkey_verifier::{
     SourceError, Upstream,
 };
 
-/// The time limit for a response, without the wait of a poll.
+/// The time limit for a response, in addition to the time that a poll waits for changes.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A subscription to a server over HTTP.
 ///
-/// The client opens a new connection if the current one is silent.
+/// The client opens a new connection if the current one no longer responds.
 #[derive(Debug)]
 pub struct HttpSource {
     subscription: Subscription,
     catalogue: Arc<Catalogue>,
-    /// The number of polls that are still sent without IDs, because the server's release rejects them.
+    /// The number of polls that will still be sent without IDs, because the server is of a release that rejects IDs.
     without_ids: AtomicU32,
     log: Log,
 }
@@ -140,7 +140,7 @@ impl Log {
                 }
                 Failure::Rejected
             }
-            // Proxies do not send this code: the server is available, but fails with this request.
+            // Proxies do not send this code: the server is available, but cannot carry out this request.
             (ErrorKind::Rejected, _)
                 if error.code() == Some(ProblemCode::InternalError.as_str()) =>
             {
@@ -150,13 +150,13 @@ impl Log {
                 Failure::Unreadable
             }
             (ErrorKind::Rejected, _) => {
-                tracing::debug!(%error, "the server cannot respond now");
+                tracing::debug!(%error, "the server is unavailable");
                 Failure::Unavailable
             }
             (ErrorKind::Unreadable, _) => self.unreadable(error),
             (ErrorKind::Settings | ErrorKind::Argument | ErrorKind::Auth, _) => {
                 if self.allows(&self.rejected_request) {
-                    tracing::warn!(%error, "nothing can be sent to the server");
+                    tracing::warn!(%error, "the client cannot send requests to the server");
                 }
                 Failure::NoResponse
             }
@@ -170,7 +170,7 @@ impl Log {
     /// Logs a response that cannot be read. `error` must not contain values of the response.
     fn unreadable(&self, error: &dyn std::fmt::Display) -> Failure {
         if self.allows(&self.unreadable) {
-            tracing::warn!(%error, "a response of the server cannot be read; it may be of a newer release");
+            tracing::warn!(%error, "cannot read a response of the server, which may be of a newer release");
         }
         Failure::Unreadable
     }
@@ -195,10 +195,10 @@ impl HttpSource {
         poll: subscription::Poll,
         ids: Option<PollIds>,
     ) -> Result<api::SyncResponse, Failure> {
-        let one_less = |left: u32| left.checked_sub(1);
+        let decrement = |left: u32| left.checked_sub(1);
         let is_without = self
             .without_ids
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, decrement)
             .is_ok();
         let Some(PollIds { id, previous }) = ids.filter(|_| !is_without) else {
             return poll.await.map_err(|error| self.without_ids(&error));
@@ -218,8 +218,8 @@ impl HttpSource {
         }
     }
 
-    /// Returns the failure of a poll without IDs. Except after an unreadable response, the next poll has IDs again: the
-    /// server may have been upgraded.
+    /// Returns the failure of a poll without IDs. The next poll has IDs again, because the server may have
+    /// been upgraded, except after a response that cannot be read.
     fn without_ids(&self, error: &Error) -> Failure {
         let failure = self.log.failure(error);
         if failure != Failure::Unreadable {

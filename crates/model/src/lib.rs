@@ -1,11 +1,11 @@
 //! The lease protocol (`docs/leases.md`) as a model for the model checker [stateright](https://www.stateright.rs).
 //!
-//! [`Protocol`] has the steps, [`State`] what they change, and [`Rule`] the rules that they keep. The checker takes the
-//! steps in every order and searches for a verification that began after the response to the revocation of its key and
-//! accepted the key. `tests/it.rs` finds none with all rules, and one without any single rule. (Without two of the rules
-//! about marking, [`FINISHABLE`] fails instead.)
+//! [`Protocol`] has the steps, [`State`] what they change, and [`Rule`] the rules that they keep. The checker
+//! takes the steps in every order and searches for a verification that began after the response to the
+//! revocation of its key and accepted the key. `tests/it.rs` finds none with all rules, and finds one if any
+//! single rule is left out. (For two rules about marking, [`FINISHABLE`] fails instead.)
 //!
-//! `crates/model/README.md` lists the simplifications and why they hide no fault.
+//! `crates/model/README.md` lists the simplifications and why they hide no fault of the protocol.
 #![forbid(unsafe_code)]
 
 mod protocol;

@@ -32,12 +32,12 @@ pub enum CallerTask {
     Change,
     /// Revokes the key, which is already revoked.
     Repeat,
-    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs in the process
-    /// that revokes the key.
+    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs
+    /// in the process that revokes the key.
     Mark,
 }
 
-/// The subscriber of a world.
+/// The subscriber of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriberKind {
     /// None.
@@ -50,15 +50,15 @@ pub enum SubscriberKind {
     Any,
 }
 
-/// The size of a world.
+/// A configuration: the processes that take part, and the limits of the exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The length of leases, in ticks.
     pub lease: u8,
     /// The number of verifiers.
     pub verifiers: u8,
-    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose verifier does
-    /// nothing.
+    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose
+    /// verifier does nothing.
     pub callers: &'static [(CallerTask, Option<u8>)],
     /// The subscriber.
     pub subscriber: SubscriberKind,
@@ -66,8 +66,8 @@ pub struct Bounds {
     pub fine: bool,
     /// Whether verifiers stop gracefully.
     pub stops: bool,
-    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed only if this is
-    /// set.
+    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed
+    /// only if this is set.
     pub asks: Option<u8>,
     /// The keys that are verified, one in each run.
     pub keys: &'static [Key],
@@ -81,7 +81,7 @@ pub struct Bounds {
 pub struct Protocol {
     /// The rules that are kept.
     pub rules: Rules,
-    /// The size of the world.
+    /// The configuration.
     pub bounds: Bounds,
 }
 
@@ -178,7 +178,7 @@ impl Protocol {
         }
     }
 
-    /// Returns what a verifier reports as applied.
+    /// Returns the last change that a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
         let own = state.verifiers[usize::from(verifier)].memory.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
@@ -189,7 +189,8 @@ impl Protocol {
         }
     }
 
-    /// Returns the rows that lag behind the change of a caller, without that of the verifier in its own process.
+    /// Returns the rows that have not applied the change of a caller, without the row of the verifier in its
+    /// own process.
     fn lagging_rows(
         &self,
         state: &State,
@@ -218,7 +219,7 @@ impl Protocol {
     /// Returns whether the revoked key has descendants.
     fn has_descendants(state: &State) -> bool {
         match state.verified {
-            Key::Parent => false, // no run that verifies the revoked key depends on its descendants
+            Key::Parent => false, // descendants make no difference to a run that verifies the revoked key
             Key::Child | Key::Grandchild => true,
             Key::OnlyChild => state.creation == Creation::Committed,
         }
@@ -252,11 +253,11 @@ impl Protocol {
     fn markers(&self) -> impl Iterator<Item = u8> {
         (0..)
             .zip(self.bounds.callers)
-            .filter(|(_, (wish, _))| *wish == CallerTask::Mark)
+            .filter(|(_, (task, _))| *task == CallerTask::Mark)
             .map(|(at, _)| at)
     }
 
-    /// Returns whether that caller marks descendants now.
+    /// Returns whether that caller can mark descendants now.
     fn marks(&self, state: &State, caller: u8) -> bool {
         let in_revoking_process = self.markers().next() == Some(caller);
         let runs = if in_revoking_process {
@@ -264,7 +265,7 @@ impl Protocol {
         } else {
             self.keep(Rule::MarkingResumed)
         };
-        self.wish(caller) == CallerTask::Mark && runs && state.marking == Marking::Pending
+        self.task(caller) == CallerTask::Mark && runs && state.marking == Marking::Pending
     }
 
     /// Returns whether that caller can delete the pending row now.
@@ -305,7 +306,7 @@ impl Protocol {
         false
     }
 
-    /// Takes a step. Returns `None` if it is not possible now.
+    /// Takes a step. Returns `None` if the step is not possible in this state.
     fn take(&self, state: &mut State, action: Action) -> Option<()> {
         let allowed = |condition: bool| condition.then_some(());
         match action {
@@ -399,10 +400,10 @@ impl Protocol {
                 verifier.renewal = Renewal::None;
             }
             Action::ReadChanges(at) => {
-                let memory = &mut state.verifiers[usize::from(at)].memory;
-                allowed(memory.log == Log::None && memory.evicted < state.counter)?;
-                let ours = are_among(state.changes, memory.evicted, state.counter);
-                memory.log = Log::Read {
+                let cache = &mut state.verifiers[usize::from(at)].memory;
+                allowed(cache.log == Log::None && cache.evicted < state.counter)?;
+                let ours = are_among(state.changes, cache.evicted, state.counter);
+                cache.log = Log::Read {
                     upto: state.counter,
                     ours,
                     steps: 0,
@@ -441,14 +442,14 @@ impl Protocol {
                 state.rows[self.row(at)] = None;
             }
 
-            Action::Apply(who) => {
-                self.apply(state, who)?;
+            Action::Apply(owner) => {
+                self.apply(state, owner)?;
                 if !self.bounds.fine {
-                    while self.apply(state, who).is_some() {}
+                    while self.apply(state, owner).is_some() {}
                 }
             }
-            Action::Fetch(who) => {
-                // A record of a revoked key does no harm in a cache, so it is not fetched.
+            Action::Fetch(owner) => {
+                // A cached record of a revoked key does no harm, so such fetches are not explored.
                 allowed(self.ancestors_are_active(state))?;
                 let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent
                 {
@@ -461,52 +462,52 @@ impl Protocol {
                         Fetch::WithoutCounter
                     }
                 };
-                let memory = memory(state, who);
-                allowed(memory.fetch == Fetch::None)?;
-                memory.fetch = read;
+                let cache = cache(state, owner);
+                allowed(cache.fetch == Fetch::None)?;
+                cache.fetch = read;
             }
-            Action::FetchCounter(who) => {
+            Action::FetchCounter(owner) => {
                 let (counter, is_active) = (state.counter, Self::own_row_is_active(state));
-                let memory = memory(state, who);
-                memory.fetch = match memory.fetch {
+                let cache = cache(state, owner);
+                cache.fetch = match cache.fetch {
                     Fetch::AncestorsRead if !is_active => Fetch::None,
                     Fetch::AncestorsRead | Fetch::WithoutCounter => Fetch::Read(counter),
                     _ => return None,
                 };
             }
-            Action::Learn(who) => {
-                if let CacheOwner::Verifier(at) = who {
+            Action::Learn(owner) => {
+                if let CacheOwner::Verifier(at) = owner {
                     allowed(!state.verifiers[usize::from(at)].stopped)?;
                 }
-                self.insert_fetched(memory(state, who))?;
+                self.insert_fetched(cache(state, owner))?;
             }
-            Action::SeeLease(who) => {
+            Action::SeeLease(owner) => {
                 let must_reject = self.must_reject(state);
-                let memory = memory(state, who);
+                let cache = cache(state, owner);
                 if self.keep(Rule::LeaseBeforeEntry) {
-                    allowed(must_reject && memory.request == Request::None && memory.lease > 0)?;
-                    memory.request = Request::LeaseSeen;
+                    allowed(must_reject && cache.request == Request::None && cache.lease > 0)?;
+                    cache.request = Request::LeaseSeen;
                 } else {
-                    allowed(memory.request == Request::EntrySeen)?;
-                    memory.request = Request::None;
-                    state.accepted = memory.lease > 0;
+                    allowed(cache.request == Request::EntrySeen)?;
+                    cache.request = Request::None;
+                    state.accepted = cache.lease > 0;
                 }
             }
-            Action::FindEntry(who) => {
+            Action::FindEntry(owner) => {
                 let must_reject = self.must_reject(state);
-                let memory = memory(state, who);
+                let cache = cache(state, owner);
                 if self.keep(Rule::LeaseBeforeEntry) {
-                    allowed(memory.request == Request::LeaseSeen)?;
-                    memory.request = Request::None;
-                    state.accepted = memory.cached;
+                    allowed(cache.request == Request::LeaseSeen)?;
+                    cache.request = Request::None;
+                    state.accepted = cache.cached;
                 } else {
-                    allowed(must_reject && memory.request == Request::None && memory.cached)?;
-                    memory.request = Request::EntrySeen;
+                    allowed(must_reject && cache.request == Request::None && cache.cached)?;
+                    cache.request = Request::EntrySeen;
                 }
             }
 
             Action::ReadClock(at) => {
-                allowed(!self.keep(Rule::ClockAfterUpdate) && self.wish(at) != CallerTask::Repeat)?;
+                allowed(!self.keep(Rule::ClockAfterUpdate) && self.task(at) != CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::ClockRead;
@@ -514,7 +515,7 @@ impl Protocol {
             }
             Action::Update(at) => {
                 allowed(state.locked_by.is_none() || !self.keep(Rule::NumberedAsCommitted))?;
-                match self.wish(at) {
+                match self.task(at) {
                     CallerTask::Change => {}
                     // A revocation waits for a creation that holds the lock on the key's row.
                     CallerTask::Revoke => allowed(!self.creation_holds_locks(state))?,
@@ -523,19 +524,19 @@ impl Protocol {
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
-                // Of two identical callers, the first always goes first: the order makes no difference. Callers that mark
-                // are not identical, because one of them runs in the revoking process.
+                // Of two identical callers, only the order of the list is explored, because the other order makes no
+                // difference. Callers that mark are not identical: one of them runs in the revoking process.
                 let twin = (0..at)
                     .rfind(|other| {
                         self.bounds.callers[usize::from(*other)]
                             == self.bounds.callers[usize::from(at)]
                     })
-                    .filter(|_| self.wish(at) != CallerTask::Mark);
+                    .filter(|_| self.task(at) != CallerTask::Mark);
                 allowed(
                     twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle),
                 )?;
                 let caller = &mut state.callers[usize::from(at)];
-                if self.wish(at) == CallerTask::Revoke && !self.keep(Rule::DescendantsReadUnderLock)
+                if self.task(at) == CallerTask::Revoke && !self.keep(Rule::DescendantsReadUnderLock)
                 {
                     allowed(caller.descendants.is_some())?;
                 }
@@ -558,7 +559,7 @@ impl Protocol {
                 state.counter = state.counter.max(caller.seq);
                 let seq = caller.seq;
                 caller.stage = Stage::Waiting;
-                match self.wish(at) {
+                match self.task(at) {
                     CallerTask::Change | CallerTask::Repeat => {
                         if !self.removes(at) {
                             caller.finish(); // no property depends on when this change has propagated
@@ -598,7 +599,7 @@ impl Protocol {
                 state.revoked = true;
             }
             Action::FindItSo(at) => {
-                allowed(state.revoked && self.wish(at) == CallerTask::Repeat)?;
+                allowed(state.revoked && self.task(at) == CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::Waiting;
@@ -612,7 +613,7 @@ impl Protocol {
             Action::ReadDescendants(at) => {
                 allowed(
                     !self.keep(Rule::DescendantsReadUnderLock)
-                        && self.wish(at) == CallerTask::Revoke,
+                        && self.task(at) == CallerTask::Revoke,
                 )?;
                 let descendants = Self::has_descendants(state);
                 let caller = &mut state.callers[usize::from(at)];
@@ -621,7 +622,7 @@ impl Protocol {
             }
             Action::WritePending(at) => {
                 allowed(
-                    !self.keep(Rule::PendingWithRevocation) && self.wish(at) == CallerTask::Revoke,
+                    !self.keep(Rule::PendingWithRevocation) && self.task(at) == CallerTask::Revoke,
                 )?;
                 allowed(state.revoked && Self::has_descendants(state) && !state.crashed)?;
                 allowed(state.marking == Marking::None)?;
@@ -640,7 +641,7 @@ impl Protocol {
                 state.crashed = true;
                 let marker = self.markers().next();
                 for at in (0..).take(self.bounds.callers.len()) {
-                    if self.wish(at) != CallerTask::Revoke && Some(at) != marker {
+                    if self.task(at) != CallerTask::Revoke && Some(at) != marker {
                         continue;
                     }
                     if state.locked_by == Some(at) {
@@ -654,7 +655,7 @@ impl Protocol {
             Action::CheckAncestors => {
                 allowed(state.verified.is_created() && state.creation == Creation::None)?;
                 if self.keep(Rule::CreationChecksAncestors) {
-                    let revoking = |at: u8| self.wish(at) == CallerTask::Revoke;
+                    let revoking = |at: u8| self.task(at) == CallerTask::Revoke;
                     let waits = self.keep(Rule::CreationLocksAncestors)
                         && state.locked_by.is_some_and(revoking);
                     allowed(!waits && !state.revoked)?;
@@ -669,7 +670,7 @@ impl Protocol {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && !caller.clear)?;
-                if rows.is_empty() && self.wish(at) == CallerTask::Change {
+                if rows.is_empty() && self.task(at) == CallerTask::Change {
                     caller.finish();
                 } else if rows.is_empty() {
                     caller.clear = true;
@@ -703,7 +704,7 @@ impl Protocol {
                         caller.seen[row] = 0;
                     }
                 }
-                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
+                if caller.silent == 0 && self.task(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
@@ -718,17 +719,17 @@ impl Protocol {
                 {
                     *row = None;
                 }
-                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
+                if caller.silent == 0 && self.task(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
             Action::Answer(at) => {
-                let (wish, own_verifier) = self.bounds.callers[usize::from(at)];
+                let (task, own_verifier) = self.bounds.callers[usize::from(at)];
                 let caller = &mut state.callers[usize::from(at)];
-                allowed(caller.stage == Stage::Waiting && wish != CallerTask::Change)?;
+                allowed(caller.stage == Stage::Waiting && task != CallerTask::Change)?;
                 let has_expired = caller.wait == 0;
                 allowed(caller.clear || has_expired || !self.keep(Rule::ChangesWait))?;
-                let waits = wish != CallerTask::Repeat || self.keep(Rule::RepeatsWait);
+                let waits = task != CallerTask::Repeat || self.keep(Rule::RepeatsWait);
                 if let Some(own_verifier) = own_verifier
                     && waits
                     && !has_expired
@@ -743,7 +744,7 @@ impl Protocol {
                     caller.finish();
                 }
                 caller.stage = Stage::Answered;
-                if wish == CallerTask::Mark {
+                if task == CallerTask::Mark {
                     state.marking = Marking::Propagated;
                 } else {
                     state.answered = true;
@@ -862,10 +863,10 @@ impl Protocol {
         Some(())
     }
 
-    /// Passes a tick of time. Returns whether that changed anything.
+    /// Advances the time by a tick. Returns whether this changed the state.
     fn tick(&self, state: &mut State, awake: bool) -> bool {
         let before = *state;
-        // An age beyond this leaves nothing of any lease.
+        // At this age, every lease has expired.
         let oldest = self.held(self.bounds.lease);
         let older = |age: &mut u8| *age = (*age + 1).min(oldest);
         let less = |left: &mut u8| *left = left.saturating_sub(1);
@@ -915,7 +916,7 @@ impl Protocol {
     }
 
     /// Executes one of the three steps of applying changes.
-    fn apply(&self, state: &mut State, who: CacheOwner) -> Option<()> {
+    fn apply(&self, state: &mut State, owner: CacheOwner) -> Option<()> {
         enum Step {
             Begin,
             Evict,
@@ -929,16 +930,16 @@ impl Protocol {
         } else {
             [Begin, Evict, Finish]
         };
-        let memory = memory(state, who);
-        let Log::Read { upto, ours, steps } = memory.log else {
+        let cache = cache(state, owner);
+        let Log::Read { upto, ours, steps } = cache.log else {
             return None;
         };
         match order[usize::from(steps)] {
-            Begin => memory.applying = upto,
-            Evict => memory.cached &= !ours,
-            Finish => memory.evicted = upto,
+            Begin => cache.applying = upto,
+            Evict => cache.cached &= !ours,
+            Finish => cache.evicted = upto,
         }
-        memory.log = if steps < 2 {
+        cache.log = if steps < 2 {
             Log::Read {
                 upto,
                 ours,
@@ -950,30 +951,30 @@ impl Protocol {
         Some(())
     }
 
-    /// Executes a step of caching a record that was fetched as valid.
-    fn insert_fetched(&self, memory: &mut Cache) -> Option<()> {
-        memory.fetch = match memory.fetch {
+    /// Executes a step of caching a record that was valid when it was fetched.
+    fn insert_fetched(&self, cache: &mut Cache) -> Option<()> {
+        cache.fetch = match cache.fetch {
             Fetch::Read(counter) => {
-                let fresh = counter >= memory.applying;
+                let fresh = counter >= cache.applying;
                 if !self.keep(Rule::FillsLookBeforeVisible) {
-                    memory.cached = true;
+                    cache.cached = true;
                     Fetch::Inserted(counter)
                 } else if !self.keep(Rule::FillsLookUnderTheLock) {
                     if fresh { Fetch::Fit } else { Fetch::None }
                 } else {
                     if fresh || !self.keep(Rule::FillsLook) {
-                        memory.cached = true;
+                        cache.cached = true;
                     }
                     Fetch::None
                 }
             }
             Fetch::Fit => {
-                memory.cached = true;
+                cache.cached = true;
                 Fetch::None
             }
             Fetch::Inserted(counter) => {
-                if counter < memory.applying {
-                    memory.cached = false;
+                if counter < cache.applying {
+                    cache.cached = false;
                 }
                 Fetch::None
             }
@@ -985,8 +986,9 @@ impl Protocol {
     fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        // A subscriber without a lease of this replica accepts no key before it has applied the reply. One with a lease may
-        // still accept keys from its cache, so only what it has acknowledged counts.
+        // A subscriber without a lease of this replica accepts no key before it has applied the reply. A
+        // subscriber with a lease may still accept keys from its cache, so only the changes that it has
+        // acknowledged count as applied.
         let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
         known.acknowledged = if lives {
             known.acknowledged.max(acknowledges)
@@ -1007,18 +1009,18 @@ impl Protocol {
         state.creation == Creation::Checked && locks
     }
 
-    /// Returns whether a caller removes silent rows. That matters to later callers only: after a revocation, to those that
-    /// repeat it.
+    /// Returns whether a caller removes silent rows. This makes a difference only to later callers. After a revocation,
+    /// these are the callers that repeat it.
     fn removes(&self, caller: u8) -> bool {
         let repeated = self
             .bounds
             .callers
             .iter()
-            .any(|(wish, _)| *wish == CallerTask::Repeat);
-        self.bounds.asks.is_some() && (self.wish(caller) == CallerTask::Change || repeated)
+            .any(|(task, _)| *task == CallerTask::Repeat);
+        self.bounds.asks.is_some() && (self.task(caller) == CallerTask::Change || repeated)
     }
 
-    fn wish(&self, caller: u8) -> CallerTask {
+    fn task(&self, caller: u8) -> CallerTask {
         self.bounds.callers[usize::from(caller)].0
     }
 }
@@ -1028,8 +1030,8 @@ fn are_among(changes: u8, after: u8, upto: u8) -> bool {
     (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
 
-fn memory(state: &mut State, who: CacheOwner) -> &mut Cache {
-    match who {
+fn cache(state: &mut State, owner: CacheOwner) -> &mut Cache {
+    match owner {
         CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].memory,
         CacheOwner::Subscriber => &mut state.subscriber.memory,
     }
@@ -1055,9 +1057,9 @@ impl Model for Protocol {
             return;
         }
         actions.extend([Action::Tick, Action::TickAsleep]);
-        let mut memories = Vec::with_capacity(4);
+        let mut caches = Vec::with_capacity(4);
         for at in 0..self.bounds.verifiers {
-            memories.push(CacheOwner::Verifier(at));
+            caches.push(CacheOwner::Verifier(at));
             actions.extend([
                 Action::Apply(CacheOwner::Verifier(at)),
                 Action::Ask(at),
@@ -1092,15 +1094,15 @@ impl Model for Protocol {
             self.bounds.subscriber,
             SubscriberKind::One | SubscriberKind::Any
         ) {
-            memories.push(CacheOwner::Subscriber);
+            caches.push(CacheOwner::Subscriber);
         }
-        for who in memories {
+        for owner in caches {
             actions.extend([
-                Action::Fetch(who),
-                Action::FetchCounter(who),
-                Action::Learn(who),
-                Action::SeeLease(who),
-                Action::FindEntry(who),
+                Action::Fetch(owner),
+                Action::FetchCounter(owner),
+                Action::Learn(owner),
+                Action::SeeLease(owner),
+                Action::FindEntry(owner),
             ]);
         }
         for at in (0..).take(self.bounds.callers.len()) {
@@ -1146,13 +1148,13 @@ impl Model for Protocol {
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier holds a lease",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|memory| memory.lease > 0)
+                    state.answered && model.other_caches(state).any(|cache| cache.lease > 0)
                 },
             ));
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier still caches the key",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|memory| memory.cached)
+                    state.answered && model.other_caches(state).any(|cache| cache.cached)
                 },
             ));
         }
@@ -1201,8 +1203,8 @@ impl Model for Protocol {
 }
 
 /// Returns whether a verification from this cache would accept the key.
-fn would_accept(memory: &Cache) -> bool {
-    memory.lease > 0 && memory.cached
+fn would_accept(cache: &Cache) -> bool {
+    cache.lease > 0 && cache.cached
 }
 
 impl Protocol {
@@ -1212,7 +1214,7 @@ impl Protocol {
             .bounds
             .callers
             .iter()
-            .find(|(wish, _)| *wish == CallerTask::Revoke)
+            .find(|(task, _)| *task == CallerTask::Revoke)
             .and_then(|(_, own_verifier)| *own_verifier);
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != own_verifier)
@@ -1248,12 +1250,19 @@ impl fmt::Display for Action {
             Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
             Self::Stop(at) => write!(f, "verifier {at}: stops accepting keys from its cache"),
             Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
-            Self::Apply(who) => write!(f, "{who}: applies the changes, or a third of that"),
-            Self::Fetch(who) => write!(f, "{who}: fetches the key, which is valid"),
-            Self::FetchCounter(who) => write!(f, "{who}: reads the counter for the fetched key"),
-            Self::Learn(who) => write!(f, "{who}: caches the fetched key, or a step of that"),
-            Self::SeeLease(who) => write!(f, "{who}: a verification checks the lease"),
-            Self::FindEntry(who) => write!(f, "{who}: a verification looks up the key"),
+            Self::Apply(owner) => {
+                write!(f, "{owner}: applies the changes, or takes a step of that")
+            }
+            Self::Fetch(owner) => write!(f, "{owner}: fetches the key, which is valid"),
+            Self::FetchCounter(owner) => {
+                write!(f, "{owner}: reads the counter for the fetched key")
+            }
+            Self::Learn(owner) => write!(
+                f,
+                "{owner}: caches the fetched key, or takes a step of that"
+            ),
+            Self::SeeLease(owner) => write!(f, "{owner}: a verification checks the lease"),
+            Self::FindEntry(owner) => write!(f, "{owner}: a verification looks up the key"),
             Self::ReadClock(at) => write!(f, "caller {at}: reads the clock"),
             Self::Update(at) => write!(f, "caller {at}: raises the counter and reads the clock"),
             Self::Commit(at) => write!(f, "caller {at}: commits"),
@@ -1272,12 +1281,12 @@ impl fmt::Display for Action {
             Self::LookForSilent(at) => write!(f, "caller {at}: checks for silent rows"),
             Self::Remove(at, row) => write!(
                 f,
-                "caller {at}: removes the row of verifier {row}, if not renewed"
+                "caller {at}: removes the row of verifier {row} if it was not renewed"
             ),
             Self::Answer(at) => write!(f, "caller {at}: gets the response"),
             Self::Poll => f.write_str("subscriber: reads its clock and polls"),
             Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),
-            Self::Complete => f.write_str("          : completes the reply"),
+            Self::Complete => f.write_str("replica: completes the reply to the subscriber"),
             Self::TakeReply => f.write_str("subscriber: receives the reply"),
             Self::TakeLease => f.write_str("subscriber: takes the lease of the reply"),
             Self::LosePoll => f.write_str("subscriber: ends this poll"),

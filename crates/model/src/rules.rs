@@ -31,13 +31,14 @@ rules! {
     ChangeWithCounter,
     /// Changes are numbered in the order of their commits.
     NumberedAsCommitted,
-    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes in one step.
+    /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes
+    /// in one step.
     ShareLock,
-    /// A renewal is rejected unless its verifier has evicted everything up to exactly the counter.
+    /// A renewal is rejected unless its verifier has applied exactly the changes up to the counter.
     OnlyAtTheNewest,
 
     // Leases and clocks.
-    /// A lease counts from before its renewal was sent.
+    /// The time of a lease counts from before its renewal was sent.
     CountedFromAsking,
     /// The holder of a lease subtracts the margin.
     HoldersSubtract,
@@ -49,7 +50,7 @@ rules! {
     StoppedStaysStopped,
     /// A report of applied changes does not extend the lease.
     ReportsExtendNothing,
-    /// A restarted process is another verifier.
+    /// A restarted process is another verifier, with a new ID.
     FreshIds,
 
     // Cache.
@@ -59,7 +60,7 @@ rules! {
     ApplyingFirst,
     /// `evicted` is raised only after everything has been evicted.
     EvictedLast,
-    /// A record comes with a counter value read no later than itself.
+    /// A fetched record comes with a counter value that was read no later than the record.
     OneSnapshot,
     /// A record is cached only if no change after its counter value has begun to be applied.
     FillsLook,
@@ -73,13 +74,13 @@ rules! {
     ClockAfterUpdate,
     /// A change waits until every verifier has reported it, or until a lease and a margin have passed.
     ChangesWait,
-    /// A change applies itself to the verifier of the same process, whose row it does not check.
+    /// A change also waits until the verifier of its own process, whose row it does not check, has applied it.
     OwnVerifierToo,
     /// A revocation of a key that is already revoked waits, too.
     RepeatsWait,
     /// A row is removed only if it has not been renewed since it was checked.
     OnlySilentRemoved,
-    /// Silence counts from that check.
+    /// The time without a renewal counts from that check.
     SilenceFromLook,
     /// No two renewals of a verifier write the same number to its row, even if the row was removed in between.
     RenewalsNeverRepeat,
@@ -89,13 +90,13 @@ rules! {
     // Subscribers.
     /// A verifier reports the minimum of what it and its subscribers have applied.
     ReportsLeast,
-    /// A change waits for the subscribers of the verifier of the same process, whose row it does not check.
+    /// A change also waits for the subscribers of the verifier of its own process, whose row it does not check.
     OwnSubscribersToo,
     /// A subscriber is registered in the step that computes the reply to it.
     RegisteredWithReply,
-    /// For a subscriber with a lease of this replica, only what it has acknowledged counts, not what it was sent.
+    /// A reply does not count as acknowledged by a subscriber that already holds a lease of the replica.
     AnswersAcknowledgeNothing,
-    /// The changes in a reply and the lease with them are of the same moment.
+    /// The changes and the lease in a reply are read at the same moment.
     ReplyOfOneMoment,
     /// A subscriber's lease is no longer than the remaining lease of its replica.
     LeasesNest,
@@ -111,7 +112,7 @@ rules! {
     // Keys that create keys.
     /// A decision evaluates the status of every ancestor.
     AncestorsDecide,
-    /// The status of the ancestors comes with a counter value read no later than itself.
+    /// The status of the ancestors comes with a counter value that was read no later than the status.
     AncestorsInSnapshot,
     /// The revocation of a key with descendants also evicts its cached descendants.
     DescendantsEvicted,
@@ -125,11 +126,11 @@ rules! {
     PendingWithRevocation,
     /// Any replica resumes an interrupted marking.
     MarkingResumed,
-    /// The end of a marking is a change that evicts the descendants, for servers of the previous release.
+    /// A marking ends with a change that evicts the descendants from servers of the previous release.
     MarkingAnnounced,
 }
 
-/// The rules that are kept.
+/// All rules, or all but one.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules(Option<Rule>);
 

@@ -1,5 +1,5 @@
-//! The state of the model: the database, the verifiers, the callers and a subscriber at one moment. A time is stored as
-//! the number of ticks that remain, so that equal situations are equal states at any time.
+//! The state of the model: the database, the verifiers, the callers and a subscriber at one moment. A point in time is
+//! stored as the number of ticks until then, so that the same situation at two times is one state.
 
 /// The maximum number of verifiers.
 pub const VERIFIERS: usize = 3;
@@ -45,7 +45,7 @@ pub struct State {
 
 /// The key that is verified in a run.
 ///
-/// What a verifier caches of one key has no effect on another key. So a run verifies one key only, and a world with
+/// The cache entry of one key has no effect on another key. So a run verifies only one key, and a configuration with
 /// several keys has one initial state for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Key {
@@ -106,7 +106,7 @@ pub struct Row {
 /// The cache of a verifier or of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Cache {
-    /// How many ticks the lease still lasts.
+    /// The number of ticks until the lease expires.
     pub lease: u8,
     /// The last change that is being or has been applied.
     pub applying: u8,
@@ -128,7 +128,7 @@ pub enum Log {
     /// None.
     #[default]
     None,
-    /// All up to `upto` have been read, and `steps` of the three steps of applying them are done.
+    /// The changes up to `upto` have been read, and `steps` of the three steps of applying them are done.
     Read {
         /// The last change among them.
         upto: u8,
@@ -208,7 +208,7 @@ pub struct Caller {
     pub stage: Stage,
     /// The change that it waits for.
     pub seq: u8,
-    /// How many ticks a lease without this change can still last.
+    /// The number of ticks until every lease without this change has expired.
     pub wait: u8,
     /// Whether the revoked key has descendants, if the caller has read that before it locked the key's row.
     pub descendants: Option<bool>,
@@ -218,7 +218,7 @@ pub struct Caller {
     pub looked: bool,
     /// The renewals recorded by that check, 0 for a row that was up to date.
     pub seen: [u8; VERIFIERS],
-    /// How many ticks the holders of these rows may still hold a lease.
+    /// The number of ticks until the leases of these rows have expired.
     pub silence: u8,
     /// Whether the search for rows that stayed silent is done.
     pub searched: bool,
@@ -227,7 +227,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Resets everything that no longer matters.
+    /// Ends the request, and resets the fields that no later step uses.
     pub(crate) fn finish(&mut self) {
         *self = Self {
             stage: Stage::Answered,
@@ -254,7 +254,8 @@ pub enum Stage {
     Answered,
 }
 
-/// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a load balancer.
+/// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a
+/// load balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
     /// Its cache.
@@ -270,7 +271,7 @@ pub struct Subscriber {
 pub struct SubscriberState {
     /// The last change that it has acknowledged.
     pub acknowledged: u8,
-    /// How many ticks it may still hold a lease of this replica.
+    /// The number of ticks until its lease of this replica has expired.
     pub lives: u8,
 }
 

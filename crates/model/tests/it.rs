@@ -1,8 +1,8 @@
 //! Explores all steps with all rules, and without each rule.
 //!
-//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample without each
-//! rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger worlds in some minutes, with some
-//! gigabytes of memory.
+//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample
+//! without each rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger configurations,
+//! which takes minutes and gigabytes of memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -24,7 +24,7 @@ const ONE: Bounds = Bounds {
     previous_release: false,
 };
 
-/// Another change as well.
+/// A second caller makes another change.
 const TWO_CHANGES: Bounds = Bounds {
     callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
@@ -141,8 +141,8 @@ const DESCENDANTS_AND_SUBSCRIBER: Bounds = Bounds {
     ..SUBSCRIBED
 };
 
-/// Returns a world in which a property fails without this rule.
-fn world(rule: Rule) -> Bounds {
+/// Returns a configuration in which a property fails without this rule.
+fn configuration(rule: Rule) -> Bounds {
     match rule {
         Rule::ChangeWithCounter
         | Rule::ShareLock
@@ -196,7 +196,7 @@ fn property(rule: Rule) -> &'static str {
     }
 }
 
-/// Explores a world with all rules, and asserts that its properties hold.
+/// Explores a configuration with all rules, and asserts that its properties hold.
 fn explore(name: &str, bounds: Bounds) {
     let began = Instant::now();
     let checker = Protocol {
@@ -213,7 +213,7 @@ fn explore(name: &str, bounds: Bounds) {
         began.elapsed().as_secs_f32()
     );
     for property in [SAFE, COMPLETE, FINISHABLE] {
-        // A world without marking has the first property only.
+        // A configuration without marking has only the first property.
         if checker
             .model()
             .properties()
@@ -227,7 +227,8 @@ fn explore(name: &str, bounds: Bounds) {
             panic!("{name}: violated: {property}");
         }
     }
-    // Also asserts that what should be possible occurs: otherwise the exploration would prove nothing.
+    // Also asserts that the states of the `sometimes` properties are reached: otherwise the exploration would
+    // prove nothing.
     checker.assert_properties();
 }
 
@@ -235,19 +236,19 @@ fn explore(name: &str, bounds: Bounds) {
 fn verifiers_never_accept_a_revoked_key() {
     explore("one verifier", ONE);
     explore("another change", TWO_CHANGES);
-    explore("a repeat", REPEATED);
-    explore("a stop", STOPPED);
+    explore("a repeated revocation", REPEATED);
+    explore("a graceful stop", STOPPED);
     explore("two verifiers", TWO);
-    explore("two verifiers, one of the caller", OWN_VERIFIER);
-    explore("removal", REMOVED);
-    explore("removal by two", REMOVED_TWICE);
+    explore("two verifiers, one in the caller's process", OWN_VERIFIER);
+    explore("removal of a silent row", REMOVED);
+    explore("removal by two changes", REMOVED_TWICE);
 }
 
 #[test]
 fn subscribers_never_accept_a_revoked_key() {
     explore("a subscriber", SUBSCRIBED);
     explore(
-        "a subscriber of the own verifier",
+        "a subscriber of the verifier in the caller's process",
         SUBSCRIBED_TO_OWN_VERIFIER,
     );
     explore("a subscriber and a stop", SUBSCRIBED_AND_STOPPED);
@@ -258,7 +259,7 @@ fn subscribers_never_accept_a_revoked_key() {
 fn descendants_of_a_revoked_key_are_never_accepted() {
     explore("descendants", DESCENDANTS);
     explore(
-        "descendants and two verifiers, one of the caller",
+        "descendants and two verifiers, one in the caller's process",
         DESCENDANTS_AND_OWN_VERIFIER,
     );
     explore("descendants and a subscriber", DESCENDANTS_AND_SUBSCRIBER);
@@ -267,12 +268,12 @@ fn descendants_of_a_revoked_key_are_never_accepted() {
 }
 
 #[test]
-fn property_fails_without_any_single_rule() {
+fn property_fails_if_any_rule_is_left_out() {
     let mut superfluous = Vec::new();
     for &rule in Rule::ALL {
         let protocol = Protocol {
             rules: Rules::without(rule),
-            bounds: world(rule),
+            bounds: configuration(rule),
         };
         let failure = HasDiscoveries::AllOf(BTreeSet::from([property(rule)]));
         let checker = protocol.checker().finish_when(failure).spawn_bfs().join();
@@ -317,7 +318,7 @@ fn properties_hold_with_longer_leases() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_two_verifiers_and_two_changes() {
     explore(
-        "two verifiers, one of the caller, another change",
+        "two verifiers, one in the caller's process, another change",
         Bounds {
             lease: 1,
             callers: &[(CallerTask::Revoke, Some(0)), (CallerTask::Change, None)],
@@ -359,7 +360,7 @@ fn properties_hold_with_a_subscriber_and_removal() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_descendants_and_a_repeat() {
     explore(
-        "descendants, two verifiers, one of the caller, a repeat, marking",
+        "descendants, two verifiers, one in the caller's process, a repeat, marking",
         Bounds {
             lease: 1,
             callers: &[
@@ -376,7 +377,7 @@ fn properties_hold_with_descendants_and_a_repeat() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_descendants_and_a_subscriber() {
     explore(
-        "descendants, a subscriber of the own verifier, marking by two replicas",
+        "descendants, a subscriber of the verifier in the caller's process, marking by two replicas",
         Bounds {
             lease: 1,
             callers: &[

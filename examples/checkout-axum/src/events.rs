@@ -1,4 +1,4 @@
-//! Events: changes of the account's objects. `events:read` lists and retrieves them, and streams them as they happen.
+//! Events: changes of the account's objects. A key with the scope `events:read` can list, retrieve and stream them.
 
 use axum::{
     Error, Json,
@@ -28,7 +28,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Creates an event of the current time: `link.created`, `customer.updated`, …
+    /// Creates an event of this type, such as `link.created`, with the current time.
     #[must_use]
     pub fn new(r#type: &'static str, object_id: &str) -> Self {
         Self {
@@ -62,9 +62,11 @@ pub async fn retrieve(
 
 /// `GET /events/stream`: the events from now on, as server-sent events.
 ///
-/// The stream ends when its key becomes invalid, for example because it is revoked. Its last event is then `end`, with the
-/// problem that the next request with the key gets. If a stream ends without it, the client opens it again: the server is
-/// stopping, or the client has read too slowly and finds the missed events at `GET /events`.
+/// The stream ends when its key becomes invalid, for example because it is revoked. The last event is then `end`, with
+/// the problem that the next request with the key would get.
+///
+/// If a stream ends without the event `end`, the client should open it again: the server is stopping, or the client has
+/// read too slowly. `GET /events` has the events that it missed.
 pub async fn stream(
     State(store): State<Store>,
     key: VerifiedKey,
@@ -78,12 +80,13 @@ fn until_unusable(
     key: VerifiedKey,
     events: broadcast::Receiver<Event>,
 ) -> impl Stream<Item = Result<sse::Event, Error>> {
-    // One future for the whole stream. The layer authorizes a request only when it begins and does not notice a revocation.
+    // The layer authorizes a request only when it begins, so the stream itself must wait for a revocation. This is one
+    // future for the whole stream.
     let unusable = Box::pin(async move { key.reject(key.revoked().await) });
     stream::unfold(Some((events, unusable)), |open| async move {
         let (mut events, mut unusable) = open?;
         tokio::select! {
-            // In this order, so that a stream with many events ends too.
+            // Checks for a rejection first, so that a stream with many events ends, too.
             biased;
             rejection = &mut unusable => Some((Ok(sse::Event::default().event("end").data(rejection.response().body)), None)),
             event = events.recv() => {

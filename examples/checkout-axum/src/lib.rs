@@ -31,7 +31,7 @@ pub fn guard() -> GuardBuilder {
         .realm("checkout")
 }
 
-/// Returns the API with the requirements of each route.
+/// Returns the routes of the API, each with its required scope.
 pub fn app(guard: Guard, store: Store) -> Router {
     Router::new()
         .route(
@@ -88,22 +88,22 @@ pub fn app(guard: Guard, store: Store) -> Router {
         )
         .fallback(async || Failure::NotFound)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        // The outermost layer, so that nothing is read or revealed without a key.
+        // The outermost layer, so that a request without a valid key reaches nothing else.
         .layer(TollkeyLayer::new(guard))
         .with_state(store)
 }
 
-/// Serves the API until `stopped`, and then the requests in flight. Event streams end at that moment.
+/// Serves the API until `stopped` resolves. It then ends the event streams and finishes the requests in flight.
 ///
 /// # Errors
-/// Those of the listener.
+/// If the listener fails.
 pub async fn serve(
     listener: TcpListener,
     guard: Guard,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // With the client's IP address, for keys with an IP allowlist.
     let store = Store::default();
+    // The layer needs the client's IP address for keys with an IP allowlist.
     let app = app(guard, store.clone()).into_make_service_with_connect_info::<SocketAddr>();
     let stopped = async move {
         stopped.await;

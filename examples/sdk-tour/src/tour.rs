@@ -1,4 +1,4 @@
-//! The tour: calls of an account, a resource server and a key, and errors.
+//! The tour: calls as an account, as a resource server and as a key, and some errors.
 
 use std::{io::Write, time::Duration};
 
@@ -8,7 +8,7 @@ use tollkey_client::{
     Auth, Client, Mode, Scope, account::Access, verification::VerificationRequest,
 };
 
-/// Runs the tour and prints each step. The client needs a management token, and a service key for verifications.
+/// Runs the tour and prints each step. The client needs a management token, and a service key to verify keys.
 pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Result<()> {
     writeln!(out, "== A key of an application")?;
     let applications = tollkey.applications();
@@ -50,16 +50,13 @@ pub async fn walk(tollkey: &Client, out: &mut (impl Write + Send)) -> anyhow::Re
         verified.mode,
         verified.account_id
     )?;
-    let questions = [
+    let requests = [
         VerificationRequest::new(presented).scopes([Scope::LINKS_WRITE]),
         VerificationRequest::new(presented).mode(Mode::Live),
         VerificationRequest::new("ck_live_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"),
     ];
     let names = ["writing links", "in live mode", "an unknown key"];
-    for (name, verdict) in names
-        .into_iter()
-        .zip(tollkey.verify_batch(questions).await?)
-    {
+    for (name, verdict) in names.into_iter().zip(tollkey.verify_batch(requests).await?) {
         writeln!(out, "{name}: {}", verdict.code())?;
     }
     let token = tollkey.introspect(presented).await?;

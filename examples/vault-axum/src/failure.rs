@@ -17,7 +17,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// 404: the object does not exist, or the key does not allow to see it.
+    /// 404: the object does not exist, or the key does not permit access to it.
     #[must_use]
     pub fn not_found() -> Self {
         Self {

@@ -55,7 +55,7 @@ async fn handler_rejects_as_the_layer_does() {
         rejected(&send("/handler/for/no%20merchant", &writer).await),
         (403, "merchant_not_allowed".to_owned())
     );
-    // A handler cannot require a merchant from a header, because it has no request.
+    // `VerifiedKey::require` cannot read a merchant from a header, because it does not have the request.
     assert_eq!(
         rejected(&send("/handler/misconfigured", &writer).await),
         (403, "invalid_requirement".to_owned())
@@ -98,7 +98,7 @@ async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn merchant_before_a_route_is_cut_with_the_route_base() {
+async fn route_base_removes_the_merchant_from_the_path() {
     let keys = TestKeys::new();
     let m1 = bound_to(&keys, "m1");
     let builder = Guard::builder()
@@ -125,7 +125,7 @@ async fn merchant_before_a_route_is_cut_with_the_route_base() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_rejection_has_the_applications_own_format() {
+async fn every_rejection_has_the_format_of_the_application() {
     let keys = TestKeys::new();
     let reader = keys.add(Family::Commerce, Mode::Test, |key| {
         key.restrictions.scopes = vec![Scope::LINKS_READ]
@@ -137,7 +137,7 @@ async fn every_rejection_has_the_applications_own_format() {
             rejection.status()
         };
         response.set_header("content-type", "application/vnd.acme.error+json");
-        response.set_header("Not A Header", "is left out");
+        response.set_header("Not A Header", "is ignored");
         response.body = format!("{{\"code\":\"acme.{}\"}}", rejection.code());
     });
     let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
@@ -220,7 +220,7 @@ async fn rate_limited_rejection_by_a_handler_has_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handler_that_only_calls_can_uses_the_key() {
+async fn request_with_only_can_counts_as_a_use() {
     for app in ["axum", "actix"] {
         let keys = TestKeys::new();
         let key = keys.add(Family::Commerce, Mode::Test, |key| {

@@ -2,7 +2,10 @@
 
 mod apps;
 mod cors;
-#[expect(dead_code, reason = "one column is for other routes of the server")]
+#[expect(
+    dead_code,
+    reason = "only the tests of the server use one of the columns"
+)]
 #[path = "../../../core/tests/it/credential_forms.rs"]
 mod credential_forms;
 mod credentials;

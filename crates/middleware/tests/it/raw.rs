@@ -1,4 +1,4 @@
-//! Unusual requests that client libraries do not send.
+//! Raw requests that client libraries cannot send.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -33,8 +33,8 @@ async fn unusual_requests_do_not_bypass_the_guard() {
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
     let [shop, key, office] = [shop, key, office].map(|key| format!("x-api-key: {key}\r\n"));
     let and = |key: &str, more: &str| format!("{key}{more}\r\n");
-    // The two statuses differ because axum routes by the path as sent and adds HEAD to GET routes, while actix-web decodes
-    // the path first and adds no HEAD routes.
+    // The two statuses differ because axum routes by the path as sent and adds HEAD to GET routes, while
+    // actix-web decodes the path first and adds no HEAD routes.
     for (line, headers, axum, actix) in [
         ("GET /v1/storefront/products", shop.clone(), "200", "200"),
         ("HEAD /v1/storefront/products", shop.clone(), "200", "405"),

@@ -29,7 +29,7 @@ async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> 
     .await
 }
 
-/// The response's fields about the rate limit: `RateLimit-GuardPolicy`, `RateLimit` and `Retry-After`.
+/// The response's fields about the rate limit: `RateLimit-Policy`, `RateLimit` and `Retry-After`.
 fn fields(reply: &Reply) -> [Option<&str>; 3] {
     ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| reply.header(name))
 }

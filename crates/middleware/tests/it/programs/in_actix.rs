@@ -84,7 +84,7 @@ where
 }
 
 #[actix_web::test]
-async fn scopes_are_required_in_any_form() {
+async fn require_accepts_every_scope_type() {
     let keys = TestKeys::new();
     let (reads, both) = (
         vec!["links:read"],
@@ -194,7 +194,7 @@ async fn scope_is_required_by_an_attribute() {
 }
 
 #[actix_web::test]
-async fn proxies_are_named_in_any_form() {
+async fn trusted_proxies_accepts_every_type() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |key| {
         key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
@@ -672,7 +672,7 @@ async fn inner_middleware_reads_the_key() {
 }
 
 #[actix_web::test]
-async fn extractor_of_the_application_extracts_the_key() {
+async fn application_extractor_uses_the_verified_key() {
     struct Tenant(String);
     impl FromRequest for Tenant {
         type Error = Rejection;

@@ -49,7 +49,7 @@ async fn text(response: Response) -> String {
 }
 
 #[tokio::test]
-async fn scopes_are_required_in_any_form() {
+async fn require_accepts_every_scope_type() {
     let keys = TestKeys::new();
     let (reads, both) = (
         vec!["links:read"],
@@ -145,7 +145,7 @@ async fn scope_is_required_for_a_whole_router() {
 }
 
 #[tokio::test]
-async fn proxies_are_named_in_any_form() {
+async fn trusted_proxies_accepts_every_type() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |key| {
         key.restrictions.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
@@ -408,7 +408,7 @@ async fn guard_is_part_of_the_state() {
 }
 
 #[tokio::test]
-async fn layer_is_stored_and_shared() {
+async fn layer_can_be_stored_and_cloned() {
     #[derive(Debug, Clone)]
     struct Protection {
         layer: TollkeyLayer,
@@ -561,7 +561,7 @@ async fn inner_middleware_reads_the_key() {
 }
 
 #[tokio::test]
-async fn extractor_of_the_application_extracts_the_key() {
+async fn application_extractor_uses_the_verified_key() {
     struct Tenant(String);
     impl<S: Send + Sync> FromRequestParts<S> for Tenant {
         type Rejection = Rejection;

@@ -1,10 +1,10 @@
-//! Small programs as a reader of the documentation would write them. Each imports only from `tollkey_axum` or
-//! `tollkey_actix`, and both share a library.
+//! Small applications, as a reader of the documentation would write them. Those of each framework import only from
+//! `tollkey_axum` or `tollkey_actix`; both use the same [`library`].
 
 mod in_actix;
 mod in_axum;
 
-/// A library for applications of both frameworks.
+/// Functions for applications of both frameworks.
 mod library {
     use tollkey_middleware::{Denial, Rejection, VerifiedKey};
 
