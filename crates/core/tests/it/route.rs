@@ -5,7 +5,7 @@ use tollkey_core::{RequestPath, RouteBase, route::Template};
 
 use crate::support::one_of;
 
-/// Templates without literal segments: if none of them matches a path, no template of the same length does.
+/// Templates without literal segments: if these do not match a path, no other template does.
 const TEMPLATES: [(&str, usize); 5] = [
     ("/*", 1),
     ("/{a}", 1),
