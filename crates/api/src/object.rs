@@ -1,5 +1,5 @@
-//! Reads structs from JSON objects only. Serde also accepts an array, which the OpenAPI document does not allow, and reads
-//! an absent optional field as null, which in a response can mean "no restriction".
+//! Reads structs from JSON objects only. Serde also accepts an array, which the OpenAPI document does not
+//! allow, and reads an absent optional field as null, which in a response can mean "no restriction".
 
 use std::{fmt, marker::PhantomData};
 
@@ -31,8 +31,8 @@ pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer)
 }
 
-/// Implements `Deserialize` for responses that are read from objects only. The struct named by the literal declares the
-/// fields (`#[serde(remote = "…")]`).
+/// Implements `Deserialize` for responses that are read from objects only. The struct named by the literal
+/// declares the fields (`#[serde(remote = "…")]`).
 macro_rules! from_objects {
     ($($response:ty: $remote:literal,)*) => {$(
         impl<'de> serde::Deserialize<'de> for $response {

@@ -122,8 +122,8 @@ impl UnixSeconds {
     }
 }
 impl Moment {
-    /// Creates the time that is this many seconds after 1970-01-01T00:00:00Z. A time in the last hours of the year 9999
-    /// becomes [`Timestamp::MAX`], because [`Timestamp`] ends before them.
+    /// Creates the time that is this many seconds after 1970-01-01T00:00:00Z. A time in the last hours of the
+    /// year 9999 becomes [`Timestamp::MAX`], because [`Timestamp`] ends before them.
     ///
     /// # Errors
     /// [`Invalid`] for a time outside the years -9999 to 9999.
@@ -217,8 +217,8 @@ fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
     parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
 }
 
-/// Returns [`Timestamp::MAX`] if `text` has the form of RFC 3339 and is in the last hours of the year 9999 in UTC, which
-/// [`Timestamp`] cannot represent.
+/// Returns [`Timestamp::MAX`] if `text` has the form of RFC 3339 and is in the last hours of the year 9999 in
+/// UTC, which [`Timestamp`] cannot represent.
 fn last_hours(text: &str) -> Option<Timestamp> {
     let local: jiff::civil::DateTime = text.get(..19)?.parse().ok()?;
     let zone = text

@@ -46,7 +46,8 @@ pub struct TollkeyLayer {
 }
 
 impl TollkeyLayer {
-    /// Creates a layer without a [requirement](Self::require): it admits every key whose restrictions allow the request.
+    /// Creates a layer without a [requirement](Self::require): it admits every key whose restrictions allow
+    /// the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self {
@@ -199,8 +200,8 @@ pin_project! {
     {
         #[pin]
         stage: Stage<S, B, S::Future, S::Error>,
-        // Counted when the inner service has responded. `None` for `Require`, because the outer layer counts the request,
-        // and for `LookingUp`, whose future counts it.
+        // Counted when the inner service has responded. `None` for `Require`, because the outer layer counts
+        // the request, and for `LookingUp`, whose future counts it.
         admission: Option<Admission>,
     }
 }

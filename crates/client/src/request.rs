@@ -92,10 +92,11 @@ impl Call {
         self
     }
 
-    /// Marks the call as a creation: every attempt sends the same Idempotency-Key, either the caller's or a random one.
+    /// Marks the call as a creation: every attempt sends the same Idempotency-Key, either the caller's or a
+    /// random one.
     ///
-    /// After an unreadable response, the client repeats the call once if the Idempotency-Key is random. A caller with its
-    /// own Idempotency-Key can repeat the call itself.
+    /// After an unreadable response, the client repeats the call once if the Idempotency-Key is random. A
+    /// caller with its own Idempotency-Key can repeat the call itself.
     pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
         if key.is_none() {
             self.repeat = Repeat::AlsoUnreadable;

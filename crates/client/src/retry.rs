@@ -9,7 +9,8 @@ use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use crate::{Error, ErrorKind};
 
-/// The minimum number of repeats while a creation is in progress: enough to wait about as long as one attempt may take.
+/// The minimum number of repeats while a creation is in progress: enough to wait about as long as one attempt
+/// may take.
 const MIN_REPEATS_IN_PROGRESS: u32 = 5;
 
 /// How often and after how long a call is sent again.
@@ -21,8 +22,8 @@ pub(crate) struct Retries {
     pub(crate) first_pause: Duration,
     /// The maximum pause.
     pub(crate) longest_pause: Duration,
-    /// The longest `Retry-After` that the client waits for. If the server sends a longer one, the call fails, and the error
-    /// contains it.
+    /// The longest `Retry-After` that the client waits for. If the server sends a longer one, the call fails,
+    /// and the error contains it.
     pub(crate) max_retry_after: Duration,
 }
 
@@ -42,11 +43,11 @@ impl Default for Retries {
 pub(crate) enum Repeat {
     /// All temporary failures, because a repeat has no further effect.
     Always,
-    /// All temporary failures, and once an unreadable response, which may have been damaged in transit. The call has a
-    /// random Idempotency-Key, so the server sends the first response again.
+    /// All temporary failures, and once an unreadable response, which may have been damaged in transit. The
+    /// call has a random Idempotency-Key, so the server sends the first response again.
     AlsoUnreadable,
-    /// Temporary failures with a response or without a connection. After an attempt without a response, another caller
-    /// may have reversed its effect, and a repeat would undo that.
+    /// Temporary failures with a response or without a connection. After an attempt without a response,
+    /// another caller may have reversed its effect, and a repeat would undo that.
     WhenAnswered,
     /// No failure.
     Never,

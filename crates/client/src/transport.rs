@@ -107,7 +107,8 @@ impl fmt::Display for ConnectFailure {
     }
 }
 
-/// Returns the error and its sources, including the error that an [`io::Error`] wraps, which [`StdError::source`] skips.
+/// Returns the error and its sources, including the error that an [`io::Error`] wraps, which
+/// [`StdError::source`] skips.
 fn causes<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

@@ -1,7 +1,7 @@
 //! The change log: which resources were changed, and in which order.
 //!
-//! Every change to an existing key, application, account or service key increments one counter in the same transaction.
-//! Verifiers follow the counter, so that they know which cached keys to evict.
+//! Every change to an existing key, application, account or service key increments one counter in the same
+//! transaction. Verifiers follow the counter, so that they know which cached keys to evict.
 
 use std::{fmt, str::FromStr};
 

@@ -82,8 +82,8 @@ impl IpList {
             .all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
     }
 
-    /// Returns the IP ranges that both lists allow. If the lists have no address in common, the result contains only the
-    /// IPv4 broadcast address, which no client has.
+    /// Returns the IP ranges that both lists allow. If the lists have no address in common, the result
+    /// contains only the IPv4 broadcast address, which no client has.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));
@@ -97,8 +97,8 @@ impl IpList {
                 }
             }
         }
-        // Keep only the outermost of nested ranges. If `self` covers `other`, the result is then not longer than `other`,
-        // so earlier releases, which read at most `MAX` ranges, can read it.
+        // Keep only the outermost of nested ranges. If `self` covers `other`, the result is then not longer
+        // than `other`, so earlier releases, which read at most `MAX` ranges, can read it.
         let outermost = |inner: &&IpNet| {
             !common
                 .iter()
@@ -167,8 +167,8 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// The error if a trusted proxy wrote a hop of `X-Forwarded-For` that is not an IP address. It does not contain the hop,
-/// because the header can contain any text.
+/// The error if a trusted proxy wrote a hop of `X-Forwarded-For` that is not an IP address. It does not
+/// contain the hop, because the header can contain any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hop of X-Forwarded-For is not an IP address")]
 pub struct InvalidHop;
@@ -227,9 +227,9 @@ pub fn client_address<'a>(
     Ok(None)
 }
 
-/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in double quotes.
-/// An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs around the hop are skipped.
-/// An IPv4-mapped address is returned as IPv4.
+/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in
+/// double quotes. An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs
+/// around the hop are skipped. An IPv4-mapped address is returned as IPv4.
 ///
 /// ```
 /// use tollkey_core::network::parse_hop;

@@ -56,8 +56,8 @@ impl Scope {
         Self(Cow::Borrowed(name))
     }
 
-    /// Creates a scope without checking that a catalogue contains it, for stored scopes and for clients. For input, use
-    /// [`Catalogue::parse`].
+    /// Creates a scope without checking that a catalogue contains it, for stored scopes and for clients. For
+    /// input, use [`Catalogue::parse`].
     #[must_use]
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())
@@ -249,9 +249,9 @@ impl Catalogue {
         Ok(set)
     }
 
-    /// Returns all scopes that a key has. An `sk_` key has every scope, and a `pk_` key has none. Other keys have their
-    /// stored scopes and, with `commerce`, those that it implies. A stored scope that is no longer in the catalogue is
-    /// ignored.
+    /// Returns all scopes that a key has. An `sk_` key has every scope, and a `pk_` key has none. Other keys
+    /// have their stored scopes and, with `commerce`, those that it implies. A stored scope that is no longer
+    /// in the catalogue is ignored.
     #[must_use]
     pub fn expand(&self, family: Family, scopes: &[Scope]) -> ScopeSet {
         match family {

@@ -1,7 +1,7 @@
 //! The spellings of enum values in the database, in JSON and in error messages.
 //!
-//! Each of these enums derives its spellings with strum and its list of values with [`array`]. The spellings are stored
-//! and sent, so the tests here fix them: a variant can be renamed, but its spelling cannot.
+//! Each of these enums derives its spellings with strum and its list of values with [`array`]. The spellings
+//! are stored and sent, so the tests here fix them: a variant can be renamed, but its spelling cannot.
 
 use strum::VariantArray;
 
@@ -35,8 +35,8 @@ mod tests {
         feature::Feature,
     };
 
-    /// Checks that these are all values of `T` in their order, that each value is formatted as its spelling and parsed
-    /// from it, and that other spellings are rejected.
+    /// Checks that these are all values of `T` in their order, that each value is formatted as its spelling
+    /// and parsed from it, and that other spellings are rejected.
     fn assert_spellings<T>(spellings: &[(T, &str)])
     where
         T: VariantArray

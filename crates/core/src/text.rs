@@ -17,8 +17,8 @@ pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors
-/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control character or
-/// one that changes the writing direction, or if it has no visible character.
+/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control
+/// character or one that changes the writing direction, or if it has no visible character.
 ///
 /// ```
 /// use tollkey_core::text::required;
@@ -60,9 +60,9 @@ fn without_controls(text: &str) -> Result<&str, Invalid> {
     Ok(text)
 }
 
-/// Trims a text and checks that it can be displayed: it must not have control characters or characters that change the
-/// writing direction, and it must be empty or have a visible character. Joiners are allowed, because some scripts and
-/// emoji need them.
+/// Trims a text and checks that it can be displayed: it must not have control characters or characters that
+/// change the writing direction, and it must be empty or have a visible character. Joiners are allowed,
+/// because some scripts and emoji need them.
 fn displayable(text: &str) -> Result<&str, Invalid> {
     let text = without_controls(text)?;
     if text.chars().any(changes_direction) {
@@ -112,8 +112,8 @@ fn is_visible(character: char) -> bool {
     !invisible
 }
 
-/// Returns the candidate that is nearest to a misspelled name, or `None` if every candidate is more than two edits away.
-/// For a candidate with up to four letters, the limit is one edit.
+/// Returns the candidate that is nearest to a misspelled name, or `None` if every candidate is more than two
+/// edits away. For a candidate with up to four letters, the limit is one edit.
 ///
 /// ```
 /// use tollkey_core::text::nearest;
@@ -195,8 +195,8 @@ pub fn external_ids<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<
     Ok(external_ids)
 }
 
-/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. For a header that is
-/// repeated or not UTF-8, it returns an invalid ID, so that the request is denied.
+/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. For a
+/// header that is repeated or not UTF-8, it returns an invalid ID, so that the request is denied.
 pub fn external_id_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
     let texts: Vec<&str> = values
         .into_iter()

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 /// The clock of a server. It is passed as an argument, so that tests can control the time.
 pub trait Clock: Send + Sync + 'static {
-    /// Returns the wall-clock time in whole microseconds, the precision of the store. Leases do not use it, because the
-    /// clocks of two machines can differ.
+    /// Returns the wall-clock time in whole microseconds, the precision of the store. Leases do not use it,
+    /// because the clocks of two machines can differ.
     fn now(&self) -> Timestamp;
 
     /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine
