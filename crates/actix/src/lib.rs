@@ -8,7 +8,7 @@
 //! | [`VerifiedKey`] | the key of a request, as an extractor |
 //! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
 //! | [`Requirement`], [`MerchantSource`] | what a route requires |
-//! | [`Rejection`] | why a request is rejected, and the response |
+//! | [`Rejection`] | the reason for rejecting a request, and the response |
 //! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
 
@@ -38,7 +38,8 @@ pub struct Tollkey {
 }
 
 impl Tollkey {
-    /// Creates a middleware that admits any key whose own restrictions allow the request.
+    /// Creates a middleware without a [requirement](Self::require): it admits every key whose restrictions allow the
+    /// request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self {
@@ -101,7 +102,7 @@ where
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.cancel_if_same_guard(guard);
         }
-        // The key is nearly always cached. Then no future is boxed.
+        // Usually the key is cached. In this case no future is boxed.
         let checked = guard.check_cached(&RequestParts::of(request.request()).head(), requirement);
         if let Some(checked) = checked {
             let stage = match checked {
@@ -214,8 +215,10 @@ fn conclude<B>(
     response.map_into_left_body()
 }
 
-/// Returns a middleware with a further requirement for requests that an outer [`Tollkey`] has admitted: scopes by name
-/// (`require("links:read")`, `require(["links:read", "events:read"])`), or a [`Requirement`].
+/// Returns a middleware that checks a further requirement of requests that an outer [`Tollkey`] has admitted.
+///
+/// The requirement is one or more scopes (`require("links:read")`, `require(["links:read", "events:read"])`), or a
+/// [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> Require {
     Require(requirement.into())
 }

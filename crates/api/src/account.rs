@@ -107,7 +107,7 @@ pub struct ErrorBody {
         schema(example = "/name: must have 1 to 100 characters")
     )]
     pub message: String,
-    /// Details of the error. Absent without details.
+    /// Details of the error. Absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<ErrorDetails>,
 }
@@ -146,7 +146,7 @@ impl ErrorBody {
             _ => "INTERNAL_ERROR",
         };
         let errors: Vec<_> = problem.errors.iter().map(FieldError::from).collect();
-        // The problem's own code is reported where it is more specific than the code of this surface.
+        // Reports the code of the problem if it is more specific than the code of this surface.
         let details = (!errors.is_empty()
             || !code.eq_ignore_ascii_case(account_code) && status != 401)
             .then(|| ErrorDetails {
@@ -173,7 +173,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// Both kinds.
+    /// All values.
     pub const ALL: [Self; 2] = [Self::Secret, Self::Publishable];
 
     /// The value in JSON.
@@ -344,7 +344,7 @@ pub struct Key {
     pub access: Open<Access>,
     /// The time when the key was created.
     pub created_at: Rfc3339,
-    /// The time of the last successful verification, which appears after a few seconds, or null.
+    /// The time of the last successful verification, with a delay of a few seconds, or null.
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,

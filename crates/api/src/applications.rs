@@ -221,7 +221,7 @@ impl utoipa::ToSchema for RateLimit {
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// Everything but null and an object with exactly the two fields.
+/// Any value except null and an object with exactly the two fields.
 pub(crate) fn requested<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<RateLimit>, D::Error> {
@@ -309,7 +309,7 @@ pub struct Key {
     pub created_at: Rfc3339,
     /// The time when the key expires, or null.
     pub expires_at: Option<Rfc3339>,
-    /// The time of the last successful verification, which appears after a few seconds, or null.
+    /// The time of the last successful verification, with a delay of a few seconds, or null.
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,
@@ -402,7 +402,7 @@ pub struct ListApplications {
     pub account: Option<String>,
 }
 
-/// What the list of applications can include.
+/// The objects that the list of applications can include.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Include {

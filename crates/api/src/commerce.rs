@@ -105,7 +105,7 @@ impl utoipa::ToSchema for RateLimit {
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
 ///
 /// # Errors
-/// Everything but null and an object with exactly the two fields.
+/// Any value except null and an object with exactly the two fields.
 pub(crate) fn requested<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<RateLimit>, D::Error> {
@@ -336,7 +336,7 @@ pub struct Key {
     pub status: Open<Status>,
     /// The time when the key expires, or null.
     pub expires_at: Option<UnixSeconds>,
-    /// The time of the last successful verification, which appears after a few seconds, or null.
+    /// The time of the last successful verification, with a delay of a few seconds, or null.
     pub last_used_at: Option<UnixSeconds>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,
@@ -417,8 +417,8 @@ pub struct Nothing {}
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RotateCommerceKey))]
 pub struct RotateKey {
-    /// The number of seconds in which the predecessor still works: 0 to 604,800 (7 days). Default:
-    /// 0.
+    /// The length of the overlap in seconds, during which the predecessor still works: 0 to 604,800
+    /// (7 days). Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",

@@ -1,4 +1,4 @@
-//! Reads a JSON object that is stored as it is. A repeated name is an error, at any depth.
+//! Reads JSON objects that are stored unchanged. A repeated name is an error, at any depth.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ pub(crate) fn patch<'de, D: Deserializer<'de>>(
     Ok(object(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
-/// A value whose objects have no repeated name. `serde_json` would keep the last of them.
+/// A value whose objects have no repeated names. `serde_json` itself keeps the last value of a repeated name.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

@@ -1,6 +1,5 @@
-//! Reads structs from JSON objects only. Serde would also read a struct from an array, which the
-//! OpenAPI document does not allow, and an absent optional field as null, which in a response can
-//! mean "no restriction".
+//! Reads structs from JSON objects only. Serde also accepts an array, which the OpenAPI document does not
+//! allow, and reads an absent optional field as null, which in a response can mean "no restriction".
 
 use std::{fmt, marker::PhantomData};
 

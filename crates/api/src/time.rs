@@ -90,26 +90,26 @@ impl From<UnixSeconds> for Moment {
     }
 }
 impl From<SystemTime> for Moment {
-    /// A time that cannot be represented becomes the last one that can, or the first one if it is in the past.
+    /// Replaces a time that is out of range with the nearest [`Timestamp`].
     fn from(at: SystemTime) -> Self {
-        let beyond = if at < SystemTime::UNIX_EPOCH {
+        let nearest = if at < SystemTime::UNIX_EPOCH {
             Timestamp::MIN
         } else {
             Timestamp::MAX
         };
-        Self(Timestamp::try_from(at).unwrap_or(beyond))
+        Self(Timestamp::try_from(at).unwrap_or(nearest))
     }
 }
 
 impl Rfc3339 {
-    /// The time.
+    /// Returns the time as a [`Timestamp`].
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
     }
 }
 impl UnixSeconds {
-    /// The time.
+    /// Returns the time as a [`Timestamp`].
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
@@ -122,11 +122,11 @@ impl UnixSeconds {
     }
 }
 impl Moment {
-    /// Creates the time that is this many seconds after 1970-01-01T00:00:00Z. The last hours of the
-    /// year 9999 cannot be represented and become the last time that can, [`Timestamp::MAX`].
+    /// Creates the time that is this many seconds after 1970-01-01T00:00:00Z. A time in the last hours of the
+    /// year 9999 becomes [`Timestamp::MAX`], because [`Timestamp`] ends before them.
     ///
     /// # Errors
-    /// [`Invalid`] for a time outside of the years -9999 to 9999.
+    /// [`Invalid`] for a time outside the years -9999 to 9999.
     pub fn from_unix(seconds: i64) -> Result<Self, Invalid> {
         if (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds) {
             return Ok(Self(Timestamp::MAX));
@@ -136,7 +136,7 @@ impl Moment {
             .map_err(|_| Invalid::new(EXPECTED))
     }
 
-    /// The time.
+    /// Returns the time as a [`Timestamp`].
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         self.0
@@ -217,8 +217,8 @@ fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
     parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
 }
 
-/// Returns [`Timestamp::MAX`] for a text in the form of RFC 3339 that is later than that and in the
-/// year 9999 of UTC.
+/// Returns [`Timestamp::MAX`] if `text` has the form of RFC 3339 and is in the last hours of the year 9999 in
+/// UTC, which [`Timestamp`] cannot represent.
 fn last_hours(text: &str) -> Option<Timestamp> {
     let local: jiff::civil::DateTime = text.get(..19)?.parse().ok()?;
     let zone = text
@@ -244,16 +244,17 @@ fn last_hours(text: &str) -> Option<Timestamp> {
         .then_some(Timestamp::MAX)
 }
 
-/// Whether a text has the form of RFC 3339, section 5.6. The parser accepts more: spaces, signed
-/// years and names of time zones.
+/// Whether a text has the form of RFC 3339, section 5.6. jiff's parser also accepts spaces, signed years and names of
+/// time zones.
 fn is_rfc_3339(text: &str) -> bool {
-    let shape = |text: &str, shape: &str| {
-        text.len() == shape.len()
-            && text.bytes().zip(shape.bytes()).all(|(b, s)| {
-                if s == b'0' {
+    // A `0` in the pattern is any digit.
+    let matches = |text: &str, pattern: &str| {
+        text.len() == pattern.len()
+            && text.bytes().zip(pattern.bytes()).all(|(b, p)| {
+                if p == b'0' {
                     b.is_ascii_digit()
                 } else {
-                    b == s
+                    b == p
                 }
             })
     };
@@ -264,16 +265,16 @@ fn is_rfc_3339(text: &str) -> bool {
         rest.trim_start_matches(|c: char| c.is_ascii_digit())
     });
     let fraction = &rest[..rest.len() - zone.len()];
-    shape(&seconds.to_ascii_uppercase(), "0000-00-00T00:00:00")
+    matches(&seconds.to_ascii_uppercase(), "0000-00-00T00:00:00")
         && fraction != "."
-        && (zone.eq_ignore_ascii_case("z") || shape(zone, "+00:00") || shape(zone, "-00:00"))
+        && (zone.eq_ignore_ascii_case("z") || matches(zone, "+00:00") || matches(zone, "-00:00"))
 }
 
 /// 9999-12-31T23:59:59Z.
 const END_OF_9999: i64 = 253_402_300_799;
 
 /// The largest floating-point number that is read as an integer: 2^53.
-const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
+const MAX_EXACT_FLOAT: f64 = 9_007_199_254_740_992.0;
 
 const EXPECTED: &str = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
 
@@ -298,7 +299,7 @@ impl de::Visitor<'_> for MomentVisitor {
 
     /// Accepts whole numbers such as `5.0`.
     fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Moment, E> {
-        if seconds.fract() != 0.0 || seconds.abs() > MAX_WHOLE {
+        if seconds.fract() != 0.0 || seconds.abs() > MAX_EXACT_FLOAT {
             return Err(E::custom(EXPECTED));
         }
         #[expect(
@@ -390,7 +391,7 @@ mod tests {
             Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(),
             Timestamp::MIN
         );
-        // A server accepts the last timestamp.
+        // The last timestamp is accepted in a request.
         let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
         assert_eq!(
             serde_json::from_str::<Moment>(&sent).unwrap().timestamp(),

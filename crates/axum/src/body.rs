@@ -9,11 +9,12 @@ use tokio::{runtime::Handle, time::timeout};
 
 /// The maximum number of bytes to read and discard: nginx's default for `client_max_body_size`.
 const MAX_DISCARDED: usize = 1024 * 1024;
-/// The time limit for reading.
+/// The maximum time to read and discard.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads and discards the rest of the body, within limits, while the response is sent. Otherwise, the server closes the
-/// connection, and a client that is still sending, such as nginx, may get a reset instead of the response.
+/// Reads and discards the rest of the body, within limits, while the response is sent. Otherwise, the server
+/// closes the connection, and a client that is still sending, such as nginx, may get a reset instead of the
+/// response.
 pub(crate) fn discard<B>(headers: &HeaderMap, body: B)
 where
     B: Body<Data: Send, Error: Send> + Send + 'static,

@@ -8,7 +8,7 @@
 //! | [`VerifiedKey`] | the key of a request, as an extractor |
 //! | [`Guard`], [`GuardBuilder`] | the connection to the server, and its settings |
 //! | [`Requirement`], [`MerchantSource`] | what a route requires |
-//! | [`Rejection`] | why a request is rejected, and the response |
+//! | [`Rejection`] | the reason for rejecting a request, and the response |
 //! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,8 @@ pub struct TollkeyLayer {
 }
 
 impl TollkeyLayer {
-    /// Creates a layer that admits any key whose own restrictions allow the request.
+    /// Creates a layer without a [requirement](Self::require): it admits every key whose restrictions allow
+    /// the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self {
@@ -75,7 +76,7 @@ impl TollkeyLayer {
         Self { grpc: true, ..self }
     }
 
-    /// Returns the form of a rejection. Without [`grpc`](Self::grpc), it does not depend on the request.
+    /// Returns the form of a rejection: always a problem, unless [`grpc`](Self::grpc) was called.
     fn form(&self, method: &Method, version: Version, headers: &HeaderMap) -> RejectionForm {
         let is_grpc = |value: &HeaderValue| {
             let value = value.as_bytes();
@@ -136,7 +137,7 @@ where
         let form = self
             .layer
             .form(request.method(), request.version(), request.headers());
-        // The key is nearly always cached. Then no future is boxed, and the service is not cloned.
+        // Usually the key is cached. In this case no future is boxed and the service is not cloned.
         if let Some(checked) =
             guard.check_cached(&RequestParts::of_request(&request).head(form), requirement)
         {
@@ -199,8 +200,8 @@ pin_project! {
     {
         #[pin]
         stage: Stage<S, B, S::Future, S::Error>,
-        // Concluded with the response. `None` for `Require`, whose outer layer concludes it, and for `LookingUp`, which
-        // concludes it itself.
+        // Counted when the inner service has responded. `None` for `Require`, because the outer layer counts
+        // the request, and for `LookingUp`, whose future counts it.
         admission: Option<Admission>,
     }
 }
@@ -233,7 +234,7 @@ where
                 outcome: Some(Err(error)),
             },
             Poll::Pending => {
-                // The polled service waits; a clone replaces it.
+                // The future keeps the service that was polled; a clone takes its place.
                 let clone = inner.clone();
                 Stage::Waiting {
                     inner: std::mem::replace(inner, clone),
@@ -310,8 +311,10 @@ fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
     response
 }
 
-/// Returns a layer with a further requirement for requests that an outer [`TollkeyLayer`] has admitted: scopes by name
-/// (`require("links:read")`, `require(["links:read", "events:read"])`), or a [`Requirement`].
+/// Returns a layer that checks a further requirement of requests that an outer [`TollkeyLayer`] has admitted.
+///
+/// The requirement is one or more scopes (`require("links:read")`, `require(["links:read", "events:read"])`), or a
+/// [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> RequireLayer {
     RequireLayer(Arc::new(requirement.into()))
 }

@@ -146,7 +146,7 @@ pub(crate) fn fault(credential: &str) -> Option<&'static str> {
     let fault = if credential.is_empty() {
         "is empty"
     } else if credential.trim().is_empty() {
-        "holds nothing but white space"
+        "contains only white space"
     } else if credential.ends_with(is_break) {
         "ends with a line break; was it read from a file? trim it"
     } else if credential.starts_with(is_break) {
@@ -156,18 +156,18 @@ pub(crate) fn fault(credential: &str) -> Option<&'static str> {
     } else if credential.starts_with(char::is_whitespace) {
         "begins with white space; trim it"
     } else if credential.starts_with(is_quote) || credential.ends_with(is_quote) {
-        "is in quotation marks; leave them out"
+        "is in quotation marks; remove them"
     } else if credential.contains(is_break) {
-        "holds a line break; is it more than one credential?"
+        "contains a line break; is it more than one credential?"
     } else if credential.contains(|character: char| character.is_ascii_control()) {
-        "holds a control character"
+        "contains a control character"
     } else if !credential.is_ascii() {
-        "holds a character that is not ASCII"
+        "contains a character that is not ASCII"
     } else if credential
         .get(..7)
         .is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer "))
     {
-        "begins with \"Bearer\", which the client adds itself; leave it out"
+        "begins with \"Bearer\", which the client adds itself; remove it"
     } else {
         return None;
     };

@@ -6,8 +6,10 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{Error, Listing, client::Shared, connections::Connections, error::Kind, list::Paged};
 
-/// The runtime and connections of a client's blocking calls. A connection belongs to the runtime that opened it, so blocking
-/// calls share none with async calls: these would stall while their runtime waits for a blocking call.
+/// The runtime and connections of a client's blocking calls.
+///
+/// A connection belongs to the runtime that opened it. So blocking calls share no connections with async calls:
+/// otherwise a blocking call could wait for a connection whose runtime it blocks.
 pub(crate) struct Blocking {
     /// `Some` until drop.
     runtime: Option<Runtime>,
@@ -30,7 +32,7 @@ impl Drop for Blocking {
 }
 
 impl Shared {
-    /// Returns the runtime and connections of blocking calls, which the first of them creates.
+    /// Returns the runtime and connections of blocking calls. The first blocking call creates them.
     pub(crate) fn blocking(&self) -> Result<&Blocking, Error> {
         if let Some(blocking) = self.blocking.get() {
             return Ok(blocking);
@@ -46,7 +48,7 @@ impl Shared {
                 error,
             )
         })?;
-        // The caller's own HTTP client cannot be built a second time.
+        // An HTTP client of the caller cannot be built a second time, so it is shared.
         let connections = match self.connections.separate() {
             Some(connections) => Arc::new(connections?),
             None => self.connections.clone(),
@@ -58,7 +60,7 @@ impl Shared {
     }
 }
 
-/// Iterates over the items or the pages of a list, and fetches each page when it is needed.
+/// Returns an iterator over the items or the pages of a list, which fetches each page when it is needed.
 pub(crate) fn iterate<L: Paged, T: Send + 'static>(
     mut list: L,
     into_listing: fn(L) -> Listing<T>,

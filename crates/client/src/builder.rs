@@ -458,8 +458,8 @@ mod tests {
                 "ends with a line break; was it read from a file? trim it",
             ),
             (" hunter2", "begins with white space; trim it"),
-            ("\"hunter2\"", "is in quotation marks; leave them out"),
-            ("hunter2\u{7}!", "holds a control character"),
+            ("\"hunter2\"", "is in quotation marks; remove them"),
+            ("hunter2\u{7}!", "contains a control character"),
         ] {
             for name in ["TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
                 let error = from_variables(&[URL, (name, value)]).unwrap_err();

@@ -1,4 +1,4 @@
-//! A call: how it is built and sent, and how its response is read.
+//! Builds and sends calls, and reads their responses.
 
 use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
 
@@ -22,9 +22,10 @@ use crate::{
     url_text::{query_value, segment},
 };
 
-/// The maximum length of a response. The longest list, 1000 keys with fields of maximum length, is shorter.
+/// The maximum length of a response. The longest list (1000 keys with fields of maximum length) is shorter.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
-/// The initial capacity of a request body. Most bodies fit, so that growing leaves no copies of secrets in memory.
+/// The initial capacity of a request body. Most bodies fit, so the buffer does not grow, which would leave copies of
+/// secrets in memory.
 const USUAL_BODY: usize = 4096;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -34,7 +35,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone)]
 pub(crate) struct Call {
     client: Client,
-    /// Those of the client, or those of its blocking calls.
+    /// The connections of the client, or those of its blocking calls.
     connections: Arc<Connections>,
     method: Method,
     /// The path template of the OpenAPI document.
@@ -44,17 +45,17 @@ pub(crate) struct Call {
     /// Shared by all attempts and wiped after the last one, because it can contain a presented key.
     body: Option<(&'static str, Bytes)>,
     as_service: bool,
-    /// A secret, because it is needed to read the server's idempotency record.
+    /// A secret, because the server encrypts its idempotency record, which contains a new key, with it.
     idempotency_key: Option<Secret>,
-    /// The error code that a repeat gets if an earlier attempt took effect.
+    /// The error code with which the server rejects a repeat if an earlier attempt took effect.
     done_before: Option<&'static str>,
     repeat: Repeat,
-    /// Whether the response is 204 and has no body.
-    silent: bool,
+    /// Whether the expected response is 204, without a body.
+    expects_no_content: bool,
 }
 
 impl Call {
-    /// Creates a call of this route. The segments replace its placeholders, in order.
+    /// Creates a call of this route. The segments replace the placeholders of the route, in order.
     pub(crate) fn new(
         client: &Client,
         method: Method,
@@ -73,7 +74,7 @@ impl Call {
             idempotency_key: None,
             done_before: None,
             repeat: Repeat::Always,
-            silent: false,
+            expects_no_content: false,
         }
     }
 
@@ -91,9 +92,11 @@ impl Call {
         self
     }
 
-    /// Makes the call a creation: every attempt has the same Idempotency-Key, the caller's or a random one.
+    /// Marks the call as a creation: every attempt sends the same Idempotency-Key, either the caller's or a
+    /// random one.
     ///
-    /// With a random one, the client repeats the call once after an unreadable response. With its own, the caller can.
+    /// After an unreadable response, the client repeats the call once if the Idempotency-Key is random. A
+    /// caller with its own Idempotency-Key can repeat the call itself.
     pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
         if key.is_none() {
             self.repeat = Repeat::AlsoUnreadable;
@@ -109,7 +112,7 @@ impl Call {
         self
     }
 
-    /// Sets the failures after which the call is repeated.
+    /// Sets which failures the client retries.
     pub(crate) fn repeated(mut self, repeat: Repeat) -> Self {
         self.repeat = repeat;
         self
@@ -143,14 +146,14 @@ impl Call {
         self
     }
 
-    /// A call whose response is JSON.
+    /// Creates a request whose response is JSON.
     pub(crate) fn reading<T: DeserializeOwned + 'static>(self) -> Request<T> {
         self.reading_with(|reply| reply.json())
     }
 
-    /// A call whose response is 204.
+    /// Creates a request whose response is 204.
     pub(crate) fn reading_nothing(mut self) -> Request<()> {
-        self.silent = true;
+        self.expects_no_content = true;
         self.reading_with(|_| Ok(()))
     }
 
@@ -164,7 +167,7 @@ impl Call {
         }
     }
 
-    /// Sends the call, and repeats it as its rules allow.
+    /// Sends the call, and repeats it after the failures of `self.repeat`.
     async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
         let name = method_name(&self.method);
         let progress = Progress::default();
@@ -222,7 +225,7 @@ impl Call {
         let pending = Pending::new(&self.connections, pool, limit);
         let attempt = async {
             let reply = match request.send().await {
-                Ok(response) => Reply::receive(response, url, self.silent).await,
+                Ok(response) => Reply::receive(response, url, self.expects_no_content).await,
                 Err(error) => Err(Error::transport(error)),
             };
             pending.finish();
@@ -307,7 +310,7 @@ impl Call {
     }
 }
 
-/// Checks an Idempotency-Key by the server's rule (contract, section 7) before anything is sent.
+/// Checks that the server will accept an Idempotency-Key (contract, section 7).
 fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     let well_formed = (16..=255).contains(&key.len())
         && key
@@ -326,7 +329,7 @@ fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-/// Returns a method of this API as a `'static` string, which `Method::as_str` does not.
+/// Returns a method of this API as a `'static` string; `Method::as_str` returns a borrowed one.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -343,25 +346,29 @@ pub(crate) struct Reply {
     request_id: Option<String>,
     pub(crate) headers: HeaderMap,
     /// Whether the response has a known length.
-    is_measured: bool,
+    has_known_length: bool,
     /// Wiped, because it can contain a new key.
     body: Zeroizing<Vec<u8>>,
 }
 
 impl Reply {
-    /// Stands for the lost response of an earlier attempt.
+    /// Returns a replacement for the lost response of an earlier attempt.
     fn nothing() -> Self {
         Self {
             status: 204,
             request_id: None,
             headers: HeaderMap::new(),
-            is_measured: true,
+            has_known_length: true,
             body: Zeroizing::default(),
         }
     }
 
     /// Receives a response to a request of this URL.
-    async fn receive(mut response: Response, requested: &Url, silent: bool) -> Result<Self, Error> {
+    async fn receive(
+        mut response: Response,
+        requested: &Url,
+        expects_no_content: bool,
+    ) -> Result<Self, Error> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let text = |name: &HeaderName| {
@@ -386,16 +393,16 @@ impl Reply {
             status,
             request_id,
             headers,
-            is_measured: content_length.is_some(),
+            has_known_length: content_length.is_some(),
             body,
         };
         if status != 204 && is_json {
             reply.body = read_body(&mut response, &reply, content_length.unwrap_or(0)).await?;
         }
         match status {
-            204 if silent => Ok(reply),
-            200 | 201 if !silent && is_json => Ok(reply),
-            200 | 201 if !silent => Err(reply
+            204 if expects_no_content => Ok(reply),
+            200 | 201 if !expects_no_content && is_json => Ok(reply),
+            200 | 201 if !expects_no_content => Err(reply
                 .unreadable("the response is not JSON: is base_url the URL of a Tollkey server?")),
             200..=299 => Err(reply.unreadable("the status is unexpected for this call")),
             _ => Err(Error::new(Kind::Rejected(Box::new(reply.rejection())))),
@@ -403,9 +410,9 @@ impl Reply {
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        // The parser's message could quote the response, which may contain a key: only position and category are reported.
+        // Reports only position and category: the parser's message could quote the response, which may contain a key.
         serde_json::from_slice(&self.body).map_err(|error| {
-            if error.is_eof() && !self.is_measured {
+            if error.is_eof() && !self.has_known_length {
                 return Error::new(Kind::Interrupted); // the connection ended in the middle of the response
             }
             let (line, column) = (error.line(), error.column());
@@ -426,8 +433,8 @@ impl Reply {
         })
     }
 
-    /// Parses an error response: a problem (RFC 9457), the envelope of the account surface, or the response of a proxy. All
-    /// fields are optional.
+    /// Parses an error response: a problem (RFC 9457), the envelope of the account surface, or the response of a
+    /// proxy. All fields are optional.
     fn rejection(self) -> Rejection {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |at: &str| body.pointer(at).and_then(Value::as_str).map(str::to_owned);
@@ -477,7 +484,7 @@ async fn read_body(
     if content_length > MAX_RESPONSE as u64 {
         return Err(too_long());
     }
-    // Allocated once, so that growing leaves no copies of secrets in memory.
+    // Allocated once: a growing buffer would leave copies of secrets in memory.
     let mut body = Zeroizing::new(Vec::with_capacity(content_length as usize));
     while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
         if body.len() + chunk.len() > MAX_RESPONSE {

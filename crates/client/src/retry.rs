@@ -1,4 +1,4 @@
-//! When a call is sent again, and after what pause.
+//! Decides when a call is sent again, and after which pause.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -9,19 +9,21 @@ use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use crate::{Error, ErrorKind};
 
-/// The minimum number of repeats while a creation is in progress: enough to wait about as long as one attempt may take.
-const IN_PROGRESS: u32 = 5;
+/// The minimum number of repeats while a creation is in progress: enough to wait about as long as one attempt
+/// may take.
+const MIN_REPEATS_IN_PROGRESS: u32 = 5;
 
 /// How often and after how long a call is sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Retries {
     /// The number of repeats, without the first attempt.
     pub(crate) max: u32,
-    /// The pause before the first repeat; it doubles with each repeat,
+    /// The pause before the first repeat. It doubles with each further repeat.
     pub(crate) first_pause: Duration,
-    /// up to this.
+    /// The maximum pause.
     pub(crate) longest_pause: Duration,
-    /// The longest `Retry-After` to wait for. After a longer one the call fails, with it in the error.
+    /// The longest `Retry-After` that the client waits for. If the server sends a longer one, the call fails,
+    /// and the error contains it.
     pub(crate) max_retry_after: Duration,
 }
 
@@ -39,19 +41,19 @@ impl Default for Retries {
 /// The failures after which a call is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeat {
-    /// All temporary failures: repeats have no further effect.
+    /// All temporary failures, because a repeat has no further effect.
     Always,
-    /// Those, and once an unreadable response: the call has a random Idempotency-Key, so that the server sends the response
-    /// of the first attempt again, which may have been damaged in transit.
+    /// All temporary failures, and once an unreadable response, which may have been damaged in transit. The
+    /// call has a random Idempotency-Key, so the server sends the first response again.
     AlsoUnreadable,
-    /// Temporary failures with a response, or without a connection: another caller may have reversed the effect of an attempt
-    /// without a response, and a repeat would restore it.
+    /// Temporary failures with a response or without a connection. After an attempt without a response,
+    /// another caller may have reversed its effect, and a repeat would undo that.
     WhenAnswered,
     /// No failure.
     Never,
 }
 
-/// The progress of a call. It outlives an attempt that is dropped at the deadline.
+/// The progress of a call. It is still available when the deadline drops an attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     attempts: AtomicU32,
@@ -59,7 +61,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Counts an attempt that begins.
+    /// Counts the start of an attempt.
     pub(crate) fn begin(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
     }
@@ -68,14 +70,15 @@ impl Progress {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// Returns whether an attempt may have taken effect without a response that confirms it.
+    /// Returns whether an attempt may have taken effect although no response confirmed it.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.uncertain.load(Ordering::Relaxed)
     }
 }
 
 impl Retries {
-    /// Sends until there is a response, a permanent error, or the maximum number of attempts.
+    /// Calls `send` until it succeeds, fails with an error that is not repeated, or reaches the maximum number of
+    /// attempts.
     pub(crate) async fn run<T, Sent>(
         &self,
         repeat: Repeat,
@@ -103,9 +106,10 @@ impl Retries {
                 Repeat::Never => false,
             };
             let is_unreadable = error.kind() == ErrorKind::Unreadable;
-            let is_passing =
-                is_passing(&error) || (is_unreadable && std::mem::take(&mut may_repeat_unreadable));
-            let pause = self.pause_after(&error, is_passing && repeated, attempt, fastrand::f64());
+            let is_temporary = is_temporary(&error)
+                || (is_unreadable && std::mem::take(&mut may_repeat_unreadable));
+            let pause =
+                self.pause_after(&error, is_temporary && repeated, attempt, fastrand::f64());
             let Some(pause) = pause else {
                 return Err(error);
             };
@@ -124,7 +128,7 @@ impl Retries {
         jitter: f64,
     ) -> Option<Duration> {
         let max = if is_in_progress(error) && self.max > 0 {
-            self.max.max(IN_PROGRESS)
+            self.max.max(MIN_REPEATS_IN_PROGRESS)
         } else {
             self.max
         };
@@ -135,7 +139,7 @@ impl Retries {
             .first_pause
             .saturating_mul(2_u32.saturating_pow(attempt - 1))
             .min(self.longest_pause);
-        // Half of it is random, so that clients that failed at the same time do not come back at the same time.
+        // Half of the pause is random, so that clients that failed at the same time do not retry at the same time.
         let half = doubled / 2;
         let random = half.saturating_sub(half.mul_f64(jitter));
         match error.retry_after() {
@@ -151,7 +155,7 @@ impl Retries {
 }
 
 /// Returns whether the failure is temporary.
-fn is_passing(error: &Error) -> bool {
+fn is_temporary(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
         ErrorKind::Rejected => {
@@ -166,8 +170,8 @@ fn is_in_progress(error: &Error) -> bool {
     error.code() == Some("idempotency_in_progress")
 }
 
-/// Parses `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which is compared with the response's own `Date` if
-/// present, so that a wrong clock of the client does not matter.
+/// Parses `Retry-After` (RFC 9110, section 10.2.3): seconds or a date. A date is compared with the response's `Date`
+/// header if it has one, so that the clock of the client does not matter.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn longer_retry_after_is_waited_for_with_jitter() {
+    async fn client_waits_for_a_longer_retry_after_plus_jitter() {
         for seconds in [1, 3, 60, 120] {
             let requested = Duration::from_secs(seconds);
             let pauses = pauses(
@@ -320,14 +324,14 @@ mod tests {
         let started = Instant::now();
         let retries = Retries::default();
         let progress = Progress::default();
-        let answer = retries.run(Repeat::Always, &progress, |attempt| {
+        let outcome = retries.run(Repeat::Always, &progress, |attempt| {
             std::future::ready(if attempt < 2 {
                 Err(rejection(503, None))
             } else {
                 Ok(attempt)
             })
         });
-        assert_eq!(answer.await.unwrap(), 2);
+        assert_eq!(outcome.await.unwrap(), 2);
         assert!(started.elapsed() <= Duration::from_millis(500) + TICK);
     }
 
@@ -342,7 +346,10 @@ mod tests {
         });
         let error = failed.await.unwrap_err();
         assert_eq!((error.status(), sent), (Some(404), 2));
-        assert!(progress.is_uncertain(), "the first may have been done");
+        assert!(
+            progress.is_uncertain(),
+            "the first attempt may have taken effect"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -430,7 +437,7 @@ mod tests {
             assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Unreadable);
             assert_eq!(sent, attempts, "{repeat:?} {max}");
         }
-        // Other failures are counted separately.
+        // Other failures do not count as the one repeat after an unreadable response.
         let (progress, mut sent) = (Progress::default(), 0);
         let retries = Retries {
             max: 3,
@@ -500,7 +507,7 @@ mod tests {
                 None
             ]
         );
-        // A pause of zero is allowed, and the first pause is at most the longest.
+        // A pause of zero is allowed, and the maximum also limits the first pause.
         let none = Retries {
             max: 1,
             first_pause: Duration::ZERO,
@@ -569,9 +576,9 @@ mod tests {
                 false,
             ),
         ];
-        for (kind, again) in rows {
+        for (kind, temporary) in rows {
             let error = Error::new(kind);
-            assert_eq!(is_passing(&error), again, "{error:?}");
+            assert_eq!(is_temporary(&error), temporary, "{error:?}");
         }
     }
 

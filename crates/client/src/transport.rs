@@ -4,14 +4,14 @@ use std::{error::Error as StdError, fmt, io, iter};
 
 use rustls::CertificateError;
 
-/// Why no connection could be opened.
+/// The reason why no connection could be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectFailure {
     TimedOut,
     UnknownHost,
     Rejected,
     Unreachable,
-    /// The connection ended during the handshake.
+    /// The server closed the connection during the handshake.
     Ended,
     UnknownIssuer,
     WrongHost,
@@ -90,24 +90,25 @@ impl fmt::Display for ConnectFailure {
             Self::UnknownHost => "the host name cannot be resolved (DNS)",
             Self::Rejected => "connection refused: no server listens on this host and port",
             Self::Unreachable => "the host is unreachable",
-            Self::Ended => "the server ended the connection while it was opened",
+            Self::Ended => "the server closed the connection during the handshake",
             Self::UnknownIssuer => {
                 "the server's certificate is not trusted: its issuer is not among the certificate authorities of this machine"
             }
             Self::WrongHost => "the server's certificate is for another host name",
             Self::Expired => "the server's certificate has expired",
-            Self::NotValidYet => "the server's certificate is not valid yet: is the clock of this machine right?",
+            Self::NotValidYet => "the server's certificate is not valid yet; is the clock of this machine correct?",
             Self::Revoked => "the server's certificate is revoked",
             Self::InvalidCertificate => "the server's certificate is not valid",
             Self::TlsRejected => "the server rejected the TLS handshake",
-            Self::NotTls => "the server does not speak TLS on this port: is it one for http://?",
+            Self::NotTls => "the server does not use TLS on this port; should the URL begin with http://?",
             Self::Tls => "the TLS handshake failed",
             Self::Other => "the connection could not be opened",
         })
     }
 }
 
-/// The error and its sources. An [`io::Error`] does not name the error that it wraps as its source.
+/// Returns the error and its sources, including the error that an [`io::Error`] wraps, which
+/// [`StdError::source`] skips.
 fn causes<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

@@ -1,7 +1,7 @@
 //! The change log: which resources were changed, and in which order.
 //!
-//! Every change to an existing key, application, account or service key increments one counter in the same transaction.
-//! Verifiers follow the counter, so that they know which cached keys to evict.
+//! Every change to an existing key, application, account or service key increments one counter in the same
+//! transaction. Verifiers follow the counter, so that they know which cached keys to evict.
 
 use std::{fmt, str::FromStr};
 
@@ -20,14 +20,14 @@ impl fmt::Display for Seq {
     }
 }
 
-/// The changed resource. Verifiers evict the cached keys that it affects.
+/// A changed resource. Verifiers evict the cached keys that the change affects.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Changed {
     /// One key.
     Key(KeyId),
-    /// An application, which affects all of its keys.
+    /// An application. The change affects all of its keys.
     Application(ApplicationId),
-    /// An account, which affects all of its keys.
+    /// An account. The change affects all of its keys.
     Account(AccountId),
     /// One service key.
     ServiceKey(ServiceKeyId),
@@ -66,8 +66,8 @@ impl Changed {
 
 /// A position in the change log: the value of the counter, and the time of the change that set it.
 ///
-/// The counter alone cannot distinguish two histories: a database that was restored, and then changed as often as
-/// before, has the same count. The time distinguishes them, because it is unlikely to be the same to the microsecond.
+/// The counter alone does not identify a position: a database that was restored and then changed the same number of
+/// times has the same count. The time distinguishes the two, because it is unlikely to be equal to the microsecond.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Position {
     /// The value of the counter.

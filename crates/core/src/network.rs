@@ -36,7 +36,7 @@ impl IpList {
         Self::parse_up_to(Self::MAX, cidrs)
     }
 
-    /// Reads the intersection of several lists, which can have more than [`IpList::MAX`] IP ranges.
+    /// Reads a list that is the intersection of others, which can have more than [`IpList::MAX`] IP ranges.
     ///
     /// # Errors
     /// [`Invalid`] as for [`IpList::parse`], except for the number of IP ranges.
@@ -82,23 +82,23 @@ impl IpList {
             .all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
     }
 
-    /// Returns the IP ranges that both lists allow. If both allow no common address, the result contains only the IPv4
-    /// broadcast address, which no client has.
+    /// Returns the IP ranges that both lists allow. If the lists have no address in common, the result
+    /// contains only the IPv4 broadcast address, which no client has.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));
         let mut common: Vec<IpNet> = Vec::new();
         for a in &self.0 {
             for b in &other.0 {
-                // Two CIDRs are nested or have nothing in common.
+                // Two CIDRs are nested or disjoint.
                 let inner = if a.contains(b) { b } else { a };
                 if (a.contains(b) || b.contains(a)) && !common.contains(inner) {
                     common.push(*inner);
                 }
             }
         }
-        // Keep only the outermost of nested ranges: then the intersection of a list and one inside it is not longer
-        // than the inner list, and earlier releases, which read at most `MAX` ranges, can read it.
+        // Keep only the outermost of nested ranges. If `self` covers `other`, the result is then not longer
+        // than `other`, so earlier releases, which read at most `MAX` ranges, can read it.
         let outermost = |inner: &&IpNet| {
             !common
                 .iter()
@@ -122,7 +122,7 @@ impl IpList {
         self.0.shrink_to_fit();
     }
 
-    /// The IP ranges in their order, IPv4-mapped ones as IPv4.
+    /// The IP ranges in their order, with IPv4-mapped ranges as IPv4.
     #[must_use]
     pub fn networks(&self) -> &[IpNet] {
         &self.0
@@ -167,16 +167,19 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// A hop of `X-Forwarded-For`, written by a trusted proxy, is not an IP address. The error does not contain the hop,
-/// because the header can contain any text.
+/// The error if a trusted proxy wrote a hop of `X-Forwarded-For` that is not an IP address. It does not
+/// contain the hop, because the header can contain any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hop of X-Forwarded-For is not an IP address")]
 pub struct InvalidHop;
 
-/// Returns the client's IP address: the last address that is not a trusted proxy, of the hops in `X-Forwarded-For`
-/// followed by the peer. The client can have forged the hops before it, so they are ignored. `forwarded_for` returns
-/// all values of the header in their order; it is called only if the peer is a trusted proxy. Returns `None` if the
-/// peer is not known, if every hop is a trusted proxy, or if a trusted proxy sends no hop.
+/// Returns the client's IP address: the peer if it is not a trusted proxy, and otherwise the rightmost hop of
+/// `X-Forwarded-For` that is not a trusted proxy. The hops to the left of it are ignored, because the client can forge
+/// them.
+///
+/// `forwarded_for` returns all values of the header in their order; it is called only if the peer is a trusted proxy.
+///
+/// Returns `None` if the peer is unknown, if every hop is a trusted proxy, or if a trusted proxy sends no hop.
 ///
 /// # Errors
 /// [`InvalidHop`] if a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
@@ -224,9 +227,9 @@ pub fn client_address<'a>(
     Ok(None)
 }
 
-/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in double quotes.
-/// An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs around the hop are skipped.
-/// An IPv4-mapped address is returned as IPv4.
+/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, optionally with a port, and optionally in
+/// double quotes. An IPv6 address can be in brackets, and must be if it has a port. Only spaces and tabs
+/// around the hop are skipped. An IPv4-mapped address is returned as IPv4.
 ///
 /// ```
 /// use tollkey_core::network::parse_hop;
@@ -264,8 +267,8 @@ pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Returns the network by which a client's requests are counted: an IPv4 address itself, and the first 64 bits of an
-/// IPv6 address, because one client usually has all addresses with these bits (RFC 6177).
+/// Returns the address that identifies a client in limits per client: an IPv4 address unchanged, and an IPv6 address
+/// with only its first 64 bits, because one client usually has all addresses with these bits (RFC 6177).
 ///
 /// ```
 /// use tollkey_core::network::client_network;
@@ -288,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mapped_addresses_count_as_ipv4_on_both_sides() {
+    fn ipv4_mapped_addresses_count_as_ipv4() {
         let mapped = IpList::parse(["::ffff:10.1.0.0/112"]).unwrap();
         assert_eq!(mapped, IpList::parse(["10.1.0.0/16"]).unwrap());
         assert!(mapped.contains("10.1.2.3".parse().unwrap()));

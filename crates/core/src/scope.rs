@@ -1,7 +1,7 @@
 //! Scopes, the permissions of a key, and the catalogue of available scopes.
 //!
-//! A [`Scope`] is a name. A [`Catalogue`] has all valid scopes and those that `commerce` implies. A [`ScopeSet`] is a
-//! bit set, so that the check of a request is one bitwise operation.
+//! A [`Scope`] is a name. A [`Catalogue`] contains all valid scopes, and records which of them `commerce` implies. A
+//! [`ScopeSet`] is a bit set, so checking a request is one bitwise operation.
 
 use std::{borrow::Cow, fmt};
 
@@ -17,7 +17,7 @@ use crate::{Family, Invalid, heap, text::nearest};
 pub struct Scope(Cow<'static, str>);
 
 impl Scope {
-    /// All commerce operations: implies the nine scopes below, but they do not imply it.
+    /// All commerce operations. It implies the nine scopes below; together they do not imply it.
     pub const COMMERCE: Self = Self::built_in("commerce");
     /// List and retrieve payment links.
     pub const LINKS_READ: Self = Self::built_in("links:read");
@@ -56,8 +56,8 @@ impl Scope {
         Self(Cow::Borrowed(name))
     }
 
-    /// Creates a scope without checking that a catalogue has it, for stored scopes and for clients. Read input with
-    /// [`Catalogue::parse`].
+    /// Creates a scope without checking that a catalogue contains it, for stored scopes and for clients. For
+    /// input, use [`Catalogue::parse`].
     #[must_use]
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())
@@ -78,7 +78,8 @@ impl Scope {
         }
     }
 
-    /// Replaces the name of a built-in scope by the static one, which takes no heap memory, and drops spare capacity.
+    /// Replaces the name of a built-in scope with a static string, which takes no heap memory, and drops the spare
+    /// capacity of other names.
     pub(crate) fn compact(&mut self) {
         if let Some(built_in) = Self::BUILT_IN.into_iter().find(|built_in| built_in == self) {
             *self = built_in;
@@ -88,13 +89,13 @@ impl Scope {
     }
 }
 
-/// Like [`Scope::named`], without checking that a catalogue has it.
+/// Does not check that a catalogue contains the scope, like [`Scope::named`].
 impl From<&'static str> for Scope {
     fn from(name: &'static str) -> Self {
         Self::named(name)
     }
 }
-/// Like [`Scope::named`], without checking that a catalogue has it.
+/// Does not check that a catalogue contains the scope, like [`Scope::named`].
 impl From<String> for Scope {
     fn from(name: String) -> Self {
         Self::named(name)
@@ -183,7 +184,7 @@ impl Catalogue {
         }
         if self.scopes.len() == Self::MAX {
             return Err(Invalid::new(format!(
-                "must add at most {} scopes",
+                "at most {} scopes can be added",
                 Self::MAX - Scope::BUILT_IN.len()
             )));
         }
@@ -233,7 +234,7 @@ impl Catalogue {
         Ok(scopes)
     }
 
-    /// Returns the set of required scopes with these names, without the scopes that they imply.
+    /// Returns the set of the scopes with these names, without the scopes that they imply.
     ///
     /// # Errors
     /// [`Invalid`] for an unknown name.
@@ -248,8 +249,9 @@ impl Catalogue {
         Ok(set)
     }
 
-    /// Returns all scopes that a key has: with the family `sk` every scope, with `pk` no scope, with the others the
-    /// stored scopes and those that `commerce` implies. A stored scope that the catalogue no longer has is ignored.
+    /// Returns all scopes that a key has. An `sk_` key has every scope, and a `pk_` key has none. Other keys
+    /// have their stored scopes and, with `commerce`, those that it implies. A stored scope that is no longer
+    /// in the catalogue is ignored.
     #[must_use]
     pub fn expand(&self, family: Family, scopes: &[Scope]) -> ScopeSet {
         match family {

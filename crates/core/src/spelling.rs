@@ -1,13 +1,13 @@
 //! The spellings of enum values in the database, in JSON and in error messages.
 //!
-//! Each of these enums derives its spellings with strum and its list of values with [`array`]. The spellings are stored
-//! and sent, so the tests here fix them: a variant can be renamed, but its spelling cannot.
+//! Each of these enums derives its spellings with strum and its list of values with [`array`]. The spellings
+//! are stored and sent, so the tests here fix them: a variant can be renamed, but its spelling cannot.
 
 use strum::VariantArray;
 
 use crate::Invalid;
 
-/// The error for a text that is not the spelling of a value of `T`. For `#[strum(parse_err_fn = …)]`.
+/// Returns the error for a text that is not the spelling of a value of `T`. For `#[strum(parse_err_fn = …)]`.
 pub(crate) fn unknown_value<T: VariantArray + AsRef<str>>(_text: &str) -> Invalid {
     let values: Vec<&str> = T::VARIANTS.iter().map(AsRef::as_ref).collect();
     Invalid::new(format!("must be one of {}", values.join(", ")))
@@ -35,8 +35,8 @@ mod tests {
         feature::Feature,
     };
 
-    /// Checks that these are all values of `T` in their order, that each is written and read with its spelling, and
-    /// that other spellings are rejected.
+    /// Checks that these are all values of `T` in their order, that each value is formatted as its spelling
+    /// and parsed from it, and that other spellings are rejected.
     fn assert_spellings<T>(spellings: &[(T, &str)])
     where
         T: VariantArray

@@ -2,12 +2,11 @@
 
 use crate::Invalid;
 
-/// The maximum number of characters in a text that a list is filtered by, such as part of a name or an ID. Names and
-/// IDs are not longer, and databases reject long patterns.
+/// The maximum number of characters in a search text, such as an ID or a part of a name. No name or ID is longer, and
+/// databases reject long patterns.
 pub const MAX_SEARCH_TEXT: usize = 255;
 
-/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming. An empty one counts
-/// as `None`.
+/// Reads a search text of at most [`MAX_SEARCH_TEXT`] characters after trimming. An empty text becomes `None`.
 ///
 /// # Errors
 /// [`Invalid`] if it is longer or has a control character, which PostgreSQL rejects.
@@ -18,8 +17,8 @@ pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors
-/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control character or
-/// one that changes the writing direction, or if it has no visible character.
+/// [`Invalid`] if it is empty or longer than `max` characters (Unicode scalar values), if it has a control
+/// character or one that changes the writing direction, or if it has no visible character.
 ///
 /// ```
 /// use tollkey_core::text::required;
@@ -35,7 +34,7 @@ pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// Reads a text of at most `max` characters after trimming. An empty one counts as `None`.
+/// Reads a text of at most `max` characters after trimming. An empty text becomes `None`.
 ///
 /// # Errors
 /// [`Invalid`] as for [`required`], except for the empty text.
@@ -61,9 +60,9 @@ fn without_controls(text: &str) -> Result<&str, Invalid> {
     Ok(text)
 }
 
-/// Trims a text and checks that it is displayed as it is: without control characters and characters that change the
-/// writing direction, and, unless it is empty, with a visible character. Joiners are allowed, because scripts and emoji
-/// need them.
+/// Trims a text and checks that it can be displayed: it must not have control characters or characters that
+/// change the writing direction, and it must be empty or have a visible character. Joiners are allowed,
+/// because some scripts and emoji need them.
 fn displayable(text: &str) -> Result<&str, Invalid> {
     let text = without_controls(text)?;
     if text.chars().any(changes_direction) {
@@ -82,9 +81,9 @@ fn changes_direction(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character is visible. Invisible are white space, control characters, those that Unicode lets a renderer
-/// ignore (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the
-/// Braille blank.
+/// Whether a character is visible. These are not: white space, control characters, default-ignorable code points
+/// (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the Braille
+/// blank.
 fn is_visible(character: char) -> bool {
     let invisible = character.is_whitespace()
         || character.is_control()
@@ -113,8 +112,8 @@ fn is_visible(character: char) -> bool {
     !invisible
 }
 
-/// Returns the candidate that is nearest to a misspelled name: at most two edits away, or one if the candidate has up
-/// to four letters. `None` if no candidate is that near.
+/// Returns the candidate that is nearest to a misspelled name, or `None` if every candidate is more than two
+/// edits away. For a candidate with up to four letters, the limit is one edit.
 ///
 /// ```
 /// use tollkey_core::text::nearest;
@@ -123,9 +122,9 @@ fn is_visible(character: char) -> bool {
 /// ```
 #[must_use]
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    /// No candidate is longer, and the distance to a very long name would take long to compute.
-    const MAX_AGE: usize = 64;
-    if name.len() > MAX_AGE {
+    /// The maximum length of a name: no candidate is longer, and the distance of a very long name is slow to compute.
+    const MAX_LENGTH: usize = 64;
+    if name.len() > MAX_LENGTH {
         return None;
     }
     let distances = candidates
@@ -196,8 +195,8 @@ pub fn external_ids<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<
     Ok(external_ids)
 }
 
-/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. A repeated or
-/// unreadable header becomes an invalid ID, so that the request is denied.
+/// Returns the external ID in the values of one header, or `None` if the header is absent or empty. For a
+/// header that is repeated or not UTF-8, it returns an invalid ID, so that the request is denied.
 pub fn external_id_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
     let texts: Vec<&str> = values
         .into_iter()

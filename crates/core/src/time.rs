@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 /// The clock of a server. It is passed as an argument, so that tests can control the time.
 pub trait Clock: Send + Sync + 'static {
-    /// Returns the wall-clock time in whole microseconds, the precision of the store. It is never compared with the
-    /// clock of another machine.
+    /// Returns the wall-clock time in whole microseconds, the precision of the store. Leases do not use it,
+    /// because the clocks of two machines can differ.
     fn now(&self) -> Timestamp;
 
     /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine
@@ -36,7 +36,7 @@ pub fn to_micros(at: Timestamp) -> Timestamp {
     from_micros(at.as_microsecond()).unwrap_or(at)
 }
 
-/// Rounds a time down to whole seconds, the precision in which times are printed and keys expire.
+/// Rounds a time down to whole seconds, the precision of times in responses and of expirations.
 #[must_use]
 pub fn to_seconds(at: Timestamp) -> Timestamp {
     let second = at.as_second() - i64::from(at.subsec_nanosecond() < 0);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_seconds_are_never_later() {
+    fn times_are_rounded_down_to_whole_seconds() {
         for (at, second) in [
             (Timestamp::MAX, Timestamp::MAX.as_second()),
             (Timestamp::MIN, Timestamp::MIN.as_second()),

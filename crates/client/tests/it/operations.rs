@@ -1,4 +1,4 @@
-//! Every operation of the OpenAPI document: the call, its request, and the parsed response.
+//! Tests each operation of the OpenAPI document: the request that its call sends, and the response that it parses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,13 +83,13 @@ impl Row {
         self
     }
 
-    /// With a random Idempotency-Key.
+    /// Expects a random Idempotency-Key.
     fn creates(mut self) -> Self {
         self.idempotency_key = Some(KeySource::Random);
         self
     }
 
-    /// With [`OWN_KEY`].
+    /// Expects [`OWN_KEY`] as the Idempotency-Key.
     fn creates_with_own_key(mut self) -> Self {
         self.idempotency_key = Some(KeySource::Caller);
         self
@@ -140,7 +140,7 @@ fn metadata() -> Option<Map<String, Value>> {
     Some(Map::from_iter([("team".to_owned(), json!("checkout"))]))
 }
 
-/// Calls of each operation, with all optional arguments and with none.
+/// The calls of all operations, each with all optional arguments and with none.
 pub fn rows() -> Vec<Row> {
     let mut rows = applications();
     rows.extend(application_keys());
@@ -1121,7 +1121,7 @@ fn requests_and_responses_match_the_document() {
             "{}",
             row.operation
         );
-        // The responses of these tests have documented fields only.
+        // The mock responses must have documented fields only.
         let (status, answer) = &row.answer;
         let response = &described["responses"][status.to_string()];
         assert!(

@@ -1,4 +1,4 @@
-//! Settings of a client, arguments of its calls, and properties of its types.
+//! The settings of a client, the arguments of its calls, and the traits of its types.
 
 use std::{
     fmt::Debug,
@@ -123,7 +123,7 @@ fn invalid_base_url_is_rejected_and_not_shown() {
 }
 
 #[tokio::test]
-async fn user_agent_is_appended_to_the_crates_name() {
+async fn user_agent_is_appended_to_the_name_of_the_crate() {
     let server = Server::responding(me()).await;
     server
         .builder()
@@ -133,10 +133,10 @@ async fn user_agent_is_appended_to_the_crates_name() {
         .whoami()
         .await
         .unwrap();
-    let ours = format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"));
+    let crate_agent = format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"));
     assert_eq!(
         only_header(&server.asked_once().await, "user-agent"),
-        format!("{ours} checkout/1.4 (eu)")
+        format!("{crate_agent} checkout/1.4 (eu)")
     );
     for name in ["check\nout", "check\0out"] {
         let text = settings_error(server.builder().user_agent(name));
@@ -209,7 +209,7 @@ fn reserved_or_invalid_header_is_rejected() {
         );
         assert!(!format!("{error:?}").contains("hunter2"));
     }
-    // The first error is reported, also if a later header is valid.
+    // The first error is reported, even if a later header is valid.
     let builder = builder("http://localhost")
         .header("host", "a")
         .header("a b", "c")
@@ -280,7 +280,7 @@ async fn derived_clients_share_connections() {
         .unwrap();
     client.clone().whoami().await.unwrap();
     assert_eq!((wire.heard().len(), wire.connections()), (3, 1));
-    // A client that is built separately has its own.
+    // A client that is built separately has its own connections.
     wire.builder().build().unwrap().whoami().await.unwrap();
     assert_eq!((wire.heard().len(), wire.connections()), (4, 2));
 }
@@ -390,7 +390,7 @@ async fn slow_token_function_times_out() {
 /// Credentials that cannot be presented, and the reason in the error.
 const INVALID_CREDENTIALS: [(&str, &str); 17] = [
     ("", "is empty"),
-    (" \n", "holds nothing but white space"),
+    (" \n", "contains only white space"),
     (
         "hunter2\n",
         "ends with a line break; was it read from a file? trim it",
@@ -410,22 +410,22 @@ const INVALID_CREDENTIALS: [(&str, &str); 17] = [
     ("hunter2 ", "ends with white space; trim it"),
     ("\thunter2", "begins with white space; trim it"),
     ("hunter2\u{a0}", "ends with white space; trim it"),
-    ("\"hunter2\"", "is in quotation marks; leave them out"),
-    ("'hunter2'", "is in quotation marks; leave them out"),
+    ("\"hunter2\"", "is in quotation marks; remove them"),
+    ("'hunter2'", "is in quotation marks; remove them"),
     (
         "hunter2\r\nx: y",
-        "holds a line break; is it more than one credential?",
+        "contains a line break; is it more than one credential?",
     ),
-    ("hunter2\0x", "holds a control character"),
-    ("hunter2\x7fx", "holds a control character"),
-    ("h\u{fc}nter2", "holds a character that is not ASCII"),
+    ("hunter2\0x", "contains a control character"),
+    ("hunter2\x7fx", "contains a control character"),
+    ("h\u{fc}nter2", "contains a character that is not ASCII"),
     (
         "Bearer hunter2",
-        "begins with \"Bearer\", which the client adds itself; leave it out",
+        "begins with \"Bearer\", which the client adds itself; remove it",
     ),
     (
         "bearer hunter2",
-        "begins with \"Bearer\", which the client adds itself; leave it out",
+        "begins with \"Bearer\", which the client adds itself; remove it",
     ),
 ];
 
@@ -487,7 +487,7 @@ fn client_with_an_invalid_credential_is_not_built() {
         );
         assert_redacted(&error);
     }
-    // The credential of a function is unknown before the call.
+    // A function is only called when a call is sent, so its credential is not checked here.
     let function = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
     builder("http://localhost").auth(function).build().unwrap();
 }
@@ -631,7 +631,7 @@ fn call<T: Send + 'static>(
     (name, Box::pin(async move { call.await.map(drop) }))
 }
 
-/// Every call with an ID in its path, and the name of that ID.
+/// Every call with `id` in its path, and the name of the path parameter.
 fn with_id(client: &Client, id: &str) -> Vec<Named> {
     let (apps, keys, account) = (
         client.applications(),
@@ -719,7 +719,7 @@ fn credentials() -> Vec<(String, &'static str)> {
     credentials
 }
 
-/// Every call with a text of the caller in its query, and the name of the parameter.
+/// Every call with `text` as a query parameter, and the name of the parameter.
 fn with_query_value(client: &Client, text: &str) -> Vec<Named> {
     let (account, other) = (client.account(), client.for_account(text));
     vec![
@@ -764,7 +764,7 @@ async fn credential_in_place_of_an_id_is_not_sent() {
             );
             assert_redacted(&error);
         }
-        // `Debug` of what holds the credential until the call redacts it.
+        // Builders that contain the credential redact it in `Debug`.
         let keys = client.applications().api_keys(&credential);
         let list = client
             .audit_log()
@@ -882,7 +882,7 @@ async fn call_outlives_its_client_and_arguments() {
     };
     let created = tokio::spawn(call.into_future()).await.unwrap().unwrap();
     assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
-    // A noun can be moved into another task, too.
+    // `api_keys(id)` can be moved into another task as well.
     let keys = server.client().applications().api_keys("app");
     let created = tokio::spawn(async move { keys.create("Another").await })
         .await
@@ -904,58 +904,58 @@ async fn concurrent_calls_share_one_client() {
 
 #[test]
 fn types_can_be_sent_between_threads() {
-    fn everywhere<T: Send + Sync + Clone + Debug + 'static>() {}
-    fn once<T: Send + Sync + Debug + 'static>() {}
-    fn moves<T: Send + Debug + 'static>() {}
-    everywhere::<Client>();
-    everywhere::<ClientBuilder>();
-    everywhere::<Auth>();
-    everywhere::<Secret>();
-    everywhere::<ErrorKind>();
-    once::<Error>();
-    everywhere::<Request<()>>();
-    everywhere::<Request<verification::WhoAmI>>();
-    everywhere::<Page<commerce::Key>>();
-    moves::<Listing<commerce::Key>>();
+    fn assert_clone<T: Send + Sync + Clone + Debug + 'static>() {}
+    fn assert_sync<T: Send + Sync + Debug + 'static>() {}
+    fn assert_send<T: Send + Debug + 'static>() {}
+    assert_clone::<Client>();
+    assert_clone::<ClientBuilder>();
+    assert_clone::<Auth>();
+    assert_clone::<Secret>();
+    assert_clone::<ErrorKind>();
+    assert_sync::<Error>();
+    assert_clone::<Request<()>>();
+    assert_clone::<Request<verification::WhoAmI>>();
+    assert_clone::<Page<commerce::Key>>();
+    assert_send::<Listing<commerce::Key>>();
 
-    everywhere::<applications::Applications>();
-    everywhere::<applications::ApiKeys>();
-    everywhere::<applications::CreateApplication>();
-    everywhere::<applications::ListApplications>();
-    everywhere::<applications::UpdateApplication>();
-    everywhere::<applications::CreateKey>();
-    everywhere::<applications::ListKeys>();
-    everywhere::<commerce::Commerce>();
-    everywhere::<commerce::ApiKeys>();
-    everywhere::<commerce::CreateKey>();
-    everywhere::<commerce::ListKeys>();
-    everywhere::<commerce::UpdateKey>();
-    everywhere::<commerce::RevokeKey>();
-    everywhere::<commerce::RotateKey>();
-    everywhere::<account::Account>();
-    everywhere::<account::ApiKeys>();
-    everywhere::<account::CreateKey>();
-    everywhere::<account::ListKeys>();
-    everywhere::<account::AuditLog>();
-    everywhere::<account::ListAuditLog>();
-    everywhere::<audit::AuditLog>();
-    everywhere::<audit::ListAuditLog>();
-    everywhere::<operator::Accounts>();
-    everywhere::<operator::ServiceKeys>();
-    everywhere::<operator::CreateServiceKey>();
-    everywhere::<subscription::Subscription>();
-    everywhere::<subscription::Poll>();
-    everywhere::<verification::VerificationRequest>();
-    everywhere::<verification::Verify>();
-    everywhere::<verification::VerifyBatch>();
-    everywhere::<verification::Introspect>();
+    assert_clone::<applications::Applications>();
+    assert_clone::<applications::ApiKeys>();
+    assert_clone::<applications::CreateApplication>();
+    assert_clone::<applications::ListApplications>();
+    assert_clone::<applications::UpdateApplication>();
+    assert_clone::<applications::CreateKey>();
+    assert_clone::<applications::ListKeys>();
+    assert_clone::<commerce::Commerce>();
+    assert_clone::<commerce::ApiKeys>();
+    assert_clone::<commerce::CreateKey>();
+    assert_clone::<commerce::ListKeys>();
+    assert_clone::<commerce::UpdateKey>();
+    assert_clone::<commerce::RevokeKey>();
+    assert_clone::<commerce::RotateKey>();
+    assert_clone::<account::Account>();
+    assert_clone::<account::ApiKeys>();
+    assert_clone::<account::CreateKey>();
+    assert_clone::<account::ListKeys>();
+    assert_clone::<account::AuditLog>();
+    assert_clone::<account::ListAuditLog>();
+    assert_clone::<audit::AuditLog>();
+    assert_clone::<audit::ListAuditLog>();
+    assert_clone::<operator::Accounts>();
+    assert_clone::<operator::ServiceKeys>();
+    assert_clone::<operator::CreateServiceKey>();
+    assert_clone::<subscription::Subscription>();
+    assert_clone::<subscription::Poll>();
+    assert_clone::<verification::VerificationRequest>();
+    assert_clone::<verification::Verify>();
+    assert_clone::<verification::VerifyBatch>();
+    assert_clone::<verification::Introspect>();
 
-    everywhere::<applications::CreatedKey>();
-    everywhere::<commerce::CreatedKey>();
-    everywhere::<account::CreatedKey>();
-    everywhere::<operator::CreatedServiceKey>();
-    everywhere::<verification::VerifyResponse>();
-    everywhere::<subscription::LookupResponse>();
+    assert_clone::<applications::CreatedKey>();
+    assert_clone::<commerce::CreatedKey>();
+    assert_clone::<account::CreatedKey>();
+    assert_clone::<operator::CreatedServiceKey>();
+    assert_clone::<verification::VerifyResponse>();
+    assert_clone::<subscription::LookupResponse>();
 }
 
 #[test]
@@ -968,7 +968,7 @@ fn error_is_small_and_can_be_boxed() {
 }
 
 #[tokio::test]
-async fn account_is_in_the_query_of_its_calls_only() {
+async fn account_is_sent_only_by_the_derived_client() {
     let server = Server::responding(json_answer(200, &json!([]))).await;
     let client = server.client();
     let other = client.for_account("acme").for_account("b&c=d");

@@ -39,7 +39,7 @@ async fn cause(url: &str) -> String {
 
 #[tokio::test]
 async fn unknown_host_is_named_as_cause() {
-    // Longer than a label may be (RFC 1035, section 2.3.4), so that no resolver is needed.
+    // Longer than the maximum length of a label (RFC 1035, section 2.3.4), so that the test needs no resolver.
     let host = "x".repeat(64);
     assert_eq!(
         cause(&format!("http://{host}.example.com")).await,
@@ -58,7 +58,7 @@ async fn refused_connection_is_named_as_cause() {
     }
 }
 
-/// Starts a listener that reads a little, writes this, and closes each connection.
+/// Starts a listener that reads once from each connection, writes `text`, and closes the connection.
 async fn listener_that_writes(text: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -74,20 +74,20 @@ async fn listener_that_writes(text: &'static str) -> u16 {
 #[tokio::test]
 async fn server_without_tls_is_named_as_cause() {
     let port = listener_that_writes("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
-    let expected = "the server does not speak TLS on this port: is it one for http://?";
+    let expected = "the server does not use TLS on this port; should the URL begin with http://?";
     assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
 }
 
 #[tokio::test]
-async fn handshake_that_is_cut_is_named_as_cause() {
+async fn connection_closed_in_the_handshake_is_named_as_cause() {
     let port = listener_that_writes("").await;
-    let expected = "the server ended the connection while it was opened";
+    let expected = "the server closed the connection during the handshake";
     assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
 }
 
 #[tokio::test]
 async fn handshake_without_a_response_times_out() {
-    // The system completes the TCP handshake; no task accepts the connection.
+    // The system completes the TCP handshake, but no task accepts the connection.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let client = builder(&url)
@@ -155,7 +155,7 @@ const FAULTS: [(&str, &str, u16, u16, &str); 3] = [
         "localhost",
         2048,
         2049,
-        "the server's certificate is not valid yet: is the clock of this machine right?",
+        "the server's certificate is not valid yet; is the clock of this machine correct?",
     ),
 ];
 
@@ -171,7 +171,7 @@ async fn faults_of_trusted_certificates() {
             expected
         );
     }
-    // Only the host name of the first is wrong.
+    // The server rejects the handshake because it supports none of the client's protocols.
     let certificate = Certificate::read_from(&directory.with_file_name("other-host"));
     let server = Http2Server::with_protocols(&certificate, &["another protocol"]).await;
     let url = format!("https://localhost:{}", server.address.port());
@@ -238,7 +238,7 @@ async fn without_ca_certificates() {
         "{text}"
     );
     assert!(text.ends_with("(ClientBuilder::http_client)"), "{text}");
-    // The caller's own HTTP client needs none.
+    // An HTTP client of the caller needs no CA certificates.
     let own = tollkey_client::reqwest::Client::builder()
         .tls_certs_only([])
         .build()

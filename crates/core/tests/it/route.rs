@@ -1,11 +1,11 @@
-//! Routes: an ambiguous path matches nothing, and any other path matches as the template defines.
+//! Routes: an ambiguous path matches no template, and templates match other paths by their segments.
 
 use proptest::prelude::*;
 use tollkey_core::{RequestPath, RouteBase, route::Template};
 
 use crate::support::one_of;
 
-/// Wide templates: a path that they do not match is not matched by narrower ones either.
+/// Templates without literal segments: if these do not match a path, no other template does.
 const TEMPLATES: [(&str, usize); 5] = [
     ("/*", 1),
     ("/{a}", 1),
@@ -18,7 +18,7 @@ fn segment() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "[A-Za-z0-9_~!$&'()*+,=:@-]{1,8}",
         1 => "[a-z.]{0,3}[a-z][a-z.]{0,3}",
-        1 => "%[2-7][0-9A-F]".prop_filter("hazards are below", |s| {
+        1 => "%[2-7][0-9A-F]".prop_filter("an ambiguous escape", |s| {
             !matches!(&s[1..], "20" | "23" | "25" | "2E" | "2F" | "3B" | "3F" | "5C" | "7F")
         }),
         1 => Just("...".to_owned()),
@@ -32,7 +32,7 @@ fn segments() -> impl Strategy<Value = Vec<String>> {
 /// Segments that parsers can read in different ways.
 const HAZARDOUS_SEGMENTS: [&str; 3] = ["", ".", ".."];
 
-/// Texts that make any segment ambiguous.
+/// Strings that make a segment ambiguous if it contains them.
 const HAZARDS: [&str; 34] = [
     "%2e",
     "%2E",
@@ -106,9 +106,9 @@ proptest! {
     #[test]
     fn ambiguous_path_matches_no_template(
         mut segments in segments(), at: prop::sample::Index, base in one_of(["", "/api"]),
-        (segment, hazard, instead) in (one_of(HAZARDOUS_SEGMENTS), one_of(HAZARDS), any::<bool>()),
+        (segment, hazard, is_inserted) in (one_of(HAZARDOUS_SEGMENTS), one_of(HAZARDS), any::<bool>()),
     ) {
-        if instead {
+        if is_inserted {
             segments.insert(at.index(segments.len() + 1), segment.to_owned());
         } else {
             at.get_mut(&mut segments).push_str(hazard);
@@ -121,7 +121,7 @@ proptest! {
         }
     }
 
-    /// Decoding its escapes once does not change the segments, and leaves no escapes.
+    /// Decoding the escapes once does not change the number of segments, and leaves no escapes.
     #[test]
     fn unambiguous_path_has_the_same_segments_when_decoded(raw in prop_oneof![
         any::<String>(), "/[a-c./%;2eEfF05cC]{0,12}", "(/(%(20|c2%a0|c0%af|3[abf]|c3%a9|0a)|[a-c]){0,4}){0,4}", "(/([a-z.]{0,3}|%[0-9a-f]{2}|%[0-9A-F]{2})){0,5}",
@@ -169,14 +169,14 @@ proptest! {
 fn decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut rest = path.as_bytes();
-    while let Some((&first, behind)) = rest.split_first() {
+    while let Some((&first, after)) = rest.split_first() {
         if first == b'%' {
-            let hex = std::str::from_utf8(&behind[..2]).unwrap();
+            let hex = std::str::from_utf8(&after[..2]).unwrap();
             decoded.push(u8::from_str_radix(hex, 16).unwrap());
-            rest = &behind[2..];
+            rest = &after[2..];
         } else {
             decoded.push(first);
-            rest = behind;
+            rest = after;
         }
     }
     decoded

@@ -10,7 +10,7 @@ proptest! {
         let displayable = !input.chars().any(|c| c.is_control() || DIRECTIONS.contains(&c));
         let fits = expected.chars().count() <= max;
         let visible = expected.chars().any(|c| c.is_alphanumeric() || c.is_ascii_graphic());
-        // The test below has other characters that are not visible.
+        // `names_without_a_visible_character_are_rejected` covers the other characters.
         prop_assume!(expected.is_empty() || visible);
         let required = text::required(&input, max).ok();
         prop_assert_eq!(required.as_deref(), (displayable && fits && !expected.is_empty()).then_some(expected));
@@ -54,11 +54,11 @@ fn names_that_change_the_writing_direction_are_rejected() {
                 rule,
                 "{character:?}"
             );
-            // A search finds a name that was stored before the rule.
+            // A search text can have these characters, to find names that were stored before this rule existed.
             assert_eq!(text::search(Some(&name)), Ok(Some(name.clone())));
         }
     }
-    // Names in scripts that are written from right to left need none of them.
+    // Names in right-to-left scripts do not need these characters.
     for name in [
         "\u{5d7}\u{5e0}\u{5d5}\u{5ea}",
         "\u{645}\u{62a}\u{62c}\u{631} Web 2",

@@ -40,7 +40,7 @@ fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, value: &Value) -> T {
 }
 
 #[test]
-fn ids() {
+fn ids_match_the_vectors() {
     for row in rows(&read(include_str!("../../vectors/ids.json"))) {
         let id: KeyId = text(&row["hyphenated"]).parse().unwrap();
         assert_eq!(hex(id.as_bytes()), text(&row["bytes"]));
@@ -51,7 +51,7 @@ fn ids() {
 }
 
 #[test]
-fn digests() {
+fn key_hashes_match_the_vectors() {
     for row in rows(&read(include_str!("../../vectors/digests.json"))) {
         let times = usize::try_from(row["times"].as_u64().unwrap()).unwrap();
         let example = format!(
@@ -69,11 +69,11 @@ fn digests() {
 }
 
 #[test]
-fn routes() {
+fn route_matches_equal_the_vectors() {
     let file = read(include_str!("../../vectors/routes.json"));
     let base = RouteBase::parse(text(&file["base"])).unwrap();
     for row in rows(&file) {
-        // A template needs a static text.
+        // `Template::new` takes static strings.
         let (method, path) = String::leak(text(&row["template"]).to_owned())
             .split_once(' ')
             .unwrap();
@@ -84,7 +84,7 @@ fn routes() {
 }
 
 #[test]
-fn scopes() {
+fn implied_scopes_match_the_vectors() {
     let file = read(include_str!("../../vectors/scopes.json"));
     let mut catalogue = Catalogue::default();
     for added in file["added"].as_array().unwrap() {
@@ -107,9 +107,9 @@ fn scopes() {
     }
 }
 
-/// Every later release must verify the logs of earlier ones.
+/// Otherwise a release could not verify the audit logs of earlier releases.
 #[test]
-fn audit_chain() {
+fn audit_chain_matches_the_vectors() {
     let mut head = Head::GENESIS;
     for row in rows(&read(include_str!("../../vectors/audit_chain.json"))) {
         let draft = Draft {

@@ -252,8 +252,8 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     server.stop().await;
 }
 
-/// Without the index of the write-ahead log (`tollkey.db-shm`), the server would miss the changes of other processes in
-/// the log, and delete the log when it stops.
+/// Without the index of the write-ahead log (`tollkey.db-shm`), the server would miss the changes of other
+/// processes in the log, and delete the log when it stops.
 #[actix_web::test]
 async fn deleted_wal_index_loses_no_change() {
     let database = Database::sqlite();
@@ -318,8 +318,8 @@ async fn full_disk_ends_readiness_until_space_is_free() {
             .bearer(&token)
     };
 
-    // A failed large change leaves allocated space at the end of the log. One page or a lease renewal fits into it, so
-    // their success does not prove that another large change fits.
+    // A failed large change leaves allocated space at the end of the log. One page or a lease renewal fits
+    // into it, so their success does not prove that another large change fits.
     limit(Some(fs::metadata(&log).expect("a log").len()));
     let mut number = 0;
     while server.get("/readyz").await.status == 200 {
