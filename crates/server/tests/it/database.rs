@@ -50,11 +50,7 @@ async fn pooler_in_transaction_mode_is_rejected_by_every_command() {
         return;
     };
     let pooled = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
-    for arguments in [
-        &["migrate"][..],
-        &["serve"],
-        &["audit", "verify"],
-    ] {
+    for arguments in [&["migrate"][..], &["serve"], &["audit", "verify"]] {
         let finished = pooled.run(arguments).await;
         finished.refused(&[
             "connection pooler in transaction or statement mode",
