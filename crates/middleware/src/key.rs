@@ -192,7 +192,7 @@ impl VerifiedKey {
         self.0.header
     }
 
-    /// Returns the fields `RateLimit-Policy` and `RateLimit` for the response, if the key has a rate limit.
+    /// Returns the fields `RateLimit-Policy` and `RateLimit` for the response, if the key has a limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0
             .reservation

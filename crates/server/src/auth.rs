@@ -5,10 +5,12 @@
 //! | [`ManagementCaller`] | a management token of an account, or an operator's with `?account=` |
 //! | [`AccountHolder`] | a [`ManagementCaller`], or an `sk_` key for its own account |
 //! | [`Operator`] | a management token with the role `operator` |
-//! | [`VerificationCaller`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
-//! | [`PresentedKey`] | an API key of any family that requests something about itself |
+//! | [`VerificationCaller`] | a [`Service`], or an `sk_` key for keys of its own account |
+//! | [`Service`] | a service key, or a management token with the role `service` |
+//! | [`PresentedKey`] | an API key of any family, for operations on the key itself |
 //!
-//! A valid credential of the wrong kind is 403, an invalid or missing one is 401, several are 400.
+//! A request with a valid credential of the wrong kind gets 403, one with an invalid credential or without a credential
+//! 401, and one with several credentials 400.
 
 mod authenticate;
 mod client_ip;

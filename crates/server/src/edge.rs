@@ -130,10 +130,10 @@ pub async fn edge<B: MessageBody + 'static>(
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }
-    let passage = RequestTrace::begin(&state, request.headers(), surface);
+    let trace = RequestTrace::begin(&state, request.headers(), surface);
     request
         .extensions_mut()
-        .insert(RequestId(Arc::clone(&passage.id)));
+        .insert(RequestId(Arc::clone(&trace.id)));
 
     // Routing and handlers respond even when they fail. An error here comes from actix itself.
     let (http_request, response) = next.call(request).await?.into_parts();
@@ -152,13 +152,13 @@ pub async fn edge<B: MessageBody + 'static>(
             })
         });
     let mut response = match problem {
-        Some(problem) => passage.render(&state, &problem).map_into_right_body(),
+        Some(problem) => trace.render(&state, &problem).map_into_right_body(),
         None => response.map_into_left_body(),
     };
 
     let status = response.status();
     let route = http_request.match_pattern();
-    passage.end(
+    trace.end(
         &state,
         &requests,
         (&method, route.as_deref()),

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-/// A request causes dozens of small allocations, most of them in the web framework, and frees them microseconds later.
+/// mimalloc, because each request makes dozens of small, short-lived allocations, most of them in the web framework.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -13,7 +13,7 @@ use actix_web::http::{
 };
 use tollkey_core::Invalid;
 
-/// Longest prefix, in bytes.
+/// Maximum length of the prefix, in bytes.
 const MAX: usize = 255;
 /// The server's own paths. A prefix equal to or under one of them would be ambiguous.
 const OWN: [&str; 7] = [
@@ -25,10 +25,10 @@ const OWN: [&str; 7] = [
     "/readyz",
     "/openapi.json",
 ];
-/// The response header with which htmx is told to load another page. The value is a path, as in `Location`.
+/// The response header that makes htmx load another page. Its value is a path, as in `Location`.
 const HX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
 
-/// A path prefix such as `/keys`, without a trailing slash. An empty one changes nothing.
+/// A path prefix such as `/keys`, without a trailing slash. An empty prefix changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicPath(Arc<str>);
 
@@ -78,7 +78,7 @@ impl PublicPath {
         Ok(Self(path.into()))
     }
 
-    /// Returns whether there is no prefix.
+    /// Returns whether the prefix is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

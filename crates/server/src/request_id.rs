@@ -8,7 +8,7 @@ use actix_web::{HttpMessage as _, HttpRequest};
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
 
-/// Returns the ID of a request.
+/// Returns the ID of a request, or an empty text if the edge has not assigned one.
 pub fn request_id(request: &HttpRequest) -> Arc<str> {
     request
         .extensions()

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that stop a server.
+/// Receives SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -12,8 +12,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGTERM and SIGINT, which no longer end the process. Call this before the server announces that it
-    /// listens; a signal that arrives before [`Self::next`] is kept.
+    /// Installs handlers of SIGTERM and SIGINT, which then no longer end the process. Call this before the server logs
+    /// that it listens. A signal that arrives before the call of [`Self::next`] is not lost.
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.

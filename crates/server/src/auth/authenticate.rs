@@ -98,7 +98,8 @@ fn verified_key(
 /// Verifies the API key that a request presents, with the requirements of a gateway.
 ///
 /// # Errors
-/// No credential is 401, several are 400, an invalid one is 401, one of the wrong kind is 403. Also the key's denial.
+/// 401 without a credential or for an invalid one, 400 for several credentials, 403 for a credential of the wrong kind.
+/// Also the denial of the key.
 pub async fn authorize_presented(
     request: &impl RequestParts,
     state: &State,

@@ -161,7 +161,7 @@ impl Service {
     }
 }
 
-/// An API key of any family that requests something about itself.
+/// An API key of any family, for operations on the key itself.
 #[derive(Debug)]
 pub struct PresentedKey {
     /// The verified key.

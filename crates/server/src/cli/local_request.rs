@@ -1,5 +1,5 @@
-//! A plain HTTP request over loopback. The client library is not used, because it requires CA certificates, which a
-//! small container image does not have.
+//! A plain HTTP request to a server on this machine. The client library is not used, because it requires CA
+//! certificates, which a small container image does not have.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-/// The timeout of connecting, of each write and of each read.
+/// The timeout of the connection attempt, and of each write and read.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Sends a GET for this path to the server at this address, and returns the status of the response, three digits.
+/// Sends a GET request for this path to the server at this address. Returns the three digits of the status.
 ///
 /// # Errors
 /// If no server responds in time, or the response is not HTTP.

@@ -48,22 +48,22 @@ pub struct Frame {
     pub title: String,
     /// The entry of the navigation it belongs to.
     pub section: &'static str,
-    /// The person who is signed in; `None` on pages without a session.
-    pub who: Option<SignedInUser>,
+    /// The signed-in user; `None` on pages without a session.
+    pub user: Option<SignedInUser>,
     /// The notice about the last action.
     pub done: Option<&'static str>,
     /// The prefix of each of the server's own paths on the page.
     pub root: PublicPath,
 }
 
-/// The person who is signed in.
+/// The signed-in user.
 #[derive(Debug)]
 pub struct SignedInUser {
     /// The subject from the identity provider or the token.
     pub subject: String,
     /// The managed account.
     pub account: Option<String>,
-    /// Whether the person is an operator, who can manage every account.
+    /// Whether the user is an operator, who can manage every account.
     pub is_operator: bool,
 }
 
@@ -82,7 +82,7 @@ impl Frame {
         section: &'static str,
         title: impl Into<String>,
     ) -> Self {
-        let who = SignedInUser {
+        let user = SignedInUser {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),
             is_operator: session.is_operator,
@@ -90,7 +90,7 @@ impl Frame {
         Self {
             title: title.into(),
             section,
-            who: Some(who),
+            user: Some(user),
             done: None,
             root: root.clone(),
         }

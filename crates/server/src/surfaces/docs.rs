@@ -1,5 +1,5 @@
 //! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
-//! utoipa-swagger-ui would copy a file for each request, and keep it until the client has read the response.
+//! utoipa-swagger-ui would copy a file for each request, and keep the copy until the client has read the response.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -14,8 +14,9 @@ use crate::{
     transport::SharedBody,
 };
 
-/// Allows only this server's files, and no frames. The hash is that of the only inline style sheet of Swagger UI, in
-/// its logo. Without it the logo is black on black, and the console has an error.
+/// The Content-Security-Policy. It allows only files of this server, and no page may embed Swagger UI in a frame. The
+/// hash is that of the only inline style sheet of Swagger UI, in its logo. Without the hash, the logo is black on
+/// black, and the browser console shows an error.
 const POLICY: &str = "default-src 'self'; \
                            style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
                            img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";

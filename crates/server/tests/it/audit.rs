@@ -26,7 +26,7 @@ async fn log(app: &App, token: &str, query: &str) -> Reply {
     app.get(&format!("/audit-log{query}")).bearer(token).await
 }
 
-/// The entries of an account, oldest first. Panics when the chain is broken.
+/// Returns the entries of an account, oldest first. Panics if the chain is broken.
 async fn chain(app: &App, account: &str) -> Vec<Entry> {
     let account = account.parse().unwrap();
     let read = app
@@ -49,7 +49,7 @@ async fn chain(app: &App, account: &str) -> Vec<Entry> {
     entries
 }
 
-/// Makes the changes of [`EXPECTED_ACTIONS`]. Returns the ID of the application.
+/// Makes changes that create the entries of [`EXPECTED_ACTIONS`]. Returns the ID of the application.
 async fn make_changes(app: &App, token: &str) -> String {
     let id = app.application(token, "Web Store").await;
     let path = format!("/applications/{id}");
@@ -85,6 +85,7 @@ async fn make_changes(app: &App, token: &str) -> String {
     id
 }
 
+/// The actions of [`make_changes`], newest first.
 const EXPECTED_ACTIONS: [&str; 9] = [
     "api_key.revoked",
     "application.deleted",
@@ -371,8 +372,8 @@ async fn next_links_lead_through_all_pages() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         make_changes(app, &token).await;
-        let whole = log(app, &token, "").await;
-        assert_eq!(whole.header("link"), None);
+        let all = log(app, &token, "").await;
+        assert_eq!(all.header("link"), None);
         let mut path = "/api/v1/audit-log?limit=4&since=0".to_owned();
         let (mut found, mut sizes) = (Vec::new(), Vec::new());
         loop {
@@ -399,8 +400,8 @@ async fn next_links_lead_through_all_pages() {
             );
         }
         assert_eq!(sizes, [4, 4, 1]);
-        assert_eq!(Value::Array(found), whole.json());
-        // No link follows a last page that is full.
+        assert_eq!(Value::Array(found), all.json());
+        // The last page has no link, even if it is full.
         let nine = log(app, &token, "?limit=9&until=2026-01-01T00:00:20Z").await;
         assert_eq!(
             (nine.json().as_array().map(Vec::len), nine.header("link")),
@@ -438,7 +439,7 @@ async fn each_account_has_its_own_log_and_chain() {
             log(app, &globex, &format!("?target_id={id}")).await.body,
             "[]"
         );
-        // A cursor of another account leads to no other account's entries.
+        // A cursor of another account does not select entries of that account.
         assert_eq!(actions(&log(app, &globex, "?cursor=9").await).len(), 1);
         assert_eq!(
             chain(app, "acme")
@@ -471,7 +472,7 @@ async fn operator_changes_are_attributed_to_the_operator() {
         let create = app
             .post(
                 "/applications?account=acme",
-                json!({"name": "Made for them"}),
+                json!({"name": "Created by an operator"}),
             )
             .bearer(&operator);
         assert_eq!(create.await.status, 201);

@@ -502,7 +502,7 @@ async fn invalid_input_is_kept_and_explained() {
             .starts_with("ck_live_")
     );
     browser
-        .reads("main", "It can be used from 203.0.113.0/24 only.")
+        .reads("main", "It can only be used from 203.0.113.0/24.")
         .await;
     let keys = world.keys().await;
     assert_eq!(

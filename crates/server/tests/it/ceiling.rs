@@ -28,11 +28,11 @@ async fn limited(app: &App) -> Key {
     create_key(app, &app.management_token("acme"), limits(app)).await
 }
 
-/// Requests a key with this additional field.
-async fn create_with(app: &App, by: &Key, member: &str, value: &Value) -> Reply {
+/// Sends a request to create a key with this additional field.
+async fn create_with(app: &App, creator: &Key, field: &str, value: &Value) -> Reply {
     let mut body = key_request("live", "secret");
-    body[member] = value.clone();
-    app.post(KEYS, body).bearer(&by.text).await
+    body[field] = value.clone();
+    app.post(KEYS, body).bearer(&creator.text).await
 }
 
 async fn row(app: &App, id: &str) -> Value {
@@ -56,9 +56,9 @@ async fn omitted_and_null_limits_are_inherited() {
             for environment in ["live", "test"] {
                 for nulls in [false, true] {
                     let mut body = key_request(environment, access);
-                    for member in ["allowedIps", "expiresAt", "rateLimit", "metadata"] {
+                    for field in ["allowedIps", "expiresAt", "rateLimit", "metadata"] {
                         if nulls {
-                            body[member] = Value::Null;
+                            body[field] = Value::Null;
                         }
                     }
                     let reply = app.post(KEYS, body).bearer(&creator.text).await;
@@ -78,14 +78,14 @@ async fn omitted_and_null_limits_are_inherited() {
                 }
             }
         }
-        // The limits pass on to further generations.
+        // Further descendants also inherit the limits.
         let child = create_key(app, &creator.text, key_request("live", "secret")).await;
         let grandchild = create_key(app, &child.text, key_request("live", "secret")).await;
         assert_eq!(
             row(app, &grandchild.id).await["expiresAt"],
             "2026-01-01T01:00:00Z"
         );
-        // Fields that are no limits are not inherited.
+        // Fields that are not limits are not inherited.
         let mut body = limits(app);
         body["metadata"] = json!({"owner": "checkout"});
         let creator = create_key(app, &app.management_token("acme"), body).await;
@@ -102,7 +102,7 @@ async fn limits_beyond_the_creator_are_rejected() {
         let end = |seconds: i64| json!(app.in_seconds(seconds));
         let limit = |limit: u32, window: u32| json!({"limit": limit, "windowSeconds": window});
         let before = rows(app).await.len();
-        for (member, value) in [
+        for (field, value) in [
             ("allowedIps", json!(["0.0.0.0/0"])),
             ("allowedIps", json!(["::/0"])),
             ("allowedIps", json!(["203.0.112.0/23"])),
@@ -119,14 +119,14 @@ async fn limits_beyond_the_creator_are_rejected() {
             ("rateLimit", limit(1000, 200)),
             ("rateLimit", limit(1_000_000, 86_400)),
         ] {
-            let reply = create_with(app, &creator, member, &value).await;
+            let reply = create_with(app, &creator, field, &value).await;
             assert_eq!(
                 error_code(app, &reply),
                 (403, "FORBIDDEN".to_owned()),
-                "{member}: {value}"
+                "{field}: {value}"
             );
         }
-        for (member, value) in [
+        for (field, value) in [
             ("allowedIps", json!([])),
             ("allowedIps", json!([""])),
             ("allowedIps", json!(["*"])),
@@ -142,19 +142,19 @@ async fn limits_beyond_the_creator_are_rejected() {
             ("createdBy", Value::Null),
             ("accountId", json!("globex")),
         ] {
-            let reply = create_with(app, &creator, member, &value).await;
+            let reply = create_with(app, &creator, field, &value).await;
             // Each error is about this field or a field inside it.
             let rules = field_errors(app, &reply);
-            assert!(!rules.is_empty(), "{member}: {value}");
+            assert!(!rules.is_empty(), "{field}: {value}");
             assert!(
                 rules
                     .iter()
-                    .all(|rule| rule.starts_with(&format!("/{member}"))),
-                "{member}: {value} {rules:?}"
+                    .all(|rule| rule.starts_with(&format!("/{field}"))),
+                "{field}: {value} {rules:?}"
             );
         }
         assert_eq!(rows(app).await.len(), before);
-        for (member, value, shown) in [
+        for (field, value, shown) in [
             (
                 "allowedIps",
                 json!(["203.0.113.0/25"]),
@@ -177,9 +177,9 @@ async fn limits_beyond_the_creator_are_rejected() {
             ("rateLimit", limit(5, 1), limit(5, 1)),
             ("rateLimit", limit(1, 86_400), limit(1, 86_400)),
         ] {
-            let reply = create_with(app, &creator, member, &value).await;
-            assert_eq!(reply.status, 201, "{member}: {value}: {reply}");
-            assert_eq!(envelope(app, &reply)["data"][member], shown);
+            let reply = create_with(app, &creator, field, &value).await;
+            assert_eq!(reply.status, 201, "{field}: {value}: {reply}");
+            assert_eq!(envelope(app, &reply)["data"][field], shown);
         }
     })
     .await;
@@ -223,18 +223,19 @@ async fn audit_entry_names_the_creator() {
             json!({"type": "api_key", "id": creator_id})
         );
         assert_eq!(log[0]["changes"]["created_by"], creator_id);
-        // With the limits that the key inherited.
+        // The entry has the inherited limits.
         assert_eq!(
             log[0]["changes"]["rate_limit"],
             json!({"limit": 500, "window_seconds": 100})
         );
         assert_eq!(log[0]["changes"]["expires_at"], 1_767_229_200);
         assert_eq!(log[1]["actor"]["type"], "merchant");
-        // The keys that a key created are found by either form of its ID, so they can be revoked with a stolen one.
+        // Both forms of the creator's ID find the keys that it created, so an operator can list the keys that a
+        // stolen key created.
         for id in [&creator.id, &creator_id] {
-            let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
+            let created = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
             assert_eq!(
-                made.bearer(&app.management_token("acme")).await.json(),
+                created.bearer(&app.management_token("acme")).await.json(),
                 json!([log[0]])
             );
         }
@@ -312,7 +313,7 @@ async fn revoking_a_key_revokes_its_descendants() {
         for entry in log.as_array().unwrap() {
             assert_eq!(entry["actor"], json!({"type": "api_key", "id": id(&child)}));
         }
-        // A repeat has no further entry.
+        // A repeated revocation adds no entry.
         let reply = app
             .delete(&format!("/account/api-keys/{}", creator.id))
             .bearer(&token)
@@ -351,9 +352,9 @@ async fn key_created_during_revocation_of_its_creator_is_revoked() {
                 .delete(&format!("/account/api-keys/{}", creator.id))
                 .bearer(&token)
                 .into_future();
-            let (made, revoked) = join(creations, revocations).await;
+            let (created, revoked) = join(creations, revocations).await;
             assert_eq!(revoked.status, 200, "{revoked}");
-            for reply in made.iter().filter(|reply| reply.status == 201) {
+            for reply in created.iter().filter(|reply| reply.status == 201) {
                 let text = envelope(app, reply)["data"]["value"]
                     .as_str()
                     .unwrap()
@@ -379,7 +380,7 @@ async fn concurrent_revocations_revoke_each_key_once() {
                 create_key(app, &creator, key_request("test", "publishable")).await;
                 generations.push(create_key(app, &creator, key_request("live", "secret")).await);
             }
-            // From the youngest to the oldest key and back, on two servers.
+            // From the oldest to the youngest key and back, on two replicas in turn.
             let revocations = generations
                 .iter()
                 .chain(generations.iter().rev())
@@ -427,9 +428,9 @@ async fn concurrent_revocations_revoke_each_key_once() {
     .await;
 }
 
-/// A key is authenticated when the head of its request has arrived, and again when it creates the key.
+/// The creator is authenticated when the head of its request has arrived, and again when the key is created.
 #[actix_web::test]
-async fn creator_that_ends_during_its_request_is_rejected() {
+async fn creator_revoked_or_expired_during_its_request_is_401() {
     each_backend_with(DIRECT, async |app: &App| {
         let token = app.management_token("acme");
         for end in ["revoked", "suspended", "expired"] {
@@ -487,7 +488,7 @@ async fn creator_that_ends_during_its_request_is_rejected() {
     .await;
 }
 
-/// Neither a new response nor a replayed one goes to a revoked key.
+/// A revoked key gets 401, also for a request that would replay a response.
 #[actix_web::test]
 async fn revoked_creator_gets_no_replayed_response() {
     each_backend_with(DIRECT, async |app: &App| {

@@ -1,4 +1,4 @@
-//! Commerce keys in the order of crypto-checkout's document: modes, scopes, the list, revocation.
+//! Commerce keys, in the order of the crypto-checkout document: format, modes, scopes, use, revocation, the list.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     support::{App, Call, Key, each_backend},
 };
 
-/// The table "Available scopes", without `commerce`, which implies all of them.
+/// The scopes in the table "Available scopes", except `commerce`, which implies the others.
 const SCOPES: [&str; 9] = [
     "links:read",
     "links:write",
@@ -31,7 +31,7 @@ fn random_part<'a>(key: &'a str, prefix: &str) -> Option<&'a str> {
         .filter(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
-/// A request of a gateway for a route with this requirement.
+/// Returns the request of a gateway for a route with these requirements.
 fn gateway(app: &App, required: &str) -> Call {
     let query = if required.is_empty() {
         String::new()
@@ -107,8 +107,9 @@ fn random_part_of_keys_is_unbiased() {
             anywhere[usize::from(*byte)] += 1;
         }
     }
-    // A byte modulo 62 would be biased, as 256 is no multiple of 62: 5 to 4. Each count should be about 500 and 16,000;
-    // six standard deviations are 134 and 759.
+    // A random byte modulo 62 would be biased, because 256 is not a multiple of 62: some characters would occur five
+    // times for every four of the others. The expected counts are 500 and 16,000. The tolerances are six standard
+    // deviations.
     for (counts, expected, tolerance) in [(first, 500, 134), (anywhere, 16_000, 759)] {
         let counts: Vec<u32> = counts.into_iter().filter(|count| *count > 0).collect();
         assert_eq!(counts.len(), 62);
@@ -123,7 +124,7 @@ fn random_part_of_keys_is_unbiased() {
 
 #[actix_web::test]
 async fn only_the_sha_256_hash_of_a_key_is_stored() {
-    let app = App::start(Database::sqlite(), &[]).await; // whose files can be read
+    let app = App::start(Database::sqlite(), &[]).await; // SQLite, because its files can be read
     let token = app.management_token("acme");
     let key = app
         .commerce_key(&token, json!({"name": "Production server"}))
@@ -159,7 +160,7 @@ async fn only_the_sha_256_hash_of_a_key_is_stored() {
         );
         assert!(
             !contains(random_part(text, "ck_live_").unwrap().as_bytes()),
-            "the raw key is stored"
+            "the key itself is not stored"
         );
     }
     app.stop().await;
@@ -231,7 +232,7 @@ async fn scope_grants_only_itself() {
         for own in SCOPES {
             let key = app.commerce_key(&token, json!({"scopes": [own]})).await;
             for needed in SCOPES.into_iter().chain(["commerce"]) {
-                let granted = own == needed; // so write does not imply read, nor one resource another
+                let granted = own == needed; // write does not imply read, and no resource implies another
                 let expected = if granted {
                     "valid"
                 } else {
@@ -457,12 +458,12 @@ async fn key_is_accepted_as_a_bearer_token() {
                 .status,
             401
         );
-        for cut in [
+        for changed in [
             &key.text[..key.text.len() - 1],
             &format!("{}a", key.text),
             &key.text.to_uppercase(),
         ] {
-            let reply = request().bearer(cut).await;
+            let reply = request().bearer(changed).await;
             assert_eq!(
                 (reply.status, reply.code().as_str()),
                 (401, "invalid_api_key")

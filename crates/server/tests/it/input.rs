@@ -29,23 +29,23 @@ fn assert_problem(reply: &Reply, context: &str) {
         "{context}: {reply}"
     );
     let json = reply.json();
-    let members: Vec<&str> = json
+    let fields: Vec<&str> = json
         .as_object()
         .unwrap()
         .keys()
         .map(String::as_str)
         .collect();
     assert_eq!(
-        members[..6],
+        fields[..6],
         ["type", "title", "status", "detail", "code", "request_id"],
         "{context}: {reply}"
     );
     assert!(
-        members.len() == 6 || members[6..] == ["errors"],
+        fields.len() == 6 || fields[6..] == ["errors"],
         "{context}: {reply}"
     );
     assert_eq!(
-        members.contains(&"errors"),
+        fields.contains(&"errors"),
         reply.code() == "validation_failed",
         "{context}: {reply}"
     );
@@ -55,23 +55,26 @@ fn assert_problem(reply: &Reply, context: &str) {
         reply.header("x-request-id"),
         "{context}: {reply}"
     );
-    for member in ["type", "title", "detail", "code"] {
+    for field in ["type", "title", "detail", "code"] {
         assert!(
-            json[member].as_str().is_some_and(|text| !text.is_empty()),
+            json[field].as_str().is_some_and(|text| !text.is_empty()),
             "{context}: {reply}"
         );
     }
     let body = reply.body.to_ascii_lowercase();
-    for ours in [
+    for internal in [
         "serde", "diesel", "sqlite", "postgres", "actix", "struct", "::", ".rs", "tollkey_",
         "api_keys",
     ] {
-        assert!(!body.contains(ours), "{context} names {ours}: {reply}");
+        assert!(
+            !body.contains(internal),
+            "{context} names {internal}: {reply}"
+        );
     }
 }
 
-/// All resources of an account and of the operator.
-async fn all_resources(app: &App, token: &str) -> Vec<Value> {
+/// Returns resources of an account and of the operator, to detect changes.
+async fn visible_resources(app: &App, token: &str) -> Vec<Value> {
     let operator = app.operator();
     let mut seen = Vec::new();
     for (path, token) in [
@@ -87,7 +90,7 @@ async fn all_resources(app: &App, token: &str) -> Vec<Value> {
     seen
 }
 
-/// Every operation with a JSON body, and a token that may call it.
+/// Operations with a required JSON body, each with a token that can call it.
 async fn write_operations(app: &App) -> Vec<(&'static str, String, String)> {
     let token = app.management_token("acme");
     let application = app.application(&token, "Web Store").await;
@@ -106,7 +109,7 @@ async fn write_operations(app: &App) -> Vec<(&'static str, String, String)> {
 }
 
 #[actix_web::test]
-async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
+async fn body_that_is_not_a_json_object_is_400() {
     let nested = |open: &str, close: &str| {
         format!(
             "{{\"metadata\":{}{}}}",
@@ -117,7 +120,7 @@ async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
     let bodies: Vec<(&str, Vec<u8>)> = vec![
         ("empty", b"".to_vec()),
         ("blank", b" \n ".to_vec()),
-        ("half", b"{\"name\": \"x\"".to_vec()),
+        ("truncated", b"{\"name\": \"x\"".to_vec()),
         ("unterminated string", b"{\"name\": \"x".to_vec()),
         ("no quotes", b"{name: \"x\"}".to_vec()),
         ("single quotes", b"{'name': 'x'}".to_vec()),
@@ -174,7 +177,7 @@ async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
         let token = app.management_token("acme");
-        let before = all_resources(app, &token).await;
+        let before = visible_resources(app, &token).await;
         for (method, path, token) in &write_operations {
             for (name, body) in &bodies {
                 let context = format!("{method} {path} {name}");
@@ -199,7 +202,7 @@ async fn body_that_is_not_a_json_object_is_400_for_every_operation() {
                 assert_problem(&reply, &context);
             }
         }
-        assert_eq!(all_resources(app, &token).await, before);
+        assert_eq!(visible_resources(app, &token).await, before);
     })
     .await;
 }
@@ -256,7 +259,7 @@ async fn unknown_and_mistyped_fields_are_reported_by_name() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
         let token = app.management_token("acme");
-        let before = all_resources(app, &token).await;
+        let before = visible_resources(app, &token).await;
         let long = "x".repeat(60_000);
         for (method, path, token) in &write_operations {
             let send = async |body: Value| app.call(method, path).bearer(token).json(body).await;
@@ -318,7 +321,7 @@ async fn unknown_and_mistyped_fields_are_reported_by_name() {
             assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{method} {path}");
             assert_problem(&reply, path);
         }
-        assert_eq!(all_resources(app, &token).await, before);
+        assert_eq!(visible_resources(app, &token).await, before);
     })
     .await;
 }
@@ -328,7 +331,7 @@ async fn all_invalid_fields_are_reported_in_one_response() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
-        let before = all_resources(app, &token).await;
+        let before = visible_resources(app, &token).await;
         let keys = format!("/applications/{application}/api-keys");
         let (operator, service) = (app.operator(), app.service());
         // Unknown and missing fields, wrong types and invalid values.
@@ -361,13 +364,13 @@ async fn all_invalid_fields_are_reported_in_one_response() {
             let reply = app.call(method, path).bearer(token).json(body).await;
             assert_eq!(reply.status, 400, "{method} {path}: {reply}");
             let json = reply.json();
-            let surface = path.starts_with("/account");
-            let errors = if surface { &json["error"]["details"]["errors"] } else { &json["errors"] };
+            let is_account_api = path.starts_with("/account");
+            let errors = if is_account_api { &json["error"]["details"]["errors"] } else { &json["errors"] };
             let mut pointers: Vec<&str> =
                 errors.as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap()).collect();
             pointers.sort_unstable();
             assert_eq!(pointers, expected, "{method} {path}: {reply}");
-            let detail = if surface { &json["error"]["message"] } else { &json["detail"] };
+            let detail = if is_account_api { &json["error"]["message"] } else { &json["detail"] };
             let detail = detail.as_str().unwrap();
             assert!(expected.iter().all(|pointer| detail.contains(pointer)), "{method} {path}: {detail}");
             for error in errors.as_array().unwrap() {
@@ -375,7 +378,7 @@ async fn all_invalid_fields_are_reported_in_one_response() {
                 assert!(!detail.contains(error["pointer"].as_str().unwrap()), "{detail}");
             }
         }
-        assert_eq!(all_resources(app, &token).await, before);
+        assert_eq!(visible_resources(app, &token).await, before);
     })
     .await;
 }
@@ -436,8 +439,8 @@ async fn lenient_forms_of_json_are_accepted() {
         assert_eq!(other.status, 200, "{other}");
         assert_eq!(send("POST", "/applications", "null").await.errors(), [" The body must be a JSON object."]);
         assert_eq!(send("PATCH", &path, "null").await.errors(), [" The body must be a JSON object."]);
-        let half = send("POST", &format!("{path}/rotate"), "{\"overlap_seconds\":5.5}").await;
-        assert_eq!(half.errors(), ["/overlap_seconds must be a whole number within its range"]);
+        let fraction = send("POST", &format!("{path}/rotate"), "{\"overlap_seconds\":5.5}").await;
+        assert_eq!(fraction.errors(), ["/overlap_seconds must be a whole number within its range"]);
     })
     .await;
 }
@@ -481,7 +484,7 @@ async fn body_over_64_kib_is_413_with_any_transfer_encoding() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
         let token = app.management_token("acme");
-        let before = all_resources(app, &token).await;
+        let before = visible_resources(app, &token).await;
         let body = |size: usize| format!("{{\"name\":\"{}\"}}", "x".repeat(size - 11)).into_bytes();
         let json = |method: &str, path: &str, token: &str| {
             app.call(method, path)
@@ -535,7 +538,7 @@ async fn body_over_64_kib_is_413_with_any_transfer_encoding() {
             .body(body(65_537))
             .await;
         assert_eq!(reply.status, 401);
-        assert_eq!(all_resources(app, &token).await, before);
+        assert_eq!(visible_resources(app, &token).await, before);
     })
     .await;
 }
@@ -545,7 +548,7 @@ async fn wrong_content_type_or_compressed_body_is_415() {
     each_backend(async |app: &App| {
         let write_operations = write_operations(app).await;
         let token = app.management_token("acme");
-        let before = all_resources(app, &token).await;
+        let before = visible_resources(app, &token).await;
         for (method, path, token) in &write_operations {
             for content_type in [
                 None,
@@ -588,7 +591,7 @@ async fn wrong_content_type_or_compressed_body_is_415() {
                 assert_problem(&reply, &context);
             }
         }
-        assert_eq!(all_resources(app, &token).await, before);
+        assert_eq!(visible_resources(app, &token).await, before);
         for content_type in [
             "application/json",
             "application/json; charset=utf-8",
@@ -720,7 +723,7 @@ async fn unknown_path_is_404_with_a_problem() {
                 assert_problem(&reply, path);
             }
         }
-        // Malformed IDs have the same response as unknown ones.
+        // A malformed ID gets the same response as an unknown one.
         let long = "x".repeat(5000);
         for id in ["%00", "%ff%fe", "..", "%2e%2e", "'%20OR%201=1", "1", "%F0%9F%94%91", long.as_str()] {
             for path in [format!("/applications/{id}"), format!("/applications/{id}/api-keys")] {

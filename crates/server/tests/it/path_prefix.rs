@@ -14,14 +14,14 @@ const BEHIND: &[(&str, &str)] = &[
     ("TOLLKEY_PUBLIC_URL", "https://example.com/keys/"),
     TOKEN_SIGN_IN,
 ];
-/// The prefix of requests that pass a proxy.
+/// The prefixes of the paths in requests from a proxy: one keeps the prefix, the other strips it.
 const PROXIES: [&str; 2] = [PREFIX, ""];
 
 fn call(app: &App, method: &str, path: &str) -> Call {
     Call::to(app.running().address(), method, path)
 }
 
-/// The path of a response's URL, after the proxy.
+/// Returns the path with which a request for a URL of a response arrives from the proxy.
 fn arriving(proxy: &str, url: &str) -> String {
     let own = url
         .strip_prefix(PREFIX)
@@ -112,17 +112,17 @@ async fn paths_in_responses_begin_with_the_prefix() {
                     "{proxy}{path}"
                 );
             }
-            let part = call(app, "GET", &format!("{proxy}/dashboard/keys"))
+            let htmx = call(app, "GET", &format!("{proxy}/dashboard/keys"))
                 .header("hx-request", "true")
                 .await;
             assert_eq!(
-                part.header("hx-redirect"),
+                htmx.header("hx-redirect"),
                 Some("/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys")
             );
-            let crossing = call(app, "GET", &format!("{proxy}/dashboard/audit"))
+            let cross_site = call(app, "GET", &format!("{proxy}/dashboard/audit"))
                 .header("sec-fetch-site", "cross-site");
             assert!(
-                crossing
+                cross_site
                     .await
                     .body
                     .contains("content=\"0;url=/keys/dashboard/audit\"")
@@ -331,7 +331,7 @@ async fn root_redirects_browsers_to_the_dashboard() {
 }
 
 #[actix_web::test]
-async fn provider_sends_browsers_back_under_the_prefix() {
+async fn provider_redirects_browsers_to_a_path_with_the_prefix() {
     let provider = Provider::start().await;
     let mut settings = vec![("TOLLKEY_PUBLIC_URL", UNDER_PREFIX)];
     settings.extend(provider.settings()); // the first setting of a name counts

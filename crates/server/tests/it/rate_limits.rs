@@ -1,5 +1,7 @@
-//! Rate limits, which are exact and reported in the fields of
-//! draft-ietf-httpapi-ratelimit-headers-11, and IP allowlists, which apply to the client's address.
+//! Rate limits and IP allowlists of keys.
+//!
+//! Rate limits are exact, and responses report them in the headers of draft-ietf-httpapi-ratelimit-headers-11.
+//! Allowlists apply to the IP address of the client.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::{
     support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
-/// A key of that family with that rate limit.
+/// Creates a key of this family with this rate limit.
 async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> Key {
     let rate_limit = RateLimit::new(limit, window_seconds).ok();
     let restrictions = Restrictions {
@@ -29,7 +31,7 @@ async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> 
     .await
 }
 
-/// The response's fields about the rate limit: `RateLimit-Policy`, `RateLimit` and `Retry-After`.
+/// Returns the rate limit headers of a response: `RateLimit-Policy`, `RateLimit` and `Retry-After`.
 fn fields(reply: &Reply) -> [Option<&str>; 3] {
     ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| reply.header(name))
 }
@@ -64,18 +66,22 @@ async fn rate_limit_is_exact_for_200_parallel_requests() {
                     .into_future()
             });
             let verdicts: Vec<Value> = join_all(calls).await.iter().map(Reply::json).collect();
-            let mut left: Vec<i64> = verdicts
+            let mut remaining: Vec<i64> = verdicts
                 .iter()
                 .filter_map(|verdict| verdict["rate_limit"]["remaining"].as_i64())
                 .collect();
-            left.sort_unstable();
-            // Each use got its own `remaining`.
-            assert_eq!(left, (0..limit).collect::<Vec<_>>(), "verify with {limit}");
+            remaining.sort_unstable();
+            // Each use has a different `remaining`.
+            assert_eq!(
+                remaining,
+                (0..limit).collect::<Vec<_>>(),
+                "verify with {limit}"
+            );
             let denied = verdicts
                 .iter()
                 .filter(|verdict| verdict["code"] == "rate_limited")
                 .count();
-            assert_eq!(denied, 200 - left.len(), "verify with {limit}");
+            assert_eq!(denied, 200 - remaining.len(), "verify with {limit}");
 
             let key = limited(app, Family::Commerce, limit, 1000).await.text;
             let calls = (0..200).map(|_| {
@@ -115,20 +121,20 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
             ..Restrictions::default()
         };
         let key = app.insert("acme", &app.generate_key(Family::Commerce, Mode::Live), |key| key.restrictions = restrictions).await;
-        let need = json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7"});
-        let with = |member: &str, value: Value| {
-            let mut need = need.clone();
-            need[member] = value;
-            need
+        let request = json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7"});
+        let with = |field: &str, value: Value| {
+            let mut request = request.clone();
+            request[field] = value;
+            request
         };
-        let without = |member: &str| {
-            let mut need = need.clone();
-            need.as_object_mut().unwrap().remove(member);
-            need
+        let without = |field: &str| {
+            let mut request = request.clone();
+            request.as_object_mut().unwrap().remove(field);
+            request
         };
-        let remaining = async || app.verify(&key.text, need.clone()).await["rate_limit"]["remaining"].clone();
+        let remaining = async || app.verify(&key.text, request.clone()).await["rate_limit"]["remaining"].clone();
         assert_eq!(remaining().await, 2);
-        for (need, code) in [
+        for (request, code) in [
             (with("mode", json!("test")), "wrong_mode"),
             (with("client_ip", json!("198.51.100.7")), "ip_not_allowed"),
             (without("client_ip"), "ip_not_allowed"),
@@ -140,11 +146,11 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
             (without("merchant"), "merchant_not_allowed"),
         ] {
             for _ in 0..4 {
-                let verdict = app.verify(&key.text, need.clone()).await;
-                assert_eq!(verdict, json!({"valid": false, "code": code}), "{need}");
+                let verdict = app.verify(&key.text, request.clone()).await;
+                assert_eq!(verdict, json!({"valid": false, "code": code}), "{request}");
             }
         }
-        // Nor does a verification by another account's secret key, or of a suspended key.
+        // Other denials that do not use the limit: of another account's secret key, and of a suspended key.
         let stranger = app.insert_key("globex", Family::Secret, Mode::Live).await;
         let id = key.id.clone();
         for _ in 0..4 {
@@ -156,7 +162,7 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
             200
         );
         for _ in 0..4 {
-            assert_eq!(app.verify(&key.text, need.clone()).await["code"], "suspended");
+            assert_eq!(app.verify(&key.text, request.clone()).await["code"], "suspended");
         }
         assert_eq!(
             app.post(&format!("/api-keys/{id}/resume"), json!({})).bearer(&app.management_token("acme")).await.status,
@@ -164,8 +170,8 @@ async fn denial_for_another_reason_does_not_use_the_limit() {
         );
         assert_eq!(remaining().await, 1);
         assert_eq!(remaining().await, 0);
-        // Even with no use remaining, other denials come first.
-        assert_eq!(app.verify(&key.text, need.clone()).await["code"], "rate_limited");
+        // Other denials take precedence over an exceeded limit.
+        assert_eq!(app.verify(&key.text, request.clone()).await["code"], "rate_limited");
         assert_eq!(app.verify(&key.text, with("mode", json!("test"))).await["code"], "wrong_mode");
     })
     .await;
@@ -212,7 +218,7 @@ async fn gateway_denial_for_another_reason_does_not_use_the_limit() {
     .await;
 }
 
-/// Nor does it count as a use: `last_used` stays unchanged.
+/// Such a request also does not set the last use of the key.
 #[actix_web::test]
 async fn request_with_the_wrong_key_family_does_not_use_the_limit() {
     each_backend(async |app: &App| {
@@ -274,13 +280,13 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
 
         {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"secret","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Example","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
         "#);
-        // The fields describe the calling key, not the verified one; on the account API, too.
+        // The headers describe the calling key, not the verified one. The account API also has them.
         let verified = app.post("/verify", json!({"key": other})).bearer(&key.text).await;
         assert_eq!(fields(&verified), [Some("\"key\";q=3;w=30"), Some("\"key\";r=1;t=20"), None]);
         assert_eq!(verified.json()["rate_limit"], Value::Null);
         let listed = app.get("/v1/account/api-keys").bearer(&key.text).await;
         assert_eq!(fields(&listed), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]);
-        // Nothing remains: `t` and `Retry-After` are the seconds until the next use.
+        // If no use remains, `t` and `Retry-After` are the seconds until the next use.
         assert_response!(app.get("/whoami").bearer(&key.text).await, @r#"
         429
         cache-control: no-store
@@ -308,13 +314,13 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
             assert_eq!((reply.status, fields(&reply)), (429, fields(&account)), "{reply}");
         }
         assert_eq!(app.code(&key.text).await, "rate_limited", "the denied DELETE did not revoke it");
-        // Responses to a key without a limit, a management token and a service key have no such fields.
+        // Responses to a key without a limit, a management token and a service key have no rate limit headers.
         let service_key = app.service_key().await.text;
         for call in [
             app.get("/whoami").bearer(&other),
             app.get("/v1/account/api-keys").bearer(&app.management_token("acme")),
             app.post("/verify", json!({"key": other})).bearer(&service_key),
-            // the limit of the verified key is only in the body
+            // The limit of the verified key is only in the body.
             app.post("/verify", json!({"key": key.text})).bearer(&service_key),
         ] {
             let reply = call.await;
@@ -327,14 +333,14 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
 #[actix_web::test]
 async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
     each_backend(async |app: &App| {
-        let application_key = limited(app, Family::Commerce, 6, 60).await.text;
+        let key = limited(app, Family::Commerce, 6, 60).await.text;
         let calls = || {
             [
                 app.get("/authz/forward-auth").header("x-forwarded-method", "GET").header("x-forwarded-uri", "/x"),
                 app.get("/authz/auth-request").header("x-original-method", "GET").header("x-original-uri", "/x"),
                 app.get("/authz/ext-authz/-/x"),
             ]
-            .map(|call| call.bearer(&application_key))
+            .map(|call| call.bearer(&key))
         };
         for call in calls().into_iter().chain(calls()) {
             let reply = call.await;
@@ -396,7 +402,7 @@ async fn remaining_uses_are_restored_evenly_over_time() {
             [usage().await, usage().await, usage().await, usage().await],
             [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
         );
-        // The monotonic clock counts, not the wall clock.
+        // The limit uses the monotonic clock, not the wall clock.
         app.clock
             .set(app.clock.now() + jiff::SignedDuration::from_hours(1));
         assert_eq!(usage().await, None);
@@ -405,7 +411,7 @@ async fn remaining_uses_are_restored_evenly_over_time() {
 }
 
 #[actix_web::test]
-async fn each_verifier_counts_on_its_own() {
+async fn each_replica_counts_uses_on_its_own() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let key = limited(app, Family::Commerce, 2, 60).await.text;
@@ -574,14 +580,14 @@ async fn cidrs_with_host_bits_or_without_a_length_are_rejected() {
 }
 
 /// The allowlist of the key that [`key_with_allowlist`] creates.
-const NETWORKS: [&str; 4] = [
+const ALLOWLIST: [&str; 4] = [
     "203.0.113.0/24",
     "198.51.100.7/32",
     "2001:db8::/32",
     "::ffff:192.0.2.0/120",
 ];
 
-/// Addresses, and whether the allowlist has them.
+/// IP addresses, and whether [`ALLOWLIST`] contains them.
 const ADDRESSES: [(&str, bool); 16] = [
     ("203.0.113.0", true),
     ("203.0.113.255", true),
@@ -602,7 +608,7 @@ const ADDRESSES: [(&str, bool); 16] = [
 ];
 
 async fn key_with_allowlist(app: &App) -> String {
-    let body = json!({"name": "Checkout", "allowed_ips": NETWORKS});
+    let body = json!({"name": "Checkout", "allowed_ips": ALLOWLIST});
     let reply = app
         .post("/api-keys", body)
         .bearer(&app.management_token("acme"))
@@ -623,7 +629,7 @@ async fn verify_checks_only_the_client_ip_of_the_request() {
                 "{address}"
             );
         }
-        // The source of the resource server's own request does not matter.
+        // The IP address of the resource server itself does not matter.
         let verify = |body: Value| {
             app.post("/verify", body)
                 .bearer(&app.service())
@@ -677,7 +683,7 @@ async fn verify_checks_only_the_client_ip_of_the_request() {
                 .body,
             r#"{"active":false}"#
         );
-        for unreadable in [
+        for invalid in [
             "",
             "203.0.113",
             "203.0.113.9/32",
@@ -686,11 +692,11 @@ async fn verify_checks_only_the_client_ip_of_the_request() {
             "0313.0.113.9",
             "localhost",
         ] {
-            let reply = verify(json!({"key": key, "client_ip": unreadable})).await;
+            let reply = verify(json!({"key": key, "client_ip": invalid})).await;
             assert_eq!(
                 reply.errors(),
                 ["/client_ip must be an IPv4 or IPv6 address"],
-                "{unreadable}"
+                "{invalid}"
             );
         }
     })
@@ -750,18 +756,19 @@ async fn rightmost_untrusted_hop_is_the_client() {
                 (&["198.51.100.99, 203.0.113.9, ::ffff:10.1.2.3"], true),
                 (&["203.0.113.9, 2001:dba::1"], true),
                 (&["203.0.113.9, 198.51.100.99, 10.1.2.3"], false),
-                // Several fields are one list, in their order.
+                // Several headers form one list, in their order.
                 (&["203.0.113.9", "198.51.100.99"], false),
                 (&["198.51.100.99", "203.0.113.9"], true),
                 (&["203.0.113.9", "10.1.2.3"], true),
-                // Missing, empty or unreadable, or only trusted proxies.
+                // Without a client: the list is absent, empty or invalid, or has only trusted proxies.
                 (&[], false),
                 (&[""], false),
                 (&["203.0.113.9, "], false),
                 (&["203.0.113.9, unknown"], false),
+                (&["10.1.2.3, 127.0.0.1"], false),
+                // A port is ignored.
                 (&["203.0.113.9, 10.1.2.3:443"], true),
                 (&["203.0.113.9:443"], true),
-                (&["10.1.2.3, 127.0.0.1"], false),
             ] {
                 let expected = if allowed {
                     (200, String::new())
@@ -770,7 +777,7 @@ async fn rightmost_untrusted_hop_is_the_client() {
                 };
                 assert_eq!(authorize(hops).await, expected, "{hops:?}");
             }
-            // No other header can set the client's address.
+            // No other header can set the IP address of the client.
             for (name, value) in [
                 ("x-real-ip", "203.0.113.9"),
                 ("forwarded", "for=203.0.113.9"),
@@ -788,7 +795,7 @@ async fn rightmost_untrusted_hop_is_the_client() {
     .await;
 }
 
-/// A peer that is no trusted proxy is the client, regardless of its headers.
+/// A peer that is not a trusted proxy is the client, regardless of its headers.
 #[actix_web::test]
 async fn untrusted_peer_is_the_client() {
     each_backend_with(

@@ -14,7 +14,7 @@ use tollkey_store::testing::{Database, backends};
 use wiremock::ResponseTemplate;
 
 use self::provider::{
-    CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token,
+    CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, late_response, parameter, rs256, token,
 };
 use crate::{
     binary::Tollkey,
@@ -97,7 +97,7 @@ fn seconds(app: &App) -> i64 {
     app.clock.now().as_second()
 }
 
-/// A complete sign-in, whose claims `edit` changes.
+/// Signs in at the provider, with an ID token whose claims `edit` changes. Returns the response of the callback.
 async fn sign_in_with(app: &App, provider: &Provider, edit: impl FnOnce(&mut Value)) -> Reply {
     let started = start_sign_in(app, "/dashboard/keys").await;
     let mut claims = provider.claims(&started.url, seconds(app));
@@ -224,7 +224,7 @@ async fn cookies_have_restrictive_attributes() {
     assert_eq!(session.len(), SESSION.len() + 1 + 64);
     let mut set = back.all("set-cookie");
     set.sort_unstable();
-    let is_gone = |set: &[&str], name: &str, attributes: &str| {
+    let is_cleared = |set: &[&str], name: &str, attributes: &str| {
         let removal =
             format!("{name}=; HttpOnly; SameSite={attributes}Path=/; Max-Age=0; Expires=");
         set.iter().any(|set| set.starts_with(&removal))
@@ -236,8 +236,8 @@ async fn cookies_have_restrictive_attributes() {
             .count(),
         1
     );
-    assert!(is_gone(&set, SIGN_IN, "Lax; Secure; "), "{set:?}");
-    assert!(is_gone(&set, "tollkey_sign_in", "Lax; "), "{set:?}");
+    assert!(is_cleared(&set, SIGN_IN, "Lax; Secure; "), "{set:?}");
+    assert!(is_cleared(&set, "tollkey_sign_in", "Lax; "), "{set:?}");
 
     let out = form(&app, "/dashboard/sign-out", "")
         .header("cookie", &session)
@@ -247,8 +247,8 @@ async fn cookies_have_restrictive_attributes() {
         (303, Some("/dashboard/signed-out"))
     );
     let set = out.all("set-cookie");
-    assert!(is_gone(&set, SESSION, "Strict; Secure; "), "{set:?}");
-    assert!(is_gone(&set, "tollkey_session", "Strict; "), "{set:?}");
+    assert!(is_cleared(&set, SESSION, "Strict; Secure; "), "{set:?}");
+    assert!(is_cleared(&set, "tollkey_session", "Strict; "), "{set:?}");
     app.stop().await;
 }
 
@@ -496,12 +496,7 @@ async fn foreign_or_malformed_id_tokens_are_rejected() {
     let app = sqlite(&provider.settings()).await;
     for (name, failure, build) in rows {
         let started = start_sign_in(&app, "").await;
-        let mut claims = provider.claims(&started.url, seconds(&app));
-        // A claim set to null is removed.
-        claims
-            .as_object_mut()
-            .unwrap()
-            .retain(|_, value| !value.is_null());
+        let claims = provider.claims(&started.url, seconds(&app));
         let id_token = build(&provider, claims);
         let code = provider.sign_in(&started.url, id_token);
         let back = started.callback(&app, &code).await;
@@ -607,7 +602,7 @@ async fn mismatched_or_failed_callbacks_are_rejected() {
             "unknown",
             403,
         ),
-        // Outside development mode the `__Host-` prefix is required: any page of the host could set a plain cookie.
+        // Outside development mode the `__Host-` prefix is required, because any subdomain can set a plain cookie.
         (
             "a plain cookie",
             format!("code={code}&state={state}"),
@@ -714,7 +709,7 @@ async fn token_endpoint_failures_are_reported_as_an_outage() {
         ResponseTemplate::new(status)
             .insert_header("location", format!("{}/token", elsewhere.issuer).as_str())
     };
-    for (name, answer) in [
+    for (name, response) in [
         (
             "500",
             ResponseTemplate::new(500).set_body_string("<h1>canary</h1>"),
@@ -744,14 +739,14 @@ async fn token_endpoint_failures_are_reported_as_an_outage() {
         ("unknown error", json(400, json!({"error": "canary"}))),
         ("307", redirect(307)),
         ("302", redirect(302)),
-        ("never", never()),
+        ("no response", late_response()),
     ] {
         let started = start_sign_in(&app, "").await;
         let token = provider
             .key
             .token(&provider.claims(&started.url, seconds(&app)));
         let code = provider.sign_in(&started.url, Some(token));
-        provider.answer("/token", answer);
+        provider.set_response("/token", response);
         let start = Instant::now();
         let reply = started.callback(&app, &code).await;
         assert_eq!(
@@ -765,8 +760,8 @@ async fn token_endpoint_failures_are_reported_as_an_outage() {
             start.elapsed()
         );
     }
-    assert_eq!(elsewhere.asked("/token"), 0);
-    provider.inner().instead.clear();
+    assert_eq!(elsewhere.request_count("/token"), 0);
+    provider.inner().replacements.clear();
     session_of(&sign_in_with(&app, &provider, |_| {}).await);
     app.stop().await;
 }
@@ -795,7 +790,7 @@ async fn malformed_token_response_has_its_own_failure_code() {
     ] {
         let started = start_sign_in(&app, "").await;
         let code = provider.sign_in(&started.url, None);
-        provider.answer("/token", ResponseTemplate::new(200).set_body_json(&body));
+        provider.set_response("/token", ResponseTemplate::new(200).set_body_json(&body));
         let reply = started.callback(&app, &code).await;
         assert_eq!(assert_failed(&app, &reply, failure).await, status, "{body}");
     }
@@ -813,7 +808,7 @@ async fn invalid_provider_metadata_is_reported_as_an_outage() {
         format!("{}{DISCOVERY}", elsewhere.issuer).as_str(),
     );
     let large = ResponseTemplate::new(200).set_body_json(json!({"keys": ["k".repeat(70_000)]}));
-    for (name, path, answer) in [
+    for (name, path, response) in [
         ("500", DISCOVERY, ResponseTemplate::new(500)),
         (
             "HTML",
@@ -827,14 +822,14 @@ async fn invalid_provider_metadata_is_reported_as_an_outage() {
         ),
         ("a redirect", DISCOVERY, redirect.clone()),
         ("too large", DISCOVERY, large.clone()),
-        ("never", DISCOVERY, never()),
+        ("no response", DISCOVERY, late_response()),
         ("no keys", "/keys", ResponseTemplate::new(404)),
         ("keys elsewhere", "/keys", redirect),
         ("too many keys", "/keys", large),
-        ("keys never", "/keys", never()),
+        ("no response for the keys", "/keys", late_response()),
     ] {
-        provider.inner().instead.clear();
-        provider.answer(path, answer);
+        provider.inner().replacements.clear();
+        provider.set_response(path, response);
         app.clock.advance(Duration::from_secs(10));
         let start = Instant::now();
         let reply = app.get("/dashboard/sign-in/oidc").await;
@@ -851,8 +846,8 @@ async fn invalid_provider_metadata_is_reported_as_an_outage() {
             start.elapsed()
         );
     }
-    assert_eq!(elsewhere.asked(DISCOVERY), 0);
-    provider.inner().instead.clear();
+    assert_eq!(elsewhere.request_count(DISCOVERY), 0);
+    provider.inner().replacements.clear();
     for metadata in [
         json!({"issuer": format!("{}/", provider.issuer)}),
         json!({"issuer": "https://i.example"}),
@@ -871,12 +866,12 @@ async fn invalid_provider_metadata_is_reported_as_an_outage() {
 }
 
 #[actix_web::test]
-async fn unreachable_provider_is_fetched_once_at_a_time() {
+async fn concurrent_sign_ins_share_one_metadata_fetch() {
     const DISCOVERY: &str = "/.well-known/openid-configuration";
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
-    assert_eq!(provider.asked(DISCOVERY), 0, "no request at start");
-    provider.answer(DISCOVERY, never());
+    assert_eq!(provider.request_count(DISCOVERY), 0, "no request at start");
+    provider.set_response(DISCOVERY, late_response());
     let start = Instant::now();
     let status = || async { app.get("/dashboard/sign-in/oidc").await.status };
     let (a, b, c) = futures_util::join!(status(), status(), status());
@@ -886,11 +881,11 @@ async fn unreachable_provider_is_fetched_once_at_a_time() {
         "concurrent requests share one fetch: {:?}",
         start.elapsed()
     );
-    assert_eq!(provider.asked(DISCOVERY), 1);
+    assert_eq!(provider.request_count(DISCOVERY), 1);
     assert_eq!(status().await, 503);
-    assert_eq!(provider.asked(DISCOVERY), 1, "no fetch within 10 s");
+    assert_eq!(provider.request_count(DISCOVERY), 1, "no fetch within 10 s");
     assert_eq!(app.get("/dashboard/sign-in").await.status, 200);
-    provider.inner().instead.clear();
+    provider.inner().replacements.clear();
     app.clock.advance(Duration::from_secs(10));
     assert_eq!(status().await, 303);
     app.stop().await;
@@ -912,19 +907,25 @@ async fn provider_metadata_and_keys_are_cached() {
     for _ in 0..3 {
         session_of(&sign_in_with(&app, &provider, |_| {}).await);
     }
-    assert_eq!((provider.asked(DISCOVERY), provider.asked("/keys")), (1, 1));
+    assert_eq!(
+        (
+            provider.request_count(DISCOVERY),
+            provider.request_count("/keys")
+        ),
+        (1, 1)
+    );
     app.clock.advance(Duration::from_secs(599));
     session_of(&sign_in_with(&app, &provider, |_| {}).await);
-    assert_eq!(provider.asked(DISCOVERY), 1);
+    assert_eq!(provider.request_count(DISCOVERY), 1);
     app.clock.advance(Duration::from_secs(1));
     session_of(&sign_in_with(&app, &provider, |_| {}).await);
     eventually("a fetch in the background", async || {
-        provider.asked("/keys") == 2
+        provider.request_count("/keys") == 2
     })
     .await;
-    assert_eq!(provider.asked(DISCOVERY), 2);
+    assert_eq!(provider.request_count(DISCOVERY), 2);
 
-    // A new key is fetched when a token names it, but not for every token that names an unknown key.
+    // A token with an unknown key ID causes a fetch of the keys, but only one in 10 s.
     let new_key = Key::new("new");
     let by_new_key = async || {
         let started = start_sign_in(&app, "").await;
@@ -939,10 +940,10 @@ async fn provider_metadata_and_keys_are_cached() {
         assert_failed(&app, &by_new_key().await, "unknown-key").await,
         401
     );
-    assert_eq!(provider.asked("/keys"), 2, "no fetch within 10 s");
+    assert_eq!(provider.request_count("/keys"), 2, "no fetch within 10 s");
     app.clock.advance(Duration::from_secs(10));
     session_of(&by_new_key().await);
-    assert_eq!(provider.asked("/keys"), 3);
+    assert_eq!(provider.request_count("/keys"), 3);
     // The old key is no longer in the provider's key set.
     for _ in 0..3 {
         assert_eq!(
@@ -955,7 +956,7 @@ async fn provider_metadata_and_keys_are_cached() {
             401
         );
     }
-    assert_eq!(provider.asked("/keys"), 3);
+    assert_eq!(provider.request_count("/keys"), 3);
     app.stop().await;
 }
 
@@ -965,13 +966,13 @@ async fn sign_in_does_not_wait_for_a_metadata_refresh() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     session_of(&sign_in_with(&app, &provider, |_| {}).await);
-    provider.answer(DISCOVERY, never());
+    provider.set_response(DISCOVERY, late_response());
     for minutes in [10, 11, 60] {
         app.clock.advance(Duration::from_secs(60 * minutes));
-        // A sign-in that waited for the metadata would fail with it.
+        // A sign-in that waited for the metadata would fail, because the provider does not respond.
         session_of(&sign_in_with(&app, &provider, |_| {}).await);
         eventually("a fetch in the background", async || {
-            provider.asked(DISCOVERY) >= 2
+            provider.request_count(DISCOVERY) >= 2
         })
         .await;
     }
@@ -1098,7 +1099,7 @@ async fn sign_in_secrets_are_not_logged_at_trace() {
         "canary-access-token".to_owned(),
     ];
     let now = jiff::Timestamp::now().as_second();
-    for outcome in ["in", "another nonce", "an outage", "declined"] {
+    for outcome in ["signed in", "another nonce", "an outage", "declined"] {
         let started = started(
             &server
                 .get("/dashboard/sign-in/oidc?next=/dashboard/keys")
@@ -1136,7 +1137,7 @@ async fn sign_in_secrets_are_not_logged_at_trace() {
         let back = server.get(&path).header("cookie", &started.cookie).await;
         match cookie(&back, SESSION) {
             Some(session) => {
-                assert_eq!(outcome, "in");
+                assert_eq!(outcome, "signed in");
                 assert_eq!(
                     server
                         .get("/dashboard/keys")
@@ -1147,7 +1148,10 @@ async fn sign_in_secrets_are_not_logged_at_trace() {
                 );
                 canaries.push(session.split_once('=').unwrap().1.to_owned());
             }
-            None => assert!(outcome != "in" && back.status == 303, "{outcome}: {back}"),
+            None => assert!(
+                outcome != "signed in" && back.status == 303,
+                "{outcome}: {back}"
+            ),
         }
     }
     canaries.extend(["canary-of-the-nonce".to_owned(), "canary-text".to_owned()]);
@@ -1418,9 +1422,9 @@ async fn sign_out_continues_at_the_provider_of_the_session() {
         assert_eq!(
             page(&app, "/dashboard/keys", &session).await.status,
             303,
-            "the session is ended on the server"
+            "the session ended on the server"
         );
-        // A session of a pasted token has no session at the provider.
+        // The session of a pasted token has no session at the provider.
         let session = sign_in_at(app.running().address(), &app.management_token("acme")).await;
         let out = form(&app, "/dashboard/sign-out", "")
             .header("cookie", &session)
@@ -1442,8 +1446,8 @@ async fn sign_out_ends_the_session_before_it_calls_the_provider() {
     let session = session_of(&sign_in_with(&app, &provider, |_| {}).await);
     // A replica that has not fetched the provider's metadata yet; the provider now hangs.
     let replica = app.replica().await;
-    let fetched = provider.asked(DISCOVERY);
-    provider.answer(DISCOVERY, never());
+    let fetched = provider.request_count(DISCOVERY);
+    provider.set_response(DISCOVERY, late_response());
     let mut out = Box::pin(async {
         let call = Call::new(replica.address(), "POST", "/dashboard/sign-out");
         call.header("sec-fetch-site", "same-origin")
@@ -1453,7 +1457,7 @@ async fn sign_out_ends_the_session_before_it_calls_the_provider() {
     });
     tokio::select! {
         out = &mut out => panic!("the replica does not wait for the provider: {out}"),
-        () = eventually("a fetch", async || provider.asked(DISCOVERY) > fetched) => {}
+        () = eventually("a fetch", async || provider.request_count(DISCOVERY) > fetched) => {}
     }
     assert_eq!(
         page(&app, "/dashboard/keys", &session).await.status,
@@ -1586,7 +1590,7 @@ async fn browsers_that_accept_secure_cookies_get_them_in_development() {
 }
 
 #[actix_web::test]
-async fn pasted_token_signs_in_where_it_is_enabled() {
+async fn pasted_token_signs_in_only_if_enabled() {
     let app = sqlite(&[]).await;
     let body = format!(
         "token={}&next=/dashboard/audit",
@@ -1639,7 +1643,7 @@ async fn pasted_token_signs_in_where_it_is_enabled() {
             ("canary-of-a-token", 401),
             (&format!("{good}canary"), 401),
             ("", 401),
-            // A valid token, whose role has no access to the dashboard.
+            // A valid token whose role has no access to the dashboard.
             (&app.token(None, &["service"]), 403),
         ] {
             let reply = form(app, "/dashboard/sign-in/token", &format!("token={wrong}")).await;
@@ -1738,7 +1742,7 @@ async fn session_ends_after_one_idle_hour_or_twelve_hours() {
     each_backend_with(&provider.settings(), async |app| {
         let minute = Duration::from_secs(60);
         let session = session_of(&sign_in_with(app, &provider, |_| {}).await);
-        // The ID token expired after five minutes.
+        // The session does not end with the ID token, which expires after five minutes.
         app.clock.advance(59 * minute);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         app.clock.advance(60 * minute);
@@ -1777,7 +1781,7 @@ async fn sign_in_at(address: SocketAddr, token: &str) -> String {
     cookie(&form.await, SESSION).expect("a session")
 }
 
-/// The status for a session: 200, or 303 to the sign-in page.
+/// Returns the status of the key list for a session: 200, or 303 to the sign-in page.
 async fn keys_at(address: SocketAddr, session: &str) -> u16 {
     Call::new(address, "GET", "/dashboard/keys")
         .header("cookie", session)
@@ -1799,7 +1803,7 @@ async fn replicas_share_sessions_and_sign_outs() {
         assert_eq!(
             keys_at(replica.address(), &session).await,
             303,
-            "the session is ended on the server"
+            "the session ended on the server"
         );
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303);
         replica.stop().await;
@@ -1819,7 +1823,7 @@ async fn session_ends_when_its_sign_in_settings_change() {
         let by_token = sign_in_at(app.running().address(), &app.management_token("acme")).await;
         let by_provider = session_of(&sign_in_with(app, &provider, |_| {}).await);
         let other_secret = "EXAMPLE-another-secret-of-32-bytes-or-more";
-        // The replica's setting, and the statuses for the session of the token and of the provider.
+        // The changed setting of a replica, and its statuses for the two sessions: of the token and of the provider.
         for (name, value, token, oidc) in [
             ("TOLLKEY_LISTEN", "127.0.0.1:0", 200, 200),
             ("TOLLKEY_ROUTE_BASE", "/other", 200, 200),
@@ -1906,7 +1910,7 @@ async fn session_end_command_ends_the_selected_sessions() {
             assert!(!finished.success(), "{arguments:?}: {finished}");
         }
         assert_eq!(seen().await, [true, true, true, true]);
-        for (arguments, answer, left) in [
+        for (arguments, output, left) in [
             (
                 &["--account", "nobody"][..],
                 "sessions ended: 0",
@@ -1930,7 +1934,7 @@ async fn session_end_command_ends_the_selected_sessions() {
         ] {
             assert_eq!(
                 tollkey.answer(&[&end, arguments].concat()).await,
-                answer,
+                output,
                 "{arguments:?}"
             );
             assert_eq!(seen().await, left, "{arguments:?}");

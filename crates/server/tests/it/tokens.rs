@@ -1,5 +1,5 @@
-//! Management tokens over HTTP: which are rejected, and that all rejections look the same. The unit
-//! tests of the rules are in `auth::jwt`.
+//! Management tokens over HTTP: invalid tokens are rejected, all with the same response. The unit tests of tokens
+//! are in `auth::jwt`.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ use crate::{
     support::{App, SECRET, each_backend, each_backend_with},
 };
 
-/// A token of these parts, signed by `sign` regardless of the header.
+/// Creates a JWT with this header and these claims. `sign` returns the signature, whatever `alg` is in the header.
 fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
     let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
     let message = format!("{}.{}", part(header), part(claims));
@@ -34,7 +34,7 @@ fn hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
     move |message| hmac::sign(&key, message).as_ref().to_vec()
 }
 
-/// Valid claims with one of them changed, or removed by `null`.
+/// Returns valid claims with one claim replaced, or removed if the value is null.
 fn claims(app: &App, name: &str, value: Value) -> Value {
     let mut claims =
         json!({"sub": "ann", "account_id": "acme", "exp": app.clock.now().as_second() + 60});
@@ -111,7 +111,7 @@ async fn invalid_tokens_are_401_without_a_reason() {
 
         {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is invalid or has expired. Get a new token.","code":"invalid_token","request_id":"same"}
         "#);
-        // Clocks may differ by 30 s.
+        // A token stays valid for 30 s after its expiration, because clocks may differ.
         let late = signed(&claims(app, "exp", json!(now - 29)));
         assert_eq!(app.get("/applications").bearer(&late).await.status, 200);
         app.clock.advance(std::time::Duration::from_secs(1));
@@ -150,7 +150,7 @@ async fn valid_token_without_an_account_is_403() {
                 "the detail has the claim's name: {reply}"
             );
         }
-        // An integer is accepted in its decimal form.
+        // An integer is the account with this number as its ID.
         let reply = app
             .get("/applications")
             .bearer(&signed(&claims(app, "account_id", json!(7))))
@@ -232,7 +232,7 @@ async fn account_is_read_only_from_the_configured_claim() {
 #[actix_web::test]
 async fn public_key_requires_its_algorithm_issuer_and_audience() {
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-    let stranger = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let other_key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let der = key.public_key().as_der().unwrap();
     let pem = format!(
         "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
@@ -241,7 +241,7 @@ async fn public_key_requires_its_algorithm_issuer_and_audience() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
     fs::write(&path, &pem).unwrap();
-    let source = [
+    let settings = [
         ("TOLLKEY_JWT_HS256_SECRET", ""),
         ("TOLLKEY_JWT_PUBLIC_KEY_FILE", path.to_str().unwrap()),
         ("TOLLKEY_JWT_ISSUER", "https://issuer.example"),
@@ -265,18 +265,18 @@ async fn public_key_requires_its_algorithm_issuer_and_audience() {
             .retain(|_, value| !value.is_null());
         all
     };
-    each_backend_with(&source, async |app: &App| {
+    each_backend_with(&settings, async |app: &App| {
         let good = with(app, "roles", json!(["operator", "service"]));
-        let mine = es256(&key, &good);
-        assert_eq!(app.get("/applications").bearer(&mine).await.status, 200);
-        // Tokens of an issuer have no role until the operator configures the claim of the roles.
-        assert_eq!(app.get("/accounts/acme").bearer(&mine).await.code(), "forbidden");
-        assert_eq!(app.get("/applications?account=globex").bearer(&mine).await.code(), "forbidden");
-        assert_eq!(app.post("/verify", json!({"key": "x"})).bearer(&mine).await.code(), "forbidden");
+        let valid = es256(&key, &good);
+        assert_eq!(app.get("/applications").bearer(&valid).await.status, 200);
+        // Tokens that are verified with a public key have no roles unless `TOLLKEY_JWT_ROLES_CLAIM` is set.
+        assert_eq!(app.get("/accounts/acme").bearer(&valid).await.code(), "forbidden");
+        assert_eq!(app.get("/applications?account=globex").bearer(&valid).await.code(), "forbidden");
+        assert_eq!(app.post("/verify", json!({"key": "x"})).bearer(&valid).await.code(), "forbidden");
 
         let confused = |secret: &[u8]| token(&json!({"alg": "HS256"}), &good, hs256(secret));
         for (name, bad) in [
-            ("another key", es256(&stranger, &good)),
+            ("another key", es256(&other_key, &good)),
             ("the public key's PEM as a secret", confused(pem.as_bytes())),
             ("the public key's DER as a secret", confused(der.as_ref())),
             ("the public key's point as a secret", confused(key.public_key().as_ref())),
@@ -284,7 +284,7 @@ async fn public_key_requires_its_algorithm_issuer_and_audience() {
             ("alg none", token(&json!({"alg": "none"}), &good, |_| Vec::new())),
             ("a key in the token's header", {
                 let header = json!({"alg": "ES256", "jwk": {"kty": "EC"}, "jku": "https://evil.example/keys"});
-                token(&header, &good, |message| stranger.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec())
+                token(&header, &good, |message| other_key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec())
             }),
             ("no issuer", es256(&key, &with(app, "iss", Value::Null))),
             ("another issuer", es256(&key, &with(app, "iss", json!("https://issuer.example.evil")))),
@@ -296,10 +296,10 @@ async fn public_key_requires_its_algorithm_issuer_and_audience() {
         }
     })
     .await;
-    // With a configured claim.
-    let mut source = source.to_vec();
-    source.push(("TOLLKEY_JWT_ROLES_CLAIM", "tollkey_roles"));
-    each_backend_with(&source, async |app: &App| {
+    // With `TOLLKEY_JWT_ROLES_CLAIM`.
+    let mut settings = settings.to_vec();
+    settings.push(("TOLLKEY_JWT_ROLES_CLAIM", "tollkey_roles"));
+    each_backend_with(&settings, async |app: &App| {
         let operator = es256(&key, &with(app, "tollkey_roles", json!(["operator"])));
         assert_eq!(
             app.get("/accounts/acme").bearer(&operator).await.status,

@@ -66,7 +66,7 @@ pub(in super::super) struct KeyView {
     pub(in super::super) scopes: Vec<String>,
     pub(in super::super) merchants: Option<Vec<String>>,
     pub(in super::super) features: Option<Vec<&'static str>>,
-    pub(in super::super) networks: Option<Vec<String>>,
+    pub(in super::super) allowed_ips: Option<Vec<String>>,
     pub(in super::super) rate_limit: Option<String>,
     pub(in super::super) application: Option<Choice>,
     pub(in super::super) metadata: Option<String>,
@@ -127,7 +127,7 @@ impl KeyView {
                 .features
                 .as_ref()
                 .map(|all| all.iter().map(|feature| feature.as_str()).collect()),
-            networks: restrictions
+            allowed_ips: restrictions
                 .allowed_ips
                 .as_ref()
                 .map(|list| list.networks().iter().map(ToString::to_string).collect()),

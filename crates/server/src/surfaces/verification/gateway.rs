@@ -404,7 +404,7 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
 /// Mounts a handler for all methods on one path, with its OpenAPI description. actix's route macros need a list of
 /// methods, but a gateway can send any method.
 macro_rules! any_method {
-    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $audit_fields:ident) => {
+    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $description:ident) => {
         $(#[$doc])*
         pub struct $name;
 
@@ -415,11 +415,11 @@ macro_rules! any_method {
         }
         impl OpenApiFactory for $name {
             fn paths(&self) -> utoipa::openapi::path::Paths {
-                OpenApiFactory::paths(&$audit_fields)
+                OpenApiFactory::paths(&$description)
             }
 
             fn schemas(&self, schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>) {
-                OpenApiFactory::schemas(&$audit_fields, schemas);
+                OpenApiFactory::schemas(&$description, schemas);
             }
         }
     };

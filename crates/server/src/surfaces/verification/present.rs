@@ -1,4 +1,4 @@
-//! Converts the results of verifications.
+//! Converts the results of verifications to API responses.
 
 use jiff::Timestamp;
 use tollkey_api::verification as api;

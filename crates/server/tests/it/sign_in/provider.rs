@@ -38,7 +38,7 @@ pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A token of these parts, signed by `sign` regardless of the header.
+/// Creates a JWT with this header and these claims. `sign` returns the signature, whatever `alg` is in the header.
 pub fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
     let message = format!(
         "{}.{}",
@@ -127,7 +127,7 @@ pub fn eddsa(claims: &Value) -> (Value, String) {
     )
 }
 
-/// What the provider exchanges for a code, once.
+/// The data of an authorization code, which can be exchanged once.
 struct Grant {
     challenge: String,
     redirect: String,
@@ -136,14 +136,14 @@ struct Grant {
 
 pub struct Inner {
     issuer: String,
-    /// Fields of the discovery document that replace the usual ones.
+    /// Fields of the discovery document that replace the default ones.
     pub metadata: Value,
     pub keys: Vec<Value>,
-    restrictions: HashMap<String, Grant>,
+    grants: HashMap<String, Grant>,
     codes: u32,
-    /// Responses that replace the usual ones, by path.
-    pub instead: HashMap<&'static str, ResponseTemplate>,
-    /// The requests so far: path, credentials in the header, body.
+    /// Responses that replace the default ones, by path.
+    pub replacements: HashMap<&'static str, ResponseTemplate>,
+    /// The received requests: path, `Authorization` header and body.
     pub requests: Vec<(String, String, String)>,
     /// How the client authenticates.
     pub client: ClientAuth,
@@ -174,9 +174,9 @@ impl Provider {
             issuer: server.uri(),
             metadata: json!({}),
             keys: vec![key.jwk(), rsa_jwk("rsa")],
-            restrictions: HashMap::new(),
+            grants: HashMap::new(),
             codes: 0,
-            instead: HashMap::new(),
+            replacements: HashMap::new(),
             requests: Vec::new(),
             client: ClientAuth::Basic,
         };
@@ -197,8 +197,8 @@ impl Provider {
         self.responder.0.lock().unwrap()
     }
 
-    /// The number of requests to that path.
-    pub fn asked(&self, path: &str) -> usize {
+    /// Returns the number of requests to this path.
+    pub fn request_count(&self, path: &str) -> usize {
         self.inner()
             .requests
             .iter()
@@ -206,9 +206,9 @@ impl Provider {
             .count()
     }
 
-    /// Replaces the responses of that path.
-    pub fn answer(&self, path: &'static str, answer: ResponseTemplate) {
-        self.inner().instead.insert(path, answer);
+    /// Replaces all responses of this path.
+    pub fn set_response(&self, path: &'static str, response: ResponseTemplate) {
+        self.inner().replacements.insert(path, response);
     }
 
     /// The server's settings for this provider.
@@ -223,18 +223,19 @@ impl Provider {
         ]
     }
 
-    /// The claims of the ID token for the user who was redirected by that URL.
-    pub fn claims(&self, sent_by: &Url, now: i64) -> Value {
+    /// Returns the claims of the ID token for the sign-in that this authorization URL started.
+    pub fn claims(&self, authorization_url: &Url, now: i64) -> Value {
         json!({
             "iss": self.issuer, "sub": "ada", "aud": CLIENT, "exp": now + 300, "iat": now,
-            "nonce": parameter(sent_by, "nonce"), "account_id": "acme",
+            "nonce": parameter(authorization_url, "nonce"), "account_id": "acme",
         })
     }
 
-    /// Signs in the user who was redirected by that URL. Returns the code to exchange for the ID token.
-    pub fn sign_in(&self, sent_by: &Url, id_token: Option<String>) -> String {
+    /// Signs the user in at the provider, after the redirect to this authorization URL. Returns the code for the
+    /// callback.
+    pub fn sign_in(&self, authorization_url: &Url, id_token: Option<String>) -> String {
         assert_eq!(
-            sent_by.as_str().split('?').next(),
+            authorization_url.as_str().split('?').next(),
             Some(format!("{}/authorize", self.issuer).as_str())
         );
         for (name, expected) in [
@@ -243,7 +244,7 @@ impl Provider {
             ("code_challenge_method", "S256"),
             ("scope", "openid profile keys:manage"),
         ] {
-            assert_eq!(parameter(sent_by, name), expected, "{name}");
+            assert_eq!(parameter(authorization_url, name), expected, "{name}");
         }
         // With and without a path prefix.
         let redirects = [
@@ -251,21 +252,21 @@ impl Provider {
             format!("{UNDER_PREFIX}/dashboard/sign-in/callback"),
         ];
         assert!(
-            redirects.contains(&parameter(sent_by, "redirect_uri")),
-            "{sent_by}"
+            redirects.contains(&parameter(authorization_url, "redirect_uri")),
+            "{authorization_url}"
         );
         for name in ["state", "nonce", "code_challenge"] {
-            assert!(parameter(sent_by, name).len() >= 43, "{name}");
+            assert!(parameter(authorization_url, name).len() >= 43, "{name}");
         }
         let grant = Grant {
-            challenge: parameter(sent_by, "code_challenge"),
-            redirect: parameter(sent_by, "redirect_uri"),
+            challenge: parameter(authorization_url, "code_challenge"),
+            redirect: parameter(authorization_url, "redirect_uri"),
             id_token,
         };
         let mut inner = self.inner();
         inner.codes += 1;
         let code = format!("canary-code-{}", inner.codes);
-        inner.restrictions.insert(code.clone(), grant);
+        inner.grants.insert(code.clone(), grant);
         code
     }
 }
@@ -293,8 +294,8 @@ impl Respond for Responder {
         inner
             .requests
             .push((path.clone(), header("authorization"), body.clone()));
-        if let Some(answer) = inner.instead.get(path.as_str()) {
-            return answer.clone();
+        if let Some(response) = inner.replacements.get(path.as_str()) {
+            return response.clone();
         }
         match path.as_str() {
             "/.well-known/openid-configuration" => {
@@ -333,7 +334,7 @@ impl Inner {
 
     fn exchange(&mut self, credentials: &str, body: &str) -> ResponseTemplate {
         let reject = |error: &str| {
-            // Some providers repeat the request in the description.
+            // Some providers repeat the request in the error description.
             let response =
                 json!({"error": error, "error_description": format!("{credentials} {body}")});
             ResponseTemplate::new(if error == "invalid_client" { 401 } else { 400 })
@@ -350,7 +351,7 @@ impl Inner {
             "Basic {}",
             STANDARD.encode("tollkey+dashboard:canary%3Asecret%2Fof+the+client")
         );
-        let known = match self.client {
+        let is_authenticated = match self.client {
             ClientAuth::Basic => credentials == basic && !body.contains("secret"),
             ClientAuth::Body => {
                 credentials.is_empty() && has("client_id", CLIENT) && has("client_secret", SECRET)
@@ -359,13 +360,10 @@ impl Inner {
                 credentials.is_empty() && has("client_id", CLIENT) && !body.contains("secret")
             }
         };
-        if !known {
+        if !is_authenticated {
             return reject("invalid_client");
         }
-        let Some(grant) = sent
-            .get("code")
-            .and_then(|code| self.restrictions.remove(code))
-        else {
+        let Some(grant) = sent.get("code").and_then(|code| self.grants.remove(code)) else {
             return reject("invalid_grant");
         };
         let verifier = sent
@@ -388,7 +386,7 @@ impl Inner {
     }
 }
 
-/// A response that takes longer than any client waits.
-pub fn never() -> ResponseTemplate {
+/// A response that arrives after the timeout of every client.
+pub fn late_response() -> ResponseTemplate {
     ResponseTemplate::new(200).set_delay(Duration::from_secs(120))
 }

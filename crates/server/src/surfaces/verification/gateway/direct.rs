@@ -1,7 +1,8 @@
-//! Handles gateway requests before the application. They are the most frequent requests, and routing and middleware
-//! take longer than verifying a key.
+//! Handles gateway requests without the routing and the middleware of actix, which take longer than the verification
+//! of a key. Gateway requests are the most frequent requests.
 //!
-//! A path that needs decoding is left to the application, which has the same routes and sends the same responses.
+//! Other requests go to the application, including gateway requests with a path that must be decoded first. The
+//! application has the same routes and sends the same responses.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,25 +28,25 @@ use crate::{
 
 /// Maximum number of cached requirements. A gateway's configuration has one for each kind of route.
 const REQUIREMENTS_MAX: usize = 256;
-/// Longest text of requirements that is cached, in bytes.
+/// Maximum length of the text of cached requirements, in bytes.
 const TEXT_MAX: usize = 1024;
 
-/// Parsed requirements by their text. Queries and path segments have separate caches, because the same text can have a
-/// different meaning in the other syntax.
+/// A cache of parsed requirements by their text. Queries and path segments have separate caches, because the same text
+/// can have different meanings in the two syntaxes.
 #[derive(Default)]
 struct RequirementCache(RefCell<HashMap<Box<str>, Rc<Requirement>>>);
 
 impl RequirementCache {
-    /// Returns the requirements of this text, which are parsed once.
+    /// Returns the cached requirements of this text, or parses and caches them.
     fn get(
         &self,
         text: &str,
-        read: impl FnOnce() -> Result<Requirement, Invalid>,
+        parse: impl FnOnce() -> Result<Requirement, Invalid>,
     ) -> Result<Rc<Requirement>, Invalid> {
-        if let Some(known) = self.0.borrow().get(text) {
-            return Ok(Rc::clone(known));
+        if let Some(cached) = self.0.borrow().get(text) {
+            return Ok(Rc::clone(cached));
         }
-        let requirement = Rc::new(read()?);
+        let requirement = Rc::new(parse()?);
         if text.len() <= TEXT_MAX {
             let mut cached = self.0.borrow_mut();
             if cached.len() >= REQUIREMENTS_MAX {
@@ -57,7 +58,7 @@ impl RequirementCache {
     }
 }
 
-/// Handles gateway requests before the application, separately for each worker.
+/// Handles the gateway requests of one worker.
 pub struct DirectGateway {
     state: web::Data<State>,
     requests: telemetry::Requests,
@@ -66,7 +67,7 @@ pub struct DirectGateway {
 }
 
 impl DirectGateway {
-    /// Creates the gateway routes of a worker.
+    /// Creates the handler of a worker.
     #[must_use]
     pub fn new(state: web::Data<State>) -> Self {
         Self {
@@ -111,7 +112,7 @@ impl EarlyHandler for DirectGateway {
         let Some(dialect) = dialect(path) else {
             return Err(request);
         };
-        let passage = RequestTrace::begin(state, head.headers(), &GATEWAYS);
+        let trace = RequestTrace::begin(state, head.headers(), &GATEWAYS);
         let requirement = match dialect {
             Dialect::ExtAuthz => match ext_authz_parts(path) {
                 Some((segment, _)) => self
@@ -127,16 +128,16 @@ impl EarlyHandler for DirectGateway {
         };
         let gateway_request = GatewayRequest {
             head,
-            id: &passage.id,
+            id: &trace.id,
             rate_limit: Cell::new(None),
         };
         let authorization = dialect.authorization(head, path, requirement);
         let mut response: HttpResponse =
             match authorize(&gateway_request, state, authorization).await {
                 Ok(response) => response,
-                Err(Rejection(problem)) => passage.render(state, &problem),
+                Err(Rejection(problem)) => trace.render(state, &problem),
             };
-        passage.end(
+        trace.end(
             state,
             &self.requests,
             (&head.method, Some(dialect.pattern())),
@@ -147,7 +148,7 @@ impl EarlyHandler for DirectGateway {
     }
 }
 
-/// Returns the dialect of a path that needs no decoding.
+/// Returns the dialect of a gateway path, or `None` for other paths and for paths that must be decoded first.
 fn dialect(path: &str) -> Option<Dialect> {
     [Dialect::ForwardAuth, Dialect::AuthRequest]
         .into_iter()
