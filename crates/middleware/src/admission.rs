@@ -131,8 +131,8 @@ impl Admission {
         }
     }
 
-    /// Cancels this admission if `guard` is the same and authorizes the request again, as with nested layers: only the inner
-    /// layer counts.
+    /// Cancels this admission if `guard` is the guard that returned it. Call it when `guard` authorizes the same request
+    /// again, as with nested layers, so that the request counts once.
     pub fn cancel_if_same_guard(&self, guard: &Guard) {
         match &self.0 {
             Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.cancel(),
@@ -165,7 +165,7 @@ impl Guard {
     /// Authorizes a request from the cache. Returns `None`, and counts nothing, if the key is not cached: call
     /// [`check`](Self::check) then.
     ///
-    /// This saves a framework a boxed future per request.
+    /// So a framework needs no boxed future for a request with a cached key.
     #[must_use]
     pub fn check_cached(
         &self,
@@ -192,7 +192,7 @@ impl Guard {
         let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
         match waiting.await {
             Ok(denial) => denial,
-            // The guard was shut down, so nothing can be reported any more.
+            // The guard was shut down, so it gets no more changes.
             Err(_) => pending().await,
         }
     }
@@ -337,7 +337,7 @@ impl Guard {
                     problem.missing_scopes = missing.cloned().collect();
                 }
             }
-            // The default; `with_rate` sets the time of the verdict.
+            // A default, which `with_rate` replaces with the time from the verdict.
             Denial::RateLimited => problem.retry_after = Some(1),
             _ => {}
         }

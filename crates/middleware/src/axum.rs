@@ -49,7 +49,7 @@ impl IntoResponse for Rejection {
         *response.status_mut() =
             StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         for (name, value) in rejected.headers {
-            // The application's own format may have set an invalid header; it is left out.
+            // The closure of `on_rejection` may have set an invalid header, which is left out.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::try_from(name), HeaderValue::try_from(value))
             {

@@ -119,7 +119,8 @@ pub enum ConnectError {
 }
 
 impl Guard {
-    /// Subscribes to the server at this URL with a service key (`tks_…`). Returns when keys are authorized from the cache.
+    /// Subscribes to the server at this URL with a service key (`tks_…`). Returns once cached keys can be used, or after ten
+    /// seconds: without a lease, the guard looks up every key at the server.
     ///
     /// ```no_run
     /// # async fn example(service_key: String) -> Result<(), tollkey_middleware::ConnectError> {
@@ -146,8 +147,8 @@ impl Guard {
         GuardBuilder::default()
     }
 
-    /// Ends the subscription: sends the remaining usage, and revocations no longer wait for this process. Call it when the
-    /// last request is done; later requests are rejected with 503. It takes at most a lease (3 s). Without this call, the
+    /// Ends the subscription and sends the remaining usage. Revocations then no longer wait for this process. Call it when
+    /// the last request is done; later requests are rejected with 503. It takes at most a lease (3 s). Without this call, the
     /// subscription ends in the background when the last clone is dropped.
     pub async fn shutdown(&self) {
         self.0.background.stop().await;
@@ -301,17 +302,17 @@ impl GuardBuilder {
         self
     }
 
-    /// Sets the realm in the challenge of a 401 (RFC 6750). The default is `tollkey`.
+    /// Sets the realm in challenges (`WWW-Authenticate`, RFC 6750). The default is `tollkey`.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
     /// Sets a closure that formats rejections. It gets each response before it is sent, and can change the body, the headers
-    /// and the status to that of another error. It is called for rejections by layers, by `require`, by the extractor and by
+    /// and the status, but only to another error status. It is called for rejections by layers, by `require`, by the extractor and by
     /// [`VerifiedKey::require`](crate::VerifiedKey::require), but not for rejections in gRPC form.
     ///
-    /// A status below 400 is not used, and `cache-control` stays `no-store`.
+    /// A status outside of 400 to 599 is ignored, and `cache-control` stays `no-store`.
     ///
     /// ```
     /// # use tollkey_middleware::Guard;
@@ -347,7 +348,8 @@ impl GuardBuilder {
         self
     }
 
-    /// Connects to the server, and returns the guard when keys are authorized from the cache.
+    /// Connects to the server. Returns the guard once cached keys can be used, or after the time limit: without a lease, the
+    /// guard looks up every key at the server.
     ///
     /// # Errors
     /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after the time limit
@@ -363,7 +365,7 @@ impl GuardBuilder {
             .on_background(probe(prepared.client.clone(), deadline))
             .await??;
         let guard = prepared.start()?;
-        // If there is no lease by the deadline, the guard works too: it looks up every key at the server.
+        // Without a lease at the deadline, the guard still works: it looks up every key at the server.
         let subscribed = guard.clone();
         let leased = async move {
             while subscribed.stats().lease_left.is_zero() && Instant::now() < deadline {

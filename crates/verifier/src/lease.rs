@@ -2,8 +2,8 @@
 //!
 //! The rules, which must not be loosened:
 //!
-//! - A lease counts from before its renewal was sent, and is granted only by a renewal at exactly the change up to which
-//!   everything has been evicted.
+//! - A lease starts when its renewal is sent, not when the result arrives. A renewal succeeds only if the change counter is
+//!   exactly at the change up to which this verifier has evicted everything.
 //! - The holder of a lease subtracts the margin; a verifier that waits for the end of a lease adds it.
 //! - A report of applied changes does not extend the lease.
 //! - A change is reported as applied only if every subscriber whose lease is valid has applied it too.
@@ -55,7 +55,8 @@ impl<S: Primary> Verifier<S> {
         inner.cache.stop();
         inner.notification.notify_one(); // a concurrent `run` ends too
         if let Some(end) = inner.cache.subscribed_until() {
-            // No lease is granted after `cache.stop`. The runtime's clock is never ahead of ours, which also counts suspension.
+            // No lease is granted after `cache.stop`. Sleeping by the runtime's clock is never too short: unlike `self.clock`, it
+            // may not count the time in which the machine is suspended.
             let left = Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())));
             sleep(left.min(STOP_WAIT)).await;
             if left > STOP_WAIT {
@@ -92,7 +93,7 @@ impl<S: Primary> Inner<S> {
                     );
                 }
             }
-            // Sooner after a failure, so that a short outage does not cost the lease.
+            // Renew sooner after a failure, so that the lease does not expire during a short outage.
             let pause = match renewed {
                 Ok(seq) => {
                     reported = seq;
@@ -139,8 +140,8 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Applies the missing changes, and reports the change up to which everything is applied everywhere if it is not
-    /// `reported` already. Returns the reported change.
+    /// Applies the missing changes. Then reports the change up to which this verifier and its subscribers have applied
+    /// everything, unless it is `reported`. Returns that change.
     async fn report(&self, reported: Seq) -> Result<Seq, Unavailable> {
         self.catch_up().await?;
         let (.., applied) = self.cache.applied_everywhere(nanos(self.clock.elapsed()));

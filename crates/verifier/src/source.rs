@@ -245,7 +245,7 @@ pub struct PollResponse {
     /// The changes after the subscriber's position. `None` if the log does not continue from there: the subscriber must clear
     /// its cache.
     pub changes: Option<Vec<Changed>>,
-    /// The lease that the subscriber may take once it has applied the changes, counted from before it sent the poll. Zero if
+    /// The lease that the subscriber may take once it has applied the changes, counted from when it sent the poll. Zero if
     /// the upstream holds no lease, or if more changes are missing.
     pub lease: Duration,
 }

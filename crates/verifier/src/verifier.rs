@@ -35,7 +35,7 @@ use crate::{
 
 /// Verifies keys. Cheap to clone; all clones share one cache.
 ///
-/// It decides by cached keys only while it holds a lease. [`Verifier::run`] keeps the lease if the source is a
+/// It uses cached keys only while it holds a lease. [`Verifier::run`] keeps the lease if the source is a
 /// [`Primary`], [`Verifier::subscribe`] if it is an [`crate::Upstream`]. Without a lease, every verification looks the key
 /// up at the source.
 pub struct Verifier<S>(pub(crate) Arc<Inner<S>>);
@@ -200,7 +200,7 @@ impl<S: Source> Verifier<S> {
     }
 
     /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from its rate
-    /// limit. Looks up a key that is not cached for the client at [`AccessRequest::client_ip`].
+    /// limit. If the key is not cached, the look-up counts for the client at [`AccessRequest::client_ip`].
     ///
     /// # Errors
     /// [`Unavailable`] if the key is not cached and the source does not respond, or if too many look-ups wait.
@@ -490,7 +490,7 @@ impl Decision {
     }
 
     fn verdict(self, entry: Arc<Entry>) -> Verdict {
-        // A key that the viewer may not see is unknown.
+        // A verdict must not contain a key that the viewer cannot see.
         let is_known = self.outcome != Err(Denial::UnknownKey);
         Verdict {
             outcome: self.outcome,

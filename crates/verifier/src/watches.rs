@@ -1,4 +1,4 @@
-//! Notifies requests that continue after they were authorized of changes to their keys. An evicted key is still watched.
+//! Notifies long-running requests of changes to their keys after authorization. A key stays watched after it is evicted.
 
 use std::collections::HashMap;
 

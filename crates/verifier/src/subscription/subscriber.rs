@@ -2,10 +2,12 @@
 //!
 //! The rules, which must not be loosened:
 //!
-//! - A lease is taken only after all changes that came with it have been applied, and counts from before the poll was sent.
+//! - A lease starts when the poll is sent, not when the response arrives. It is taken only after all changes in the
+//!   response have been applied.
 //! - A change is acknowledged only after the keys that it affects have been evicted.
 //! - A subscriber that has missed too many changes, or whose upstream has another history, clears its cache.
-//! - A poll has a new random ID from the operating system, because a snapshot of the machine copies any other generator. A
+//! - A poll has a new random ID from the operating system, because a snapshot of the machine copies the state of any other
+//!   generator. A
 //!   poll without a response is repeated with the same ID and the same usage.
 //! - A poll names every previous poll whose lease a replica may consider valid. Otherwise, that replica would take the
 //!   subscriber for another process.
@@ -177,7 +179,7 @@ impl<S: Upstream> Verifier<S> {
             .cache
             .apply_news(news.position, news.changes.as_deref());
         if !news.lease.is_zero() {
-            // Only after the changed keys are evicted. Clearing the cache has started a new generation.
+            // The lease is granted only after the changed keys are evicted. If the cache was cleared, this is a new generation.
             let (_, generation) = inner.cache.applied();
             let end = (sent_at + news.lease).saturating_sub(margin(news.lease));
             inner.cache.grant(generation, nanos(end));

@@ -197,7 +197,7 @@ impl Subscribers {
             if newest.previous.contains(&ids.id) {
                 return Ok(Arrival::Late);
             }
-            // A process that has left polls no more.
+            // A process that has ended its subscription sends no more polls.
             let follows = ids.previous.contains(&newest.id) && (leaves || !subscriber.left);
             if !follows && subscriber.may_hold_lease(self.margin, now) {
                 subscriber.shared = true;
@@ -225,7 +225,7 @@ impl Subscribers {
     }
 
     /// Returns how a poll that has arrived relates to the newest poll now, for example after its wait.
-    pub(crate) fn still(&self, id: VerifierId, ids: Option<&PollIds>) -> Result<Arrival, SharedId> {
+    pub(crate) fn arrival_now(&self, id: VerifierId, ids: Option<&PollIds>) -> Result<Arrival, SharedId> {
         match (self.known.get(&id), ids) {
             (Some(subscriber), _) if subscriber.shared => Err(SharedId),
             (Some(subscriber), Some(ids)) if !subscriber.is_newest(ids) => Ok(Arrival::Late),
@@ -304,7 +304,7 @@ impl Subscribers {
     }
 
     /// Discards all acknowledgements, because they belong to another log.
-    pub(crate) fn disown(&mut self) {
+    pub(crate) fn clear_acknowledgements(&mut self) {
         for subscriber in self.known.values_mut() {
             subscriber.acknowledged = Seq::default();
         }
@@ -386,7 +386,7 @@ mod tests {
                     "both need a new ID"
                 );
                 assert_eq!(
-                    all.still(id(1), Some(ids)),
+                    all.arrival_now(id(1), Some(ids)),
                     Err(SharedId),
                     "a waiting poll is rejected too"
                 );
@@ -395,7 +395,7 @@ mod tests {
             assert_eq!(
                 all.acknowledged(104),
                 Some(Seq(0)),
-                "nothing counts until the longest lease has ended"
+                "no acknowledgement counts until the longest lease has ended"
             );
             assert_eq!(all.acknowledged(105), None);
         }
@@ -430,7 +430,7 @@ mod tests {
         );
         for late in [ids(2, [1]), ids(1, [])] {
             assert_eq!(all.arrive(id(1), Some(&late), false, 20), Ok(Arrival::Late));
-            assert_eq!(all.still(id(1), Some(&late)), Ok(Arrival::Late));
+            assert_eq!(all.arrival_now(id(1), Some(&late)), Ok(Arrival::Late));
             assert!(
                 !all.counts(id(1), Some(&late)),
                 "the usage of a late poll was counted already"
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn mixed_polls_with_and_without_ids_are_no_clone() {
+    fn polls_with_and_without_ids_are_not_taken_for_clones() {
         let mut all = polled();
         for n in 0..600_u64 {
             assert_eq!(all.arrive(id(1), None, false, 20), Ok(Arrival::Newest));
@@ -606,7 +606,7 @@ mod tests {
     fn acknowledgements_do_not_count_in_another_history() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(30), 100, 0).unwrap();
-        all.disown();
+        all.clear_acknowledgements();
         assert_eq!(all.acknowledged(1), Some(Seq(0)));
     }
 
