@@ -10,8 +10,9 @@ use http::{Extensions, HeaderName, HeaderValue, StatusCode, request::Parts};
 use crate::{Admission, Rejection, VerifiedKey};
 
 impl VerifiedKey {
-    /// Returns the key from the extensions of a request, for frameworks without extractors such as tonic and hyper. `None`
-    /// without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and the request has none.
+    /// Returns the key from the extensions of a request, for frameworks without extractors such as tonic and
+    /// hyper. `None` without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and
+    /// the request has none.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Option<Self> {
         extensions.get::<Admission>()?.key().cloned()

@@ -13,7 +13,7 @@ use crate::{
 pub const SAFE: &str =
     "no verification that began after the response to the revocation accepts the key";
 
-/// A second property: no creation escapes the marking.
+/// A second property: a marking also covers descendants that are created at the same time.
 pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
 
 /// A third property: no crash leaves a marking that no replica can finish.
@@ -32,8 +32,8 @@ pub enum CallerTask {
     Change,
     /// Revokes the key, which is already revoked.
     Repeat,
-    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs in the process
-    /// that revokes the key.
+    /// Marks the descendants of the revoked key. This is a background task of a replica; the first one runs
+    /// in the process that revokes the key.
     Mark,
 }
 
@@ -41,7 +41,7 @@ pub enum CallerTask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriberKind {
     /// None.
-    Nobody,
+    None,
     /// Polls verifier 0, and verifies nothing.
     Quiet,
     /// Polls verifier 0, and verifies.
@@ -57,8 +57,8 @@ pub struct Bounds {
     pub lease: u8,
     /// The number of verifiers.
     pub verifiers: u8,
-    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose verifier does
-    /// nothing.
+    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose
+    /// verifier does nothing.
     pub callers: &'static [(CallerTask, Option<u8>)],
     /// The subscriber.
     pub subscriber: SubscriberKind,
@@ -66,9 +66,9 @@ pub struct Bounds {
     pub fine: bool,
     /// Whether verifiers stop gracefully.
     pub stops: bool,
-    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed only if this is
-    /// set.
-    pub asks: Option<u8>,
+    /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed
+    /// only if this is set.
+    pub max_renewals: Option<u8>,
     /// The keys that are verified, one in each run.
     pub keys: &'static [Key],
     /// Whether the verifiers are servers of the previous release, which read only a key's own row. They must reject a
@@ -101,11 +101,11 @@ pub enum Action {
     Tick,
     TickAsleep,
 
-    Ask(u8),
+    SendRenewal(u8),
     Compare(u8),
     Renew(u8),
     Grant(u8),
-    Lose(u8),
+    LoseRenewal(u8),
     ReadChanges(u8),
     SendReport(u8),
     Report(u8),
@@ -115,7 +115,7 @@ pub enum Action {
     Apply(CacheOwner),
     Fetch(CacheOwner),
     FetchCounter(CacheOwner),
-    Learn(CacheOwner),
+    InsertFetched(CacheOwner),
     SeeLease(CacheOwner),
     FindEntry(CacheOwner),
 
@@ -123,7 +123,7 @@ pub enum Action {
     Update(u8),
     Commit(u8),
     CommitRest(u8),
-    FindItSo(u8),
+    FindRevoked(u8),
     ReadDescendants(u8),
     WritePending(u8),
     Mark(u8),
@@ -131,10 +131,10 @@ pub enum Action {
     Crash,
     CheckAncestors,
     InsertKey,
-    Look(u8),
-    LookForSilent(u8),
+    CheckRows(u8),
+    CheckSilentRows(u8),
     Remove(u8, u8),
-    Answer(u8),
+    Respond(u8),
 
     Poll,
     Compute(u8),
@@ -180,9 +180,9 @@ impl Protocol {
 
     /// Returns what a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
-        let own = state.verifiers[usize::from(verifier)].memory.evicted;
+        let own = state.verifiers[usize::from(verifier)].cache.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
-        if subscriber.lives > 0 && self.keep(Rule::ReportsLeast) {
+        if subscriber.lives > 0 && self.keep(Rule::ReportsMinimum) {
             own.min(subscriber.acknowledged)
         } else {
             own
@@ -244,7 +244,7 @@ impl Protocol {
         if self.bounds.previous_release && state.verified != Key::Parent {
             state.marking == Marking::Propagated
         } else {
-            state.answered
+            state.responded
         }
     }
 
@@ -252,7 +252,7 @@ impl Protocol {
     fn markers(&self) -> impl Iterator<Item = u8> {
         (0..)
             .zip(self.bounds.callers)
-            .filter(|(_, (wish, _))| *wish == CallerTask::Mark)
+            .filter(|(_, (task, _))| *task == CallerTask::Mark)
             .map(|(at, _)| at)
     }
 
@@ -264,7 +264,7 @@ impl Protocol {
         } else {
             self.keep(Rule::MarkingResumed)
         };
-        self.wish(caller) == CallerTask::Mark && runs && state.marking == Marking::Pending
+        self.task(caller) == CallerTask::Mark && runs && state.marking == Marking::Pending
     }
 
     /// Returns whether that caller can delete the pending row now.
@@ -315,24 +315,24 @@ impl Protocol {
                 allowed(self.tick(state, false))?;
             }
 
-            Action::Ask(at) => {
+            Action::SendRenewal(at) => {
                 let reported = self.reported(state, at);
                 let verifier = &mut state.verifiers[usize::from(at)];
                 allowed(!verifier.stopped && verifier.renewal == Renewal::None)?;
-                if let Some(most) = self.bounds.asks {
-                    allowed(verifier.asked < most)?;
-                    verifier.asked += 1;
+                if let Some(most) = self.bounds.max_renewals {
+                    allowed(verifier.renewals_sent < most)?;
+                    verifier.renewals_sent += 1;
                 }
-                verifier.renewal = Renewal::Asked {
+                verifier.renewal = Renewal::Sent {
                     age: 0,
-                    evicted: verifier.memory.evicted,
+                    evicted: verifier.cache.evicted,
                     reported,
                 };
             }
             Action::Compare(at) => {
                 allowed(!self.keep(Rule::ShareLock))?;
                 let verifier = &mut state.verifiers[usize::from(at)];
-                let Renewal::Asked {
+                let Renewal::Sent {
                     age,
                     evicted,
                     reported,
@@ -349,13 +349,13 @@ impl Protocol {
             Action::Renew(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 let (age, reported) = match verifier.renewal {
-                    Renewal::Asked {
+                    Renewal::Sent {
                         age,
                         evicted,
                         reported,
                     } if self.keep(Rule::ShareLock) => {
                         allowed(state.locked_by.is_none())?;
-                        if evicted != state.counter && self.keep(Rule::OnlyAtTheNewest) {
+                        if evicted != state.counter && self.keep(Rule::OnlyUpToDateRenews) {
                             verifier.renewal = Renewal::None;
                             return Some(());
                         }
@@ -365,11 +365,11 @@ impl Protocol {
                     _ => return None,
                 };
                 verifier.renewal = Renewal::Written { age };
-                let asked = verifier.asked;
+                let renewals_sent = verifier.renewals_sent;
                 let row = &mut state.rows[self.row(at)];
-                let renewals = match (self.bounds.asks, &row) {
+                let renewals = match (self.bounds.max_renewals, &row) {
                     (None, _) => 0,
-                    (Some(_), _) if self.keep(Rule::RenewalsNeverRepeat) => asked,
+                    (Some(_), _) if self.keep(Rule::RenewalsNeverRepeat) => renewals_sent,
                     (Some(_), row) => row.map_or(1, |row| row.renewals + 1),
                 };
                 *row = Some(Row {
@@ -383,26 +383,26 @@ impl Protocol {
                     return None;
                 };
                 verifier.renewal = Renewal::None;
-                let age = if self.keep(Rule::CountedFromAsking) {
+                let age = if self.keep(Rule::LeaseStartsAtRenewal) {
                     age
                 } else {
                     0
                 };
                 if !verifier.stopped || !self.keep(Rule::StoppedStaysStopped) {
                     let end = self.held(self.bounds.lease).saturating_sub(age);
-                    verifier.memory.lease = verifier.memory.lease.max(end);
+                    verifier.cache.lease = verifier.cache.lease.max(end);
                 }
             }
-            Action::Lose(at) => {
+            Action::LoseRenewal(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 allowed(verifier.renewal != Renewal::None)?;
                 verifier.renewal = Renewal::None;
             }
             Action::ReadChanges(at) => {
-                let memory = &mut state.verifiers[usize::from(at)].memory;
-                allowed(memory.log == Log::None && memory.evicted < state.counter)?;
-                let ours = are_among(state.changes, memory.evicted, state.counter);
-                memory.log = Log::Read {
+                let cache = &mut state.verifiers[usize::from(at)].cache;
+                allowed(cache.log == Log::None && cache.evicted < state.counter)?;
+                let ours = are_among(state.changes, cache.evicted, state.counter);
+                cache.log = Log::Read {
                     upto: state.counter,
                     ours,
                     steps: 0,
@@ -427,7 +427,7 @@ impl Protocol {
                 allowed(self.bounds.stops && !verifier.stopped)?;
                 allowed(verifier.unregistered || self.keep(Rule::StopBeforeUnregistering))?;
                 verifier.stopped = true;
-                verifier.memory.lease = 0;
+                verifier.cache.lease = 0;
             }
             Action::Unregister(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
@@ -441,13 +441,13 @@ impl Protocol {
                 state.rows[self.row(at)] = None;
             }
 
-            Action::Apply(who) => {
-                self.apply(state, who)?;
+            Action::Apply(owner) => {
+                self.apply(state, owner)?;
                 if !self.bounds.fine {
-                    while self.apply(state, who).is_some() {}
+                    while self.apply(state, owner).is_some() {}
                 }
             }
-            Action::Fetch(who) => {
+            Action::Fetch(owner) => {
                 // A record of a revoked key does no harm in a cache, so it is not fetched.
                 allowed(self.ancestors_are_active(state))?;
                 let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent
@@ -461,52 +461,52 @@ impl Protocol {
                         Fetch::WithoutCounter
                     }
                 };
-                let memory = memory(state, who);
-                allowed(memory.fetch == Fetch::None)?;
-                memory.fetch = read;
+                let cache = cache(state, owner);
+                allowed(cache.fetch == Fetch::None)?;
+                cache.fetch = read;
             }
-            Action::FetchCounter(who) => {
+            Action::FetchCounter(owner) => {
                 let (counter, is_active) = (state.counter, Self::own_row_is_active(state));
-                let memory = memory(state, who);
-                memory.fetch = match memory.fetch {
+                let cache = cache(state, owner);
+                cache.fetch = match cache.fetch {
                     Fetch::AncestorsRead if !is_active => Fetch::None,
                     Fetch::AncestorsRead | Fetch::WithoutCounter => Fetch::Read(counter),
                     _ => return None,
                 };
             }
-            Action::Learn(who) => {
-                if let CacheOwner::Verifier(at) = who {
+            Action::InsertFetched(owner) => {
+                if let CacheOwner::Verifier(at) = owner {
                     allowed(!state.verifiers[usize::from(at)].stopped)?;
                 }
-                self.insert_fetched(memory(state, who))?;
+                self.insert_fetched(cache(state, owner))?;
             }
-            Action::SeeLease(who) => {
+            Action::SeeLease(owner) => {
                 let must_reject = self.must_reject(state);
-                let memory = memory(state, who);
+                let cache = cache(state, owner);
                 if self.keep(Rule::LeaseBeforeEntry) {
-                    allowed(must_reject && memory.request == Request::None && memory.lease > 0)?;
-                    memory.request = Request::LeaseSeen;
+                    allowed(must_reject && cache.request == Request::None && cache.lease > 0)?;
+                    cache.request = Request::LeaseSeen;
                 } else {
-                    allowed(memory.request == Request::EntrySeen)?;
-                    memory.request = Request::None;
-                    state.accepted = memory.lease > 0;
+                    allowed(cache.request == Request::EntrySeen)?;
+                    cache.request = Request::None;
+                    state.accepted = cache.lease > 0;
                 }
             }
-            Action::FindEntry(who) => {
+            Action::FindEntry(owner) => {
                 let must_reject = self.must_reject(state);
-                let memory = memory(state, who);
+                let cache = cache(state, owner);
                 if self.keep(Rule::LeaseBeforeEntry) {
-                    allowed(memory.request == Request::LeaseSeen)?;
-                    memory.request = Request::None;
-                    state.accepted = memory.cached;
+                    allowed(cache.request == Request::LeaseSeen)?;
+                    cache.request = Request::None;
+                    state.accepted = cache.cached;
                 } else {
-                    allowed(must_reject && memory.request == Request::None && memory.cached)?;
-                    memory.request = Request::EntrySeen;
+                    allowed(must_reject && cache.request == Request::None && cache.cached)?;
+                    cache.request = Request::EntrySeen;
                 }
             }
 
             Action::ReadClock(at) => {
-                allowed(!self.keep(Rule::ClockAfterUpdate) && self.wish(at) != CallerTask::Repeat)?;
+                allowed(!self.keep(Rule::ClockAfterUpdate) && self.task(at) != CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::ClockRead;
@@ -514,7 +514,7 @@ impl Protocol {
             }
             Action::Update(at) => {
                 allowed(state.locked_by.is_none() || !self.keep(Rule::NumberedAsCommitted))?;
-                match self.wish(at) {
+                match self.task(at) {
                     CallerTask::Change => {}
                     // A revocation waits for a creation that holds the lock on the key's row.
                     CallerTask::Revoke => allowed(!self.creation_holds_locks(state))?,
@@ -523,19 +523,19 @@ impl Protocol {
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
-                // Of two identical callers, the first always goes first: the order makes no difference. Callers that mark
-                // are not identical, because one of them runs in the revoking process.
+                // Of two identical callers, the first always goes first: the order makes no difference.
+                // Callers that mark are not identical, because one of them runs in the revoking process.
                 let twin = (0..at)
                     .rfind(|other| {
                         self.bounds.callers[usize::from(*other)]
                             == self.bounds.callers[usize::from(at)]
                     })
-                    .filter(|_| self.wish(at) != CallerTask::Mark);
+                    .filter(|_| self.task(at) != CallerTask::Mark);
                 allowed(
                     twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle),
                 )?;
                 let caller = &mut state.callers[usize::from(at)];
-                if self.wish(at) == CallerTask::Revoke && !self.keep(Rule::DescendantsReadUnderLock)
+                if self.task(at) == CallerTask::Revoke && !self.keep(Rule::DescendantsReadUnderLock)
                 {
                     allowed(caller.descendants.is_some())?;
                 }
@@ -558,11 +558,11 @@ impl Protocol {
                 state.counter = state.counter.max(caller.seq);
                 let seq = caller.seq;
                 caller.stage = Stage::Waiting;
-                match self.wish(at) {
+                match self.task(at) {
                     CallerTask::Change | CallerTask::Repeat => {
                         if !self.removes(at) {
                             caller.finish(); // no property depends on when this change has propagated
-                        } else if self.keep(Rule::SilenceFromLook) {
+                        } else if self.keep(Rule::SilenceFromCheck) {
                             caller.wait = 0;
                         }
                     }
@@ -597,8 +597,8 @@ impl Protocol {
                 caller.stage = Stage::Waiting;
                 state.revoked = true;
             }
-            Action::FindItSo(at) => {
-                allowed(state.revoked && self.wish(at) == CallerTask::Repeat)?;
+            Action::FindRevoked(at) => {
+                allowed(state.revoked && self.task(at) == CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
                 caller.stage = Stage::Waiting;
@@ -612,7 +612,7 @@ impl Protocol {
             Action::ReadDescendants(at) => {
                 allowed(
                     !self.keep(Rule::DescendantsReadUnderLock)
-                        && self.wish(at) == CallerTask::Revoke,
+                        && self.task(at) == CallerTask::Revoke,
                 )?;
                 let descendants = Self::has_descendants(state);
                 let caller = &mut state.callers[usize::from(at)];
@@ -621,7 +621,7 @@ impl Protocol {
             }
             Action::WritePending(at) => {
                 allowed(
-                    !self.keep(Rule::PendingWithRevocation) && self.wish(at) == CallerTask::Revoke,
+                    !self.keep(Rule::PendingWithRevocation) && self.task(at) == CallerTask::Revoke,
                 )?;
                 allowed(state.revoked && Self::has_descendants(state) && !state.crashed)?;
                 allowed(state.marking == Marking::None)?;
@@ -640,7 +640,7 @@ impl Protocol {
                 state.crashed = true;
                 let marker = self.markers().next();
                 for at in (0..).take(self.bounds.callers.len()) {
-                    if self.wish(at) != CallerTask::Revoke && Some(at) != marker {
+                    if self.task(at) != CallerTask::Revoke && Some(at) != marker {
                         continue;
                     }
                     if state.locked_by == Some(at) {
@@ -654,7 +654,7 @@ impl Protocol {
             Action::CheckAncestors => {
                 allowed(state.verified.is_created() && state.creation == Creation::None)?;
                 if self.keep(Rule::CreationChecksAncestors) {
-                    let revoking = |at: u8| self.wish(at) == CallerTask::Revoke;
+                    let revoking = |at: u8| self.task(at) == CallerTask::Revoke;
                     let waits = self.keep(Rule::CreationLocksAncestors)
                         && state.locked_by.is_some_and(revoking);
                     allowed(!waits && !state.revoked)?;
@@ -665,18 +665,18 @@ impl Protocol {
                 allowed(state.creation == Creation::Checked)?;
                 state.creation = Creation::Committed;
             }
-            Action::Look(at) => {
+            Action::CheckRows(at) => {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && !caller.clear)?;
-                if rows.is_empty() && self.wish(at) == CallerTask::Change {
+                if rows.is_empty() && self.task(at) == CallerTask::Change {
                     caller.finish();
                 } else if rows.is_empty() {
                     caller.clear = true;
                 } else {
-                    allowed(self.removes(at) && !caller.looked && !caller.searched)?;
-                    caller.looked = true;
-                    caller.silence = if self.keep(Rule::SilenceFromLook) {
+                    allowed(self.removes(at) && !caller.has_recorded && !caller.searched)?;
+                    caller.has_recorded = true;
+                    caller.silence = if self.keep(Rule::SilenceFromCheck) {
                         self.awaited(self.bounds.lease)
                     } else {
                         caller.wait
@@ -686,10 +686,10 @@ impl Protocol {
                     }
                 }
             }
-            Action::LookForSilent(at) => {
+            Action::CheckSilentRows(at) => {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
-                allowed(caller.looked && caller.silence == 0)?;
+                allowed(caller.has_recorded && caller.silence == 0)?;
                 for (row, Row { renewals, .. }) in rows {
                     if caller.seen[row] > 0
                         && (caller.seen[row] == renewals || !self.keep(Rule::OnlySilentRemoved))
@@ -697,13 +697,13 @@ impl Protocol {
                         caller.silent |= 1 << row;
                     }
                 }
-                (caller.looked, caller.searched) = (false, true);
+                (caller.has_recorded, caller.searched) = (false, true);
                 for row in 0..caller.seen.len() {
                     if caller.silent & (1 << row) == 0 {
                         caller.seen[row] = 0;
                     }
                 }
-                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
+                if caller.silent == 0 && self.task(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
@@ -718,22 +718,22 @@ impl Protocol {
                 {
                     *row = None;
                 }
-                if caller.silent == 0 && self.wish(at) == CallerTask::Change {
+                if caller.silent == 0 && self.task(at) == CallerTask::Change {
                     caller.finish();
                 }
             }
-            Action::Answer(at) => {
-                let (wish, own_verifier) = self.bounds.callers[usize::from(at)];
+            Action::Respond(at) => {
+                let (task, own_verifier) = self.bounds.callers[usize::from(at)];
                 let caller = &mut state.callers[usize::from(at)];
-                allowed(caller.stage == Stage::Waiting && wish != CallerTask::Change)?;
+                allowed(caller.stage == Stage::Waiting && task != CallerTask::Change)?;
                 let has_expired = caller.wait == 0;
                 allowed(caller.clear || has_expired || !self.keep(Rule::ChangesWait))?;
-                let waits = wish != CallerTask::Repeat || self.keep(Rule::RepeatsWait);
+                let waits = task != CallerTask::Repeat || self.keep(Rule::RepeatsWait);
                 if let Some(own_verifier) = own_verifier
                     && waits
                     && !has_expired
                 {
-                    let evicted = state.verifiers[usize::from(own_verifier)].memory.evicted;
+                    let evicted = state.verifiers[usize::from(own_verifier)].cache.evicted;
                     allowed(evicted >= caller.seq || !self.keep(Rule::OwnVerifierToo))?;
                     let known = state.subscriber.known[usize::from(own_verifier)];
                     let applied = known.lives == 0 || known.acknowledged >= caller.seq;
@@ -742,11 +742,11 @@ impl Protocol {
                 if caller.clear || !self.removes(at) {
                     caller.finish();
                 }
-                caller.stage = Stage::Answered;
-                if wish == CallerTask::Mark {
+                caller.stage = Stage::Responded;
+                if task == CallerTask::Mark {
                     state.marking = Marking::Propagated;
                 } else {
-                    state.answered = true;
+                    state.responded = true;
                 }
             }
 
@@ -755,17 +755,17 @@ impl Protocol {
                 allowed(subscriber.poll == Poll::None)?;
                 subscriber.poll = Poll::Sent {
                     age: 0,
-                    acknowledges: subscriber.memory.evicted,
+                    acknowledges: subscriber.cache.evicted,
                 };
             }
             Action::Compute(at) => {
                 let Poll::Sent { age, acknowledges } = state.subscriber.poll else {
                     return None;
                 };
-                let replica = &state.verifiers[usize::from(at)].memory;
+                let replica = &state.verifiers[usize::from(at)].cache;
                 let (upto, left) = (replica.evicted, replica.lease);
                 let ours = are_among(state.changes, acknowledges, upto);
-                if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyOfOneMoment) {
+                if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyInOneStep) {
                     self.register(state, at, acknowledges, upto, left);
                     state.subscriber.poll = Poll::Replied {
                         age,
@@ -796,8 +796,8 @@ impl Protocol {
                 else {
                     return None;
                 };
-                if !self.keep(Rule::ReplyOfOneMoment) {
-                    left = state.verifiers[usize::from(at)].memory.lease;
+                if !self.keep(Rule::ReplyInOneStep) {
+                    left = state.verifiers[usize::from(at)].cache.lease;
                 }
                 self.register(state, at, acknowledges, upto, left);
                 state.subscriber.poll = Poll::Replied {
@@ -818,8 +818,8 @@ impl Protocol {
                 else {
                     return None;
                 };
-                if upto > subscriber.memory.evicted {
-                    subscriber.memory.log = Log::Read {
+                if upto > subscriber.cache.evicted {
+                    subscriber.cache.log = Log::Read {
                         upto,
                         ours,
                         steps: 0,
@@ -832,27 +832,27 @@ impl Protocol {
                 let Poll::Applying { age, left } = subscriber.poll else {
                     return None;
                 };
-                let applied = subscriber.memory.log == Log::None;
+                let applied = subscriber.cache.log == Log::None;
                 allowed(left > 0 && (applied || !self.keep(Rule::AppliedBeforeTaken)))?;
                 let length = if self.keep(Rule::LeasesNest) {
                     left
                 } else {
                     self.bounds.lease
                 };
-                let age = if self.keep(Rule::CountedFromPolling) {
+                let age = if self.keep(Rule::LeaseStartsAtPoll) {
                     age
                 } else {
                     0
                 };
                 let end = self.held(length).saturating_sub(age);
-                subscriber.memory.lease = subscriber.memory.lease.max(end);
+                subscriber.cache.lease = subscriber.cache.lease.max(end);
                 subscriber.poll = Poll::Applying { age: 0, left: 0 };
             }
             Action::LosePoll => {
                 let subscriber = &mut state.subscriber;
                 let is_done = match subscriber.poll {
                     Poll::None | Poll::Begun { .. } => false,
-                    Poll::Applying { .. } => subscriber.memory.log == Log::None,
+                    Poll::Applying { .. } => subscriber.cache.log == Log::None,
                     Poll::Sent { .. } | Poll::Replied { .. } => true,
                 };
                 allowed(is_done)?;
@@ -862,19 +862,19 @@ impl Protocol {
         Some(())
     }
 
-    /// Passes a tick of time. Returns whether that changed anything.
+    /// Advances the time by one tick. Returns whether the state changed.
     fn tick(&self, state: &mut State, awake: bool) -> bool {
         let before = *state;
-        // An age beyond this leaves nothing of any lease.
+        // A lease that is granted at this age has expired already.
         let oldest = self.held(self.bounds.lease);
         let older = |age: &mut u8| *age = (*age + 1).min(oldest);
         let less = |left: &mut u8| *left = left.saturating_sub(1);
         if awake {
             for verifier in &mut state.verifiers {
-                less(&mut verifier.memory.lease);
+                less(&mut verifier.cache.lease);
                 match &mut verifier.renewal {
                     Renewal::None => {}
-                    Renewal::Asked { age, .. }
+                    Renewal::Sent { age, .. }
                     | Renewal::Compared { age, .. }
                     | Renewal::Written { age } => older(age),
                 }
@@ -885,7 +885,7 @@ impl Protocol {
             less(&mut caller.silence);
         }
         let subscriber = &mut state.subscriber;
-        less(&mut subscriber.memory.lease);
+        less(&mut subscriber.cache.lease);
         subscriber
             .known
             .iter_mut()
@@ -908,14 +908,14 @@ impl Protocol {
         {
             row.applied = reported;
             if !self.keep(Rule::ReportsExtendNothing) && !verifier.stopped {
-                verifier.memory.lease = self.held(self.bounds.lease);
+                verifier.cache.lease = self.held(self.bounds.lease);
             }
         }
         verifier.report = None;
     }
 
     /// Executes one of the three steps of applying changes.
-    fn apply(&self, state: &mut State, who: CacheOwner) -> Option<()> {
+    fn apply(&self, state: &mut State, owner: CacheOwner) -> Option<()> {
         enum Step {
             Begin,
             Evict,
@@ -929,16 +929,16 @@ impl Protocol {
         } else {
             [Begin, Evict, Finish]
         };
-        let memory = memory(state, who);
-        let Log::Read { upto, ours, steps } = memory.log else {
+        let cache = cache(state, owner);
+        let Log::Read { upto, ours, steps } = cache.log else {
             return None;
         };
         match order[usize::from(steps)] {
-            Begin => memory.applying = upto,
-            Evict => memory.cached &= !ours,
-            Finish => memory.evicted = upto,
+            Begin => cache.applying = upto,
+            Evict => cache.cached &= !ours,
+            Finish => cache.evicted = upto,
         }
-        memory.log = if steps < 2 {
+        cache.log = if steps < 2 {
             Log::Read {
                 upto,
                 ours,
@@ -951,29 +951,29 @@ impl Protocol {
     }
 
     /// Executes a step of caching a record that was fetched as valid.
-    fn insert_fetched(&self, memory: &mut Cache) -> Option<()> {
-        memory.fetch = match memory.fetch {
+    fn insert_fetched(&self, cache: &mut Cache) -> Option<()> {
+        cache.fetch = match cache.fetch {
             Fetch::Read(counter) => {
-                let fresh = counter >= memory.applying;
-                if !self.keep(Rule::FillsLookBeforeVisible) {
-                    memory.cached = true;
+                let fresh = counter >= cache.applying;
+                if !self.keep(Rule::FillsCheckBeforeVisible) {
+                    cache.cached = true;
                     Fetch::Inserted(counter)
-                } else if !self.keep(Rule::FillsLookUnderTheLock) {
+                } else if !self.keep(Rule::FillsCheckAtomically) {
                     if fresh { Fetch::Fit } else { Fetch::None }
                 } else {
-                    if fresh || !self.keep(Rule::FillsLook) {
-                        memory.cached = true;
+                    if fresh || !self.keep(Rule::FillsCheck) {
+                        cache.cached = true;
                     }
                     Fetch::None
                 }
             }
             Fetch::Fit => {
-                memory.cached = true;
+                cache.cached = true;
                 Fetch::None
             }
             Fetch::Inserted(counter) => {
-                if counter < memory.applying {
-                    memory.cached = false;
+                if counter < cache.applying {
+                    cache.cached = false;
                 }
                 Fetch::None
             }
@@ -985,9 +985,9 @@ impl Protocol {
     fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        // A subscriber without a lease of this replica accepts no key before it has applied the reply. One with a lease may
-        // still accept keys from its cache, so only what it has acknowledged counts.
-        let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
+        // A subscriber without a lease of this replica accepts no key before it has applied the reply. One
+        // with a lease may still accept keys from its cache, so only what it has acknowledged counts.
+        let lives = known.lives > 0 && self.keep(Rule::RepliesAcknowledgeNothing);
         known.acknowledged = if lives {
             known.acknowledged.max(acknowledges)
         } else {
@@ -1007,31 +1007,31 @@ impl Protocol {
         state.creation == Creation::Checked && locks
     }
 
-    /// Returns whether a caller removes silent rows. That matters to later callers only: after a revocation, to those that
-    /// repeat it.
+    /// Returns whether a caller removes silent rows. A removal affects only later callers. After a
+    /// revocation, these are the callers that repeat it.
     fn removes(&self, caller: u8) -> bool {
         let repeated = self
             .bounds
             .callers
             .iter()
-            .any(|(wish, _)| *wish == CallerTask::Repeat);
-        self.bounds.asks.is_some() && (self.wish(caller) == CallerTask::Change || repeated)
+            .any(|(task, _)| *task == CallerTask::Repeat);
+        self.bounds.max_renewals.is_some() && (self.task(caller) == CallerTask::Change || repeated)
     }
 
-    fn wish(&self, caller: u8) -> CallerTask {
+    fn task(&self, caller: u8) -> CallerTask {
         self.bounds.callers[usize::from(caller)].0
     }
 }
 
-/// Returns whether one of these changes, one bit each, is later than `after` and no later than `upto`.
+/// Returns whether one of the changes (one bit each) is after `after` and at most `upto`.
 fn are_among(changes: u8, after: u8, upto: u8) -> bool {
     (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
 
-fn memory(state: &mut State, who: CacheOwner) -> &mut Cache {
-    match who {
-        CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].memory,
-        CacheOwner::Subscriber => &mut state.subscriber.memory,
+fn cache(state: &mut State, owner: CacheOwner) -> &mut Cache {
+    match owner {
+        CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].cache,
+        CacheOwner::Subscriber => &mut state.subscriber.cache,
     }
 }
 
@@ -1055,16 +1055,16 @@ impl Model for Protocol {
             return;
         }
         actions.extend([Action::Tick, Action::TickAsleep]);
-        let mut memories = Vec::with_capacity(4);
+        let mut caches = Vec::with_capacity(4);
         for at in 0..self.bounds.verifiers {
-            memories.push(CacheOwner::Verifier(at));
+            caches.push(CacheOwner::Verifier(at));
             actions.extend([
                 Action::Apply(CacheOwner::Verifier(at)),
-                Action::Ask(at),
+                Action::SendRenewal(at),
                 Action::Compare(at),
                 Action::Renew(at),
                 Action::Grant(at),
-                Action::Lose(at),
+                Action::LoseRenewal(at),
                 Action::ReadChanges(at),
                 Action::SendReport(at),
                 Action::Report(at),
@@ -1073,7 +1073,7 @@ impl Model for Protocol {
             ]);
         }
         let polled = match self.bounds.subscriber {
-            SubscriberKind::Nobody => 0,
+            SubscriberKind::None => 0,
             SubscriberKind::Quiet | SubscriberKind::One => 1,
             SubscriberKind::Any => self.bounds.verifiers,
         };
@@ -1092,15 +1092,15 @@ impl Model for Protocol {
             self.bounds.subscriber,
             SubscriberKind::One | SubscriberKind::Any
         ) {
-            memories.push(CacheOwner::Subscriber);
+            caches.push(CacheOwner::Subscriber);
         }
-        for who in memories {
+        for owner in caches {
             actions.extend([
-                Action::Fetch(who),
-                Action::FetchCounter(who),
-                Action::Learn(who),
-                Action::SeeLease(who),
-                Action::FindEntry(who),
+                Action::Fetch(owner),
+                Action::FetchCounter(owner),
+                Action::InsertFetched(owner),
+                Action::SeeLease(owner),
+                Action::FindEntry(owner),
             ]);
         }
         for at in (0..).take(self.bounds.callers.len()) {
@@ -1109,10 +1109,10 @@ impl Model for Protocol {
                 Action::Update(at),
                 Action::Commit(at),
                 Action::CommitRest(at),
-                Action::FindItSo(at),
-                Action::Look(at),
-                Action::LookForSilent(at),
-                Action::Answer(at),
+                Action::FindRevoked(at),
+                Action::CheckRows(at),
+                Action::CheckSilentRows(at),
+                Action::Respond(at),
             ]);
             actions.extend((0..self.bounds.verifiers).map(|row| Action::Remove(at, row)));
             if state.verified != Key::Parent {
@@ -1139,20 +1139,20 @@ impl Model for Protocol {
         let mut properties = vec![
             Property::always(SAFE, |_, state: &State| !state.accepted),
             Property::sometimes("a key is accepted from a cache", |_, state: &State| {
-                !state.revoked && would_accept(&state.verifiers[0].memory)
+                !state.revoked && would_accept(&state.verifiers[0].cache)
             }),
         ];
         if self.other_caches(&State::default()).next().is_some() {
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier holds a lease",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|memory| memory.lease > 0)
+                    state.responded && model.other_caches(state).any(|cache| cache.lease > 0)
                 },
             ));
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier still caches the key",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|memory| memory.cached)
+                    state.responded && model.other_caches(state).any(|cache| cache.cached)
                 },
             ));
         }
@@ -1162,18 +1162,18 @@ impl Model for Protocol {
         ) {
             properties.push(Property::sometimes(
                 "a subscriber accepts a key from its cache",
-                |_, state: &State| !state.revoked && would_accept(&state.subscriber.memory),
+                |_, state: &State| !state.revoked && would_accept(&state.subscriber.cache),
             ));
             properties.push(Property::sometimes(
                 "the revocation has a response, and a subscriber holds a lease",
-                |_, state: &State| state.answered && state.subscriber.memory.lease > 0,
+                |_, state: &State| state.responded && state.subscriber.cache.lease > 0,
             ));
         }
         if self.bounds.keys.iter().any(|key| key.is_created()) {
             properties.push(Property::sometimes(
                 "a key that was created by a key is cached",
                 |_, state: &State| {
-                    state.verified.is_created() && would_accept(&state.verifiers[0].memory)
+                    state.verified.is_created() && would_accept(&state.verifiers[0].cache)
                 },
             ));
         }
@@ -1183,7 +1183,7 @@ impl Model for Protocol {
             }));
             properties.push(Property::sometimes(
                 "the revocation has a response before a descendant is marked",
-                |_, state: &State| state.answered && Self::is_unmarked(state),
+                |_, state: &State| state.responded && Self::is_unmarked(state),
             ));
         }
         if self.markers().count() > 1 {
@@ -1201,8 +1201,8 @@ impl Model for Protocol {
 }
 
 /// Returns whether a verification from this cache would accept the key.
-fn would_accept(memory: &Cache) -> bool {
-    memory.lease > 0 && memory.cached
+fn would_accept(cache: &Cache) -> bool {
+    cache.lease > 0 && cache.cached
 }
 
 impl Protocol {
@@ -1212,11 +1212,11 @@ impl Protocol {
             .bounds
             .callers
             .iter()
-            .find(|(wish, _)| *wish == CallerTask::Revoke)
+            .find(|(task, _)| *task == CallerTask::Revoke)
             .and_then(|(_, own_verifier)| *own_verifier);
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != own_verifier)
-            .map(|at| &state.verifiers[usize::from(at)].memory)
+            .map(|at| &state.verifiers[usize::from(at)].cache)
     }
 }
 
@@ -1236,11 +1236,13 @@ impl fmt::Display for Action {
             Self::TickAsleep => {
                 f.write_str("            a tick passes, while the verifiers' machines sleep")
             }
-            Self::Ask(at) => write!(f, "verifier {at}: reads its clock and sends a renewal"),
+            Self::SendRenewal(at) => {
+                write!(f, "verifier {at}: reads its clock and sends a renewal")
+            }
             Self::Compare(at) => write!(f, "verifier {at}: its renewal compares the counter"),
             Self::Renew(at) => write!(f, "verifier {at}: its renewal is executed"),
             Self::Grant(at) => write!(f, "verifier {at}: receives its renewed lease"),
-            Self::Lose(at) => write!(f, "verifier {at}: never receives its renewed lease"),
+            Self::LoseRenewal(at) => write!(f, "verifier {at}: never receives its renewed lease"),
             Self::ReadChanges(at) => write!(f, "verifier {at}: reads the changes"),
             Self::SendReport(at) => {
                 write!(f, "verifier {at}: sends a report of what it has applied")
@@ -1248,17 +1250,21 @@ impl fmt::Display for Action {
             Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
             Self::Stop(at) => write!(f, "verifier {at}: stops accepting keys from its cache"),
             Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
-            Self::Apply(who) => write!(f, "{who}: applies the changes, or a third of that"),
-            Self::Fetch(who) => write!(f, "{who}: fetches the key, which is valid"),
-            Self::FetchCounter(who) => write!(f, "{who}: reads the counter for the fetched key"),
-            Self::Learn(who) => write!(f, "{who}: caches the fetched key, or a step of that"),
-            Self::SeeLease(who) => write!(f, "{who}: a verification checks the lease"),
-            Self::FindEntry(who) => write!(f, "{who}: a verification looks up the key"),
+            Self::Apply(owner) => write!(f, "{owner}: applies the changes, or a third of that"),
+            Self::Fetch(owner) => write!(f, "{owner}: fetches the key, which is valid"),
+            Self::FetchCounter(owner) => {
+                write!(f, "{owner}: reads the counter for the fetched key")
+            }
+            Self::InsertFetched(owner) => {
+                write!(f, "{owner}: caches the fetched key, or a step of that")
+            }
+            Self::SeeLease(owner) => write!(f, "{owner}: a verification checks the lease"),
+            Self::FindEntry(owner) => write!(f, "{owner}: a verification looks up the key"),
             Self::ReadClock(at) => write!(f, "caller {at}: reads the clock"),
             Self::Update(at) => write!(f, "caller {at}: raises the counter and reads the clock"),
             Self::Commit(at) => write!(f, "caller {at}: commits"),
             Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
-            Self::FindItSo(at) => write!(f, "caller {at}: finds the key already revoked"),
+            Self::FindRevoked(at) => write!(f, "caller {at}: finds the key already revoked"),
             Self::ReadDescendants(at) => {
                 write!(f, "caller {at}: reads whether the key has descendants")
             }
@@ -1268,13 +1274,13 @@ impl fmt::Display for Action {
             Self::Crash => f.write_str("            the process that revoked the key crashes"),
             Self::CheckAncestors => f.write_str("   creation: checks the ancestors"),
             Self::InsertKey => f.write_str("   creation: commits"),
-            Self::Look(at) => write!(f, "caller {at}: checks for lagging rows"),
-            Self::LookForSilent(at) => write!(f, "caller {at}: checks for silent rows"),
+            Self::CheckRows(at) => write!(f, "caller {at}: checks for lagging rows"),
+            Self::CheckSilentRows(at) => write!(f, "caller {at}: checks for silent rows"),
             Self::Remove(at, row) => write!(
                 f,
                 "caller {at}: removes the row of verifier {row}, if not renewed"
             ),
-            Self::Answer(at) => write!(f, "caller {at}: gets the response"),
+            Self::Respond(at) => write!(f, "caller {at}: receives the response"),
             Self::Poll => f.write_str("subscriber: reads its clock and polls"),
             Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),
             Self::Complete => f.write_str("          : completes the reply"),

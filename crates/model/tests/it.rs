@@ -1,8 +1,8 @@
 //! Explores all steps with all rules, and without each rule.
 //!
-//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample without each
-//! rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger worlds in some minutes, with some
-//! gigabytes of memory.
+//! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample
+//! without each rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger worlds in some
+//! minutes, with some gigabytes of memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -16,10 +16,10 @@ const ONE: Bounds = Bounds {
     lease: 2,
     verifiers: 1,
     callers: &[(CallerTask::Revoke, None)],
-    subscriber: SubscriberKind::Nobody,
+    subscriber: SubscriberKind::None,
     fine: true,
     stops: false,
-    asks: None,
+    max_renewals: None,
     keys: &[Key::Parent],
     previous_release: false,
 };
@@ -56,7 +56,7 @@ const OWN_VERIFIER: Bounds = Bounds {
 const REMOVED: Bounds = Bounds {
     lease: 1,
     fine: false,
-    asks: Some(2),
+    max_renewals: Some(2),
     callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
 };
@@ -146,8 +146,8 @@ fn world(rule: Rule) -> Bounds {
     match rule {
         Rule::ChangeWithCounter
         | Rule::ShareLock
-        | Rule::OnlyAtTheNewest
-        | Rule::CountedFromAsking
+        | Rule::OnlyUpToDateRenews
+        | Rule::LeaseStartsAtRenewal
         | Rule::HoldersSubtract
         | Rule::WaitersAdd
         | Rule::ClocksCountSleep
@@ -155,9 +155,9 @@ fn world(rule: Rule) -> Bounds {
         | Rule::ApplyingFirst
         | Rule::EvictedLast
         | Rule::OneSnapshot
-        | Rule::FillsLook
-        | Rule::FillsLookUnderTheLock
-        | Rule::FillsLookBeforeVisible
+        | Rule::FillsCheck
+        | Rule::FillsCheckAtomically
+        | Rule::FillsCheckBeforeVisible
         | Rule::ClockAfterUpdate
         | Rule::ChangesWait => ONE,
         Rule::NumberedAsCommitted | Rule::ReportsExtendNothing => TWO_CHANGES,
@@ -167,16 +167,16 @@ fn world(rule: Rule) -> Bounds {
         Rule::OwnVerifierToo => OWN_VERIFIER,
         Rule::OnlySilentRemoved => REMOVED,
         Rule::RenewalsNeverRepeat => REMOVED_TWICE,
-        Rule::ReportsLeast
+        Rule::ReportsMinimum
         | Rule::RegisteredWithReply
-        | Rule::AnswersAcknowledgeNothing
-        | Rule::ReplyOfOneMoment
+        | Rule::RepliesAcknowledgeNothing
+        | Rule::ReplyInOneStep
         | Rule::LeasesNest
-        | Rule::CountedFromPolling
+        | Rule::LeaseStartsAtPoll
         | Rule::AppliedBeforeTaken => SUBSCRIBED,
         Rule::OwnSubscribersToo => SUBSCRIBED_TO_OWN_VERIFIER,
         Rule::LargestLease | Rule::SubscribersOutlived => SUBSCRIBED_AND_STOPPED,
-        Rule::SilenceFromLook => SUBSCRIBED_LONGER_AND_REMOVED,
+        Rule::SilenceFromCheck => SUBSCRIBED_LONGER_AND_REMOVED,
         Rule::AncestorsDecide
         | Rule::AncestorsInSnapshot
         | Rule::DescendantsEvicted
@@ -227,7 +227,8 @@ fn explore(name: &str, bounds: Bounds) {
             panic!("{name}: violated: {property}");
         }
     }
-    // Also asserts that what should be possible occurs: otherwise the exploration would prove nothing.
+    // Also asserts the `sometimes` properties: if these situations never occurred, the exploration would
+    // prove nothing.
     checker.assert_properties();
 }
 
@@ -238,7 +239,7 @@ fn verifiers_never_accept_a_revoked_key() {
     explore("a repeat", REPEATED);
     explore("a stop", STOPPED);
     explore("two verifiers", TWO);
-    explore("two verifiers, one of the caller", OWN_VERIFIER);
+    explore("two verifiers, one in the caller's process", OWN_VERIFIER);
     explore("removal", REMOVED);
     explore("removal by two", REMOVED_TWICE);
 }
@@ -247,7 +248,7 @@ fn verifiers_never_accept_a_revoked_key() {
 fn subscribers_never_accept_a_revoked_key() {
     explore("a subscriber", SUBSCRIBED);
     explore(
-        "a subscriber of the own verifier",
+        "a subscriber of the verifier in the caller's process",
         SUBSCRIBED_TO_OWN_VERIFIER,
     );
     explore("a subscriber and a stop", SUBSCRIBED_AND_STOPPED);
@@ -258,7 +259,7 @@ fn subscribers_never_accept_a_revoked_key() {
 fn descendants_of_a_revoked_key_are_never_accepted() {
     explore("descendants", DESCENDANTS);
     explore(
-        "descendants and two verifiers, one of the caller",
+        "descendants and two verifiers, one in the caller's process",
         DESCENDANTS_AND_OWN_VERIFIER,
     );
     explore("descendants and a subscriber", DESCENDANTS_AND_SUBSCRIBER);
@@ -267,7 +268,7 @@ fn descendants_of_a_revoked_key_are_never_accepted() {
 }
 
 #[test]
-fn property_fails_without_any_single_rule() {
+fn property_fails_if_any_rule_is_left_out() {
     let mut superfluous = Vec::new();
     for &rule in Rule::ALL {
         let protocol = Protocol {
@@ -317,7 +318,7 @@ fn properties_hold_with_longer_leases() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_two_verifiers_and_two_changes() {
     explore(
-        "two verifiers, one of the caller, another change",
+        "two verifiers, one in the caller's process, another change",
         Bounds {
             lease: 1,
             callers: &[(CallerTask::Revoke, Some(0)), (CallerTask::Change, None)],
@@ -359,7 +360,7 @@ fn properties_hold_with_a_subscriber_and_removal() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_descendants_and_a_repeat() {
     explore(
-        "descendants, two verifiers, one of the caller, a repeat, marking",
+        "descendants, two verifiers, one in the caller's process, a repeat, marking",
         Bounds {
             lease: 1,
             callers: &[
@@ -376,7 +377,7 @@ fn properties_hold_with_descendants_and_a_repeat() {
 #[ignore = "takes minutes and gigabytes of memory"]
 fn properties_hold_with_descendants_and_a_subscriber() {
     explore(
-        "descendants, a subscriber of the own verifier, marking by two replicas",
+        "descendants, a subscriber of the verifier in the caller's process, marking by two replicas",
         Bounds {
             lease: 1,
             callers: &[

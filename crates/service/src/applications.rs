@@ -18,8 +18,8 @@ use crate::{
     service::Service,
 };
 
-/// The maximum number of keys that `include=apiKeys` returns for each application. The list of an application's keys has
-/// all of them.
+/// The maximum number of keys that `include=apiKeys` returns for each application. The list of an
+/// application's keys has all of them.
 const INCLUDED_KEYS: u32 = 100;
 
 /// Creates an application.
@@ -58,8 +58,8 @@ pub async fn create<R: Recorded<Application> + Send + 'static>(
     .await
 }
 
-/// Returns a page of the account's applications, newest first. With `with_keys`, each application
-/// has its newest keys, without their metadata.
+/// Returns a page of the account's applications, newest first. With `with_keys`, each application has its
+/// newest keys, without their metadata.
 ///
 /// # Errors
 /// `unavailable`.

@@ -248,7 +248,8 @@ impl TryFrom<KeyRow> for ApiKey {
         });
         let networks = strings(row.allowed_ips, "IP allowlist")?;
         let allowed_ips = networks.map(|list| {
-            IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("IP allowlist"))
+            IpList::parse(list.iter().map(String::as_str))
+                .map_err(|_| Error::corrupt("IP allowlist"))
         });
         let metadata = row
             .metadata
@@ -265,8 +266,8 @@ impl TryFrom<KeyRow> for ApiKey {
             rate_limit,
             expires_at: optional_timestamp(row.expires_at)?,
         };
-        // Tollkey never writes an empty list. Such a row is rejected: an empty restriction would deny everything, and a
-        // missing one would allow everything.
+        // Tollkey never writes an empty list. Such a row is rejected: an empty restriction would deny
+        // everything, and a missing one would allow everything.
         if restrictions.merchants.as_ref().is_some_and(Vec::is_empty)
             || restrictions.features.as_ref().is_some_and(Vec::is_empty)
         {

@@ -1,5 +1,5 @@
-//! A storefront behind Tollkey, as storlaunch documents it: a catalog that browsers read with publishable keys (`pk_…`), and
-//! routes of the account that accept secret keys (`sk_…`) only.
+//! A storefront behind Tollkey, as storlaunch documents it: a catalog that browsers read with publishable
+//! keys (`pk_…`), and routes of the account that accept secret keys (`sk_…`) only.
 //!
 //! | module | contents |
 //! |---|---|
@@ -42,8 +42,8 @@ pub fn guard() -> GuardBuilder {
 
 /// Adds the routes of the API.
 pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
-    // Tollkey has the list of routes that publishable keys can call, so it is not repeated here. CORS is outside the guard,
-    // because a preflight request presents no key.
+    // Tollkey has the list of routes that publishable keys can call, so it is not repeated here. CORS is
+    // outside the guard, because a preflight request presents no key.
     let catalogue = web::scope("/v1/storefront")
         .route("/public/store", web::get().to(handlers::store))
         .route("/products", web::get().to(handlers::products))
@@ -102,7 +102,7 @@ async fn require_secret_key(
     next.call(request).await
 }
 
-/// Serves the API until `stopped` resolves. Then waits for the requests in flight, for at most [`LAST_REQUESTS`] seconds.
+/// Serves the API until `stopped` resolves. Then waits for the requests in flight, for at most ten seconds.
 ///
 /// # Errors
 /// Those of the listener.

@@ -90,7 +90,8 @@ impl Connection {
         Ok(self.stream.write_all(request)?)
     }
 
-    /// Reads the bytes that have arrived. Returns whether the response is complete. Fails if it has another status.
+    /// Reads the bytes that have arrived. Returns whether the response is complete. Fails if it has another
+    /// status.
     fn receive(&mut self, expected: u16) -> anyhow::Result<bool> {
         match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => bail!("the server closed a connection, or its response is too long"),

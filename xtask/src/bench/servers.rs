@@ -181,7 +181,8 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("tollkey"))
 }
 
-/// Builds this program in release mode, because it contains code that is measured. Returns the path of the binary.
+/// Builds this program in release mode, because it contains code that is measured. Returns the path of the
+/// binary.
 pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     let own = env::current_exe()?;
     if !cfg!(debug_assertions) {
@@ -349,7 +350,7 @@ impl Client {
         }
     }
 
-    /// Sends a POST request that must be responded to with 201. Returns the body of the response.
+    /// Sends a POST request and expects status 201. Returns the body of the response.
     pub(super) fn post(&mut self, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let (status, body) = self.send("POST", path, token, &body.to_string())?;
         ensure!(

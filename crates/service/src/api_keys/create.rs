@@ -64,8 +64,8 @@ pub async fn create<R: Recorded<CreatedKey> + Send + 'static>(
         creating,
         move |account, key| {
             if let Some(parent) = key.created_by {
-                // The parent key must create no key if it, or an ancestor, was revoked, suspended or has expired during
-                // this request.
+                // The parent key must create no key if it, or an ancestor, was revoked, suspended or has
+                // expired during this request.
                 let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
                 let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
                 if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {

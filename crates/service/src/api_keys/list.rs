@@ -30,8 +30,8 @@ pub async fn get(
         .ok_or_else(Problem::not_found)
 }
 
-/// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches, so the
-/// counts of the last seconds can be missing, and those of the last minute from other replicas.
+/// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches,
+/// so the counts of the last seconds can be missing, and those of the last minute from other replicas.
 ///
 /// # Errors
 /// `unavailable`.
@@ -49,7 +49,8 @@ pub async fn usage(
             None => Ok(None),
         }
     });
-    // The account owns the key. Counts that wait to be written do not contain the account, so they are read only now.
+    // The account owns the key. Counts that wait to be written do not contain the account, so they are read
+    // only now.
     let Some(mut days) = read.await? else {
         return Ok(Vec::new());
     };
@@ -121,12 +122,12 @@ impl KeyQuery {
     }
 }
 
-/// The maximum size of the names, restrictions and metadata on a page of keys. A page that would be larger has fewer
-/// keys than its limit. A thousand ordinary keys are far smaller.
+/// The maximum size of the names, restrictions and metadata on a page of keys. A page that would be larger
+/// has fewer keys than its limit. A thousand ordinary keys are far smaller.
 const PAGE_BYTES: usize = 256 * 1024;
 
-/// Removes keys from the end of a list, so that the names, restrictions and metadata of the others do not exceed this
-/// many bytes. The first key always stays. Returns whether keys were removed.
+/// Removes keys from the end of a list, so that the names, restrictions and metadata of the others do not
+/// exceed this many bytes. The first key always stays. Returns whether keys were removed.
 fn truncate_to_bytes(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     let mut sum = 0;
     let beyond = keys.iter().skip(1).position(|key| {

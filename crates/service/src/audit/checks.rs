@@ -7,9 +7,9 @@ use std::{
 
 use tollkey_core::AccountId;
 
-/// Limits the audit checks that run at the same time, because each check holds a connection for a while. An account can
-/// run one check, so that it cannot block all other accounts. In total two can run, or one if there are few
-/// connections.
+/// Limits the audit checks that run at the same time, because each check holds a connection for a while. An
+/// account can run one check, so that it cannot block all other accounts. In total two can run, or one if
+/// there are few connections.
 #[derive(Debug, Clone)]
 pub struct AuditCheckLimiter {
     accounts: Arc<Mutex<HashSet<AccountId>>>,

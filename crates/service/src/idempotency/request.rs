@@ -62,8 +62,8 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// The caller and the target of a request. Two requests with the same Idempotency-Key but another caller or target do
-/// not share a record.
+/// The caller and the target of a request. Two requests with the same Idempotency-Key but another caller or
+/// target do not share a record.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestTarget<'a> {
     /// The account, or empty if the request has none.
@@ -96,7 +96,8 @@ pub struct Sealer {
 type InProgress = Arc<Mutex<HashSet<[u8; 32]>>>;
 
 impl Sealer {
-    /// Creates a sealer. The encryption key of each record is derived from this secret and from the Idempotency-Key.
+    /// Creates a sealer. The encryption key of each record is derived from this secret and from the
+    /// Idempotency-Key.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));

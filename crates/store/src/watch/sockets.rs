@@ -1,9 +1,9 @@
 //! Finds the socket of a connection among those of the process, to shut it down.
 //!
-//! diesel does not expose the socket of a `PgConnection`, and libpq cannot use one that the caller has opened. But
-//! libpq sets the socket option `TCP_USER_TIMEOUT` from the connection's parameters, and this process can read the option
-//! of every socket. So each connection gets a unique value a few milliseconds above the configured one: its [`Mark`]. Works on Linux and over
-//! TCP only.
+//! diesel does not expose the socket of a `PgConnection`, and libpq cannot use one that the caller has
+//! opened. But libpq sets the socket option `TCP_USER_TIMEOUT` from the connection's parameters, and this
+//! process can read the option of every socket. So each connection gets a unique value a few milliseconds
+//! above the configured one: its [`Mark`]. Works on Linux and over TCP only.
 
 use std::io;
 

@@ -271,7 +271,8 @@ async fn unreadable_key_does_not_fail_look_ups_of_other_keys() {
             Err(Unavailable)
         );
     }
-    // Both succeed only if the source still counts as responding. Otherwise, one look-up at a time would be sent.
+    // Both succeed only if the source still counts as responding. Otherwise, one look-up at a time would be
+    // sent.
     let held = world.source.hold().await;
     let look_ups = [1, 2].map(|n| look_up(&world.one.verifier, text(n)));
     sleep(Duration::from_millis(1)).await;
