@@ -355,8 +355,8 @@ impl GuardBuilder {
     /// without a lease, the guard looks up every key at the server.
     ///
     /// # Errors
-    /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after the time limit
-    /// if it does not respond.
+    /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after
+    /// the time limit if it does not respond.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
         let limit = self
             .connect_limit
