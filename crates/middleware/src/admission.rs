@@ -105,8 +105,8 @@ impl Admission {
         }
     }
 
-    /// Checks a further requirement inside of the layer. A rejected request gives its use back to the key's rate limit and
-    /// does not count as a use.
+    /// Checks a further requirement inside of the layer. A rejected request gives its use back to the key's
+    /// rate limit and does not count as a use.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
@@ -122,8 +122,8 @@ impl Admission {
         }
     }
 
-    /// Counts the request as a use of the key, unless it was rejected inside of the layer. Returns the lower-case names and
-    /// the values of the headers to add to the response.
+    /// Counts the request as a use of the key, unless it was rejected inside of the layer. Returns the
+    /// lower-case names and the values of the headers to add to the response.
     pub fn conclude(&self) -> Vec<(&'static str, String)> {
         match &self.0 {
             Admitted::With(key) if key.commit() => key.rate_limit_fields().collect(),
@@ -131,8 +131,8 @@ impl Admission {
         }
     }
 
-    /// Cancels this admission if `guard` is the same and authorizes the request again, as with nested layers: only the inner
-    /// layer counts.
+    /// Cancels this admission if `guard` is the guard that returned it. Call it when `guard` authorizes the
+    /// same request again, as with nested layers, so that the request counts once.
     pub fn cancel_if_same_guard(&self, guard: &Guard) {
         match &self.0 {
             Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.cancel(),
@@ -165,7 +165,7 @@ impl Guard {
     /// Authorizes a request from the cache. Returns `None`, and counts nothing, if the key is not cached: call
     /// [`check`](Self::check) then.
     ///
-    /// This saves a framework a boxed future per request.
+    /// So a framework needs no boxed future for a request with a cached key.
     #[must_use]
     pub fn check_cached(
         &self,
@@ -192,12 +192,13 @@ impl Guard {
         let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
         match waiting.await {
             Ok(denial) => denial,
-            // The guard was shut down, so nothing can be reported any more.
+            // The guard was shut down, so it gets no more changes.
             Err(_) => pending().await,
         }
     }
 
-    /// Returns the key of a request and the name of its header, or `None` if the key is optional and the request has none.
+    /// Returns the key of a request and the name of its header, or `None` if the key is optional and the
+    /// request has none.
     fn presented<'a>(
         &self,
         request: &RequestHead<'a>,
@@ -284,8 +285,8 @@ impl Guard {
         })
     }
 
-    /// Returns the requirements that do not depend on the request. `None` for a scope that the guard does not know, which is
-    /// logged.
+    /// Returns the requirements that do not depend on the request. `None` for a scope that the guard does not
+    /// know, which is logged.
     pub(crate) fn need_of_key<'a>(
         &self,
         requirement: &Requirement,
@@ -337,7 +338,7 @@ impl Guard {
                     problem.missing_scopes = missing.cloned().collect();
                 }
             }
-            // The default; `with_rate` sets the time of the verdict.
+            // A default, which `with_rate` replaces with the time from the verdict.
             Denial::RateLimited => problem.retry_after = Some(1),
             _ => {}
         }

@@ -10,8 +10,9 @@ use http::{Extensions, HeaderName, HeaderValue, StatusCode, request::Parts};
 use crate::{Admission, Rejection, VerifiedKey};
 
 impl VerifiedKey {
-    /// Returns the key from the extensions of a request, for frameworks without extractors such as tonic and hyper. `None`
-    /// without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and the request has none.
+    /// Returns the key from the extensions of a request, for frameworks without extractors such as tonic and
+    /// hyper. `None` without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and
+    /// the request has none.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Option<Self> {
         extensions.get::<Admission>()?.key().cloned()
@@ -49,7 +50,7 @@ impl IntoResponse for Rejection {
         *response.status_mut() =
             StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         for (name, value) in rejected.headers {
-            // The application's own format may have set an invalid header; it is left out.
+            // The closure of `on_rejection` may have set an invalid header, which is left out.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::try_from(name), HeaderValue::try_from(value))
             {

@@ -1,5 +1,5 @@
-//! The thread of a guard. Its subscription and its look-ups run there, independent of the runtimes of the application: they
-//! continue when such a runtime ends or a worker is blocked.
+//! The thread of a guard. Its subscription and its look-ups run on this thread, so they continue when a
+//! runtime of the application ends or one of its workers is blocked.
 
 use std::{
     io,
@@ -15,7 +15,8 @@ use tokio::{
     time::timeout,
 };
 
-/// How long the end of a subscription may take: a lease of the default length. After that, no change waits for this process.
+/// How long the end of a subscription may take: a lease of the default length. After that, no change waits
+/// for this process.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// A thread with a runtime. It ends when this is [stopped](Background::stop) or dropped.
@@ -95,7 +96,8 @@ impl Background {
             .unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    /// Ends the subscription and the thread, and waits for both, for at most a lease. Does not need a runtime.
+    /// Ends the subscription and the thread, and waits until both have ended, for at most [`STOP_LIMIT`].
+    /// Does not need a runtime.
     pub(crate) async fn stop(&self) {
         self.stop.send_replace(true);
         // Nothing is ever sent. An error means that the thread has ended.

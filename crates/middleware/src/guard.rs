@@ -32,11 +32,11 @@ const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Authorizes requests. Cheap to clone; clones share one subscription and one cache, which end with the last clone or with
-/// [`Guard::shutdown`].
+/// Authorizes requests. Cheap to clone; clones share one subscription and one cache, which end with the last
+/// clone or with [`Guard::shutdown`].
 ///
-/// The subscription and all requests to the server run on a separate thread. A guard can be connected in one runtime and used
-/// in others, and a blocked worker of the application does not delay it.
+/// The subscription and all requests to the server run on a separate thread. A guard can be connected in one
+/// runtime and used in others, and a blocked worker of the application does not delay it.
 #[derive(Clone)]
 pub struct Guard(pub(crate) Arc<Inner>);
 
@@ -119,7 +119,8 @@ pub enum ConnectError {
 }
 
 impl Guard {
-    /// Subscribes to the server at this URL with a service key (`tks_…`). Returns when keys are authorized from the cache.
+    /// Subscribes to the server at this URL with a service key (`tks_…`). Returns once cached keys can be
+    /// used, or after ten seconds: without a lease, the guard looks up every key at the server.
     ///
     /// ```no_run
     /// # async fn example(service_key: String) -> Result<(), tollkey_middleware::ConnectError> {
@@ -146,9 +147,9 @@ impl Guard {
         GuardBuilder::default()
     }
 
-    /// Ends the subscription: sends the remaining usage, and revocations no longer wait for this process. Call it when the
-    /// last request is done; later requests are rejected with 503. It takes at most a lease (3 s). Without this call, the
-    /// subscription ends in the background when the last clone is dropped.
+    /// Ends the subscription and sends the remaining usage. Revocations then no longer wait for this process.
+    /// Call it when the last request is done; later requests are rejected with 503. It takes at most a lease
+    /// (3 s). Without this call, the subscription ends in the background when the last clone is dropped.
     pub async fn shutdown(&self) {
         self.0.background.stop().await;
     }
@@ -199,8 +200,8 @@ pub struct GuardBuilder {
     connect_limit: Option<Duration>,
 }
 
-/// The IP ranges (CIDR) of proxies, from an array of strings, or from a slice or vector of strings or [`IpNet`]s. An empty
-/// list trusts no proxy.
+/// The IP ranges (CIDR) of proxies, from an array of strings, or from a slice or vector of strings or
+/// [`IpNet`]s. An empty list trusts no proxy.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Vec<String>);
 
@@ -250,22 +251,24 @@ impl GuardBuilder {
         self
     }
 
-    /// Sets a client with a service key, instead of the URL and the service key. The guard opens new connections, unless the
-    /// client was built with an [`http_client`](tollkey_client::ClientBuilder::http_client). Such a client must not be used
-    /// on another runtime, and needs HTTP/2 keep-alive to detect a silent connection.
+    /// Sets a client with a service key, instead of the URL and the service key. The guard opens new
+    /// connections, unless the client was built with an
+    /// [`http_client`](tollkey_client::ClientBuilder::http_client). Such a client must not be used on another
+    /// runtime, and needs HTTP/2 keep-alive to detect a silent connection.
     pub fn client(mut self, client: Client) -> Self {
         self.client = Some(client);
         self
     }
 
-    /// Sets the scopes that routes may require in addition to the built-in ones: those of the server's `TOLLKEY_SCOPES`.
+    /// Sets the scopes that routes may require in addition to the built-in ones: those of the server's
+    /// `TOLLKEY_SCOPES`.
     pub fn scopes(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.scopes = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the headers from which a key is read: `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`, or some of
-    /// them. The default is all three. No other header can be used.
+    /// Sets the headers from which a key is read: `authorization` (Bearer), `x-api-key` and
+    /// `x-commerce-api-key`, or some of them. The default is all three. No other header can be used.
     pub fn credential_headers(
         mut self,
         names: impl IntoIterator<Item = impl Into<String>>,
@@ -274,8 +277,8 @@ impl GuardBuilder {
         self
     }
 
-    /// Sets the IP ranges of the proxies whose entries in `X-Forwarded-For` are trusted. The default is loopback; an empty
-    /// list trusts no proxy.
+    /// Sets the IP ranges of the proxies whose entries in `X-Forwarded-For` are trusted. The default is
+    /// loopback; an empty list trusts no proxy.
     ///
     /// ```
     /// # use tollkey_middleware::Guard;
@@ -293,25 +296,26 @@ impl GuardBuilder {
         self
     }
 
-    /// Sets the prefix that is removed once from a path before it is compared with the routes of scoped and publishable keys:
-    /// literal segments, and `{name}` for any segment, as in `/merchants/{merchant}`. The default is `/api`; `/` removes
-    /// nothing.
+    /// Sets the prefix that is removed once from a path before it is compared with the routes of scoped and
+    /// publishable keys: literal segments, and `{name}` for any segment, as in `/merchants/{merchant}`. The
+    /// default is `/api`; `/` removes nothing.
     pub fn route_base(mut self, base: impl Into<String>) -> Self {
         self.route_base = Some(base.into());
         self
     }
 
-    /// Sets the realm in the challenge of a 401 (RFC 6750). The default is `tollkey`.
+    /// Sets the realm in challenges (`WWW-Authenticate`, RFC 6750). The default is `tollkey`.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// Sets a closure that formats rejections. It gets each response before it is sent, and can change the body, the headers
-    /// and the status to that of another error. It is called for rejections by layers, by `require`, by the extractor and by
-    /// [`VerifiedKey::require`](crate::VerifiedKey::require), but not for rejections in gRPC form.
+    /// Sets a closure that formats rejections. It gets each response before it is sent, and can change the
+    /// body, the headers and the status, but only to another error status. It is called for rejections by
+    /// layers, by `require`, by the extractor and by [`VerifiedKey::require`](crate::VerifiedKey::require),
+    /// but not for rejections in gRPC form.
     ///
-    /// A status below 400 is not used, and `cache-control` stays `no-store`.
+    /// A status outside of 400 to 599 is ignored, and `cache-control` stays `no-store`.
     ///
     /// ```
     /// # use tollkey_middleware::Guard;
@@ -328,8 +332,8 @@ impl GuardBuilder {
         self
     }
 
-    /// Sets the maximum estimated bytes of cached keys, rate limits and usage counts, at least 4 MiB. The default is 256 MiB.
-    /// Accounts have fair shares; see `docs/middleware.md`.
+    /// Sets the maximum estimated bytes of cached keys, rate limits and usage counts, at least 4 MiB. The
+    /// default is 256 MiB. Accounts have fair shares; see `docs/middleware.md`.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
         self
@@ -347,11 +351,12 @@ impl GuardBuilder {
         self
     }
 
-    /// Connects to the server, and returns the guard when keys are authorized from the cache.
+    /// Connects to the server. Returns the guard once cached keys can be used, or after the time limit:
+    /// without a lease, the guard looks up every key at the server.
     ///
     /// # Errors
-    /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after the time limit
-    /// if it does not respond.
+    /// [`ConnectError`]: immediately if the server rejects the service key or is not a Tollkey server, and after
+    /// the time limit if it does not respond.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
         let limit = self
             .connect_limit
@@ -363,7 +368,7 @@ impl GuardBuilder {
             .on_background(probe(prepared.client.clone(), deadline))
             .await??;
         let guard = prepared.start()?;
-        // If there is no lease by the deadline, the guard works too: it looks up every key at the server.
+        // Without a lease at the deadline, the guard still works: it looks up every key at the server.
         let subscribed = guard.clone();
         let leased = async move {
             while subscribed.stats().lease_left.is_zero() && Instant::now() < deadline {

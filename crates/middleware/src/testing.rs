@@ -1,4 +1,5 @@
-//! A guard with keys that are declared in code, for tests of the API that it protects. It needs no server and no network.
+//! A guard with keys that are declared in code, for tests of the API that it protects. It needs no server and
+//! no network.
 //!
 //! ```
 //! # async fn example() -> Result<(), tollkey_middleware::ConnectError> {
@@ -51,8 +52,8 @@ impl TestKeys {
         Self::default()
     }
 
-    /// Creates a key of account `acme` without restrictions and with the scope `commerce`, which `edit` can change. Returns
-    /// the full key.
+    /// Creates a key of account `acme` without restrictions and with the scope `commerce`, which `edit` can
+    /// change. Returns the full key.
     pub fn add(&self, family: Family, mode: Mode, edit: impl FnOnce(&mut ApiKey)) -> String {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let text = format!("{}_{}_EXAMPLE{number:0>25}", family.prefix(), mode.as_str());
@@ -90,7 +91,8 @@ impl TestKeys {
         self.source.set_down(unreachable);
     }
 
-    /// Pauses the responses of the server until the returned value is dropped. Look-ups wait for it, for at most two seconds.
+    /// Pauses the responses of the server until the returned value is dropped. Look-ups wait for it, for at
+    /// most two seconds.
     pub async fn pause(&self) -> Paused {
         Paused {
             _held: self.source.hold().await,
@@ -105,8 +107,8 @@ impl TestKeys {
         self.guard_with(Guard::builder()).await
     }
 
-    /// Returns a guard with these keys. It uses the builder's settings for reading and rejecting requests. All guards with
-    /// the same keys must have the same [scopes](GuardBuilder::scopes).
+    /// Returns a guard with these keys. It uses the builder's settings for reading and rejecting requests.
+    /// All guards with the same keys must have the same [scopes](GuardBuilder::scopes).
     ///
     /// # Errors
     /// [`ConnectError::Settings`].

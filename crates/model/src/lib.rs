@@ -2,10 +2,10 @@
 //!
 //! [`Protocol`] has the steps, [`State`] what they change, and [`Rule`] the rules that they keep. The checker
 //! takes the steps in every order and searches for a verification that began after the response to the
-//! revocation of its key and accepted the key. `tests/it.rs` finds none with all rules, and finds one if any
-//! single rule is left out. (For two rules about marking, [`FINISHABLE`] fails instead.)
+//! revocation of its key and accepted the key. `tests/it.rs` finds none with all rules. If any one rule is
+//! left out, it finds one, except for two rules about marking, without which [`FINISHABLE`] fails instead.
 //!
-//! `crates/model/README.md` lists the simplifications and why they hide no fault of the protocol.
+//! `crates/model/README.md` lists the simplifications and why they hide no fault.
 #![forbid(unsafe_code)]
 
 mod protocol;

@@ -13,7 +13,7 @@ use crate::{
 pub const SAFE: &str =
     "no verification that began after the response to the revocation accepts the key";
 
-/// A second property: no creation escapes the marking.
+/// A second property: a marking also covers descendants that are created at the same time.
 pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
 
 /// A third property: no crash leaves a marking that no replica can finish.
@@ -37,11 +37,11 @@ pub enum CallerTask {
     Mark,
 }
 
-/// The subscriber of a configuration.
+/// The subscriber of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriberKind {
     /// None.
-    Nobody,
+    None,
     /// Polls verifier 0, and verifies nothing.
     Quiet,
     /// Polls verifier 0, and verifies.
@@ -50,7 +50,7 @@ pub enum SubscriberKind {
     Any,
 }
 
-/// A configuration: the processes that take part, and the limits of the exploration.
+/// The size of a world.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The length of leases, in ticks.
@@ -68,7 +68,7 @@ pub struct Bounds {
     pub stops: bool,
     /// How many renewals each verifier may send, which bounds the numbers in rows. Silent rows are removed
     /// only if this is set.
-    pub asks: Option<u8>,
+    pub max_renewals: Option<u8>,
     /// The keys that are verified, one in each run.
     pub keys: &'static [Key],
     /// Whether the verifiers are servers of the previous release, which read only a key's own row. They must reject a
@@ -81,7 +81,7 @@ pub struct Bounds {
 pub struct Protocol {
     /// The rules that are kept.
     pub rules: Rules,
-    /// The configuration.
+    /// The size of the world.
     pub bounds: Bounds,
 }
 
@@ -101,11 +101,11 @@ pub enum Action {
     Tick,
     TickAsleep,
 
-    Ask(u8),
+    SendRenewal(u8),
     Compare(u8),
     Renew(u8),
     Grant(u8),
-    Lose(u8),
+    LoseRenewal(u8),
     ReadChanges(u8),
     SendReport(u8),
     Report(u8),
@@ -115,7 +115,7 @@ pub enum Action {
     Apply(CacheOwner),
     Fetch(CacheOwner),
     FetchCounter(CacheOwner),
-    Learn(CacheOwner),
+    InsertFetched(CacheOwner),
     SeeLease(CacheOwner),
     FindEntry(CacheOwner),
 
@@ -123,7 +123,7 @@ pub enum Action {
     Update(u8),
     Commit(u8),
     CommitRest(u8),
-    FindItSo(u8),
+    FindRevoked(u8),
     ReadDescendants(u8),
     WritePending(u8),
     Mark(u8),
@@ -131,10 +131,10 @@ pub enum Action {
     Crash,
     CheckAncestors,
     InsertKey,
-    Look(u8),
-    LookForSilent(u8),
+    CheckRows(u8),
+    CheckSilentRows(u8),
     Remove(u8, u8),
-    Answer(u8),
+    Respond(u8),
 
     Poll,
     Compute(u8),
@@ -178,19 +178,18 @@ impl Protocol {
         }
     }
 
-    /// Returns the last change that a verifier reports as applied.
+    /// Returns what a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
-        let own = state.verifiers[usize::from(verifier)].memory.evicted;
+        let own = state.verifiers[usize::from(verifier)].cache.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
-        if subscriber.lives > 0 && self.keep(Rule::ReportsLeast) {
+        if subscriber.lives > 0 && self.keep(Rule::ReportsMinimum) {
             own.min(subscriber.acknowledged)
         } else {
             own
         }
     }
 
-    /// Returns the rows that have not applied the change of a caller, without the row of the verifier in its
-    /// own process.
+    /// Returns the rows that lag behind the change of a caller, without that of the verifier in its own process.
     fn lagging_rows(
         &self,
         state: &State,
@@ -219,7 +218,7 @@ impl Protocol {
     /// Returns whether the revoked key has descendants.
     fn has_descendants(state: &State) -> bool {
         match state.verified {
-            Key::Parent => false, // descendants make no difference to a run that verifies the revoked key
+            Key::Parent => false, // no run that verifies the revoked key depends on its descendants
             Key::Child | Key::Grandchild => true,
             Key::OnlyChild => state.creation == Creation::Committed,
         }
@@ -245,7 +244,7 @@ impl Protocol {
         if self.bounds.previous_release && state.verified != Key::Parent {
             state.marking == Marking::Propagated
         } else {
-            state.answered
+            state.responded
         }
     }
 
@@ -257,7 +256,7 @@ impl Protocol {
             .map(|(at, _)| at)
     }
 
-    /// Returns whether that caller can mark descendants now.
+    /// Returns whether that caller marks descendants now.
     fn marks(&self, state: &State, caller: u8) -> bool {
         let in_revoking_process = self.markers().next() == Some(caller);
         let runs = if in_revoking_process {
@@ -306,7 +305,7 @@ impl Protocol {
         false
     }
 
-    /// Takes a step. Returns `None` if the step is not possible in this state.
+    /// Takes a step. Returns `None` if it is not possible now.
     fn take(&self, state: &mut State, action: Action) -> Option<()> {
         let allowed = |condition: bool| condition.then_some(());
         match action {
@@ -316,24 +315,24 @@ impl Protocol {
                 allowed(self.tick(state, false))?;
             }
 
-            Action::Ask(at) => {
+            Action::SendRenewal(at) => {
                 let reported = self.reported(state, at);
                 let verifier = &mut state.verifiers[usize::from(at)];
                 allowed(!verifier.stopped && verifier.renewal == Renewal::None)?;
-                if let Some(most) = self.bounds.asks {
-                    allowed(verifier.asked < most)?;
-                    verifier.asked += 1;
+                if let Some(most) = self.bounds.max_renewals {
+                    allowed(verifier.renewals_sent < most)?;
+                    verifier.renewals_sent += 1;
                 }
-                verifier.renewal = Renewal::Asked {
+                verifier.renewal = Renewal::Sent {
                     age: 0,
-                    evicted: verifier.memory.evicted,
+                    evicted: verifier.cache.evicted,
                     reported,
                 };
             }
             Action::Compare(at) => {
                 allowed(!self.keep(Rule::ShareLock))?;
                 let verifier = &mut state.verifiers[usize::from(at)];
-                let Renewal::Asked {
+                let Renewal::Sent {
                     age,
                     evicted,
                     reported,
@@ -350,13 +349,13 @@ impl Protocol {
             Action::Renew(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 let (age, reported) = match verifier.renewal {
-                    Renewal::Asked {
+                    Renewal::Sent {
                         age,
                         evicted,
                         reported,
                     } if self.keep(Rule::ShareLock) => {
                         allowed(state.locked_by.is_none())?;
-                        if evicted != state.counter && self.keep(Rule::OnlyAtTheNewest) {
+                        if evicted != state.counter && self.keep(Rule::OnlyUpToDateRenews) {
                             verifier.renewal = Renewal::None;
                             return Some(());
                         }
@@ -366,11 +365,11 @@ impl Protocol {
                     _ => return None,
                 };
                 verifier.renewal = Renewal::Written { age };
-                let asked = verifier.asked;
+                let renewals_sent = verifier.renewals_sent;
                 let row = &mut state.rows[self.row(at)];
-                let renewals = match (self.bounds.asks, &row) {
+                let renewals = match (self.bounds.max_renewals, &row) {
                     (None, _) => 0,
-                    (Some(_), _) if self.keep(Rule::RenewalsNeverRepeat) => asked,
+                    (Some(_), _) if self.keep(Rule::RenewalsNeverRepeat) => renewals_sent,
                     (Some(_), row) => row.map_or(1, |row| row.renewals + 1),
                 };
                 *row = Some(Row {
@@ -384,23 +383,23 @@ impl Protocol {
                     return None;
                 };
                 verifier.renewal = Renewal::None;
-                let age = if self.keep(Rule::CountedFromAsking) {
+                let age = if self.keep(Rule::LeaseStartsAtRenewal) {
                     age
                 } else {
                     0
                 };
                 if !verifier.stopped || !self.keep(Rule::StoppedStaysStopped) {
                     let end = self.held(self.bounds.lease).saturating_sub(age);
-                    verifier.memory.lease = verifier.memory.lease.max(end);
+                    verifier.cache.lease = verifier.cache.lease.max(end);
                 }
             }
-            Action::Lose(at) => {
+            Action::LoseRenewal(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 allowed(verifier.renewal != Renewal::None)?;
                 verifier.renewal = Renewal::None;
             }
             Action::ReadChanges(at) => {
-                let cache = &mut state.verifiers[usize::from(at)].memory;
+                let cache = &mut state.verifiers[usize::from(at)].cache;
                 allowed(cache.log == Log::None && cache.evicted < state.counter)?;
                 let ours = are_among(state.changes, cache.evicted, state.counter);
                 cache.log = Log::Read {
@@ -428,7 +427,7 @@ impl Protocol {
                 allowed(self.bounds.stops && !verifier.stopped)?;
                 allowed(verifier.unregistered || self.keep(Rule::StopBeforeUnregistering))?;
                 verifier.stopped = true;
-                verifier.memory.lease = 0;
+                verifier.cache.lease = 0;
             }
             Action::Unregister(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
@@ -449,7 +448,7 @@ impl Protocol {
                 }
             }
             Action::Fetch(owner) => {
-                // A cached record of a revoked key does no harm, so such fetches are not explored.
+                // A record of a revoked key does no harm in a cache, so it is not fetched.
                 allowed(self.ancestors_are_active(state))?;
                 let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent
                 {
@@ -475,7 +474,7 @@ impl Protocol {
                     _ => return None,
                 };
             }
-            Action::Learn(owner) => {
+            Action::InsertFetched(owner) => {
                 if let CacheOwner::Verifier(at) = owner {
                     allowed(!state.verifiers[usize::from(at)].stopped)?;
                 }
@@ -524,8 +523,8 @@ impl Protocol {
                         self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
                     )?,
                 }
-                // Of two identical callers, only the order of the list is explored, because the other order makes no
-                // difference. Callers that mark are not identical: one of them runs in the revoking process.
+                // Of two identical callers, the first always goes first: the order makes no difference.
+                // Callers that mark are not identical, because one of them runs in the revoking process.
                 let twin = (0..at)
                     .rfind(|other| {
                         self.bounds.callers[usize::from(*other)]
@@ -563,7 +562,7 @@ impl Protocol {
                     CallerTask::Change | CallerTask::Repeat => {
                         if !self.removes(at) {
                             caller.finish(); // no property depends on when this change has propagated
-                        } else if self.keep(Rule::SilenceFromLook) {
+                        } else if self.keep(Rule::SilenceFromCheck) {
                             caller.wait = 0;
                         }
                     }
@@ -598,7 +597,7 @@ impl Protocol {
                 caller.stage = Stage::Waiting;
                 state.revoked = true;
             }
-            Action::FindItSo(at) => {
+            Action::FindRevoked(at) => {
                 allowed(state.revoked && self.task(at) == CallerTask::Repeat)?;
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle)?;
@@ -666,7 +665,7 @@ impl Protocol {
                 allowed(state.creation == Creation::Checked)?;
                 state.creation = Creation::Committed;
             }
-            Action::Look(at) => {
+            Action::CheckRows(at) => {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && !caller.clear)?;
@@ -675,9 +674,9 @@ impl Protocol {
                 } else if rows.is_empty() {
                     caller.clear = true;
                 } else {
-                    allowed(self.removes(at) && !caller.looked && !caller.searched)?;
-                    caller.looked = true;
-                    caller.silence = if self.keep(Rule::SilenceFromLook) {
+                    allowed(self.removes(at) && !caller.has_recorded && !caller.searched)?;
+                    caller.has_recorded = true;
+                    caller.silence = if self.keep(Rule::SilenceFromCheck) {
                         self.awaited(self.bounds.lease)
                     } else {
                         caller.wait
@@ -687,10 +686,10 @@ impl Protocol {
                     }
                 }
             }
-            Action::LookForSilent(at) => {
+            Action::CheckSilentRows(at) => {
                 let rows: Vec<_> = self.lagging_rows(state, at).collect();
                 let caller = &mut state.callers[usize::from(at)];
-                allowed(caller.looked && caller.silence == 0)?;
+                allowed(caller.has_recorded && caller.silence == 0)?;
                 for (row, Row { renewals, .. }) in rows {
                     if caller.seen[row] > 0
                         && (caller.seen[row] == renewals || !self.keep(Rule::OnlySilentRemoved))
@@ -698,7 +697,7 @@ impl Protocol {
                         caller.silent |= 1 << row;
                     }
                 }
-                (caller.looked, caller.searched) = (false, true);
+                (caller.has_recorded, caller.searched) = (false, true);
                 for row in 0..caller.seen.len() {
                     if caller.silent & (1 << row) == 0 {
                         caller.seen[row] = 0;
@@ -723,7 +722,7 @@ impl Protocol {
                     caller.finish();
                 }
             }
-            Action::Answer(at) => {
+            Action::Respond(at) => {
                 let (task, own_verifier) = self.bounds.callers[usize::from(at)];
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Waiting && task != CallerTask::Change)?;
@@ -734,7 +733,7 @@ impl Protocol {
                     && waits
                     && !has_expired
                 {
-                    let evicted = state.verifiers[usize::from(own_verifier)].memory.evicted;
+                    let evicted = state.verifiers[usize::from(own_verifier)].cache.evicted;
                     allowed(evicted >= caller.seq || !self.keep(Rule::OwnVerifierToo))?;
                     let known = state.subscriber.known[usize::from(own_verifier)];
                     let applied = known.lives == 0 || known.acknowledged >= caller.seq;
@@ -743,11 +742,11 @@ impl Protocol {
                 if caller.clear || !self.removes(at) {
                     caller.finish();
                 }
-                caller.stage = Stage::Answered;
+                caller.stage = Stage::Responded;
                 if task == CallerTask::Mark {
                     state.marking = Marking::Propagated;
                 } else {
-                    state.answered = true;
+                    state.responded = true;
                 }
             }
 
@@ -756,17 +755,17 @@ impl Protocol {
                 allowed(subscriber.poll == Poll::None)?;
                 subscriber.poll = Poll::Sent {
                     age: 0,
-                    acknowledges: subscriber.memory.evicted,
+                    acknowledges: subscriber.cache.evicted,
                 };
             }
             Action::Compute(at) => {
                 let Poll::Sent { age, acknowledges } = state.subscriber.poll else {
                     return None;
                 };
-                let replica = &state.verifiers[usize::from(at)].memory;
+                let replica = &state.verifiers[usize::from(at)].cache;
                 let (upto, left) = (replica.evicted, replica.lease);
                 let ours = are_among(state.changes, acknowledges, upto);
-                if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyOfOneMoment) {
+                if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyInOneStep) {
                     self.register(state, at, acknowledges, upto, left);
                     state.subscriber.poll = Poll::Replied {
                         age,
@@ -797,8 +796,8 @@ impl Protocol {
                 else {
                     return None;
                 };
-                if !self.keep(Rule::ReplyOfOneMoment) {
-                    left = state.verifiers[usize::from(at)].memory.lease;
+                if !self.keep(Rule::ReplyInOneStep) {
+                    left = state.verifiers[usize::from(at)].cache.lease;
                 }
                 self.register(state, at, acknowledges, upto, left);
                 state.subscriber.poll = Poll::Replied {
@@ -819,8 +818,8 @@ impl Protocol {
                 else {
                     return None;
                 };
-                if upto > subscriber.memory.evicted {
-                    subscriber.memory.log = Log::Read {
+                if upto > subscriber.cache.evicted {
+                    subscriber.cache.log = Log::Read {
                         upto,
                         ours,
                         steps: 0,
@@ -833,27 +832,27 @@ impl Protocol {
                 let Poll::Applying { age, left } = subscriber.poll else {
                     return None;
                 };
-                let applied = subscriber.memory.log == Log::None;
+                let applied = subscriber.cache.log == Log::None;
                 allowed(left > 0 && (applied || !self.keep(Rule::AppliedBeforeTaken)))?;
                 let length = if self.keep(Rule::LeasesNest) {
                     left
                 } else {
                     self.bounds.lease
                 };
-                let age = if self.keep(Rule::CountedFromPolling) {
+                let age = if self.keep(Rule::LeaseStartsAtPoll) {
                     age
                 } else {
                     0
                 };
                 let end = self.held(length).saturating_sub(age);
-                subscriber.memory.lease = subscriber.memory.lease.max(end);
+                subscriber.cache.lease = subscriber.cache.lease.max(end);
                 subscriber.poll = Poll::Applying { age: 0, left: 0 };
             }
             Action::LosePoll => {
                 let subscriber = &mut state.subscriber;
                 let is_done = match subscriber.poll {
                     Poll::None | Poll::Begun { .. } => false,
-                    Poll::Applying { .. } => subscriber.memory.log == Log::None,
+                    Poll::Applying { .. } => subscriber.cache.log == Log::None,
                     Poll::Sent { .. } | Poll::Replied { .. } => true,
                 };
                 allowed(is_done)?;
@@ -863,19 +862,19 @@ impl Protocol {
         Some(())
     }
 
-    /// Advances the time by a tick. Returns whether this changed the state.
+    /// Advances the time by one tick. Returns whether the state changed.
     fn tick(&self, state: &mut State, awake: bool) -> bool {
         let before = *state;
-        // At this age, every lease has expired.
+        // A lease that is granted at this age has expired already.
         let oldest = self.held(self.bounds.lease);
         let older = |age: &mut u8| *age = (*age + 1).min(oldest);
         let less = |left: &mut u8| *left = left.saturating_sub(1);
         if awake {
             for verifier in &mut state.verifiers {
-                less(&mut verifier.memory.lease);
+                less(&mut verifier.cache.lease);
                 match &mut verifier.renewal {
                     Renewal::None => {}
-                    Renewal::Asked { age, .. }
+                    Renewal::Sent { age, .. }
                     | Renewal::Compared { age, .. }
                     | Renewal::Written { age } => older(age),
                 }
@@ -886,7 +885,7 @@ impl Protocol {
             less(&mut caller.silence);
         }
         let subscriber = &mut state.subscriber;
-        less(&mut subscriber.memory.lease);
+        less(&mut subscriber.cache.lease);
         subscriber
             .known
             .iter_mut()
@@ -909,7 +908,7 @@ impl Protocol {
         {
             row.applied = reported;
             if !self.keep(Rule::ReportsExtendNothing) && !verifier.stopped {
-                verifier.memory.lease = self.held(self.bounds.lease);
+                verifier.cache.lease = self.held(self.bounds.lease);
             }
         }
         verifier.report = None;
@@ -951,18 +950,18 @@ impl Protocol {
         Some(())
     }
 
-    /// Executes a step of caching a record that was valid when it was fetched.
+    /// Executes a step of caching a record that was fetched as valid.
     fn insert_fetched(&self, cache: &mut Cache) -> Option<()> {
         cache.fetch = match cache.fetch {
             Fetch::Read(counter) => {
                 let fresh = counter >= cache.applying;
-                if !self.keep(Rule::FillsLookBeforeVisible) {
+                if !self.keep(Rule::FillsCheckBeforeVisible) {
                     cache.cached = true;
                     Fetch::Inserted(counter)
-                } else if !self.keep(Rule::FillsLookUnderTheLock) {
+                } else if !self.keep(Rule::FillsCheckAtomically) {
                     if fresh { Fetch::Fit } else { Fetch::None }
                 } else {
-                    if fresh || !self.keep(Rule::FillsLook) {
+                    if fresh || !self.keep(Rule::FillsCheck) {
                         cache.cached = true;
                     }
                     Fetch::None
@@ -986,10 +985,9 @@ impl Protocol {
     fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        // A subscriber without a lease of this replica accepts no key before it has applied the reply. A
-        // subscriber with a lease may still accept keys from its cache, so only the changes that it has
-        // acknowledged count as applied.
-        let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
+        // A subscriber without a lease of this replica accepts no key before it has applied the reply. One
+        // with a lease may still accept keys from its cache, so only what it has acknowledged counts.
+        let lives = known.lives > 0 && self.keep(Rule::RepliesAcknowledgeNothing);
         known.acknowledged = if lives {
             known.acknowledged.max(acknowledges)
         } else {
@@ -1009,15 +1007,15 @@ impl Protocol {
         state.creation == Creation::Checked && locks
     }
 
-    /// Returns whether a caller removes silent rows. This makes a difference only to later callers. After a revocation,
-    /// these are the callers that repeat it.
+    /// Returns whether a caller removes silent rows. A removal affects only later callers. After a
+    /// revocation, these are the callers that repeat it.
     fn removes(&self, caller: u8) -> bool {
         let repeated = self
             .bounds
             .callers
             .iter()
             .any(|(task, _)| *task == CallerTask::Repeat);
-        self.bounds.asks.is_some() && (self.task(caller) == CallerTask::Change || repeated)
+        self.bounds.max_renewals.is_some() && (self.task(caller) == CallerTask::Change || repeated)
     }
 
     fn task(&self, caller: u8) -> CallerTask {
@@ -1025,15 +1023,15 @@ impl Protocol {
     }
 }
 
-/// Returns whether one of these changes, one bit each, is later than `after` and no later than `upto`.
+/// Returns whether one of the changes (one bit each) is after `after` and at most `upto`.
 fn are_among(changes: u8, after: u8, upto: u8) -> bool {
     (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
 
 fn cache(state: &mut State, owner: CacheOwner) -> &mut Cache {
     match owner {
-        CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].memory,
-        CacheOwner::Subscriber => &mut state.subscriber.memory,
+        CacheOwner::Verifier(at) => &mut state.verifiers[usize::from(at)].cache,
+        CacheOwner::Subscriber => &mut state.subscriber.cache,
     }
 }
 
@@ -1062,11 +1060,11 @@ impl Model for Protocol {
             caches.push(CacheOwner::Verifier(at));
             actions.extend([
                 Action::Apply(CacheOwner::Verifier(at)),
-                Action::Ask(at),
+                Action::SendRenewal(at),
                 Action::Compare(at),
                 Action::Renew(at),
                 Action::Grant(at),
-                Action::Lose(at),
+                Action::LoseRenewal(at),
                 Action::ReadChanges(at),
                 Action::SendReport(at),
                 Action::Report(at),
@@ -1075,7 +1073,7 @@ impl Model for Protocol {
             ]);
         }
         let polled = match self.bounds.subscriber {
-            SubscriberKind::Nobody => 0,
+            SubscriberKind::None => 0,
             SubscriberKind::Quiet | SubscriberKind::One => 1,
             SubscriberKind::Any => self.bounds.verifiers,
         };
@@ -1100,7 +1098,7 @@ impl Model for Protocol {
             actions.extend([
                 Action::Fetch(owner),
                 Action::FetchCounter(owner),
-                Action::Learn(owner),
+                Action::InsertFetched(owner),
                 Action::SeeLease(owner),
                 Action::FindEntry(owner),
             ]);
@@ -1111,10 +1109,10 @@ impl Model for Protocol {
                 Action::Update(at),
                 Action::Commit(at),
                 Action::CommitRest(at),
-                Action::FindItSo(at),
-                Action::Look(at),
-                Action::LookForSilent(at),
-                Action::Answer(at),
+                Action::FindRevoked(at),
+                Action::CheckRows(at),
+                Action::CheckSilentRows(at),
+                Action::Respond(at),
             ]);
             actions.extend((0..self.bounds.verifiers).map(|row| Action::Remove(at, row)));
             if state.verified != Key::Parent {
@@ -1141,20 +1139,20 @@ impl Model for Protocol {
         let mut properties = vec![
             Property::always(SAFE, |_, state: &State| !state.accepted),
             Property::sometimes("a key is accepted from a cache", |_, state: &State| {
-                !state.revoked && would_accept(&state.verifiers[0].memory)
+                !state.revoked && would_accept(&state.verifiers[0].cache)
             }),
         ];
         if self.other_caches(&State::default()).next().is_some() {
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier holds a lease",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|cache| cache.lease > 0)
+                    state.responded && model.other_caches(state).any(|cache| cache.lease > 0)
                 },
             ));
             properties.push(Property::sometimes(
                 "the revocation has a response, and another verifier still caches the key",
                 |model: &Self, state: &State| {
-                    state.answered && model.other_caches(state).any(|cache| cache.cached)
+                    state.responded && model.other_caches(state).any(|cache| cache.cached)
                 },
             ));
         }
@@ -1164,18 +1162,18 @@ impl Model for Protocol {
         ) {
             properties.push(Property::sometimes(
                 "a subscriber accepts a key from its cache",
-                |_, state: &State| !state.revoked && would_accept(&state.subscriber.memory),
+                |_, state: &State| !state.revoked && would_accept(&state.subscriber.cache),
             ));
             properties.push(Property::sometimes(
                 "the revocation has a response, and a subscriber holds a lease",
-                |_, state: &State| state.answered && state.subscriber.memory.lease > 0,
+                |_, state: &State| state.responded && state.subscriber.cache.lease > 0,
             ));
         }
         if self.bounds.keys.iter().any(|key| key.is_created()) {
             properties.push(Property::sometimes(
                 "a key that was created by a key is cached",
                 |_, state: &State| {
-                    state.verified.is_created() && would_accept(&state.verifiers[0].memory)
+                    state.verified.is_created() && would_accept(&state.verifiers[0].cache)
                 },
             ));
         }
@@ -1185,7 +1183,7 @@ impl Model for Protocol {
             }));
             properties.push(Property::sometimes(
                 "the revocation has a response before a descendant is marked",
-                |_, state: &State| state.answered && Self::is_unmarked(state),
+                |_, state: &State| state.responded && Self::is_unmarked(state),
             ));
         }
         if self.markers().count() > 1 {
@@ -1218,7 +1216,7 @@ impl Protocol {
             .and_then(|(_, own_verifier)| *own_verifier);
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != own_verifier)
-            .map(|at| &state.verifiers[usize::from(at)].memory)
+            .map(|at| &state.verifiers[usize::from(at)].cache)
     }
 }
 
@@ -1238,11 +1236,13 @@ impl fmt::Display for Action {
             Self::TickAsleep => {
                 f.write_str("            a tick passes, while the verifiers' machines sleep")
             }
-            Self::Ask(at) => write!(f, "verifier {at}: reads its clock and sends a renewal"),
+            Self::SendRenewal(at) => {
+                write!(f, "verifier {at}: reads its clock and sends a renewal")
+            }
             Self::Compare(at) => write!(f, "verifier {at}: its renewal compares the counter"),
             Self::Renew(at) => write!(f, "verifier {at}: its renewal is executed"),
             Self::Grant(at) => write!(f, "verifier {at}: receives its renewed lease"),
-            Self::Lose(at) => write!(f, "verifier {at}: never receives its renewed lease"),
+            Self::LoseRenewal(at) => write!(f, "verifier {at}: never receives its renewed lease"),
             Self::ReadChanges(at) => write!(f, "verifier {at}: reads the changes"),
             Self::SendReport(at) => {
                 write!(f, "verifier {at}: sends a report of what it has applied")
@@ -1250,24 +1250,21 @@ impl fmt::Display for Action {
             Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
             Self::Stop(at) => write!(f, "verifier {at}: stops accepting keys from its cache"),
             Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
-            Self::Apply(owner) => {
-                write!(f, "{owner}: applies the changes, or takes a step of that")
-            }
+            Self::Apply(owner) => write!(f, "{owner}: applies the changes, or a third of that"),
             Self::Fetch(owner) => write!(f, "{owner}: fetches the key, which is valid"),
             Self::FetchCounter(owner) => {
                 write!(f, "{owner}: reads the counter for the fetched key")
             }
-            Self::Learn(owner) => write!(
-                f,
-                "{owner}: caches the fetched key, or takes a step of that"
-            ),
+            Self::InsertFetched(owner) => {
+                write!(f, "{owner}: caches the fetched key, or a step of that")
+            }
             Self::SeeLease(owner) => write!(f, "{owner}: a verification checks the lease"),
             Self::FindEntry(owner) => write!(f, "{owner}: a verification looks up the key"),
             Self::ReadClock(at) => write!(f, "caller {at}: reads the clock"),
             Self::Update(at) => write!(f, "caller {at}: raises the counter and reads the clock"),
             Self::Commit(at) => write!(f, "caller {at}: commits"),
             Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
-            Self::FindItSo(at) => write!(f, "caller {at}: finds the key already revoked"),
+            Self::FindRevoked(at) => write!(f, "caller {at}: finds the key already revoked"),
             Self::ReadDescendants(at) => {
                 write!(f, "caller {at}: reads whether the key has descendants")
             }
@@ -1277,16 +1274,16 @@ impl fmt::Display for Action {
             Self::Crash => f.write_str("            the process that revoked the key crashes"),
             Self::CheckAncestors => f.write_str("   creation: checks the ancestors"),
             Self::InsertKey => f.write_str("   creation: commits"),
-            Self::Look(at) => write!(f, "caller {at}: checks for lagging rows"),
-            Self::LookForSilent(at) => write!(f, "caller {at}: checks for silent rows"),
+            Self::CheckRows(at) => write!(f, "caller {at}: checks for lagging rows"),
+            Self::CheckSilentRows(at) => write!(f, "caller {at}: checks for silent rows"),
             Self::Remove(at, row) => write!(
                 f,
-                "caller {at}: removes the row of verifier {row} if it was not renewed"
+                "caller {at}: removes the row of verifier {row}, if not renewed"
             ),
-            Self::Answer(at) => write!(f, "caller {at}: gets the response"),
+            Self::Respond(at) => write!(f, "caller {at}: receives the response"),
             Self::Poll => f.write_str("subscriber: reads its clock and polls"),
             Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),
-            Self::Complete => f.write_str("replica: completes the reply to the subscriber"),
+            Self::Complete => f.write_str("          : completes the reply"),
             Self::TakeReply => f.write_str("subscriber: receives the reply"),
             Self::TakeLease => f.write_str("subscriber: takes the lease of the reply"),
             Self::LosePoll => f.write_str("subscriber: ends this poll"),

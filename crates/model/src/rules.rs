@@ -34,23 +34,23 @@ rules! {
     /// A renewal waits for a change between its UPDATE and its commit (`FOR SHARE`), and compares and writes
     /// in one step.
     ShareLock,
-    /// A renewal is rejected unless its verifier has applied exactly the changes up to the counter.
-    OnlyAtTheNewest,
+    /// A renewal is rejected unless its verifier has evicted everything up to exactly the counter.
+    OnlyUpToDateRenews,
 
     // Leases and clocks.
-    /// The time of a lease counts from before its renewal was sent.
-    CountedFromAsking,
+    /// A lease starts when its renewal is sent, not when the result arrives.
+    LeaseStartsAtRenewal,
     /// The holder of a lease subtracts the margin.
     HoldersSubtract,
     /// A caller that waits for the end of a lease adds the margin.
     WaitersAdd,
-    /// The clock continues while the machine sleeps.
+    /// Clocks count the time in which the machine is suspended.
     ClocksCountSleep,
     /// A stopped verifier ignores the result of a renewal that was in flight.
     StoppedStaysStopped,
     /// A report of applied changes does not extend the lease.
     ReportsExtendNothing,
-    /// A restarted process is another verifier, with a new ID.
+    /// A restarted process is another verifier.
     FreshIds,
 
     // Cache.
@@ -60,28 +60,28 @@ rules! {
     ApplyingFirst,
     /// `evicted` is raised only after everything has been evicted.
     EvictedLast,
-    /// A fetched record comes with a counter value that was read no later than the record.
+    /// A record comes with a counter value read no later than itself.
     OneSnapshot,
-    /// A record is cached only if no change after its counter value has begun to be applied.
-    FillsLook,
+    /// A record is cached only if no change later than its counter value has been applied or is being applied.
+    FillsCheck,
     /// That check and the insertion are atomic with respect to evictions.
-    FillsLookUnderTheLock,
+    FillsCheckAtomically,
     /// That check comes before the entry is visible, not after.
-    FillsLookBeforeVisible,
+    FillsCheckBeforeVisible,
 
     // Waiting.
     /// A change reads the clock after its UPDATE.
     ClockAfterUpdate,
     /// A change waits until every verifier has reported it, or until a lease and a margin have passed.
     ChangesWait,
-    /// A change also waits until the verifier of its own process, whose row it does not check, has applied it.
+    /// A change applies itself to the verifier of the same process, whose row it does not check.
     OwnVerifierToo,
     /// A revocation of a key that is already revoked waits, too.
     RepeatsWait,
     /// A row is removed only if it has not been renewed since it was checked.
     OnlySilentRemoved,
-    /// The time without a renewal counts from that check.
-    SilenceFromLook,
+    /// A row must stay silent for a lease and a margin after that check, not after the change.
+    SilenceFromCheck,
     /// No two renewals of a verifier write the same number to its row, even if the row was removed in between.
     RenewalsNeverRepeat,
     /// A verifier stops accepting keys before it deletes its row.
@@ -89,22 +89,23 @@ rules! {
 
     // Subscribers.
     /// A verifier reports the minimum of what it and its subscribers have applied.
-    ReportsLeast,
-    /// A change also waits for the subscribers of the verifier of its own process, whose row it does not check.
+    ReportsMinimum,
+    /// A change waits for the subscribers of the verifier of the same process, whose row it does not check.
     OwnSubscribersToo,
     /// A subscriber is registered in the step that computes the reply to it.
     RegisteredWithReply,
-    /// A reply does not count as acknowledged by a subscriber that already holds a lease of the replica.
-    AnswersAcknowledgeNothing,
-    /// The changes and the lease in a reply are read at the same moment.
-    ReplyOfOneMoment,
+    /// For a subscriber with a lease of this replica, a change counts as applied when it is acknowledged, not
+    /// when it is sent.
+    RepliesAcknowledgeNothing,
+    /// The changes and the lease in a reply are read in the same step.
+    ReplyInOneStep,
     /// A subscriber's lease is no longer than the remaining lease of its replica.
     LeasesNest,
-    /// A subscriber counts its lease from before it sent the poll.
-    CountedFromPolling,
-    /// A subscriber takes a lease only after applying the changes that came with it.
+    /// A subscriber's lease starts when its poll is sent, not when the reply arrives.
+    LeaseStartsAtPoll,
+    /// A subscriber takes a lease only after it has applied the changes in the same reply.
     AppliedBeforeTaken,
-    /// A subscriber counts as alive until the end of the longest lease that it was granted.
+    /// A subscriber counts as a lease holder until the end of the longest lease that it was granted.
     LargestLease,
     /// A replica does not delete its row while a subscriber may hold a lease.
     SubscribersOutlived,
@@ -112,7 +113,7 @@ rules! {
     // Keys that create keys.
     /// A decision evaluates the status of every ancestor.
     AncestorsDecide,
-    /// The status of the ancestors comes with a counter value that was read no later than the status.
+    /// The status of the ancestors comes with a counter value read no later than itself.
     AncestorsInSnapshot,
     /// The revocation of a key with descendants also evicts its cached descendants.
     DescendantsEvicted,
@@ -126,11 +127,11 @@ rules! {
     PendingWithRevocation,
     /// Any replica resumes an interrupted marking.
     MarkingResumed,
-    /// A marking ends with a change that evicts the descendants from servers of the previous release.
+    /// The end of a marking is a change that evicts the descendants, for servers of the previous release.
     MarkingAnnounced,
 }
 
-/// All rules, or all but one.
+/// The rules that are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules(Option<Rule>);
 

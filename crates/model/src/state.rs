@@ -1,5 +1,5 @@
-//! The state of the model: the database, the verifiers, the callers and a subscriber at one moment. A point in time is
-//! stored as the number of ticks until then, so that the same situation at two times is one state.
+//! The state of the model: the database, the verifiers, the callers and a subscriber at one moment. Times are
+//! stored as remaining ticks, so that situations that differ only in the absolute time are the same state.
 
 /// The maximum number of verifiers.
 pub const VERIFIERS: usize = 3;
@@ -29,8 +29,8 @@ pub struct State {
     pub crashed: bool,
     /// The caller between its UPDATE of the counter and its commit.
     pub locked_by: Option<u8>,
-    /// Whether a caller has got the response to the revocation.
-    pub answered: bool,
+    /// Whether a caller has received the response to the revocation.
+    pub responded: bool,
     /// Whether a verification that began after that response accepted the key. Must never be true.
     pub accepted: bool,
     /// The rows of verifiers.
@@ -45,7 +45,7 @@ pub struct State {
 
 /// The key that is verified in a run.
 ///
-/// The cache entry of one key has no effect on another key. So a run verifies only one key, and a configuration with
+/// The cache entry of one key has no effect on other keys. So a run verifies one key only, and a world with
 /// several keys has one initial state for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Key {
@@ -106,9 +106,9 @@ pub struct Row {
 /// The cache of a verifier or of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Cache {
-    /// The number of ticks until the lease expires.
+    /// The remaining ticks of the lease.
     pub lease: u8,
-    /// The last change that is being or has been applied.
+    /// The last change that has been applied or is being applied.
     pub applying: u8,
     /// The last change for which everything has been evicted.
     pub evicted: u8,
@@ -128,7 +128,7 @@ pub enum Log {
     /// None.
     #[default]
     None,
-    /// The changes up to `upto` have been read, and `steps` of the three steps of applying them are done.
+    /// All up to `upto` have been read, and `steps` of the three steps of applying them are done.
     Read {
         /// The last change among them.
         upto: u8,
@@ -173,13 +173,13 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Verifier {
     /// Its cache.
-    pub memory: Cache,
+    pub cache: Cache,
     /// The renewal in flight.
     pub renewal: Renewal,
     /// The report in flight.
     pub report: Option<u8>,
-    /// How many renewals it has sent. Counted only if rows are removed.
-    pub asked: u8,
+    /// The number of renewals that it has sent. Counted only if rows are removed.
+    pub renewals_sent: u8,
     /// Whether it has stopped accepting keys.
     pub stopped: bool,
     /// Whether it has deleted its row.
@@ -194,8 +194,8 @@ pub enum Renewal {
     #[default]
     None,
     /// Sent.
-    Asked { age: u8, evicted: u8, reported: u8 },
-    /// The counter is compared, but the row is not yet written. The protocol has no such moment.
+    Sent { age: u8, evicted: u8, reported: u8 },
+    /// The counter is compared, but the row is not yet written. The protocol has no such state.
     Compared { age: u8, reported: u8 },
     /// The row is written.
     Written { age: u8 },
@@ -208,17 +208,17 @@ pub struct Caller {
     pub stage: Stage,
     /// The change that it waits for.
     pub seq: u8,
-    /// The number of ticks until every lease without this change has expired.
+    /// The remaining ticks until every lease that was granted before this change has expired.
     pub wait: u8,
     /// Whether the revoked key has descendants, if the caller has read that before it locked the key's row.
     pub descendants: Option<bool>,
     /// Whether a check found no lagging row.
     pub clear: bool,
     /// Whether lagging rows have been recorded, to remove them if they stay silent.
-    pub looked: bool,
+    pub has_recorded: bool,
     /// The renewals recorded by that check, 0 for a row that was up to date.
     pub seen: [u8; VERIFIERS],
-    /// The number of ticks until the leases of these rows have expired.
+    /// The remaining ticks in which these rows must not be renewed, to count as silent.
     pub silence: u8,
     /// Whether the search for rows that stayed silent is done.
     pub searched: bool,
@@ -227,10 +227,10 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Ends the request, and resets the fields that no later step uses.
+    /// Resets everything that no longer matters.
     pub(crate) fn finish(&mut self) {
         *self = Self {
-            stage: Stage::Answered,
+            stage: Stage::Responded,
             ..Self::default()
         };
     }
@@ -246,12 +246,12 @@ pub enum Stage {
     ClockRead,
     /// It has done the UPDATE and read the clock.
     Updated,
-    /// Its counter is committed, but not its change. The protocol has no such moment.
+    /// Its counter is committed, but not its change. The protocol has no such state.
     CounterCommitted,
     /// Committed; it waits.
     Waiting,
-    /// Its client has got the response.
-    Answered,
+    /// Its client has received the response.
+    Responded,
 }
 
 /// A resource server that subscribes to verifiers (its replicas), to any of them at any time, as behind a
@@ -259,7 +259,7 @@ pub enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
     /// Its cache.
-    pub memory: Cache,
+    pub cache: Cache,
     /// The poll in flight.
     pub poll: Poll,
     /// What each replica knows about it.
@@ -271,7 +271,7 @@ pub struct Subscriber {
 pub struct SubscriberState {
     /// The last change that it has acknowledged.
     pub acknowledged: u8,
-    /// The number of ticks until its lease of this replica has expired.
+    /// The remaining ticks in which it may hold a lease of this replica.
     pub lives: u8,
 }
 
@@ -284,7 +284,7 @@ pub enum Poll {
     None,
     /// Sent to a replica.
     Sent { age: u8, acknowledges: u8 },
-    /// Part of the reply is computed. The protocol has no such moment.
+    /// Part of the reply is computed. The protocol has no such state.
     Begun {
         at: u8,
         age: u8,

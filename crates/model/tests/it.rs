@@ -1,8 +1,8 @@
 //! Explores all steps with all rules, and without each rule.
 //!
 //! `cargo test -p tollkey-model -- --nocapture` prints the size of each exploration, and the counterexample
-//! without each rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger configurations,
-//! which takes minutes and gigabytes of memory.
+//! without each rule. `cargo test -p tollkey-model -- --ignored --nocapture` explores larger worlds in some
+//! minutes, with some gigabytes of memory.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -16,15 +16,15 @@ const ONE: Bounds = Bounds {
     lease: 2,
     verifiers: 1,
     callers: &[(CallerTask::Revoke, None)],
-    subscriber: SubscriberKind::Nobody,
+    subscriber: SubscriberKind::None,
     fine: true,
     stops: false,
-    asks: None,
+    max_renewals: None,
     keys: &[Key::Parent],
     previous_release: false,
 };
 
-/// A second caller makes another change.
+/// Another change as well.
 const TWO_CHANGES: Bounds = Bounds {
     callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
@@ -56,7 +56,7 @@ const OWN_VERIFIER: Bounds = Bounds {
 const REMOVED: Bounds = Bounds {
     lease: 1,
     fine: false,
-    asks: Some(2),
+    max_renewals: Some(2),
     callers: &[(CallerTask::Change, None), (CallerTask::Revoke, None)],
     ..ONE
 };
@@ -141,13 +141,13 @@ const DESCENDANTS_AND_SUBSCRIBER: Bounds = Bounds {
     ..SUBSCRIBED
 };
 
-/// Returns a configuration in which a property fails without this rule.
-fn configuration(rule: Rule) -> Bounds {
+/// Returns a world in which a property fails without this rule.
+fn world(rule: Rule) -> Bounds {
     match rule {
         Rule::ChangeWithCounter
         | Rule::ShareLock
-        | Rule::OnlyAtTheNewest
-        | Rule::CountedFromAsking
+        | Rule::OnlyUpToDateRenews
+        | Rule::LeaseStartsAtRenewal
         | Rule::HoldersSubtract
         | Rule::WaitersAdd
         | Rule::ClocksCountSleep
@@ -155,9 +155,9 @@ fn configuration(rule: Rule) -> Bounds {
         | Rule::ApplyingFirst
         | Rule::EvictedLast
         | Rule::OneSnapshot
-        | Rule::FillsLook
-        | Rule::FillsLookUnderTheLock
-        | Rule::FillsLookBeforeVisible
+        | Rule::FillsCheck
+        | Rule::FillsCheckAtomically
+        | Rule::FillsCheckBeforeVisible
         | Rule::ClockAfterUpdate
         | Rule::ChangesWait => ONE,
         Rule::NumberedAsCommitted | Rule::ReportsExtendNothing => TWO_CHANGES,
@@ -167,16 +167,16 @@ fn configuration(rule: Rule) -> Bounds {
         Rule::OwnVerifierToo => OWN_VERIFIER,
         Rule::OnlySilentRemoved => REMOVED,
         Rule::RenewalsNeverRepeat => REMOVED_TWICE,
-        Rule::ReportsLeast
+        Rule::ReportsMinimum
         | Rule::RegisteredWithReply
-        | Rule::AnswersAcknowledgeNothing
-        | Rule::ReplyOfOneMoment
+        | Rule::RepliesAcknowledgeNothing
+        | Rule::ReplyInOneStep
         | Rule::LeasesNest
-        | Rule::CountedFromPolling
+        | Rule::LeaseStartsAtPoll
         | Rule::AppliedBeforeTaken => SUBSCRIBED,
         Rule::OwnSubscribersToo => SUBSCRIBED_TO_OWN_VERIFIER,
         Rule::LargestLease | Rule::SubscribersOutlived => SUBSCRIBED_AND_STOPPED,
-        Rule::SilenceFromLook => SUBSCRIBED_LONGER_AND_REMOVED,
+        Rule::SilenceFromCheck => SUBSCRIBED_LONGER_AND_REMOVED,
         Rule::AncestorsDecide
         | Rule::AncestorsInSnapshot
         | Rule::DescendantsEvicted
@@ -196,7 +196,7 @@ fn property(rule: Rule) -> &'static str {
     }
 }
 
-/// Explores a configuration with all rules, and asserts that its properties hold.
+/// Explores a world with all rules, and asserts that its properties hold.
 fn explore(name: &str, bounds: Bounds) {
     let began = Instant::now();
     let checker = Protocol {
@@ -213,7 +213,7 @@ fn explore(name: &str, bounds: Bounds) {
         began.elapsed().as_secs_f32()
     );
     for property in [SAFE, COMPLETE, FINISHABLE] {
-        // A configuration without marking has only the first property.
+        // A world without marking has the first property only.
         if checker
             .model()
             .properties()
@@ -227,7 +227,7 @@ fn explore(name: &str, bounds: Bounds) {
             panic!("{name}: violated: {property}");
         }
     }
-    // Also asserts that the states of the `sometimes` properties are reached: otherwise the exploration would
+    // Also asserts the `sometimes` properties: if these situations never occurred, the exploration would
     // prove nothing.
     checker.assert_properties();
 }
@@ -236,12 +236,12 @@ fn explore(name: &str, bounds: Bounds) {
 fn verifiers_never_accept_a_revoked_key() {
     explore("one verifier", ONE);
     explore("another change", TWO_CHANGES);
-    explore("a repeated revocation", REPEATED);
-    explore("a graceful stop", STOPPED);
+    explore("a repeat", REPEATED);
+    explore("a stop", STOPPED);
     explore("two verifiers", TWO);
     explore("two verifiers, one in the caller's process", OWN_VERIFIER);
-    explore("removal of a silent row", REMOVED);
-    explore("removal by two changes", REMOVED_TWICE);
+    explore("removal", REMOVED);
+    explore("removal by two", REMOVED_TWICE);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn property_fails_if_any_rule_is_left_out() {
     for &rule in Rule::ALL {
         let protocol = Protocol {
             rules: Rules::without(rule),
-            bounds: configuration(rule),
+            bounds: world(rule),
         };
         let failure = HasDiscoveries::AllOf(BTreeSet::from([property(rule)]));
         let checker = protocol.checker().finish_when(failure).spawn_bfs().join();

@@ -10,7 +10,7 @@ use tollkey_store::Owner;
 
 use crate::{actor::RequestActor, service::Service};
 
-/// Returns an account. One without stored settings has the defaults.
+/// Returns an account. An account without stored settings has the default settings.
 ///
 /// # Errors
 /// `unavailable`.

@@ -18,7 +18,8 @@ use crate::{
     service::Service,
 };
 
-/// How many keys of each application `include=apiKeys` returns. The keys of an application have their own list.
+/// The maximum number of keys that `include=apiKeys` returns for each application. The list of an
+/// application's keys has all of them.
 const INCLUDED_KEYS: u32 = 100;
 
 /// Creates an application.
@@ -57,7 +58,8 @@ pub async fn create<R: Recorded<Application> + Send + 'static>(
     .await
 }
 
-/// Returns a page of the account's applications, newest first, on request with their keys, without metadata.
+/// Returns a page of the account's applications, newest first. With `with_keys`, each application has its
+/// newest keys, without their metadata.
 ///
 /// # Errors
 /// `unavailable`.

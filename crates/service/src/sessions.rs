@@ -32,7 +32,8 @@ impl ActiveSession {
     }
 }
 
-/// Returns the client as the owner of work: the account of a session is only known after the session is found.
+/// Returns the client as the owner of a connection, because the account is known only after the session is
+/// found.
 fn client(ip: Option<IpAddr>) -> Owner {
     Owner::Client(ip.map(client_network))
 }

@@ -61,8 +61,8 @@ static DAMAGE: Cell<bool> = const { Cell::new(false) };
 /// Returns whether the database aborted a statement of this thread since the last call because of a conflict: a
 /// deadlock or a serialization failure. The transaction can then succeed when it is run again.
 ///
-/// A thread local, because the closure of a transaction may convert the error to a type that no longer tells. Work
-/// on a connection stays on one thread.
+/// A thread local, because the closure of a transaction may convert the error to a type without this
+/// information. Work on a connection stays on one thread.
 pub(crate) fn take_conflict() -> bool {
     CONFLICT.replace(false)
 }

@@ -33,7 +33,7 @@ pub(crate) fn id<Of>(bytes: &[u8]) -> Result<Id<Of>, Error> {
     bytes
         .try_into()
         .map(Id::from_bytes)
-        .map_err(|_| Error::corrupt("id"))
+        .map_err(|_| Error::corrupt("ID"))
 }
 
 fn optional_id<Of>(bytes: Option<&[u8]>) -> Result<Option<Id<Of>>, Error> {
@@ -41,7 +41,7 @@ fn optional_id<Of>(bytes: Option<&[u8]>) -> Result<Option<Id<Of>>, Error> {
 }
 
 pub(crate) fn account_id(text: &str) -> Result<AccountId, Error> {
-    AccountId::stored(text).map_err(|_| Error::corrupt("account id"))
+    AccountId::stored(text).map_err(|_| Error::corrupt("account ID"))
 }
 
 pub(crate) fn operating_model(text: &str) -> Result<OperatingModel, Error> {
@@ -246,9 +246,10 @@ impl TryFrom<KeyRow> for ApiKey {
                 })
                 .collect()
         });
-        let networks = strings(row.allowed_ips, "networks")?;
+        let networks = strings(row.allowed_ips, "IP allowlist")?;
         let allowed_ips = networks.map(|list| {
-            IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("networks"))
+            IpList::parse(list.iter().map(String::as_str))
+                .map_err(|_| Error::corrupt("IP allowlist"))
         });
         let metadata = row
             .metadata
@@ -265,8 +266,8 @@ impl TryFrom<KeyRow> for ApiKey {
             rate_limit,
             expires_at: optional_timestamp(row.expires_at)?,
         };
-        // An empty restriction is never written. Read as one it would deny everything, as none it would allow
-        // everything.
+        // Tollkey never writes an empty list. Such a row is rejected: an empty restriction would deny
+        // everything, and a missing one would allow everything.
         if restrictions.merchants.as_ref().is_some_and(Vec::is_empty)
             || restrictions.features.as_ref().is_some_and(Vec::is_empty)
         {

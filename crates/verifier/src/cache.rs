@@ -431,7 +431,7 @@ impl Cache {
         state.service_keys.clear();
         state.recent.clear();
         state.before_recent = applied;
-        state.subscribers.disown();
+        state.subscribers.clear_acknowledgements();
         state.watches.notify_all();
         state.applied = applied;
     }
@@ -526,7 +526,7 @@ impl Cache {
         elapsed: u64,
     ) -> Result<(PollResponse, bool), NoLease> {
         let mut state = self.state();
-        if state.subscribers.still(subscriber, ids)? == Arrival::Late {
+        if state.subscribers.arrival_now(subscriber, ids)? == Arrival::Late {
             return Ok((PollResponse::unchanged(position), false));
         }
         let missing = state.changes_after(position);

@@ -2,8 +2,8 @@
 //!
 //! The rules, which must not be loosened:
 //!
-//! - A lease counts from before its renewal was sent, and is granted only by a renewal at exactly the change up to which
-//!   everything has been evicted.
+//! - A lease starts when its renewal is sent, not when the result arrives. A renewal succeeds only if the
+//!   change counter is exactly at the change up to which this verifier has evicted everything.
 //! - The holder of a lease subtracts the margin; a verifier that waits for the end of a lease adds it.
 //! - A report of applied changes does not extend the lease.
 //! - A change is reported as applied only if every subscriber whose lease is valid has applied it too.
@@ -23,7 +23,8 @@ use crate::{
 
 /// The maximum number of changes that are read at a time.
 const CHANGES: usize = 1000;
-/// The first pause after a renewal that was rejected because a change is being committed. It doubles with each rejection.
+/// The first pause after a renewal that was rejected because a change is being committed. It doubles with
+/// each rejection.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
@@ -31,8 +32,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
 impl<S: Primary> Verifier<S> {
-    /// Keeps the lease: renews it every third of its length, applies changes and reports them. When `shutdown` resolves,
-    /// [stops](Verifier::stop) the verifier. While the source is unavailable, it keeps trying, and the lease expires.
+    /// Keeps the lease: renews it every third of its length, applies changes and reports them. When
+    /// `shutdown` resolves, [stops](Verifier::stop) the verifier. While the source is unavailable, it keeps
+    /// trying, and the lease expires.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
@@ -48,14 +50,15 @@ impl<S: Primary> Verifier<S> {
 
     /// Permanently stops verifying from the cache, and removes this verifier's row once no subscriber holds a lease.
     ///
-    /// Takes at most ten seconds, even if leases are longer. If a subscriber's lease is still valid after five seconds, the
-    /// row stays, and the next change waits for it as for a crashed verifier.
+    /// Takes at most ten seconds, even if leases are longer. If a subscriber's lease is still valid after
+    /// five seconds, the row stays, and the next change waits for it as for a crashed verifier.
     pub async fn stop(&self) {
         let inner = &*self.0;
         inner.cache.stop();
         inner.notification.notify_one(); // a concurrent `run` ends too
         if let Some(end) = inner.cache.subscribed_until() {
-            // No lease is granted after `cache.stop`. The runtime's clock is never ahead of ours, which also counts suspension.
+            // No lease is granted after `cache.stop`. Sleeping by the runtime's clock is never too short:
+            // unlike `self.clock`, it may not count the time in which the machine is suspended.
             let left = Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())));
             sleep(left.min(STOP_WAIT)).await;
             if left > STOP_WAIT {
@@ -92,7 +95,7 @@ impl<S: Primary> Inner<S> {
                     );
                 }
             }
-            // Sooner after a failure, so that a short outage does not cost the lease.
+            // Renew sooner after a failure, so that the lease does not expire during a short outage.
             let pause = match renewed {
                 Ok(seq) => {
                     reported = seq;
@@ -116,7 +119,8 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Renews the lease. If changes are missing, applies them first. Returns the change that was reported with the renewal.
+    /// Renews the lease. If changes are missing, applies them first. Returns the change that was reported
+    /// with the renewal.
     async fn renew(&self) -> Result<Seq, Unavailable> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -139,8 +143,8 @@ impl<S: Primary> Inner<S> {
         }
     }
 
-    /// Applies the missing changes, and reports the change up to which everything is applied everywhere if it is not
-    /// `reported` already. Returns the reported change.
+    /// Applies the missing changes. Then reports the change up to which this verifier and its subscribers
+    /// have applied everything, unless it is `reported`. Returns that change.
     async fn report(&self, reported: Seq) -> Result<Seq, Unavailable> {
         self.catch_up().await?;
         let (.., applied) = self.cache.applied_everywhere(nanos(self.clock.elapsed()));

@@ -1,4 +1,4 @@
-//! A limit for log lines that otherwise every request could write.
+//! Limits log lines that every request could otherwise write.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},

@@ -1,8 +1,8 @@
 //! Sources of keys, changes and leases.
 //!
-//! A server has a [`Primary`], the store: its lease is kept there, and after a change it waits there for other verifiers. A
-//! resource server has an [`Upstream`], a verifier in another process: its lease nests in the upstream's lease. Both are a
-//! [`Source`], which is all that verifying a key needs.
+//! A server has a [`Primary`], the store: its lease is kept there, and after a change it waits there for
+//! other verifiers. A resource server has an [`Upstream`], a verifier in another process: its lease nests in
+//! the upstream's lease. Both are a [`Source`], which is all that verifying a key needs.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -19,16 +19,18 @@ pub struct Unavailable;
 /// The reason why a look-up failed. The source has logged the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// The source did not respond in time, or cannot look anything up. After several consecutive errors of this kind, the
-    /// verifier sends one look-up at a time.
+    /// The source did not respond in time, or cannot look anything up. After several consecutive errors of
+    /// this kind, the verifier sends one look-up at a time.
     #[error("the source of keys is unavailable")]
     Unavailable,
-    /// The source rejects the look-up, for example because the service key of this process was revoked. Such a response is
-    /// fast, so look-ups are sent as usual. A grace period does not apply: it is for a source that cannot be reached.
+    /// The source rejects the look-up, for example because the service key of this process was revoked. Such
+    /// a response is fast, so look-ups are sent as usual. A grace period does not apply: it is for a source
+    /// that cannot be reached.
     #[error("the source rejects the look-up")]
     Rejected,
-    /// The source responded, but the key cannot be read, for example because a newer release wrote it. Look-ups of other keys
-    /// are sent as usual. A grace period does not apply, because the record that cannot be read may be revoked.
+    /// The source responded, but the key cannot be read, for example because a newer release wrote it.
+    /// Look-ups of other keys are sent as usual. A grace period does not apply, because the record that
+    /// cannot be read may be revoked.
     #[error("the source's response cannot be read")]
     Unreadable,
 }
@@ -54,8 +56,8 @@ pub enum PollError {
     /// The upstream rejects the poll, it is stopping, or its response cannot be read.
     #[error("the upstream rejects the poll")]
     Rejected,
-    /// Another process uses the same subscriber ID. No lease is granted under this ID any more: the subscriber must end its
-    /// lease, clear its cache and continue under a new random ID.
+    /// Another process uses the same subscriber ID. No lease is granted under this ID any more: the
+    /// subscriber must end its lease, clear its cache and continue under a new random ID.
     #[error("another process uses this subscriber ID")]
     SharedId,
 }
@@ -105,11 +107,13 @@ pub trait Primary: Source {
         limit: usize,
     ) -> impl Future<Output = Result<ChangeLog, Unavailable>> + Send;
 
-    /// Returns the length of leases, for all verifiers of this source. It may be changed only while no verifier is running.
+    /// Returns the length of leases, for all verifiers of this source. It may be changed only while no
+    /// verifier is running.
     fn lease_length(&self) -> impl Future<Output = Result<Duration, Unavailable>> + Send;
 
-    /// If the change counter is exactly at `evicted`, renews the lease of verifier `id` and stores that the verifier and its
-    /// subscribers have applied everything up to `reported`. Must be atomic. Returns whether the lease was renewed.
+    /// If the change counter is exactly at `evicted`, renews the lease of verifier `id` and stores that the
+    /// verifier and its subscribers have applied everything up to `reported`. Must be atomic. Returns whether
+    /// the lease was renewed.
     fn renew(
         &self,
         id: VerifierId,
@@ -127,8 +131,8 @@ pub trait Primary: Source {
     /// Removes verifier `id`, which has ended its lease and will not renew it.
     fn unregister(&self, id: VerifierId) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// Returns the verifiers, without `except`, that have reported less than `seq`. Each comes with a number that changes with
-    /// every renewal and never repeats, not even after the verifier was removed.
+    /// Returns the verifiers, without `except`, that have reported less than `seq`. Each comes with a number
+    /// that changes with every renewal and never repeats, not even after the verifier was removed.
     fn lagging_verifiers(
         &self,
         seq: Seq,
@@ -143,8 +147,8 @@ pub trait Primary: Source {
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 }
 
-/// A verifier that grants leases to subscribers, which have no database. A verifier of a [`Primary`] is an upstream; over
-/// HTTP it is `POST /sync`.
+/// A verifier that grants leases to subscribers, which have no database. A verifier of a [`Primary`] is an
+/// upstream; over HTTP it is `POST /sync`.
 pub trait Upstream: Source {
     /// Acknowledges the applied changes, and waits for new ones.
     fn poll(&self, poll: Poll) -> impl Future<Output = Result<PollResponse, PollError>> + Send;
@@ -187,20 +191,20 @@ impl FromStr for PollId {
     }
 }
 
-/// The IDs of a poll and of the polls before it. By them, the upstream recognizes a repeated poll, a poll that arrives late,
-/// and a poll of another process.
+/// The IDs of a poll and of the polls before it. By them, the upstream recognizes a repeated poll, a poll
+/// that arrives late, and a poll of another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollIds {
     /// The ID of this poll.
     pub id: PollId,
-    /// The IDs of previous polls, the newest first: those that had a response within the last two leases and at least the
-    /// last 16, at most [`PollIds::PREVIOUS`]. They may have been sent to other replicas.
+    /// The IDs of previous polls, the newest first: those that had a response within the last two leases and
+    /// at least the last 16, at most [`PollIds::PREVIOUS`]. They may have been sent to other replicas.
     pub previous: Vec<PollId>,
 }
 
 impl PollIds {
-    /// The maximum number of previous IDs. If a load balancer sends a subscriber back to a replica after more polls than this,
-    /// while its lease from that replica is valid, the replica takes it for another process.
+    /// The maximum number of previous IDs. If a load balancer sends a subscriber back to a replica after more
+    /// polls than this, while its lease from that replica is valid, the replica takes it for another process.
     /// [`crate::Verifier::subscribe`] polls so slowly that this does not happen.
     pub const PREVIOUS: usize = 512;
 }
@@ -210,14 +214,15 @@ impl PollIds {
 pub struct Poll {
     /// The ID of the subscriber.
     pub subscriber: VerifierId,
-    /// The ID of this poll and of previous ones. `None` for a subscriber of a release without poll IDs: the usage of its
-    /// repeated polls counts twice.
+    /// The ID of this poll and of previous ones. `None` for a subscriber of a release without poll IDs: the
+    /// usage of its repeated polls counts twice.
     pub ids: Option<PollIds>,
     /// The position up to which the subscriber has applied all changes; the default if its cache was always empty.
     pub position: Position,
     /// How long the response may wait for changes. The upstream waits for a third of a lease at most.
     pub wait: Duration,
-    /// The usage since the last poll that had a response, at most [`Poll::USAGE`] rows. A repeated poll has the same rows.
+    /// The usage since the last poll that had a response, at most [`Poll::USAGE`] rows. A repeated poll has
+    /// the same rows.
     pub usage: Vec<Usage>,
 }
 
@@ -242,11 +247,11 @@ pub struct EndSubscription {
 pub struct PollResponse {
     /// The subscriber's position once it has applied the changes.
     pub position: Position,
-    /// The changes after the subscriber's position. `None` if the log does not continue from there: the subscriber must clear
-    /// its cache.
+    /// The changes after the subscriber's position. `None` if the log does not continue from there: the
+    /// subscriber must clear its cache.
     pub changes: Option<Vec<Changed>>,
-    /// The lease that the subscriber may take once it has applied the changes, counted from before it sent the poll. Zero if
-    /// the upstream holds no lease, or if more changes are missing.
+    /// The lease that the subscriber may take once it has applied the changes, counted from when it sent the
+    /// poll. Zero if the upstream holds no lease, or if more changes are missing.
     pub lease: Duration,
 }
 

@@ -35,9 +35,9 @@ use crate::{
 
 /// Verifies keys. Cheap to clone; all clones share one cache.
 ///
-/// It decides by cached keys only while it holds a lease. [`Verifier::run`] keeps the lease if the source is a
-/// [`Primary`], [`Verifier::subscribe`] if it is an [`crate::Upstream`]. Without a lease, every verification looks the key
-/// up at the source.
+/// It uses cached keys only while it holds a lease. [`Verifier::run`] keeps the lease if the source is a
+/// [`Primary`], [`Verifier::subscribe`] if it is an [`crate::Upstream`]. Without a lease, every verification
+/// looks the key up at the source.
 pub struct Verifier<S>(pub(crate) Arc<Inner<S>>);
 
 impl<S> Clone for Verifier<S> {
@@ -59,8 +59,8 @@ pub(crate) struct Inner<S> {
     id: RwLock<VerifierId>,
     pub(crate) source: S,
     pub(crate) clock: Arc<dyn Clock>,
-    /// The length of leases. With an upstream, which chooses the length of each lease, this is only the longest time for a
-    /// response.
+    /// The length of leases. With an upstream, which chooses the length of each lease, this is only the
+    /// longest time for a response.
     pub(crate) lease: Duration,
     pub(crate) margin: Duration,
     pub(crate) cache: Cache,
@@ -74,7 +74,8 @@ pub(crate) struct Inner<S> {
     pub(crate) notification: Notify,
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
-    /// The polls of a subscriber. Locked while [`Verifier::subscribe`] runs, so that only one subscription runs at a time.
+    /// The polls of a subscriber. Locked while [`Verifier::subscribe`] runs, so that only one subscription
+    /// runs at a time.
     pub(crate) polls: Mutex<PollSequence>,
     pub(crate) poll_watch: PollWatch,
     pub(crate) look_ups: LookUps,
@@ -187,8 +188,8 @@ impl<S: Source> Verifier<S> {
         self.0.id()
     }
 
-    /// Fetches keys on this runtime from now on, instead of on the runtimes of the requests. A blocked worker there then
-    /// holds no connection and no permit that other requests need. A second call changes nothing.
+    /// Fetches keys on this runtime from now on, instead of on the runtimes of the requests. A blocked worker
+    /// there then holds no connection and no permit that other requests need. A second call changes nothing.
     pub fn fetch_on(&self, runtime: Handle) {
         let _ = self.0.runtime.set(runtime);
     }
@@ -199,8 +200,9 @@ impl<S: Source> Verifier<S> {
         &self.0.source
     }
 
-    /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from its rate
-    /// limit. Looks up a key that is not cached for the client at [`AccessRequest::client_ip`].
+    /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from
+    /// its rate limit. If the key is not cached, the look-up counts for the client at
+    /// [`AccessRequest::client_ip`].
     ///
     /// # Errors
     /// [`Unavailable`] if the key is not cached and the source does not respond, or if too many look-ups wait.
@@ -213,8 +215,8 @@ impl<S: Source> Verifier<S> {
         self.on_behalf_of(client).verify(presented, access).await
     }
 
-    /// Verifies a presented key without using it: takes nothing from its rate limit and counts nothing. For a request that is
-    /// rejected for another reason.
+    /// Verifies a presented key without using it: takes nothing from its rate limit and counts nothing. For a
+    /// request that is rejected for another reason.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -227,8 +229,9 @@ impl<S: Source> Verifier<S> {
         self.on_behalf_of(client).peek(presented, access).await
     }
 
-    /// Verifies keys on behalf of an authenticated caller that presents the keys of others. Look-ups count for that
-    /// requester instead of the client at [`AccessRequest::client_ip`]. `requester` is called only if the key is not cached.
+    /// Verifies keys on behalf of an authenticated caller that presents the keys of others. Look-ups count
+    /// for that requester instead of the client at [`AccessRequest::client_ip`]. `requester` is called only
+    /// if the key is not cached.
     pub fn on_behalf_of<R: FnOnce() -> Requester>(&self, requester: R) -> OnBehalfOf<'_, S, R> {
         OnBehalfOf {
             verifier: self,
@@ -236,9 +239,10 @@ impl<S: Source> Verifier<S> {
         }
     }
 
-    /// Verifies a presented key for a request that can still be denied later, for example by a handler. If the key is
-    /// allowed, takes one use from its rate limit immediately and returns a [`Reservation`], which ends with the request. If
-    /// the key is denied, counts the denial and returns the [`Verdict`] as the inner error.
+    /// Verifies a presented key for a request that can still be denied later, for example by a handler. If
+    /// the key is allowed, takes one use from its rate limit immediately and returns a [`Reservation`], which
+    /// ends with the request. If the key is denied, counts the denial and returns the [`Verdict`] as the
+    /// inner error.
     ///
     /// # Errors
     /// As for [`Verifier::verify`].
@@ -252,7 +256,8 @@ impl<S: Source> Verifier<S> {
         Ok(self.0.reserve(found, access))
     }
 
-    /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key is not cached.
+    /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key is
+    /// not cached.
     #[must_use]
     pub fn reserve_cached<'a>(
         &self,
@@ -263,14 +268,14 @@ impl<S: Source> Verifier<S> {
         Some(self.0.reserve(found, access))
     }
 
-    /// [Reserves](Verifier::reserve) a use. If the source does not respond, decides by the cached key for up to `grace`
-    /// after the lease has ended. **This gives up immediate revocation**: a key that is revoked meanwhile is still allowed
-    /// for that long.
+    /// [Reserves](Verifier::reserve) a use. If the source does not respond, decides by the cached key for up
+    /// to `grace` after the lease has ended. **This gives up immediate revocation**: a key that is revoked
+    /// meanwhile is still allowed for that long.
     ///
     /// # Errors
-    /// [`Unavailable`] if the source does not respond and the key is not cached or the lease ended more than `grace` ago, if
-    /// the source rejects the look-up ([`SourceError::Rejected`]), or if the key cannot be read
-    /// ([`SourceError::Unreadable`]).
+    /// [`Unavailable`] if the source does not respond and the key is not cached or the lease ended more than
+    /// `grace` ago, if the source rejects the look-up ([`SourceError::Rejected`]), or if the key cannot be
+    /// read ([`SourceError::Unreadable`]).
     pub async fn reserve_without_immediate_revocation<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
@@ -298,8 +303,8 @@ impl<S: Source> Verifier<S> {
         }
     }
 
-    /// Returns the cached key, or `None` if the credential does not have the form of a key. The error is the hash of a key
-    /// that is not cached.
+    /// Returns the cached key, or `None` if the credential does not have the form of a key. The error is the
+    /// hash of a key that is not cached.
     fn find_cached(&self, presented: Presented<'_>) -> Result<Option<LookUpResult>, Digest> {
         let Presented::ApiKey(_, key) = presented else {
             return Ok(None);
@@ -329,23 +334,26 @@ impl<S: Source> Verifier<S> {
         Ok(Some(LookUpResult { entry, elapsed }))
     }
 
-    /// Takes the usage counted since the last call, of at most [`crate::usage::BATCH`] keys: first rows that were put back,
-    /// then counts of all accounts in turn. Call it until it returns nothing. No two rows have the same key, day and outcome.
+    /// Takes the usage counted since the last call, of at most [`crate::usage::BATCH`] keys: first rows that
+    /// were put back, then counts of all accounts in turn. Call it until it returns nothing. No two rows have
+    /// the same key, day and outcome.
     #[must_use]
     pub fn take_usage(&self) -> Vec<Usage> {
         self.0.ledger.take(self.0.clock.now(), BATCH)
     }
 
-    /// Moves the counts of at most [`crate::usage::BATCH`] keys to the rows that [`Verifier::take_usage`] returns first, where
-    /// they are merged until they are taken. [`Verifier::waiting_usage`] returns those of one key.
+    /// Moves the counts of at most [`crate::usage::BATCH`] keys to the rows that [`Verifier::take_usage`]
+    /// returns first, where they are merged until they are taken. [`Verifier::waiting_usage`] returns those
+    /// of one key.
     ///
     /// Returns the number of keys: 0 if no key waits, `None` if the rows are full and should be taken.
     pub fn collect_usage(&self) -> Option<usize> {
         self.0.ledger.collect(self.0.clock.now(), BATCH)
     }
 
-    /// Returns the number of verifications of known keys by outcome since the last call, those of subscribers included. A
-    /// verification is counted here once [`Verifier::collect_usage`] or [`Verifier::take_usage`] has reached its key.
+    /// Returns the number of verifications of known keys by outcome since the last call, those of subscribers
+    /// included. A verification is counted here once [`Verifier::collect_usage`] or [`Verifier::take_usage`]
+    /// has reached its key.
     #[must_use]
     pub fn take_outcomes(&self) -> BTreeMap<Option<Denial>, u64> {
         self.0.ledger.take_outcomes()
@@ -472,8 +480,8 @@ impl Decision {
         }
     }
 
-    /// Decides, and then takes one use from the rate limits. They come last, so that a request that is denied for another
-    /// reason takes no use.
+    /// Decides, and then takes one use from the rate limits. They come last, so that a request that is denied
+    /// for another reason takes no use.
     fn with_rate(found: &LookUpResult, access: &AccessRequest<'_>, now: Timestamp) -> Self {
         let mut decision = Self::without_rate(&found.entry, access, now);
         if decision.outcome.is_ok()
@@ -490,7 +498,7 @@ impl Decision {
     }
 
     fn verdict(self, entry: Arc<Entry>) -> Verdict {
-        // A key that the viewer may not see is unknown.
+        // A verdict must not contain a key that the viewer cannot see.
         let is_known = self.outcome != Err(Denial::UnknownKey);
         Verdict {
             outcome: self.outcome,

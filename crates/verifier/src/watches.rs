@@ -1,4 +1,5 @@
-//! Notifies requests that continue after they were authorized of changes to their keys. An evicted key is still watched.
+//! Notifies long-running requests of changes to their keys after authorization. A key stays watched after it
+//! is evicted.
 
 use std::collections::HashMap;
 
@@ -29,7 +30,8 @@ impl Watches {
         }
     }
 
-    /// Watches a key until the receiver is dropped. The receiver is notified of every change that is applied from now on.
+    /// Watches a key until the receiver is dropped. The receiver is notified of every change that is applied
+    /// from now on.
     pub(crate) fn watch(&mut self, key: &ApiKey) -> watch::Receiver<()> {
         if self.by_key.len() >= self.sweep_at {
             self.by_key

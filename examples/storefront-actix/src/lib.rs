@@ -1,5 +1,5 @@
-//! A storefront behind Tollkey, as storlaunch documents it: a catalog that browsers read with publishable keys (`pk_…`), and
-//! routes of the account that accept secret keys (`sk_…`) only.
+//! A storefront behind Tollkey, as storlaunch documents it: a catalog that browsers read with publishable
+//! keys (`pk_…`), and routes of the account that accept secret keys (`sk_…`) only.
 //!
 //! | module | contents |
 //! |---|---|
@@ -42,8 +42,8 @@ pub fn guard() -> GuardBuilder {
 
 /// Adds the routes of the API.
 pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
-    // Tollkey has the list of routes that publishable keys can call, so it is not repeated here. CORS is outside the guard,
-    // because a preflight request presents no key.
+    // Tollkey has the list of routes that publishable keys can call, so it is not repeated here. CORS is
+    // outside the guard, because a preflight request presents no key.
     let catalogue = web::scope("/v1/storefront")
         .route("/public/store", web::get().to(handlers::store))
         .route("/products", web::get().to(handlers::products))
@@ -59,7 +59,7 @@ pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
                 .post(handlers::create_product),
         )
         .route("/products/{id}", web::delete().to(handlers::delete_product))
-        .wrap(from_fn(secret_keys));
+        .wrap(from_fn(require_secret_key));
 
     // The guard is around all other routes, so that a request without a key does not reveal which exist.
     let rest = web::scope("/v1")
@@ -76,7 +76,7 @@ pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
         .service(rest);
 }
 
-/// Allows any page to read the catalog, which is what a publishable key is for.
+/// Allows any web page to read the catalog: a publishable key is meant for browsers.
 fn for_browsers() -> Cors {
     Cors::default()
         .allow_any_origin()
@@ -91,7 +91,7 @@ fn for_browsers() -> Cors {
 }
 
 /// Allows secret keys only. Tollkey already rejects publishable keys here, but not those of other families.
-async fn secret_keys(
+async fn require_secret_key(
     key: VerifiedKey,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
@@ -102,7 +102,7 @@ async fn secret_keys(
     next.call(request).await
 }
 
-/// Serves the API until `stopped`, and then the requests in flight.
+/// Serves the API until `stopped` resolves. Then waits for the requests in flight, for at most ten seconds.
 ///
 /// # Errors
 /// Those of the listener.

@@ -12,7 +12,7 @@ use tollkey_axum::VerifiedKey;
 use crate::{
     Api,
     failure::{Body, Failure},
-    upstream::Answered,
+    upstream::UpstreamResponse,
     vault::{Last4, PaymentData, Token},
 };
 
@@ -87,7 +87,7 @@ pub async fn forward_payment_data(
     key: VerifiedKey,
     Path(id): Path<String>,
     Body(Message { message }): Body<Message>,
-) -> Answer<Answered> {
+) -> Answer<UpstreamResponse> {
     let token = api.vaults.find(&key, |token| token.payment_data.id == id)?;
     let forwarded = Forwarded {
         merchant: &token.merchant,
@@ -120,7 +120,7 @@ pub async fn forward_cardholder_data(
     State(api): State<Api>,
     key: VerifiedKey,
     Body(Forward { token: id, message }): Body<Forward>,
-) -> Answer<Answered> {
+) -> Answer<UpstreamResponse> {
     let token = api.vaults.find(&key, |token| token.id == id)?;
     let data = Cardholder {
         token: &token.id,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::failure::Failure;
 
 /// The maximum size of the receiver's response, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE: usize = 64 * 1024;
 
 /// The receiver.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Upstream {
 
 /// The receiver's response.
 #[derive(Debug, Serialize)]
-pub struct Answered {
+pub struct UpstreamResponse {
     status: u16,
     body: Value,
 }
@@ -50,7 +50,7 @@ impl Upstream {
     ///
     /// # Errors
     /// 504 if the response does not arrive in time, 502 if it is too large or the receiver cannot be reached.
-    pub async fn forward(&self, data: &impl Serialize) -> Result<Answered, Failure> {
+    pub async fn forward(&self, data: &impl Serialize) -> Result<UpstreamResponse, Failure> {
         let mut response = self
             .client
             .post(self.url.clone())
@@ -60,14 +60,14 @@ impl Upstream {
             .map_err(failure)?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failure)? {
-            if body.len() + chunk.len() > MAX_ANSWER {
+            if body.len() + chunk.len() > MAX_RESPONSE {
                 return Err(Failure::upstream("The receiver's response is too large."));
             }
             body.extend_from_slice(&chunk);
         }
         let text = || Value::String(String::from_utf8_lossy(&body).into_owned());
         let body = serde_json::from_slice(&body).unwrap_or_else(|_| text());
-        Ok(Answered {
+        Ok(UpstreamResponse {
             status: response.status().as_u16(),
             body,
         })

@@ -183,7 +183,7 @@ impl Browser {
     fn sign_in(to: SocketAddr, token: &str) -> anyhow::Result<Self> {
         let mut client = Client::connect(to)?;
         let body = format!("token={token}");
-        let (response, received) = client.ask(&format!(
+        let (response, received) = client.send_raw(&format!(
             "POST /dashboard/sign-in/token HTTP/1.1\r\nHost: {to}\r\nSec-Fetch-Site: same-origin\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -211,7 +211,7 @@ impl Browser {
             self.host, self.cookie
         );
         let since = Instant::now();
-        let (response, received) = self.client.ask(&request)?;
+        let (response, received) = self.client.send_raw(&request)?;
         let took = since.elapsed();
         ensure!(response.status == 200, "{path}: {}", response.status);
         Ok((took, received.len()))

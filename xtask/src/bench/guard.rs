@@ -142,11 +142,11 @@ impl Subject {
             )
         };
         let requests: Vec<Vec<u8>> = keys.iter().map(|key| request(key).into_bytes()).collect();
-        let before = self.process.computed();
+        let before = self.process.cpu_time();
         let round = load(self.address, &requests, 200, time)
             .with_context(|| format!("{} {path}", self.name))?;
         let cpu_micros = before
-            .zip(self.process.computed())
+            .zip(self.process.cpu_time())
             .map_or(f64::NAN, |(before, after)| {
                 after.saturating_sub(before).as_secs_f64() * 1_000_000.0
                     / round.requests().max(1) as f64

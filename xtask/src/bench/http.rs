@@ -1,8 +1,8 @@
 //! `cargo xtask bench http`: forward authentication with a required scope, compared to nginx with
-//! static maps of the same keys, and to our own `/livez`.
+//! static maps of the same keys, and to Tollkey's `/livez`.
 //!
 //! Each server has one worker. The servers are measured in turn, several times, so that other load
-//! affects them alike. It prints medians over the rounds, and ratios within a round.
+//! affects them alike. The command prints medians over the rounds, and ratios within a round.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -34,7 +34,7 @@ struct Subject<'a> {
 struct Measured {
     round: Round,
     /// CPU time of the server for a request, in microseconds.
-    computed: Option<f64>,
+    cpu_time: Option<f64>,
 }
 
 impl<'a> Subject<'a> {
@@ -56,14 +56,14 @@ impl<'a> Subject<'a> {
     }
 
     fn measure(&self, time: Duration) -> anyhow::Result<Measured> {
-        let before = self.process.computed();
+        let before = self.process.cpu_time();
         let round = load(self.address, &self.requests, self.status, time)
             .with_context(|| format!("measuring {}", self.name))?;
-        let computed = before.zip(self.process.computed()).map(|(before, after)| {
+        let cpu_time = before.zip(self.process.cpu_time()).map(|(before, after)| {
             after.saturating_sub(before).as_secs_f64() * 1_000_000.0
                 / round.requests().max(1) as f64
         });
-        Ok(Measured { round, computed })
+        Ok(Measured { round, cpu_time })
     }
 }
 
@@ -166,10 +166,10 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         "generator"
     );
     for (subject, own) in subjects.iter().zip(measured) {
-        // Within a round, as consecutive measurements have similar load.
+        // Ratios are computed within a round, because consecutive measurements have similar load.
         let of = |value: &dyn Fn(&Measured) -> f64| -> (f64, f64) {
-            let ratios = compared.map(|place| {
-                measured[place]
+            let ratios = compared.map(|index| {
+                measured[index]
                     .iter()
                     .zip(own)
                     .map(|(base, own)| value(own) / value(base))
@@ -182,19 +182,19 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         let (rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, p50_ratio) = of(&|it| it.round.latency(0.50));
         let (p99, p99_ratio) = of(&|it| it.round.latency(0.99));
-        let (computed, computed_ratio) = of(&|it| it.computed.unwrap_or(f64::NAN));
+        let (cpu_time, cpu_time_ratio) = of(&|it| it.cpu_time.unwrap_or(f64::NAN));
         let (busy, _) = of(&|it| it.round.busy());
-        let [rate_ratio, p50_ratio, p99_ratio, computed, computed_ratio] =
-            [rate_ratio, p50_ratio, p99_ratio, computed, computed_ratio].map(decimals);
+        let [rate_ratio, p50_ratio, p99_ratio, cpu_time, cpu_time_ratio] =
+            [rate_ratio, p50_ratio, p99_ratio, cpu_time, cpu_time_ratio].map(decimals);
         println!(
-            "{:<18} {rate:>11.0} {rate_ratio:>6}  {p50:>8.0} {p50_ratio:>6}  {p99:>8.0} {p99_ratio:>6}  {computed:>10} {computed_ratio:>6}  {:>7.0} %",
+            "{:<18} {rate:>11.0} {rate_ratio:>6}  {p50:>8.0} {p50_ratio:>6}  {p99:>8.0} {p99_ratio:>6}  {cpu_time:>10} {cpu_time_ratio:>6}  {:>7.0} %",
             subject.name,
             busy * 100.0
         );
     }
     println!(
         "\nMedians over the rounds; ratios are to nginx. \"cpu µs/req\" is the server's CPU time for a request, the most\n\
-         reliable number on a busy machine. \"generator\" is the load of the generator: near 100 % it is the limit,\n\
+         reliable number on a busy machine. \"generator\" is the load of the generator: near 100 % it is the bottleneck,\n\
          and the servers differ by more than the rates show."
     );
 }

@@ -1,8 +1,9 @@
 //! `cargo xtask bench keys`: compares a database of ten million keys to one of ten thousand.
 //!
-//! Each database is measured by its own process, so that its memory is known: the store, a verifier
-//! with a lease, and the operations of an account. The processes run in turn, several times, so
-//! that other load affects all alike. It prints medians over the rounds, and ratios within a round.
+//! A separate process measures each database: the store, a verifier with a lease, and the operations
+//! of an account. So the memory of each verifier is known. The processes run in turn, several times,
+//! so that other load affects all of them alike. The command prints medians over the rounds, and
+//! ratios within a round.
 
 use std::{
     collections::HashSet,
@@ -274,11 +275,11 @@ async fn measure_with(
                 let mut took = Vec::new();
                 while let Some(text) = concurrent.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
-                    let need = AccessRequest {
+                    let access = AccessRequest {
                         client_ip: Some(ADDRESS),
                         ..AccessRequest::default()
                     };
-                    let verdict = verifier.verify(text, &need).await?;
+                    let verdict = verifier.verify(text, &access).await?;
                     took.push(started.elapsed());
                     ensure!(
                         verdict.outcome.is_ok(),
@@ -510,10 +511,11 @@ fn print(subjects: &[Subject]) -> anyhow::Result<()> {
     }
     print_line(&format!(
         "\nMicroseconds, medians of {ROUNDS} rounds. cold: {COLD} random uncached keys, \
-         one at a time, then {CONCURRENCY}\nconcurrently over 8 connections. cached: those {}, repeatedly, under a \
-         lease. list: the first page of an account with {OF_AN_ACCOUNT} keys,\n750 of them of the family. create, revoke: one \
-         transaction with its audit entry, synced to disk; revoke until it has propagated.\nmemory: of the verifying process. The \
-         database was just filled, so the system's cache has most of it.",
+         one at a time.\nconcurrent: {COLD} other uncached keys, {CONCURRENCY} at a time, over 4 connections. cached: all {} keys, \
+         repeatedly, under a lease.\nlist: the first page of the commerce keys of an account, which has {OF_AN_ACCOUNT} keys, 750 of \
+         them commerce keys.\ncreate, revoke: one transaction with its audit entry, synced to disk; revoke also waits until \
+         the change has propagated.\nmemory: of the verifying process. The database was just filled, so most of it is in the \
+         system's cache.",
         2 * COLD
     ))
 }

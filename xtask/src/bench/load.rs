@@ -1,7 +1,7 @@
 //! A load generator: one thread, persistent connections, one request in flight on each.
 //!
-//! Closed loop: a connection sends its next request after the response to the previous one. So
-//! latencies are those at full throughput, and a faster server gets more requests.
+//! Closed loop: a connection sends its next request after the response to the previous one. So the
+//! latencies are measured at full throughput, and a faster server gets more requests.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -65,7 +65,7 @@ impl Round {
 /// A connection with a request in flight.
 struct Connection {
     stream: TcpStream,
-    answer: Vec<u8>,
+    buffer: Vec<u8>,
     filled: usize,
     sent: Instant,
 }
@@ -77,7 +77,7 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
-            answer: vec![0; LARGEST_RESPONSE],
+            buffer: vec![0; LARGEST_RESPONSE],
             filled: 0,
             sent: Instant::now(),
         })
@@ -90,9 +90,10 @@ impl Connection {
         Ok(self.stream.write_all(request)?)
     }
 
-    /// Reads what has arrived. Returns true if the response is complete; it must have the expected status.
+    /// Reads the bytes that have arrived. Returns whether the response is complete. Fails if it has another
+    /// status.
     fn receive(&mut self, expected: u16) -> anyhow::Result<bool> {
-        match self.stream.read(&mut self.answer[self.filled..]) {
+        match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => bail!("the server closed a connection, or its response is too long"),
             Ok(count) => self.filled += count,
             Err(error)
@@ -102,18 +103,18 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         }
-        let received = &self.answer[..self.filled];
-        let Some(answer) = Answer::read(received)? else {
+        let received = &self.buffer[..self.filled];
+        let Some(response) = ResponseHead::read(received)? else {
             return Ok(false);
         };
         ensure!(
-            answer.status == expected,
+            response.status == expected,
             "status {} instead of {expected}: {}",
-            answer.status,
+            response.status,
             String::from_utf8_lossy(received)
         );
         ensure!(
-            answer.end <= self.filled,
+            response.end <= self.filled,
             "the response is longer than its Content-Length"
         );
         Ok(true)
@@ -122,7 +123,7 @@ impl Connection {
 
 /// The parts of a response that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct ResponseHead {
     pub(super) status: u16,
     /// The offset of its body.
     pub(super) body: usize,
@@ -130,7 +131,7 @@ pub(super) struct Answer {
     pub(super) end: usize,
 }
 
-impl Answer {
+impl ResponseHead {
     /// Reads an HTTP/1.1 response with `Content-Length`. Returns `None` while it is incomplete.
     pub(super) fn read(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
@@ -150,18 +151,18 @@ impl Answer {
                 .then_some(value)
         });
         let body = head + 4;
-        // 204 is the only status without a length here.
+        // Of the measured responses, only those with status 204 have no Content-Length.
         let length = if status == 204 {
             0
         } else {
             number(length.context("a response without Content-Length")?)?
         };
-        let answer = Self {
+        let response = Self {
             status: u16::try_from(status)?,
             body,
             end: body + length,
         };
-        Ok((bytes.len() >= answer.end).then_some(answer))
+        Ok((bytes.len() >= response.end).then_some(response))
     }
 }
 
@@ -192,7 +193,7 @@ pub(super) fn load(
     let mut latencies = Vec::new();
     let mut events = Vec::with_capacity(CONNECTIONS);
 
-    let (started, busy_before) = (Instant::now(), computed());
+    let (started, busy_before) = (Instant::now(), cpu_time());
     let mut in_flight = 0;
     for (connection, request) in connections.iter_mut().zip(&mut next) {
         connection.send(request, started)?;
@@ -219,7 +220,7 @@ pub(super) fn load(
             }
         }
     }
-    let (took, busy) = (started.elapsed(), computed().saturating_sub(busy_before));
+    let (took, busy) = (started.elapsed(), cpu_time().saturating_sub(busy_before));
     latencies.sort_unstable();
     Ok(Round {
         latencies,
@@ -229,7 +230,7 @@ pub(super) fn load(
 }
 
 /// The CPU time of this thread.
-fn computed() -> Duration {
+fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
@@ -245,17 +246,17 @@ mod tests {
     fn response_is_read_once_it_is_complete() {
         let text = b"HTTP/1.1 403 Forbidden\r\nX-A: b\r\nContent-length: 2\r\n\r\nno";
         for cut in 0..text.len() {
-            assert_eq!(Answer::read(&text[..cut]).unwrap(), None, "{cut}");
+            assert_eq!(ResponseHead::read(&text[..cut]).unwrap(), None, "{cut}");
         }
         assert_eq!(
-            Answer::read(text).unwrap(),
-            Some(Answer {
+            ResponseHead::read(text).unwrap(),
+            Some(ResponseHead {
                 status: 403,
                 body: text.len() - 2,
                 end: text.len()
             })
         );
-        assert!(Answer::read(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(ResponseHead::read(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Cluster {
             self.verify(&key, 200)?;
             let paused = self.random_replica();
             let at = (paused + self.rng.random_range(1..self.replicas.len())) % self.replicas.len();
-            let sleeping = self.replicas[paused].process.freeze()?;
+            let sleeping = self.replicas[paused].process.pause()?;
             revoked.0.push(self.revoke(at, &key)?);
             drop(sleeping);
             self.verify(&key, 401)?;

@@ -19,7 +19,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
-use super::load::Answer;
+use super::load::ResponseHead;
 
 /// The number of applications with keys. An application has at most 20 keys by default.
 const APPLICATIONS: usize = 50;
@@ -34,7 +34,7 @@ pub(super) const ACCOUNT: &str = "bench";
 /// The longest time for a server to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The processors of the generator and of the servers, so that they do not compete.
+/// Separate processors for the load generator and for the servers, so that they do not compete.
 pub(super) struct Processors(Option<(CpuSet, CpuSet)>);
 
 impl Processors {
@@ -90,10 +90,10 @@ impl Process {
     }
 
     /// Pauses the process until the returned value is dropped.
-    pub(super) fn freeze(&self) -> anyhow::Result<Frozen> {
+    pub(super) fn pause(&self) -> anyhow::Result<Paused> {
         let pid = self.pid()?;
         kill_process(pid, Signal::STOP).context("cannot pause a process")?;
-        Ok(Frozen(pid))
+        Ok(Paused(pid))
     }
 
     /// Waits for the line with the address on which Tollkey listens.
@@ -108,7 +108,7 @@ impl Process {
     }
 
     /// The CPU time of the process and its children, or `None` if the kernel does not report it.
-    pub(super) fn computed(&self) -> Option<Duration> {
+    pub(super) fn cpu_time(&self) -> Option<Duration> {
         let pid = self.0.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         let children = children.split_ascii_whitespace().map(str::to_owned);
@@ -140,9 +140,9 @@ impl Drop for Process {
 }
 
 /// A paused process, which continues when the value is dropped.
-pub(super) struct Frozen(Pid);
+pub(super) struct Paused(Pid);
 
-impl Drop for Frozen {
+impl Drop for Paused {
     fn drop(&mut self) {
         let _ = kill_process(self.0, Signal::CONT);
     }
@@ -172,7 +172,7 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
         command.status().context("cannot run cargo")?.success(),
         "the server does not build"
     );
-    // Next to the directory of this program, wherever the target directory is.
+    // The binary is in the same target directory as this program, wherever that is.
     let target = env::current_exe()?
         .ancestors()
         .nth(2)
@@ -181,7 +181,8 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("tollkey"))
 }
 
-/// Builds this program in release mode, as it contains the measured middleware. Returns the path of the binary.
+/// Builds this program in release mode, because it contains code that is measured. Returns the path of the
+/// binary.
 pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     let own = env::current_exe()?;
     if !cfg!(debug_assertions) {
@@ -287,10 +288,10 @@ pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<Stri
 }
 
 /// A string field of a response.
-pub(super) fn text(response: &Value, member: &str) -> anyhow::Result<String> {
-    Ok(response[member]
+pub(super) fn text(response: &Value, field: &str) -> anyhow::Result<String> {
+    Ok(response[field]
         .as_str()
-        .with_context(|| format!("a response without {member}"))?
+        .with_context(|| format!("a response without {field}"))?
         .to_owned())
 }
 
@@ -324,7 +325,7 @@ impl Client {
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {credential}\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        let (response, received) = self.ask(&request)?;
+        let (response, received) = self.send_raw(&request)?;
         Ok((
             response.status,
             received[response.body..response.end].to_vec(),
@@ -332,7 +333,7 @@ impl Client {
     }
 
     /// Sends a request as it is. Returns the response and all received bytes.
-    pub(super) fn ask(&mut self, request: &str) -> anyhow::Result<(Answer, Vec<u8>)> {
+    pub(super) fn send_raw(&mut self, request: &str) -> anyhow::Result<(ResponseHead, Vec<u8>)> {
         self.stream.write_all(request.as_bytes())?;
         let mut received = Vec::new();
         loop {
@@ -343,13 +344,13 @@ impl Client {
                 "the server closed the connection, or its response is too long"
             );
             received.extend_from_slice(&more[..count]);
-            if let Some(response) = Answer::read(&received)? {
+            if let Some(response) = ResponseHead::read(&received)? {
                 return Ok((response, received));
             }
         }
     }
 
-    /// Creates something. Returns the response.
+    /// Sends a POST request and expects status 201. Returns the body of the response.
     pub(super) fn post(&mut self, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let (status, body) = self.send("POST", path, token, &body.to_string())?;
         ensure!(

@@ -452,7 +452,10 @@ async fn endless_upload_is_not_read_forever() {
     let mut sent = 0;
     while stream.write_all(&[b'x'; 64 * 1024]).await.is_ok() {
         sent += 64;
-        assert!(sent < 64 * 1024, "{sent} KiB and it is still reading");
+        assert!(
+            sent < 64 * 1024,
+            "{sent} KiB sent, and the server is still reading"
+        );
     }
 }
 

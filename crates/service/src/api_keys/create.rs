@@ -16,8 +16,8 @@ use crate::{
     service::Service,
 };
 
-/// Generates the key within the limits of its parent key. Writes nothing yet.
-fn mint(
+/// Generates a key, restricted to what its parent key allows. Writes nothing to the store.
+fn generate(
     service: &Service,
     by: &RequestActor,
     (family, application_id): (Family, Option<ApplicationId>),
@@ -45,7 +45,7 @@ fn mint(
 /// Creates a commerce or account key.
 ///
 /// # Errors
-/// `forbidden` for what exceeds the parent key, `key_depth_limit_reached`, `scoped_keys_unavailable`,
+/// `forbidden` if the key would exceed its parent key, `key_depth_limit_reached`, `scoped_keys_unavailable`,
 /// `feature_unavailable`, `key_limit_reached`, and the errors of [`idempotency::create`].
 pub async fn create<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
@@ -64,7 +64,8 @@ pub async fn create<R: Recorded<CreatedKey> + Send + 'static>(
         creating,
         move |account, key| {
             if let Some(parent) = key.created_by {
-                // A key that was revoked during its request, or whose ancestor was, creates no key.
+                // The parent key must create no key if it, or an ancestor, was revoked, suspended or has
+                // expired during this request.
                 let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
                 let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
                 if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
@@ -90,8 +91,8 @@ pub async fn create_for_application<R: Recorded<CreatedKey> + Send + 'static>(
     creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let limit = service.limits.application_keys;
-    let home = (Family::Application, Some(application_id));
-    insert(service, by, home, new_key, creating, move |account, key| {
+    let family_and_application = (Family::Application, Some(application_id));
+    insert(service, by, family_and_application, new_key, creating, move |account, key| {
         // The lock keeps other requests from inserting a key of this application between counting and inserting.
         account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
         if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
@@ -109,12 +110,12 @@ pub async fn create_for_application<R: Recorded<CreatedKey> + Send + 'static>(
 async fn insert<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
-    home: (Family, Option<ApplicationId>),
+    family_and_application: (Family, Option<ApplicationId>),
     new_key: NewKey,
     creating: CreationPermit<R>,
     allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
-    let CreatedKey { key, text } = mint(service, by, home, new_key)?;
+    let CreatedKey { key, text } = generate(service, by, family_and_application, new_key)?;
     let draft = by.draft(
         service,
         Action::ApiKeyCreated,

@@ -8,7 +8,7 @@ use tollkey_core::{
 
 use crate::idempotency::{Recorded, Secret};
 
-/// A key that was created, with its full text for the one response that contains it.
+/// A created key, together with the full key. Only the response to the creation contains the full key.
 #[derive(Debug)]
 pub struct CreatedKey {
     /// The key.

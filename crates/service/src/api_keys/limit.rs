@@ -1,4 +1,4 @@
-//! The limit of keys of an account.
+//! The maximum number of keys of an account.
 
 use tollkey_core::{ApiKey, Problem, ProblemCode};
 use tollkey_store::AccountWriter;

@@ -30,8 +30,8 @@ pub async fn get(
         .ok_or_else(Problem::not_found)
 }
 
-/// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches: that of the
-/// last seconds can be missing, and that of the last minute on other replicas.
+/// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches,
+/// so the counts of the last seconds can be missing, and those of the last minute from other replicas.
 ///
 /// # Errors
 /// `unavailable`.
@@ -49,7 +49,8 @@ pub async fn usage(
             None => Ok(None),
         }
     });
-    // Counts that wait do not say whose key it is.
+    // The account owns the key. Counts that wait to be written do not contain the account, so they are read
+    // only now.
     let Some(mut days) = read.await? else {
         return Ok(Vec::new());
     };
@@ -92,17 +93,17 @@ pub struct KeyList {
 /// A filter of keys.
 #[derive(Debug, Clone)]
 pub struct KeyQuery {
-    /// Of these families.
+    /// Only keys of these families.
     pub families: &'static [Family],
-    /// Of this mode.
+    /// Only keys of this mode.
     pub mode: Option<Mode>,
-    /// In this status.
+    /// Only keys in this status.
     pub status: Option<Status>,
-    /// `false` selects the keys of disabled applications, `true` all other keys.
+    /// `false` for only the keys of disabled applications, `true` for all other keys.
     pub application_enabled: Option<bool>,
-    /// Of this application.
+    /// Only keys of this application.
     pub application: Option<ApplicationId>,
-    /// With this text in their name, or with these last four characters or this ID.
+    /// Only keys with this text in their name, or with these last four characters or this ID.
     pub text: Option<String>,
 }
 
@@ -121,13 +122,13 @@ impl KeyQuery {
     }
 }
 
-/// Bytes of names, restrictions and metadata on a page of keys. A page ends before its limit rather than exceed this; a
-/// thousand ordinary keys stay well below.
+/// The maximum size of the names, restrictions and metadata on a page of keys. A page that would be larger
+/// has fewer keys than its limit. A thousand ordinary keys are far smaller.
 const PAGE_BYTES: usize = 256 * 1024;
 
-/// Shortens a list of keys, newest first, so that their names, restrictions and metadata do not exceed this many
-/// bytes. The first key always stays. Returns whether keys were removed.
-fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
+/// Removes keys from the end of a list, so that the names, restrictions and metadata of the others do not
+/// exceed this many bytes. The first key always stays. Returns whether keys were removed.
+fn truncate_to_bytes(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     let mut sum = 0;
     let beyond = keys.iter().skip(1).position(|key| {
         sum += key.listed_bytes();
@@ -139,7 +140,8 @@ fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     beyond.is_some()
 }
 
-/// Lists the account's keys, newest first, including revoked ones. A page of large keys has fewer than `limit`.
+/// Lists the account's keys, newest first, including revoked ones. A page of large keys can have fewer than
+/// `limit`.
 ///
 /// # Errors
 /// `unavailable`.
@@ -173,7 +175,7 @@ pub async fn list(
         db.account(&account_id).keys(&filter, after, limit)
     });
     let KeyPage { mut keys, mut next } = read.await?;
-    if end_at(&mut keys, PAGE_BYTES) {
+    if truncate_to_bytes(&mut keys, PAGE_BYTES) {
         next = keys.last().map(KeyCursor::from);
     }
     let keys = keys.into_iter().map(|key| service.with_waiting_usage(key));

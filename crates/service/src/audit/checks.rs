@@ -7,8 +7,9 @@ use std::{
 
 use tollkey_core::AccountId;
 
-/// The accounts whose chains are being verified. Each check uses a connection for a while. The limit is one per
-/// account, so that no account blocks all others, and two in total, or one if there are few connections.
+/// Limits the audit checks that run at the same time, because each check holds a connection for a while. An
+/// account can run one check, so that it cannot block all other accounts. In total two can run, or one if
+/// there are few connections.
 #[derive(Debug, Clone)]
 pub struct AuditCheckLimiter {
     accounts: Arc<Mutex<HashSet<AccountId>>>,
@@ -22,7 +23,7 @@ pub(super) struct CheckPermit {
 }
 
 impl AuditCheckLimiter {
-    /// Returns the limit for a store with this many connections.
+    /// Creates a limiter for a store with this many connections.
     #[must_use]
     pub fn new(connections: u32) -> Self {
         Self {

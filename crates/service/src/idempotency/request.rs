@@ -22,13 +22,14 @@ use zeroize::Zeroizing;
 use super::record::{Outcome, Recorded};
 use crate::random::Random;
 
-const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
+const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 /// The purpose in the derivation of encryption keys. Changing it invalidates all stored records.
 const PURPOSE: &[u8] = b"tollkey kept answers 1";
 
-/// The first byte of a record, for the format of the rest. Release 0.1.0 wrote a JSON object without such a byte.
+/// The first byte of a decrypted record whose rest is a snapshot.
 const SNAPSHOT: u8 = 1;
 
+/// The first byte of a decrypted record of release 0.1.0, which is a JSON object.
 const STORED_RESPONSE: u8 = b'{';
 
 /// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop, because it is needed to decrypt the record.
@@ -61,10 +62,11 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// The caller and the target of a request. An Idempotency-Key is distinct for each caller and target.
+/// The caller and the target of a request. Two requests with the same Idempotency-Key but another caller or
+/// target do not share a record.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestTarget<'a> {
-    /// The account; empty for requests that belong to none.
+    /// The account, or empty if the request has none.
     pub account: &'a str,
     /// The caller.
     pub actor: &'a Actor,
@@ -94,7 +96,8 @@ pub struct Sealer {
 type InProgress = Arc<Mutex<HashSet<[u8; 32]>>>;
 
 impl Sealer {
-    /// Derives the keys from this secret of the server.
+    /// Creates a sealer. The encryption key of each record is derived from this secret and from the
+    /// Idempotency-Key.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
@@ -117,7 +120,7 @@ pub(super) struct IdempotentRequest {
     fingerprint: [u8; 32],
     key: LessSafeKey,
     nonce: [u8; NONCE_LEN],
-    /// How many records were sealed: a transaction that runs again may seal another one.
+    /// The number of records sealed so far. A transaction that is retried seals another one.
     seals: AtomicU32,
     now: Timestamp,
 }
@@ -145,19 +148,19 @@ impl IdempotentRequest {
         sealer: &Sealer,
         random: &Random,
         now: Timestamp,
-        place: RequestTarget<'_>,
+        target: RequestTarget<'_>,
         key: &IdempotencyKey,
         body: &[u8],
     ) -> Result<Self, Problem> {
         let key = key.0.as_bytes();
         let id = hash(&[
             PURPOSE,
-            place.account.as_bytes(),
-            place.actor.kind.as_str().as_bytes(),
-            place.actor.id.as_bytes(),
-            place.mode.map_or("", Mode::as_str).as_bytes(),
-            place.method.as_bytes(),
-            place.path.as_bytes(),
+            target.account.as_bytes(),
+            target.actor.kind.as_str().as_bytes(),
+            target.actor.id.as_bytes(),
+            target.mode.map_or("", Mode::as_str).as_bytes(),
+            target.method.as_bytes(),
+            target.path.as_bytes(),
             key,
         ]);
         let mut sealing_key = Zeroizing::new([0; 32]);
@@ -237,14 +240,14 @@ impl IdempotentRequest {
 
     pub(super) fn open<T, R: Recorded<T>>(
         &self,
-        kept: &IdempotencyRecord,
+        record: &IdempotencyRecord,
     ) -> Result<Outcome<T, R>, Problem> {
-        if kept.fingerprint != self.fingerprint {
+        if record.fingerprint != self.fingerprint {
             let detail = "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.";
             return Err(Problem::new(ProblemCode::IdempotencyMismatch, detail));
         }
         let opened = || {
-            let (nonce, sealed) = kept.sealed.split_first_chunk::<NONCE_LEN>()?;
+            let (nonce, sealed) = record.sealed.split_first_chunk::<NONCE_LEN>()?;
             let mut sealed = Zeroizing::new(sealed.to_vec());
             let nonce = Nonce::assume_unique_for_key(*nonce);
             let opened = self
@@ -287,7 +290,7 @@ impl fmt::Debug for Reservation {
 
 /// Returns the earliest creation time of records that have not expired.
 pub(crate) fn oldest_valid_record(now: Timestamp) -> Timestamp {
-    now.saturating_sub(KEPT_FOR).unwrap_or(Timestamp::MIN)
+    now.saturating_sub(RETENTION).unwrap_or(Timestamp::MIN)
 }
 
 #[cfg(test)]

@@ -97,8 +97,8 @@ fn escaped(text: &str) -> String {
 
 type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
 
-/// Which inherited states keys of an account can have that are not in their own rows. Without any, lists use the
-/// indexes on the rows' own states.
+/// The states that keys of an account can inherit without having them in their own rows. If no state can be
+/// inherited, lists use the indexes on the rows' own states.
 #[derive(Debug, Clone, Copy, Default)]
 struct InheritedStates {
     /// The account has a revocation that is not recorded on all descendants yet.
@@ -367,7 +367,8 @@ impl AccountReader<'_> {
             keys.append(&mut lineage::keys(self.conn, rows)?);
         }
         keys.sort_by_key(|key| std::cmp::Reverse(sort_key(&KeyCursor::from(key))));
-        // Older than the newest end of the scans, the list would lack keys of the scans that ended there.
+        // Each scan has read nothing older than its end. Keys older than the newest of these ends are left to
+        // the next page, because this page may lack keys of other scans that belong between them.
         if let Some(end) = end {
             keys.retain(|key| sort_key(&KeyCursor::from(key)) >= sort_key(&end));
         }
@@ -391,8 +392,8 @@ impl AccountReader<'_> {
             return query;
         };
         let at = rows::micros(created_at);
-        // Written like this, the index is entered at the cursor. With `created_at < at OR ...` each page would read all
-        // pages before it again.
+        // With this form, the database begins to read the index at the cursor. With `created_at < at OR ...`,
+        // each page would read all previous pages again.
         query.filter(api_keys::created_at.le(at)).filter(
             api_keys::created_at
                 .lt(at)
@@ -564,9 +565,9 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Updates the fields of a key that use cases change: its name, grants, metadata, suspension, revocation and
-    /// successor. Does not write `last_used_at`, which usage may have updated meanwhile, nor fields that never change.
-    /// Verifiers evict the key and its descendants.
+    /// Updates the fields of a key that use cases change: its name, restrictions, metadata, suspension,
+    /// revocation and successor. Does not write `last_used_at`, which usage may have updated meanwhile, nor
+    /// fields that never change. Verifiers evict the key and its descendants.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the key does not exist in the account.

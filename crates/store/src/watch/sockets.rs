@@ -1,9 +1,9 @@
 //! Finds the socket of a connection among those of the process, to shut it down.
 //!
-//! diesel does not expose the socket of a `PgConnection`, and libpq cannot use one that the caller has opened. But
-//! libpq sets `TCP_USER_TIMEOUT` from the connection's parameters, and it can be read back from a socket. So each
-//! connection gets a unique value a few milliseconds above the configured one: its [`Mark`]. Works on Linux and over
-//! TCP only.
+//! diesel does not expose the socket of a `PgConnection`, and libpq cannot use one that the caller has
+//! opened. But libpq sets the socket option `TCP_USER_TIMEOUT` from the connection's parameters, and this
+//! process can read the option of every socket. So each connection gets a unique value a few milliseconds
+//! above the configured one: its [`Mark`]. Works on Linux and over TCP only.
 
 use std::io;
 
@@ -73,7 +73,7 @@ impl Mark {
         Ok(any)
     }
 
-    /// Does nothing: on other systems sockets cannot be told apart.
+    /// Does nothing: on other systems, the socket of a connection cannot be found.
     #[cfg(not(target_os = "linux"))]
     pub(super) fn shut_down(self) -> io::Result<bool> {
         Ok(false)
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_that_does_not_exist_is_not_shut_down() {
+    fn only_a_socket_with_the_mark_is_shut_down() {
         let mark = Mark(510_001);
         assert!(!mark.shut_down().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -143,7 +143,7 @@ fn conflicts_are_retried_twice_and_other_errors_never() {
     });
 }
 
-/// The outcome is unknown to a client that gets no response, so a commit must not be repeated.
+/// The outcome of a failed commit can be unknown, so the transaction must not be run again.
 #[test]
 fn conflict_during_the_commit_is_not_retried() {
     let Some(database) = postgres() else { return };

@@ -2,11 +2,12 @@
 //!
 //! The rules, which must not be loosened:
 //!
-//! - A lease is taken only after all changes that came with it have been applied, and counts from before the poll was sent.
+//! - A lease starts when the poll is sent, not when the response arrives. It is taken only after all changes
+//!   in the response have been applied.
 //! - A change is acknowledged only after the keys that it affects have been evicted.
 //! - A subscriber that has missed too many changes, or whose upstream has another history, clears its cache.
-//! - A poll has a new random ID from the operating system, because a snapshot of the machine copies any other generator. A
-//!   poll without a response is repeated with the same ID and the same usage.
+//! - A poll has a new random ID from the operating system, because a snapshot of the machine copies the state
+//!   of any other generator. A poll without a response is repeated with the same ID and the same usage.
 //! - A poll names every previous poll whose lease a replica may consider valid. Otherwise, that replica would take the
 //!   subscriber for another process.
 //! - A subscriber whose ID another process uses ends its lease and clears its cache before it takes a new ID.
@@ -36,19 +37,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// How long a stopping subscriber waits for the response to a poll with usage. With leases of the default length, a poll
-/// waits for at most a second.
+/// How long a stopping subscriber waits for the response to a poll with usage. With leases of the default
+/// length, a poll waits for at most a second.
 const LAST_POLL: Duration = Duration::from_millis(1500);
-/// How long after the last response a stopping subscriber retries to end its subscription. Together with [`LAST_POLL`], it
-/// is less than the three seconds that a guard allows.
+/// How long after the last response a stopping subscriber retries to end its subscription. Together with
+/// [`LAST_POLL`], it is less than the three seconds that a guard allows.
 const LEAVE: Duration = Duration::from_millis(1400);
 /// The longest pause between two attempts.
 const LONGEST_LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 impl<S: Upstream> Verifier<S> {
-    /// Creates a verifier with an empty cache. It looks up every key at `source` until [`Verifier::subscribe`] runs and has a
-    /// lease. `id` must be new for each start of a process, and secret. If another process uses the same ID, for example a
-    /// clone of the machine, the subscriber takes a new one ([`Verifier::id`]).
+    /// Creates a verifier with an empty cache. It looks up every key at `source` until
+    /// [`Verifier::subscribe`] runs and has a lease. `id` must be new for each start of a process, and
+    /// secret. If another process uses the same ID, for example a clone of the machine, the subscriber takes
+    /// a new one ([`Verifier::id`]).
     #[must_use]
     pub fn subscriber(
         id: VerifierId,
@@ -68,11 +70,12 @@ impl<S: Upstream> Verifier<S> {
         )
     }
 
-    /// Keeps the subscription. While the upstream does not respond, it keeps trying, and the lease expires. While this runs, a
-    /// second call waits, also on a clone.
+    /// Keeps the subscription. While the upstream does not respond, it keeps trying, and the lease expires.
+    /// While this runs, a second call waits, also on a clone.
     ///
-    /// When `shutdown` resolves, stops verifying from the cache and ends the subscription: waits up to 1.5 s for the response
-    /// to a poll with usage, sends the remaining usage, and gives up after another 1.4 s without a response.
+    /// When `shutdown` resolves, stops verifying from the cache and ends the subscription: waits up to 1.5 s
+    /// for the response to a poll with usage, sends the remaining usage, and gives up after another 1.4 s
+    /// without a response.
     pub async fn subscribe(self, shutdown: impl Future<Output = ()>) {
         let inner = &*self.0;
         let mut shutdown = pin!(shutdown);
@@ -177,7 +180,8 @@ impl<S: Upstream> Verifier<S> {
             .cache
             .apply_news(news.position, news.changes.as_deref());
         if !news.lease.is_zero() {
-            // Only after the changed keys are evicted. Clearing the cache has started a new generation.
+            // The lease is granted only after the changed keys are evicted. If the cache was cleared, this is
+            // a new generation.
             let (_, generation) = inner.cache.applied();
             let end = (sent_at + news.lease).saturating_sub(margin(news.lease));
             inner.cache.grant(generation, nanos(end));
@@ -193,8 +197,8 @@ impl<S: Upstream> Verifier<S> {
         usage
     }
 
-    /// Continues as a new subscriber, because another process uses this ID and may have acknowledged changes for keys that
-    /// are cached here.
+    /// Continues as a new subscriber, because another process uses this ID and may have acknowledged changes
+    /// for keys that are cached here.
     fn start_over(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         tracing::warn!(
@@ -206,8 +210,8 @@ impl<S: Upstream> Verifier<S> {
         polls.restart();
     }
 
-    /// Permanently ends the lease and the subscription, and sends the remaining usage. Retries after a failure: while one
-    /// replica restarts, another may respond.
+    /// Permanently ends the lease and the subscription, and sends the remaining usage. Retries after a
+    /// failure: while one replica restarts, another may respond.
     async fn unsubscribe(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         inner.cache.stop();

@@ -1,23 +1,24 @@
 //! The subscribers of this verifier: verifiers without a store in other processes.
 //!
-//! A subscriber's lease ends no later than this verifier's lease, and a change is reported as applied only if all subscribers
-//! with a lease have applied it. All of this is under the lock of the cache, so that a subscriber is registered in the same
-//! critical section that computes its response.
+//! A subscriber's lease ends no later than this verifier's lease, and a change is reported as applied only if
+//! all subscribers with a lease have applied it. All of this is under the lock of the cache, so that a
+//! subscriber is registered in the same critical section that computes its response.
 //!
-//! A subscriber ID belongs to one process. If a snapshot of a virtual machine copies it together with the lease, one process
-//! could acknowledge changes that the other has not applied. Therefore each poll has a random ID, and names the polls before
-//! it ([`PollIds`]):
+//! A subscriber ID belongs to one process. If a snapshot of a virtual machine copies it together with the
+//! lease, one process could acknowledge changes that the other has not applied. Therefore each poll has a
+//! random ID, and names the polls before it ([`PollIds`]):
 //!
 //! - A poll that names the last poll follows it. Its acknowledgement counts.
 //! - A poll with the ID of the last poll repeats it. Its usage counts once.
 //! - A poll with the ID of an earlier poll arrives late, after its sender gave up on it. It has no effect.
 //! - The first poll with an ID, and the first one after a poll without an ID, is accepted.
-//! - Any other poll comes from another process. From then on, no lease is granted under this ID, both processes are told to
-//!   take a new one, and nothing counts as acknowledged until the longest lease under the old ID has ended.
+//! - Any other poll comes from another process. From then on, no lease is granted under this ID, both
+//!   processes are told to take a new one, and nothing counts as acknowledged until the longest lease under
+//!   the old ID has ended.
 //!
-//! Two processes are detected when both have sent a new poll to the same replica; no protocol can distinguish them earlier.
-//! Until then, for one lease at most, one may accept a key whose revocation the other has acknowledged. Therefore the model
-//! checker does not cover this rule.
+//! Two processes are detected when both have sent a new poll to the same replica; no protocol can distinguish
+//! them earlier. Until then, for one lease at most, one may accept a key whose revocation the other has
+//! acknowledged. Therefore the model checker does not cover this rule.
 
 use std::collections::HashMap;
 
@@ -25,15 +26,18 @@ use tollkey_core::{Seq, VerifierId};
 
 use crate::source::{PollId, PollIds};
 
-/// The maximum number of subscribers with a lease from one verifier. Each is a process; more of them need more replicas.
+/// The maximum number of subscribers with a lease from one verifier. Each is a process; more of them need
+/// more replicas.
 const MAX: usize = 1024;
 
-/// The maximum number of known subscribers, including those without a lease. Beyond it, the one that has been silent for the
-/// longest time is removed. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
+/// The maximum number of known subscribers, including those without a lease. Beyond it, the one that has been
+/// silent for the longest time is removed. Each takes at most 4 KiB for the IDs of its polls
+/// ([`PollIds::PREVIOUS`]), all together 8 MiB.
 const MAX_KNOWN: usize = 2 * MAX;
 
-/// For how long the last poll of a subscriber without a lease is known, in nanoseconds. When a subscriber reaches the server
-/// again within this time and repeats its last poll, usage that was counted already does not count twice.
+/// For how long the last poll of a subscriber without a lease is known, in nanoseconds. When a subscriber
+/// reaches the server again within this time and repeats its last poll, usage that was counted already does
+/// not count twice.
 const POLL_KNOWN: u64 = 15 * 60 * 1_000_000_000;
 
 /// There are too many subscribers already.
@@ -80,8 +84,8 @@ struct Subscriber {
     acknowledged: Seq,
     /// The latest end of its leases from this verifier, in nanoseconds of this verifier's clock; 0 for none.
     lease_end: u64,
-    /// It has ended its subscription. Kept until its lease would have ended, so that a poll that is still waiting does not
-    /// register it again.
+    /// It has ended its subscription. Kept until its lease would have ended, so that a poll that is still
+    /// waiting does not register it again.
     left: bool,
     /// Two processes use this ID.
     shared: bool,
@@ -197,7 +201,7 @@ impl Subscribers {
             if newest.previous.contains(&ids.id) {
                 return Ok(Arrival::Late);
             }
-            // A process that has left polls no more.
+            // A process that has ended its subscription sends no more polls.
             let follows = ids.previous.contains(&newest.id) && (leaves || !subscriber.left);
             if !follows && subscriber.may_hold_lease(self.margin, now) {
                 subscriber.shared = true;
@@ -225,7 +229,11 @@ impl Subscribers {
     }
 
     /// Returns how a poll that has arrived relates to the newest poll now, for example after its wait.
-    pub(crate) fn still(&self, id: VerifierId, ids: Option<&PollIds>) -> Result<Arrival, SharedId> {
+    pub(crate) fn arrival_now(
+        &self,
+        id: VerifierId,
+        ids: Option<&PollIds>,
+    ) -> Result<Arrival, SharedId> {
         match (self.known.get(&id), ids) {
             (Some(subscriber), _) if subscriber.shared => Err(SharedId),
             (Some(subscriber), Some(ids)) if !subscriber.is_newest(ids) => Ok(Arrival::Late),
@@ -233,7 +241,8 @@ impl Subscribers {
         }
     }
 
-    /// Returns whether the usage of this poll has to be counted, and marks it as counted. Call it only if the response is sent.
+    /// Returns whether the usage of this poll has to be counted, and marks it as counted. Call it only if the
+    /// response is sent.
     pub(crate) fn counts(&mut self, id: VerifierId, ids: Option<&PollIds>) -> bool {
         let (Some(ids), Some(subscriber)) = (ids, self.known.get_mut(&id)) else {
             return true;
@@ -248,9 +257,10 @@ impl Subscribers {
         }
     }
 
-    /// Grants a lease until `lease_end` with a response that has all changes up to `sent`. A subscriber without a lease uses
-    /// its cache only after applying that response, so it counts as acknowledged; a subscriber with a lease may still use its
-    /// cache without these changes. Returns `false` for a subscriber that has left.
+    /// Grants a lease until `lease_end` with a response that has all changes up to `sent`. A subscriber
+    /// without a lease uses its cache only after applying that response, so it counts as acknowledged; a
+    /// subscriber with a lease may still use its cache without these changes. Returns `false` for a
+    /// subscriber that has left.
     pub(crate) fn grant(
         &mut self,
         id: VerifierId,
@@ -304,7 +314,7 @@ impl Subscribers {
     }
 
     /// Discards all acknowledgements, because they belong to another log.
-    pub(crate) fn disown(&mut self) {
+    pub(crate) fn clear_acknowledgements(&mut self) {
         for subscriber in self.known.values_mut() {
             subscriber.acknowledged = Seq::default();
         }
@@ -386,7 +396,7 @@ mod tests {
                     "both need a new ID"
                 );
                 assert_eq!(
-                    all.still(id(1), Some(ids)),
+                    all.arrival_now(id(1), Some(ids)),
                     Err(SharedId),
                     "a waiting poll is rejected too"
                 );
@@ -395,7 +405,7 @@ mod tests {
             assert_eq!(
                 all.acknowledged(104),
                 Some(Seq(0)),
-                "nothing counts until the longest lease has ended"
+                "no acknowledgement counts until the longest lease has ended"
             );
             assert_eq!(all.acknowledged(105), None);
         }
@@ -430,7 +440,7 @@ mod tests {
         );
         for late in [ids(2, [1]), ids(1, [])] {
             assert_eq!(all.arrive(id(1), Some(&late), false, 20), Ok(Arrival::Late));
-            assert_eq!(all.still(id(1), Some(&late)), Ok(Arrival::Late));
+            assert_eq!(all.arrival_now(id(1), Some(&late)), Ok(Arrival::Late));
             assert!(
                 !all.counts(id(1), Some(&late)),
                 "the usage of a late poll was counted already"
@@ -448,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn mixed_polls_with_and_without_ids_are_no_clone() {
+    fn polls_with_and_without_ids_are_not_taken_for_clones() {
         let mut all = polled();
         for n in 0..600_u64 {
             assert_eq!(all.arrive(id(1), None, false, 20), Ok(Arrival::Newest));
@@ -606,7 +616,7 @@ mod tests {
     fn acknowledgements_do_not_count_in_another_history() {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(30), 100, 0).unwrap();
-        all.disown();
+        all.clear_acknowledgements();
         assert_eq!(all.acknowledged(1), Some(Seq(0)));
     }
 

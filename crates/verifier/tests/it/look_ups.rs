@@ -159,7 +159,7 @@ async fn waiting_look_ups_of_two_clients_are_served_in_turn() {
     assert_eq!(
         outcome,
         Ok(Ok(())),
-        "another look-up loses its place in the queue"
+        "the queue drops a look-up of the client with the most of them"
     );
     assert!(
         finds_until - finds <= 6,
@@ -184,7 +184,7 @@ async fn look_ups_and_queue_are_bounded_during_a_flood() {
     assert_eq!(
         world.source.finds() - finds,
         4,
-        "half of the look-ups of clients, which are half of all"
+        "one requester gets half of the look-ups for clients, which get half of all"
     );
     let rejected = flood.iter().filter(|look_up| look_up.is_finished()).count();
     assert_eq!(rejected, 1000 - 4 - 20, "all others fail immediately");
@@ -271,7 +271,8 @@ async fn unreadable_key_does_not_fail_look_ups_of_other_keys() {
             Err(Unavailable)
         );
     }
-    // Two at the same time: the source does not count as silent.
+    // Both succeed only if the source still counts as responding. Otherwise, one look-up at a time would be
+    // sent.
     let held = world.source.hold().await;
     let look_ups = [1, 2].map(|n| look_up(&world.one.verifier, text(n)));
     sleep(Duration::from_millis(1)).await;

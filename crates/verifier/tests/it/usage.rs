@@ -175,7 +175,7 @@ async fn outcomes_are_counted_once_when_writing_fails() {
     verifier.restore_usage(rows);
     assert_eq!(verifier.take_usage().len(), 2);
     assert_eq!(verifier.take_outcomes(), BTreeMap::new());
-    // Those that are taken without being collected count, too.
+    // Usage that is taken without being collected first counts, too.
     assert_eq!(world.one.outcome(0).await, Ok(()));
     assert_eq!(verifier.take_usage().len(), 1);
     assert_eq!(verifier.take_outcomes(), BTreeMap::from([(None, 1)]));
