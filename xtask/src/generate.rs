@@ -241,7 +241,7 @@ pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tollkey_core::key_text::CredentialKind;
+    use tollkey_core::key_format::CredentialKind;
     use tollkey_store::testing::backends;
 
     use super::*;

@@ -205,7 +205,7 @@ fn conclude<B>(
     mut response: ServiceResponse<B>,
     admission: &Admission,
 ) -> ServiceResponse<EitherBody<B>> {
-    for (name, value) in admission.conclude() {
+    for (name, value) in admission.commit() {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response
                 .headers_mut()
@@ -315,7 +315,7 @@ impl<'a> RequestParts<'a> {
 struct HttpHeaders<'a>(&'a HeaderMap);
 
 impl Headers for HttpHeaders<'_> {
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         for (name, value) in self.0 {
             show(name.as_str(), value.as_bytes());
         }

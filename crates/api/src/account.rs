@@ -226,11 +226,11 @@ pub struct CreateKey {
     )]
     pub name: String,
     /// The mode of the key. A test key can read and manage only test keys.
-    #[serde(deserialize_with = "crate::word::required")]
+    #[serde(deserialize_with = "crate::enum_value::required")]
     pub environment: Mode,
     /// The access of the key. `secret` is full access; `publishable` is read-only access to the
     /// public catalog.
-    #[serde(deserialize_with = "crate::word::required")]
+    #[serde(deserialize_with = "crate::enum_value::required")]
     pub access: Access,
     /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default it is the
     /// expiration of the parent key, or never.

@@ -122,7 +122,7 @@ pub struct CreateKey {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::word::option"
+        deserialize_with = "crate::enum_value::option"
     )]
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.

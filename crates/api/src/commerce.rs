@@ -145,14 +145,14 @@ pub struct CreateKey {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::word::option"
+        deserialize_with = "crate::enum_value::option"
     )]
     pub scope: Option<KeyScope>,
     /// The mode of the key. Default: `live`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::word::option"
+        deserialize_with = "crate::enum_value::option"
     )]
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
@@ -213,7 +213,7 @@ pub struct UpdateKey {
     #[serde(
         default,
         skip_serializing_if = "Patch::is_absent",
-        deserialize_with = "crate::word::patch"
+        deserialize_with = "crate::enum_value::patch"
     )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Patch<Mode>,

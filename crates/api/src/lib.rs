@@ -16,6 +16,7 @@ pub mod account;
 pub mod applications;
 pub mod audit;
 pub mod commerce;
+mod enum_value;
 mod metadata;
 mod object;
 pub mod open;
@@ -26,7 +27,6 @@ pub mod secret;
 pub mod sync;
 pub mod time;
 pub mod verification;
-mod word;
 
 pub use open::Open;
 pub use patch::Patch;

@@ -31,10 +31,16 @@ pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer)
 }
 
-/// Implements `Deserialize` for responses that are read from objects only. The literal is the path of
-/// the function that `#[serde(remote = "Self")]` derives.
+/// Implements `Serialize`, and `Deserialize` from objects only, for responses that derive both with
+/// `#[serde(remote = "Self")]`. The literal is the path of the derived function that reads.
 macro_rules! from_objects {
     ($($response:ty: $read:literal),*) => {$(
+        impl serde::Serialize for $response {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                <$response>::serialize(self, serializer) // the derived function, not this one
+            }
+        }
+
         impl<'de> serde::Deserialize<'de> for $response {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 #[derive(serde::Deserialize)]

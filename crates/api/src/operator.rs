@@ -24,7 +24,7 @@ pub struct Account {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PutAccount {
     /// The operating model of the account.
-    #[serde(deserialize_with = "crate::word::required")]
+    #[serde(deserialize_with = "crate::enum_value::required")]
     pub operating_model: OperatingModel,
 }
 

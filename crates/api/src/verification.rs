@@ -46,7 +46,7 @@ pub struct VerifyRequest {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::word::option"
+        deserialize_with = "crate::enum_value::option"
     )]
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.
@@ -326,7 +326,7 @@ pub struct IntrospectRequest {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::word::option"
+        deserialize_with = "crate::enum_value::option"
     )]
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.

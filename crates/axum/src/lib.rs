@@ -301,7 +301,7 @@ impl<S: Service<Request<B>>, B> std::fmt::Debug for ResponseFuture<S, B> {
 
 /// Counts the request, and adds the state of the key's rate limit to the response.
 fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
-    for (name, value) in admission.map(Admission::conclude).unwrap_or_default() {
+    for (name, value) in admission.map(Admission::commit).unwrap_or_default() {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response
                 .headers_mut()
@@ -431,7 +431,7 @@ impl<'a> RequestParts<'a> {
 struct HttpHeaders<'a>(&'a HeaderMap);
 
 impl Headers for HttpHeaders<'_> {
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         for (name, value) in self.0 {
             show(name.as_str(), value.as_bytes());
         }

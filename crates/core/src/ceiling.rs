@@ -17,12 +17,12 @@ pub enum CeilingError {
     #[error(
         "A key cannot create a key with a wider IP allowlist than its own. Use IP ranges within its own."
     )]
-    Networks,
+    AllowedIps,
     /// The expiration is later than that of the parent key.
     #[error(
         "A key cannot create a key that expires later than itself. Choose an earlier expiration."
     )]
-    End,
+    Expiration,
     /// The rate limit is higher than that of the parent key.
     #[error(
         "A key cannot create a key with a higher rate limit than its own. Choose a lower rate limit."
@@ -111,8 +111,8 @@ pub fn restrict_to_parent(
         requested.is_within(*own)
     });
     Ok(Restrictions {
-        allowed_ips: allowed_ips.ok_or(CeilingError::Networks)?,
-        expires_at: expires_at.ok_or(CeilingError::End)?,
+        allowed_ips: allowed_ips.ok_or(CeilingError::AllowedIps)?,
+        expires_at: expires_at.ok_or(CeilingError::Expiration)?,
         rate_limit: rate_limit.ok_or(CeilingError::RateLimit)?,
         ..requested
     })

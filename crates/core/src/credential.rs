@@ -7,7 +7,7 @@ mod form;
 
 use crate::{
     Family, Invalid, Problem, ProblemCode,
-    key_text::{CredentialKind, ParsedKey},
+    key_format::{CredentialKind, ParsedKey},
 };
 
 pub use self::form::{Expected, is_jwt};

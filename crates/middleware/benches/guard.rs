@@ -24,7 +24,7 @@ const PATH: &str = "/api/v1/links";
 struct Presenting(String);
 
 impl Headers for Presenting {
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         show("authorization", self.0.as_bytes());
     }
 }
@@ -115,7 +115,7 @@ fn main() {
                     guard
                         .check(&request, &requirement)
                         .await
-                        .map(|admission| admission.conclude())
+                        .map(|admission| admission.commit())
                         .is_ok(),
                 );
             }))

@@ -124,7 +124,7 @@ impl Admission {
 
     /// Counts the request as a use of the key, unless it was rejected inside of the layer. Returns the
     /// lower-case names and the values of the headers to add to the response.
-    pub fn conclude(&self) -> Vec<(&'static str, String)> {
+    pub fn commit(&self) -> Vec<(&'static str, String)> {
         match &self.0 {
             Admitted::With(key) if key.commit() => key.rate_limit_fields().collect(),
             _ => Vec::new(),

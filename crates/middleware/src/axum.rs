@@ -14,7 +14,7 @@ impl VerifiedKey {
     /// hyper. `None` without a Tollkey layer, or if the key is [optional](crate::Requirement::optional) and
     /// the request has none.
     #[must_use]
-    pub fn of(extensions: &Extensions) -> Option<Self> {
+    pub fn from_extensions(extensions: &Extensions) -> Option<Self> {
         extensions.get::<Admission>()?.key().cloned()
     }
 }

@@ -11,7 +11,7 @@ pub trait Headers: Sync {
     /// Calls `show` with the name and the value of every header, with the values of one name in the order of the request.
     ///
     /// One pass over all headers is faster than a few look-ups by name.
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8]));
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8]));
 }
 
 /// A request without its body.
@@ -32,7 +32,7 @@ pub struct RequestHead<'a> {
 impl<'a> RequestHead<'a> {
     pub(crate) fn all(&self, name: &str) -> Vec<&'a [u8]> {
         let mut values = Vec::new();
-        self.headers.each(&mut |own, value| {
+        self.headers.for_each(&mut |own, value| {
             if own.eq_ignore_ascii_case(name) {
                 values.push(value);
             }
@@ -47,7 +47,7 @@ impl<'a> RequestHead<'a> {
         headers: CredentialHeaders,
     ) -> [Option<(&'static str, &'a [u8])>; 2] {
         let mut found = [None; 2];
-        self.headers.each(&mut |own, value| {
+        self.headers.for_each(&mut |own, value| {
             if let Some(name) = headers.names().find(|name| own.eq_ignore_ascii_case(name))
                 && let Some(free) = found.iter_mut().find(|slot| slot.is_none())
                 && !credential::is_empty(name, value)

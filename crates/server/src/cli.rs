@@ -20,7 +20,7 @@ use std::{process::ExitCode, sync::Arc, thread};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tollkey_core::{
     audit::{Actor, ActorKind},
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 use tollkey_service::{Random, RequestActor, Service};
 use tollkey_verifier::SystemClock;

@@ -21,7 +21,7 @@ pub async fn home(request: HttpRequest) -> HandlerResult {
         .iter()
         .any(|it| it.item.essence_str() == "text/html" && it.quality > header::Quality::ZERO);
     if !is_browser {
-        return nothing().await;
+        return not_found().await;
     }
     let mut response = HttpResponse::SeeOther();
     Ok(response
@@ -31,7 +31,7 @@ pub async fn home(request: HttpRequest) -> HandlerResult {
 }
 
 /// Responds with 404.
-pub async fn nothing() -> HandlerResult {
+pub async fn not_found() -> HandlerResult {
     Err(Problem::new(
         ProblemCode::NotFound,
         "No resource exists at this path. Check the URL.",
@@ -53,7 +53,7 @@ pub async fn unmatched(request: HttpRequest) -> HandlerResult {
         .map(|(_, method)| method.to_string())
         .collect();
     if allowed.is_empty() {
-        return nothing().await;
+        return not_found().await;
     }
     if allowed.iter().any(|method| method == "GET") {
         allowed.push("HEAD".to_owned());

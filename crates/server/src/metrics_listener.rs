@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use crate::{
     edge::edge,
-    fallback::nothing,
+    fallback::not_found,
     routes,
     state::State,
     telemetry::{self, Metrics},
@@ -60,7 +60,7 @@ impl MetricsListener {
                     .app_data(state.clone())
                     .app_data(web::Data::new(telemetry::Requests::default()))
                     .configure(routes::probes)
-                    .default_service(web::to(nothing));
+                    .default_service(web::to(not_found));
                 if let Some(metrics) = &metrics {
                     app = app
                         .app_data(web::Data::new(metrics.clone()))

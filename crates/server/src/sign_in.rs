@@ -115,16 +115,16 @@ impl Failure {
             .into_iter()
             .chain(faults);
         all.chain(Rejection::ALL.map(Self::Rejected))
-            .find(|failure| failure.word() == word)
+            .find(|failure| failure.code() == word)
     }
 
     /// Returns its code: lower-case letters and hyphens.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn code(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Declined => "declined",
-            Self::Rejected(rejection) => rejection.word(),
+            Self::Rejected(rejection) => rejection.code(),
             Self::NoAccount(ClaimFault::Missing) => "no-account",
             Self::NoAccount(ClaimFault::Type) => "account-type",
             Self::NoAccount(ClaimFault::Form) => "account-form",
@@ -181,7 +181,7 @@ impl FailedSignIn {
             claim,
         } = self;
         tracing::warn!(
-            code = failure.word(),
+            code = failure.code(),
             claim,
             reason,
             "sign-in with OpenID Connect failed"
@@ -318,10 +318,10 @@ mod tests {
             .chain(Rejection::ALL.map(Failure::Rejected))
             .collect();
         for failure in &all {
-            assert_eq!(Failure::from_code(failure.word()), Some(*failure));
+            assert_eq!(Failure::from_code(failure.code()), Some(*failure));
             assert!(
                 failure
-                    .word()
+                    .code()
                     .bytes()
                     .all(|b| b.is_ascii_lowercase() || b == b'-')
             );

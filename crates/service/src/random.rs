@@ -81,7 +81,7 @@ impl fmt::Debug for Random {
 
 #[cfg(test)]
 mod tests {
-    use tollkey_core::{Family, Mode, PlainKey, key_text::CredentialKind};
+    use tollkey_core::{Family, Mode, PlainKey, key_format::CredentialKind};
 
     use super::*;
 

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
     PlainKey, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 
 use tollkey_store::Owner;

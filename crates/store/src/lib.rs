@@ -24,7 +24,7 @@ pub mod bulk;
 mod connect_failure;
 mod connection;
 mod error;
-pub mod kept_answers;
+pub mod idempotency_records;
 pub mod leases;
 mod lineage;
 mod migrations;
@@ -52,7 +52,7 @@ pub use account::{
 };
 pub use connection::Backend;
 pub use error::{Error, UniqueViolation};
-pub use kept_answers::IdempotencyRecord;
+pub use idempotency_records::IdempotencyRecord;
 pub use leases::LaggingVerifier;
 pub use migrations::{LockHolder, SchemaError};
 pub use postgres_session::UnsupportedServer;

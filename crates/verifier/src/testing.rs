@@ -13,7 +13,7 @@ use tokio::{
 use tollkey_core::{
     AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, KeyContext, KeyId,
     OperatingModel, PlainKey, Position, Restrictions, Scope, Seq, ServiceKeyId, Timestamp,
-    VerifierId, key_text::CredentialKind,
+    VerifierId, key_format::CredentialKind,
 };
 
 use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};

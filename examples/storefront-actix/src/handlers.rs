@@ -11,12 +11,12 @@ use tollkey_actix::VerifiedKey;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Failure, data, now},
+    envelope::{Failure, data, now},
     shops::{Listed, Price, Product, Shops},
 };
 
 /// The result of a handler.
-type Answer = Result<HttpResponse, Failure>;
+type HandlerResult = Result<HttpResponse, Failure>;
 
 /// `GET /v1/storefront/public/store`.
 pub async fn store(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
@@ -33,7 +33,7 @@ pub async fn products(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
 }
 
 /// `GET /v1/storefront/products/{id}`, if it is published.
-pub async fn product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> Answer {
+pub async fn product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> HandlerResult {
     shops.read(&key, |shop| {
         let found = shop.listed().find(|product| product.id == *id);
         found
@@ -60,7 +60,11 @@ pub struct NewProduct {
 }
 
 /// `POST /v1/account/products`.
-pub async fn create_product(key: VerifiedKey, shops: Data<Shops>, new: Json<NewProduct>) -> Answer {
+pub async fn create_product(
+    key: VerifiedKey,
+    shops: Data<Shops>,
+    new: Json<NewProduct>,
+) -> HandlerResult {
     let NewProduct {
         name,
         price,
@@ -92,7 +96,11 @@ pub async fn create_product(key: VerifiedKey, shops: Data<Shops>, new: Json<NewP
 }
 
 /// `DELETE /v1/account/products/{id}`.
-pub async fn delete_product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> Answer {
+pub async fn delete_product(
+    key: VerifiedKey,
+    shops: Data<Shops>,
+    id: Path<String>,
+) -> HandlerResult {
     shops.change(&key, |shop| Ok(data(StatusCode::OK, shop.remove(&id)?)))
 }
 
@@ -104,7 +112,11 @@ pub struct StoreName {
 }
 
 /// `PUT /v1/account/store`.
-pub async fn name_store(key: VerifiedKey, shops: Data<Shops>, new: Json<StoreName>) -> Answer {
+pub async fn name_store(
+    key: VerifiedKey,
+    shops: Data<Shops>,
+    new: Json<StoreName>,
+) -> HandlerResult {
     let StoreName { name } = new.into_inner();
     check_name(&name)?;
     shops.change(&key, |shop| {

@@ -9,7 +9,7 @@
 //! | [`answer`] | the envelope of every response |
 #![forbid(unsafe_code)]
 
-pub mod answer;
+pub mod envelope;
 pub mod handlers;
 pub mod shops;
 
@@ -26,7 +26,7 @@ use actix_web::{
 };
 use tollkey_actix::{Family, Guard, GuardBuilder, Tollkey, VerifiedKey};
 
-use crate::{answer::Failure, shops::Shops};
+use crate::{envelope::Failure, shops::Shops};
 
 /// The maximum size of a body, in bytes.
 const MAX_BODY: usize = 4096;
@@ -115,7 +115,7 @@ pub async fn serve(
     let app = move || {
         App::new()
             .configure(|config| routes(config, &guard, &shops))
-            .wrap(from_fn(answer::in_the_envelope))
+            .wrap(from_fn(envelope::in_the_envelope))
     };
     HttpServer::new(app)
         .shutdown_signal(stopped)

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tollkey_actix::{Mode, VerifiedKey};
 
-use crate::answer::Failure;
+use crate::envelope::Failure;
 
 /// The maximum number of shops.
 const MAX_SHOPS: usize = 500;

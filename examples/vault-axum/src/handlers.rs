@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The result of a handler.
-type Answer<T> = Result<Json<T>, Failure>;
+type HandlerResult<T> = Result<Json<T>, Failure>;
 
 /// The body of `POST /merchants/{merchant}/tokens`.
 #[derive(Debug, Deserialize)]
@@ -51,7 +51,7 @@ pub async fn retrieve(
     State(api): State<Api>,
     key: VerifiedKey,
     Path(id): Path<String>,
-) -> Answer<Token> {
+) -> HandlerResult<Token> {
     api.vaults.find(&key, |token| token.id == id).map(Json)
 }
 
@@ -60,7 +60,7 @@ pub async fn payment_data(
     State(api): State<Api>,
     key: VerifiedKey,
     Path(id): Path<String>,
-) -> Answer<Vec<PaymentData>> {
+) -> HandlerResult<Vec<PaymentData>> {
     let token = api.vaults.find(&key, |token| token.id == id)?;
     Ok(Json(vec![token.payment_data]))
 }
@@ -87,7 +87,7 @@ pub async fn forward_payment_data(
     key: VerifiedKey,
     Path(id): Path<String>,
     Body(Message { message }): Body<Message>,
-) -> Answer<UpstreamResponse> {
+) -> HandlerResult<UpstreamResponse> {
     let token = api.vaults.find(&key, |token| token.payment_data.id == id)?;
     let forwarded = Forwarded {
         merchant: &token.merchant,
@@ -120,7 +120,7 @@ pub async fn forward_cardholder_data(
     State(api): State<Api>,
     key: VerifiedKey,
     Body(Forward { token: id, message }): Body<Forward>,
-) -> Answer<UpstreamResponse> {
+) -> HandlerResult<UpstreamResponse> {
     let token = api.vaults.find(&key, |token| token.id == id)?;
     let data = Cardholder {
         token: &token.id,

@@ -18,7 +18,7 @@ use anyhow::ensure;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
     AccountId, ApiKey, Clock as _, Digest, Family, KeyId, Mode, PlainKey, Timestamp,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::SystemClock;

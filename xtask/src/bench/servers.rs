@@ -32,7 +32,7 @@ pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
 pub(super) const ACCOUNT: &str = "bench";
 
 /// The longest time for a server to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Separate processors for the load generator and for the servers, so that they do not compete.
 pub(super) struct Processors(Option<(CpuSet, CpuSet)>);
@@ -131,7 +131,7 @@ impl Drop for Process {
         }
         let since = Instant::now();
         while matches!(self.0.try_wait(), Ok(None)) {
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > TIMEOUT {
                 let _ = self.0.kill();
             }
             thread::sleep(Duration::from_millis(10));
@@ -308,7 +308,7 @@ impl Client {
     pub(super) fn connect(to: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self { stream, host: to })
     }
 
@@ -395,7 +395,7 @@ pub(super) fn start_nginx(
         if let Some(status) = process.0.try_wait()? {
             bail!("nginx exited: {status}");
         }
-        ensure!(since.elapsed() < PATIENCE, "nginx does not listen");
+        ensure!(since.elapsed() < TIMEOUT, "nginx does not listen");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(Server { address, process })

@@ -12,8 +12,8 @@ use tollkey_client::{Auth, Client, ErrorKind, Scope, Secret, reqwest};
 use wiremock::{Request, ResponseTemplate};
 
 use crate::{
-    said,
-    support::{Server, TOKEN, json_answer, only_header, problem, refused, target},
+    fixtures,
+    support::{Server, TOKEN, expect_error, json_response, only_header, problem, target},
 };
 
 /// A server with these responses, on a separate runtime.
@@ -30,16 +30,16 @@ fn responding(respond: impl wiremock::Respond + 'static) -> Server {
 }
 
 fn requests(server: &Server) -> Vec<Request> {
-    Runtime::new().unwrap().block_on(server.asked())
+    Runtime::new().unwrap().block_on(server.requests())
 }
 
 fn me() -> ResponseTemplate {
-    json_answer(200, &said::whoami())
+    json_response(200, &fixtures::whoami())
 }
 
 #[test]
 fn call_is_sent_without_a_runtime() {
-    let server = answering([json_answer(201, &said::created_commerce_key()), me()]);
+    let server = answering([json_response(201, &fixtures::created_commerce_key()), me()]);
     let client = server.client();
     let created = client
         .commerce()
@@ -49,7 +49,7 @@ fn call_is_sent_without_a_runtime() {
         .send_blocking()
         .unwrap();
     assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
-    assert_eq!(client.whoami().send_blocking().unwrap().id, said::KEY);
+    assert_eq!(client.whoami().send_blocking().unwrap().id, fixtures::KEY);
     let requests = requests(&server);
     assert_eq!(target(&requests[0]), "/api/v1/api-keys");
     let body: Value = requests[0].body_json().unwrap();
@@ -69,7 +69,7 @@ fn blocking_creation_is_repeated_with_its_idempotency_key() {
     let server = answering([
         unavailable(),
         unavailable(),
-        json_answer(201, &said::application()),
+        json_response(201, &fixtures::application()),
     ]);
     server
         .persistent()
@@ -88,13 +88,13 @@ fn blocking_creation_is_repeated_with_its_idempotency_key() {
 #[test]
 fn blocking_call_fails_like_an_async_one() {
     let server = answering([problem(404, "not_found", "the resource does not exist")]);
-    let error = refused(server.client().applications().delete("app").send_blocking());
+    let error = expect_error(server.client().applications().delete("app").send_blocking());
     assert!(error.is_not_found());
     assert_eq!(
         error.to_string().split(" (").next().unwrap(),
         "DELETE /api/v1/applications/{id}: 404 not_found: the resource does not exist"
     );
-    let error = refused(server.client().applications().delete("").send_blocking());
+    let error = expect_error(server.client().applications().delete("").send_blocking());
     assert_eq!(error.kind(), ErrorKind::Argument);
     let server = responding(me().set_delay(Duration::from_millis(500)));
     let client = server
@@ -102,7 +102,7 @@ fn blocking_call_fails_like_an_async_one() {
         .timeout(Duration::from_millis(50))
         .build()
         .unwrap();
-    assert!(refused(client.whoami().send_blocking()).is_timeout());
+    assert!(expect_error(client.whoami().send_blocking()).is_timeout());
 }
 
 #[test]
@@ -128,9 +128,12 @@ fn blocking_call_uses_a_token_function() {
 #[test]
 fn blocking_items_are_fetched_when_needed() {
     let page = |next| {
-        json_answer(
+        json_response(
             200,
-            &said::list_envelope(&json!([said::account_key(), said::account_key()]), next),
+            &fixtures::list_envelope(
+                &json!([fixtures::account_key(), fixtures::account_key()]),
+                next,
+            ),
         )
     };
     let server = answering([page(Some("c1")), page(None)]);
@@ -158,9 +161,9 @@ fn blocking_items_are_fetched_when_needed() {
 
 #[test]
 fn blocking_items_end_after_the_first_error() {
-    let first = json_answer(
+    let first = json_response(
         200,
-        &said::list_envelope(&json!([said::account_key()]), Some("c1")),
+        &fixtures::list_envelope(&json!([fixtures::account_key()]), Some("c1")),
     );
     let server = answering([
         first,
@@ -168,22 +171,22 @@ fn blocking_items_end_after_the_first_error() {
     ]);
     let mut items = server.client().account().api_keys().list().items_blocking();
     assert!(items.next().unwrap().is_ok());
-    assert!(refused(items.next().unwrap()).is_unauthorized());
+    assert!(expect_error(items.next().unwrap()).is_unauthorized());
     assert!(items.next().is_none() && items.next().is_none());
 }
 
 #[test]
 fn every_list_has_blocking_items() {
-    let server = responding(json_answer(200, &json!([])));
+    let server = responding(json_response(200, &json!([])));
     let client = server.client();
     assert_eq!(
         client.commerce().api_keys().list().items_blocking().count(),
         0
     );
     assert_eq!(client.audit_log().list().items_blocking().count(), 0);
-    let mut page = said::numbered_page(&json!([]));
+    let mut page = fixtures::numbered_page(&json!([]));
     page["page"] = json!(1);
-    let server = responding(json_answer(200, &page));
+    let server = responding(json_response(200, &page));
     assert_eq!(
         server
             .client()
@@ -203,7 +206,10 @@ fn every_list_has_blocking_items() {
             .count(),
         0
     );
-    let server = responding(json_answer(200, &said::list_envelope(&json!([]), None)));
+    let server = responding(json_response(
+        200,
+        &fixtures::list_envelope(&json!([]), None),
+    ));
     assert_eq!(
         server
             .client()
@@ -218,7 +224,7 @@ fn every_list_has_blocking_items() {
 
 #[test]
 fn client_is_shared_by_threads() {
-    let server = responding(json_answer(200, &said::invalid("expired")));
+    let server = responding(json_response(200, &fixtures::invalid("expired")));
     let client = server.client();
     // The first thread creates the shared runtime; any thread may be first.
     thread::scope(|scope| {
@@ -240,9 +246,9 @@ fn client_is_shared_by_threads() {
 
 #[test]
 fn blocking_iterator_outlives_its_client() {
-    let server = answering([json_answer(
+    let server = answering([json_response(
         200,
-        &json!([said::commerce_key(), said::commerce_key()]),
+        &json!([fixtures::commerce_key(), fixtures::commerce_key()]),
     )]);
     let mut items = {
         let client = server.client();
@@ -282,9 +288,9 @@ async fn blocking_call_works_in_spawn_blocking() {
     let id = tokio::task::spawn_blocking(move || shared.whoami().send_blocking().unwrap().id)
         .await
         .unwrap();
-    assert_eq!(id, said::KEY);
+    assert_eq!(id, fixtures::KEY);
     client.whoami().await.unwrap();
-    assert_eq!(server.asked().await.len(), 3);
+    assert_eq!(server.requests().await.len(), 3);
     // The last clone is dropped inside a runtime, where dropping a runtime would panic.
     drop(client);
 }
@@ -294,7 +300,7 @@ async fn blocking_call_works_in_block_in_place() {
     let server = Server::responding(me()).await;
     let client = server.client();
     let id = tokio::task::block_in_place(|| client.whoami().send_blocking().unwrap().id);
-    assert_eq!(id, said::KEY);
+    assert_eq!(id, fixtures::KEY);
 }
 
 #[tokio::test]
@@ -304,7 +310,7 @@ async fn blocking_call_panics_on_a_runtime_worker() {
     assert!(catch_unwind(AssertUnwindSafe(|| client.whoami().send_blocking())).is_err());
     let items = client.commerce().api_keys().list().items_blocking();
     assert!(catch_unwind(AssertUnwindSafe(move || items.count())).is_err());
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
     // The client still works.
     client.whoami().await.unwrap();
     let shared: Client = client.clone();

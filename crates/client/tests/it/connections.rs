@@ -7,9 +7,9 @@ use tokio::time::timeout;
 use tollkey_client::{Client, ErrorKind, reqwest};
 
 use crate::{
+    fixtures,
     proxy::Proxy,
-    said,
-    support::{Does, Server, Wire, builder, json_answer, on_the_wire, refused},
+    support::{RawBehavior, Server, Wire, builder, expect_error, json_response, on_the_wire},
     tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
 
@@ -20,8 +20,12 @@ const ATTEMPT: Duration = Duration::from_millis(400);
 /// The number of connections that are idle when they go silent.
 const IDLE: usize = 4;
 
-fn me() -> Does {
-    Does::Serves(on_the_wire("200 OK", "application/json", &said::whoami()))
+fn me() -> RawBehavior {
+    RawBehavior::Serves(on_the_wire(
+        "200 OK",
+        "application/json",
+        &fixtures::whoami(),
+    ))
 }
 
 #[tokio::test]
@@ -43,7 +47,7 @@ async fn new_connections_are_separate() {
     }
     assert_eq!(wire.connections(), 2);
     // The other settings stay.
-    let requests = wire.heard();
+    let requests = wire.raw_requests();
     assert_eq!(requests.len(), 5);
     assert!(
         requests.iter().all(|request| *request == requests[0]),
@@ -95,9 +99,10 @@ async fn blocking_calls_get_new_connections_too() {
 
 /// An HTTP/1.1 server behind a proxy. Its responses are delayed, so that concurrent calls need a connection each.
 async fn http1() -> (Server, Proxy) {
-    let server =
-        Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50)))
-            .await;
+    let server = Server::responding(
+        json_response(200, &fixtures::whoami()).set_delay(Duration::from_millis(50)),
+    )
+    .await;
     let proxy = Proxy::to(&[server.address()]).await;
     (server, proxy)
 }
@@ -124,7 +129,10 @@ async fn silent_http1_connections_fail_one_attempt() {
     assert_eq!(call_concurrently(&client).await, [Ok(()); IDLE]);
     assert_eq!(proxy.opened(), IDLE);
     proxy.silence();
-    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    assert_eq!(
+        expect_error(client.whoami().await).kind(),
+        ErrorKind::Timeout
+    );
     for _ in 0..2 * IDLE {
         client.whoami().await.unwrap();
     }
@@ -174,7 +182,10 @@ async fn deadline_on_a_silent_connection_opens_a_new_one() {
         .unwrap();
     call_concurrently(&client).await;
     proxy.silence();
-    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    assert_eq!(
+        expect_error(client.whoami().await).kind(),
+        ErrorKind::Timeout
+    );
     client.whoami().await.unwrap();
 }
 
@@ -208,7 +219,7 @@ async fn blocking_calls_leave_silent_connections_too() {
         });
         proxy.silence();
         assert_eq!(
-            refused(client.whoami().send_blocking()).kind(),
+            expect_error(client.whoami().send_blocking()).kind(),
             ErrorKind::Timeout
         );
         for _ in 0..2 * IDLE {
@@ -237,7 +248,7 @@ async fn new_connections_work_while_others_are_silent() {
 
 #[tokio::test]
 async fn creation_is_repeated_after_a_damaged_response() {
-    let server = Server::responding(json_answer(201, &said::created_commerce_key())).await;
+    let server = Server::responding(json_response(201, &fixtures::created_commerce_key())).await;
     let proxy = Proxy::to(&[server.address()]).await;
     let client = builder(&format!("http://{}", proxy.address))
         .max_retries(2)
@@ -246,7 +257,7 @@ async fn creation_is_repeated_after_a_damaged_response() {
     proxy.damage();
     let created = client.commerce().api_keys().create("Key").await.unwrap();
     assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 }
 
 /// An HTTP/2 server with TLS behind a proxy, and a client that trusts it: `with_certificate` passes its certificate.
@@ -332,7 +343,10 @@ async fn http2_with_short_attempts() {
     let client = client.timeout(ATTEMPT).build().unwrap();
     client.whoami().await.unwrap();
     proxy.silence();
-    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    assert_eq!(
+        expect_error(client.whoami().await).kind(),
+        ErrorKind::Timeout
+    );
     client.whoami().await.unwrap();
 }
 

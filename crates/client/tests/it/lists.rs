@@ -6,13 +6,13 @@ use tollkey_client::{ErrorKind, Listing, commerce};
 use wiremock::{Request, ResponseTemplate};
 
 use crate::{
-    said,
-    support::{REQUEST_ID, Server, json_answer, nothing, problem, refused, target},
+    fixtures,
+    support::{REQUEST_ID, Server, expect_error, json_response, nothing, problem, target},
 };
 
 /// A commerce key with this ID.
 fn key(id: impl Into<String>) -> Value {
-    let mut key = said::commerce_key();
+    let mut key = fixtures::commerce_key();
     key["key_id"] = json!(id.into());
     key
 }
@@ -20,11 +20,11 @@ fn key(id: impl Into<String>) -> Value {
 /// A page of commerce keys with this `Link` header.
 fn page_with_link(ids: &[&str], link: &str) -> ResponseTemplate {
     let keys: Vec<_> = ids.iter().copied().map(key).collect();
-    json_answer(200, &json!(keys)).insert_header("link", link)
+    json_response(200, &json!(keys)).insert_header("link", link)
 }
 
 fn last_page(ids: &[&str]) -> ResponseTemplate {
-    json_answer(200, &ids.iter().copied().map(key).collect())
+    json_response(200, &ids.iter().copied().map(key).collect())
 }
 
 fn next_link(cursor: &str) -> String {
@@ -32,7 +32,7 @@ fn next_link(cursor: &str) -> String {
 }
 
 async fn targets(server: &Server) -> Vec<String> {
-    server.asked().await.iter().map(target).collect()
+    server.requests().await.iter().map(target).collect()
 }
 
 async fn ids(mut listing: Listing<commerce::Key>) -> Vec<String> {
@@ -139,12 +139,12 @@ async fn pages_are_fetched_only_when_read() {
     ])
     .await;
     let mut items = server.client().commerce().api_keys().list().items();
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
     items.next().await.unwrap().unwrap();
     items.next().await.unwrap().unwrap();
-    assert_eq!(server.asked().await.len(), 1);
+    assert_eq!(server.requests().await.len(), 1);
     items.next().await.unwrap().unwrap();
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn collect_up_to_stops_at_the_limit() {
                 .collect::<Vec<_>>(),
             expected
         );
-        assert_eq!(server.asked().await.len(), requests, "{most}");
+        assert_eq!(server.requests().await.len(), requests, "{most}");
     }
 }
 
@@ -238,10 +238,10 @@ async fn error_ends_the_list() {
     .await;
     let mut items = server.client().commerce().api_keys().list().items();
     assert_eq!(items.next().await.unwrap().unwrap().key_id, "a");
-    let error = refused(items.next().await.unwrap());
+    let error = expect_error(items.next().await.unwrap());
     assert!(error.is_unauthorized());
     assert!(items.next().await.is_none() && items.next().await.is_none());
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 
     let server = Server::answering([
         page_with_link(&["a"], &next_link("c1")),
@@ -256,7 +256,7 @@ async fn error_ends_the_list() {
         .items()
         .collect_up_to(9)
         .await;
-    assert!(refused(collected).is_unauthorized());
+    assert!(expect_error(collected).is_unauthorized());
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn repeated_cursor_is_an_error() {
     let server = Server::responding(page_with_link(&["a"], &next_link("c1"))).await;
     let mut items = server.client().commerce().api_keys().list().items();
     assert_eq!(items.next().await.unwrap().unwrap().key_id, "a");
-    let error = refused(items.next().await.unwrap());
+    let error = expect_error(items.next().await.unwrap());
     assert_eq!(
         (error.kind(), error.status()),
         (ErrorKind::Unreadable, Some(200))
@@ -291,11 +291,11 @@ async fn repeated_cursor_is_an_error() {
     let why = "200: the next cursor is the cursor of this page";
     assert_eq!(error.to_string(), format!("GET /api/v1/api-keys: {why}"));
     assert!(items.next().await.is_none());
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 
-    let page = said::list_envelope(&json!([said::account_key()]), Some("c1"));
-    let server = Server::responding(json_answer(200, &page)).await;
-    let error = refused(
+    let page = fixtures::list_envelope(&json!([fixtures::account_key()]), Some("c1"));
+    let server = Server::responding(json_response(200, &page)).await;
+    let error = expect_error(
         server
             .client()
             .account()
@@ -306,7 +306,7 @@ async fn repeated_cursor_is_an_error() {
             .await,
     );
     assert_eq!(error.kind(), ErrorKind::Unreadable);
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 }
 
 #[tokio::test]
@@ -329,7 +329,7 @@ async fn next_page_uses_the_same_server_and_parameters() {
         ];
         assert_eq!(targets(&server).await, expected);
     }
-    assert!(elsewhere.asked().await.is_empty());
+    assert!(elsewhere.requests().await.is_empty());
 }
 
 #[tokio::test]
@@ -385,7 +385,7 @@ async fn next_link_is_parsed() {
     for (links, cursor) in rows {
         let response = links
             .iter()
-            .fold(json_answer(200, &json!([])), |response, link| {
+            .fold(json_response(200, &json!([])), |response, link| {
                 response.append_header("link", *link)
             });
         let server = Server::responding(response).await;
@@ -401,8 +401,8 @@ async fn next_link_without_a_cursor_is_an_error() {
         "</api/v1/audit-log>; rel=\"next\"",
     ] {
         let server =
-            Server::responding(json_answer(200, &json!([])).insert_header("link", link)).await;
-        let error = refused(server.client().audit_log().list().await);
+            Server::responding(json_response(200, &json!([])).insert_header("link", link)).await;
+        let error = expect_error(server.client().audit_log().list().await);
         assert_eq!(error.kind(), ErrorKind::Unreadable);
         let why = "200: the list's next link has no cursor";
         assert_eq!(
@@ -415,9 +415,10 @@ async fn next_link_without_a_cursor_is_an_error() {
 #[tokio::test]
 async fn audit_log_filters_apply_to_every_page() {
     let link = "</api/v1/audit-log?cursor=c1>; rel=\"next\"";
-    let first = json_answer(200, &json!([said::audit_entry()])).insert_header("link", link);
-    let server = Server::answering([first, json_answer(200, &json!([said::audit_entry()]))]).await;
-    let from: tollkey_client::Timestamp = said::NOON_TEXT.parse().unwrap();
+    let first = json_response(200, &json!([fixtures::audit_entry()])).insert_header("link", link);
+    let server =
+        Server::answering([first, json_response(200, &json!([fixtures::audit_entry()]))]).await;
+    let from: tollkey_client::Timestamp = fixtures::NOON_TEXT.parse().unwrap();
     let list = server
         .client()
         .audit_log()
@@ -446,9 +447,9 @@ async fn audit_log_filters_apply_to_every_page() {
 #[tokio::test]
 async fn account_surface_takes_cursors_from_the_envelope() {
     let page = |cursor| {
-        json_answer(
+        json_response(
             200,
-            &said::list_envelope(&json!([said::account_key()]), cursor),
+            &fixtures::list_envelope(&json!([fixtures::account_key()]), cursor),
         )
     };
     // The account surface does not use `Link`.
@@ -474,9 +475,9 @@ async fn account_surface_takes_cursors_from_the_envelope() {
     assert_eq!(targets(&server).await, expected);
 
     let page = |cursor| {
-        json_answer(
+        json_response(
             200,
-            &said::list_envelope(&json!([said::account_audit_entry()]), cursor),
+            &fixtures::list_envelope(&json!([fixtures::account_audit_entry()]), cursor),
         )
     };
     let server = Server::answering([page(Some("c1")), page(None)]).await;
@@ -509,13 +510,13 @@ fn numbered(item: Value, pages: u64) -> impl Fn(&Request) -> ResponseTemplate + 
             "items": items, "page": page, "limit": 2, "totalItems": pages * 2, "totalPages": pages,
             "hasPreviousPage": page > 1, "hasNextPage": page < pages,
         });
-        json_answer(200, &body)
+        json_response(200, &body)
     }
 }
 
 #[tokio::test]
 async fn numbered_pages_are_read_with_the_maximum_page_size() {
-    let server = Server::responding(numbered(said::application(), 3)).await;
+    let server = Server::responding(numbered(fixtures::application(), 3)).await;
     let all = server
         .client()
         .applications()
@@ -533,7 +534,7 @@ async fn numbered_pages_are_read_with_the_maximum_page_size() {
     ];
     assert_eq!(targets(&server).await, expected);
 
-    let server = Server::responding(numbered(said::application_key(), 2)).await;
+    let server = Server::responding(numbered(fixtures::application_key(), 2)).await;
     let client = server.client().for_account("acme");
     let keys = client
         .applications()
@@ -554,7 +555,7 @@ async fn numbered_pages_are_read_with_the_maximum_page_size() {
 
 #[tokio::test]
 async fn numbered_list_starts_at_a_page() {
-    let server = Server::responding(numbered(said::application(), 3)).await;
+    let server = Server::responding(numbered(fixtures::application(), 3)).await;
     let pages = server
         .client()
         .applications()
@@ -582,16 +583,16 @@ async fn empty_numbered_page_ends_the_list() {
         let items = if target(request).contains("page=2") {
             json!([])
         } else {
-            json!([said::application()])
+            json!([fixtures::application()])
         };
-        let mut page = said::numbered_page(&items);
+        let mut page = fixtures::numbered_page(&items);
         page["page"] = json!(if target(request).contains("page=2") {
             2
         } else {
             1
         });
         page["hasNextPage"] = json!(true);
-        json_answer(200, &page)
+        json_response(200, &page)
     })
     .await;
     assert_eq!(
@@ -606,16 +607,16 @@ async fn empty_numbered_page_ends_the_list() {
             .len(),
         1
     );
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 }
 
 #[tokio::test]
 async fn another_numbered_page_than_requested_is_an_error() {
     // A cache that ignores the query: each page is the first one.
-    let mut page = said::numbered_page(&json!([said::application()]));
+    let mut page = fixtures::numbered_page(&json!([fixtures::application()]));
     (page["page"], page["hasNextPage"]) = (json!(1), json!(true));
-    let server = Server::responding(json_answer(200, &page)).await;
-    let error = refused(
+    let server = Server::responding(json_response(200, &page)).await;
+    let error = expect_error(
         server
             .client()
             .applications()
@@ -625,11 +626,11 @@ async fn another_numbered_page_than_requested_is_an_error() {
             .await,
     );
     assert_eq!(error.kind(), ErrorKind::Unreadable);
-    assert_eq!(server.asked().await.len(), 2);
+    assert_eq!(server.requests().await.len(), 2);
 
-    let mut page = said::numbered_page(&json!([said::application_key()]));
+    let mut page = fixtures::numbered_page(&json!([fixtures::application_key()]));
     (page["page"], page["hasNextPage"]) = (json!(1), json!(true));
-    let server = Server::responding(json_answer(200, &page)).await;
+    let server = Server::responding(json_response(200, &page)).await;
     let keys = server
         .client()
         .applications()
@@ -638,10 +639,10 @@ async fn another_numbered_page_than_requested_is_an_error() {
         .page(7)
         .items();
     assert_eq!(
-        refused(keys.collect_up_to(1000).await).kind(),
+        expect_error(keys.collect_up_to(1000).await).kind(),
         ErrorKind::Unreadable
     );
-    assert_eq!(server.asked().await.len(), 1);
+    assert_eq!(server.requests().await.len(), 1);
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use tollkey_client::{
 use wiremock::{Request, ResponseTemplate};
 
 use crate::{
-    said,
-    support::{REQUEST_ID, Server, TOKEN, header, json_answer, nothing, only_header, target},
+    fixtures,
+    support::{REQUEST_ID, Server, TOKEN, header, json_response, nothing, only_header, target},
 };
 
 /// The OpenAPI document of the server.
@@ -108,9 +108,9 @@ impl Row {
         self
     }
 
-    pub fn answer(&self) -> ResponseTemplate {
+    pub fn response_with(&self) -> ResponseTemplate {
         match &self.answer {
-            (status, Some(body)) => json_answer(*status, body),
+            (status, Some(body)) => json_response(*status, body),
             (_, None) => nothing(),
         }
     }
@@ -128,11 +128,11 @@ impl Row {
 }
 
 fn noon() -> Timestamp {
-    said::NOON_TEXT.parse().unwrap()
+    fixtures::NOON_TEXT.parse().unwrap()
 }
 
 fn end() -> Timestamp {
-    said::END_TEXT.parse().unwrap()
+    fixtures::END_TEXT.parse().unwrap()
 }
 
 /// `{"team": "checkout"}`.
@@ -158,11 +158,11 @@ fn applications() -> Vec<Row> {
         Row::new("createApplication", "POST /api/v1/applications")
             .json(json!({"name": "Production Web Store", "description": "Primary e-commerce backend"}))
             .creates_with_own_key()
-            .returns(201, said::application())
+            .returns(201, fixtures::application())
             .by(|client| async move {
                 let call = client.applications().create("Production Web Store");
                 let application = call.description("Primary e-commerce backend").idempotency_key(OWN_KEY).await?;
-                assert_eq!(application.id, said::APPLICATION);
+                assert_eq!(application.id, fixtures::APPLICATION);
                 assert_eq!(application.name, "Production Web Store");
                 assert_eq!(application.description.as_deref(), Some("Primary e-commerce backend"));
                 assert!(application.is_enabled);
@@ -173,58 +173,58 @@ fn applications() -> Vec<Row> {
         Row::new("createApplication", "POST /api/v1/applications")
             .json(json!({"name": "Production Web Store"}))
             .creates()
-            .returns(201, said::application())
+            .returns(201, fixtures::application())
             .by(|client| async move { client.applications().create("Production Web Store").await.map(drop) }),
         Row::new("listApplications", "GET /api/v1/applications?include=apiKeys&page=2&limit=20")
-            .returns(200, said::applications())
+            .returns(200, fixtures::applications())
             .by(|client| async move {
                 let page = client.applications().list().include_api_keys().page(2).limit(20).await?;
                 assert_eq!((page.page, page.limit, page.total_items, page.total_pages), (2, 20, 21, 2));
                 assert!(page.has_previous_page && !page.has_next_page);
                 let keys = page.items[0].api_keys.as_ref().expect("included keys");
-                assert_eq!((keys[0].id.as_str(), keys[0].key_prefix.as_str()), (said::KEY, "ks_live_a1b2"));
+                assert_eq!((keys[0].id.as_str(), keys[0].key_prefix.as_str()), (fixtures::KEY, "ks_live_a1b2"));
                 assert_eq!(keys[0].description, "Primary checkout key");
                 assert_eq!(keys[0].status, Status::Active);
                 Ok(())
             }),
-        Row::new("listApplications", "GET /api/v1/applications").returns(200, said::numbered_page(&json!([]))).by(
+        Row::new("listApplications", "GET /api/v1/applications").returns(200, fixtures::numbered_page(&json!([]))).by(
             |client| async move {
                 assert!(client.applications().list().await?.items.is_empty());
                 Ok(())
             },
         ),
         Row::new("getApplication", "GET /api/v1/applications/0198c0de-0000-7000-8000-000000000001")
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move {
-                assert_eq!(client.applications().get(said::APPLICATION).await?.id, said::APPLICATION);
+                assert_eq!(client.applications().get(fixtures::APPLICATION).await?.id, fixtures::APPLICATION);
                 Ok(())
             }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({"name": "Web Store EU", "description": "Second backend"}))
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move {
                 let call = client.applications().update("app").name("Web Store EU").description("Second backend");
-                assert_eq!(call.await?.id, said::APPLICATION);
+                assert_eq!(call.await?.id, fixtures::APPLICATION);
                 Ok(())
             }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({"description": null}))
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move { client.applications().update("app").clear_description().await.map(drop) }),
         Row::new("updateApplication", "PATCH /api/v1/applications/app")
             .json(json!({}))
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move { client.applications().update("app").await.map(drop) }),
         Row::new("setApplicationStatus", "PATCH /api/v1/applications/app/status")
             .json(json!({"isEnabled": true}))
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move {
                 assert!(client.applications().enable("app").await?.is_enabled);
                 Ok(())
             }),
         Row::new("setApplicationStatus", "PATCH /api/v1/applications/app/status")
             .json(json!({"isEnabled": false}))
-            .returns(200, said::application())
+            .returns(200, fixtures::application())
             .by(|client| async move { client.applications().disable("app").await.map(drop) }),
         Row::new("deleteApplication", "DELETE /api/v1/applications/app")
             .by(|client| async move { client.applications().delete("app").await }),
@@ -241,13 +241,13 @@ fn application_keys() -> Vec<Row> {
             "description": "Primary checkout key",
             "mode": "test",
             "scopes": ["sessions:write", "links:read"],
-            "expiresAt": said::END_TEXT,
+            "expiresAt": fixtures::END_TEXT,
             "allowedIps": ["203.0.113.0/24", "2001:db8::/32"],
             "rateLimit": {"limit": 100, "windowSeconds": 60},
             "metadata": {"team": "checkout"},
         }))
         .creates_with_own_key()
-        .returns(201, said::created_application_key())
+        .returns(201, fixtures::created_application_key())
         .by(|client| async move {
             let created = client
                 .applications()
@@ -263,7 +263,7 @@ fn application_keys() -> Vec<Row> {
                 .await?;
             assert_eq!(
                 (created.id.as_str(), created.application_id.as_str()),
-                (said::KEY, said::APPLICATION)
+                (fixtures::KEY, fixtures::APPLICATION)
             );
             assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
             assert_eq!(created.key_prefix, "ks_test_EXAM");
@@ -277,7 +277,7 @@ fn application_keys() -> Vec<Row> {
         )
         .json(json!({"description": "Primary checkout key"}))
         .creates()
-        .returns(201, said::created_application_key())
+        .returns(201, fixtures::created_application_key())
         .by(|client| async move {
             client
                 .applications()
@@ -290,7 +290,10 @@ fn application_keys() -> Vec<Row> {
             "listApplicationKeys",
             "GET /api/v1/applications/app/api-keys?page=2&limit=20",
         )
-        .returns(200, said::numbered_page(&json!([said::application_key()])))
+        .returns(
+            200,
+            fixtures::numbered_page(&json!([fixtures::application_key()])),
+        )
         .by(|client| async move {
             let page = client
                 .applications()
@@ -306,7 +309,7 @@ fn application_keys() -> Vec<Row> {
             let key = &page.items[0];
             assert_eq!(
                 (key.id.as_str(), key.application_id.as_str()),
-                (said::KEY, said::APPLICATION)
+                (fixtures::KEY, fixtures::APPLICATION)
             );
             assert_eq!(
                 (key.key_prefix.as_str(), key.last4.as_str()),
@@ -332,7 +335,7 @@ fn application_keys() -> Vec<Row> {
             "listApplicationKeys",
             "GET /api/v1/applications/app/api-keys",
         )
-        .returns(200, said::numbered_page(&json!([])))
+        .returns(200, fixtures::numbered_page(&json!([])))
         .by(|client| async move { client.applications().api_keys("app").list().await.map(drop) }),
         Row::new(
             "revokeApplicationKey",
@@ -350,7 +353,7 @@ fn commerce() -> Vec<Row> {
                 "scope": "commerce",
                 "mode": "test",
                 "scopes": ["links:read"],
-                "expires_at": said::END_TEXT,
+                "expires_at": fixtures::END_TEXT,
                 "merchants": ["merchant_42"],
                 "features": ["tokens.list", "payment_data.forward"],
                 "allowed_ips": ["203.0.113.0/24"],
@@ -358,7 +361,7 @@ fn commerce() -> Vec<Row> {
                 "metadata": {"team": "checkout", "seats": 3},
             }))
             .creates_with_own_key()
-            .returns(201, said::created_commerce_key())
+            .returns(201, fixtures::created_commerce_key())
             .by(|client| async move {
                 let created = client
                     .commerce()
@@ -375,7 +378,7 @@ fn commerce() -> Vec<Row> {
                     .metadata([("team", json!("checkout")), ("seats", json!(3))])
                     .idempotency_key(OWN_KEY)
                     .await?;
-                assert_eq!((created.key_id.as_str(), created.name.as_str()), (said::KEY, "Commerce Server Key"));
+                assert_eq!((created.key_id.as_str(), created.name.as_str()), (fixtures::KEY, "Commerce Server Key"));
                 assert_eq!(created.scope, KeyScope::Commerce);
                 assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
                 assert_eq!(created.expires_at, Some(UnixSeconds::from(end())));
@@ -390,15 +393,15 @@ fn commerce() -> Vec<Row> {
         Row::new("createCommerceKey", "POST /api/v1/api-keys")
             .json(json!({"name": "Commerce Server Key", "scope": "commerce"}))
             .creates()
-            .returns(201, said::created_commerce_key())
+            .returns(201, fixtures::created_commerce_key())
             .by(|client| async move { client.commerce().api_keys().create("Commerce Server Key").await.map(drop) }),
         Row::new("listCommerceKeys", "GET /api/v1/api-keys?scope=commerce&limit=50&cursor=a%2Bb%2F%3D")
-            .returns(200, json!([said::commerce_key()]))
+            .returns(200, json!([fixtures::commerce_key()]))
             .by(|client| async move {
                 let page = client.commerce().api_keys().list().limit(50).cursor("a+b/=").await?;
                 assert_eq!(page.next_cursor, None);
                 let key = &page.items[0];
-                assert_eq!((key.key_id.as_str(), key.name.as_str()), (said::KEY, "Commerce Server Key"));
+                assert_eq!((key.key_id.as_str(), key.name.as_str()), (fixtures::KEY, "Commerce Server Key"));
                 assert_eq!(key.scope, KeyScope::Commerce);
                 assert_eq!(key.status, Status::Active);
                 assert_eq!(key.expires_at, Some(UnixSeconds::from(end())));
@@ -414,15 +417,15 @@ fn commerce() -> Vec<Row> {
                 let limit = key.rate_limit.expect("a rate limit");
                 assert_eq!((limit.limit, limit.window_seconds), (100, 60));
                 assert_eq!(key.metadata, metadata());
-                assert_eq!((key.rotated_from.as_deref(), key.rotated_to.as_deref()), (Some(said::OTHER_KEY), None));
+                assert_eq!((key.rotated_from.as_deref(), key.rotated_to.as_deref()), (Some(fixtures::OTHER_KEY), None));
                 Ok(())
             }),
         Row::new("listCommerceKeys", "GET /api/v1/api-keys?scope=commerce")
             .returns(200, json!([]))
             .by(|client| async move { client.commerce().api_keys().list().await.map(drop) }),
-        Row::new("getCommerceKey", "GET /api/v1/api-keys/key").returns(200, said::commerce_key()).by(
+        Row::new("getCommerceKey", "GET /api/v1/api-keys/key").returns(200, fixtures::commerce_key()).by(
             |client| async move {
-                assert_eq!(client.commerce().api_keys().get("key").await?.key_id, said::KEY);
+                assert_eq!(client.commerce().api_keys().get("key").await?.key_id, fixtures::KEY);
                 Ok(())
             },
         ),
@@ -430,14 +433,14 @@ fn commerce() -> Vec<Row> {
             .json(json!({
                 "name": "EU Server Key",
                 "scopes": ["links:read"],
-                "expires_at": said::END_TEXT,
+                "expires_at": fixtures::END_TEXT,
                 "merchants": ["merchant_42"],
                 "features": ["tokens.list"],
                 "allowed_ips": ["203.0.113.0/24"],
                 "rate_limit": {"limit": 100, "window_seconds": 60},
                 "metadata": {"team": "checkout", "seats": null},
             }))
-            .returns(200, said::commerce_key())
+            .returns(200, fixtures::commerce_key())
             .by(|client| async move {
                 let key = client
                     .commerce()
@@ -452,25 +455,25 @@ fn commerce() -> Vec<Row> {
                     .rate_limit(100, Duration::from_secs(60))
                     .metadata([("team", json!("checkout")), ("seats", Value::Null)])
                     .await?;
-                assert_eq!(key.key_id, said::KEY);
+                assert_eq!(key.key_id, fixtures::KEY);
                 Ok(())
             }),
         Row::new("updateCommerceKey", "PATCH /api/v1/api-keys/key")
             .json(
                 json!({"scopes": null, "expires_at": null, "allowed_ips": null, "rate_limit": null, "metadata": null}),
             )
-            .returns(200, said::commerce_key())
+            .returns(200, fixtures::commerce_key())
             .by(|client| async move {
                 let update = client.commerce().api_keys().update("key").clear_scopes().clear_expires_at();
                 update.clear_allowed_ips().clear_rate_limit().clear_metadata().await.map(drop)
             }),
         Row::new("updateCommerceKey", "PATCH /api/v1/api-keys/key")
             .json(json!({}))
-            .returns(200, said::commerce_key())
+            .returns(200, fixtures::commerce_key())
             .by(|client| async move { client.commerce().api_keys().update("key").await.map(drop) }),
         Row::new("revokeCommerceKey", "POST /api/v1/api-keys/key/revoke")
             .json(json!({"reason": "rotated"}))
-            .returns(200, said::message())
+            .returns(200, fixtures::message())
             .by(|client| async move {
                 let revoked = client.commerce().api_keys().revoke("key").reason("rotated").await?;
                 assert_eq!(revoked.message, "API key revoked successfully");
@@ -478,26 +481,26 @@ fn commerce() -> Vec<Row> {
             }),
         Row::new("revokeCommerceKey", "POST /api/v1/api-keys/key/revoke")
             .json(json!({}))
-            .returns(200, said::message())
+            .returns(200, fixtures::message())
             .by(|client| async move { client.commerce().api_keys().revoke("key").await.map(drop) }),
         Row::new("suspendCommerceKey", "POST /api/v1/api-keys/key/suspend")
             .json(json!({}))
-            .returns(200, said::commerce_key())
+            .returns(200, fixtures::commerce_key())
             .by(|client| async move {
-                assert_eq!(client.commerce().api_keys().suspend("key").await?.key_id, said::KEY);
+                assert_eq!(client.commerce().api_keys().suspend("key").await?.key_id, fixtures::KEY);
                 Ok(())
             }),
         Row::new("resumeCommerceKey", "POST /api/v1/api-keys/key/resume")
             .json(json!({}))
-            .returns(200, said::commerce_key())
+            .returns(200, fixtures::commerce_key())
             .by(|client| async move {
-                assert_eq!(client.commerce().api_keys().resume("key").await?.key_id, said::KEY);
+                assert_eq!(client.commerce().api_keys().resume("key").await?.key_id, fixtures::KEY);
                 Ok(())
             }),
         Row::new("rotateCommerceKey", "POST /api/v1/api-keys/key/rotate")
             .json(json!({"overlap_seconds": 86_400}))
             .creates_with_own_key()
-            .returns(201, said::created_commerce_key())
+            .returns(201, fixtures::created_commerce_key())
             .by(|client| async move {
                 let rotate = client.commerce().api_keys().rotate("key").overlap(Duration::from_secs(86_400));
                 assert_eq!(rotate.idempotency_key(OWN_KEY).await?.api_key.expose(), "ck_test_EXAMPLE1");
@@ -506,7 +509,7 @@ fn commerce() -> Vec<Row> {
         Row::new("rotateCommerceKey", "POST /api/v1/api-keys/key/rotate")
             .json(json!({}))
             .creates()
-            .returns(201, said::created_commerce_key())
+            .returns(201, fixtures::created_commerce_key())
             .by(|client| async move { client.commerce().api_keys().rotate("key").await.map(drop) }),
     ]
 }
@@ -518,13 +521,13 @@ fn account() -> Vec<Row> {
                 "name": "Production CI",
                 "environment": "test",
                 "access": "secret",
-                "expiresAt": said::END_TEXT,
+                "expiresAt": fixtures::END_TEXT,
                 "allowedIps": ["203.0.113.0/24"],
                 "rateLimit": {"limit": 100, "windowSeconds": 60},
                 "metadata": {"team": "checkout"},
             }))
             .creates_with_own_key()
-            .returns(201, said::envelope(&said::created_account_key()))
+            .returns(201, fixtures::envelope(&fixtures::created_account_key()))
             .by(|client| async move {
                 let created = client
                     .account()
@@ -538,7 +541,7 @@ fn account() -> Vec<Row> {
                     .await?;
                 assert_eq!(
                     (created.id.as_str(), created.name.as_str()),
-                    (said::ACCOUNT_KEY, "Production CI")
+                    (fixtures::ACCOUNT_KEY, "Production CI")
                 );
                 assert_eq!(created.environment, Mode::Test);
                 assert_eq!(created.access, Access::Secret);
@@ -551,7 +554,7 @@ fn account() -> Vec<Row> {
         Row::new("createAccountKey", "POST /api/v1/account/api-keys")
             .json(json!({"name": "Web shop", "environment": "live", "access": "publishable"}))
             .creates()
-            .returns(201, said::envelope(&said::created_account_key()))
+            .returns(201, fixtures::envelope(&fixtures::created_account_key()))
             .by(|client| async move {
                 client
                     .account()
@@ -566,7 +569,7 @@ fn account() -> Vec<Row> {
         )
         .returns(
             200,
-            said::list_envelope(&json!([said::account_key()]), Some("c2")),
+            fixtures::list_envelope(&json!([fixtures::account_key()]), Some("c2")),
         )
         .by(|client| async move {
             let page = client
@@ -580,7 +583,7 @@ fn account() -> Vec<Row> {
             let key = &page.items[0];
             assert_eq!(
                 (key.id.as_str(), key.name.as_str()),
-                (said::ACCOUNT_KEY, "Production CI")
+                (fixtures::ACCOUNT_KEY, "Production CI")
             );
             assert_eq!(
                 (key.prefix.as_str(), key.last4.as_str()),
@@ -602,7 +605,7 @@ fn account() -> Vec<Row> {
             Ok(())
         }),
         Row::new("listAccountKeys", "GET /api/v1/account/api-keys")
-            .returns(200, said::list_envelope(&json!([]), None))
+            .returns(200, fixtures::list_envelope(&json!([]), None))
             .by(|client| async move {
                 assert_eq!(client.account().api_keys().list().await?.next_cursor, None);
                 Ok(())
@@ -611,14 +614,14 @@ fn account() -> Vec<Row> {
             "revokeAccountKey",
             "POST /api/v1/account/api-keys/key/revoke",
         )
-        .returns(200, said::envelope(&said::account_key()))
+        .returns(200, fixtures::envelope(&fixtures::account_key()))
         .by(|client| async move {
             let key = client.account().api_keys().revoke("key").await?;
             assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
             Ok(())
         }),
         Row::new("deleteAccountKey", "DELETE /api/v1/account/api-keys/key")
-            .returns(200, said::envelope(&said::account_key()))
+            .returns(200, fixtures::envelope(&fixtures::account_key()))
             .by(|client| async move {
                 let key = client.account().api_keys().delete("key").await?;
                 assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
@@ -630,7 +633,7 @@ fn account() -> Vec<Row> {
         )
         .returns(
             200,
-            said::list_envelope(&json!([said::account_audit_entry()]), Some("c2")),
+            fixtures::list_envelope(&json!([fixtures::account_audit_entry()]), Some("c2")),
         )
         .by(|client| async move {
             let list = client
@@ -650,7 +653,7 @@ fn account() -> Vec<Row> {
             );
             assert_eq!(entry.actor.r#type, ActorKind::ApiKey);
             assert_eq!(entry.target.r#type, TargetKind::ApiKey);
-            assert_eq!(entry.target.id, said::ACCOUNT_KEY);
+            assert_eq!(entry.target.id, fixtures::ACCOUNT_KEY);
             assert_eq!(
                 (entry.request_id.as_deref(), entry.ip.as_deref()),
                 (Some(REQUEST_ID), Some("203.0.113.7"))
@@ -660,7 +663,7 @@ fn account() -> Vec<Row> {
             Ok(())
         }),
         Row::new("listAccountAuditLog", "GET /api/v1/account/audit-log")
-            .returns(200, said::list_envelope(&json!([]), None))
+            .returns(200, fixtures::list_envelope(&json!([]), None))
             .by(|client| async move { client.account().audit_log().list().await.map(drop) }),
     ]
 }
@@ -677,7 +680,7 @@ fn verification() -> Vec<Row> {
                 "merchant": "merchant_42",
                 "client_ip": "203.0.113.7",
             }))
-            .returns(200, said::valid())
+            .returns(200, fixtures::valid())
             .by(|client| async move {
                 let verify = client
                     .verify("ks_test_EXAMPLE1")
@@ -689,9 +692,9 @@ fn verification() -> Vec<Row> {
                     .client_ip([203, 0, 113, 7]);
                 let valid = verify.await?.into_result().expect("a valid key");
                 assert!(valid.valid);
-                assert_eq!((valid.code.as_str(), valid.key.id.as_str()), ("valid", said::KEY));
+                assert_eq!((valid.code.as_str(), valid.key.id.as_str()), ("valid", fixtures::KEY));
                 assert_eq!(valid.key.account_id, "acme");
-                assert_eq!(valid.key.application_id.as_deref(), Some(said::APPLICATION));
+                assert_eq!(valid.key.application_id.as_deref(), Some(fixtures::APPLICATION));
                 assert_eq!(valid.key.name, "Primary checkout key");
                 assert_eq!(valid.key.family, Family::Application);
                 assert_eq!(valid.key.mode, Mode::Test);
@@ -706,7 +709,7 @@ fn verification() -> Vec<Row> {
             }),
         Row::new("verify", "POST /api/v1/verify")
             .json(json!({"key": "ks_test_EXAMPLE1"}))
-            .returns(200, said::invalid("revoked"))
+            .returns(200, fixtures::invalid("revoked"))
             .by(|client| async move {
                 let verdict = client.verify("ks_test_EXAMPLE1").await?;
                 assert!(!verdict.is_valid() && verdict.key().is_none());
@@ -726,7 +729,7 @@ fn verification() -> Vec<Row> {
                     "client_ip": "2001:db8::1",
                 },
             ]}))
-            .returns(200, json!({"results": [said::valid(), said::invalid("wrong_mode")]}))
+            .returns(200, json!({"results": [fixtures::valid(), fixtures::invalid("wrong_mode")]}))
             .by(|client| async move {
                 let second = VerificationRequest::new("ck_test_EXAMPLE1")
                     .method("GET")
@@ -745,7 +748,7 @@ fn verification() -> Vec<Row> {
                 "token=ks_test_EXAMPLE1&method=POST&path=%2Fsessions%3Fa%3D1%262&scopes=sessions%3Aread+sessions%3Awrite\
                  &mode=test&merchant=merchant+42&client_ip=203.0.113.7",
             )
-            .returns(200, said::introspected())
+            .returns(200, fixtures::introspected())
             .by(|client| async move {
                 let token = client
                     .introspect("ks_test_EXAMPLE1")
@@ -758,11 +761,11 @@ fn verification() -> Vec<Row> {
                     .await?;
                 assert!(token.active);
                 assert_eq!(token.scope.as_deref(), Some("sessions:read sessions:write"));
-                assert_eq!(token.client_id.as_deref(), Some(said::APPLICATION));
+                assert_eq!(token.client_id.as_deref(), Some(fixtures::APPLICATION));
                 assert_eq!((token.sub.as_deref(), token.token_type.as_deref()), (Some("acme"), Some("Bearer")));
                 assert_eq!(token.exp, Some(UnixSeconds::from(end())));
                 assert_eq!(token.iat, Some(UnixSeconds::from(noon())));
-                assert_eq!(token.jti.as_deref(), Some(said::KEY));
+                assert_eq!(token.jti.as_deref(), Some(fixtures::KEY));
                 assert_eq!(token.mode, Some(Mode::Test.into()));
                 Ok(())
             }),
@@ -774,15 +777,15 @@ fn verification() -> Vec<Row> {
                 assert!(!token.active && token.scope.is_none());
                 Ok(())
             }),
-        Row::new("whoami", "GET /api/v1/whoami").returns(200, said::whoami()).by(|client| async move {
+        Row::new("whoami", "GET /api/v1/whoami").returns(200, fixtures::whoami()).by(|client| async move {
             let me = client.whoami().await?;
-            assert_eq!(me.id, said::KEY);
+            assert_eq!(me.id, fixtures::KEY);
             assert_eq!(me.family, Family::Application);
             assert_eq!(me.mode, Mode::Live);
             assert_eq!(me.status, Status::Active);
             let rest = me.rest.expect("the fields of a key that is not publishable");
             assert_eq!((rest.account_id.as_str(), rest.name.as_str()), ("acme", "Primary checkout key"));
-            assert_eq!(rest.application_id.as_deref(), Some(said::APPLICATION));
+            assert_eq!(rest.application_id.as_deref(), Some(fixtures::APPLICATION));
             assert_eq!(rest.scopes, [Scope::SESSIONS_WRITE]);
             assert_eq!((rest.created_at, rest.expires_at), (UnixSeconds::from(noon()), None));
             Ok(())
@@ -801,33 +804,33 @@ fn subscription() -> Vec<Row> {
                 "previous_poll_ids": ["60303ae22b998861"],
                 "cursor": "a-6",
                 "wait_ms": 1500,
-                "usage": [{"key_id": said::KEY, "outcome": "valid", "count": 3, "last_used_at": said::NOON}],
+                "usage": [{"key_id": fixtures::KEY, "outcome": "valid", "count": 3, "last_used_at": fixtures::NOON}],
                 "leave": true,
             }))
-            .returns(200, said::news())
+            .returns(200, fixtures::news())
             .by(move |client| async move {
                 let used: Usage = serde_json::from_value(json!({
-                    "key_id": said::KEY, "outcome": "valid", "count": 3, "last_used_at": said::NOON,
+                    "key_id": fixtures::KEY, "outcome": "valid", "count": 3, "last_used_at": fixtures::NOON,
                 }))
                 .unwrap();
                 let poll = client.subscription().poll(subscriber).cursor("a-6").wait(Duration::from_millis(1500));
                 let news = poll.ids("9f86d081884c7d65", ["60303ae22b998861"]).usage([used]).leave().await?;
                 assert_eq!((news.seq, news.cursor.as_str(), news.lease_ms), (7, "a-7", 2500));
                 let changes = news.changes.expect("known changes");
-                assert_eq!((changes[0].kind.as_str(), changes[0].id.as_str()), ("key", said::KEY));
+                assert_eq!((changes[0].kind.as_str(), changes[0].id.as_str()), ("key", fixtures::KEY));
                 Ok(())
             }),
         Row::new("sync", "POST /api/v1/sync")
             .json(json!({"subscriber": SUBSCRIBER, "wait_ms": 0}))
-            .returns(200, said::news())
+            .returns(200, fixtures::news())
             .by(move |client| async move { client.subscription().poll(subscriber).await.map(drop) }),
         Row::new("syncLookup", "POST /api/v1/sync/lookup")
             .json(json!({"digest": DIGEST}))
-            .returns(200, said::found())
+            .returns(200, fixtures::found())
             .by(|client| async move {
                 let found = client.subscription().lookup(Digest::of_key("ck_test_EXAMPLE1")).await?;
                 let key = found.key.expect("a key");
-                assert_eq!((found.seq, key.id.as_str()), (7, said::KEY));
+                assert_eq!((found.seq, key.id.as_str()), (7, fixtures::KEY));
                 assert_eq!((key.family, key.mode), (Family::Commerce, Mode::Test));
                 assert_eq!(key.operating_model, OperatingModel::PrimaryMerchant);
                 assert!(key.application_enabled);
@@ -843,7 +846,7 @@ fn audit() -> Vec<Row> {
             "GET /api/v1/audit-log?limit=50&cursor=c1&action=api_key.revoked&target_id=key&actor_id=user_7\
              &since=2026-02-23T12%3A00%3A00Z&until=2027-01-01T00%3A00%3A00Z",
         )
-        .returns(200, json!([said::audit_entry()]))
+        .returns(200, json!([fixtures::audit_entry()]))
         .by(|client| async move {
             let list = client.audit_log().list().limit(50).cursor("c1").action("api_key.revoked");
             let list = list.target_id("key").actor_id("user_7").since(noon()).until(end());
@@ -855,7 +858,7 @@ fn audit() -> Vec<Row> {
             assert_eq!(entry.actor.r#type, ActorKind::Merchant);
             assert_eq!(entry.actor.id, "user_7");
             assert_eq!(entry.target.r#type, TargetKind::ApiKey);
-            assert_eq!(entry.target.id, said::KEY);
+            assert_eq!(entry.target.id, fixtures::KEY);
             assert_eq!((entry.request_id.as_deref(), entry.ip.as_deref()), (Some(REQUEST_ID), None));
             assert_eq!(entry.changes, json!({"status": "revoked"}));
             Ok(())
@@ -869,7 +872,7 @@ fn audit() -> Vec<Row> {
 fn operator() -> Vec<Row> {
     vec![
         Row::new("getAccount", "GET /api/v1/accounts/acme")
-            .returns(200, said::account())
+            .returns(200, fixtures::account())
             .by(|client| async move {
                 let account = client.accounts().get("acme").await?;
                 assert_eq!(account.id, "acme");
@@ -878,7 +881,7 @@ fn operator() -> Vec<Row> {
             }),
         Row::new("putAccount", "PUT /api/v1/accounts/acme")
             .json(json!({"operating_model": "managed_ecosystem"}))
-            .returns(200, said::account())
+            .returns(200, fixtures::account())
             .by(|client| async move {
                 client
                     .accounts()
@@ -889,7 +892,7 @@ fn operator() -> Vec<Row> {
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
             .creates_with_own_key()
-            .returns(201, said::created_service_key())
+            .returns(201, fixtures::created_service_key())
             .by(|client| async move {
                 let created = client
                     .service_keys()
@@ -898,7 +901,7 @@ fn operator() -> Vec<Row> {
                     .await?;
                 assert_eq!(
                     (created.id.as_str(), created.name.as_str()),
-                    (said::KEY, "checkout gateway")
+                    (fixtures::KEY, "checkout gateway")
                 );
                 assert_eq!(created.key.expose(), "tks_EXAMPLE1");
                 assert_eq!(created.created_at, UnixSeconds::from(noon()));
@@ -907,7 +910,7 @@ fn operator() -> Vec<Row> {
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
             .creates()
-            .returns(201, said::created_service_key())
+            .returns(201, fixtures::created_service_key())
             .by(|client| async move {
                 client
                     .service_keys()
@@ -916,12 +919,12 @@ fn operator() -> Vec<Row> {
                     .map(drop)
             }),
         Row::new("listServiceKeys", "GET /api/v1/service-keys")
-            .returns(200, json!([said::service_key()]))
+            .returns(200, json!([fixtures::service_key()]))
             .by(|client| async move {
                 let keys = client.service_keys().list().await?;
                 assert_eq!(
                     (keys[0].id.as_str(), keys[0].last4.as_str()),
-                    (said::KEY, "9z8a")
+                    (fixtures::KEY, "9z8a")
                 );
                 assert_eq!(keys[0].revoked_at, Some(UnixSeconds::from(noon())));
                 Ok(())
@@ -1023,11 +1026,11 @@ fn every_documented_operation_has_a_call() {
 #[tokio::test]
 async fn every_call_sends_its_request_and_reads_the_response() {
     for row in rows() {
-        let server = Server::answering([row.answer()]).await;
+        let server = Server::answering([row.response_with()]).await;
         (row.call)(server.client())
             .await
             .unwrap_or_else(|error| panic!("{}: {error}", row.sends));
-        let request = server.asked_once().await;
+        let request = server.only_request().await;
 
         assert_eq!(
             format!("{} {}", request.method, target(&request)),
@@ -1189,11 +1192,11 @@ fn every_documented_argument_is_set_by_a_call() {
 async fn account_is_sent_where_it_is_documented() {
     let mut named = 0;
     for row in rows() {
-        let server = Server::answering([row.answer()]).await;
+        let server = Server::answering([row.response_with()]).await;
         (row.call)(server.client().for_account("acme & co"))
             .await
             .unwrap();
-        let request = server.asked_once().await;
+        let request = server.only_request().await;
         let account: Vec<_> = request
             .url
             .query_pairs()

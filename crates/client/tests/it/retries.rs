@@ -12,11 +12,11 @@ use tollkey_client::{Client, Error, ErrorKind, Mode, account::Access};
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixtures,
     operations::rows,
-    said,
     support::{
-        Does, Server, Wire, answer, builder, header, json_answer, nothing, on_the_wire,
-        only_header, problem, refused, target,
+        RawBehavior, Server, Wire, builder, expect_error, header, json_response, nothing,
+        on_the_wire, only_header, problem, response_with, target,
     },
 };
 
@@ -24,9 +24,9 @@ fn unavailable() -> ResponseTemplate {
     problem(503, "unavailable", "temporarily unavailable")
 }
 
-fn problem_on_the_wire(status: u16, code: &str) -> Does {
+fn problem_on_the_wire(status: u16, code: &str) -> RawBehavior {
     let body = crate::support::problem_body(status, code, "a detail");
-    Does::Says(on_the_wire(
+    RawBehavior::Says(on_the_wire(
         &format!("{status} Rejected"),
         "application/problem+json",
         &body,
@@ -61,16 +61,16 @@ async fn only_temporary_errors_are_repeated() {
         let envelope = json!({
             "data": null,
             "error": {"code": "SOMETHING", "message": "a detail", "details": {"code": code}},
-            "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": said::NOON_TEXT},
+            "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": fixtures::NOON_TEXT},
         });
         for answer in [
             problem(status, code, "a detail"),
-            json_answer(status, &envelope),
+            json_response(status, &envelope),
         ] {
             let server = Server::responding(answer).await;
-            let error = refused(server.persistent().applications().create("Shop").await);
+            let error = expect_error(server.persistent().applications().create("Shop").await);
             assert_eq!((error.status(), error.code()), (Some(status), Some(code)));
-            assert_eq!(server.asked().await.len(), attempts, "{status} {code}");
+            assert_eq!(server.requests().await.len(), attempts, "{status} {code}");
             assert_eq!(error.attempts() as usize, attempts, "{status} {code}");
             let several = error
                 .to_string()
@@ -80,10 +80,10 @@ async fn only_temporary_errors_are_repeated() {
         }
         // Without a body, the status decides.
         let server = Server::responding(ResponseTemplate::new(status)).await;
-        refused(server.persistent().whoami().await);
+        expect_error(server.persistent().whoami().await);
         let attempts = if status == 409 { 1 } else { attempts };
         assert_eq!(
-            server.asked().await.len(),
+            server.requests().await.len(),
             attempts,
             "{status} without a body"
         );
@@ -95,15 +95,15 @@ async fn max_retries_limits_the_attempts() {
     for retries in [0, 1, 2, 5] {
         let server = Server::responding(unavailable()).await;
         let client = server.builder().max_retries(retries).build().unwrap();
-        let error = refused(client.whoami().await);
+        let error = expect_error(client.whoami().await);
         assert_eq!(
-            (server.asked().await.len(), error.attempts()),
+            (server.requests().await.len(), error.attempts()),
             (retries as usize + 1, retries + 1)
         );
     }
     let server = Server::responding(unavailable()).await;
-    refused(server.client().with_max_retries(1).whoami().await);
-    assert_eq!(server.asked().await.len(), 2);
+    expect_error(server.client().with_max_retries(1).whoami().await);
+    assert_eq!(server.requests().await.len(), 2);
 }
 
 #[tokio::test]
@@ -115,8 +115,8 @@ async fn call_is_repeated_twice_by_default() {
         .backoff(pause, pause)
         .build()
         .unwrap();
-    assert_eq!(refused(client.whoami().await).attempts(), 3);
-    assert_eq!(server.asked().await.len(), 3);
+    assert_eq!(expect_error(client.whoami().await).attempts(), 3);
+    assert_eq!(server.requests().await.len(), 3);
 }
 
 #[tokio::test]
@@ -124,11 +124,14 @@ async fn later_attempt_may_succeed() {
     let server = Server::answering([
         unavailable(),
         unavailable(),
-        json_answer(200, &said::whoami()),
+        json_response(200, &fixtures::whoami()),
     ])
     .await;
-    assert_eq!(server.persistent().whoami().await.unwrap().id, said::KEY);
-    assert_eq!(server.asked().await.len(), 3);
+    assert_eq!(
+        server.persistent().whoami().await.unwrap().id,
+        fixtures::KEY
+    );
+    assert_eq!(server.requests().await.len(), 3);
 }
 
 #[tokio::test]
@@ -138,19 +141,24 @@ async fn permanent_error_ends_the_retries() {
         problem(404, "not_found", "the resource does not exist"),
     ])
     .await;
-    let error = refused(server.persistent().applications().delete("app").await);
+    let error = expect_error(server.persistent().applications().delete("app").await);
     assert_eq!((error.status(), error.attempts()), (Some(404), 2));
 }
 
 #[tokio::test]
 async fn repeats_are_identical_except_for_the_subscription() {
     for row in rows() {
-        let server =
-            Server::answering([unavailable(), unavailable(), row.answer(), row.answer()]).await;
+        let server = Server::answering([
+            unavailable(),
+            unavailable(),
+            row.response_with(),
+            row.response_with(),
+        ])
+        .await;
         let outcome = (row.call)(server.persistent()).await;
-        let sent: Vec<_> = server.asked().await;
+        let sent: Vec<_> = server.requests().await;
         if matches!(row.operation, "sync" | "syncLookup") {
-            let error = refused(outcome);
+            let error = expect_error(outcome);
             assert_eq!(
                 (error.status(), error.attempts(), sent.len()),
                 (Some(503), 1, 1),
@@ -207,15 +215,15 @@ async fn each_creation_has_its_own_idempotency_key() {
     let server = Server::responding(unavailable()).await;
     let client = server.persistent();
     for creation in creations(&client).into_iter().chain(creations(&client)) {
-        refused(creation.await);
+        expect_error(creation.await);
     }
     // Each time a clone of a call is sent, too.
     let call = client.service_keys().create("gateway");
-    refused(call.clone().await);
-    refused(call.await);
+    expect_error(call.clone().await);
+    expect_error(call.await);
 
     let keys: Vec<_> = server
-        .asked()
+        .requests()
         .await
         .iter()
         .map(|request| only_header(request, "idempotency-key"))
@@ -238,9 +246,9 @@ async fn caller_idempotency_key_is_sent_each_time() {
         .applications()
         .create("Shop")
         .idempotency_key("order 4711, first try");
-    refused(call.clone().await);
-    refused(call.await);
-    let requests = server.asked().await;
+    expect_error(call.clone().await);
+    expect_error(call.await);
+    let requests = server.requests().await;
     assert_eq!(requests.len(), 6);
     assert!(
         requests
@@ -260,7 +268,7 @@ async fn invalid_idempotency_key_is_not_sent() {
         "with a back\\slash",
         "with a\ttab …",
     ] {
-        let error = refused(
+        let error = expect_error(
             server
                 .persistent()
                 .applications()
@@ -284,17 +292,17 @@ async fn invalid_idempotency_key_is_not_sent() {
             "{error}"
         );
     }
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 #[tokio::test]
 async fn only_creations_have_an_idempotency_key() {
     let server = Server::responding(unavailable()).await;
-    refused(server.client().verify("ck_test_EXAMPLE1").await);
-    refused(server.client().commerce().api_keys().revoke("key").await);
+    expect_error(server.client().verify("ck_test_EXAMPLE1").await);
+    expect_error(server.client().commerce().api_keys().revoke("key").await);
     assert!(
         server
-            .asked()
+            .requests()
             .await
             .iter()
             .all(|request| header(request, "idempotency-key").is_empty())
@@ -307,7 +315,7 @@ async fn retry_after_of(headers: &[(&'static str, &str)]) -> Option<Duration> {
         answer.insert_header(*name, *value)
     });
     let server = Server::responding(answer).await;
-    refused(server.client().whoami().await).retry_after()
+    expect_error(server.client().whoami().await).retry_after()
 }
 
 #[tokio::test]
@@ -341,24 +349,24 @@ async fn retry_after_date_without_a_date_header_uses_the_clock() {
     let until = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     let head =
         format!("HTTP/1.1 503 Unavailable\r\nretry-after: {until}\r\ncontent-length: 0\r\n\r\n");
-    let wire = Wire::that([Does::Says(head)]).await;
+    let wire = Wire::that([RawBehavior::Says(head)]).await;
     let client = wire.builder().max_retries(2).build().unwrap();
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     let waited = error.retry_after().expect("a Retry-After").as_secs();
     // A date has whole seconds, and this test may be slow.
     assert!((540..=600).contains(&waited), "{waited}");
     // More than `max_retry_after`.
-    assert_eq!((error.attempts(), wire.heard().len()), (1, 1));
+    assert_eq!((error.attempts(), wire.raw_requests().len()), (1, 1));
 }
 
 #[tokio::test]
 async fn retry_after_beyond_two_minutes_fails_immediately() {
     for text in ["121", "99999999999999999999999"] {
         let server = Server::responding(unavailable().insert_header("retry-after", text)).await;
-        let error = refused(server.persistent().whoami().await);
+        let error = expect_error(server.persistent().whoami().await);
         assert_eq!((error.status(), error.attempts()), (Some(503), 1));
         assert!(error.retry_after() > Some(Duration::from_secs(120)));
-        assert_eq!(server.asked().await.len(), 1);
+        assert_eq!(server.requests().await.len(), 1);
     }
 }
 
@@ -375,7 +383,8 @@ async fn retry_after_is_waited_for() {
     );
     let still_running = still_running.insert_header("retry-after", "1");
     let waits = [in_seconds, as_date, still_running].map(|answer| async move {
-        let server = Server::answering([answer, json_answer(201, &said::application())]).await;
+        let server =
+            Server::answering([answer, json_response(201, &fixtures::application())]).await;
         let started = Instant::now();
         server
             .persistent()
@@ -385,7 +394,7 @@ async fn retry_after_is_waited_for() {
             .unwrap();
         // Without `Retry-After` the pause is a millisecond.
         assert!(started.elapsed() >= Duration::from_secs(1));
-        assert_eq!(server.asked().await.len(), 2);
+        assert_eq!(server.requests().await.len(), 2);
     });
     futures_util::future::join_all(waits).await;
 }
@@ -393,9 +402,9 @@ async fn retry_after_is_waited_for() {
 #[tokio::test]
 async fn repeated_revocation_succeeds_after_a_lost_response() {
     let lost = [
-        Does::HangsUp,
-        Does::Says("HTTP/1.1 204 No Cont".to_owned()),
-        Does::Stalls(String::new()),
+        RawBehavior::HangsUp,
+        RawBehavior::Says("HTTP/1.1 204 No Cont".to_owned()),
+        RawBehavior::Stalls(String::new()),
         problem_on_the_wire(504, "gateway_timeout"),
     ];
     for lost in lost {
@@ -412,7 +421,7 @@ async fn repeated_revocation_succeeds_after_a_lost_response() {
             .unwrap();
         let outcome = client.applications().api_keys("app").revoke("key").await;
         assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
-        assert_eq!(wire.heard().len(), 2, "{lost:?}");
+        assert_eq!(wire.raw_requests().len(), 2, "{lost:?}");
 
         let wire = Wire::that([lost.clone(), problem_on_the_wire(401, "invalid_api_key")]).await;
         let client = wire
@@ -422,26 +431,26 @@ async fn repeated_revocation_succeeds_after_a_lost_response() {
             .build()
             .unwrap();
         // The rejected key may be revoked or may never have existed: the error says both.
-        let error = refused(client.revoke_self().await);
+        let error = expect_error(client.revoke_self().await);
         assert_eq!(
             (error.is_unauthorized(), error.may_have_taken_effect()),
             (true, true),
             "{lost:?}"
         );
-        assert_eq!(wire.heard().len(), 2, "{lost:?}");
+        assert_eq!(wire.raw_requests().len(), 2, "{lost:?}");
     }
 }
 
 #[tokio::test]
 async fn error_tells_whether_the_call_may_have_taken_effect() {
-    let wire = Wire::that([Does::HangsUp]).await;
+    let wire = Wire::that([RawBehavior::HangsUp]).await;
     let client = wire.builder().max_retries(1).build().unwrap();
-    let error = refused(client.commerce().api_keys().create("Web").await);
+    let error = expect_error(client.commerce().api_keys().create("Web").await);
     assert!(error.may_have_taken_effect());
     let unreachable = Client::builder()
         .base_url("http://127.0.0.1:1")
         .max_retries(1);
-    let error = refused(
+    let error = expect_error(
         unreachable
             .backoff(Duration::ZERO, Duration::ZERO)
             .build()
@@ -493,7 +502,7 @@ async fn call_that_restores_access_needs_a_response_to_be_repeated() {
         }),
     ];
     for (name, call) in calls {
-        let wire = Wire::that([Does::HangsUp]).await;
+        let wire = Wire::that([RawBehavior::HangsUp]).await;
         let error = call(wire.builder().max_retries(2).build().unwrap())
             .await
             .unwrap();
@@ -520,7 +529,7 @@ async fn deadline_limits_the_whole_call() {
         .with_max_retries(2)
         .with_deadline(Duration::from_millis(300));
     let started = Instant::now();
-    let error = refused(client.verify("ck_test_EXAMPLE1").await);
+    let error = expect_error(client.verify("ck_test_EXAMPLE1").await);
     assert!(error.is_timeout() && started.elapsed() < Duration::from_secs(50));
     assert_eq!(error.attempts(), 1);
     // `max_retry_after` limits the wait as well.
@@ -529,7 +538,7 @@ async fn deadline_limits_the_whole_call() {
         .max_retry_after(Duration::from_secs(99))
         .build()
         .unwrap();
-    let error = refused(client.verify("ck_test_EXAMPLE1").await);
+    let error = expect_error(client.verify("ck_test_EXAMPLE1").await);
     assert_eq!(
         (error.status(), error.retry_after()),
         (Some(503), Some(Duration::from_secs(100)))
@@ -540,8 +549,8 @@ async fn deadline_limits_the_whole_call() {
 async fn response_cut_by_its_connection_is_interrupted() {
     let cut =
         "HTTP/1.0 201 Created\r\ncontent-type: application/json\r\n\r\n{\"key_id\": \"0198c0de";
-    let wire = Wire::that([Does::Says(cut.to_owned())]).await;
-    let error = refused(
+    let wire = Wire::that([RawBehavior::Says(cut.to_owned())]).await;
+    let error = expect_error(
         wire.builder()
             .max_retries(0)
             .build()
@@ -558,7 +567,7 @@ async fn response_cut_by_its_connection_is_interrupted() {
 async fn revocation_rejected_at_the_first_attempt_fails() {
     let server =
         Server::responding(problem(400, "key_already_revoked", "the key is revoked")).await;
-    let error = refused(
+    let error = expect_error(
         server
             .persistent()
             .applications()
@@ -573,7 +582,7 @@ async fn revocation_rejected_at_the_first_attempt_fails() {
 
     let server =
         Server::responding(problem(401, "invalid_api_key", "the API key is not valid")).await;
-    let error = refused(server.persistent().revoke_self().await);
+    let error = expect_error(server.persistent().revoke_self().await);
     assert_eq!(
         (error.code(), error.attempts()),
         (Some("invalid_api_key"), 1)
@@ -595,7 +604,7 @@ async fn revocation_fails_unless_an_attempt_may_have_succeeded() {
             problem(400, "key_already_revoked", "the key is revoked"),
         ])
         .await;
-        let error = refused(
+        let error = expect_error(
             server
                 .persistent()
                 .applications()
@@ -635,7 +644,7 @@ async fn repeated_revocation_succeeds_only_by_its_own_code() {
         (404, "not_found"),
     ] {
         let server = Server::answering([unavailable(), problem(status, code, "a detail")]).await;
-        let error = refused(
+        let error = expect_error(
             server
                 .persistent()
                 .applications()
@@ -645,7 +654,7 @@ async fn repeated_revocation_succeeds_only_by_its_own_code() {
         );
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
         let server = Server::answering([unavailable(), problem(status, code, "a detail")]).await;
-        let error = refused(server.persistent().revoke_self().await);
+        let error = expect_error(server.persistent().revoke_self().await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
     }
     // The code of one call does not count for the other, nor for a call that reads.
@@ -654,7 +663,7 @@ async fn repeated_revocation_succeeds_only_by_its_own_code() {
         problem(401, "invalid_api_key", "the API key is not valid"),
     ])
     .await;
-    refused(
+    expect_error(
         server
             .persistent()
             .applications()
@@ -667,13 +676,13 @@ async fn repeated_revocation_succeeds_only_by_its_own_code() {
         problem(401, "invalid_api_key", "the API key is not valid"),
     ])
     .await;
-    refused(server.persistent().whoami().await);
+    expect_error(server.persistent().whoami().await);
 }
 
 #[tokio::test]
 async fn repeated_deletion_is_not_found() {
-    let wire = Wire::that([Does::HangsUp, problem_on_the_wire(404, "not_found")]).await;
-    let error = refused(
+    let wire = Wire::that([RawBehavior::HangsUp, problem_on_the_wire(404, "not_found")]).await;
+    let error = expect_error(
         wire.builder()
             .max_retries(2)
             .build()
@@ -691,7 +700,7 @@ async fn failed_connection_is_repeated_and_reported() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let client = builder(&url).max_retries(2).build().unwrap();
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_connect() && !error.is_timeout());
     assert_eq!(
@@ -714,7 +723,7 @@ async fn failed_connection_is_repeated_and_reported() {
 
 #[tokio::test]
 async fn cut_response_is_repeated() {
-    let text = on_the_wire("200 OK", "application/json", &said::whoami());
+    let text = on_the_wire("200 OK", "application/json", &fixtures::whoami());
     let cuts = [
         0,
         1,
@@ -724,8 +733,8 @@ async fn cut_response_is_repeated() {
         text.len() - 1,
     ];
     for cut in cuts {
-        let part = Does::Says(text[..cut].to_owned());
-        let wire = Wire::that([part.clone(), part.clone(), Does::Says(text.clone())]).await;
+        let part = RawBehavior::Says(text[..cut].to_owned());
+        let wire = Wire::that([part.clone(), part.clone(), RawBehavior::Says(text.clone())]).await;
         let me = wire
             .builder()
             .max_retries(2)
@@ -733,11 +742,11 @@ async fn cut_response_is_repeated() {
             .unwrap()
             .whoami()
             .await;
-        assert_eq!(me.unwrap().id, said::KEY, "cut at {cut}");
-        assert_eq!(wire.heard().len(), 3, "cut at {cut}");
+        assert_eq!(me.unwrap().id, fixtures::KEY, "cut at {cut}");
+        assert_eq!(wire.raw_requests().len(), 3, "cut at {cut}");
 
         let wire = Wire::that([part]).await;
-        let error = refused(
+        let error = expect_error(
             wire.builder()
                 .max_retries(2)
                 .build()
@@ -752,7 +761,7 @@ async fn cut_response_is_repeated() {
         );
         assert!(!error.is_timeout() && !error.is_connect());
         assert_eq!(error.status(), None);
-        assert_eq!(wire.heard().len(), 3, "cut at {cut}");
+        assert_eq!(wire.raw_requests().len(), 3, "cut at {cut}");
         assert_eq!(
             error.to_string(),
             "GET /api/v1/whoami: the connection ended before the whole response was received after 3 attempts"
@@ -763,11 +772,11 @@ async fn cut_response_is_repeated() {
 #[tokio::test]
 async fn creation_is_repeated_after_the_connection_ended() {
     let wire = Wire::that([
-        Does::HangsUp,
-        Does::Says(on_the_wire(
+        RawBehavior::HangsUp,
+        RawBehavior::Says(on_the_wire(
             "201 Created",
             "application/json",
-            &said::application(),
+            &fixtures::application(),
         )),
     ])
     .await;
@@ -779,20 +788,20 @@ async fn creation_is_repeated_after_the_connection_ended() {
         .create("Shop")
         .await
         .unwrap();
-    let heard = wire.heard();
+    let raw_requests = wire.raw_requests();
     let key = |text: &str| {
         let line = text
             .lines()
             .find(|line| line.to_lowercase().starts_with("idempotency-key:"));
         line.expect("an Idempotency-Key").to_owned()
     };
-    assert_eq!(heard.len(), 2);
-    assert_eq!(key(&heard[0]), key(&heard[1]));
+    assert_eq!(raw_requests.len(), 2);
+    assert_eq!(key(&raw_requests[0]), key(&raw_requests[1]));
     assert!(
-        heard
+        raw_requests
             .iter()
             .all(|text| text.ends_with("{\"name\":\"Shop\"}")),
-        "{heard:?}"
+        "{raw_requests:?}"
     );
 }
 
@@ -801,7 +810,7 @@ async fn slow_response_times_out() {
     let begun =
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\": ";
     for stall in ["", "HTTP/1.1 200 OK\r\n", begun] {
-        let wire = Wire::that([Does::Stalls(stall.to_owned())]).await;
+        let wire = Wire::that([RawBehavior::Stalls(stall.to_owned())]).await;
         let client = wire
             .builder()
             .timeout(Duration::from_millis(250))
@@ -809,7 +818,7 @@ async fn slow_response_times_out() {
             .build()
             .unwrap();
         let started = Instant::now();
-        let error = refused(client.whoami().await);
+        let error = expect_error(client.whoami().await);
         let took = started.elapsed();
         assert_eq!(
             (error.kind(), error.attempts()),
@@ -827,15 +836,19 @@ async fn slow_response_times_out() {
             (Duration::from_millis(500)..Duration::from_secs(5)).contains(&took),
             "{took:?}"
         );
-        assert_eq!(wire.heard().len(), 2, "{stall:?}");
+        assert_eq!(wire.raw_requests().len(), 2, "{stall:?}");
     }
 }
 
 #[tokio::test]
 async fn call_succeeds_after_a_timed_out_attempt() {
     let wire = Wire::that([
-        Does::Stalls(String::new()),
-        Does::Says(on_the_wire("200 OK", "application/json", &said::whoami())),
+        RawBehavior::Stalls(String::new()),
+        RawBehavior::Says(on_the_wire(
+            "200 OK",
+            "application/json",
+            &fixtures::whoami(),
+        )),
     ])
     .await;
     let client = wire
@@ -844,24 +857,24 @@ async fn call_succeeds_after_a_timed_out_attempt() {
         .max_retries(1)
         .build()
         .unwrap();
-    assert_eq!(client.whoami().await.unwrap().id, said::KEY);
+    assert_eq!(client.whoami().await.unwrap().id, fixtures::KEY);
 }
 
 /// Creations with an unreadable response: cut JSON, a proxy's page, an unexpected status.
 fn unreadable_creations() -> [ResponseTemplate; 3] {
-    let cut = said::application().to_string();
+    let cut = fixtures::application().to_string();
     [
-        answer(201, "application/json", &cut[..cut.len() - 1]),
-        answer(200, "text/html", "<html>Welcome to nginx!</html>"),
-        json_answer(202, &json!({})),
+        response_with(201, "application/json", &cut[..cut.len() - 1]),
+        response_with(200, "text/html", "<html>Welcome to nginx!</html>"),
+        json_response(202, &json!({})),
     ]
 }
 
 #[tokio::test]
 async fn unreadable_creation_is_repeated_once_with_its_key() {
     for unreadable in unreadable_creations() {
-        let replayed =
-            json_answer(201, &said::application()).insert_header("idempotent-replayed", "true");
+        let replayed = json_response(201, &fixtures::application())
+            .insert_header("idempotent-replayed", "true");
         let server = Server::answering([unreadable.clone(), replayed]).await;
         assert_eq!(
             server
@@ -871,9 +884,9 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
                 .await
                 .unwrap()
                 .name,
-            said::application()["name"]
+            fixtures::application()["name"]
         );
-        let requests = server.asked().await;
+        let requests = server.requests().await;
         assert_eq!(requests.len(), 2);
         assert_eq!(
             only_header(&requests[0], "idempotency-key"),
@@ -883,7 +896,7 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
 
         // A second unreadable response is final, and so is the first without retries.
         let server = Server::responding(unreadable.clone()).await;
-        let error = refused(server.persistent().applications().create("Shop").await);
+        let error = expect_error(server.persistent().applications().create("Shop").await);
         assert_eq!(
             (
                 error.kind(),
@@ -892,7 +905,7 @@ async fn unreadable_creation_is_repeated_once_with_its_key() {
             ),
             (ErrorKind::Unreadable, 2, true)
         );
-        let error = refused(server.client().applications().create("Shop").await);
+        let error = expect_error(server.client().applications().create("Shop").await);
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
     }
 }
@@ -907,18 +920,18 @@ async fn unreadable_response_without_a_random_key_is_final() {
             .create("Shop")
             .idempotency_key("order 4711, first try");
         for error in [
-            refused(with_own_key.await),
-            refused(client.applications().update("app").name("Shop").await),
+            expect_error(with_own_key.await),
+            expect_error(client.applications().update("app").name("Shop").await),
         ] {
             assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
         }
-        assert_eq!(server.asked().await.len(), 2);
+        assert_eq!(server.requests().await.len(), 2);
     }
 }
 
 #[tokio::test]
 async fn poll_timeout_is_extended_by_its_wait() {
-    let answer = json_answer(200, &said::news()).set_delay(Duration::from_millis(300));
+    let answer = json_response(200, &fixtures::news()).set_delay(Duration::from_millis(300));
     let server = Server::responding(answer).await;
     let client = server
         .builder()
@@ -928,18 +941,18 @@ async fn poll_timeout_is_extended_by_its_wait() {
     let poll = client
         .subscription()
         .poll(tollkey_client::VerifierId::from_bytes([7; 16]));
-    let error = refused(poll.clone().await);
+    let error = expect_error(poll.clone().await);
     assert!(error.is_timeout());
     assert_eq!(poll.wait(Duration::from_secs(5)).await.unwrap().seq, 7);
 }
 
 #[tokio::test]
 async fn failed_poll_is_sent_once() {
-    let wire = Wire::that([Does::HangsUp]).await;
+    let wire = Wire::that([RawBehavior::HangsUp]).await;
     let client = wire.builder().max_retries(5).build().unwrap();
     let poll = client
         .subscription()
         .poll(tollkey_client::VerifierId::from_bytes([7; 16]));
-    assert_eq!(refused(poll.await).kind(), ErrorKind::Interrupted);
-    assert_eq!(wire.heard().len(), 1);
+    assert_eq!(expect_error(poll.await).kind(), ErrorKind::Interrupted);
+    assert_eq!(wire.raw_requests().len(), 1);
 }

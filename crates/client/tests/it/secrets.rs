@@ -26,10 +26,10 @@ use tracing_subscriber::{
 use wiremock::{Request, ResponseTemplate};
 
 use crate::{
-    said,
+    fixtures,
     support::{
-        Does, REQUEST_ID, Server, Wire, answer, builder, header, json_answer, on_the_wire, problem,
-        target,
+        REQUEST_ID, RawBehavior, Server, Wire, builder, header, json_response, on_the_wire,
+        problem, response_with, target,
     },
 };
 
@@ -136,30 +136,30 @@ fn respond_with_new_keys(request: &Request) -> ResponseTemplate {
     let target = target(request);
     let path = target.split('?').next().unwrap();
     let (status, body) = match (request.method.as_str(), path) {
-        ("POST", "/api/v1/applications") => (201, said::application()),
+        ("POST", "/api/v1/applications") => (201, fixtures::application()),
         ("POST", "/api/v1/applications/app/api-keys") => {
-            (201, created(said::created_application_key(), "fullKey"))
+            (201, created(fixtures::created_application_key(), "fullKey"))
         }
         ("POST", "/api/v1/api-keys" | "/api/v1/api-keys/key/rotate") => {
-            (201, created(said::created_commerce_key(), "api_key"))
+            (201, created(fixtures::created_commerce_key(), "api_key"))
         }
         ("POST", "/api/v1/account/api-keys") => (
             201,
-            said::envelope(&created(said::created_account_key(), "value")),
+            fixtures::envelope(&created(fixtures::created_account_key(), "value")),
         ),
-        ("POST", "/api/v1/service-keys") => (201, created(said::created_service_key(), "key")),
-        ("POST", "/api/v1/verify") => (200, said::valid()),
+        ("POST", "/api/v1/service-keys") => (201, created(fixtures::created_service_key(), "key")),
+        ("POST", "/api/v1/verify") => (200, fixtures::valid()),
         ("POST", "/api/v1/verify/batch") => (
             200,
-            json!({"results": [said::valid(), said::invalid("revoked")]}),
+            json!({"results": [fixtures::valid(), fixtures::invalid("revoked")]}),
         ),
-        ("POST", "/api/v1/introspect") => (200, said::introspected()),
-        ("GET", "/api/v1/whoami") => (200, said::whoami()),
-        ("POST", "/api/v1/sync/lookup") => (200, said::found()),
-        ("POST", "/api/v1/sync") => (200, said::news()),
+        ("POST", "/api/v1/introspect") => (200, fixtures::introspected()),
+        ("GET", "/api/v1/whoami") => (200, fixtures::whoami()),
+        ("POST", "/api/v1/sync/lookup") => (200, fixtures::found()),
+        ("POST", "/api/v1/sync") => (200, fixtures::news()),
         _ => return problem(404, "not_found", "the resource does not exist"),
     };
-    json_answer(status, &body)
+    json_response(status, &body)
 }
 
 /// Makes every call with a secret in its request or response.
@@ -297,7 +297,7 @@ async fn check_logs(http: reqwest::Client, expected: &[&str]) {
     for target in expected {
         assert!(logs.contains(target), "no log of {target}");
     }
-    let requests = server.asked().await;
+    let requests = server.requests().await;
     // The secrets were sent.
     let sent: String = requests
         .iter()
@@ -371,7 +371,7 @@ async fn no_secret_of_a_failed_call_is_logged() {
     let guard = logs.collect();
     // A response with a new key that cannot be parsed, one that is cut off after the key, a closed connection, no
     // response, a redirect and a web page.
-    let mut created = said::created_commerce_key();
+    let mut created = fixtures::created_commerce_key();
     created["api_key"] = json!(NEW_KEY);
     let complete = on_the_wire("201 Created", "application/json", &created);
     created["expires_at"] = json!(NEW_KEY);
@@ -382,12 +382,12 @@ async fn no_secret_of_a_failed_call_is_logged() {
     let page =
         format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n{NEW_KEY}");
     let all = [
-        Does::Says(broken),
-        Does::Says(cut),
-        Does::HangsUp,
-        Does::Stalls(String::new()),
-        Does::Says(redirect),
-        Does::Says(page),
+        RawBehavior::Says(broken),
+        RawBehavior::Says(cut),
+        RawBehavior::HangsUp,
+        RawBehavior::Stalls(String::new()),
+        RawBehavior::Says(redirect),
+        RawBehavior::Says(page),
     ];
     for does in all {
         let wire = Wire::that([does]).await;
@@ -402,7 +402,11 @@ async fn no_secret_of_a_failed_call_is_logged() {
         assert!(outcome.is_err());
         output.outcome(&outcome);
         output.outcome(&client.verify(PRESENTED).await);
-        assert!(wire.heard().iter().all(|request| request.contains(TOKEN)));
+        assert!(
+            wire.raw_requests()
+                .iter()
+                .all(|request| request.contains(TOKEN))
+        );
     }
     // No server listens here.
     let client = builder("http://127.0.0.1:1")
@@ -566,7 +570,7 @@ async fn credentials_are_never_indexed_by_hpack() {
 async fn each_attempt_has_a_span_with_its_status() {
     let server = Server::answering([
         problem(503, "unavailable", "temporarily unavailable"),
-        json_answer(201, &said::created_application_key()),
+        json_response(201, &fixtures::created_application_key()),
     ])
     .await;
     let logs = Logs::default();
@@ -620,7 +624,7 @@ async fn debug_redacts_secrets_of_a_response() {
     );
     assert_eq!(created.api_key.expose(), NEW_KEY);
     // A body that is not JSON.
-    let server = Server::responding(answer(
+    let server = Server::responding(response_with(
         201,
         "application/json",
         format!("{{\"api_key\": \"{NEW_KEY}\""),

@@ -18,20 +18,20 @@ use tollkey_client::{
 };
 
 use crate::{
-    said,
+    fixtures,
     support::{
-        Does, Server, TOKEN, Wire, builder, header, json_answer, nothing, on_the_wire, only_header,
-        refused, target,
+        RawBehavior, Server, TOKEN, Wire, builder, expect_error, header, json_response, nothing,
+        on_the_wire, only_header, target,
     },
 };
 
 fn me() -> wiremock::ResponseTemplate {
-    json_answer(200, &said::whoami())
+    json_response(200, &fixtures::whoami())
 }
 
 #[track_caller]
 fn settings_error(builder: ClientBuilder) -> String {
-    let error = refused(builder.build());
+    let error = expect_error(builder.build());
     assert_eq!(
         (error.kind(), error.attempts(), error.status()),
         (ErrorKind::Settings, 0, None)
@@ -58,7 +58,7 @@ async fn base_url_may_have_a_path() {
             .whoami()
             .await
             .unwrap();
-        assert_eq!(target(&server.asked_once().await), expected);
+        assert_eq!(target(&server.only_request().await), expected);
     }
 }
 
@@ -84,7 +84,7 @@ async fn base_url_is_normalized() {
     for url in &urls {
         Client::new(url).unwrap().whoami().await.unwrap();
     }
-    assert_eq!(server.asked().await.len(), urls.len());
+    assert_eq!(server.requests().await.len(), urls.len());
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn invalid_base_url_is_rejected_and_not_shown() {
             "base_url must be http:// or https:// with a host and without credentials, query or fragment",
             "{url}"
         );
-        let error = refused(Client::new(url));
+        let error = expect_error(Client::new(url));
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
     assert_eq!(settings_error(Client::builder()), "base_url is not set");
@@ -135,7 +135,7 @@ async fn user_agent_is_appended_to_the_name_of_the_crate() {
         .unwrap();
     let crate_agent = format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"));
     assert_eq!(
-        only_header(&server.asked_once().await, "user-agent"),
+        only_header(&server.only_request().await, "user-agent"),
         format!("{crate_agent} checkout/1.4 (eu)")
     );
     for name in ["check\nout", "check\0out"] {
@@ -166,7 +166,7 @@ async fn custom_headers_are_sent_with_every_call() {
         .whoami()
         .await
         .unwrap();
-    let requests = server.asked().await;
+    let requests = server.requests().await;
     assert_eq!(requests.len(), 2);
     for request in requests {
         assert_eq!(header(&request, "x-team"), ["checkout"]);
@@ -202,7 +202,7 @@ fn reserved_or_invalid_header_is_rejected() {
         assert_eq!(text, format!("header {name:?} is not a valid header name"));
     }
     for value in ["hunter2\nx: y", "hunter2\r\n", "hunter2\0"] {
-        let error = refused(builder("http://localhost").header("x-team", value).build());
+        let error = expect_error(builder("http://localhost").header("x-team", value).build());
         assert_eq!(
             error.to_string(),
             "header \"x-team\" has characters that a header value must not contain"
@@ -224,7 +224,7 @@ fn reserved_or_invalid_header_is_rejected() {
 async fn client_without_a_credential_presents_none() {
     let server = Server::responding(me()).await;
     Client::new(server.url()).unwrap().whoami().await.unwrap();
-    assert!(header(&server.asked_once().await, "authorization").is_empty());
+    assert!(header(&server.only_request().await, "authorization").is_empty());
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn only_the_last_credential_is_presented() {
         client.whoami().await.unwrap();
     }
     let presented: Vec<_> = server
-        .asked()
+        .requests()
         .await
         .iter()
         .map(|request| only_header(request, "authorization"))
@@ -261,10 +261,10 @@ async fn only_the_last_credential_is_presented() {
 
 #[tokio::test]
 async fn derived_clients_share_connections() {
-    let wire = Wire::that([Does::Serves(on_the_wire(
+    let wire = Wire::that([RawBehavior::Serves(on_the_wire(
         "200 OK",
         "application/json",
-        &said::whoami(),
+        &fixtures::whoami(),
     ))])
     .await;
     let client = wire.builder().build().unwrap();
@@ -279,10 +279,10 @@ async fn derived_clients_share_connections() {
         .await
         .unwrap();
     client.clone().whoami().await.unwrap();
-    assert_eq!((wire.heard().len(), wire.connections()), (3, 1));
+    assert_eq!((wire.raw_requests().len(), wire.connections()), (3, 1));
     // A client that is built separately has its own connections.
     wire.builder().build().unwrap().whoami().await.unwrap();
-    assert_eq!((wire.heard().len(), wire.connections()), (4, 2));
+    assert_eq!((wire.raw_requests().len(), wire.connections()), (4, 2));
 }
 
 #[tokio::test]
@@ -305,7 +305,7 @@ async fn token_function_is_called_before_each_attempt() {
     call.await.unwrap();
     client.clone().whoami().await.unwrap();
     let presented: Vec<_> = server
-        .asked()
+        .requests()
         .await
         .iter()
         .map(|request| only_header(request, "authorization"))
@@ -325,7 +325,7 @@ async fn token_function_is_called_before_each_attempt() {
 async fn nothing_is_sent_without_a_token() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
-    let error = refused(server.persistent().with_auth(auth).whoami().await);
+    let error = expect_error(server.persistent().with_auth(auth).whoami().await);
     assert_eq!(
         (error.kind(), error.attempts(), error.status()),
         (ErrorKind::Auth, 0, None)
@@ -338,7 +338,7 @@ async fn nothing_is_sent_without_a_token() {
         std::error::Error::source(&error).unwrap().to_string(),
         "the identity provider is down"
     );
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 #[tokio::test]
@@ -360,9 +360,9 @@ async fn failing_token_function_ends_the_retries() {
             }
         }
     });
-    let error = refused(server.persistent().with_auth(auth).whoami().await);
+    let error = expect_error(server.persistent().with_auth(auth).whoami().await);
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Auth, 1));
-    assert_eq!(server.asked().await.len(), 1);
+    assert_eq!(server.requests().await.len(), 1);
 }
 
 #[tokio::test]
@@ -375,7 +375,7 @@ async fn slow_token_function_times_out() {
         .auth(auth)
         .build()
         .unwrap();
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     assert_eq!(
         (
             error.kind(),
@@ -384,7 +384,7 @@ async fn slow_token_function_times_out() {
         ),
         (ErrorKind::Auth, 0, false)
     );
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 /// Credentials that cannot be presented, and the reason in the error.
@@ -451,7 +451,7 @@ async fn invalid_credential_is_not_sent() {
             (Auth::bearer(credential), "the token"),
             (function, "the token"),
         ] {
-            let error = refused(client.with_auth(auth).whoami().await);
+            let error = expect_error(client.with_auth(auth).whoami().await);
             assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
             assert_eq!(
                 error.to_string(),
@@ -460,13 +460,13 @@ async fn invalid_credential_is_not_sent() {
             assert_redacted(&error);
         }
     }
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 #[test]
 fn client_with_an_invalid_credential_is_not_built() {
     for (credential, fault) in INVALID_CREDENTIALS {
-        let error = refused(
+        let error = expect_error(
             builder("http://localhost")
                 .auth(Auth::key(credential))
                 .build(),
@@ -476,7 +476,7 @@ fn client_with_an_invalid_credential_is_not_built() {
             (ErrorKind::Settings, format!("auth: the API key {fault}"))
         );
         assert_redacted(&error);
-        let error = refused(
+        let error = expect_error(
             builder("http://localhost")
                 .service_auth(Auth::service(credential))
                 .build(),
@@ -513,13 +513,13 @@ async fn each_client_has_its_own_timeout() {
         .timeout(Duration::from_millis(50))
         .build()
         .unwrap();
-    assert!(refused(client.whoami().await).is_timeout());
+    assert!(expect_error(client.whoami().await).is_timeout());
     client
         .with_timeout(Duration::from_secs(10))
         .whoami()
         .await
         .unwrap();
-    assert!(refused(client.whoami().await).is_timeout());
+    assert!(expect_error(client.whoami().await).is_timeout());
 }
 
 /// A listener with a full queue: a further connection gets no response.
@@ -549,7 +549,7 @@ async fn connect_timeout_limits_connecting() {
         .connect_timeout(Duration::from_millis(100))
         .build()
         .unwrap();
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
     assert!(error.is_timeout() && error.is_connect());
     assert_eq!(
@@ -569,7 +569,7 @@ async fn connect_timeout_limits_connecting() {
         .build()
         .unwrap();
     let started = Instant::now();
-    assert!(refused(client.whoami().await).is_timeout());
+    assert!(expect_error(client.whoami().await).is_timeout());
     assert!(
         started.elapsed() < Duration::from_millis(2500),
         "{:?}",
@@ -593,7 +593,7 @@ async fn http_client_of_the_caller_is_used() {
         .build()
         .unwrap();
     client.whoami().await.unwrap();
-    let request = server.asked_once().await;
+    let request = server.only_request().await;
     assert_eq!(only_header(&request, "x-custom"), "yes");
     assert_eq!(
         only_header(&request, "authorization"),
@@ -605,7 +605,7 @@ async fn http_client_of_the_caller_is_used() {
     );
     // Its own timeout applies too.
     let own = own().timeout(Duration::from_millis(50)).build().unwrap();
-    let error = refused(
+    let error = expect_error(
         server
             .builder()
             .http_client(own)
@@ -687,7 +687,7 @@ async fn invalid_id_is_not_sent() {
     ];
     for (id, rule) in rows {
         for (name, call) in with_id(&server.persistent(), id) {
-            let error = refused(call.await);
+            let error = expect_error(call.await);
             assert_eq!(
                 (error.kind(), error.attempts()),
                 (ErrorKind::Argument, 0),
@@ -699,7 +699,7 @@ async fn invalid_id_is_not_sent() {
             );
         }
     }
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 /// Fake credentials, and the kind that the error names.
@@ -749,7 +749,7 @@ async fn credential_in_place_of_an_id_is_not_sent() {
             .into_iter()
             .chain(with_query_value(&client, &credential))
         {
-            let error = refused(call.await);
+            let error = expect_error(call.await);
             assert_eq!(
                 (error.kind(), error.attempts()),
                 (ErrorKind::Argument, 0),
@@ -782,12 +782,12 @@ async fn credential_in_place_of_an_id_is_not_sent() {
             "{text}"
         );
     }
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
 }
 
 #[tokio::test]
 async fn ids_that_resemble_credentials_are_sent() {
-    let server = Server::responding(json_answer(200, &json!([]))).await;
+    let server = Server::responding(json_response(200, &json!([]))).await;
     let client = server.client();
     let ids = [
         "tks_holding",
@@ -795,7 +795,7 @@ async fn ids_that_resemble_credentials_are_sent() {
         "ck_live_a1B2c3",
         "eyJ.a.b",
         "key_01K30DW000E008000000000002",
-        said::KEY,
+        fixtures::KEY,
     ];
     for id in ids {
         for (name, call) in with_id(&client, id)
@@ -811,7 +811,7 @@ async fn ids_that_resemble_credentials_are_sent() {
         }
     }
     let calls = with_id(&client, "id").len() + with_query_value(&client, "text").len();
-    assert_eq!(server.asked().await.len(), ids.len() * calls);
+    assert_eq!(server.requests().await.len(), ids.len() * calls);
 }
 
 #[tokio::test]
@@ -834,26 +834,26 @@ async fn id_is_escaped_to_one_segment() {
         ),
     ];
     // On a raw socket, because the mock server parses URLs itself.
-    let wire = Wire::that([Does::HangsUp]).await;
+    let wire = Wire::that([RawBehavior::HangsUp]).await;
     let client = wire.builder().build().unwrap();
     for (id, segment) in rows {
-        refused(client.accounts().get(id).await);
-        let heard = wire.heard();
-        let line = heard.last().unwrap().lines().next().unwrap();
+        expect_error(client.accounts().get(id).await);
+        let raw_requests = wire.raw_requests();
+        let line = raw_requests.last().unwrap().lines().next().unwrap();
         assert_eq!(line, format!("GET /api/v1/accounts/{segment} HTTP/1.1"));
     }
     let longest = "x".repeat(256);
-    refused(client.applications().api_keys("a/b").revoke(&longest).await);
-    let heard = wire.heard();
-    let line = heard.last().unwrap().lines().next().unwrap();
+    expect_error(client.applications().api_keys("a/b").revoke(&longest).await);
+    let raw_requests = wire.raw_requests();
+    let line = raw_requests.last().unwrap().lines().next().unwrap();
     assert_eq!(
         line,
         format!("DELETE /api/v1/applications/a%2Fb/api-keys/{longest} HTTP/1.1")
     );
     for (_, call) in with_id(&client, "../../whoami") {
-        refused(call.await);
-        let heard = wire.heard();
-        let path = heard.last().unwrap().split(' ').nth(1).unwrap();
+        expect_error(call.await);
+        let raw_requests = wire.raw_requests();
+        let path = raw_requests.last().unwrap().split(' ').nth(1).unwrap();
         assert!(path.contains("/..%2F..%2Fwhoami"), "{path}");
     }
 }
@@ -865,14 +865,14 @@ async fn call_is_sent_only_when_awaited() {
     let call = client.whoami();
     drop(client.applications().create("Shop"));
     drop(client.whoami().into_future());
-    assert!(server.asked().await.is_empty());
+    assert!(server.requests().await.is_empty());
     call.send().await.unwrap();
-    assert_eq!(server.asked().await.len(), 1);
+    assert_eq!(server.requests().await.len(), 1);
 }
 
 #[tokio::test]
 async fn call_outlives_its_client_and_arguments() {
-    let server = Server::responding(json_answer(201, &said::created_application_key())).await;
+    let server = Server::responding(json_response(201, &fixtures::created_application_key())).await;
     let call = {
         let (name, app) = ("Primary checkout key".to_owned(), "app".to_owned());
         let client = server.client();
@@ -888,18 +888,18 @@ async fn call_outlives_its_client_and_arguments() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(created.id, said::KEY);
+    assert_eq!(created.id, fixtures::KEY);
 }
 
 #[tokio::test]
 async fn concurrent_calls_share_one_client() {
-    let server = Server::responding(json_answer(200, &said::invalid("expired"))).await;
+    let server = Server::responding(json_response(200, &fixtures::invalid("expired"))).await;
     let client = server.client();
     let calls = (0..50).map(|number| client.verify(format!("ck_test_EXAMPLE{number}")).send());
     for verdict in futures_util::future::join_all(calls).await {
         assert_eq!(verdict.unwrap().code(), "expired");
     }
-    assert_eq!(server.asked().await.len(), 50);
+    assert_eq!(server.requests().await.len(), 50);
 }
 
 #[test]
@@ -969,12 +969,12 @@ fn error_is_small_and_can_be_boxed() {
 
 #[tokio::test]
 async fn account_is_sent_only_by_the_derived_client() {
-    let server = Server::responding(json_answer(200, &json!([]))).await;
+    let server = Server::responding(json_response(200, &json!([]))).await;
     let client = server.client();
     let other = client.for_account("acme").for_account("b&c=d");
     other.commerce().api_keys().list().await.unwrap();
     client.commerce().api_keys().list().await.unwrap();
-    let targets: Vec<_> = server.asked().await.iter().map(target).collect();
+    let targets: Vec<_> = server.requests().await.iter().map(target).collect();
     assert_eq!(
         targets,
         [
@@ -986,13 +986,13 @@ async fn account_is_sent_only_by_the_derived_client() {
 
 #[tokio::test]
 async fn subscriber_is_sent_as_hexadecimal_digits() {
-    let server = Server::responding(json_answer(200, &said::news())).await;
+    let server = Server::responding(json_response(200, &fixtures::news())).await;
     server
         .client()
         .subscription()
         .poll(VerifierId::from_bytes([0xab; 16]))
         .await
         .unwrap();
-    let body: serde_json::Value = server.asked_once().await.body_json().unwrap();
+    let body: serde_json::Value = server.only_request().await.body_json().unwrap();
     assert_eq!(body["subscriber"], "ab".repeat(16));
 }

@@ -71,13 +71,13 @@ impl Server {
     }
 
     /// Returns the received requests, in order.
-    pub async fn asked(&self) -> Vec<Request> {
+    pub async fn requests(&self) -> Vec<Request> {
         self.0.received_requests().await.unwrap()
     }
 
     /// Returns the only received request.
-    pub async fn asked_once(&self) -> Request {
-        let mut requests = self.asked().await;
+    pub async fn only_request(&self) -> Request {
+        let mut requests = self.requests().await;
         assert_eq!(requests.len(), 1, "{requests:?}");
         requests.remove(0)
     }
@@ -92,15 +92,15 @@ pub fn builder(url: &str) -> ClientBuilder {
 }
 
 /// A response with a body of this media type.
-pub fn answer(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> ResponseTemplate {
+pub fn response_with(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> ResponseTemplate {
     ResponseTemplate::new(status)
         .set_body_raw(body, media_type)
         .insert_header("x-request-id", REQUEST_ID)
 }
 
 /// A JSON response.
-pub fn json_answer(status: u16, body: &Value) -> ResponseTemplate {
-    answer(status, "application/json", body.to_string())
+pub fn json_response(status: u16, body: &Value) -> ResponseTemplate {
+    response_with(status, "application/json", body.to_string())
 }
 
 /// A 204 response.
@@ -110,7 +110,7 @@ pub fn nothing() -> ResponseTemplate {
 
 /// A problem (RFC 9457), the error of every surface but the account surface.
 pub fn problem(status: u16, code: &str, detail: &str) -> ResponseTemplate {
-    answer(
+    response_with(
         status,
         "application/problem+json",
         problem_body(status, code, detail).to_string(),
@@ -157,7 +157,7 @@ pub fn target(request: &Request) -> String {
 
 /// Returns the error of a call that must fail.
 #[track_caller]
-pub fn refused<T: Debug>(outcome: Result<T, Error>) -> Error {
+pub fn expect_error<T: Debug>(outcome: Result<T, Error>) -> Error {
     match outcome {
         Ok(response) => panic!("the call succeeded: {response:?}"),
         Err(error) => error,
@@ -166,7 +166,7 @@ pub fn refused<T: Debug>(outcome: Result<T, Error>) -> Error {
 
 /// The behavior of a [`Wire`] on one connection.
 #[derive(Debug, Clone)]
-pub enum Does {
+pub enum RawBehavior {
     /// Reads a request, writes this, and closes the connection.
     Says(String),
     /// Reads a request and closes the connection.
@@ -182,18 +182,18 @@ pub enum Does {
 /// A raw TCP server: each connection has the next of its behaviors, and all further ones the last.
 pub struct Wire {
     url: String,
-    heard: Arc<Mutex<Vec<String>>>,
+    raw_requests: Arc<Mutex<Vec<String>>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Wire {
-    pub async fn that(does: impl IntoIterator<Item = Does>) -> Self {
+    pub async fn that(does: impl IntoIterator<Item = RawBehavior>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let raw_requests = Arc::new(Mutex::new(Vec::new()));
         let mut does: VecDeque<_> = does.into_iter().collect();
         let connections = Arc::new(AtomicUsize::new(0));
-        let (keep, count) = (heard.clone(), connections.clone());
+        let (keep, count) = (raw_requests.clone(), connections.clone());
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
@@ -211,7 +211,7 @@ impl Wire {
         });
         Self {
             url,
-            heard,
+            raw_requests,
             connections,
         }
     }
@@ -221,8 +221,8 @@ impl Wire {
     }
 
     /// Returns the received requests, byte for byte.
-    pub fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap().clone()
+    pub fn raw_requests(&self) -> Vec<String> {
+        self.raw_requests.lock().unwrap().clone()
     }
 
     /// Returns the number of accepted connections.
@@ -240,14 +240,18 @@ pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
     )
 }
 
-async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<String>>>) {
+async fn converse(
+    mut connection: TcpStream,
+    does: RawBehavior,
+    raw_requests: Arc<Mutex<Vec<String>>>,
+) {
     let request = read_request(&mut connection).await;
-    heard.lock().unwrap().push(request);
+    raw_requests.lock().unwrap().push(request);
     // Write errors are ignored: the client may have closed the connection.
     match does {
-        Does::Says(text) => drop(connection.write_all(text.as_bytes()).await),
-        Does::HangsUp => {}
-        Does::Serves(text) => loop {
+        RawBehavior::Says(text) => drop(connection.write_all(text.as_bytes()).await),
+        RawBehavior::HangsUp => {}
+        RawBehavior::Serves(text) => loop {
             if connection.write_all(text.as_bytes()).await.is_err() {
                 return;
             }
@@ -255,14 +259,14 @@ async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<St
             if request.is_empty() {
                 return;
             }
-            heard.lock().unwrap().push(request);
+            raw_requests.lock().unwrap().push(request);
         },
-        Does::Stalls(text) => {
+        RawBehavior::Stalls(text) => {
             drop(connection.write_all(text.as_bytes()).await);
             // Until the client closes the connection.
             drop(connection.read(&mut [0]).await);
         }
-        Does::Pours(bytes) => {
+        RawBehavior::Pours(bytes) => {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
             drop(connection.write_all(head.as_bytes()).await);
             let blanks = " ".repeat(0x10000);

@@ -26,7 +26,7 @@ use rustls::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::said;
+use crate::fixtures;
 
 /// A self-signed certificate and its private key.
 pub struct Certificate {
@@ -155,7 +155,7 @@ fn bit_string(bytes: &[u8]) -> Vec<u8> {
     der(0x03, &[&[0], bytes].concat())
 }
 
-/// An HTTP/2 server with TLS that responds to every request with [`said::whoami`].
+/// An HTTP/2 server with TLS that responds to every request with [`fixtures::whoami`].
 pub struct Http2Server {
     pub address: SocketAddr,
     requests: Arc<AtomicUsize>,
@@ -202,7 +202,7 @@ async fn serve(acceptor: TlsAcceptor, connection: TcpStream, requests: Arc<Atomi
         let Ok(mut body) = respond.send_response(response, false) else {
             return;
         };
-        drop(body.send_data(Bytes::from(said::whoami().to_string()), true));
+        drop(body.send_data(Bytes::from(fixtures::whoami().to_string()), true));
     }
 }
 

@@ -10,8 +10,8 @@ use tokio::{
 use tollkey_client::{Client, Error, ErrorKind};
 
 use crate::{
-    said,
-    support::{Server, builder, json_answer, refused},
+    fixtures,
+    support::{Server, builder, expect_error, json_response},
     tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
 
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Returns the cause of a failed connection to this URL.
 async fn cause(url: &str) -> String {
-    let error = refused(builder(url).build().unwrap().whoami().await);
+    let error = expect_error(builder(url).build().unwrap().whoami().await);
     assert_eq!(
         (error.kind(), error.is_connect()),
         (ErrorKind::Connect, true),
@@ -94,7 +94,7 @@ async fn handshake_without_a_response_times_out() {
         .connect_timeout(Duration::from_millis(200))
         .build()
         .unwrap();
-    let error = timeout(LIMIT, async { refused(client.whoami().await) })
+    let error = timeout(LIMIT, async { expect_error(client.whoami().await) })
         .await
         .unwrap();
     assert!(error.is_connect() && error.is_timeout());
@@ -204,7 +204,7 @@ fn client_works_without_ca_certificates() {
 #[tokio::test]
 #[ignore = "needs a process without CA certificates"]
 async fn without_ca_certificates() {
-    let server = Server::responding(json_answer(200, &said::whoami())).await;
+    let server = Server::responding(json_response(200, &fixtures::whoami())).await;
     let client = server.client();
     client.whoami().await.unwrap();
     client
@@ -230,7 +230,7 @@ async fn without_ca_certificates() {
         }
         (false, false) => unreachable!("the parent sets one of them"),
     };
-    let error: Error = refused(Client::new("https://keys.example.com"));
+    let error: Error = expect_error(Client::new("https://keys.example.com"));
     assert_eq!(error.kind(), ErrorKind::Settings);
     let text = error.to_string();
     assert!(

@@ -6,7 +6,7 @@
 
 use crate::{
     Family, Mode, Problem, ProblemCode,
-    key_text::{CredentialKind, RANDOM_LEN, without_scheme},
+    key_format::{CredentialKind, RANDOM_LEN, without_scheme},
 };
 
 /// The credentials that a route accepts.

@@ -9,7 +9,7 @@ use tollkey_core::{
     api_key::{Overlap, TransitionError},
     ceiling::{CeilingError, restrict_to_parent},
     feature::Feature,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
     metadata::Metadata,
     text,
 };
@@ -69,28 +69,32 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
         (
             own_ips.clone(),
             ips(&["203.0.113.0/24", "203.0.114.0/24"]),
-            Err(CeilingError::Networks),
+            Err(CeilingError::AllowedIps),
         ),
         (
             own_ips.clone(),
             ips(&["203.0.112.0/23"]),
-            Err(CeilingError::Networks),
+            Err(CeilingError::AllowedIps),
         ),
         (
             own_ips.clone(),
             ips(&["0.0.0.0/0"]),
-            Err(CeilingError::Networks),
+            Err(CeilingError::AllowedIps),
         ),
-        (own_ips.clone(), ips(&["::/0"]), Err(CeilingError::Networks)),
+        (
+            own_ips.clone(),
+            ips(&["::/0"]),
+            Err(CeilingError::AllowedIps),
+        ),
         (
             ips(&["0.0.0.0/0"]),
             ips(&["::/0"]),
-            Err(CeilingError::Networks),
+            Err(CeilingError::AllowedIps),
         ),
         (
             ips(&["::/0"]),
             ips(&["10.0.0.0/8"]),
-            Err(CeilingError::Networks),
+            Err(CeilingError::AllowedIps),
         ),
     ] {
         let parent = parent_key(
@@ -117,8 +121,12 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
         (Some(at(5)), None, Ok(Some(at(5)))),
         (Some(at(5)), Some(at(5)), Ok(Some(at(5)))),
         (Some(at(5)), Some(at(4)), Ok(Some(at(4)))),
-        (Some(at(5)), Some(at(6)), Err(CeilingError::End)),
-        (Some(at(5)), Some(Timestamp::MAX), Err(CeilingError::End)),
+        (Some(at(5)), Some(at(6)), Err(CeilingError::Expiration)),
+        (
+            Some(at(5)),
+            Some(Timestamp::MAX),
+            Err(CeilingError::Expiration),
+        ),
     ] {
         let parent = parent_key(
             Mode::Live,
@@ -198,8 +206,8 @@ fn each_limit_is_inherited_narrowed_or_rejected() {
 fn exceeding_the_parent_key_is_forbidden_with_a_detail() {
     for error in [
         CeilingError::Mode,
-        CeilingError::Networks,
-        CeilingError::End,
+        CeilingError::AllowedIps,
+        CeilingError::Expiration,
         CeilingError::RateLimit,
     ] {
         let problem = Problem::from(error);

@@ -5,7 +5,7 @@ mod access;
 mod audit;
 mod ceiling;
 mod id;
-mod key_text;
+mod key_format;
 mod lineage;
 mod metadata;
 mod network;

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tollkey_core::{
     Catalogue, Digest, Family, KeyId, RequestPath, RouteBase, Scope,
     audit::{ActorKind, Draft, Entry, Head, Target, TargetKind, verify},
-    key_text::CredentialKind,
+    key_format::CredentialKind,
     route::Template,
 };
 

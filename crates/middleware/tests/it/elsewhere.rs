@@ -55,7 +55,7 @@ async fn hyper_service_is_guarded() {
         layer(&keys)
             .await
             .layer(tower::service_fn(async |request: Request<Incoming>| {
-                let key = VerifiedKey::of(request.extensions()).expect("a key");
+                let key = VerifiedKey::from_extensions(request.extensions()).expect("a key");
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(
                     key.account_id().to_owned(),
                 )))
@@ -95,8 +95,8 @@ async fn tonic_service_is_guarded() {
     let seen = Arc::clone(&callers);
     let health = tonic_health::server::HealthService::from_health_reporter(reporter);
     let health = HealthServer::with_interceptor(health, move |request: tonic::Request<()>| {
-        let key =
-            VerifiedKey::of(request.extensions()).ok_or_else(|| Status::internal("no key"))?;
+        let key = VerifiedKey::from_extensions(request.extensions())
+            .ok_or_else(|| Status::internal("no key"))?;
         seen.lock()
             .expect("no panic")
             .push(key.account_id().to_owned());

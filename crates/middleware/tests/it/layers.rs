@@ -34,7 +34,7 @@ fn request(key: Option<&str>) -> Request<Body> {
 
 /// Responds 200 with the account of the key, if the request has one.
 async fn inner(request: Request<Body>) -> Result<Response, Infallible> {
-    let key = VerifiedKey::of(request.extensions());
+    let key = VerifiedKey::from_extensions(request.extensions());
     Ok(key
         .map_or_else(String::new, |key| key.account_id().to_owned())
         .into_response())

@@ -11,7 +11,7 @@ use tollkey_middleware::{
 struct Presenting<'a>(&'a str);
 
 impl Headers for Presenting<'_> {
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         show("x-api-key", self.0.as_bytes());
     }
 }

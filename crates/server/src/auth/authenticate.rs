@@ -3,7 +3,7 @@
 use tollkey_core::{
     AccessRequest, Denial, Family, Problem, ServiceKeyId,
     credential::{Credential, CredentialHeaders, Expected, Presented},
-    key_text::ParsedKey,
+    key_format::ParsedKey,
 };
 use tollkey_verifier::{CachedKey, RateStatus, Requester, Verdict};
 

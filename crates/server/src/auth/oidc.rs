@@ -239,7 +239,7 @@ impl Rejection {
 
     /// Returns its code in the URL of the sign-in page: lower-case letters and hyphens.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn code(self) -> &'static str {
         match self {
             Self::ResponseIssuer => "response-issuer",
             Self::NoCode => "empty-response",

@@ -16,7 +16,7 @@ use tollkey_service::{
 
 use super::{
     page::{self, Frame, Time},
-    search::{has_secret, pasted},
+    search::{has_secret, redirect_key_search},
     session::SignedIn,
 };
 use crate::{
@@ -196,7 +196,7 @@ pub(super) async fn list(
         .iter()
         .any(|text| has_secret(text))
     {
-        return Ok(pasted(&request, "/dashboard/audit"));
+        return Ok(redirect_key_search(&request, "/dashboard/audit"));
     }
     page::page(&LogPage::new(&state, &visitor, query, None).await?)
 }

@@ -1,7 +1,7 @@
 //! Search fields.
 
 use actix_web::{HttpRequest, HttpResponse};
-use tollkey_core::key_text::CredentialKind;
+use tollkey_core::key_format::CredentialKind;
 
 use super::page::redirect_whole_page;
 
@@ -12,6 +12,6 @@ pub(super) fn has_secret(text: &str) -> bool {
 }
 
 /// Redirects to the list after a search for a full key, which must not stay in the address bar.
-pub(super) fn pasted(request: &HttpRequest, place: &str) -> HttpResponse {
+pub(super) fn redirect_key_search(request: &HttpRequest, place: &str) -> HttpResponse {
     redirect_whole_page(request.headers(), &format!("{place}?done=pasted"))
 }

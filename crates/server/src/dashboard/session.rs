@@ -178,7 +178,7 @@ fn is_secure(state: &State, request: &HttpRequest) -> bool {
 }
 
 /// Stores a sign-in in progress in the browser.
-pub(super) fn keep_attempt(
+pub(super) fn store_attempt(
     state: &State,
     request: &HttpRequest,
     attempt: &Attempt,
@@ -197,13 +197,13 @@ pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
 }
 
 /// Makes the browser delete a sign-in that was completed.
-pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
+pub(super) fn delete_attempt(mut response: HttpResponse) -> HttpResponse {
     ATTEMPT.delete(&mut response);
     response
 }
 
 /// Makes the browser delete the cookie of its session.
-pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
+pub(super) fn delete_cookie(mut response: HttpResponse) -> HttpResponse {
     SESSION.delete(&mut response);
     response
 }

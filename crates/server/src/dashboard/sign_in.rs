@@ -106,7 +106,7 @@ pub(super) async fn by_oidc(
         .begin(&*state.service.clock, &state.service.random, next, before)
         .await
     {
-        Ok((attempt, url)) => Ok(session::keep_attempt(
+        Ok((attempt, url)) => Ok(session::store_attempt(
             &state,
             &request,
             &attempt,
@@ -144,13 +144,13 @@ pub(super) async fn come_back(
         Err(failure) => Err(failure),
     };
     Ok(match signed_in {
-        Ok(response) => session::forget_attempt(response),
+        Ok(response) => session::delete_attempt(response),
         // Another site that redirects the browser here must not end the sign-in in progress.
         Err(Failure::Unknown) => {
-            see_other(&page::sign_in_url(&next, Some(Failure::Unknown.word())))
+            see_other(&page::sign_in_url(&next, Some(Failure::Unknown.code())))
         }
         Err(failure) => {
-            session::forget_attempt(see_other(&page::sign_in_url(&next, Some(failure.word()))))
+            session::delete_attempt(see_other(&page::sign_in_url(&next, Some(failure.code()))))
         }
     })
 }
@@ -272,7 +272,7 @@ pub(super) async fn sign_out(
         Some(provider) => provider.end_session_url(&*state.service.clock).await,
         None => None,
     };
-    Ok(session::forget(match at_provider {
+    Ok(session::delete_cookie(match at_provider {
         // A page instead of a redirect, because the content security policy lets forms lead only to this site.
         Some(url) => page::continue_page(url.as_str()),
         None => see_other(SIGNED_OUT_PATH),

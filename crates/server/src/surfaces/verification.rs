@@ -1,15 +1,15 @@
 //! Verification: for resource servers (`/verify`, `/introspect`, and `/sync` for those that verify
 //! keys themselves), for gateways (`/authz/*`) and for the presented key itself (`/whoami`).
 
-mod ask;
 mod gateway;
+mod handlers;
 mod own;
 mod present;
 mod subscription;
 
-use ask::{introspect, verify, verify_batch};
 pub use gateway::DirectGateway;
 use gateway::{AuthRequest, ExtAuthz, ForwardAuth};
+use handlers::{introspect, verify, verify_batch};
 use own::{revoke_whoami, whoami};
 use subscription::{sync, sync_lookup};
 

@@ -270,7 +270,7 @@ impl Connections {
             slot,
             reading: Reading::default(),
             is_final: Cell::new(false),
-            is_refused: Cell::new(false),
+            has_rejected_request: Cell::new(false),
             _permit: permit,
         }))
     }
@@ -343,7 +343,7 @@ pub(super) struct Peer {
     /// A response was begun after which no request is processed.
     is_final: Cell<bool>,
     /// A request arrived after that.
-    is_refused: Cell<bool>,
+    has_rejected_request: Cell<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -398,13 +398,13 @@ impl Peer {
     }
 
     /// Marks that another request arrived: the connection ends once the final response is written.
-    pub(super) fn refuse(&self) {
-        self.is_refused.set(true);
+    pub(super) fn reject_further_requests(&self) {
+        self.has_rejected_request.set(true);
     }
 
     /// Whether a request arrived after the final response had begun.
-    pub(super) fn is_refused(&self) -> bool {
-        self.is_refused.get()
+    pub(super) fn has_rejected_request(&self) -> bool {
+        self.has_rejected_request.get()
     }
 
     /// Whether input can be decoded immediately: no request is in flight, or it waits for its body.

@@ -275,7 +275,7 @@ async fn reject_after_final(request: &Request) {
         .conn_data::<Rc<Peer>>()
         .filter(|peer| peer.is_final())
     {
-        peer.refuse();
+        peer.reject_further_requests();
         pending::<()>().await;
     }
 }

@@ -199,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        if self.peer.is_refused() {
+        if self.peer.has_rejected_request() {
             // The final response is written. actix-http would wait for the response to the rejected request.
             ready!(self.poll_shutdown(cx))?;
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -213,7 +213,7 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
         } = &mut *self;
         if linger.is_none() {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-            if !(peer.has_unread_body() || peer.is_refused() || peer.is_paused()) {
+            if !(peer.has_unread_body() || peer.has_rejected_request() || peer.is_paused()) {
                 return Poll::Ready(Ok(()));
             }
         }

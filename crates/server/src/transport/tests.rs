@@ -23,7 +23,7 @@ use super::{
     stream::Stream,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
 async fn admit(connections: &Arc<Connections>) -> Rc<Peer> {
@@ -43,7 +43,7 @@ async fn write_timeout_applies_to_unix_sockets() {
         }
     };
     assert_eq!(
-        timeout(PATIENCE, write)
+        timeout(TIMEOUT, write)
             .await
             .expect("the deadline ends the write"),
         ErrorKind::TimedOut
@@ -70,7 +70,7 @@ async fn slow_reader_of_a_unix_socket_stays_connected() {
             stream.write_all(&vec![0; piece]).await.unwrap();
         }
     };
-    timeout(PATIENCE, async { tokio::join!(read, write) })
+    timeout(TIMEOUT, async { tokio::join!(read, write) })
         .await
         .expect("all bytes are read");
 }
@@ -145,7 +145,7 @@ async fn announced_close_leaves_idle_connections_open() {
     connections.close_all();
     assert!(before.is_closing() && after.is_closing());
     drop((before, after));
-    timeout(PATIENCE, connections.all_closed())
+    timeout(TIMEOUT, connections.all_closed())
         .await
         .expect("no connection is open");
 }
@@ -184,7 +184,7 @@ async fn closing_connection_reads_pending_input_first() {
     drop(request);
     assert!(poll!(pin!(stream.read(&mut buffer))).is_pending());
     assert_eq!(
-        timeout(PATIENCE, stream.read(&mut buffer))
+        timeout(TIMEOUT, stream.read(&mut buffer))
             .await
             .expect("the stream ends")
             .unwrap(),
@@ -226,7 +226,7 @@ async fn read_ahead_during_a_request_is_limited() {
         }
         assert_eq!(total, limit);
     };
-    timeout(PATIENCE, until(READ_AHEAD))
+    timeout(TIMEOUT, until(READ_AHEAD))
         .await
         .expect("reading up to the limit");
     peer.await_body(true);
@@ -236,7 +236,7 @@ async fn read_ahead_during_a_request_is_limited() {
             left -= stream.read(&mut vec![0; 10_000]).await.unwrap();
         }
     };
-    timeout(PATIENCE, rest)
+    timeout(TIMEOUT, rest)
         .await
         .expect("a request that waits for its body receives it");
     drop((request, flood));
@@ -255,7 +255,7 @@ async fn end_of_a_request_resumes_reading() {
             .map(|()| client)
     });
     let mut buffer = vec![0; READ_AHEAD];
-    timeout(PATIENCE, stream.read_exact(&mut buffer))
+    timeout(TIMEOUT, stream.read_exact(&mut buffer))
         .await
         .expect("reading up to the limit")
         .unwrap();
@@ -263,7 +263,7 @@ async fn end_of_a_request_resumes_reading() {
         tokio::task::yield_now().await;
         drop(request);
     };
-    let (read, ()) = timeout(PATIENCE, async {
+    let (read, ()) = timeout(TIMEOUT, async {
         tokio::join!(stream.read_exact(&mut buffer), end)
     })
     .await
@@ -276,7 +276,7 @@ async fn end_of_a_request_resumes_reading() {
 async fn reading_pauses_while_the_client_does_not_read() {
     let connections = Connections::new(1);
     let (server, mut client) = UnixStream::pair().unwrap();
-    let mut stream = Stream::new(server, admit(&connections).await, PATIENCE);
+    let mut stream = Stream::new(server, admit(&connections).await, TIMEOUT);
     client.write_all(b"next").await.unwrap();
     let mut written = 0;
     while let Poll::Ready(bytes) = poll!(pin!(stream.write(&[0; 4096]))) {
@@ -284,7 +284,7 @@ async fn reading_pauses_while_the_client_does_not_read() {
     }
     assert_eq!(read_available(&mut stream).await, 0);
     client.read_exact(&mut vec![0; written]).await.unwrap();
-    timeout(PATIENCE, stream.write_all(&[0; 4096]))
+    timeout(TIMEOUT, stream.write_all(&[0; 4096]))
         .await
         .expect("a write that the client reads")
         .unwrap();
@@ -303,7 +303,7 @@ async fn stalled_client_is_closed_when_memory_is_used_up() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, made_room)
+    timeout(TIMEOUT, made_room)
         .await
         .expect("the stalled connection is closed");
     assert!(stalled.is_aborted() && !reading.is_closing());

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tollkey_core::{Family, Mode, PlainKey, key_text::CredentialKind};
+use tollkey_core::{Family, Mode, PlainKey, key_format::CredentialKind};
 
 use crate::support::{App, Call, Reply, each_backend};
 

@@ -33,7 +33,7 @@ use crate::support::{Call, Key, Reply, SECRET, settings, without_secrets};
 /// The default length of a lease.
 pub const LEASE: Duration = Duration::from_secs(3);
 /// The longest any step may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub struct Tollkey {
@@ -115,7 +115,7 @@ impl Tollkey {
     }
 
     /// [`Self::run`] for a command that must succeed. Returns its standard output without the final line break.
-    pub async fn answer(&self, arguments: &[&str]) -> String {
+    pub async fn output_of(&self, arguments: &[&str]) -> String {
         let finished = self.run(arguments).await;
         assert!(finished.success(), "{arguments:?}: {finished}");
         finished.stdout.trim_end().to_owned()
@@ -202,7 +202,7 @@ impl Process {
                 return Err(self.finished().await);
             }
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < TIMEOUT,
                 "the process neither listens nor ends: {}",
                 self.so_far()
             );
@@ -227,7 +227,7 @@ impl Process {
     }
 
     async fn finished(mut self) -> Finished {
-        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let ended = timeout(TIMEOUT, self.child.wait()).await;
         let status: ExitStatus = match ended {
             Ok(status) => status.expect("the status of the process"),
             Err(_) => panic!("the process does not end: {}", self.so_far()),
@@ -257,7 +257,7 @@ impl Finished {
     }
 
     /// Asserts that it failed with an error that contains these words. Returns standard error.
-    pub fn refused(&self, words: &[&str]) -> &str {
+    pub fn assert_rejected(&self, words: &[&str]) -> &str {
         assert!(self.code.is_some_and(|code| code != 0), "{self}");
         assert!(!self.stderr.contains("panicked"), "{self}");
         for word in words {
@@ -533,7 +533,7 @@ impl Connection {
         self.stream.write_all(head.as_bytes()).await.expect("sent");
         const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
         let mut answer = [0; CONTINUE.len()];
-        let read = timeout(PATIENCE, self.stream.read_exact(&mut answer))
+        let read = timeout(TIMEOUT, self.stream.read_exact(&mut answer))
             .await
             .expect("a response in time");
         read.expect("a response");
@@ -561,7 +561,7 @@ impl Connection {
             if let Some(response) = parse_response(&bytes) {
                 return Some(response);
             }
-            let read = timeout(PATIENCE, self.stream.read(&mut buffer))
+            let read = timeout(TIMEOUT, self.stream.read(&mut buffer))
                 .await
                 .expect("a response or the end in time");
             match read {

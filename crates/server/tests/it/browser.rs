@@ -35,7 +35,7 @@ impl World {
         let database = Database::sqlite();
         let tollkey = Tollkey::development().with("DATABASE_URL", database.url());
         let server = tollkey.serve().await;
-        let token = tollkey.answer(&["token", "--account", ACCOUNT]).await;
+        let token = tollkey.output_of(&["token", "--account", ACCOUNT]).await;
         Some(Self {
             browser,
             server,
@@ -646,7 +646,7 @@ async fn resources_of_another_account_are_not_found() {
     let application = world.server.application(&world.token, "Their store").await;
     let own = world
         .tollkey
-        .answer(&["token", "--account", "globex"])
+        .output_of(&["token", "--account", "globex"])
         .await;
     world.open("/dashboard").await;
     world.sign_in_with(&own).await;

@@ -39,7 +39,7 @@ use crate::{
     binary::{Connection, Server, Tollkey, member, merchant, service},
     replicas::with_short_leases,
     support::{Call, source, without_secrets},
-    wire::{Weather, Wire},
+    wire::{LinkState, Wire},
 };
 
 /// The length of a lease in this test ([`with_short_leases`]): many expire while it runs.
@@ -974,7 +974,7 @@ impl World {
             let wire = replica.wire.as_ref().expect("a network");
             wire.set(weather);
             sleep(for_long).await;
-            wire.set(Weather::Clear);
+            wire.set(LinkState::Clear);
         };
         match fault {
             Fault::FrozenBriefly => self.freeze(replica, briefly).await,
@@ -982,10 +982,10 @@ impl World {
             Fault::Killed => self.kill(replica, briefly).await,
             Fault::DatabaseRestarted => self.restart_database("-m fast stop", briefly).await,
             Fault::DatabaseCrashed => self.restart_database("-m immediate stop", briefly).await,
-            Fault::Slow => weather(Weather::Slow(later)).await,
-            Fault::Mute => weather(Weather::Mute { requests, answers }).await,
-            Fault::Unheard => weather(Weather::Unheard).await,
-            Fault::Cut => weather(Weather::Cut).await,
+            Fault::Slow => weather(LinkState::Slow(later)).await,
+            Fault::Mute => weather(LinkState::Mute { requests, answers }).await,
+            Fault::Unheard => weather(LinkState::Unheard).await,
+            Fault::Cut => weather(LinkState::Cut).await,
             Fault::SilentConnections => replica.front.silence_existing(),
         }
         *self.counts.faults.borrow_mut().entry(fault).or_default() += 1;

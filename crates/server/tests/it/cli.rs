@@ -12,7 +12,7 @@ use crate::{
 
 #[actix_web::test]
 async fn help_names_every_command_and_setting() {
-    let help = Tollkey::bare().answer(&["--help"]).await;
+    let help = Tollkey::bare().output_of(&["--help"]).await;
     for command in [
         "serve",
         "migrate",
@@ -51,7 +51,7 @@ async fn help_names_every_command_and_setting() {
         &["service-key", "--help"],
         &["account", "set", "--help"],
     ] {
-        let help = Tollkey::bare().answer(command).await;
+        let help = Tollkey::bare().output_of(command).await;
         assert!(
             !help.contains("--listen") && help.contains("listed by 'tollkey --help'"),
             "settings are shown once: {help}"
@@ -59,7 +59,7 @@ async fn help_names_every_command_and_setting() {
     }
     assert!(
         Tollkey::bare()
-            .answer(&["--version"])
+            .output_of(&["--version"])
             .await
             .starts_with("tollkey ")
     );
@@ -129,10 +129,10 @@ async fn openapi_prints_the_document_in_the_repository() {
 async fn token_command_signs_with_the_secret_of_the_server() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
-    let token = tollkey.answer(&["token", "--account", "acme"]).await;
+    let token = tollkey.output_of(&["token", "--account", "acme"]).await;
     server.application(&token, "Web Store").await;
     let other = tollkey
-        .answer(&[
+        .output_of(&[
             "token",
             "--account",
             "globex",
@@ -148,7 +148,7 @@ async fn token_command_signs_with_the_secret_of_the_server() {
         server.get("/accounts/acme").bearer(&token).await.status,
         403
     );
-    let operator = tollkey.answer(&["token", "--role", "operator"]).await;
+    let operator = tollkey.output_of(&["token", "--role", "operator"]).await;
     assert_eq!(
         server.get("/accounts/acme").bearer(&operator).await.status,
         200
@@ -161,7 +161,7 @@ async fn token_command_signs_with_the_secret_of_the_server() {
             .json()["totalItems"],
         1
     );
-    let service = tollkey.answer(&["token", "--role", "service"]).await;
+    let service = tollkey.output_of(&["token", "--role", "service"]).await;
     let verify = server
         .post(
             "/verify",
@@ -173,21 +173,21 @@ async fn token_command_signs_with_the_secret_of_the_server() {
     tollkey
         .run(&["token"])
         .await
-        .refused(&["--account", "--role"]);
+        .assert_rejected(&["--account", "--role"]);
     tollkey
         .run(&["token", "--account", "a b"])
         .await
-        .refused(&["--account"]);
+        .assert_rejected(&["--account"]);
     for ttl in ["0", "-5", &i64::MAX.to_string()] {
         tollkey
             .run(&["token", "--account", "acme", &format!("--ttl={ttl}")])
             .await
-            .refused(&[]);
+            .assert_rejected(&[]);
     }
 
     // A configured secret works on every machine.
     let configured = Tollkey::bare().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
-    let token = configured.answer(&["token", "--account", "acme"]).await;
+    let token = configured.output_of(&["token", "--account", "acme"]).await;
     let database = Database::sqlite();
     let server = Tollkey::on(&database).serve().await;
     assert_eq!(server.get("/applications").bearer(&token).await.status, 200);
@@ -216,7 +216,7 @@ async fn service_keys_are_created_listed_and_revoked() {
             "{created}"
         );
 
-        let list = tollkey.answer(&["service-key", "list"]).await;
+        let list = tollkey.output_of(&["service-key", "list"]).await;
         assert!(
             list.contains("checkout gateway") && list.contains(&text[32..]) && !list.contains(text),
             "{list}"
@@ -238,7 +238,7 @@ async fn service_keys_are_created_listed_and_revoked() {
             "the server has cached the service key"
         );
         assert_eq!(
-            tollkey.answer(&["service-key", "revoke", id]).await,
+            tollkey.output_of(&["service-key", "revoke", id]).await,
             format!("revoked {id}")
         );
         assert_eq!(
@@ -246,10 +246,10 @@ async fn service_keys_are_created_listed_and_revoked() {
             401,
             "the command waited for propagation"
         );
-        tollkey.answer(&["service-key", "revoke", id]).await;
+        tollkey.output_of(&["service-key", "revoke", id]).await;
         assert!(
             tollkey
-                .answer(&["service-key", "list"])
+                .output_of(&["service-key", "list"])
                 .await
                 .contains("revoked")
         );
@@ -257,11 +257,11 @@ async fn service_keys_are_created_listed_and_revoked() {
         tollkey
             .run(&["service-key", "create", ""])
             .await
-            .refused(&["the name"]);
+            .assert_rejected(&["the name"]);
         tollkey
             .run(&["service-key", "revoke", "no-id"])
             .await
-            .refused(&["tollkey: "]);
+            .assert_rejected(&["tollkey: "]);
         tollkey
             .run(&[
                 "service-key",
@@ -269,7 +269,7 @@ async fn service_keys_are_created_listed_and_revoked() {
                 "0198c0de-0000-7000-8000-000000000001",
             ])
             .await
-            .refused(&["tollkey: "]);
+            .assert_rejected(&["tollkey: "]);
     }
 }
 
@@ -280,20 +280,20 @@ async fn accounts_are_shown_and_set() {
         let server = tollkey.serve().await;
         let show = ["account", "show", "acme"];
         assert_eq!(
-            tollkey.answer(&show).await,
+            tollkey.output_of(&show).await,
             "acme  operating_model=primary_merchant"
         );
         let set = ["account", "set", "acme", "--operating-model", "ecosystem"];
         assert_eq!(
-            tollkey.answer(&set).await,
+            tollkey.output_of(&set).await,
             "acme  operating_model=ecosystem"
         );
         assert_eq!(
-            tollkey.answer(&set).await,
+            tollkey.output_of(&set).await,
             "acme  operating_model=ecosystem"
         );
         assert_eq!(
-            tollkey.answer(&show).await,
+            tollkey.output_of(&show).await,
             "acme  operating_model=ecosystem"
         );
         let account = server.get("/accounts/acme").bearer(&operator()).await;
@@ -316,11 +316,11 @@ async fn accounts_are_shown_and_set() {
         tollkey
             .run(&["account", "show", "a b"])
             .await
-            .refused(&["a b"]);
+            .assert_rejected(&["a b"]);
         tollkey
             .run(&["account", "set", "acme", "--operating-model", "shop"])
             .await
-            .refused(&["shop"]);
+            .assert_rejected(&["shop"]);
     }
 }
 
@@ -332,7 +332,7 @@ async fn two_logs(tollkey: &Tollkey, server: &Server) -> Vec<String> {
             server.key(&merchant(account), &application).await;
         }
     }
-    heads(&tollkey.answer(&["audit", "verify"]).await)
+    heads(&tollkey.output_of(&["audit", "verify"]).await)
 }
 
 fn heads(report: &str) -> Vec<String> {
@@ -344,14 +344,14 @@ fn heads(report: &str) -> Vec<String> {
 async fn audit_verify_reports_an_intact_log() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         let empty = "the audit log is intact (entries checked: 0, accounts: 0)";
-        assert_eq!(tollkey.answer(&["audit", "verify"]).await, empty);
+        assert_eq!(tollkey.output_of(&["audit", "verify"]).await, empty);
         let server = tollkey.serve().await;
         let heads = two_logs(&tollkey, &server).await;
         assert_eq!(heads.len(), 2);
         let report = tollkey
-            .answer(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]])
+            .output_of(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]])
             .await;
         let expected = ["acme", "globex"]
             .iter()
@@ -362,11 +362,11 @@ async fn audit_verify_reports_an_intact_log() {
         tollkey
             .run(&["audit", "verify", "--account", "acmee"])
             .await
-            .refused(&["account acmee has no audit log"]);
+            .assert_rejected(&["account acmee has no audit log"]);
         // A head stays valid while the log grows, and works with `--account`.
         server.application(&merchant("acme"), "Second Store").await;
         let report = tollkey
-            .answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]])
+            .output_of(&["audit", "verify", "--account", "acme", "--head", &heads[0]])
             .await;
         assert!(
             report.starts_with("acme  5 entries") && !report.contains("globex"),
@@ -376,11 +376,11 @@ async fn audit_verify_reports_an_intact_log() {
         tollkey
             .run(&["audit", "verify", "--head", "abc"])
             .await
-            .refused(&["--head"]);
+            .assert_rejected(&["--head"]);
         tollkey
             .run(&["audit", "verify", "--head", &"0".repeat(64)])
             .await
-            .refused(&["no entry has the hash"]);
+            .assert_rejected(&["no entry has the hash"]);
     }
 }
 
@@ -411,7 +411,7 @@ async fn commands_create_no_database_and_name_its_path() {
             .display()
             .to_string();
         let finished = tollkey.run(command).await;
-        finished.refused(&[
+        finished.assert_rejected(&[
             "SQLite database ",
             &shown,
             " does not exist",
@@ -428,10 +428,10 @@ async fn commands_create_no_database_and_name_its_path() {
         tollkey
             .run(&[command, &["--database-url", "sqlite://:memory:"]].concat())
             .await
-            .refused(&["in memory"]);
+            .assert_rejected(&["in memory"]);
         if command[0] == "token" {
             fs::write(&path, "").expect("a file");
-            tollkey.run(command).await.refused(&[
+            tollkey.run(command).await.assert_rejected(&[
                 "development secret",
                 ".jwt-secret",
                 "tollkey serve",
@@ -454,7 +454,7 @@ async fn commands_create_no_database_and_name_its_path() {
             ),
         ] {
             fs::write(&path, content).expect("a file");
-            tollkey.run(command).await.refused(&[&shown, words]);
+            tollkey.run(command).await.assert_rejected(&[&shown, words]);
             assert_eq!(
                 fs::read_to_string(&path).expect("the file"),
                 content,
@@ -466,13 +466,13 @@ async fn commands_create_no_database_and_name_its_path() {
         tollkey
             .run(command)
             .await
-            .refused(&[&shown, "Is a directory (os error 21)"]);
+            .assert_rejected(&[&shown, "Is a directory (os error 21)"]);
 
         let database = Database::sqlite();
         drop(database.store());
         database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
         let older = Tollkey::on(&database).run(command).await;
-        older.refused(&["schema is older", "tollkey migrate", "tollkey.db"]);
+        older.assert_rejected(&["schema is older", "tollkey migrate", "tollkey.db"]);
     }
 }
 
@@ -499,7 +499,7 @@ async fn commands_name_their_database_and_what_they_did() {
             .count();
         assert_eq!(applied, 8, "{migrated}");
         assert_eq!(
-            tollkey.answer(&["migrate"]).await,
+            tollkey.output_of(&["migrate"]).await,
             "the schema was already up to date"
         );
         for command in [
@@ -554,7 +554,7 @@ async fn without_reader(tollkey: &Tollkey, arguments: &[&str]) -> std::process::
 async fn closed_output_causes_no_panic() {
     let database = Database::sqlite();
     let tollkey = Tollkey::on(&database);
-    tollkey.answer(&["migrate"]).await;
+    tollkey.output_of(&["migrate"]).await;
     for (arguments, succeeds) in [
         (&["openapi"][..], true),
         (&["--help"], true),
@@ -637,7 +637,7 @@ async fn no_command_prints_the_database_password() {
             .with("RUST_BACKTRACE", "1")
     };
     let silent = |finished: &crate::binary::Finished, what: &str| {
-        finished.refused(&[]);
+        finished.assert_rejected(&[]);
         assert!(
             !finished.to_string().contains(password),
             "{what}: {finished}"
@@ -682,7 +682,7 @@ async fn no_command_prints_the_database_password() {
         .run(&["migrate"])
         .await;
     assert!(
-        at.refused(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"),
+        at.assert_rejected(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"),
         "{at}"
     );
     // A key or token in a wrong argument is not printed either.
@@ -694,7 +694,7 @@ async fn no_command_prints_the_database_password() {
         &["--listen", "x", &key],
     ] {
         let finished = Tollkey::bare().run(arguments).await;
-        finished.refused(&[]);
+        finished.assert_rejected(&[]);
         assert!(!finished.stderr.contains(&key), "{finished}");
     }
     let pasted = with(Tollkey::bare())
@@ -795,7 +795,7 @@ async fn audit_verify_detects_changes_to_the_log() {
             );
             if what != "a move" {
                 tollkey
-                    .answer(&["audit", "verify", "--account", "globex"])
+                    .output_of(&["audit", "verify", "--account", "globex"])
                     .await;
             }
         }
@@ -842,20 +842,25 @@ async fn healthcheck_requests_readiness() {
     let listen = server.address.to_string();
     let url = format!("http://{listen}/readyz");
     assert_eq!(
-        tollkey.answer(&["healthcheck", "--listen", &listen]).await,
+        tollkey
+            .output_of(&["healthcheck", "--listen", &listen])
+            .await,
         format!("ready: {url}")
     );
     let unspecified = format!("0.0.0.0:{}", server.address.port());
     let output = Tollkey::bare()
-        .answer(&["healthcheck", "--listen", &unspecified])
+        .output_of(&["healthcheck", "--listen", &unspecified])
         .await;
     assert_eq!(output, format!("ready: {url}"));
     server.stop().await;
     tollkey
         .run(&["healthcheck", "--listen", &listen])
         .await
-        .refused(&["no HTTP response", &url, "refused", "--listen"]);
-    tollkey.run(&["healthcheck"]).await.refused(&["--listen"]);
+        .assert_rejected(&["no HTTP response", &url, "refused", "--listen"]);
+    tollkey
+        .run(&["healthcheck"])
+        .await
+        .assert_rejected(&["--listen"]);
 }
 
 #[actix_web::test]
@@ -1037,7 +1042,7 @@ async fn invalid_setting_is_one_line_without_secrets() {
     for (tollkey, words) in cases {
         let tollkey = tollkey.with("RUST_BACKTRACE", "1");
         let finished = tollkey.start(&[]).await.err().expect("a failed start");
-        finished.refused(words);
+        finished.assert_rejected(words);
         assert_eq!(
             (finished.code, finished.stdout.as_str()),
             (Some(1), ""),
@@ -1062,7 +1067,7 @@ async fn unknown_variable_is_a_warning_and_ends_development_mode() {
     ] {
         let development = Tollkey::development().with(name, "canary");
         let finished = development.start(&[]).await.err().expect("a failed start");
-        finished.refused(&["development mode does not start", name, nearest]);
+        finished.assert_rejected(&["development mode does not start", name, nearest]);
         assert!(!finished.stderr.contains("canary"), "{finished}");
         assert_eq!(
             fs::read_dir(development.directory())
@@ -1116,7 +1121,7 @@ async fn config_check_prints_settings_and_checks_the_database() {
         let older = tollkey.run(&check).await;
         assert_eq!(older.code, Some(1), "not migrated: {older}");
         assert_eq!(json(&older)["checks"][0]["ok"], false, "{older}");
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         let finished = tollkey.run(&check).await;
         assert!(finished.success(), "{finished}");
         let report = json(&finished);
@@ -1146,7 +1151,9 @@ async fn config_check_prints_settings_and_checks_the_database() {
             "{finished}"
         );
 
-        let text = tollkey.answer(&["config", "check", "--log", "warn"]).await;
+        let text = tollkey
+            .output_of(&["config", "check", "--log", "warn"])
+            .await;
         assert!(
             text.contains("TOLLKEY_LOG") && text.contains("warn  (flag --log)"),
             "{text}"
@@ -1236,13 +1243,13 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     tollkey
         .run(&["dashboard-link", "--listen", "127.0.0.1:1"])
         .await
-        .refused(&["tollkey.db does not exist"]);
+        .assert_rejected(&["tollkey.db does not exist"]);
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
     let command = ["dashboard-link", "--listen", listen.as_str()];
     let (first, second) = (
-        tollkey.answer(&command).await,
-        tollkey.answer(&command).await,
+        tollkey.output_of(&command).await,
+        tollkey.output_of(&command).await,
     );
     assert_ne!(first, second);
     for link in [first, second] {
@@ -1263,23 +1270,23 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     tollkey
         .run(&["dashboard-link", "--listen", "127.0.0.1:1"])
         .await
-        .refused(&["no server responds at http://127.0.0.1:1"]);
+        .assert_rejected(&["no server responds at http://127.0.0.1:1"]);
     tollkey
         .run(&["dashboard-link"])
         .await
-        .refused(&["--listen"]);
+        .assert_rejected(&["--listen"]);
     // Another database has another secret.
     let other_server = Tollkey::development();
     other_server.serve().await.stop().await;
     other_server
         .run(&command)
         .await
-        .refused(&["does not accept the link"]);
+        .assert_rejected(&["does not accept the link"]);
     let with_secret = tollkey.clone().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
     with_secret
         .run(&command)
         .await
-        .refused(&["sign-in links are for development mode only"]);
+        .assert_rejected(&["sign-in links are for development mode only"]);
 }
 
 #[actix_web::test]

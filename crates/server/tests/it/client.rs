@@ -425,8 +425,8 @@ async fn tour_prints_its_steps() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let client = Client::builder().base_url(format!("http://{}", server.address));
-    let token = tollkey.answer(&["token", "--account", "acme"]).await;
-    let service_key = tollkey.answer(&["service-key", "create", "tour"]).await;
+    let token = tollkey.output_of(&["token", "--account", "acme"]).await;
+    let service_key = tollkey.output_of(&["service-key", "create", "tour"]).await;
     let client = client
         .auth(Auth::bearer(token))
         .service_auth(Auth::service(service_key))

@@ -28,7 +28,7 @@ use tollkey_verifier::testing::ManualClock;
 use crate::support::{App, Call, each_backend, settings};
 
 /// The longest any step may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
 pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -51,7 +51,7 @@ async fn connect_narrow(address: SocketAddr) -> TcpStream {
 }
 
 pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
-    timeout(PATIENCE, stream.write_all(text.as_ref()))
+    timeout(TIMEOUT, stream.write_all(text.as_ref()))
         .await
         .expect("a read within the time limit")
         .expect("an open connection");
@@ -61,7 +61,7 @@ pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
 async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        match timeout(PATIENCE, stream.read_u8()).await {
+        match timeout(TIMEOUT, stream.read_u8()).await {
             Ok(Ok(byte)) => head.push(byte),
             Ok(Err(error)) => return Err(error),
             Err(_) => panic!("no head in time: {}", String::from_utf8_lossy(&head)),
@@ -80,7 +80,7 @@ pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String
         .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
         .unwrap_or(0);
     let mut body = vec![0; length];
-    timeout(PATIENCE, stream.read_exact(&mut body))
+    timeout(TIMEOUT, stream.read_exact(&mut body))
         .await
         .expect("a body in time")?;
     Ok((head, String::from_utf8(body).expect("a UTF-8 body")))
@@ -88,7 +88,7 @@ pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String
 
 /// Whether the server closes this connection within 20 seconds.
 pub async fn is_closed(stream: &mut TcpStream) -> bool {
-    timeout(PATIENCE, stream.read(&mut [0]))
+    timeout(TIMEOUT, stream.read(&mut [0]))
         .await
         .is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
 }
@@ -111,7 +111,7 @@ async fn unread_response_is_closed_after_the_write_deadline() {
     let running = start(&settings).await;
     let mut unread = connect_narrow(running.address()).await;
     send(&mut unread, BUNDLE).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     // The server has closed the connection when writing to it fails.
     while unread.write_all(b"x").await.is_ok() {
         assert!(Instant::now() < deadline, "the connection is still open");
@@ -185,7 +185,7 @@ async fn idle_connection_is_closed_first_over_the_limit() {
             .lines()
             .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
             .unwrap();
-        let read = timeout(PATIENCE, stream.read_exact(&mut vec![0; length]))
+        let read = timeout(TIMEOUT, stream.read_exact(&mut vec![0; length]))
             .await
             .expect("a body in time");
         assert_eq!(read.expect("a response in flight is not cut off"), length);
@@ -331,7 +331,7 @@ async fn large_unread_body_closes_the_connection() {
                 sent
             };
             let mut reply = Vec::new();
-            let (sent, _) = tokio::join!(timeout(PATIENCE, flood), reader.read_to_end(&mut reply));
+            let (sent, _) = tokio::join!(timeout(TIMEOUT, flood), reader.read_to_end(&mut reply));
             let sent = sent.unwrap_or_else(|_| panic!("{path} reads an endless body"));
             // The kernels' socket buffers add to what the server reads.
             assert!(sent < 32 * 1024 * 1024, "{path} read {sent} bytes");
@@ -498,7 +498,7 @@ async fn request_after_connection_close_is_not_processed() {
             let mut stream = connect(app.running().address()).await;
             send(&mut stream, format!("{first}{create}{create}")).await;
             let mut reply = Vec::new();
-            timeout(PATIENCE, stream.read_to_end(&mut reply)).await.expect("the server closes").expect("no reset");
+            timeout(TIMEOUT, stream.read_to_end(&mut reply)).await.expect("the server closes").expect("no reset");
             let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
             assert_eq!(reply.matches("http/1.1 ").count(), 1, "{reply}");
             assert!(reply.contains("connection: close"), "{reply}");
@@ -539,7 +539,7 @@ async fn many_pipelined_requests_get_their_responses() {
             }
             seen
         };
-        let (seen, ()) = timeout(PATIENCE, async { tokio::join!(read, write) })
+        let (seen, ()) = timeout(TIMEOUT, async { tokio::join!(read, write) })
             .await
             .expect("all responses");
         assert_eq!(seen, count);

@@ -96,7 +96,7 @@ fn random_part_of_keys_is_unbiased() {
     use rand::{SeedableRng as _, rngs::StdRng};
     let mut rng = StdRng::seed_from_u64(3);
     let (keys, mut anywhere, mut first) = (31_000_u32, [0_u32; 128], [0_u32; 128]);
-    let kind = tollkey_core::key_text::CredentialKind::Key(Family::Commerce, Mode::Live);
+    let kind = tollkey_core::key_format::CredentialKind::Key(Family::Commerce, Mode::Live);
     for _ in 0..keys {
         let key = PlainKey::generate(kind, &mut rng);
         let random = random_part(key.expose(), "ck_live_")

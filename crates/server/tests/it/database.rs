@@ -52,7 +52,7 @@ async fn pooler_in_transaction_mode_is_rejected_by_every_command() {
     let pooled = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
     for arguments in [&["migrate"][..], &["serve"], &["audit", "verify"]] {
         let finished = pooled.run(arguments).await;
-        finished.refused(&[
+        finished.assert_rejected(&[
             "connection pooler in transaction or statement mode",
             "pool_mode = session",
         ]);
@@ -74,7 +74,7 @@ async fn server_works_with_a_pooler_in_session_mode() {
     };
     let tollkey = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
     for name in ["Web Store", "Web Store 2"] {
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         let server = tollkey.serve().await;
         wait_for_readyz(&server, 200).await;
         create_verify_revoke(&server, name).await;
@@ -91,7 +91,7 @@ async fn database_in_another_encoding_is_rejected_at_start() {
         .database_with("ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
     for command in ["serve", "migrate"] {
         let finished = Tollkey::on(&database).run(&[command]).await;
-        finished.refused(&[
+        finished.assert_rejected(&[
             "LATIN1",
             "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0",
         ]);
@@ -116,7 +116,7 @@ async fn documented_database_rights_are_sufficient() {
     };
     let database = postgres.database();
     let owner = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
-    owner.answer(&["migrate"]).await;
+    owner.output_of(&["migrate"]).await;
     database.sql("CREATE ROLE tollkey_server LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC");
     database.sql(&documented_grants("tollkey_server"));
     let limited = owner.with("DATABASE_URL", &database.url_as("tollkey_server"));
@@ -160,7 +160,7 @@ async fn documented_database_rights_are_sufficient() {
             .to_string()
             .contains("audit_log")
     );
-    limited.run(&["serve"]).await.refused(&[lacking]);
+    limited.run(&["serve"]).await.assert_rejected(&[lacking]);
     database.sql("GRANT INSERT ON audit_log TO tollkey_server");
     wait_for_readyz(&server, 200).await;
     server.stop().await;
@@ -269,7 +269,9 @@ async fn deleted_wal_index_loses_no_change() {
     };
     assert_eq!(create().await.status, 503);
     wait_for_readyz(&server, 503).await;
-    let key = tollkey.answer(&["service-key", "create", "gateway"]).await;
+    let key = tollkey
+        .output_of(&["service-key", "create", "gateway"])
+        .await;
     assert_eq!(
         create().await.status,
         503,

@@ -598,7 +598,7 @@ async fn send_secrets_everywhere(
         reply["key"].as_str().unwrap().to_owned(),
     );
     let unknown = running.state().service.random.with(|rng| {
-        let kind = tollkey_core::key_text::CredentialKind::Key(Family::Secret, Mode::Live);
+        let kind = tollkey_core::key_format::CredentialKind::Key(Family::Secret, Mode::Live);
         tollkey_core::PlainKey::generate(kind, rng)
             .expose()
             .to_owned()

@@ -87,7 +87,7 @@ impl Checkout {
 }
 
 /// How long a test waits for an event stream: far less than the ten minutes after which it looks up its key itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct EventStream {
     response: reqwest::Response,
@@ -128,12 +128,12 @@ impl EventStream {
                 assert!(self.read().await, "{part:?} was not sent: {}", self.text);
             }
         };
-        timeout(PATIENCE, read).await.expect("the event is sent");
+        timeout(TIMEOUT, read).await.expect("the event is sent");
     }
 
     async fn read_to_end(mut self) -> String {
         let read = async { while self.read().await {} };
-        timeout(PATIENCE, read).await.expect("the stream ends");
+        timeout(TIMEOUT, read).await.expect("the stream ends");
         self.text
     }
 }

@@ -7,7 +7,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tollkey_core::{
     AccountId, ApiKey, Clock as _, Digest, Family, KeyId, Mode, PlainKey, Scope,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 use tollkey_server::{
     assembly,

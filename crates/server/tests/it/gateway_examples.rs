@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The longest a gateway may take to start on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest a client may wait when Tollkey does not respond: the examples' timeout, plus time for a busy machine.
 const MAX_AGE: Duration = Duration::from_secs(12);
 
@@ -200,13 +200,13 @@ impl Gateway {
 }
 
 /// A running gateway. Killed when dropped.
-pub struct Running {
+pub struct RunningGateway {
     pub address: SocketAddr,
     process: Child,
     directory: TempDir,
 }
 
-impl Running {
+impl RunningGateway {
     /// Starts a gateway that accepts keys of this mode.
     async fn start(
         gateway: Gateway,
@@ -256,7 +256,7 @@ impl Running {
                 .expect("the status of the process");
             assert!(ended.is_none(), "{gateway:?} ended: {}", running.log());
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < TIMEOUT,
                 "{gateway:?} does not listen: {}",
                 running.log()
             );
@@ -401,7 +401,7 @@ struct World {
     tollkey: Tollkey,
     server: Option<Server>,
     api: Api,
-    running: Running,
+    running: RunningGateway,
 }
 
 impl World {
@@ -434,7 +434,8 @@ impl World {
             .await;
         assert_eq!(model.status, 200, "{model}");
         let api = Api::start();
-        let running = Running::start(gateway, &program, server.address, api.address, "live").await;
+        let running =
+            RunningGateway::start(gateway, &program, server.address, api.address, "live").await;
         Some(Self {
             gateway,
             program,
@@ -1127,7 +1128,7 @@ async fn only_tollkey_allows_requests(world: &World) {
     ];
     for answer in answers {
         let other = Api::responding(answer);
-        let running = Running::start(
+        let running = RunningGateway::start(
             world.gateway,
             &world.program,
             other.address,
@@ -1177,7 +1178,7 @@ async fn connections_are_reused(world: &World) {
             .body("{}")
     };
     let other = Api::responding(denies);
-    let running = Running::start(
+    let running = RunningGateway::start(
         world.gateway,
         &world.program,
         other.address,
@@ -1244,7 +1245,7 @@ async fn closed_connection_loses_no_response(world: &World) {
                 });
             }
         });
-        let running = Running::start(
+        let running = RunningGateway::start(
             world.gateway,
             &world.program,
             address,
@@ -1288,7 +1289,8 @@ async fn failing_script_denies_requests(world: &World) {
     );
     assert!(text.contains(http_call), "tollkey.lua has no {http_call}");
     fs::write(&script, text.replace(http_call, "undefined.action()")).expect("a file");
-    let running = Running::launch(Haproxy, &world.program, address, directory, &arguments).await;
+    let running =
+        RunningGateway::launch(Haproxy, &world.program, address, directory, &arguments).await;
     let key = world.key(json!({})).await.text;
     for method in ["GET", "POST"] {
         let reply = Call::new(address, method, "/api/v1/links")
@@ -1309,7 +1311,7 @@ async fn accepted_mode_is_configurable(world: &World) {
         world.key(json!({})).await.text,
         world.key(json!({"mode": "test"})).await.text,
     );
-    let running = Running::start(
+    let running = RunningGateway::start(
         world.gateway,
         &world.program,
         world.server().address,
@@ -1379,7 +1381,8 @@ async fn authorization_header_is_left_to_the_api(world: &World) {
     });
     let text = fs::read_to_string(&written).expect("the written file");
     fs::write(&written, text.replace(line, "")).expect("a file");
-    let running = Running::launch(gateway, &world.program, address, directory, &arguments).await;
+    let running =
+        RunningGateway::launch(gateway, &world.program, address, directory, &arguments).await;
     world.api.take();
     for (path, method) in [
         ("/api/v1/links", "GET"),

@@ -24,7 +24,7 @@ use crate::{
 struct PresentedKey<'a>(&'a str);
 
 impl Headers for PresentedKey<'_> {
-    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
         show("x-api-key", self.0.as_bytes());
     }
 }
@@ -41,7 +41,7 @@ async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
     };
     match guard.check(&request, requirement).await {
         Ok(admission) => {
-            admission.conclude();
+            admission.commit();
             200
         }
         Err(rejection) => rejection.status(),
@@ -312,8 +312,8 @@ async fn guard_recovers_after_a_server_outage() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let address = server.address.to_string();
-    let service_key = tollkey.answer(&["service-key", "create", "guard"]).await;
-    let token = tollkey.answer(&["token", "--account", "acme"]).await;
+    let service_key = tollkey.output_of(&["service-key", "create", "guard"]).await;
+    let token = tollkey.output_of(&["token", "--account", "acme"]).await;
     let keys = tollkey_client::Client::new(format!("http://{address}")).expect("a client");
     let keys = keys
         .with_auth(tollkey_client::Auth::bearer(token))

@@ -126,7 +126,7 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
             .fold(Tollkey::on(&database), |tollkey, (name, value)| {
                 tollkey.with(name, value)
             });
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         // Two processes cannot notify each other through one SQLite file, so leases are short.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let (server, replica) = (tollkey.serve().await, tollkey.serve().await);
@@ -282,7 +282,7 @@ async fn revocations(server: &Server, token: &str) -> Vec<Value> {
 async fn interrupted_revocation_is_resumed_by_a_replica() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         // The next revocation waits until the lease of the killed server expires.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let token = merchant("acme");

@@ -115,8 +115,8 @@ fn of_core() -> Vec<Row> {
             .check(&scoped(list))
             .expect_err("another feature"),
         CeilingError::Mode.into(),
-        CeilingError::Networks.into(),
-        CeilingError::End.into(),
+        CeilingError::AllowedIps.into(),
+        CeilingError::Expiration.into(),
         CeilingError::RateLimit.into(),
         CeilingError::Depth(3).into(),
         Problem::not_found(),

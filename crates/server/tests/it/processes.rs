@@ -88,7 +88,7 @@ async fn request(
 async fn acknowledged_changes_survive_crashes() {
     for database in backends() {
         let tollkey = Tollkey::on(&database).with("TOLLKEY_APPLICATION_KEY_LIMIT", "10000");
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         // After a kill, the next revocation waits until the killed server's lease expires, hence short leases.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let mut keys: Vec<(Key, Fate)> = Vec::new();
@@ -123,7 +123,7 @@ async fn acknowledged_changes_survive_crashes() {
 
             let mut verify = vec!["audit", "verify"];
             verify.extend(kept_heads.iter().flat_map(|head| ["--head", head.as_str()]));
-            let report = tollkey.answer(&verify).await;
+            let report = tollkey.output_of(&verify).await;
             assert!(report.contains("\nthe audit log is intact ("), "{report}");
             let line = report.lines().next().expect("a line for the account");
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -497,7 +497,7 @@ async fn development_mode_works_with_an_in_memory_database() {
     tollkey
         .run(&["token", "--account", "acme"])
         .await
-        .refused(&["in memory", "TOLLKEY_JWT_HS256_SECRET"]);
+        .assert_rejected(&["in memory", "TOLLKEY_JWT_HS256_SECRET"]);
 }
 
 #[actix_web::test]
@@ -507,7 +507,7 @@ async fn development_mode_is_only_for_the_local_user() {
         started
             .err()
             .expect("the server does not start")
-            .refused(words)
+            .assert_rejected(words)
             .to_owned()
     };
     let hint = "TOLLKEY_JWT_HS256_SECRET";
@@ -590,7 +590,7 @@ async fn postgresql_is_migrated_only_on_request() {
         migrating
             .run(arguments)
             .await
-            .refused(&["schema is older", "tollkey migrate"]);
+            .assert_rejected(&["schema is older", "tollkey migrate"]);
     }
     for arguments in [
         &[][..],
@@ -603,17 +603,17 @@ async fn postgresql_is_migrated_only_on_request() {
             .await
             .err()
             .expect("the server does not start");
-        finished.refused(&["schema is older", "tollkey migrate", "serve --migrate"]);
+        finished.assert_rejected(&["schema is older", "tollkey migrate", "serve --migrate"]);
         assert_eq!(finished.stdout, "");
     }
     assert_eq!(database.columns(), [""; 0], "the database is unchanged");
-    let migrated = tollkey.answer(&["migrate"]).await;
+    let migrated = tollkey.output_of(&["migrate"]).await;
     assert!(
         migrated.starts_with("applied 2026") && migrated.ends_with("\nthe schema is up to date"),
         "{migrated}"
     );
     assert_eq!(
-        tollkey.answer(&["migrate"]).await,
+        tollkey.output_of(&["migrate"]).await,
         "the schema was already up to date"
     );
     tollkey.serve().await.stop().await;
@@ -628,7 +628,7 @@ async fn postgresql_is_migrated_only_on_request() {
 async fn newer_schema_is_rejected() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
-        tollkey.answer(&["migrate"]).await;
+        tollkey.output_of(&["migrate"]).await;
         database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
         for arguments in [&["serve"][..], &["migrate"], &["audit", "verify"]] {
             let finished = tollkey
@@ -636,7 +636,7 @@ async fn newer_schema_is_rejected() {
                 .await
                 .err()
                 .expect("the command fails");
-            finished.refused(&["schema is newer"]);
+            finished.assert_rejected(&["schema is newer"]);
         }
     }
 }
@@ -1071,13 +1071,13 @@ async fn server_and_commands_wait_for_postgresql_to_start() {
         limited
             .run(arguments)
             .await
-            .refused(&["gave up after 1 seconds", "no socket"]);
+            .assert_rejected(&["gave up after 1 seconds", "no socket"]);
         let finished = tollkey
             .clone()
             .with("TOLLKEY_DATABASE_WAIT_SECONDS", "0")
             .run(arguments)
             .await;
-        finished.refused(&["cannot connect to the PostgreSQL database", "no socket"]);
+        finished.assert_rejected(&["cannot connect to the PostgreSQL database", "no socket"]);
         assert!(!finished.stderr.contains(wait), "{finished}");
     }
     tokio::task::spawn_blocking(|| postgres.control("start"))
@@ -1103,7 +1103,7 @@ async fn permanent_connection_errors_are_not_retried() {
         let tollkey = Tollkey::on(&database).with("DATABASE_URL", &url);
         for arguments in [&["serve"][..], &["migrate"], &["audit", "verify"]] {
             let finished = tollkey.run(arguments).await;
-            finished.refused(&[words]);
+            finished.assert_rejected(&[words]);
             assert!(!finished.stderr.contains("waiting"), "{finished}");
         }
     }
@@ -1119,7 +1119,7 @@ async fn address_in_use_is_reported_in_a_readable_message() {
         .await
         .err()
         .expect("the server does not start");
-    finished.refused(&["cannot listen on", &address]);
+    finished.assert_rejected(&["cannot listen on", &address]);
     assert_eq!(finished.stdout, "");
     assert_eq!(
         member(&server.get("/openapi.json").await, "openapi"),

@@ -13,7 +13,7 @@ use tollkey_store::testing::Postgres;
 
 use crate::{
     binary::{Connection, Tollkey, merchant, service},
-    gateway_examples::{Gateway, Running, free},
+    gateway_examples::{Gateway, RunningGateway, free},
     support::eventually,
 };
 
@@ -25,7 +25,7 @@ const NGINX_HOST: &str = "127.0.0.2";
 const CLIENTS: usize = 12;
 
 /// Starts nginx with the shipped configuration.
-async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
+async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> RunningGateway {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../examples/gateways/nginx-replicas/nginx.conf");
     let mut shipped = fs::read_to_string(&path).expect("the configuration");
@@ -61,7 +61,7 @@ async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
             .to_owned()
     };
     let arguments = ["-e", "stderr", "-p", &path(""), "-c", &path("nginx.conf")].map(str::to_owned);
-    Running::launch(Gateway::Nginx, program, address, directory, &arguments).await
+    RunningGateway::launch(Gateway::Nginx, program, address, directory, &arguments).await
 }
 
 #[actix_web::test]

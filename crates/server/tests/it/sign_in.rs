@@ -1933,7 +1933,7 @@ async fn session_end_command_ends_the_selected_sessions() {
             ),
         ] {
             assert_eq!(
-                tollkey.answer(&[&end, arguments].concat()).await,
+                tollkey.output_of(&[&end, arguments].concat()).await,
                 output,
                 "{arguments:?}"
             );

@@ -22,7 +22,7 @@ use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Server, Tollkey, merchant},
-    connections::{LIVEZ, PATIENCE, connect, is_closed, read_response, send},
+    connections::{LIVEZ, TIMEOUT, connect, is_closed, read_response, send},
     support::{App, Call, each_backend_with, eventually, source},
 };
 
@@ -385,7 +385,7 @@ async fn subscriber_of_a_draining_replica_moves_to_another() {
             "the subscriber keeps its lease without another replica"
         );
         *balancer.target.lock().expect("no panic") = second.address();
-        timeout(PATIENCE, async {
+        timeout(TIMEOUT, async {
             while subscribers(&second) == 0 {
                 sleep(Duration::from_millis(10)).await;
             }

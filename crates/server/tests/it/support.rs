@@ -18,7 +18,7 @@ use tokio::{
 use tollkey_client::{Auth, Client};
 use tollkey_core::{
     AccountId, ApiKey, Clock as _, Family, KeyId, Mode, PlainKey, Restrictions, Scope,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 use tollkey_middleware::source::HttpSource;
 use tollkey_server::{

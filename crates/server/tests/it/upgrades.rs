@@ -379,7 +379,7 @@ async fn databases_of_earlier_releases_are_migrated_and_verified() {
                 .iter()
                 .flat_map(|account| ["--head", account.audit_head.as_str()]);
             let verify: Vec<&str> = ["audit", "verify"].into_iter().chain(heads).collect();
-            Tollkey::on(&app.database).answer(&verify).await;
+            Tollkey::on(&app.database).output_of(&verify).await;
             app.stop().await;
         }
     }

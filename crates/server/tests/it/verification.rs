@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 use tollkey_core::{
     Family, IpList, Mode, PlainKey, RateLimit, Restrictions, Scope, feature::Feature,
-    key_text::CredentialKind, metadata::Metadata,
+    key_format::CredentialKind, metadata::Metadata,
 };
 
 use crate::{

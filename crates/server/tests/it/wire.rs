@@ -29,7 +29,7 @@ use tokio::{
 
 /// How the proxy transfers bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
+pub enum LinkState {
     /// Immediately.
     Clear,
     /// With a random delay of up to this time, in both directions. Bytes of different connections can
@@ -53,7 +53,7 @@ enum Direction {
     ToClient,
 }
 
-impl Weather {
+impl LinkState {
     fn blocks(self, direction: Direction, listens: bool) -> bool {
         match (self, direction) {
             (Self::Mute { requests, .. }, Direction::ToServer) => requests,
@@ -76,7 +76,7 @@ enum Target {
 pub struct Wire {
     pub address: SocketAddr,
     target: Arc<Mutex<Target>>,
-    weather: watch::Sender<Weather>,
+    weather: watch::Sender<LinkState>,
     silences: Arc<AtomicU64>,
 }
 
@@ -100,7 +100,7 @@ impl Wire {
             .set_nonblocking(true)
             .expect("a non-blocking listener");
         let address = listener.local_addr().expect("the address");
-        let (weather, weather_changes) = watch::channel(Weather::Clear);
+        let (weather, weather_changes) = watch::channel(LinkState::Clear);
         let silences = Arc::new(AtomicU64::new(0));
         let shared_silences = Arc::clone(&silences);
         let target = Arc::new(Mutex::new(target));
@@ -123,7 +123,7 @@ impl Wire {
         }
     }
 
-    pub fn set(&self, weather: Weather) {
+    pub fn set(&self, weather: LinkState) {
         self.weather.send_replace(weather);
     }
 
@@ -138,7 +138,7 @@ impl Wire {
 async fn accept(
     listener: TcpListener,
     target: Arc<Mutex<Target>>,
-    mut weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<LinkState>,
     silences: Arc<AtomicU64>,
 ) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a non-blocking listener");
@@ -159,10 +159,10 @@ async fn accept(
 async fn forward(
     client: TcpStream,
     target: Target,
-    weather: watch::Receiver<Weather>,
+    weather: watch::Receiver<LinkState>,
     silences: Arc<AtomicU64>,
 ) {
-    if *weather.borrow() == Weather::Cut {
+    if *weather.borrow() == LinkState::Cut {
         return;
     }
     match target {
@@ -188,7 +188,7 @@ async fn forward_between(
     client: TcpStream,
     from_server: impl AsyncRead + Unpin,
     to_server: impl AsyncWrite + Unpin,
-    mut weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<LinkState>,
     silences: Arc<AtomicU64>,
 ) {
     let _ = client.set_nodelay(true);
@@ -216,7 +216,7 @@ async fn forward_between(
     tokio::select! {
         _ = to_server_pump => {}
         _ = to_client_pump => {}
-        _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
+        _ = weather.wait_for(|weather| *weather == LinkState::Cut) => {}
     }
 }
 
@@ -226,7 +226,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     direction: Direction,
     listens: &Cell<bool>,
-    mut weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<LinkState>,
     is_silent: impl Fn() -> bool,
 ) -> Option<()> {
     let mut rng = StdRng::try_from_rng(&mut SysRng).ok()?;
@@ -252,7 +252,7 @@ async fn pump(
             .wait_for(|weather| !weather.blocks(direction, listens.get()))
             .await
             .ok()?;
-        if let Weather::Slow(later) = weather {
+        if let LinkState::Slow(later) = weather {
             sleep(later.mul_f64(rng.random())).await;
         }
         to.write_all(&piece[..count]).await.ok()?;

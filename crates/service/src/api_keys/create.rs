@@ -5,7 +5,7 @@ use tollkey_core::{
     api_key::NewKey,
     audit::{Action, Target},
     ceiling,
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 use tollkey_store::AccountWriter;
 

@@ -147,7 +147,7 @@ impl Recorded<CreatedKey> for KeyId {
 #[cfg(test)]
 mod tests {
     use rand::{SeedableRng as _, rngs::StdRng};
-    use tollkey_core::{key_text::CredentialKind, time::to_seconds};
+    use tollkey_core::{key_format::CredentialKind, time::to_seconds};
 
     use super::*;
 

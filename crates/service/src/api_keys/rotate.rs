@@ -5,7 +5,7 @@ use tollkey_core::{
     KeyId, PlainKey, Problem, Status,
     api_key::Overlap,
     audit::{Action, Target},
-    key_text::CredentialKind,
+    key_format::CredentialKind,
 };
 
 use super::{

@@ -4,7 +4,7 @@
 mod applications;
 mod audit;
 mod fairness;
-mod kept_answers;
+mod idempotency_records;
 mod keys;
 mod leases;
 mod lineage;

@@ -19,7 +19,7 @@ use tollkey_store::{
 use crate::{Actions as _, acme, changes, each, id, key, on, position};
 
 /// Longer than a server takes to restart on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn open(url: &str) -> Result<Store, OpenError> {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default()))
@@ -377,7 +377,7 @@ fn server_that_is_shutting_down_is_a_transient_error() {
         let error = loop {
             match open(&url) {
                 Err(error) => break error,
-                Ok(_) => assert!(since.elapsed() < PATIENCE, "the server did not stop"),
+                Ok(_) => assert!(since.elapsed() < TIMEOUT, "the server did not stop"),
             }
         };
         assert!(
@@ -695,7 +695,7 @@ fn server_restart_under_load_loses_no_committed_changes() {
             let before = count(&store).await;
             let since = Instant::now();
             while count(&store).await <= before {
-                assert!(since.elapsed() < PATIENCE, "no load");
+                assert!(since.elapsed() < TIMEOUT, "no load");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let mode = format!("-m {mode} restart");
@@ -706,7 +706,7 @@ fn server_restart_under_load_loses_no_committed_changes() {
             let mut successes = 0;
             let since = Instant::now();
             while successes < 20 {
-                assert!(since.elapsed() < PATIENCE, "the server did not come back");
+                assert!(since.elapsed() < TIMEOUT, "the server did not come back");
                 successes = if store.ping().await.is_ok() {
                     successes + 1
                 } else {
@@ -752,7 +752,7 @@ fn read_only_database_is_not_ready_and_rejected_when_opening() {
                     Err(Error::Unavailable)
                 }
             {
-                assert!(since.elapsed() < PATIENCE, "it did not become {ready}");
+                assert!(since.elapsed() < TIMEOUT, "it did not become {ready}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

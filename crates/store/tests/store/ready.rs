@@ -17,7 +17,7 @@ use tollkey_store::{
 use crate::{Actions as _, acme, each, id, key, on};
 
 /// Longer than any operation takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn becomes(store: &Store, ready: bool) -> Result<(), NotReady> {
     let since = Instant::now();
@@ -26,7 +26,7 @@ async fn becomes(store: &Store, ready: bool) -> Result<(), NotReady> {
         if result.is_ok() == ready {
             return result;
         }
-        assert!(since.elapsed() < PATIENCE, "the result is still {result:?}");
+        assert!(since.elapsed() < TIMEOUT, "the result is still {result:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -103,7 +103,7 @@ impl Held {
         let holder = std::thread::spawn(move || {
             hold(&url, &sql, || {
                 held.send(()).unwrap();
-                let _ = is_released.recv_timeout(PATIENCE);
+                let _ = is_released.recv_timeout(TIMEOUT);
             });
         });
         is_held.recv().unwrap();
@@ -221,7 +221,7 @@ fn lock_of_another_process_ends_readiness_until_released() {
         for result in results {
             assert!(result.await.unwrap().is_err());
         }
-        assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < TIMEOUT / 2, "{:?}", begun.elapsed());
         held.release();
         becomes(&store, true).await.unwrap();
     });

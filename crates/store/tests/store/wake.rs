@@ -18,7 +18,7 @@ use tollkey_store::{
 use crate::{each, id, on};
 
 /// Longer than a reconnection takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn change(store: &Store) {
     let written = store.write(|tx| {
@@ -43,12 +43,12 @@ fn listen(database: &Database, store: &Store) -> Option<(Listener, Receiver<Inst
 }
 
 fn woken(wakes: &Receiver<Instant>) {
-    wakes.recv_timeout(PATIENCE).expect("a wake-up");
+    wakes.recv_timeout(TIMEOUT).expect("a wake-up");
 }
 
 fn ended(wakes: &Receiver<Instant>) {
     assert_eq!(
-        wakes.recv_timeout(PATIENCE),
+        wakes.recv_timeout(TIMEOUT),
         Err(RecvTimeoutError::Disconnected),
         "the thread did not end"
     );
@@ -162,7 +162,7 @@ fn wake_up_latency_is_measured() {
         for round in 0..500 {
             change(&store).await;
             let committed = Instant::now();
-            let woken = wakes.recv_timeout(PATIENCE).unwrap();
+            let woken = wakes.recv_timeout(TIMEOUT).unwrap();
             micros.push(woken.saturating_duration_since(committed).as_micros());
             // Not synchronized with any timer.
             tokio::time::sleep(Duration::from_micros(5_000 + round * 37 % 10_000)).await;

@@ -20,7 +20,7 @@ pub(crate) fn text(n: usize) -> String {
 pub(crate) struct World {
     pub(crate) source: MemorySource,
     pub(crate) clock: Arc<TokioClock>,
-    pub(crate) one: Running,
+    pub(crate) one: RunningVerifier,
 }
 
 impl World {
@@ -37,12 +37,12 @@ impl World {
             source.put(&text(n), record(&text(n)));
         }
         let clock = Arc::new(TokioClock::start());
-        let one = Running::start(1, &source, &clock, settings).await;
+        let one = RunningVerifier::start(1, &source, &clock, settings).await;
         Self { source, clock, one }
     }
 
-    pub(crate) async fn another(&self, id: u8) -> Running {
-        Running::start(id, &self.source, &self.clock, Settings::default()).await
+    pub(crate) async fn another(&self, id: u8) -> RunningVerifier {
+        RunningVerifier::start(id, &self.source, &self.clock, Settings::default()).await
     }
 
     /// Revokes a key, as a server does. Returns the arguments of [`Verifier::wait_until_propagated`].
@@ -54,13 +54,13 @@ impl World {
     }
 }
 
-pub(crate) struct Running {
+pub(crate) struct RunningVerifier {
     pub(crate) verifier: Verifier<MemorySource>,
     shutdown: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Running {
+impl RunningVerifier {
     async fn start(
         id: u8,
         source: &MemorySource,

@@ -347,7 +347,7 @@ mod tests {
                 .unwrap_err();
             assert_eq!(rejection, Rejection::Claim(name), "{value}");
             assert!(
-                Rejection::ALL.contains(&rejection) && rejection.word() == format!("claim-{name}"),
+                Rejection::ALL.contains(&rejection) && rejection.code() == format!("claim-{name}"),
                 "{rejection:?}"
             );
         }

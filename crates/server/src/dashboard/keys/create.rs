@@ -22,7 +22,7 @@ use super::{
         session::SignedIn,
     },
     choice::choices,
-    form::{self, NewKeyForm, Wish},
+    form::{self, KeyRequest, NewKeyForm},
     view::{KeyView, SECTION},
 };
 use crate::{
@@ -92,7 +92,7 @@ pub(in super::super) async fn create(
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
     let run = async |creating: CreationPermit<KeyId>| {
-        let Wish {
+        let KeyRequest {
             family,
             application,
             key,

@@ -120,7 +120,7 @@ impl NewKeyForm {
 
 /// The requested key.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct KeyRequest {
     pub(super) family: Family,
     /// The application of an application key.
     pub(super) application: Option<ApplicationId>,
@@ -134,7 +134,7 @@ pub(super) fn read(
     fields: &Fields,
     catalogue: &Catalogue,
     now: Timestamp,
-) -> Result<Wish, Problem> {
+) -> Result<KeyRequest, Problem> {
     let mut checks = FieldErrors::default();
     let kind = checks.check("/kind", kind(fields.get("kind")));
     let application = match kind {
@@ -196,7 +196,7 @@ pub(super) fn read(
             expires_at: expires_at?,
             ..Restrictions::default()
         };
-        Some(Wish {
+        Some(KeyRequest {
             family: kind?,
             application: application?,
             key: NewKey {

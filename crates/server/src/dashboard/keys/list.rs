@@ -9,7 +9,7 @@ use tollkey_service::api_keys;
 use super::{
     super::{
         page::{self, Frame},
-        search::{has_secret, pasted},
+        search::{has_secret, redirect_key_search},
         session::SignedIn,
     },
     choice::{Choice, choices},
@@ -42,7 +42,7 @@ impl ListQuery {
             .any(|field| !field.is_empty())
     }
 
-    fn wanted(&self) -> Result<api_keys::KeyQuery, Problem> {
+    fn key_query(&self) -> Result<api_keys::KeyQuery, Problem> {
         let filled = |field: &'static str, text: &str| {
             Some(text.trim().to_owned())
                 .filter(|_| !text.trim().is_empty())
@@ -120,14 +120,14 @@ pub(in super::super) async fn list(
 ) -> HandlerResult {
     let query: ListQuery = query.read()?;
     if has_secret(&query.q) {
-        return Ok(pasted(&request, "/dashboard/keys"));
+        return Ok(redirect_key_search(&request, "/dashboard/keys"));
     }
     let by = &visitor.by;
     let cursor = Some(query.cursor.as_str()).filter(|cursor| !cursor.is_empty());
     let (limit, after) = members::listing(Some(SHOWN), cursor)?;
-    let wanted = query.wanted()?;
-    let selected = wanted.application;
-    let found = api_keys::list(&state.service, by, wanted, after, limit).await?;
+    let key_query = query.key_query()?;
+    let selected = key_query.application;
+    let found = api_keys::list(&state.service, by, key_query, after, limit).await?;
     let shown = found.keys.iter().filter_map(|key| key.application_id);
     let applications = choices(&state, by, shown.chain(selected)).await?;
     let now = state.service.clock.now();

@@ -30,7 +30,7 @@ use tokio::{
 use crate::support::without_secrets;
 
 /// The longest a page may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Limits the number of concurrent browsers: each takes about 300 MB.
 static SLOTS: Semaphore = Semaphore::const_new(2);
 
@@ -153,8 +153,8 @@ impl Browser {
 
     /// Closes the browser. Asserts that the console has no message. Returns the browser's directory.
     pub async fn close(mut self) -> TempDir {
-        let said = self.said().await;
-        assert!(said.is_empty(), "console messages: {said:#?}");
+        let messages = self.console_messages().await;
+        assert!(messages.is_empty(), "console messages: {messages:#?}");
         self.done("quit", self.driver.clone().quit().await);
         self.chromedriver.kill().await.expect("chromedriver ends");
         #[cfg(target_os = "linux")]
@@ -170,7 +170,7 @@ impl Browser {
     }
 
     /// Returns the console messages since the last call, except those about responses with an error status.
-    pub async fn said(&self) -> Vec<String> {
+    pub async fn console_messages(&self) -> Vec<String> {
         let log = self.done("the console", self.driver.browser_log().await);
         let said = log.into_iter().filter(|entry| {
             !entry
@@ -382,7 +382,7 @@ pub async fn wait_for<T>(poll: impl AsyncFn() -> Option<T>) -> Option<T> {
         if let Some(value) = poll().await {
             return Some(value);
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             return None;
         }
         sleep(Duration::from_millis(20)).await;

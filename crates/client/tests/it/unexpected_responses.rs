@@ -11,31 +11,32 @@ use tollkey_client::{
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixtures,
     operations::rows,
-    said,
     support::{
-        Does, REQUEST_ID, Server, TOKEN, Wire, answer, json_answer, nothing, only_header, refused,
+        REQUEST_ID, RawBehavior, Server, TOKEN, Wire, expect_error, json_response, nothing,
+        only_header, response_with,
     },
 };
 
 #[tokio::test]
 async fn response_that_is_not_json_is_rejected() {
     let page = "<html>Welcome to nginx!</html>";
-    let me = said::whoami().to_string();
+    let me = fixtures::whoami().to_string();
     let unnamed = ResponseTemplate::new(200)
         .set_body_bytes(me.as_bytes())
         .insert_header("x-request-id", REQUEST_ID);
     let rows = [
-        answer(200, "text/html", page),
-        answer(200, "text/plain", me.as_bytes()),
-        answer(200, "application/octet-stream", me.as_bytes()),
-        answer(200, "application/jsonl", me.as_bytes()),
+        response_with(200, "text/html", page),
+        response_with(200, "text/plain", me.as_bytes()),
+        response_with(200, "application/octet-stream", me.as_bytes()),
+        response_with(200, "application/jsonl", me.as_bytes()),
         unnamed,
         ResponseTemplate::new(200).insert_header("x-request-id", REQUEST_ID),
     ];
     for answer in rows {
         let server = Server::responding(answer).await;
-        let error = refused(server.persistent().whoami().await);
+        let error = expect_error(server.persistent().whoami().await);
         assert_eq!(
             (error.kind(), error.status()),
             (ErrorKind::Unreadable, Some(200))
@@ -50,17 +51,21 @@ async fn response_that_is_not_json_is_rejected() {
             format!("GET /api/v1/whoami: 200: {why} ({REQUEST_ID})")
         );
         // The call is not repeated.
-        assert_eq!(server.asked().await.len(), 1);
+        assert_eq!(server.requests().await.len(), 1);
     }
 }
 
 #[tokio::test]
 async fn web_page_is_rejected_by_every_call() {
-    let server =
-        Server::responding(answer(200, "text/html", "<html>Welcome to nginx!</html>")).await;
+    let server = Server::responding(response_with(
+        200,
+        "text/html",
+        "<html>Welcome to nginx!</html>",
+    ))
+    .await;
     let client = server.client();
     for row in rows() {
-        let error = refused((row.call)(client.clone()).await);
+        let error = expect_error((row.call)(client.clone()).await);
         assert_eq!(
             error.kind(),
             ErrorKind::Unreadable,
@@ -94,13 +99,13 @@ async fn json_of_another_shape_is_rejected() {
         let server = Server::answering(
             wrong
                 .iter()
-                .map(|body| answer(*status, "application/json", *body)),
+                .map(|body| response_with(*status, "application/json", *body)),
         )
         .await;
         // Without retries: a creation would be repeated.
         let client = server.client();
         for (sent, body) in wrong.iter().enumerate() {
-            let error = refused((row.call)(client.clone()).await);
+            let error = expect_error((row.call)(client.clone()).await);
             assert_eq!(
                 error.kind(),
                 ErrorKind::Unreadable,
@@ -120,7 +125,7 @@ async fn json_of_another_shape_is_rejected() {
                 "{error}"
             );
             assert_eq!(
-                server.asked().await.len(),
+                server.requests().await.len(),
                 sent + 1,
                 "{}: {body}",
                 row.operation
@@ -141,7 +146,7 @@ async fn response_without_a_required_field_is_rejected() {
         });
         let answers: Vec<_> = without
             .iter()
-            .map(|(_, body)| json_answer(*status, body))
+            .map(|(_, body)| json_response(*status, body))
             .collect();
         let server = Server::answering(answers).await;
         let client = server.client();
@@ -209,10 +214,10 @@ async fn call_without_a_response_body_accepts_only_204() {
         (nothing(), true),
         (ResponseTemplate::new(204), true),
         (
-            json_answer(200, &json!({"error": "unexpected body"})),
+            json_response(200, &json!({"error": "unexpected body"})),
             false,
         ),
-        (json_answer(202, &json!({})), false),
+        (json_response(202, &json!({})), false),
         (ResponseTemplate::new(200), false),
     ] {
         let server = Server::responding(answer).await;
@@ -222,7 +227,7 @@ async fn call_without_a_response_body_accepts_only_204() {
             assert_eq!(error.kind(), ErrorKind::Unreadable);
             assert!(error.may_have_taken_effect());
         }
-        assert_eq!(server.asked().await.len(), 4);
+        assert_eq!(server.requests().await.len(), 4);
     }
 }
 
@@ -235,7 +240,7 @@ async fn call_with_a_response_body_rejects_204() {
         match row.answer {
             (_, None) => outcome.unwrap(),
             (_, Some(_)) => assert_eq!(
-                refused(outcome).kind(),
+                expect_error(outcome).kind(),
                 ErrorKind::Unreadable,
                 "{}",
                 row.operation
@@ -254,8 +259,8 @@ async fn too_large_content_length_is_rejected() {
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{{"
         );
-        let wire = Wire::that([Does::Stalls(head)]).await;
-        let error = refused(
+        let wire = Wire::that([RawBehavior::Stalls(head)]).await;
+        let error = expect_error(
             wire.builder()
                 .max_retries(2)
                 .build()
@@ -277,26 +282,30 @@ async fn too_large_content_length_is_rejected() {
 
 #[tokio::test]
 async fn endless_response_is_rejected_at_the_limit() {
-    let wire = Wire::that([Does::Pours(MAX_RESPONSE), Does::Pours(MAX_RESPONSE - 2)]).await;
+    let wire = Wire::that([
+        RawBehavior::Pours(MAX_RESPONSE),
+        RawBehavior::Pours(MAX_RESPONSE - 2),
+    ])
+    .await;
     let client = wire
         .builder()
         .timeout(Duration::from_secs(60))
         .build()
         .unwrap();
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Unreadable, "{error:?}");
     assert!(
         error.to_string().ends_with(": the response is too long"),
         "{error}"
     );
     // Exactly the limit: the response is read and fails as invalid JSON.
-    let error = refused(client.whoami().await);
+    let error = expect_error(client.whoami().await);
     assert!(error.to_string().contains("cannot be read"), "{error}");
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
-    let elsewhere = Server::responding(json_answer(200, &said::whoami())).await;
+    let elsewhere = Server::responding(json_response(200, &fixtures::whoami())).await;
     for status in [300, 301, 302, 303, 304, 305, 307, 308] {
         let to = [
             format!("{}/api/v1/whoami", elsewhere.url()),
@@ -308,7 +317,7 @@ async fn redirects_are_not_followed() {
                 ResponseTemplate::new(status).insert_header("location", to.as_str()),
             )
             .await;
-            let error = refused(server.persistent().whoami().await);
+            let error = expect_error(server.persistent().whoami().await);
             assert_eq!(
                 (error.kind(), error.status()),
                 (ErrorKind::Redirect, Some(status)),
@@ -320,10 +329,10 @@ async fn redirects_are_not_followed() {
                 text,
                 format!("GET /api/v1/whoami: {status}: redirects are not followed")
             );
-            assert_eq!(server.asked().await.len(), 1, "{status} {to}");
+            assert_eq!(server.requests().await.len(), 1, "{status} {to}");
         }
     }
-    assert!(elsewhere.asked().await.is_empty());
+    assert!(elsewhere.requests().await.is_empty());
 }
 
 #[tokio::test]
@@ -333,15 +342,15 @@ async fn redirect_is_rejected_by_every_call() {
     let server =
         Server::responding(ResponseTemplate::new(307).insert_header("location", to.as_str())).await;
     for row in rows() {
-        let error = refused((row.call)(server.client()).await);
+        let error = expect_error((row.call)(server.client()).await);
         assert_eq!(error.kind(), ErrorKind::Redirect, "{}", row.operation);
     }
-    assert!(elsewhere.asked().await.is_empty());
+    assert!(elsewhere.requests().await.is_empty());
 }
 
 #[tokio::test]
 async fn redirected_response_of_own_http_client_is_not_used() {
-    let elsewhere = Server::responding(json_answer(200, &said::valid())).await;
+    let elsewhere = Server::responding(json_response(200, &fixtures::valid())).await;
     for status in [301, 302, 303, 307, 308] {
         let to = format!("{}/api/v1/verify", elsewhere.url());
         let server = Server::responding(
@@ -358,7 +367,7 @@ async fn redirected_response_of_own_http_client_is_not_used() {
             .max_retries(2)
             .build()
             .unwrap();
-        let error = refused(client.verify("ck_test_EXAMPLE1").await);
+        let error = expect_error(client.verify("ck_test_EXAMPLE1").await);
         assert_eq!(
             (error.kind(), error.attempts()),
             (ErrorKind::Redirect, 1),
@@ -366,7 +375,7 @@ async fn redirected_response_of_own_http_client_is_not_used() {
         );
     }
     // The caller's HTTP client follows the redirects, but the client rejects the responses.
-    assert_eq!(elsewhere.asked().await.len(), 5);
+    assert_eq!(elsewhere.requests().await.len(), 5);
 }
 
 #[tokio::test]
@@ -390,13 +399,13 @@ async fn redirect_loop_is_not_repeated() {
             .max_retries(2)
             .build()
             .unwrap();
-        let error = refused(client.whoami().await);
+        let error = expect_error(client.whoami().await);
         assert_eq!(
             (error.kind(), error.attempts()),
             (ErrorKind::Redirect, 1),
             "{error:?}"
         );
-        assert_eq!(server.asked().await.len(), expected);
+        assert_eq!(server.requests().await.len(), expected);
     }
 }
 
@@ -411,15 +420,15 @@ async fn unknown_fields_are_ignored_except_by_lookup() {
         add_fields(&mut newer);
         if row.operation == "syncLookup" {
             // A verifier must not ignore unknown fields: a rate limit with one is rejected.
-            let server = Server::answering([json_answer(*status, &newer)]).await;
+            let server = Server::answering([json_response(*status, &newer)]).await;
             assert_eq!(
-                refused((row.call)(server.client()).await).kind(),
+                expect_error((row.call)(server.client()).await).kind(),
                 ErrorKind::Unreadable
             );
             newer["key"]["rate_limit"] = body["key"]["rate_limit"].clone();
         }
         changed += usize::from(newer != *body);
-        let server = Server::answering([json_answer(*status, &newer)]).await;
+        let server = Server::answering([json_response(*status, &newer)]).await;
         let outcome = (row.call)(server.client()).await;
         outcome.unwrap_or_else(|error| panic!("{}: {error}: {newer}", row.operation));
     }
@@ -466,17 +475,17 @@ async fn unknown_values_are_kept_except_by_lookup() {
     /// A client of a server with this response.
     async fn newer(body: Value, pointers: &[&str]) -> (Client, Server) {
         let server =
-            Server::responding(json_answer(200, &with_unknown_values(body, pointers))).await;
+            Server::responding(json_response(200, &with_unknown_values(body, pointers))).await;
         (server.client(), server)
     }
 
-    let (client, _server) = newer(said::applications(), &["/items/0/apiKeys/0/status"]).await;
+    let (client, _server) = newer(fixtures::applications(), &["/items/0/apiKeys/0/status"]).await;
     let page = client.applications().list().await.unwrap();
     assert!(is_new(&page.items[0].api_keys.as_ref().unwrap()[0].status));
 
     let pointers = ["/items/0/status", "/items/0/mode", "/items/0/scopes/0"];
     let (client, _server) = newer(
-        said::numbered_page(&json!([said::application_key()])),
+        fixtures::numbered_page(&json!([fixtures::application_key()])),
         &pointers,
     )
     .await;
@@ -485,7 +494,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
     assert_eq!(page.items[0].scopes[0].as_str(), "brand_new");
 
     let pointers = ["/scope", "/status", "/mode", "/scopes/0", "/features/0"];
-    let (client, _server) = newer(said::commerce_key(), &pointers).await;
+    let (client, _server) = newer(fixtures::commerce_key(), &pointers).await;
     let key = client.commerce().api_keys().get("key").await.unwrap();
     assert!(is_new(&key.scope) && is_new(&key.status) && is_new(&key.mode));
     assert!(is_new(&key.features.unwrap()[0]));
@@ -493,7 +502,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
     assert!(key.status != Status::Active);
 
     let (client, _server) = newer(
-        said::created_commerce_key(),
+        fixtures::created_commerce_key(),
         &["/scope", "/mode", "/scopes/0", "/features/0"],
     )
     .await;
@@ -503,7 +512,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
     );
 
     let pointers = ["/data/environment", "/data/access"];
-    let (client, _server) = newer(said::envelope(&said::account_key()), &pointers).await;
+    let (client, _server) = newer(fixtures::envelope(&fixtures::account_key()), &pointers).await;
     let key = client.account().api_keys().revoke("key").await.unwrap();
     assert!(is_new(&key.environment) && is_new(&key.access));
 
@@ -513,7 +522,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
         "/data/0/target/type",
     ];
     let (client, _server) = newer(
-        said::list_envelope(&json!([said::account_audit_entry()]), None),
+        fixtures::list_envelope(&json!([fixtures::account_audit_entry()]), None),
         &pointers,
     )
     .await;
@@ -521,7 +530,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
     assert!(is_new(&page.items[0].actor.r#type) && is_new(&page.items[0].target.r#type));
 
     let (client, _server) = newer(
-        json!([said::audit_entry()]),
+        json!([fixtures::audit_entry()]),
         &["/0/action", "/0/actor/type", "/0/target/type"],
     )
     .await;
@@ -529,7 +538,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
     assert!(is_new(&page.items[0].actor.r#type) && is_new(&page.items[0].target.r#type));
     assert_eq!(page.items[0].action, "brand_new");
 
-    let (client, _server) = newer(said::account(), &["/operating_model"]).await;
+    let (client, _server) = newer(fixtures::account(), &["/operating_model"]).await;
     assert!(is_new(
         &client.accounts().get("acme").await.unwrap().operating_model
     ));
@@ -540,7 +549,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
         "/key/scopes/0",
         "/key/features/0",
     ];
-    let (client, _server) = newer(said::valid(), &pointers).await;
+    let (client, _server) = newer(fixtures::valid(), &pointers).await;
     let key = client
         .verify("ck_test_EXAMPLE1")
         .await
@@ -551,14 +560,14 @@ async fn unknown_values_are_kept_except_by_lookup() {
     assert!(is_new(&key.family) && is_new(&key.mode) && is_new(&key.features.unwrap()[0]));
 
     let (client, _server) = newer(
-        said::whoami(),
+        fixtures::whoami(),
         &["/family", "/mode", "/status", "/scopes/0"],
     )
     .await;
     let me = client.whoami().await.unwrap();
     assert!(is_new(&me.family) && is_new(&me.mode) && is_new(&me.status));
 
-    let (client, _server) = newer(said::introspected(), &["/mode"]).await;
+    let (client, _server) = newer(fixtures::introspected(), &["/mode"]).await;
     assert!(is_new(
         &client
             .introspect("ck_test_EXAMPLE1")
@@ -575,8 +584,8 @@ async fn unknown_values_are_kept_except_by_lookup() {
         "/key/features/0",
         "/key/operating_model",
     ] {
-        let (client, _server) = newer(said::found(), &[pointer]).await;
-        let error = refused(
+        let (client, _server) = newer(fixtures::found(), &[pointer]).await;
+        let error = expect_error(
             client
                 .subscription()
                 .lookup(tollkey_client::Digest::of_key("ck_test_EXAMPLE1"))
@@ -585,7 +594,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
         assert_eq!(error.kind(), ErrorKind::Unreadable, "{pointer}");
     }
     // A change of an unknown type is kept as it is.
-    let (client, _server) = newer(said::news(), &["/changes/0/type"]).await;
+    let (client, _server) = newer(fixtures::news(), &["/changes/0/type"]).await;
     let news = client
         .subscription()
         .poll(VerifierId::from_bytes([7; 16]))
@@ -596,7 +605,7 @@ async fn unknown_values_are_kept_except_by_lookup() {
 
 #[tokio::test]
 async fn unknown_denial_code_denies() {
-    let server = Server::responding(json_answer(200, &said::invalid("brand_new"))).await;
+    let server = Server::responding(json_response(200, &fixtures::invalid("brand_new"))).await;
     let verdict = server.client().verify("ck_test_EXAMPLE1").await.unwrap();
     assert!(!verdict.is_valid());
     let denied = verdict.into_result().unwrap_err();
@@ -608,11 +617,11 @@ async fn unknown_denial_code_denies() {
 
 #[tokio::test]
 async fn denial_that_contains_the_key_denies() {
-    let mut body = said::valid();
+    let mut body = fixtures::valid();
     body["valid"] = json!(false);
     body["code"] = json!("revoked");
     let batch = json!({"results": [body]});
-    let server = Server::answering([json_answer(200, &body), json_answer(200, &batch)]).await;
+    let server = Server::answering([json_response(200, &body), json_response(200, &batch)]).await;
     let client = server.client();
     let one = client.verify("ck_test_EXAMPLE1").await.unwrap();
     let several = client
@@ -633,31 +642,36 @@ async fn ambiguous_verification_result_is_rejected() {
         json!({"valid": true, "code": "valid"}),
         json!({"valid": true, "code": "valid", "key": null, "rate_limit": null}),
         json!({"valid": true, "code": "valid", "key": {}, "rate_limit": null}),
-        json!({"valid": "true", "code": "valid", "key": said::valid()["key"], "rate_limit": null}),
-        json!({"valid": 1, "code": "valid", "key": said::valid()["key"], "rate_limit": null}),
-        json!({"valid": null, "code": "valid", "key": said::valid()["key"], "rate_limit": null}),
-        json!({"code": "valid", "key": said::valid()["key"], "rate_limit": null}),
+        json!({"valid": "true", "code": "valid", "key": fixtures::valid()["key"], "rate_limit": null}),
+        json!({"valid": 1, "code": "valid", "key": fixtures::valid()["key"], "rate_limit": null}),
+        json!({"valid": null, "code": "valid", "key": fixtures::valid()["key"], "rate_limit": null}),
+        json!({"code": "valid", "key": fixtures::valid()["key"], "rate_limit": null}),
         json!({"valid": false}),
     ];
     for body in rows {
         let batch = json!({"results": [body]});
-        let server = Server::answering([json_answer(200, &body), json_answer(200, &batch)]).await;
+        let server =
+            Server::answering([json_response(200, &body), json_response(200, &batch)]).await;
         let client = server.client();
         assert_eq!(
-            refused(client.verify("ck_test_EXAMPLE1").await).kind(),
+            expect_error(client.verify("ck_test_EXAMPLE1").await).kind(),
             ErrorKind::Unreadable,
             "{body}"
         );
         let several = client
             .verify_batch([VerificationRequest::new("ck_test_EXAMPLE1")])
             .await;
-        assert_eq!(refused(several).kind(), ErrorKind::Unreadable, "{body}");
+        assert_eq!(
+            expect_error(several).kind(),
+            ErrorKind::Unreadable,
+            "{body}"
+        );
     }
     // A repeated `valid` is rejected, because parsers differ in which value they use.
     let twice = r#"{"valid": false, "code": "revoked", "valid": true}"#;
-    let server = Server::responding(answer(200, "application/json", twice)).await;
+    let server = Server::responding(response_with(200, "application/json", twice)).await;
     assert_eq!(
-        refused(server.client().verify("ck_test_EXAMPLE1").await).kind(),
+        expect_error(server.client().verify("ck_test_EXAMPLE1").await).kind(),
         ErrorKind::Unreadable
     );
 }
@@ -671,9 +685,9 @@ async fn batch_with_another_number_of_results_is_rejected() {
         ]
     };
     for count in [0, 1, 3] {
-        let body = json!({"results": vec![said::valid(); count]});
-        let server = Server::responding(json_answer(200, &body)).await;
-        let error = refused(server.persistent().verify_batch(requests()).await);
+        let body = json!({"results": vec![fixtures::valid(); count]});
+        let server = Server::responding(json_response(200, &body)).await;
+        let error = expect_error(server.persistent().verify_batch(requests()).await);
         assert_eq!(
             (error.kind(), error.attempts()),
             (ErrorKind::Unreadable, 1),
@@ -685,8 +699,8 @@ async fn batch_with_another_number_of_results_is_rejected() {
             format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})")
         );
     }
-    let body = json!({"results": [said::invalid("expired"), said::valid()]});
-    let server = Server::responding(json_answer(200, &body)).await;
+    let body = json!({"results": [fixtures::invalid("expired"), fixtures::valid()]});
+    let server = Server::responding(json_response(200, &body)).await;
     let verdicts = server.client().verify_batch(requests()).await.unwrap();
     assert_eq!(
         verdicts
@@ -700,23 +714,23 @@ async fn batch_with_another_number_of_results_is_rejected() {
 #[tokio::test]
 async fn whoami_of_a_publishable_key_has_no_rest() {
     let restricted =
-        json!({"id": said::KEY, "family": "publishable", "mode": "live", "status": "active"});
-    let server = Server::responding(json_answer(200, &restricted)).await;
+        json!({"id": fixtures::KEY, "family": "publishable", "mode": "live", "status": "active"});
+    let server = Server::responding(json_response(200, &restricted)).await;
     let me = server.client().whoami().await.unwrap();
     assert_eq!(me.rest, None);
     // Unreadable fields are an error, not an absent rest.
-    let mut broken = said::whoami();
+    let mut broken = fixtures::whoami();
     broken["scopes"] = json!("sessions:write");
-    let server = Server::responding(json_answer(200, &broken)).await;
+    let server = Server::responding(json_response(200, &broken)).await;
     assert_eq!(
-        refused(server.client().whoami().await).kind(),
+        expect_error(server.client().whoami().await).kind(),
         ErrorKind::Unreadable
     );
 }
 
 #[tokio::test]
 async fn with_auth_replaces_the_credential() {
-    let server = Server::responding(json_answer(200, &said::whoami())).await;
+    let server = Server::responding(json_response(200, &fixtures::whoami())).await;
     let client = server.client();
     client.whoami().await.unwrap();
     client
@@ -725,7 +739,7 @@ async fn with_auth_replaces_the_credential() {
         .await
         .unwrap();
     let presented: Vec<_> = server
-        .asked()
+        .requests()
         .await
         .iter()
         .map(|request| only_header(request, "authorization"))

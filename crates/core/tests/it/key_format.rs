@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 use tollkey_core::{
     Digest, Family, Mode, PlainKey,
-    key_text::{CredentialKind, RANDOM_LEN, without_scheme},
+    key_format::{CredentialKind, RANDOM_LEN, without_scheme},
 };
 
 use crate::support::{one_of, rng};

@@ -7,9 +7,12 @@ use tollkey_client::{Error, ErrorKind};
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixtures,
     operations::rows,
-    said,
-    support::{REQUEST_ID, Server, answer, json_answer, nothing, problem, problem_body, refused},
+    support::{
+        REQUEST_ID, Server, expect_error, json_response, nothing, problem, problem_body,
+        response_with,
+    },
 };
 
 /// An error response of the server.
@@ -139,7 +142,7 @@ impl Rejection {
         if !self.errors.is_empty() {
             body["errors"] = self.errors();
         }
-        self.with_retry_after(answer(
+        self.with_retry_after(response_with(
             self.status,
             "application/problem+json",
             body.to_string(),
@@ -155,7 +158,7 @@ impl Rejection {
         if !self.errors.is_empty() {
             error["details"]["errors"] = self.errors();
         }
-        self.with_retry_after(json_answer(self.status, &error_envelope(&error)))
+        self.with_retry_after(json_response(self.status, &error_envelope(&error)))
     }
 
     fn with_retry_after(&self, answer: ResponseTemplate) -> ResponseTemplate {
@@ -167,7 +170,7 @@ impl Rejection {
 }
 
 fn error_envelope(error: &Value) -> Value {
-    let mut envelope = said::envelope(&Value::Null);
+    let mut envelope = fixtures::envelope(&Value::Null);
     envelope["error"] = error.clone();
     envelope
 }
@@ -175,7 +178,7 @@ fn error_envelope(error: &Value) -> Value {
 /// Returns the error of `GET /whoami` for this response.
 async fn rejection_of(answer: ResponseTemplate) -> Error {
     let server = Server::answering([answer]).await;
-    let error = refused(server.client().whoami().await);
+    let error = expect_error(server.client().whoami().await);
     assert_eq!(
         (error.kind(), error.attempts()),
         (ErrorKind::Rejected, 1),
@@ -197,7 +200,7 @@ async fn errors_of_every_operation_are_parsed() {
         let client = server.client();
         let (method, template) = row.route();
         for rejection in &REJECTIONS {
-            let error = refused((row.call)(client.clone()).await);
+            let error = expect_error((row.call)(client.clone()).await);
             let context = format!("{}: {} {}", row.operation, rejection.status, rejection.code);
             assert_eq!(error.kind(), ErrorKind::Rejected, "{context}");
             assert_eq!(error.status(), Some(rejection.status), "{context}");
@@ -294,7 +297,7 @@ async fn error_of_another_server_has_a_status_and_no_code() {
         ("text/json+html", ours),
     ];
     for (media_type, body) in rows {
-        let answer = answer(502, media_type, body.clone()).insert_header("retry-after", "3");
+        let answer = response_with(502, media_type, body.clone()).insert_header("retry-after", "3");
         let error = rejection_of(answer).await;
         let context = format!("{media_type}: {body}");
         assert_eq!(
@@ -352,7 +355,12 @@ async fn each_field_of_an_error_is_optional() {
         ),
     ];
     for (body, code, detail, errors) in rows {
-        let error = rejection_of(answer(400, "application/problem+json", body.to_string())).await;
+        let error = rejection_of(response_with(
+            400,
+            "application/problem+json",
+            body.to_string(),
+        ))
+        .await;
         let found: Vec<_> = error
             .errors()
             .iter()
@@ -388,7 +396,7 @@ async fn every_json_media_type_is_parsed() {
         "application/json;charset=utf-8",
         "application/vnd.example+json",
     ] {
-        let error = rejection_of(answer(404, media_type, body.clone())).await;
+        let error = rejection_of(response_with(404, media_type, body.clone())).await;
         assert_eq!(error.code(), Some("not_found"), "{media_type}");
     }
 }
@@ -406,7 +414,7 @@ async fn unknown_fields_of_an_error_are_ignored() {
     }));
     envelope["meta"]["region"] = json!("eu");
     for body in [problem, envelope] {
-        let error = rejection_of(json_answer(400, &body)).await;
+        let error = rejection_of(json_response(400, &body)).await;
         assert_eq!(error.code(), Some("something_new"));
         assert_eq!(error.detail(), Some("an unknown error"));
         assert_eq!(error.errors().len(), 1);
@@ -421,7 +429,7 @@ async fn error_of_a_call_without_a_response_body_is_parsed() {
     ])
     .await;
     let call = server.client().service_keys().revoke("key");
-    let error = refused(call.clone().await);
+    let error = expect_error(call.clone().await);
     assert!(error.is_not_found() && error.code() == Some("not_found"));
     call.await.unwrap();
 }
