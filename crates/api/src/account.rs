@@ -107,7 +107,7 @@ pub struct ErrorBody {
         schema(example = "/name: must have 1 to 100 characters")
     )]
     pub message: String,
-    /// Details of the error. Absent if there are none.
+    /// Details of the error. Absent for an error without details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<ErrorDetails>,
 }

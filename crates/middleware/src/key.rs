@@ -10,7 +10,7 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
 /// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
-/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer
+/// The request counts as a use of the key when it is [committed](crate::Admission::commit), which a layer
 /// does when the handler responds, or when the last clone is dropped.
 #[derive(Clone)]
 pub struct VerifiedKey(Arc<Inner>);

@@ -22,11 +22,10 @@ pub struct UsageSchedule {
 }
 
 impl UsageSchedule {
-    /// Whether so many keys and rows are written at `now`, or because there is no room for more. Then the next interval
-    /// begins.
-    fn is_due(&mut self, waiting: usize, has_room: bool, now: Duration) -> bool {
+    /// Returns whether `waiting` keys and rows are written at `now`. If so, the next interval begins.
+    fn is_due(&mut self, waiting: usize, is_full: bool, now: Duration) -> bool {
         let has_waited = now.saturating_sub(self.written_at) >= USAGE_WRITE_INTERVAL;
-        let is_due = waiting <= BATCH || !has_room || has_waited;
+        let is_due = waiting <= BATCH || is_full || has_waited;
         if is_due {
             self.written_at = now;
         }
@@ -38,9 +37,9 @@ impl Service {
     /// Collects the usage that was counted while verifying, and writes it if that is due. The server calls this every few
     /// seconds.
     pub async fn flush_usage_when_due(&self, schedule: &mut UsageSchedule) {
-        let has_room = self.collect_usage().await;
+        let is_full = self.collect_usage().await;
         let waiting = self.verifier.usage_waiting();
-        if schedule.is_due(waiting, has_room, self.clock.elapsed()) {
+        if schedule.is_due(waiting, is_full, self.clock.elapsed()) {
             self.write_usage().await;
         }
     }
@@ -51,21 +50,21 @@ impl Service {
         self.write_usage().await;
     }
 
-    /// Collects usage as far as there is room for it, and returns whether there is room left.
+    /// Collects usage until the rows are full, and returns whether they are.
     async fn collect_usage(&self) -> bool {
-        let mut has_room = true;
+        let mut is_full = false;
         // Only what is counted now: usage that is added meanwhile waits for the next call.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             match self.verifier.collect_usage() {
                 Some(BATCH..) => tokio::task::yield_now().await,
                 collected => {
-                    has_room = collected.is_some();
+                    is_full = collected.is_none();
                     break;
                 }
             }
         }
         self.record_outcomes();
-        has_room
+        is_full
     }
 
     fn record_outcomes(&self) {
@@ -134,7 +133,7 @@ mod tests {
     fn usage_of_a_few_keys_is_written_every_time() {
         let mut schedule = UsageSchedule::default();
         for tick in 1..4 {
-            assert!(schedule.is_due(BATCH, true, tick * 5 * SECOND));
+            assert!(schedule.is_due(BATCH, false, tick * 5 * SECOND));
         }
     }
 
@@ -143,16 +142,16 @@ mod tests {
         let mut schedule = UsageSchedule::default();
         let ticks = (1..=36).map(|tick| tick * 5);
         let written: Vec<u32> = ticks
-            .filter(|seconds| schedule.is_due(BATCH + 1, true, *seconds * SECOND))
+            .filter(|seconds| schedule.is_due(BATCH + 1, false, *seconds * SECOND))
             .collect();
         assert_eq!(written, [60, 120, 180]);
     }
 
     #[test]
-    fn usage_is_written_when_it_has_no_room() {
+    fn usage_is_written_when_the_rows_are_full() {
         let mut schedule = UsageSchedule::default();
-        assert!(schedule.is_due(BATCH + 1, false, 5 * SECOND));
-        assert!(!schedule.is_due(BATCH + 1, true, 60 * SECOND));
-        assert!(schedule.is_due(BATCH + 1, true, 65 * SECOND));
+        assert!(schedule.is_due(BATCH + 1, true, 5 * SECOND));
+        assert!(!schedule.is_due(BATCH + 1, false, 60 * SECOND));
+        assert!(schedule.is_due(BATCH + 1, false, 65 * SECOND));
     }
 }
