@@ -114,7 +114,7 @@ impl CredentialKind {
     /// Reads the form of a credential. `None` if no key has this form, so that the text is unknown without a lookup.
     ///
     /// ```
-    /// use tollkey_core::key_text::{CredentialKind, Family, Mode};
+    /// use tollkey_core::key_format::{CredentialKind, Family, Mode};
     /// let example = format!("ck_test_{}", "a".repeat(32));
     /// assert_eq!(CredentialKind::parse(&example), Some(CredentialKind::Key(Family::Commerce, Mode::Test)));
     /// assert_eq!(CredentialKind::parse("ck_test_tooshort"), None);
