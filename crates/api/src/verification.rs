@@ -15,8 +15,8 @@ use crate::{
     time::UnixSeconds,
 };
 
-/// The body of `POST /verify`: a presented key, and what the request with that key requires. The
-/// key is denied if a restriction of the key needs a field that is absent.
+/// The body of `POST /verify`: a presented key, and the requirements of the request with that key.
+/// The key is denied if a restriction of the key needs a field that is absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn denial_is_read_whatever_its_other_fields_are() {
+    fn denial_is_read_even_if_its_other_fields_are_invalid() {
         let text = r#"{"valid": false, "code": "wrong_moon_phase", "key": 7, "rate_limit": "none", "hint": []}"#;
         let response: VerifyResponse = serde_json::from_str(text).unwrap();
         assert_eq!(

@@ -61,8 +61,8 @@ impl ApiKeys {
         Call::new(&self.0, method, route, segments).in_account()
     }
 
-    /// `POST /account/api-keys`: creates a key. Its name has 1 to 100 characters. Only this response contains the full key.
-    /// A secret key cannot create a key that has more access than itself.
+    /// `POST /account/api-keys`: creates a key. Its name has 1 to 100 characters. Only this response contains the
+    /// full key. A secret key cannot create a key that has more access than itself.
     ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client, Mode, account::Access};
@@ -109,8 +109,8 @@ impl ApiKeys {
         }
     }
 
-    /// `POST /account/api-keys/{id}/revoke`: revokes a key permanently. When this returns, the key is rejected everywhere.
-    /// Can be repeated.
+    /// `POST /account/api-keys/{id}/revoke`: revokes a key permanently. When this returns, the key is rejected
+    /// everywhere. Can be repeated.
     ///
     /// ```no_run
     /// # async fn example(key: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {

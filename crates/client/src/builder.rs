@@ -105,8 +105,8 @@ impl ClientBuilder {
             None => Ok(None),
         };
         let service = credential("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
-        // Without a token, the service key is presented with every call: the server then says why it rejects it, which it
-        // cannot do without a credential.
+        // Without a token, every call presents the service key. For a call that does not accept service keys, the
+        // server's error then explains this, instead of reporting that the credential is missing.
         let auth = credential("TOLLKEY_TOKEN")?
             .map(Auth::bearer)
             .or_else(|| service.clone());
@@ -129,53 +129,60 @@ impl ClientBuilder {
         self
     }
 
-    /// The credential that `verify`, `verify_batch`, `introspect` and `subscription` present instead: for a process that
-    /// manages keys with a management token and verifies keys with a service key.
+    /// The credential that `verify`, `verify_batch`, `introspect` and `subscription` present instead of
+    /// [`auth`](Self::auth), for a process that manages keys with a management token and verifies keys with a
+    /// service key.
     pub fn service_auth(mut self, auth: Auth) -> Self {
         self.service = Some(auth);
         self
     }
 
-    /// How long one attempt may take, from before it connects until the whole response is received; 10 s when not set.
+    /// The time limit of one attempt, from before it connects until the whole response is received; 10 s when
+    /// not set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long a whole call may take, including repeats and pauses; unlimited when not set, which can be minutes if a server
-    /// sends `Retry-After`. After it the call fails with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout).
+    /// The time limit of a whole call, including retries and pauses. Beyond it, the call fails with
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). Without a deadline, a call can take minutes if the
+    /// server sends `Retry-After`.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// How long connecting may take; 3 s when not set. Has no effect with [`http_client`](Self::http_client).
+    /// The time limit for connecting; 3 s when not set. Has no effect with [`http_client`](Self::http_client).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How often a call is sent again; 2 when not set, 0 for never.
+    /// The maximum number of retries of a call; 2 when not set, 0 for none.
     ///
-    /// It is sent again when there was no connection, the connection ended, no response came in time, or the response is 408,
-    /// 429, 5xx or 409 `idempotency_in_progress` (at least five times for that one, unless this is 0). A creation without an
-    /// `idempotency_key` of the caller is also sent again, once, when its response cannot be read: the server sends its first
-    /// response again. The client waits for a server's `Retry-After` up to [`max_retry_after`](Self::max_retry_after). A call that
-    /// restores access (`resume`, `enable`, `update`, `set_operating_model`) is not sent again after an attempt without a
-    /// response, because another caller may have ended that access since.
+    /// - The client retries if it cannot connect, if the connection ends, if no response arrives in time, and if
+    ///   the response is 408, 429, 5xx or 409 `idempotency_in_progress`. After this 409, it retries at least five
+    ///   times, unless this maximum is 0.
+    /// - If the response to a creation cannot be read, the client retries once, and the server sends its first
+    ///   response again. The client does not do this if the caller has set an `idempotency_key`.
+    /// - If a call that restores access (`resume`, `enable`, `update`, `set_operating_model`) gets no response on
+    ///   an open connection, the client does not retry, because another caller may have ended that access since.
+    /// - The client never retries the calls of [`Client::subscription`].
+    /// - The client waits for the server's `Retry-After`, up to [`max_retry_after`](Self::max_retry_after).
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.retries.max = retries;
         self
     }
 
-    /// The pause before the first repeat, which doubles with each repeat, and the longest pause; 0.5 s and 8 s when not set. Up
-    /// to half of each pause is random.
+    /// The pause before the first retry, which doubles with each retry, and the longest pause; 0.5 s and 8 s
+    /// when not set. Up to half of each pause is random.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         (self.retries.first_pause, self.retries.longest_pause) = (first, longest);
         self
     }
 
-    /// The longest `Retry-After` that the client waits for; 120 s when not set. If the server sends more, the call fails immediately.
+    /// The longest `Retry-After` that the client waits for; 120 s when not set. If the server sends more, the
+    /// call fails immediately.
     pub fn max_retry_after(mut self, most: Duration) -> Self {
         self.retries.max_retry_after = most;
         self
@@ -187,8 +194,8 @@ impl ClientBuilder {
         self
     }
 
-    /// A header of every call, for a proxy in front of the server for instance. Credentials of Tollkey belong in an [`Auth`].
-    /// The value is kept out of logs.
+    /// Adds a header to every call, for example for a proxy in front of the server. Credentials for Tollkey belong
+    /// in an [`Auth`]. The value is marked as sensitive, so that it is not logged.
     pub fn header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
         self.headers = self.headers.and_then(|mut headers| {
             let name = name.as_ref();
@@ -209,11 +216,13 @@ impl ClientBuilder {
 
     /// Uses the caller's own HTTP client, for its proxies, certificates or connection pool.
     ///
-    /// - It should follow no redirects, which would send keys to another server. A response from another URL is never used.
+    /// - It should not follow redirects, which would send keys to another server. A response from another URL is
+    ///   never used.
     /// - Its own settings apply. Enable HTTP/2 keep-alive
     ///   ([`http2_keep_alive_interval`](reqwest::ClientBuilder::http2_keep_alive_interval), also
-    ///   [`while idle`](reqwest::ClientBuilder::http2_keep_alive_while_idle)): without it, a connection whose peer has disappeared
-    ///   fails call after call, and [`Client::with_new_connections`] cannot replace it.
+    ///   [while idle](reqwest::ClientBuilder::http2_keep_alive_while_idle)). Without it, if the peer of a
+    ///   connection disappears, each further call on this connection fails, and
+    ///   [`Client::with_new_connections`] cannot replace it.
     /// - Blocking calls use it too, instead of separate connections: use it on one runtime only.
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);
@@ -324,7 +333,7 @@ mod tests {
         ClientBuilder::from_env(|name| variables.get(name).cloned())
     }
 
-    /// Returns what calls present, and what verifications present.
+    /// Returns the credentials that calls and verifications present.
     async fn presented(builder: ClientBuilder) -> (Option<String>, Option<String>) {
         async fn header(auth: Option<&Auth>) -> Option<String> {
             let header = auth?.header().await.unwrap();
@@ -386,10 +395,10 @@ mod tests {
 
     #[tokio::test]
     async fn verifications_present_the_service_key() {
-        let answers = wiremock::ResponseTemplate::new(503);
+        let unavailable = wiremock::ResponseTemplate::new(503);
         let server = wiremock::MockServer::start().await;
         wiremock::Mock::given(wiremock::matchers::any())
-            .respond_with(answers)
+            .respond_with(unavailable)
             .mount(&server)
             .await;
         let client = from_variables(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY])

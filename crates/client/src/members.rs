@@ -31,8 +31,8 @@ pub(crate) fn seconds(window: Duration) -> i64 {
 macro_rules! idempotent {
     ($builder:ty) => {
         impl $builder {
-            /// Makes this call and others with the same key, within 24 hours, one creation: 16 to 255 printable ASCII characters.
-            /// When not set, each call creates something.
+            /// The idempotency key: 16 to 255 printable ASCII characters, without `"` and `\`. Calls with the same
+            /// key within 24 hours create only one resource. When not set, each call creates its own.
             pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
                 self.idempotency_key = Some($crate::Secret::new(key));
                 self
@@ -46,23 +46,21 @@ pub(crate) use idempotent;
 macro_rules! restrictions {
     ($builder:ty) => {
         impl $builder {
-            /// When the key expires, in the future. When not set: never, or with its parent key.
+            /// The time when the key expires, in the future. When not set, it never expires, or expires with its
+            /// parent key.
             pub fn expires_at(mut self, at: impl Into<$crate::Moment>) -> Self {
                 self.body.expires_at = Some(at.into());
                 self
             }
 
             /// The IP allowlist: CIDR ranges with host bits zero. When not set: none, or that of the parent key.
-            pub fn allowed_ips(
-                mut self,
-                networks: impl IntoIterator<Item = impl ToString>,
-            ) -> Self {
-                self.body.allowed_ips = Some($crate::members::texts(networks));
+            pub fn allowed_ips(mut self, ranges: impl IntoIterator<Item = impl ToString>) -> Self {
+                self.body.allowed_ips = Some($crate::members::texts(ranges));
                 self
             }
 
-            /// The rate limit: at most `limit` uses (1 to 1,000,000) per `window` (1 s to a day, rounded up to whole seconds). Each
-            /// verifier counts separately. When not set: unlimited, or as the parent key.
+            /// The rate limit: at most `limit` uses (1 to 1,000,000) per `window` (1 s to a day, rounded up to
+            /// whole seconds). Each verifier counts separately. When not set: none, or that of the parent key.
             pub fn rate_limit(mut self, limit: u32, window: std::time::Duration) -> Self {
                 self.body.rate_limit = Some(RateLimit::new(
                     limit.into(),

@@ -13,7 +13,7 @@ use crate::{
     retry::Repeat,
 };
 
-/// Accounts: [`Client::accounts`]. They exist without being created.
+/// Accounts: [`Client::accounts`]. An account is not created; it exists once a management token names it.
 #[derive(Debug, Clone)]
 pub struct Accounts(Client);
 
@@ -41,8 +41,8 @@ impl Accounts {
         .reading()
     }
 
-    /// `PUT /accounts/{id}`: sets the operating model of an account, which limits what its scoped keys can do, existing keys
-    /// included.
+    /// `PUT /accounts/{id}`: sets the operating model of an account, which limits the features of its scoped keys,
+    /// including existing ones.
     ///
     /// ```no_run
     /// # use tollkey_client::OperatingModel;
@@ -78,7 +78,8 @@ impl ServiceKeys {
         Self(client.clone())
     }
 
-    /// `POST /service-keys`: creates a service key. Its name has 1 to 100 characters. Only this response contains the full key.
+    /// `POST /service-keys`: creates a service key. Its name has 1 to 100 characters. Only this response contains
+    /// the full key.
     ///
     /// ```no_run
     /// # async fn example(operator: tollkey_client::Client) -> Result<(), tollkey_client::Error> {

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn call_that_restores_access_needs_a_response_to_be_repeated() {
+    async fn restored_access_is_repeated_only_after_a_response() {
         for (kind, status, repeats) in [
             (Some(Kind::Timeout), 0, 0),
             (Some(Kind::Interrupted), 0, 0),

@@ -1,7 +1,7 @@
 //! The access decision: whether a key allows a request.
 //!
 //! [`decide`] is pure and is the only place where access is decided; the server, the middleware and the dashboard call
-//! it. Denials have a fixed order, that of [`Denial`]: the first that applies is reported. If a restriction needs a
+//! it. Denials are checked in the order of [`Denial`], and the first that applies is reported. If a restriction needs a
 //! value that the request does not have, the request is denied.
 
 use std::{net::IpAddr, sync::LazyLock};
@@ -18,7 +18,8 @@ use crate::{
     text::is_external_id,
 };
 
-/// The reason why a key is denied, in the order in which the server checks them. The first that applies is reported.
+/// The reason why a key is denied. The values are in the order in which the server checks them, and the first that
+/// applies is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",
@@ -130,7 +131,7 @@ pub struct KeyContext {
 }
 
 impl KeyContext {
-    /// Creates the record of a key; `application` is the key's application, if it has one.
+    /// Creates the context of a key; `application` is the key's application, if it has one.
     #[must_use]
     pub fn new(
         key: ApiKey,

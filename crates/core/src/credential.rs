@@ -1,7 +1,7 @@
 //! The credential of a request, and the headers that can contain it (contract, section 2; RFC 6750).
 //!
-//! [`Credential::read`] finds it. [`Expected::problem`] describes what is wrong with a rejected one. It examines only
-//! the form of the credential, so it does not reveal whether a key exists.
+//! [`Credential::read`] returns the credential. [`Expected::problem`] describes what is wrong with a rejected
+//! credential. It examines only the form, so it does not reveal whether a key exists.
 
 mod form;
 

@@ -7,9 +7,11 @@ use serde::Serialize;
 use tollkey_core::{Denial, Problem, ProblemCode, Scope};
 use tollkey_verifier::RateStatus;
 
-/// Why a request is rejected. It converts into the response of the framework, so that a handler can return it as its error.
+/// The reason why a request is rejected. It converts into the response of the framework, so that a handler can
+/// return it as its error.
 ///
-/// The response to a rejected request has the rejection in its extensions, for outer layers that log or count rejections.
+/// The response to a rejected request has the rejection in its extensions, for outer layers that log or count
+/// rejections.
 #[derive(Debug, Clone)]
 pub struct Rejection(Arc<Inner>);
 
@@ -80,7 +82,7 @@ impl RejectionResponse {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Sets a header, and replaces its values. `name` must be in lower case.
+    /// Sets a header, replacing its previous values. `name` must be in lower case.
     pub fn set_header(&mut self, name: &'static str, value: impl Into<String>) {
         self.headers.retain(|(own, _)| *own != name);
         self.headers.push((name, value.into()));
@@ -120,8 +122,8 @@ impl Rejection {
         self
     }
 
-    /// Creates the rejection for a route that requires a key without a Tollkey layer around it. This is a mistake of the
-    /// application; every request is rejected with 500, and an error is logged.
+    /// Creates the rejection for a route that requires a key, but has no Tollkey layer around it. This is a mistake
+    /// of the application: every request is rejected with 500, and an error is logged.
     #[must_use]
     pub fn unguarded() -> Self {
         tracing::error!(
@@ -183,7 +185,7 @@ impl Rejection {
         &self.0.problem.missing_scopes
     }
 
-    /// Returns when the request can succeed, for 429 and 503.
+    /// Returns the time after which the request can be repeated, for 429 and 503.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.problem.retry_after.map(Duration::from_secs)

@@ -23,7 +23,7 @@ pub const FINISHABLE: &str =
 /// The drift of a clock during a lease, and the margin for it, in ticks.
 const MARGIN: u8 = 1;
 
-/// What a caller does.
+/// The task of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerTask {
     /// Revokes the key.
@@ -57,7 +57,7 @@ pub struct Bounds {
     pub lease: u8,
     /// The number of verifiers.
     pub verifiers: u8,
-    /// What the callers do, each with the number of the verifier in its process; `None` for a process whose
+    /// The tasks of the callers, each with the number of the verifier in its process; `None` for a process whose
     /// verifier does nothing.
     pub callers: &'static [(CallerTask, Option<u8>)],
     /// The subscriber.
@@ -178,7 +178,7 @@ impl Protocol {
         }
     }
 
-    /// Returns what a verifier reports as applied.
+    /// Returns the last change that a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
         let own = state.verifiers[usize::from(verifier)].cache.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];

@@ -262,11 +262,11 @@ pub struct Subscriber {
     pub cache: Cache,
     /// The poll in flight.
     pub poll: Poll,
-    /// What each replica knows about it.
+    /// The state of the subscriber at each replica.
     pub known: [SubscriberState; VERIFIERS],
 }
 
-/// What a replica knows about a subscriber.
+/// The state of a subscriber at a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct SubscriberState {
     /// The last change that it has acknowledged.

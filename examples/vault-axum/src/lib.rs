@@ -1,11 +1,11 @@
-//! A vault of payment tokens behind Tollkey, as hellgate documents it: keys in `x-api-key`, some of them bound to merchants
-//! and features.
+//! A vault of payment tokens behind Tollkey, as hellgate documents it: keys in `x-api-key`, some of them limited to
+//! merchants and features.
 //!
 //! | module | contents |
 //! |---|---|
-//! | this one | the routes, and what each requires of a key |
+//! | this one | the routes, and the requirements of each |
 //! | [`handlers`] | the handlers |
-//! | [`vault`] | the data, and what a key sees of it |
+//! | [`vault`] | the data, and the part of it that a key can see |
 //! | [`upstream`] | the receiver of forwarded data |
 //! | [`failure`] | errors |
 #![forbid(unsafe_code)]
@@ -47,7 +47,7 @@ pub fn guard() -> GuardBuilder {
 
 /// Returns the API with the requirements of each route.
 pub fn app(guard: Guard, upstream: Upstream) -> Router {
-    // The five features. Tollkey checks features, operating models and merchants, so none of that is here.
+    // The routes of the five features. The layer checks features, operating models and merchants.
     let features = Router::new()
         .route("/tokens", get(handlers::list))
         .route("/tokens/{id}", get(handlers::retrieve))
@@ -77,7 +77,7 @@ pub fn app(guard: Guard, upstream: Upstream) -> Router {
         .with_state(api)
 }
 
-/// Serves the API until `stopped`, and then the requests in flight.
+/// Serves the API until `stopped` resolves, and then completes the requests in flight.
 ///
 /// # Errors
 /// Those of the listener.

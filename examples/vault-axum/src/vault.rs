@@ -104,8 +104,8 @@ impl Token {
 }
 
 impl Vaults {
-    /// Returns the tokens of the key's account and mode, and of the request's merchant, if it names one. Requests with a key
-    /// that is bound to merchants always name one of them.
+    /// Returns the tokens of the key's account and mode. If the request names a merchant, returns only the tokens of
+    /// this merchant. Requests with a key that is limited to merchants always name one of them.
     #[must_use]
     pub fn seen_by(&self, key: &VerifiedKey) -> Vec<Token> {
         let all = self.all();

@@ -13,9 +13,9 @@ use crate::{
     tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
 
-/// The time limit for a silent connection to end: shorter than an idle connection is kept (30 s).
+/// The time limit for closing a silent connection. It is shorter than the idle timeout of connections (30 s).
 const LIMIT: Duration = Duration::from_secs(20);
-/// The duration of an attempt on a silent connection, where the test does not depend on it.
+/// The timeout of an attempt on a silent connection, in tests that do not depend on its exact length.
 const ATTEMPT: Duration = Duration::from_millis(400);
 /// The number of connections that are idle when they go silent.
 const IDLE: usize = 4;
@@ -85,7 +85,8 @@ async fn blocking_calls_get_new_connections_too() {
     let opened = tokio::task::spawn_blocking(move || {
         client.whoami().send_blocking().unwrap();
         let before = wire.connections();
-        // On a busy machine the connection may not be back in the pool, so a second call of `client` would prove nothing.
+        // A second call of `client` would prove nothing: on a busy machine, its connection may not be back in the
+        // pool yet.
         client
             .with_new_connections()
             .unwrap()
@@ -260,7 +261,8 @@ async fn creation_is_repeated_after_a_damaged_response() {
     assert_eq!(server.requests().await.len(), 2);
 }
 
-/// An HTTP/2 server with TLS behind a proxy, and a client that trusts it: `with_certificate` passes its certificate.
+/// An HTTP/2 server with TLS behind a proxy, and a client that trusts it. [`with_certificate`] provides the
+/// certificate.
 async fn http2() -> (Http2Server, Proxy, tollkey_client::ClientBuilder) {
     let server = Http2Server::start(&Certificate::read()).await;
     let proxy = Proxy::to(&[server.address]).await;
@@ -321,7 +323,7 @@ async fn http2_during_a_call() {
         "{error:?}"
     );
     client.whoami().await.unwrap();
-    // With a repeat, no call fails.
+    // With a retry, no call fails.
     let client = client.with_max_retries(1);
     proxy.silence();
     timeout(LIMIT, client.whoami().send())

@@ -1,4 +1,4 @@
-//! Which calls are sent again, how often, and with what.
+//! Retries: which calls are repeated, how often, and with which headers and body.
 
 use std::{
     collections::BTreeSet,
@@ -63,11 +63,11 @@ async fn only_temporary_errors_are_repeated() {
             "error": {"code": "SOMETHING", "message": "a detail", "details": {"code": code}},
             "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": fixtures::NOON_TEXT},
         });
-        for answer in [
+        for response in [
             problem(status, code, "a detail"),
             json_response(status, &envelope),
         ] {
-            let server = Server::responding(answer).await;
+            let server = Server::responding(response).await;
             let error = expect_error(server.persistent().applications().create("Shop").await);
             assert_eq!((error.status(), error.code()), (Some(status), Some(code)));
             assert_eq!(server.requests().await.len(), attempts, "{status} {code}");
@@ -217,7 +217,7 @@ async fn each_creation_has_its_own_idempotency_key() {
     for creation in creations(&client).into_iter().chain(creations(&client)) {
         expect_error(creation.await);
     }
-    // Each time a clone of a call is sent, too.
+    // A cloned call also gets a new key each time it is sent.
     let call = client.service_keys().create("gateway");
     expect_error(call.clone().await);
     expect_error(call.await);
@@ -311,10 +311,12 @@ async fn only_creations_have_an_idempotency_key() {
 
 /// Returns the error's `retry_after` for a response with these headers.
 async fn retry_after_of(headers: &[(&'static str, &str)]) -> Option<Duration> {
-    let answer = headers.iter().fold(unavailable(), |answer, (name, value)| {
-        answer.insert_header(*name, *value)
-    });
-    let server = Server::responding(answer).await;
+    let response = headers
+        .iter()
+        .fold(unavailable(), |response, (name, value)| {
+            response.insert_header(*name, *value)
+        });
+    let server = Server::responding(response).await;
     expect_error(server.client().whoami().await).retry_after()
 }
 
@@ -382,9 +384,9 @@ async fn retry_after_is_waited_for() {
         "the first request is in progress",
     );
     let still_running = still_running.insert_header("retry-after", "1");
-    let waits = [in_seconds, as_date, still_running].map(|answer| async move {
+    let waits = [in_seconds, as_date, still_running].map(|response| async move {
         let server =
-            Server::answering([answer, json_response(201, &fixtures::application())]).await;
+            Server::answering([response, json_response(201, &fixtures::application())]).await;
         let started = Instant::now();
         server
             .persistent()
@@ -469,7 +471,7 @@ async fn error_tells_whether_the_call_may_have_taken_effect() {
 }
 
 #[tokio::test]
-async fn call_that_restores_access_needs_a_response_to_be_repeated() {
+async fn restored_access_is_repeated_only_after_a_response() {
     type Sent = std::pin::Pin<Box<dyn Future<Output = Option<tollkey_client::Error>>>>;
     type Call = fn(Client) -> Sent;
     let calls: [(&str, Call); 4] = [
@@ -591,7 +593,7 @@ async fn revocation_rejected_at_the_first_attempt_fails() {
 
 #[tokio::test]
 async fn revocation_fails_unless_an_attempt_may_have_succeeded() {
-    // Otherwise a wrong key ID would count as revoked, while the intended key still works.
+    // Otherwise a revocation with a wrong key ID would succeed, while the intended key still works.
     let responses = [
         (408, "request_timeout"),
         (429, "rate_limited"),
@@ -620,12 +622,12 @@ async fn revocation_fails_unless_an_attempt_may_have_succeeded() {
     }
     // One lost response is enough.
     let limited = problem(429, "rate_limited", "too many requests");
-    let answers = [
+    let responses = [
         unavailable(),
         limited,
         problem(400, "key_already_revoked", "the key is revoked"),
     ];
-    let server = Server::answering(answers).await;
+    let server = Server::answering(responses).await;
     server
         .persistent()
         .applications()
@@ -657,7 +659,7 @@ async fn repeated_revocation_succeeds_only_by_its_own_code() {
         let error = expect_error(server.persistent().revoke_self().await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
     }
-    // The code of one call does not count for the other, nor for a call that reads.
+    // The code of one call does not make the other succeed, nor a call that only reads.
     let server = Server::answering([
         unavailable(),
         problem(401, "invalid_api_key", "the API key is not valid"),
@@ -931,8 +933,8 @@ async fn unreadable_response_without_a_random_key_is_final() {
 
 #[tokio::test]
 async fn poll_timeout_is_extended_by_its_wait() {
-    let answer = json_response(200, &fixtures::news()).set_delay(Duration::from_millis(300));
-    let server = Server::responding(answer).await;
+    let response = json_response(200, &fixtures::news()).set_delay(Duration::from_millis(300));
+    let server = Server::responding(response).await;
     let client = server
         .builder()
         .timeout(Duration::from_millis(100))

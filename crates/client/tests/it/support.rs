@@ -1,4 +1,4 @@
-//! Servers that give prepared responses and record their requests.
+//! Servers that send prepared responses and record their requests.
 
 use std::{
     collections::VecDeque,
@@ -28,11 +28,11 @@ pub const REQUEST_ID: &str = "req_01K30DW000E008000000000001";
 pub struct Server(MockServer);
 
 impl Server {
-    /// Gives these responses in turn, and 418 after the last.
-    pub async fn answering(answers: impl IntoIterator<Item = ResponseTemplate>) -> Self {
-        let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
+    /// Starts a server that sends these responses in turn, and 418 after the last.
+    pub async fn answering(responses: impl IntoIterator<Item = ResponseTemplate>) -> Self {
+        let responses = Mutex::new(responses.into_iter().collect::<VecDeque<_>>());
         Self::responding(move |_: &Request| {
-            let next = answers.lock().unwrap().pop_front();
+            let next = responses.lock().unwrap().pop_front();
             next.unwrap_or_else(|| problem(418, "unexpected_request", "no response is left"))
         })
         .await
@@ -187,24 +187,24 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub async fn that(does: impl IntoIterator<Item = RawBehavior>) -> Self {
+    pub async fn that(behaviors: impl IntoIterator<Item = RawBehavior>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let raw_requests = Arc::new(Mutex::new(Vec::new()));
-        let mut does: VecDeque<_> = does.into_iter().collect();
+        let mut behaviors: VecDeque<_> = behaviors.into_iter().collect();
         let connections = Arc::new(AtomicUsize::new(0));
         let (keep, count) = (raw_requests.clone(), connections.clone());
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let does = if does.len() > 1 {
-                    does.pop_front()
+                let behavior = if behaviors.len() > 1 {
+                    behaviors.pop_front()
                 } else {
-                    does.front().cloned()
+                    behaviors.front().cloned()
                 };
                 tokio::spawn(converse(
                     connection,
-                    does.expect("at least one behavior"),
+                    behavior.expect("at least one behavior"),
                     keep.clone(),
                 ));
             }
@@ -242,13 +242,13 @@ pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
 
 async fn converse(
     mut connection: TcpStream,
-    does: RawBehavior,
+    behavior: RawBehavior,
     raw_requests: Arc<Mutex<Vec<String>>>,
 ) {
     let request = read_request(&mut connection).await;
     raw_requests.lock().unwrap().push(request);
     // Write errors are ignored: the client may have closed the connection.
-    match does {
+    match behavior {
         RawBehavior::Says(text) => drop(connection.write_all(text.as_bytes()).await),
         RawBehavior::HangsUp => {}
         RawBehavior::Serves(text) => loop {

@@ -1,5 +1,5 @@
-//! Small applications, as a reader of the documentation would write them. Those of each framework import only from
-//! `tollkey_axum` or `tollkey_actix`; both use the same [`library`].
+//! Small applications, as a reader of the documentation would write them. They import only from `tollkey_axum` or
+//! only from `tollkey_actix`, and share [`library`].
 
 mod in_actix;
 mod in_axum;
