@@ -305,10 +305,10 @@ async fn rotated_key_is_valid_during_the_overlap() {
     let second = browser.property("#secret", "value").await;
     assert!(second != first.text);
     let second_id = world.store_secret().await;
-    browser.reads("main", "Successor of").await;
+    browser.reads("main", "Rotated from").await;
 
     // The predecessor has not been used since the rotation; then it is used.
-    browser.press("the predecessor").await;
+    browser.press("its predecessor").await;
     browser
         .reads(".notice", "This key has not been used since.")
         .await;
