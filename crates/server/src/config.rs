@@ -198,8 +198,8 @@ impl Settings {
         unknown.chain(self.configuration_warnings.iter().cloned())
     }
 
-    /// Reads the settings of these flags, this environment and this configuration file, which need not exist. A file
-    /// that a flag or the environment names is read in its place and must exist.
+    /// Reads the settings from these flags, this environment and the configuration file. `default_file` need not
+    /// exist. A file that a flag or the environment names replaces it, and must exist.
     ///
     /// # Errors
     /// [`ConfigError`] for the first setting that cannot be used.
@@ -364,7 +364,7 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
         sources.require("TOLLKEY_JWT_ISSUER", because)?;
         sources.require("TOLLKEY_JWT_AUDIENCE", because)?;
     }
-    let is_verified_only = values.public_key_file.is_some() || values.jwks_url.is_some();
+    let has_public_key = values.public_key_file.is_some() || values.jwks_url.is_some();
     let source = match (secret, values.public_key_file, values.jwks_url) {
         (Some(secret), ..) => TokenSource::Hs256(secret),
         (None, Some(path), _) => {
@@ -380,7 +380,7 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
         (None, None, Some(url)) => TokenSource::Jwks(url),
         (None, None, None) => TokenSource::Development,
     };
-    let default_roles = (!is_verified_only).then(|| "roles".to_owned());
+    let default_roles = (!has_public_key).then(|| "roles".to_owned());
     Ok(TokenSettings {
         source,
         issuer: values.issuer,
@@ -399,7 +399,7 @@ fn oidc(
     if let Some((secret, _)) = &client_secret {
         sources.warn_if_weak(OIDC_CLIENT_SECRET, secret);
     }
-    // These settings have no effect without a provider; the public URL has.
+    // Without a provider, only the public URL has an effect. The other settings are rejected.
     if let (None, Some((_, from))) = (sources.set(ISSUER), &client_secret) {
         let from = from.clone();
         return Err(ConfigError::Missing {

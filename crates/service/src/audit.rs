@@ -170,7 +170,7 @@ fn stored_ends(
 /// `unavailable`, also while this chain, or the maximum number of chains, is being verified.
 pub async fn check_account(service: &Service, by: &RequestActor) -> Result<ChainCheck, Problem> {
     let account_id = by.account_id.clone();
-    let Some(place) = service.audit_checks.take(&account_id) else {
+    let Some(permit) = service.audit_checks.take(&account_id) else {
         let detail =
             "The server is already checking this audit log, or too many others. Try again later.";
         return Err(Problem {
@@ -180,7 +180,7 @@ pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Chain
     };
     let work = move |db: &mut Reader<'_>| {
         // Kept until the work ends: a client that stops waiting must not allow another check to start.
-        let _place = place;
+        let _permit = permit;
         check(db, Some(&account_id), &[])
     };
     service.read(by, work).await

@@ -10,19 +10,21 @@ use crate::{idempotency, measures, revocations, service::Service};
 /// Days for which usage is kept: about 13 months, so that a month can be compared with the same month a year earlier.
 const USAGE_KEPT_DAYS: i32 = 400;
 
-/// How long usage waits at most before it is written, and how often a key in constant use is written when many are in use.
+/// The longest time that usage waits before it is written. When many keys are in use, each is written this often.
 const USAGE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// When usage is written. A few keys are written each time, so that other replicas show their use within seconds. More
-/// than that wait for [`USAGE_WRITE_INTERVAL`]: otherwise the database has a write every few seconds for each key in use.
+/// When usage is written. The usage of a few keys is written each time, so that other replicas show it within
+/// seconds. The usage of many keys waits for [`USAGE_WRITE_INTERVAL`]: otherwise the database has a write every few
+/// seconds for each key in use.
 #[derive(Debug, Default)]
 pub struct UsageSchedule {
-    /// When all of it was last written, on [`tollkey_core::Clock::elapsed`].
+    /// When all usage was last written, in terms of [`tollkey_core::Clock::elapsed`].
     written_at: Duration,
 }
 
 impl UsageSchedule {
-    /// Returns whether `waiting` keys and rows are written at `now`. If so, the next interval begins.
+    /// Returns whether usage is written at `now`: few keys and rows are waiting, the rows are full, or the
+    /// interval has ended. If so, the next interval begins.
     fn is_due(&mut self, waiting: usize, is_full: bool, now: Duration) -> bool {
         let has_waited = now.saturating_sub(self.written_at) >= USAGE_WRITE_INTERVAL;
         let is_due = waiting <= BATCH || is_full || has_waited;

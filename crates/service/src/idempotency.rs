@@ -60,7 +60,7 @@ impl<R> CreationPermit<R> {
 /// processed, `idempotency_replay_unavailable` if its record cannot be decrypted.
 pub async fn begin<T, R: Recorded<T>>(
     service: &Service,
-    place: RequestTarget<'_>,
+    target: RequestTarget<'_>,
     key: Option<IdempotencyKey>,
     body: &[u8],
 ) -> Result<BeginOutcome<T, R>, Problem> {
@@ -71,21 +71,21 @@ pub async fn begin<T, R: Recorded<T>>(
         &service.sealer,
         &service.random,
         service.clock.now(),
-        place,
+        target,
         &key,
         body,
     )?;
     let (id, since) = (request.id, request.since());
     // Looked up before the request is validated: what was valid then, such as an expiration, may be invalid now.
-    let Some(kept) = service
-        .read(place.owner(), move |db| db.idempotency_record(&id, since))
+    let Some(record) = service
+        .read(target.owner(), move |db| db.idempotency_record(&id, since))
         .await?
     else {
         return Ok(BeginOutcome::Fresh(CreationPermit::new(Some(
             request.reserve(&service.sealer)?,
         ))));
     };
-    let outcome = request.open(&kept)?;
+    let outcome = request.open(&record)?;
     // The earlier request may have crashed while it waited for the propagation of its change.
     service.wait_until_all_propagated().await?;
     Ok(BeginOutcome::Replay(outcome))
@@ -94,7 +94,7 @@ pub async fn begin<T, R: Recorded<T>>(
 /// Creates something in one transaction with its audit entry and, with an Idempotency-Key, its idempotency record.
 ///
 /// # Errors
-/// What `work` returns, and those of [`begin`] for concurrent requests.
+/// The error of `work`, and the errors of [`begin`] for concurrent requests.
 pub async fn create<T: Send + 'static, R: Recorded<T> + Send + 'static>(
     service: &Service,
     owner: impl Into<Owner>,
@@ -110,8 +110,8 @@ pub async fn create<T: Send + 'static, R: Recorded<T> + Send + 'static>(
                     return Err(Problem::idempotency_in_progress());
                 }
                 // Another request may have succeeded since this one began.
-                if let Some(kept) = tx.idempotency_record(&request.id, request.since())? {
-                    return request.open(&kept);
+                if let Some(record) = tx.idempotency_record(&request.id, request.since())? {
+                    return request.open(&record);
                 }
             }
             let created = work(tx)?;

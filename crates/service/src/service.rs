@@ -125,10 +125,10 @@ impl Service {
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
-        need: &AccessRequest<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Problem> {
         let verifier = self.verifier.on_behalf_of(requester);
-        counted(verifier.verify(presented, need).await)
+        counted(verifier.verify(presented, access).await)
     }
 
     /// Verifies a presented key without counting a use of it, for a request that is rejected whatever the result.
@@ -139,10 +139,10 @@ impl Service {
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
-        need: &AccessRequest<'_>,
+        access: &AccessRequest<'_>,
     ) -> Result<Verdict, Problem> {
         let verifier = self.verifier.on_behalf_of(requester);
-        counted(verifier.peek(presented, need).await)
+        counted(verifier.peek(presented, access).await)
     }
 }
 

@@ -105,12 +105,12 @@ impl Primary for StoreSource {
         seq: Seq,
         except: VerifierId,
     ) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
-        let behind = self
+        let lagging = self
             .store
             .lagging_verifiers(seq, except)
             .await
             .map_err(unavailable)?;
-        Ok(behind
+        Ok(lagging
             .into_iter()
             .map(|row| (row.verifier, row.renewals.unsigned_abs()))
             .collect())

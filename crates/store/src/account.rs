@@ -21,13 +21,13 @@ pub use revocations::Batch;
 
 use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
 
-/// Reads what belongs to one account.
+/// Reads the data of one account.
 pub struct AccountReader<'a> {
     conn: &'a mut AnyConnection,
     account: &'a AccountId,
 }
 
-/// Reads and writes what belongs to one account.
+/// Reads and writes the data of one account.
 pub struct AccountWriter<'a> {
     reader: AccountReader<'a>,
     changed: &'a mut Vec<Changed>,

@@ -11,7 +11,7 @@ use diesel::ConnectionError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConnectFailure {
     reason: String,
-    /// Whether the tables below have libpq's message.
+    /// Whether the tables below contain libpq's message.
     is_known: bool,
     /// Whether a later attempt may succeed without a change to settings or database: the server is starting, or cannot
     /// be reached yet.
@@ -55,18 +55,18 @@ const TRANSIENT: [(&str, &str); 14] = [
         "No such file or directory",
         "there is no socket at that path; the server is not running",
     ),
-    ("timeout expired", "the server does not answer in time"),
-    ("timed out", "the server does not answer in time"),
+    ("timeout expired", "the server does not respond in time"),
+    ("timed out", "the server does not respond in time"),
     ("No route to host", "there is no route to its host"),
     ("Host is unreachable", "there is no route to its host"),
     ("Network is unreachable", "its network is unreachable"),
     (
         "Cannot assign requested address",
-        "this machine has no address of the family of its host's (IPv4 or IPv6)",
+        "this machine has no address of the server's address family (IPv4 or IPv6)",
     ),
     (
         "Address family not supported",
-        "this machine has no address of the family of its host's (IPv4 or IPv6)",
+        "this machine has no address of the server's address family (IPv4 or IPv6)",
     ),
     (
         "Resource temporarily unavailable",
@@ -112,7 +112,7 @@ const PERMANENT: [(&str, &str); 11] = [
     ("SSL", "TLS failed"),
     (
         "no password supplied",
-        "the server asks for a password, and DATABASE_URL has none",
+        "the server requires a password, and DATABASE_URL has none",
     ),
     (
         "session is read-only",
@@ -180,7 +180,8 @@ impl ConnectFailure {
     }
 
     /// Parses libpq's message. It has a line for each address that was tried, and more lines with hints. If one address
-    /// fails permanently, waiting does not help, whatever the others report. Unknown messages only count if all are.
+    /// fails permanently, waiting does not help, whatever the others report. Unknown messages count only if all
+    /// messages are unknown.
     fn from_message(message: &str) -> Self {
         let attempts: Vec<&str> = message
             .lines()
@@ -203,10 +204,10 @@ impl ConnectFailure {
     fn from_line(line: &str) -> Self {
         // "FATAL:  …" comes from the server, even with a translated severity; libpq itself never writes two spaces
         // there.
-        if let Some((severity, said)) = line.split_once(":  ")
+        if let Some((severity, message)) = line.split_once(":  ")
             && !severity.contains(|c: char| c.is_whitespace() || c == '"')
         {
-            return Self::from_server(said.trim_end());
+            return Self::from_server(message.trim_end());
         }
         let among = |table: &[(&str, &str)]| {
             table
@@ -223,15 +224,15 @@ impl ConnectFailure {
         }
     }
 
-    fn from_server(said: &str) -> Self {
-        if SERVER_TRANSIENT.iter().any(|text| said.contains(text)) {
-            return Self::transient(format!("the server says: {said}"));
+    fn from_server(message: &str) -> Self {
+        if SERVER_TRANSIENT.iter().any(|text| message.contains(text)) {
+            return Self::transient(format!("the server says: {message}"));
         }
-        let next = NEXT_STEPS.iter().find(|(text, _)| said.contains(text));
+        let next = NEXT_STEPS.iter().find(|(text, _)| message.contains(text));
         let next = next
             .map(|(_, step)| format!("; {step}"))
             .unwrap_or_default();
-        Self::permanent(format!("the server says: {said}{next}"))
+        Self::permanent(format!("the server says: {message}{next}"))
     }
 }
 

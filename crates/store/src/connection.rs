@@ -117,8 +117,8 @@ pub(crate) enum Use {
     Migrate,
 }
 
-/// How long a statement may take before the connection counts as lost: the server's statement timeout, and as long as
-/// connecting may take for the response.
+/// How long a statement may take before the connection counts as lost: the server's statement timeout (5 s), plus
+/// [`CONNECT_TIMEOUT`] for the response.
 const STATEMENT: Duration = Duration::from_secs(8);
 /// How long a ping may take.
 const PING: Duration = Duration::from_secs(3);
@@ -138,7 +138,7 @@ pub(crate) fn establish(target: &Target, purpose: Use) -> Result<AnyConnection, 
     Ok(establish_watched(target, purpose)?.0)
 }
 
-/// [`establish`], with the watch that closes a connection to a server that does not respond in time.
+/// Like [`establish`], but also returns the watch, which closes the connection if the server does not respond in time.
 pub(crate) fn establish_watched(
     target: &Target,
     purpose: Use,

@@ -15,7 +15,7 @@ use crate::{
     schema::{api_keys, applications, key_ancestors, key_last_used},
 };
 
-/// How many IDs one statement gets.
+/// The maximum number of IDs in one statement.
 const IDS: usize = 500;
 
 /// Converts rows to keys and adds their last use and the effects of their ancestors and their application. Keys without

@@ -57,8 +57,8 @@ const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, se
 /// (a setting of the session overrides a reloaded one).
 const DURABLE: &str = "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
 
-/// The first statement of each connection, because a default of a few milliseconds would end the others; this one is
-/// short enough. The startup parameter `options` would set it earlier, but connection poolers reject that.
+/// The first statement of each connection, because a default timeout of a few milliseconds would cancel the others.
+/// This one is fast enough. The startup parameter `options` would set it earlier, but connection poolers reject that.
 pub(crate) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
 
 /// Sets English messages: errors are classified by their messages, because diesel does not expose most codes. Only

@@ -14,9 +14,10 @@ use crate::{
     verifier::{Inner, Verifier},
 };
 
-/// The pause before a key is looked up again after a failed look-up, or while there is no lease to notify of changes.
+/// The pause before a key is looked up again after a failed look-up, or while there is no lease: only a lease
+/// guarantees that changes are notified.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause before the wall clock is read again, which may have been set.
+/// The longest pause before the wall clock is read again, because it may have been set.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 impl<S: Source> Verifier<S> {

@@ -149,7 +149,7 @@ fn request(target: &str, key: &Key) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Prints the table. `compared` is the index of the subject of the ratios.
+/// Prints the table. `compared` is the index of the subject that the others are compared to.
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<usize>) {
     println!(

@@ -62,7 +62,7 @@ pub(super) struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// Returns a shared secret, which is for HS256 only.
+    /// Returns the key that verifies HS256 signatures with this shared secret.
     pub(super) fn hs256(secret: &[u8]) -> Self {
         Self {
             id: None,

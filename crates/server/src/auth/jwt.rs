@@ -31,7 +31,8 @@ const SUBJECT_MAX: usize = 255;
 pub struct Claims {
     /// `sub`: 1 to 255 bytes without control characters.
     pub subject: String,
-    /// The account claim: a string that is an account ID, or an integer in decimal. Otherwise what is wrong with it.
+    /// The account claim: a string that is an account ID, or an integer in decimal. Otherwise the reason
+    /// why it cannot be used.
     pub account: Result<AccountId, ClaimFault>,
     /// The roles claim: an array of strings, or one string separated by spaces. Empty if the claim is anything else.
     pub roles: Vec<String>,
@@ -358,8 +359,8 @@ impl TokenVerifier {
     /// Creates the verifier for these settings. `development` is the secret of development mode.
     ///
     /// # Errors
-    /// [`KeySetupError`] if the secret, the file or the HTTP client cannot be used, or without a secret in development
-    /// mode.
+    /// [`KeySetupError`] if the secret, the file or the HTTP client cannot be used, or if `development` is `None` in
+    /// development mode.
     pub fn open(
         settings: &TokenSettings,
         development: Option<&Secret>,
@@ -397,8 +398,9 @@ impl TokenVerifier {
         ))
     }
 
-    /// Creates a verifier that accepts tokens of this public key in PEM form: RS256 and PS256 for RSA keys of 2048 to
-    /// 8192 bits, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key ID in the token is ignored.
+    /// Creates a verifier that accepts tokens whose signature this public key (PEM) verifies: RS256 and PS256 for RSA
+    /// keys of 2048 to 8192 bits, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key ID in the token is
+    /// ignored.
     ///
     /// # Errors
     /// [`KeySetupError::PublicKey`] for anything else, such as a private key or a certificate.

@@ -72,14 +72,14 @@ pub(super) async fn once<T, R: Recorded<T>>(
     if !is_for(fields, account) {
         return Err(for_another_account(account));
     }
-    let place = RequestTarget {
+    let target = RequestTarget {
         account,
         actor,
         mode: None,
         method: "POST",
         path,
     };
-    let begun = idempotency::begin(&state.service, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
+    let begun = idempotency::begin(&state.service, target, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
         // The default detail is for API clients.
         ProblemCode::IdempotencyMismatch => Problem {
             detail: "This form was sent before with other values and created something. Send it again to create another one."

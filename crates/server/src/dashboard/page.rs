@@ -106,10 +106,11 @@ impl Frame {
         }
     }
 
-    /// Adds the notice with this name, if the page allows it. The name comes from the URL, so the text must not.
+    /// Adds the notice with this name, if the page allows it. The URL contains only the name, so that a
+    /// link cannot show arbitrary text as a notice.
     #[must_use]
-    pub fn done(self, word: Option<&str>, own: &[&str]) -> Self {
-        let done = match word.filter(|word| own.contains(word)) {
+    pub fn done(self, name: Option<&str>, allowed: &[&str]) -> Self {
+        let done = match name.filter(|name| allowed.contains(name)) {
             Some("revoked") => "Key revoked. It is rejected everywhere.",
             Some("suspended") => "Key suspended. It is rejected until you resume it.",
             Some("resumed") => "Key resumed.",
@@ -235,14 +236,15 @@ pub fn safe_next_page(next: &str) -> &str {
 pub fn sign_in_url(next: &str, failed: Option<&str>) -> String {
     let pairs = [
         Some(("next", safe_next_page(next))),
-        failed.map(|word| ("failed", word)),
+        failed.map(|code| ("failed", code)),
     ];
     let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>())
         .unwrap_or_default();
     format!("/dashboard/sign-in?{query}")
 }
 
-/// Redirects to another page. For htmx, which would replace only a part of the page, a header does it instead of 303.
+/// Redirects to another page. After a 303, htmx would replace only a part of the page, so a request of htmx gets
+/// the header `HX-Redirect` instead.
 #[must_use]
 pub fn redirect_whole_page(headers: &HeaderMap, to: &str) -> HttpResponse {
     if headers.contains_key("hx-request") {
@@ -254,8 +256,8 @@ pub fn redirect_whole_page(headers: &HeaderMap, to: &str) -> HttpResponse {
     }
 }
 
-/// Renders a page that loads another one by itself: the URL of a provider, or an own path with the path prefix. The
-/// browser sends that request from this site, and so with the session's cookie.
+/// Renders a page that immediately loads another one: a URL of the identity provider, or a path of this server,
+/// including the path prefix. The browser sends that request from this site, and therefore with the session cookie.
 #[must_use]
 pub fn continue_page(to: &str) -> HttpResponse {
     let page = ContinuePage { to };

@@ -61,11 +61,11 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 #[post("/applications")]
 pub async fn create(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
-    let by = &merchant.0;
+    let by = &caller.0;
     let run = async |creating| {
         let (name, description) =
             body.read_json()?
@@ -100,13 +100,13 @@ pub async fn create(
 #[get("/applications")]
 pub async fn list(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     query: Query,
 ) -> HandlerResult {
     let query: api::ListApplications = query.read()?;
     let (page, limit) = paging(query.page, query.limit)?;
     let include = query.include.is_some();
-    let found = applications::page(&state.service, &merchant.0, page, limit, include).await?;
+    let found = applications::page(&state.service, &caller.0, page, limit, include).await?;
     let now = state.service.clock.now();
     let items = found.items.iter().map(|(application, keys)| {
         let keys = include.then(|| keys.iter().map(|key| included_key(key, now)).collect());
@@ -128,10 +128,10 @@ pub async fn list(
 #[get("/applications/{id}")]
 pub async fn get(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let application = applications::get(&state.service, &merchant.0, path_id(&id)?).await?;
+    let application = applications::get(&state.service, &caller.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -153,7 +153,7 @@ pub async fn get(
 #[patch("/applications/{id}")]
 pub async fn update(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -180,7 +180,7 @@ pub async fn update(
             })?;
     let id = path_id(&id)?;
     let application =
-        applications::update(&state.service, &merchant.0, id, name, description).await?;
+        applications::update(&state.service, &caller.0, id, name, description).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -198,10 +198,10 @@ pub async fn update(
 #[delete("/applications/{id}")]
 pub async fn delete(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
-    applications::delete(&state.service, &merchant.0, path_id(&id)?).await?;
+    applications::delete(&state.service, &caller.0, path_id(&id)?).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -220,13 +220,13 @@ pub async fn delete(
 #[patch("/applications/{id}/status")]
 pub async fn set_status(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
     let body: api::SetApplicationStatus = body.json()?;
     let application =
-        applications::set_enabled(&state.service, &merchant.0, path_id(&id)?, body.is_enabled)
+        applications::set_enabled(&state.service, &caller.0, path_id(&id)?, body.is_enabled)
             .await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
@@ -249,12 +249,12 @@ pub async fn set_status(
 #[post("/applications/{id}/api-keys")]
 pub async fn create_key(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
-    let by = &merchant.0;
+    let by = &caller.0;
     let run = async |creating| {
         let now = state.service.clock.now();
         let fields = body
@@ -284,14 +284,14 @@ pub async fn create_key(
 #[get("/applications/{id}/api-keys")]
 pub async fn list_keys(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     query: Query,
 ) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let id = path_id(&id)?;
     let (page, limit) = paging(query.page, query.limit)?;
-    let found = api_keys::page_of_application(&state.service, &merchant.0, id, page, limit).await?;
+    let found = api_keys::page_of_application(&state.service, &caller.0, id, page, limit).await?;
     let now = state.service.clock.now();
     let items = found
         .items
@@ -318,11 +318,11 @@ pub async fn list_keys(
 #[delete("/applications/{id}/api-keys/{keyId}")]
 pub async fn revoke_key(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     path: web::Path<(String, String)>,
 ) -> HandlerResult {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
-    if !api_keys::revoke_of_application(&state.service, &merchant.0, application, key).await? {
+    if !api_keys::revoke_of_application(&state.service, &caller.0, application, key).await? {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
         return Err(Problem::new(code, "The key is already revoked. Nothing was changed.").into());
     }

@@ -46,12 +46,12 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 #[get("/audit-log")]
 pub async fn list(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     query: Query,
 ) -> HandlerResult {
     let query: api::ListAuditLog = query.read()?;
     let filter = filter(&query)?;
-    let found = audit::list(&state.service, &merchant.0, filter).await?;
+    let found = audit::list(&state.service, &caller.0, filter).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
         let next = api::ListAuditLog {

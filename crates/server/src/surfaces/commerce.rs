@@ -77,11 +77,11 @@ fn shown(created: &CreatedKey) -> Representation<api::CreatedKey> {
 #[post("/api-keys")]
 pub async fn create(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
-    let by = &merchant.0;
+    let by = &caller.0;
     let run = async |creating| {
         let now = state.service.clock.now();
         let fields = body
@@ -107,14 +107,14 @@ pub async fn create(
 #[get("/api-keys")]
 pub async fn list(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     query: Query,
 ) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
         &state.service,
-        &merchant.0,
+        &caller.0,
         api_keys::KeyQuery::of(api_keys::COMMERCE),
         after,
         limit,
@@ -155,16 +155,10 @@ pub async fn list(
 #[get("/api-keys/{id}")]
 pub async fn get(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let found = api_keys::get(
-        &state.service,
-        &merchant.0,
-        api_keys::COMMERCE,
-        path_id(&id)?,
-    )
-    .await?;
+    let found = api_keys::get(&state.service, &caller.0, api_keys::COMMERCE, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&found, state.service.clock.now())))
 }
 
@@ -188,7 +182,7 @@ pub async fn get(
 #[patch("/api-keys/{id}")]
 pub async fn update(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -197,7 +191,7 @@ pub async fn update(
         .read_merge_patch_or_nothing()?
         .check(|body, checks| edit(body, &state.service.catalogue, now, checks))?;
     let id = path_id(&id)?;
-    let changed = api_keys::update(&state.service, &merchant.0, id, edit).await?;
+    let changed = api_keys::update(&state.service, &caller.0, id, edit).await?;
     Ok(HttpResponse::Ok().json(key(&changed, now)))
 }
 
@@ -216,7 +210,7 @@ pub async fn update(
 #[post("/api-keys/{id}/revoke")]
 pub async fn revoke(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
@@ -226,7 +220,7 @@ pub async fn revoke(
             checks.check("/reason", text::optional(body.reason.as_deref(), 255))
         })?;
     let id = path_id(&id)?;
-    api_keys::revoke(&state.service, &merchant.0, api_keys::COMMERCE, id, reason).await?;
+    api_keys::revoke(&state.service, &caller.0, api_keys::COMMERCE, id, reason).await?;
     Ok(HttpResponse::Ok().json(api::Message {
         message: REVOKED.to_owned(),
     }))
@@ -250,12 +244,12 @@ pub async fn revoke(
 #[post("/api-keys/{id}/suspend")]
 pub async fn suspend(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::suspend(&state.service, &merchant.0, path_id(&id)?).await?;
+    let changed = api_keys::suspend(&state.service, &caller.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
 }
 
@@ -276,12 +270,12 @@ pub async fn suspend(
 #[post("/api-keys/{id}/resume")]
 pub async fn resume(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     body: Body,
 ) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::resume(&state.service, &merchant.0, path_id(&id)?).await?;
+    let changed = api_keys::resume(&state.service, &caller.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
 }
 
@@ -307,12 +301,12 @@ pub async fn resume(
 #[post("/api-keys/{id}/rotate")]
 pub async fn rotate(
     state: web::Data<State>,
-    merchant: ManagementCaller,
+    caller: ManagementCaller,
     id: web::Path<String>,
     retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
-    let by = &merchant.0;
+    let by = &caller.0;
     let run = async |creating| {
         let overlap = body
             .read_json_or_nothing()?

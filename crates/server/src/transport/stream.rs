@@ -25,8 +25,9 @@ use crate::telemetry::CONNECTIONS_CLOSED;
 
 /// How many times within the deadline the server checks whether the client has read anything.
 const TRIES: u32 = 8;
-/// How long, and how many bytes of, unneeded input are still read after the response. Closing a connection with unread
-/// input resets it, and a reset can destroy the response before the client reads it (RFC 9112, section 9.6).
+/// The limits, in time and bytes, for reading and discarding unneeded input after the response. Closing a connection
+/// with unread input resets it, and a reset can destroy the response before the client reads it (RFC 9112,
+/// section 9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
 /// A socket with a deadline for writing.
@@ -120,7 +121,7 @@ impl<S: AsFd> Stream<S> {
     }
 }
 
-/// Returns whether the socket has bytes that tokio may not know of yet. It will wake the task for them.
+/// Returns whether the socket has bytes that tokio may not know of yet. If so, tokio still wakes the task for them.
 fn has_input(io: &impl AsFd) -> bool {
     matches!(
         recv(io, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT),
@@ -148,7 +149,7 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
         if stall.is_some() || room == 0 {
             *has_read = false;
             if stall.is_none() && peer.can_decode() {
-                cx.waker().wake_by_ref(); // after what was read is decoded
+                cx.waker().wake_by_ref(); // to read on after the bytes read so far are decoded
             } else {
                 peer.pause_reading(cx.waker());
             }

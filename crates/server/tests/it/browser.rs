@@ -305,10 +305,10 @@ async fn rotated_key_is_valid_during_the_overlap() {
     let second = browser.property("#secret", "value").await;
     assert!(second != first.text);
     let second_id = world.store_secret().await;
-    browser.reads("main", "Successor of").await;
+    browser.reads("main", "Rotated from").await;
 
     // The predecessor has not been used since the rotation; then it is used.
-    browser.press("the predecessor").await;
+    browser.press("its predecessor").await;
     browser
         .reads(".notice", "This key has not been used since.")
         .await;
@@ -803,7 +803,8 @@ async fn forms_of_other_sites_are_rejected() {
 
 #[actix_web::test]
 async fn markup_in_a_name_is_shown_as_text() {
-    // Ends an attribute, and has markup, an entity, template braces, a right-to-left letter and two spaces.
+    // A name that ends an attribute, and contains markup, an entity, template braces, a right-to-left letter and two
+    // spaces.
     const NAME: &str = "\u{5d0}x'\"><img src=x onerror=\"alert(1)\"><script>alert(2)</script>&lt;b&gt;{{7*7}}  two";
     let Some(world) = World::signed_in().await else {
         return;
@@ -900,7 +901,8 @@ async fn full_key_is_shown_on_one_page_once() {
     };
     assert!(shows_secret().await);
 
-    // The page asks before it is left. chromedriver closes the browser's dialog unseen, so the test sends the event.
+    // The page asks for confirmation before it is left. chromedriver closes that dialog itself, so the test dispatches
+    // the event.
     let asks_before_leaving = "const leaving = new Event('beforeunload', {cancelable: true}); \
                    window.dispatchEvent(leaving); return leaving.defaultPrevented";
     assert_eq!(
@@ -915,7 +917,8 @@ async fn full_key_is_shown_on_one_page_once() {
         json!(false),
         "now it is"
     );
-    // A browser may keep the page for going back. This one does not, so the test sends the event.
+    // Some browsers keep a page in memory and show it again on Back. This one does not, so the test dispatches the
+    // event.
     let leave = "window.dispatchEvent(new Event('pagehide')); \
                 return [...document.querySelectorAll('.secret')].map((field) => field.value)";
     assert!(

@@ -321,7 +321,7 @@ async fn create(app: &App, kind: KeyKind, name: &str) -> Subject {
         let reply = app.post("/account/api-keys", body).bearer(token).await;
         assert_eq!(reply.status, 201, "{reply}");
         let data = &reply.json()["data"];
-        let text = |member: &str| data[member].as_str().expect("a string").to_owned();
+        let text = |field: &str| data[field].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("value"),
@@ -381,8 +381,8 @@ fn expected_after(before: &Value, expected: &Value) -> Value {
         Some(code) if code != "valid" => json!({"code": code}),
         _ => {
             let mut after = before.clone();
-            for (member, value) in expected.as_object().expect("an object") {
-                after[member] = value.clone();
+            for (field, value) in expected.as_object().expect("an object") {
+                after[field] = value.clone();
             }
             after
         }

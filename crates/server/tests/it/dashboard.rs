@@ -315,11 +315,11 @@ fn urls(page: &str) -> Vec<(&'static str, String)> {
 
 #[actix_web::test]
 async fn links_and_forms_stay_under_the_path_prefix() {
-    let behind = [
+    let settings = [
         TOKEN_SIGN_IN,
         ("TOLLKEY_PUBLIC_URL", "https://example.com/keys"),
     ];
-    each_backend_with(&behind, async |app: &App| {
+    each_backend_with(&settings, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
         let token = app.management_token("acme");
         app.key(&token, &ids.application, json!({})).await;

@@ -850,7 +850,7 @@ async fn key_of_a_merchant_reads_only_its_tokens() {
                 assert_eq!(reply.status, 404, "{feature:?} {merchant}: {reply}");
             }
         }
-        // The path names the merchant of a new token, not the header.
+        // The merchant of a new token comes from the path, not from the header.
         let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
         let created = request(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
             .json(body.clone())

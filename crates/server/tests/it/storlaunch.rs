@@ -32,10 +32,10 @@ pub async fn create_key(app: &App, by: &str, body: Value) -> Key {
 /// Returns the created key of a response.
 pub fn created_key(reply: &Reply) -> Key {
     let data = reply.json()["data"].clone();
-    let text = |member: &str| {
-        data[member]
+    let text = |field: &str| {
+        data[field]
             .as_str()
-            .unwrap_or_else(|| panic!("no {member}: {reply}"))
+            .unwrap_or_else(|| panic!("no {field}: {reply}"))
             .to_owned()
     };
     Key {
@@ -95,7 +95,7 @@ pub fn error_code(app: &App, reply: &Reply) -> (u16, String) {
     assert!(
         names(&error)
             .iter()
-            .all(|member| ["code", "message", "details"].contains(member)),
+            .all(|field| ["code", "message", "details"].contains(field)),
         "{reply}"
     );
     (
@@ -116,7 +116,7 @@ pub fn field_errors(app: &App, reply: &Reply) -> Vec<String> {
         "{reply}"
     );
     let errors = reply.json()["error"]["details"]["errors"].clone();
-    let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
+    let text = |error: &Value, field: &str| error[field].as_str().unwrap_or("?").to_owned();
     let errors = errors.as_array().cloned().unwrap_or_default();
     errors
         .iter()
@@ -335,7 +335,7 @@ async fn invalid_creation_is_400_with_every_error() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let now = app.in_seconds(0);
-        for (member, value, rule) in [
+        for (field, value, rule) in [
             ("name", Value::Null, "/name must be a string"),
             ("name", json!(""), "/name must have 1 to 100 characters"),
             ("name", json!("   "), "/name must have 1 to 100 characters"),
@@ -371,13 +371,13 @@ async fn invalid_creation_is_400_with_every_error() {
             ("metadata", json!(["x"]), "/metadata must be an object"),
         ] {
             let mut body = key_request("live", "secret");
-            body[member] = value;
+            body[field] = value;
             assert_eq!(field_errors(app, &app.post(KEYS, body.clone()).bearer(&token).await), [rule], "{body}");
         }
-        for member in ["name", "environment", "access"] {
+        for field in ["name", "environment", "access"] {
             let mut body = key_request("live", "secret");
-            body.as_object_mut().unwrap().remove(member);
-            let rule = format!("/{member} is required");
+            body.as_object_mut().unwrap().remove(field);
+            let rule = format!("/{field} is required");
             assert_eq!(field_errors(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
         }
         // All errors in one response.
@@ -407,8 +407,8 @@ async fn undocumented_fields_are_returned_only_if_they_are_set() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let mut body = key_request("live", "secret");
-        for member in ["expiresAt", "allowedIps", "rateLimit", "metadata"] {
-            body[member] = Value::Null; // null is the same as an absent field
+        for field in ["expiresAt", "allowedIps", "rateLimit", "metadata"] {
+            body[field] = Value::Null; // null is the same as an absent field
         }
         let plain = app.post(KEYS, body).bearer(&token).await.json();
         assert_eq!(names(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
@@ -510,18 +510,18 @@ async fn revocation_accepts_no_fields() {
                 .await
                 .id
         );
-        let refused_members = app
+        let unknown_field = app
             .post(&path, json!({"reason": "x"}))
             .bearer(&owner.text)
             .await;
-        assert_eq!(field_errors(app, &refused_members), ["/reason is unknown"]);
-        let refused_text = app
+        assert_eq!(field_errors(app, &unknown_field), ["/reason is unknown"]);
+        let wrong_type = app
             .call("POST", &path)
             .header("content-type", "text/plain")
             .body("x")
             .bearer(&owner.text);
         assert_eq!(
-            error_code(app, &refused_text.await),
+            error_code(app, &wrong_type.await),
             failure(415, "UNSUPPORTED_MEDIA_TYPE")
         );
         assert_eq!(
@@ -761,7 +761,7 @@ async fn every_operation_exists_under_both_prefixes() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
         let key = create_key(app, &owner.text, key_request("live", "secret")).await;
-        let mut answers: Vec<(u16, Value)> = Vec::new();
+        let mut responses: Vec<(u16, Value)> = Vec::new();
         for (name, call) in operations(app, &key.id) {
             let reply = call.bearer(&owner.text).await;
             assert_eq!(
@@ -769,10 +769,10 @@ async fn every_operation_exists_under_both_prefixes() {
                 if name.starts_with("create") { 201 } else { 200 },
                 "{name}: {reply}"
             );
-            answers.push((reply.status, envelope(app, &reply)["data"].clone()));
+            responses.push((reply.status, envelope(app, &reply)["data"].clone()));
         }
         // A key revoked under one prefix is also revoked under the other.
-        let (v1, api) = answers.split_at(5);
+        let (v1, api) = responses.split_at(5);
         assert_eq!((&v1[2], &v1[3]), (&api[2], &api[3]));
         assert_eq!(
             (
@@ -852,12 +852,12 @@ async fn only_operators_can_select_an_account() {
         let (token, operator) = (app.management_token("acme"), app.operator());
         let owner = secret_key(app, "live").await;
         let named = |call: &str| format!("{call}?account=acme");
-        let made_for = app
+        let created = app
             .post(&named(KEYS), key_request("live", "secret"))
             .bearer(&operator)
             .await;
-        assert_eq!(made_for.status, 201, "{made_for}");
-        let key = created_key(&made_for);
+        assert_eq!(created.status, 201, "{created}");
+        let key = created_key(&created);
         assert_eq!(
             data(app, &named(KEYS), &operator).await,
             data(app, KEYS, &token).await
@@ -927,11 +927,11 @@ async fn test_key_manages_only_test_keys_and_a_live_key_both() {
         );
 
         for access in ["secret", "publishable"] {
-            let refused_live = app
+            let denied = app
                 .post(KEYS, key_request("live", access))
                 .bearer(&test.text)
                 .await;
-            assert_eq!(error_code(app, &refused_live), failure(403, "FORBIDDEN"));
+            assert_eq!(error_code(app, &denied), failure(403, "FORBIDDEN"));
             for by in [&test, &live] {
                 create_key(app, &by.text, key_request("test", access)).await;
             }

@@ -14,7 +14,7 @@ use crate::{actor::RequestActor, service::Service};
 /// `not_found`, `key_revoked`.
 pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
     let now = service.clock.now();
-    let which = KeySelector {
+    let selector = KeySelector {
         families: COMMERCE,
         application_id: None,
         id,
@@ -22,7 +22,7 @@ pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<
     Ok(transition(
         service,
         by,
-        which,
+        selector,
         Action::ApiKeySuspended,
         move |_, key| Ok(key.suspend(now)?),
     )
@@ -35,13 +35,13 @@ pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<
 /// # Errors
 /// `not_found`, `key_revoked`.
 pub async fn resume(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
-    let which = KeySelector {
+    let selector = KeySelector {
         families: COMMERCE,
         application_id: None,
         id,
     };
     Ok(
-        transition(service, by, which, Action::ApiKeyResumed, |_, key| {
+        transition(service, by, selector, Action::ApiKeyResumed, |_, key| {
             Ok(key.resume()?)
         })
         .await?

@@ -11,7 +11,7 @@ use crate::{actor::RequestActor, service::Service};
 /// Updates a commerce key, which `edit` changes in place. Writes nothing if nothing differs.
 ///
 /// # Errors
-/// `not_found`, `key_revoked`, `key_expired`, what `edit` returns, and `scoped_keys_unavailable` or
+/// `not_found`, `key_revoked`, `key_expired`, the error of `edit`, and `scoped_keys_unavailable` or
 /// `feature_unavailable` for restrictions that the account's model does not support.
 pub async fn update(
     service: &Service,

@@ -11,7 +11,7 @@ use tollkey_store::{
 use crate::{Actions as _, acme, draft, id, key, on, position};
 
 /// Returns the GRANT statements in the documentation, which are for a role named `tollkey_server`.
-fn restrictions() -> Vec<&'static str> {
+fn grants() -> Vec<&'static str> {
     let page = include_str!("../../../../docs/deploying.md");
     let lines: Vec<_> = page
         .lines()
@@ -28,7 +28,7 @@ fn database(role: &str) -> Option<Database> {
     database.sql(&format!("CREATE ROLE {role} LOGIN"));
     let _migrated = database.store();
     database.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC; REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC");
-    database.sql(&restrictions().join("\n").replace("tollkey_server", role));
+    database.sql(&grants().join("\n").replace("tollkey_server", role));
     Some(database)
 }
 
@@ -92,7 +92,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
     };
     let store = open(&database.url_as("tollkey_lacks"));
     let mut named = 0;
-    for line in &restrictions()[1..] {
+    for line in &grants()[1..] {
         let (rights, tables) = line
             .strip_prefix("GRANT ")
             .unwrap()

@@ -56,12 +56,12 @@ impl PollWatch {
     /// Whether a response is overdue. `false` if no poll is in flight or due, because then no poll could detect that the
     /// upstream responds again.
     pub(crate) fn is_overdue(&self, now: Duration) -> bool {
-        let polls = nanos(now)
+        let is_polling = nanos(now)
             < self
                 .ends_at
                 .load(Ordering::SeqCst)
                 .saturating_add(nanos(NEXT_POLL));
-        polls && nanos(now) >= self.overdue_at.load(Ordering::SeqCst)
+        is_polling && nanos(now) >= self.overdue_at.load(Ordering::SeqCst)
     }
 
     /// Whether this process does not run the subscription.

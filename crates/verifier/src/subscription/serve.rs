@@ -110,7 +110,7 @@ impl<S: Primary> Upstream for Verifier<S> {
         if inner.cache.is_stopped() {
             return Err(PollError::Rejected);
         }
-        let (news, counts) = inner
+        let (response, counts) = inner
             .cache
             .serve(poll.subscriber, ids, poll.position, CHANGES, now())
             .map_err(|why| match why {
@@ -124,7 +124,7 @@ impl<S: Primary> Upstream for Verifier<S> {
         if counts {
             inner.ledger.receive(poll.usage);
         }
-        Ok(news)
+        Ok(response)
     }
 
     async fn end_subscription(&self, leave: EndSubscription) -> Result<(), PollError> {

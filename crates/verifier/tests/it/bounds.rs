@@ -89,7 +89,7 @@ impl World {
         }
     }
 
-    /// Returns how many of these keys are cached. Marks each as used lately, and counts nothing.
+    /// Returns how many of these keys are cached. Marks each as recently used, without counting a use.
     fn cached(&self, keys: impl IntoIterator<Item = usize>) -> usize {
         keys.into_iter()
             .filter(|n| {
@@ -295,7 +295,7 @@ async fn accounts_of_one_key_each_replace_each_other_in_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn number_of_cached_keys_is_bounded_however_few() {
+async fn number_of_cached_keys_is_bounded_even_if_the_limit_is_small() {
     for max_entries in [1, 2, 4] {
         let world = World::with(
             0,

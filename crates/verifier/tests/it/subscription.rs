@@ -186,15 +186,15 @@ impl Subscriber {
 #[tokio::test(start_paused = true)]
 async fn subscriber_verifies_from_its_own_cache() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert!(far.looks_up(0).await);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert!(subscriber.looks_up(0).await);
     for _ in 0..10 {
         sleep(LEASE / 2).await;
         assert!(
-            !far.looks_up(0).await,
+            !subscriber.looks_up(0).await,
             "leases follow each other without a gap"
         );
-        assert_eq!(far.outcome(0).await, Ok(()));
+        assert_eq!(subscriber.outcome(0).await, Ok(()));
     }
     assert_eq!(
         world.source.finds(),
@@ -207,10 +207,10 @@ async fn subscriber_verifies_from_its_own_cache() {
 #[tokio::test(start_paused = true)]
 async fn subscriber_look_up_uses_the_replicas_cache() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
-    assert_eq!(far.outcome(0).await, Ok(()));
-    assert!(!far.looks_up(0).await);
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    assert!(!subscriber.looks_up(0).await);
     assert_eq!(world.source.finds(), 1);
 }
 
@@ -218,10 +218,10 @@ async fn subscriber_look_up_uses_the_replicas_cache() {
 async fn change_waits_briefly_until_the_subscriber_applies_it() {
     let world = World::new(2).await;
     let other = world.another(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for (n, revoker) in [&world.one, &other].into_iter().enumerate() {
         assert_eq!(
-            (far.outcome(n).await, far.looks_up(n).await),
+            (subscriber.outcome(n).await, subscriber.looks_up(n).await),
             (Ok(()), false)
         );
         sleep(Duration::from_millis(10)).await;
@@ -235,7 +235,7 @@ async fn change_waits_briefly_until_the_subscriber_applies_it() {
             "the waiting poll returns immediately, but it took {took:?}"
         );
         assert_eq!(
-            far.outcome(n).await,
+            subscriber.outcome(n).await,
             Err(Denial::Revoked),
             "revoked at {:?}",
             revoker.verifier.id()
@@ -261,13 +261,13 @@ async fn change_waits_for_the_lease_of_a_paused_subscriber() {
     let world = World::new(1).await;
     let other = world.another(2).await;
     for revoker in [&world.one, &other] {
-        let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+        let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
         world
             .source
             .change(&text(0), |record| record.key.revoked_at = None);
         revoker.verifier.wait_until_all_propagated().await.unwrap();
-        assert_eq!(far.outcome(0).await, Ok(()));
-        let (paused, link) = far.freeze().await;
+        assert_eq!(subscriber.outcome(0).await, Ok(()));
+        let (paused, link) = subscriber.freeze().await;
         let (seq, since) = world.revoke(0);
         world.one.verifier.notify();
         other.verifier.notify();
@@ -308,29 +308,32 @@ async fn change_waits_for_the_lease_of_a_paused_subscriber() {
 #[tokio::test(start_paused = true)]
 async fn lease_of_a_subscriber_ends_no_later_than_its_replicas() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
     let replica = world.one.freeze().await;
     loop {
-        let (upper, lower) = (replica.stats().lease_left, far.verifier.stats().lease_left);
+        let (upper, lower) = (
+            replica.stats().lease_left,
+            subscriber.verifier.stats().lease_left,
+        );
         assert!(lower <= upper, "{lower:?} of {upper:?}");
         if lower.is_zero() {
             break;
         }
-        assert!(!far.looks_up(0).await);
+        assert!(!subscriber.looks_up(0).await);
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(far.looks_up(0).await);
+    assert!(subscriber.looks_up(0).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn partitioned_subscriber_uses_its_cache_until_its_lease_ends() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.set_cut(true);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.link.set_cut(true);
     let cut_at = world.clock.elapsed();
-    while let Ok(verdict) = far
+    while let Ok(verdict) = subscriber
         .verifier
         .verify(&text(0), &AccessRequest::default())
         .await
@@ -344,26 +347,30 @@ async fn partitioned_subscriber_uses_its_cache_until_its_lease_ends() {
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since);
-    far.link.set_cut(false);
+    subscriber.link.set_cut(false);
     let back_at = world.clock.elapsed();
-    while far.verifier.stats().lease_left.is_zero() {
+    while subscriber.verifier.stats().lease_left.is_zero() {
         sleep(Duration::from_millis(10)).await;
     }
     assert!(world.clock.elapsed() - back_at < Duration::from_secs(1));
-    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
+    assert_eq!(subscriber.outcome(0).await, Err(Denial::Revoked));
 }
 
 #[tokio::test(start_paused = true)]
 async fn change_waits_for_a_lease_whose_response_was_lost() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.0.loses_responses.store(true, Ordering::SeqCst);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber
+        .link
+        .0
+        .loses_responses
+        .store(true, Ordering::SeqCst);
     sleep(LEASE / 2).await; // polls still arrive, but acknowledge nothing new
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(
-        far.verifier.stats().lease_left.is_zero(),
+        subscriber.verifier.stats().lease_left.is_zero(),
         "no key is verified from the cache"
     );
     assert!(world.clock.elapsed() > since, "the change waited");
@@ -372,11 +379,11 @@ async fn change_waits_for_a_lease_whose_response_was_lost() {
 #[tokio::test(start_paused = true)]
 async fn change_does_not_wait_for_an_ended_subscription() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.shutdown.send(()).unwrap();
-    far.task.await.unwrap();
-    assert!(far.verifier.stats().lease_left.is_zero());
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.shutdown.send(()).unwrap();
+    subscriber.task.await.unwrap();
+    assert!(subscriber.verifier.stats().lease_left.is_zero());
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(world.clock.elapsed(), since);
@@ -385,18 +392,19 @@ async fn change_does_not_wait_for_an_ended_subscription() {
 #[tokio::test(start_paused = true)]
 async fn stopping_replica_keeps_its_row_until_subscriber_leases_end() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
     let id = world.one.verifier.id();
     let stopping = tokio::spawn(world.one.stop());
-    while !far.verifier.stats().lease_left.is_zero() {
+    while !subscriber.verifier.stats().lease_left.is_zero() {
         assert!(world.source.verifiers().contains_key(&id));
         sleep(Duration::from_millis(20)).await;
     }
     stopping.await.unwrap();
     assert!(!world.source.verifiers().contains_key(&id));
     assert_eq!(
-        far.verifier
+        subscriber
+            .verifier
             .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap()
@@ -411,14 +419,15 @@ async fn stopping_replica_does_not_wait_for_a_long_lease() {
     let lease = Duration::from_secs(60);
     let world = World::on(MemorySource::with_lease(lease), 1, Settings::default()).await;
     let other = world.another(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
     let id = world.one.verifier.id();
     let began = world.clock.elapsed();
     world.one.stop().await;
     assert_eq!(world.clock.elapsed() - began, Duration::from_secs(5));
     assert!(
-        !far.verifier.stats().lease_left.is_zero() && world.source.verifiers().contains_key(&id)
+        !subscriber.verifier.stats().lease_left.is_zero()
+            && world.source.verifiers().contains_key(&id)
     );
     // Another replica waits for the row that was left, and then removes it.
     let seq = world.source.change(&text(0), |record| {
@@ -429,7 +438,8 @@ async fn stopping_replica_does_not_wait_for_a_long_lease() {
         .wait_until_propagated(seq, world.clock.elapsed())
         .await;
     assert!(
-        far.verifier.stats().lease_left.is_zero() && !world.source.verifiers().contains_key(&id)
+        subscriber.verifier.stats().lease_left.is_zero()
+            && !world.source.verifiers().contains_key(&id)
     );
 }
 
@@ -445,9 +455,9 @@ async fn replica_without_a_lease_grants_none() {
         wait: Duration::ZERO,
         usage: Vec::new(),
     };
-    let news = replica.poll(poll).await.unwrap();
+    let response = replica.poll(poll).await.unwrap();
     assert_eq!(
-        (news.lease, news.changes),
+        (response.lease, response.changes),
         (Duration::ZERO, Some(Vec::new()))
     );
     assert_eq!(replica.stats().subscribers, 0);
@@ -457,17 +467,18 @@ async fn replica_without_a_lease_grants_none() {
 async fn subscriber_keeps_its_cache_between_replicas() {
     let world = World::new(2).await;
     let other = world.another(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
+    let subscriber =
+        Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
     assert_eq!(
-        (far.outcome(0).await, far.outcome(1).await),
+        (subscriber.outcome(0).await, subscriber.outcome(1).await),
         (Ok(()), Ok(()))
     );
     for to in [1, 0, 1] {
-        far.link.0.to.store(to, Ordering::SeqCst);
+        subscriber.link.0.to.store(to, Ordering::SeqCst);
         sleep(LEASE).await;
-        assert!(!far.looks_up(0).await);
+        assert!(!subscriber.looks_up(0).await);
     }
-    assert_eq!(far.verifier.stats().resets, 0);
+    assert_eq!(subscriber.verifier.stats().resets, 0);
     // The lease from the first replica has ended, and the poll that waits at the other one returns immediately.
     sleep(LEASE).await;
     let (seq, since) = world.revoke(0);
@@ -476,7 +487,7 @@ async fn subscriber_keeps_its_cache_between_replicas() {
     other.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     assert_eq!(
-        (far.outcome(0).await, far.looks_up(1).await),
+        (subscriber.outcome(0).await, subscriber.looks_up(1).await),
         (Err(Denial::Revoked), false)
     );
 }
@@ -485,22 +496,23 @@ async fn subscriber_keeps_its_cache_between_replicas() {
 async fn response_of_a_lagging_replica_is_not_cached() {
     let world = World::new(1).await;
     let other = world.another(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
+    let subscriber =
+        Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
     assert_eq!(other.outcome(0).await, Ok(()));
-    far.link.0.look_up_at.store(1, Ordering::SeqCst);
+    subscriber.link.0.look_up_at.store(1, Ordering::SeqCst);
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify(); // but not the other replica
     sleep(Duration::from_millis(10)).await;
-    assert_eq!(far.verifier.stats().seq, seq);
+    assert_eq!(subscriber.verifier.stats().seq, seq);
     assert_eq!(
-        far.outcome(0).await,
+        subscriber.outcome(0).await,
         Ok(()),
         "the change is not propagated yet"
     );
-    assert!(far.looks_up(0).await, "the key was not cached");
+    assert!(subscriber.looks_up(0).await, "the key was not cached");
     other.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
-    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
+    assert_eq!(subscriber.outcome(0).await, Err(Denial::Revoked));
 }
 
 #[tokio::test(start_paused = true)]
@@ -538,12 +550,12 @@ async fn usage_of_a_rejected_poll_is_not_counted() {
 #[tokio::test(start_paused = true)]
 async fn restored_database_with_the_same_counter_clears_caches() {
     let world = World::new(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     world.revoke(0);
     world.one.verifier.notify();
     sleep(SOON).await;
     assert_eq!(
-        (far.outcome(0).await, far.outcome(1).await),
+        (subscriber.outcome(0).await, subscriber.outcome(1).await),
         (Err(Denial::Revoked), Ok(()))
     );
     // The database is restored to before the revocation, and has the same counter again before the log is read.
@@ -557,11 +569,11 @@ async fn restored_database_with_the_same_counter_clears_caches() {
         .await
         .unwrap();
     sleep(LEASE).await;
-    assert_eq!(far.outcome(1).await, Err(Denial::Revoked));
+    assert_eq!(subscriber.outcome(1).await, Err(Denial::Revoked));
     assert_eq!(
         (
             world.one.verifier.stats().resets,
-            far.verifier.stats().resets
+            subscriber.verifier.stats().resets
         ),
         (1, 1),
     );
@@ -570,9 +582,9 @@ async fn restored_database_with_the_same_counter_clears_caches() {
 #[tokio::test(start_paused = true)]
 async fn lease_is_granted_only_after_all_batches_of_changes() {
     let world = World::new(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.set_cut(true);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.link.set_cut(true);
     for _ in 0..1200 {
         world.source.change(&text(1), |_| {});
     }
@@ -583,10 +595,10 @@ async fn lease_is_granted_only_after_all_batches_of_changes() {
         .wait_until_all_propagated()
         .await
         .unwrap();
-    far.link.set_cut(false);
+    subscriber.link.set_cut(false);
     sleep(LEASE).await;
-    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
-    let stats = far.verifier.stats();
+    assert_eq!(subscriber.outcome(0).await, Err(Denial::Revoked));
+    let stats = subscriber.verifier.stats();
     assert_eq!(
         (stats.seq, stats.resets),
         (Seq(1201), 0),
@@ -597,26 +609,31 @@ async fn lease_is_granted_only_after_all_batches_of_changes() {
 #[tokio::test(start_paused = true)]
 async fn usage_of_a_failed_poll_is_sent_again() {
     let world = World::new(3).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    far.link.set_cut(true);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    subscriber.link.set_cut(true);
     for _ in 0..5 {
-        far.verifier
+        subscriber
+            .verifier
             .verify(&text(0), &AccessRequest::default())
             .await
             .unwrap_err();
     }
-    far.link.set_cut(false);
+    subscriber.link.set_cut(false);
     for _ in 0..5 {
-        assert_eq!(far.outcome(0).await, Ok(()));
+        assert_eq!(subscriber.outcome(0).await, Ok(()));
     }
     let wrong_mode = AccessRequest {
         mode: Some(tollkey_core::Mode::Live),
         ..AccessRequest::default()
     };
-    far.verifier.verify(&text(0), &wrong_mode).await.unwrap();
-    far.link.set_cut(true);
+    subscriber
+        .verifier
+        .verify(&text(0), &wrong_mode)
+        .await
+        .unwrap();
+    subscriber.link.set_cut(true);
     sleep(Duration::from_secs(2)).await; // these polls fail, with the counts in them
-    far.link.set_cut(false);
+    subscriber.link.set_cut(false);
     sleep(Duration::from_secs(2)).await;
     let mut counted: Vec<_> = world
         .one
@@ -630,9 +647,9 @@ async fn usage_of_a_failed_poll_is_sent_again() {
     let outcomes: Vec<_> = world.one.verifier.take_outcomes().into_iter().collect();
     assert_eq!(outcomes, counted);
     // The remaining usage is sent with the end of the subscription.
-    assert_eq!(far.outcome(1).await, Ok(()));
-    far.shutdown.send(()).unwrap();
-    far.task.await.unwrap();
+    assert_eq!(subscriber.outcome(1).await, Ok(()));
+    subscriber.shutdown.send(()).unwrap();
+    subscriber.task.await.unwrap();
     assert_eq!(
         world
             .one
@@ -658,20 +675,24 @@ async fn usage_in_flight_at_a_graceful_stop_counts_once() {
     let replicas = [&world.one.verifier, &other.verifier];
     let mut used = 0;
     for id in 7..27 {
-        let far = Subscriber::start(id, &replicas, &world.clock).await;
+        let subscriber = Subscriber::start(id, &replicas, &world.clock).await;
         for _ in 0..id {
-            assert_eq!(far.outcome(0).await, Ok(()));
+            assert_eq!(subscriber.outcome(0).await, Ok(()));
             used += 1;
         }
         // The next poll carries this usage and waits; one more use comes after it.
-        far.until_poll_has_usage().await;
-        assert_eq!(far.outcome(0).await, Ok(()));
+        subscriber.until_poll_has_usage().await;
+        assert_eq!(subscriber.outcome(0).await, Ok(()));
         used += 1;
         // Every second subscriber ends its subscription at another replica than its last poll.
-        far.link.0.to.store(usize::from(id % 2), Ordering::SeqCst);
-        far.shutdown.send(()).unwrap();
+        subscriber
+            .link
+            .0
+            .to
+            .store(usize::from(id % 2), Ordering::SeqCst);
+        subscriber.shutdown.send(()).unwrap();
         let stopped_at = world.clock.elapsed();
-        far.task.await.unwrap();
+        subscriber.task.await.unwrap();
         let took = world.clock.elapsed() - stopped_at;
         assert!(took <= LEASE / 3, "{took:?}");
     }
@@ -682,39 +703,39 @@ async fn usage_in_flight_at_a_graceful_stop_counts_once() {
 #[tokio::test(start_paused = true)]
 async fn stopping_subscriber_uses_no_cached_key() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.until_poll_has_usage().await;
-    far.shutdown.send(()).unwrap();
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.until_poll_has_usage().await;
+    subscriber.shutdown.send(()).unwrap();
     sleep(Duration::from_millis(1)).await;
     assert!(
-        !far.task.is_finished(),
+        !subscriber.task.is_finished(),
         "it waits for the response to its poll"
     );
-    let before = far.link.0.finds.load(Ordering::SeqCst);
-    let _ = far
+    let before = subscriber.link.0.finds.load(Ordering::SeqCst);
+    let _ = subscriber
         .verifier
         .verify(&text(0), &AccessRequest::default())
         .await;
-    assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
+    assert_eq!(subscriber.link.0.finds.load(Ordering::SeqCst), before + 1);
     // A revocation does not wait for the subscriber.
     let (seq, since) = world.revoke(0);
     world.one.verifier.notify();
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
-    far.task.await.unwrap();
+    subscriber.task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn end_of_a_subscription_is_retried_within_a_limit() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     // No usage is in flight, so the subscriber waits only for the end itself.
-    far.link.set_cut(true);
-    far.shutdown.send(()).unwrap();
+    subscriber.link.set_cut(true);
+    subscriber.shutdown.send(()).unwrap();
     sleep(Duration::from_secs(1)).await;
-    far.link.set_cut(false);
-    far.task.await.unwrap();
+    subscriber.link.set_cut(false);
+    subscriber.task.await.unwrap();
     let (seq, since) = world.revoke(0);
     world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(
@@ -727,13 +748,13 @@ async fn end_of_a_subscription_is_retried_within_a_limit() {
         (8, Link::set_cut as fn(&Link, bool)),
         (9, Link::set_hanging),
     ] {
-        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
-        let _ = far.outcome(0).await;
-        far.until_poll_has_usage().await;
-        fail(&far.link, true);
-        far.shutdown.send(()).unwrap();
+        let subscriber = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        let _ = subscriber.outcome(0).await;
+        subscriber.until_poll_has_usage().await;
+        fail(&subscriber.link, true);
+        subscriber.shutdown.send(()).unwrap();
         let stopped_at = world.clock.elapsed();
-        far.task.await.unwrap();
+        subscriber.task.await.unwrap();
         let took = world.clock.elapsed() - stopped_at;
         assert!(took < LEASE, "{took:?}");
         assert!(took > Duration::from_secs(1), "{took:?}");
@@ -743,25 +764,33 @@ async fn end_of_a_subscription_is_retried_within_a_limit() {
 #[tokio::test(start_paused = true)]
 async fn usage_counts_once_when_responses_are_lost() {
     let world = World::new(1).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     for round in 1..6_u64 {
         for _ in 0..round {
-            assert_eq!(far.outcome(0).await, Ok(()));
+            assert_eq!(subscriber.outcome(0).await, Ok(()));
         }
-        far.until_poll_has_usage().await;
-        far.link.0.loses_responses.store(true, Ordering::SeqCst);
+        subscriber.until_poll_has_usage().await;
+        subscriber
+            .link
+            .0
+            .loses_responses
+            .store(true, Ordering::SeqCst);
         // Longer than a lease: the replica still knows the poll although the lease has ended.
         sleep(2 * LEASE).await;
-        far.link.0.loses_responses.store(false, Ordering::SeqCst);
+        subscriber
+            .link
+            .0
+            .loses_responses
+            .store(false, Ordering::SeqCst);
         sleep(LEASE).await;
         assert_eq!(total_usage(&world.one.verifier), round);
     }
     assert_eq!(
-        far.verifier.id(),
+        subscriber.verifier.id(),
         VerifierId::from_bytes([7; 16]),
         "a repeated poll is no clone"
     );
-    assert!(!far.verifier.stats().lease_left.is_zero());
+    assert!(!subscriber.verifier.stats().lease_left.is_zero());
 }
 
 #[tokio::test(start_paused = true)]
@@ -773,19 +802,26 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
         &others[0].verifier,
         &others[1].verifier,
     ];
-    let far = Subscriber::start(7, &replicas, &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.0.balances.store(true, Ordering::SeqCst);
+    let subscriber = Subscriber::start(7, &replicas, &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.link.0.balances.store(true, Ordering::SeqCst);
     for n in 0..2000_u64 {
         world.source.change(&text(1), |_| {});
         replicas.iter().for_each(|replica| replica.notify());
         // At times one replica gets more than 16 polls in a row, and the others none.
-        far.link.0.balances.store(n % 40 < 15, Ordering::SeqCst);
+        subscriber
+            .link
+            .0
+            .balances
+            .store(n % 40 < 15, Ordering::SeqCst);
         sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
+    assert_eq!(subscriber.verifier.id(), VerifierId::from_bytes([7; 16]));
     assert_eq!(
-        (far.verifier.stats().resets, far.looks_up(0).await),
+        (
+            subscriber.verifier.stats().resets,
+            subscriber.looks_up(0).await
+        ),
         (0, false)
     );
 }
@@ -799,9 +835,9 @@ async fn processes_that_share_an_id_take_new_ids() {
     sleep(2 * LEASE).await;
     let ids = [one.verifier.id(), other.verifier.id()];
     assert!(ids[0] != ids[1] && !ids.contains(&shared), "{ids:?}");
-    for far in [&one, &other] {
+    for subscriber in [&one, &other] {
         assert_eq!(
-            (far.outcome(0).await, far.looks_up(0).await),
+            (subscriber.outcome(0).await, subscriber.looks_up(0).await),
             (Ok(()), false)
         );
     }
@@ -829,14 +865,14 @@ async fn processes_that_share_an_id_take_new_ids() {
 async fn clone_cannot_acknowledge_for_the_original_process() {
     let world = World::new(1).await;
     let other = world.another(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
     sleep(LEASE / 2).await;
     // A snapshot is taken while a poll waits: the clone has the ID, the previous polls and the lease.
-    let copied = far.link.0.last_poll.lock().unwrap().clone().unwrap();
+    let copied = subscriber.link.0.last_poll.lock().unwrap().clone().unwrap();
     let previous = copied.ids.as_ref().unwrap().previous.clone();
     sleep(LEASE / 2).await;
-    let (paused, link) = far.freeze().await;
+    let (paused, link) = subscriber.freeze().await;
 
     // The clone continues from there. It applies the revocation, and acknowledges it.
     let (seq, since) = world.revoke(0);
@@ -905,26 +941,27 @@ async fn clone_cannot_acknowledge_for_the_original_process() {
 #[tokio::test(start_paused = true)]
 async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
     let world = World::new(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
     for hang in [Link::set_hanging, Link::set_cut] {
-        hang(&far.link, true);
-        while !far.verifier.stats().lease_left.is_zero() {
+        hang(&subscriber.link, true);
+        while !subscriber.verifier.stats().lease_left.is_zero() {
             sleep(Duration::from_millis(1)).await;
         }
         let ended_at = world.clock.elapsed();
-        let finds = far.link.0.finds.load(Ordering::SeqCst);
+        let finds = subscriber.link.0.finds.load(Ordering::SeqCst);
         let grace = Duration::from_secs(60);
         for n in 0..2000 {
             let before = world.clock.elapsed();
             assert_eq!(
-                far.verifier
+                subscriber
+                    .verifier
                     .verify(&text(n % 2), &AccessRequest::default())
                     .await
                     .unwrap_err(),
                 Unavailable
             );
-            let late = far
+            let late = subscriber
                 .verifier
                 .reserve_without_immediate_revocation(&text(0), &AccessRequest::default(), grace)
                 .await;
@@ -938,13 +975,13 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
             sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(
-            far.link.0.finds.load(Ordering::SeqCst),
+            subscriber.link.0.finds.load(Ordering::SeqCst),
             finds,
             "the poll is the probe"
         );
-        hang(&far.link, false);
+        hang(&subscriber.link, false);
         let back_at = world.clock.elapsed();
-        while far
+        while subscriber
             .verifier
             .verify(&text(0), &AccessRequest::default())
             .await
@@ -960,12 +997,12 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
 #[tokio::test(start_paused = true)]
 async fn look_ups_are_sent_when_polls_are_rejected_or_stopped() {
     let world = World::new(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.set_hanging(true);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.link.set_hanging(true);
     sleep(2 * LEASE).await;
     // The subscription is aborted while a response is overdue.
-    let (paused, link) = far.freeze().await;
+    let (paused, link) = subscriber.freeze().await;
     link.set_hanging(false);
     assert_eq!(
         paused
@@ -976,13 +1013,13 @@ async fn look_ups_are_sent_when_polls_are_rejected_or_stopped() {
         Ok(())
     );
 
-    let far = Subscriber::start(8, &[&world.one.verifier], &world.clock).await;
+    let subscriber = Subscriber::start(8, &[&world.one.verifier], &world.clock).await;
     world.one.verifier.stop().await;
     sleep(2 * LEASE).await;
-    assert!(far.verifier.stats().lease_left.is_zero());
+    assert!(subscriber.verifier.stats().lease_left.is_zero());
     for n in 0..2 {
         assert_eq!(
-            far.outcome(n).await,
+            subscriber.outcome(n).await,
             Ok(()),
             "a replica without a lease looks keys up"
         );
@@ -994,11 +1031,11 @@ async fn stalled_subscription_is_logged_every_30_seconds() {
     let log = Log::default();
     let _guard = tracing::subscriber::set_default(log.clone());
     let world = World::new(2).await;
-    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-    assert_eq!(far.outcome(0).await, Ok(()));
-    far.link.set_hanging(true);
+    let subscriber = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(subscriber.outcome(0).await, Ok(()));
+    subscriber.link.set_hanging(true);
     sleep(2 * LEASE).await;
-    let _ = far
+    let _ = subscriber
         .verifier
         .verify(&text(0), &AccessRequest::default())
         .await;
@@ -1007,8 +1044,8 @@ async fn stalled_subscription_is_logged_every_30_seconds() {
         0,
         "the subscription is polled, but the server does not respond"
     );
-    far.link.set_hanging(false);
-    let (paused, _link) = far.freeze().await;
+    subscriber.link.set_hanging(false);
+    let (paused, _link) = subscriber.freeze().await;
     for seconds in 0..100 {
         let errors = log.errors();
         assert_eq!(
@@ -1067,14 +1104,15 @@ fn under_load_no_subscriber_accepts_a_revoked_key() {
         let world = World::new(60).await;
         let other = world.another(2).await;
         let replicas = [world.one.verifier.clone(), other.verifier.clone()];
-        let mut far = Vec::new();
+        let mut subscribers = Vec::new();
         for id in 7..11 {
-            far.push(Subscriber::start(id, &[&replicas[usize::from(id) % 2]], &world.clock).await);
+            subscribers
+                .push(Subscriber::start(id, &[&replicas[usize::from(id) % 2]], &world.clock).await);
         }
-        let noise: Vec<_> = far
+        let noise: Vec<_> = subscribers
             .iter()
-            .map(|far| {
-                let verifier = far.verifier.clone();
+            .map(|subscriber| {
+                let verifier = subscriber.verifier.clone();
                 tokio::spawn(async move {
                     for n in (0..60).cycle() {
                         let _ = verifier.verify(&text(n), &AccessRequest::default()).await;
@@ -1087,8 +1125,8 @@ fn under_load_no_subscriber_accepts_a_revoked_key() {
             let (seq, since) = world.revoke(n);
             replicas.iter().for_each(Verifier::notify);
             replicas[n % 2].wait_until_propagated(seq, since).await;
-            for far in &far {
-                assert_eq!(far.outcome(n).await, Err(Denial::Revoked));
+            for subscriber in &subscribers {
+                assert_eq!(subscriber.outcome(n).await, Err(Denial::Revoked));
             }
         }
         assert!(
