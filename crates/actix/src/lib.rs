@@ -11,6 +11,7 @@
 //! | [`Rejection`] | the reason for rejecting a request, and the response |
 //! | `testing::TestKeys` | with the feature `test-util`: a guard without a server |
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 use std::{
     future::{Future, Ready, ready},

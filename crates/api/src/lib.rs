@@ -11,6 +11,7 @@
 //! | `server` | Responses can be constructed, and those with a full key are `Serialize`. Without this feature, every response is `#[non_exhaustive]`, and a client cannot write a full key into a log as JSON by accident. |
 //! | `openapi` | Every type has a schema in the OpenAPI document. |
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod account;
 pub mod applications;

@@ -3,6 +3,7 @@
 //! Nothing here reads a clock, a socket, a database or an environment variable. Time and randomness are arguments, so a
 //! test can state each rule as a row of a table.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod access;
 pub mod account;

@@ -3,6 +3,7 @@
 //! An ordinary semaphore has one queue, so one owner with many requests delays all others. A [`FairSemaphore`] limits
 //! how many permits one owner holds, has a queue for each owner, and serves the queues in turn. The store uses it to
 //! share its connections among accounts, and the verifier to share its look-ups among clients.
+#![warn(missing_docs)]
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

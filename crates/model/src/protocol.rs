@@ -96,7 +96,6 @@ pub enum CacheOwner {
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "`Display` describes each step")]
 pub enum Action {
     Tick,
     TickAsleep,

@@ -188,7 +188,6 @@ pub struct Verifier {
 
 /// A renewal in flight. `age` is the number of ticks since the clock was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[allow(missing_docs, reason = "named as in the statement")]
 pub enum Renewal {
     /// None.
     #[default]
@@ -277,7 +276,6 @@ pub struct SubscriberState {
 
 /// A poll in flight. `age` is the number of ticks since the subscriber read its clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[allow(missing_docs, reason = "named as in the message")]
 pub enum Poll {
     /// None.
     #[default]
