@@ -37,9 +37,93 @@ function conditional(root) {
   }
 }
 
+// Adds what a part of the page needs.
+function enhance(root) {
+  localTimes(root);
+  conditional(root);
+
+  for (const button of root.querySelectorAll("[data-copy-text]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.dataset.copyText);
+      button.textContent = "Copied";
+    });
+  }
+  for (const button of root.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const field = document.getElementById(button.dataset.copy);
+      const status = document.querySelector("[data-copy-status]");
+      try {
+        await navigator.clipboard.writeText(field.value);
+        status.textContent = "Copied.";
+      } catch {
+        field.select();
+        status.textContent = "The browser does not allow copying. The text is selected: copy it with the keyboard.";
+      }
+    });
+  }
+  for (const field of root.querySelectorAll("[data-select]")) {
+    field.addEventListener("focus", () => field.select());
+  }
+
+  // The key does not stay in a page that the browser keeps, and the user cannot leave the page by accident.
+  const secret = root.querySelector("[data-secret]");
+  if (secret) {
+    const acknowledged = secret.querySelector("[data-acknowledge]");
+    window.addEventListener("beforeunload", (event) => {
+      if (!acknowledged.checked) event.preventDefault();
+    });
+    window.addEventListener("pagehide", () => {
+      for (const field of secret.querySelectorAll(".secret")) field.value = "";
+    });
+  }
+
+  for (const field of root.querySelectorAll("[data-must-be]")) {
+    const button = field.form.querySelector("button[type=submit]");
+    // As the server compares: in Unicode normalization form C.
+    const plain = (text) => text.trim().normalize("NFC");
+    const check = () => { button.disabled = plain(field.value) !== plain(field.dataset.mustBe); };
+    field.addEventListener("input", check);
+    check();
+  }
+
+  for (const form of root.querySelectorAll("form[method=post]")) {
+    form.addEventListener("submit", (event) => {
+      // A form is sent once, even if its button is pressed again.
+      if (form.dataset.sent || form.hasAttribute("data-in-place")) event.preventDefault();
+      if (form.dataset.sent) return;
+      form.dataset.sent = "yes";
+      if (form.hasAttribute("data-in-place")) sendInPlace(form);
+    });
+  }
+}
+
+// Shows the response to a form in place of the page. A response that shows a key gets no entry in the history this way:
+// Back leads to the form, and not to the browser's error for a form that would be sent again.
+async function sendInPlace(form) {
+  let response, text;
+  try {
+    response = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    text = await response.text();
+  } catch {
+    // The browser shows why. The server creates nothing twice: the form has a token.
+    form.submit();
+    return;
+  }
+  if (response.redirected) {
+    location.assign(response.url);
+    return;
+  }
+  const page = new DOMParser().parseFromString(text, "text/html");
+  const main = page.querySelector("main");
+  document.title = page.title;
+  document.querySelector("main").replaceWith(main);
+  enhance(main);
+  window.scrollTo(0, 0);
+  (main.querySelector("[data-focus]") ?? main).focus();
+}
+
 function start() {
-  localTimes(document);
-  conditional(document);
+  enhance(document);
   document.querySelector("[data-focus]")?.focus();
 
   // The sign-in link of development mode sends its form by itself.
@@ -51,58 +135,6 @@ function start() {
     here.searchParams.delete("done");
     history.replaceState(history.state, "", here);
   }
-
-  for (const button of document.querySelectorAll("[data-copy-text]")) {
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(button.dataset.copyText);
-      button.textContent = "Copied";
-    });
-  }
-  for (const button of document.querySelectorAll("[data-copy]")) {
-    button.addEventListener("click", async () => {
-      const field = document.getElementById(button.dataset.copy);
-      const said = document.querySelector("[data-said]");
-      try {
-        await navigator.clipboard.writeText(field.value);
-        said.textContent = "Copied.";
-      } catch {
-        field.select();
-        said.textContent = "The browser does not allow copying. The text is selected: copy it with the keyboard.";
-      }
-    });
-  }
-  for (const field of document.querySelectorAll("[data-select]")) {
-    field.addEventListener("focus", () => field.select());
-  }
-
-  // A key is not left in the page's memory, and the page is not left by accident.
-  const secret = document.querySelector("[data-secret]");
-  if (secret) {
-    const acknowledged = secret.querySelector("[data-acknowledge]");
-    window.addEventListener("beforeunload", (event) => {
-      if (!acknowledged.checked) event.preventDefault();
-    });
-    window.addEventListener("pagehide", () => {
-      for (const field of secret.querySelectorAll(".secret")) field.value = "";
-    });
-  }
-
-  for (const field of document.querySelectorAll("[data-must-be]")) {
-    const button = field.form.querySelector("button[type=submit]");
-    // As the server compares: in Unicode normalization form C.
-    const plain = (text) => text.trim().normalize("NFC");
-    const check = () => { button.disabled = plain(field.value) !== plain(field.dataset.mustBe); };
-    field.addEventListener("input", check);
-    check();
-  }
-
-  // A form is sent once, even if its button is pressed again.
-  for (const form of document.querySelectorAll("form[method=post]")) {
-    form.addEventListener("submit", (event) => {
-      if (form.dataset.sent) event.preventDefault();
-      form.dataset.sent = "yes";
-    });
-  }
 }
 
 document.addEventListener("DOMContentLoaded", start);
@@ -110,7 +142,8 @@ document.addEventListener("htmx:afterSwap", (event) => {
   localTimes(document.getElementById("results") ?? event.target);
   document.querySelector("main > .notice.good")?.remove();
 });
-// The forms of a page from the back/forward cache can be sent again.
-window.addEventListener("pageshow", () => {
+// The forms of a page from the back/forward cache can be sent again. A page that showed a key is loaded anew.
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted && document.querySelector("[data-secret]")) location.reload();
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });

@@ -188,7 +188,7 @@ async fn first_key_is_created_used_and_revoked() {
         .dev_tools("Browser.grantPermissions", permissions)
         .await;
     browser.press("Copy").await;
-    browser.reads("[data-said]", "Copied.").await;
+    browser.reads("[data-copy-status]", "Copied.").await;
     let read = "navigator.clipboard.readText().then(arguments[0], arguments[0])";
     assert!(
         browser.run_async(read, vec![]).await == json!(secret),
@@ -445,7 +445,7 @@ async fn invalid_input_is_kept_and_explained() {
     browser.fill("name", "   ").await;
     browser.press("Create key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
-    assert_eq!(browser.status().await, 400);
+    assert_eq!(browser.place().await, "/dashboard/keys/new");
     assert!(
         browser.has("[role=alert]:focus").await,
         "the summary has the focus"
@@ -925,14 +925,13 @@ async fn full_key_is_shown_on_one_page_once() {
         browser.run(leave, vec![]).await == json!(["", ""]),
         "the page clears the secret"
     );
-    // A reload sends the form again: it creates no other key and shows no secret.
+    // The page with the key has no entry in the history: a reload leads to the form, and creates no other key.
     browser.reload().await;
-    browser.arrives("/dashboard/keys/").await;
-    browser.reads(".notice", "This form was sent twice.").await;
+    browser.css("form[data-in-place]").await;
     assert!(!shows_secret().await);
     assert_eq!(world.keys().await.len(), 1);
 
-    // Back to the page with the secret, and forward.
+    // Back leads to the form, and forward to the page of the key.
     let secret = world.create_key("Second").await;
     let shows_secret = async || {
         browser
@@ -942,8 +941,11 @@ async fn full_key_is_shown_on_one_page_once() {
             .expect("the page")
             .contains(&secret)
     };
-    world.store_secret().await;
+    let id = world.store_secret().await;
     browser.back().await;
+    browser.arrives("/dashboard/keys/new").await;
+    assert_eq!(browser.status().await, 200);
+    assert!(browser.has("form[data-in-place]").await);
     let fields = "return [...document.querySelectorAll('input, textarea')].map((field) => field.value).join()";
     assert!(!shows_secret().await, "{}", browser.place().await);
     assert!(
@@ -955,6 +957,7 @@ async fn full_key_is_shown_on_one_page_once() {
             .contains(&secret)
     );
     browser.driver().forward().await.expect("forward");
+    browser.arrives(&format!("/dashboard/keys/{id}")).await;
     assert!(!shows_secret().await);
     assert_eq!(world.keys().await.len(), 2);
 
