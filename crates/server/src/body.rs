@@ -23,8 +23,7 @@ use crate::{auth::CallerAuthenticated, rejection::Rejection};
 
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
-/// Longest value of a query parameter, in bytes. The longest parameter is the code of an identity provider; most
-/// parameters have stricter rules.
+/// In bytes. The longest parameter is the code of an identity provider; most have stricter rules.
 const MAX_PARAMETER: usize = 4096;
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,7 +33,6 @@ const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// A body that is not parsed yet.
 #[derive(Debug)]
 pub struct Body {
     bytes: Result<Bytes, Problem>,
@@ -107,34 +105,22 @@ fn too_large() -> Problem {
 }
 
 impl Body {
-    /// Parses the body as a JSON object.
-    ///
-    /// # Errors
-    /// 413, 415, or 400 that names each invalid field and its rule, or line and column.
+    /// Fails with 413, 415, or 400 that names each invalid field and its rule, or line and column.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         self.read_json()?.value()
     }
 
-    /// Parses the body as a JSON object, for a handler that checks further rules.
-    ///
-    /// # Errors
-    /// Like [`Body::json`], but those of fields may be returned by [`Read::check`].
+    /// For a handler that checks further rules: errors of fields may be returned by [`Read::check`].
     pub fn read_json<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         json::read(self.typed(&[JSON])?)
     }
 
     /// Parses the body of a POST whose fields are all optional: an empty body and `null` count as `{}`.
-    ///
-    /// # Errors
-    /// Like [`Body::json`].
     pub fn json_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         self.read_json_or_nothing()?.value()
     }
 
     /// Like [`Body::json_or_nothing`], for a handler that checks further rules.
-    ///
-    /// # Errors
-    /// Like [`Body::read_json`].
     pub fn read_json_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         match json::without_mark(self.bytes()?).trim_ascii() {
             b"" => json::read(b"{}"),
@@ -143,26 +129,17 @@ impl Body {
         }
     }
 
-    /// Returns the bytes of the body.
-    ///
-    /// # Errors
-    /// 408, 413, 415.
+    /// Fails with 408, 413 or 415.
     pub fn bytes(&self) -> Result<&Bytes, Problem> {
         self.bytes.as_ref().map_err(Clone::clone)
     }
 
-    /// Parses the body as a JSON merge patch; its media type may also be that of JSON.
-    ///
-    /// # Errors
-    /// Like [`Body::read_json`].
+    /// The media type may also be that of JSON.
     pub fn read_merge_patch<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         json::read(self.typed(&[JSON, MERGE_PATCH])?)
     }
 
-    /// Parses the body as a JSON merge patch; an empty body counts as `{}`.
-    ///
-    /// # Errors
-    /// Like [`Body::read_json`].
+    /// An empty body counts as `{}`.
     pub fn read_merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         if self.bytes()?.is_empty() {
             json::read(b"{}")
@@ -171,18 +148,12 @@ impl Body {
         }
     }
 
-    /// Parses the body as a form whose fields are strings and must not be repeated.
-    ///
-    /// # Errors
-    /// 413, 415, or 400 that names each invalid field and its rule.
+    /// The fields are strings and must not be repeated.
     pub fn read_form<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
         json::read_form(self.typed(&[FORM])?)
     }
 
     /// Returns the fields of a form in their order, including repeated ones.
-    ///
-    /// # Errors
-    /// 408, 413, 415.
     pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
         Ok(form_urlencoded::parse(self.typed(&[FORM])?)
             .into_owned()
@@ -210,18 +181,11 @@ pub struct Read<T> {
 }
 
 impl<T> Read<T> {
-    /// Returns the value.
-    ///
-    /// # Errors
-    /// The validation problem of all invalid fields.
     pub fn value(self) -> Result<T, Problem> {
         self.errors.finish(Some(self.value))
     }
 
     /// Converts the value with further rules, whose errors are added to those of parsing.
-    ///
-    /// # Errors
-    /// The validation problem of all invalid fields.
     pub fn check<U>(
         mut self,
         check: impl FnOnce(T, &mut FieldErrors) -> Option<U>,
@@ -231,9 +195,6 @@ impl<T> Read<T> {
     }
 
     /// Like [`Read::check`], where the result borrows from the value.
-    ///
-    /// # Errors
-    /// The validation problem of all invalid fields.
     pub fn check_ref<'a, U>(
         &'a self,
         check: impl FnOnce(&'a T, &mut FieldErrors) -> Option<U>,
@@ -243,7 +204,7 @@ impl<T> Read<T> {
         errors.finish(checked)
     }
 
-    /// Converts the value to another type, whose fields have the same names.
+    /// The fields of both types have the same names.
     pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Read<U> {
         Read {
             value: map(self.value),
@@ -252,7 +213,6 @@ impl<T> Read<T> {
     }
 }
 
-/// A query that is not parsed yet.
 #[derive(Debug)]
 pub struct Query(String);
 
@@ -266,19 +226,13 @@ impl FromRequest for Query {
 }
 
 impl Query {
-    /// Parses the query's parameters, which must not be repeated.
-    ///
-    /// # Errors
-    /// 400 that names each invalid parameter and its rule.
+    /// Parameters must not be repeated.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         self.check_lengths()?;
         json::read_query(self.0.as_bytes())
     }
 
     /// Returns the query's parameters in their order, including repeated ones.
-    ///
-    /// # Errors
-    /// 400 that names each parameter that is too long.
     pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
         self.check_lengths()?;
         Ok(form_urlencoded::parse(self.0.as_bytes())

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `gate` | middleware: rejects cross-site writes, redirects requests without a session to the sign-in page |
 //! | `session` | the session cookie and the person who is signed in |
-//! | `sign_in` | sign-in methods and sign-out |
 //! | `page`, `assets` | what all pages share: frame, headers, errors, times; style, script, icon |
 //! | `fields`, `once` | the fields of a form; forms that create something |
 //!
@@ -30,7 +29,6 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// The dashboard: errors are pages.
 pub const SURFACE: Surface = Surface {
     render: page::render_problem,
     set_headers: page::set_headers,

@@ -35,11 +35,9 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// A request that is being processed.
 pub(crate) struct RequestTrace {
     started: Instant,
     surface: &'static Surface,
-    /// The ID of the request.
     pub(crate) id: Arc<str>,
 }
 
@@ -64,8 +62,7 @@ impl RequestTrace {
         (self.surface.render)(problem_response(problem), &rendered)
     }
 
-    /// Completes a response: sets the headers that all responses have, counts the request and logs one line. `route`
-    /// is the template of its path, never the path itself, because a path can contain anything, including a secret.
+    /// `route` is the template of the path, never the path itself, because a path can contain a secret.
     pub(crate) fn end(
         &self,
         state: &State,
@@ -80,7 +77,6 @@ impl RequestTrace {
         (self.surface.set_headers)(headers, status);
         state.public_path.add_to(headers);
 
-        // The caller of a gateway only gets the rate limit fields with a 429.
         if (!self.surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
             && let Some(rate_limit) = rate_limit
         {
@@ -109,10 +105,6 @@ impl RequestTrace {
     }
 }
 
-/// Processes a request as the outermost middleware.
-///
-/// # Errors
-/// Only errors inside actix: those of routing and handlers become responses.
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
     requests: web::Data<telemetry::Requests>,
@@ -168,7 +160,6 @@ pub async fn edge<B: MessageBody + 'static>(
     Ok(ServiceResponse::new(http_request, response))
 }
 
-/// Returns the client's request ID, if the surface accepts it.
 fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>> {
     let mut values = headers.get_all(X_REQUEST_ID);
     let (Some(value), None) = (values.next(), values.next()) else {
@@ -181,7 +172,6 @@ fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>
         .map(Arc::from)
 }
 
-/// Returns a new request ID: `req_` and a ULID.
 fn new_request_id(state: &State) -> Arc<str> {
     let millis = u64::try_from(state.service.clock.now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
@@ -196,7 +186,6 @@ fn new_request_id(state: &State) -> Arc<str> {
     .into()
 }
 
-/// Returns the problem of an actix error: that of a [`Rejection`], or one for an error of actix itself.
 fn problem_of(error: &Error) -> Problem {
     if let Some(Rejection(problem)) = error.as_error() {
         return problem.clone();

@@ -30,7 +30,6 @@ pub async fn home(request: HttpRequest) -> HandlerResult {
         .finish())
 }
 
-/// Responds with 404.
 pub async fn not_found() -> HandlerResult {
     Err(Problem::new(
         ProblemCode::NotFound,

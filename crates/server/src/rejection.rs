@@ -31,5 +31,4 @@ impl ResponseError for Rejection {
     }
 }
 
-/// The response of a handler, or the problem that is sent instead.
 pub type HandlerResult = Result<HttpResponse, Rejection>;

@@ -27,7 +27,6 @@ pub const SURFACES: Surfaces = Surfaces(&[
     &health::SURFACE,
 ]);
 
-/// Mounts the routes that the OpenAPI document describes.
 pub fn documented_routes(config: &mut ServiceConfig<'_>) {
     config.configure(health::configure).service(
         scope("/api/v1")
@@ -47,7 +46,6 @@ pub fn probes(config: &mut web::ServiceConfig) {
     config.service(health::live).service(health::ready);
 }
 
-/// Mounts all other routes.
 pub fn other_routes(config: &mut web::ServiceConfig) {
     config
         .configure(account::under_v1)

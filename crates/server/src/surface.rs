@@ -20,16 +20,13 @@ use utoipa::{
 
 use crate::public_path::PublicPath;
 
-/// Routes that share the format of their errors and headers.
 #[derive(Debug)]
 pub struct Surface {
     /// The path prefixes, as whole segments. One that ends in `/` matches only longer paths; `""` matches every path.
     pub prefixes: &'static [&'static str],
     /// `(second, first)`: a second prefix for the routes of the first. The OpenAPI document has only the first.
     pub alias: Option<(&'static str, &'static str)>,
-    /// Renders a problem.
     pub render: fn(HttpResponseBuilder, &Rendered<'_>) -> HttpResponse,
-    /// Sets the headers that responses share.
     pub set_headers: fn(&mut HeaderMap, StatusCode),
     /// Whether this ID of a client is accepted from `X-Request-Id`. Otherwise the server assigns one.
     pub keeps_request_id: fn(&str) -> bool,
@@ -37,33 +34,25 @@ pub struct Surface {
     pub is_for_gateways: bool,
     /// Routes that are requested all the time: a success is logged at `debug`.
     pub quiet_routes: &'static [&'static str],
-    /// The OpenAPI description of its operations.
     pub document: Document,
 }
 
 /// A problem with the values that its format needs.
 #[derive(Debug)]
 pub struct Rendered<'a> {
-    /// The problem.
     pub problem: &'a Problem,
-    /// The ID of the request.
     pub request_id: &'a str,
-    /// The time.
     pub now: Timestamp,
-    /// The path prefix under which the client reaches the server.
     pub public_path: &'a PublicPath,
 }
 
-/// The OpenAPI description of a surface's operations.
 #[derive(Debug, Clone, Copy)]
 pub struct Document {
     /// The tag and its description; `None` for a surface that is not in the document.
     pub tag: Option<(&'static str, &'static str)>,
     /// Whether operators name an account in the query.
     pub has_account_parameter: bool,
-    /// The schema of a problem.
     pub problem: fn() -> ProblemSchema,
-    /// The description of 403.
     pub forbidden: &'static str,
     /// Whether operations have the responses that follow from authentication, a body and a path.
     pub has_common_responses: bool,
@@ -71,18 +60,14 @@ pub struct Document {
     pub has_ids: bool,
 }
 
-/// The OpenAPI description of a surface's problems.
 pub struct ProblemSchema {
-    /// The name of the schema.
     pub name: String,
-    /// The media type.
     pub media_type: &'static str,
     /// The schema and those that it references, by name.
     pub schemas: Vec<(String, RefOr<Schema>)>,
 }
 
 impl ProblemSchema {
-    /// Returns the schema of a wire type.
     #[must_use]
     pub fn of<T: ToSchema>(media_type: &'static str) -> Self {
         let mut schemas = vec![(T::name().into_owned(), T::schema())];
@@ -96,13 +81,11 @@ impl ProblemSchema {
 }
 
 impl Document {
-    /// The description of a surface that is not in the document.
     pub const NONE: Self = Self {
         tag: None,
         ..Self::new("", "")
     };
 
-    /// Returns the defaults of a surface with problem details (RFC 9457), under this tag.
     #[must_use]
     pub const fn new(tag: &'static str, description: &'static str) -> Self {
         Self {
@@ -132,7 +115,6 @@ impl Surface {
         }
     }
 
-    /// Returns whether a path belongs to the surface.
     #[must_use]
     pub fn has(&self, path: &str) -> bool {
         self.prefixes.iter().any(|prefix| {
@@ -145,7 +127,6 @@ impl Surface {
         })
     }
 
-    /// Returns the path under which the OpenAPI document has this one.
     fn documented(&self, path: &str) -> Option<String> {
         let (second, first) = self.alias?;
         let rest = path.strip_prefix(second)?;
@@ -158,7 +139,6 @@ impl Surface {
 pub struct Surfaces(pub &'static [&'static Surface]);
 
 impl Surfaces {
-    /// Returns the surface of a path.
     #[must_use]
     pub fn of(self, path: &str) -> &'static Surface {
         static NONE: Surface = Surface::api(&[""], Document::NONE);
@@ -179,14 +159,12 @@ impl Surfaces {
     }
 }
 
-/// Renders problem details (RFC 9457).
 pub fn problem_details(mut response: HttpResponseBuilder, rendered: &Rendered<'_>) -> HttpResponse {
     let problem = wire::Problem::new(rendered.problem, rendered.request_id);
     let body = serde_json::to_string(&problem).unwrap_or_default();
     response.content_type(wire::MEDIA_TYPE).body(body)
 }
 
-/// Sets the headers of responses that no cache may store.
 pub fn uncached(headers: &mut HeaderMap, _: StatusCode) {
     no_sniff(headers);
     no_store(headers);
@@ -211,7 +189,6 @@ fn no_store(headers: &mut HeaderMap) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }
 
-/// Sets the headers of HTML and its subresources: this content security policy, and no frames.
 pub fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, policy),
@@ -227,15 +204,13 @@ pub fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     set_default(headers, header::REFERRER_POLICY, "same-origin");
 }
 
-/// Sets a header unless the response already has it.
 pub fn set_default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
     if !headers.contains_key(&name) {
         headers.insert(name, HeaderValue::from_static(value));
     }
 }
 
-/// Returns whether a text is a valid request ID: 1 to 128 characters of `A-Z a-z 0-9 . _ : -`, and not similar to a
-/// credential.
+/// A request ID has 1 to 128 characters of `A-Z a-z 0-9 . _ : -`, and is not similar to a credential.
 #[must_use]
 pub fn is_request_id(text: &str) -> bool {
     let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
@@ -244,8 +219,7 @@ pub fn is_request_id(text: &str) -> bool {
         && !is_like_credential(text)
 }
 
-/// Returns whether a text contains a part of this server's credentials. Such a text is not logged, because a client
-/// may have put a credential in the wrong field.
+/// Such a text is not logged, because a client may have put a credential in the wrong field.
 #[must_use]
 pub fn is_like_credential(text: &str) -> bool {
     ["_live_", "_test_", "tks_", "eyJ"]

@@ -6,10 +6,8 @@
 //! | `stream` | how long a client may leave a response unread, over TCP and Unix sockets |
 //! | [`Connections`] | how many connections are open, and how many bytes of responses wait for clients |
 //! | `exchange` | unread request bodies; `Expect: 100-continue`; how much of a response is copied at a time |
-//! | [`open_files`] | the limit of open files |
 //!
-//! actix-web's `HttpServer` supports none of these. The limits and their reasons are in `docs/operating.md` and
-//! `docs/security.md`.
+//! actix-web's `HttpServer` supports none of these. Limits and reasons: `docs/operating.md`, `docs/security.md`.
 
 mod connections;
 mod exchange;
@@ -56,19 +54,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may take to send the head of a connection's first request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settings of a [`Server`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Number of threads that process requests.
     pub workers: usize,
     /// How long a client may read nothing of a response before its connection is closed.
     pub write_timeout: Duration,
 }
 
-/// Binds a socket and listens on it.
-///
-/// # Errors
-/// When the address cannot be bound.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -85,13 +77,12 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// An accepted connection: its stream, HTTP/1.1, and the client's address.
 type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
 /// The responder, once the application has started.
 type Shared<F, S> = Rc<OnceCell<Rc<Responder<F, S>>>>;
 
-/// Serves HTTP/1.1 over streams of any kind. Boxed, because the type cannot be named.
+/// Boxed, because the type cannot be named.
 fn http<I, S, B, T, F>(
     front: Rc<F>,
     application: I,
@@ -155,8 +146,7 @@ where
     boxed::factory(service)
 }
 
-/// Returns whether a response of this size may be buffered for its client, which limits the memory that slow clients
-/// use.
+/// Whether a response of this size may be buffered, which limits the memory that slow clients use.
 #[must_use]
 pub fn has_room(request: &HttpRequest, size: BodySize, is_shared: bool) -> bool {
     match (

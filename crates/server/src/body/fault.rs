@@ -5,16 +5,14 @@ use std::fmt;
 use serde::de;
 use tollkey_core::text::nearest;
 
-/// An error of deserializing. Serde creates it directly, so that no message has to be parsed.
+/// Serde creates it directly, so that no message has to be parsed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// A required field is absent.
     Missing(&'static str),
     /// An unknown field, and the known ones.
     Unknown(String, &'static [&'static str]),
     /// A string that is not one of these values.
     NoVariant(&'static [&'static str]),
-    /// Another rule.
     Rule(String),
 }
 

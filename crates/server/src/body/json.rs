@@ -32,7 +32,6 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// Parses a body that must be a JSON object.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
     let bytes = without_mark(bytes);
     // Serde would also accept an array for a struct.
@@ -51,7 +50,6 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem
     read_tree(root)
 }
 
-/// Parses a form of strings like a JSON object.
 pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
     read_tree(Node::of_pairs(bytes, Node::Text))
 }
@@ -123,7 +121,7 @@ fn pointer(steps: &[Step]) -> String {
     steps.iter().map(step).collect()
 }
 
-/// A JSON value. An object keeps repeated fields.
+/// An object keeps repeated fields.
 #[derive(Debug, Clone)]
 enum Node {
     Null,
@@ -183,7 +181,6 @@ impl Node {
         matches!(self, Self::Array(_) | Self::Object(_))
     }
 
-    /// Returns the node at the end of the path.
     fn find(&mut self, steps: &[Step]) -> Option<&mut Self> {
         let Some((step, rest)) = steps.split_first() else {
             return Some(self);
@@ -199,8 +196,7 @@ impl Node {
         inner?.find(rest)
     }
 
-    /// Records an error and replaces its node, so that deserialization can continue. Returns `false` if the error
-    /// cannot be repaired.
+    /// Records an error and replaces its node, so that deserialization can continue; `false` if it cannot.
     fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut FieldErrors) -> bool {
         let detail = fault.to_string();
         match fault {
@@ -352,7 +348,6 @@ impl Node {
     }
 }
 
-/// Forwards these methods to [`Node::deserialize_whole`].
 macro_rules! whole_numbers {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {

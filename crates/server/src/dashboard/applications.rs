@@ -21,7 +21,6 @@ use crate::{
 };
 
 const SECTION: &str = "applications";
-/// Applications on a page of the list.
 const PAGE_SIZE: u32 = 50;
 /// Maximum number of keys of an application that are shown and counted.
 const MAX_KEYS: u32 = 100;
@@ -218,7 +217,6 @@ pub(super) async fn update(
     }
 }
 
-/// An application and its newest keys, optionally only those with one status.
 struct ApplicationKeys {
     application: View,
     keys: Vec<KeyView>,

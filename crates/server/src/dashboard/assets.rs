@@ -11,7 +11,6 @@ struct Asset {
     name: &'static str,
     content_type: &'static str,
     content: &'static str,
-    /// The first bytes of its SHA-256.
     version: String,
 }
 
@@ -57,8 +56,7 @@ pub(super) fn url(name: &str) -> String {
     format!("/dashboard/assets/{version}/{name}")
 }
 
-/// Serves an asset. A response for another version is not cached, because during a rolling update a page of one server
-/// can load the asset from another one.
+/// Not cached for another version: during a rolling update a page of one server can load another one's asset.
 #[get("/assets/{version}/{name}")]
 pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
     let (version, name) = path.into_inner();

@@ -31,7 +31,6 @@ const SHOWN: u32 = 50;
 /// How many entries of an export are in memory at a time.
 const STEP: u32 = 500;
 
-/// An entry on a page.
 #[derive(Debug)]
 pub(super) struct EntryView {
     pub(super) seq: u64,
@@ -74,7 +73,7 @@ impl From<&Entry> for EntryView {
     }
 }
 
-/// The query of the list and the export. Empty fields are not set; days are in UTC and inclusive.
+/// Empty fields are not set; days are in UTC and inclusive.
 #[derive(Debug, Clone, Default, Deserialize)]
 struct LogQuery {
     #[serde(default)]
@@ -140,7 +139,6 @@ impl LogQuery {
             .collect()
     }
 
-    /// Returns the query of the next page.
     fn next_query(&self, cursor: &str) -> String {
         serde_urlencoded::to_string(self.pairs(cursor)).unwrap_or_default()
     }
@@ -201,7 +199,7 @@ pub(super) async fn list(
     page::page(&LogPage::new(&state, &visitor, query, None).await?)
 }
 
-/// Verifies the whole chain. A POST, so that no crawler or preview starts it.
+/// A POST, so that no crawler or preview starts it.
 #[post("/audit/verify")]
 pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
     let checked = audit::check_account(&state.service, &visitor.by).await?;
@@ -214,7 +212,7 @@ enum Format {
     JsonLines,
 }
 
-/// Exports the entries that match the filter, newest first. They are read while the response is written.
+/// The entries, newest first, are read while the response is written.
 #[get("/audit/export")]
 pub(super) async fn export(
     state: web::Data<State>,
@@ -240,7 +238,7 @@ pub(super) async fn export(
     Ok(response.streaming(file(state, visitor.by, filter, format)))
 }
 
-/// Returns the content of an export. An error breaks the connection, because an incomplete file must not look complete.
+/// An error breaks the connection, because an incomplete file must not look complete.
 fn file(
     state: web::Data<State>,
     by: RequestActor,
@@ -282,7 +280,6 @@ fn json_lines(entries: &[Entry]) -> Result<Vec<u8>, Problem> {
     Ok(lines)
 }
 
-/// The columns of the CSV file.
 const COLUMNS: [&str; 11] = [
     "seq",
     "occurred_at",
@@ -325,8 +322,7 @@ fn csv_lines(entries: &[Entry], with_names: bool) -> String {
     lines
 }
 
-/// Appends a line. Every cell passes through [`without_formulas`]. A cell is quoted if it contains the list separator
-/// of any locale, not only a comma.
+/// Quotes a cell that contains the list separator of any locale, not only a comma.
 fn push_line(lines: &mut String, cells: &[String; COLUMNS.len()]) {
     for (column, cell) in cells.iter().enumerate() {
         if column > 0 {
@@ -375,13 +371,11 @@ fn without_formulas(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Whether a spreadsheet could evaluate the cell as a formula. White space alone counts as an empty cell.
     fn is_formula(cell: &str) -> bool {
         let text = cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter == '"');
         text.starts_with(FORMULA) || (cell.starts_with(['\t', '\r']) && !text.is_empty())
     }
 
-    /// The cells of a file with that separator, and quotes as in RFC 4180.
     fn cells(file: &str, separator: char) -> Vec<String> {
         let mut reader = csv::ReaderBuilder::new();
         reader

@@ -6,7 +6,6 @@ use tollkey_core::{FieldError, Problem, ProblemCode};
 
 use crate::body::Body;
 
-/// The submitted values of a form and their errors; empty for a form that has not been filled in.
 #[derive(Clone, Default)]
 pub struct Fields {
     pairs: Vec<(String, String)>,
@@ -14,10 +13,6 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Reads the body of a form.
-    ///
-    /// # Errors
-    /// 408, 413 or 415, as for [`Body::pairs`].
     pub fn read(body: &Body) -> Result<Self, Problem> {
         Ok(Self {
             pairs: body.pairs()?,
@@ -25,14 +20,12 @@ impl Fields {
         })
     }
 
-    /// Adds a value to a field.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.pairs.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Replaces the values of a field.
     #[must_use]
     pub fn replaced(mut self, name: &str, value: impl Into<String>) -> Self {
         self.pairs.retain(|(field, _)| field != name);
@@ -48,13 +41,11 @@ impl Fields {
             .map_or("", |(_, value)| value.trim())
     }
 
-    /// Returns the value of a field, unless it is empty.
     #[must_use]
     pub fn filled(&self, name: &str) -> Option<&str> {
         Some(self.get(name)).filter(|value| !value.is_empty())
     }
 
-    /// Returns all values of a repeated field, such as checkboxes.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
         self.pairs
             .iter()
@@ -62,14 +53,12 @@ impl Fields {
             .map(|(_, value)| value.trim())
     }
 
-    /// Returns whether a checkbox is checked or an option is selected.
     #[must_use]
     pub fn has(&self, name: &str, value: &str) -> bool {
         self.all(name).any(|chosen| chosen == value)
     }
 
-    /// Returns whether the value of this field equals the name of the target of an action. Both are compared in NFC
-    /// (Unicode Standard Annex 15), because keyboards can enter the same letter in different ways.
+    /// Compared in NFC (Unicode Standard Annex 15), because keyboards can enter the same letter in different ways.
     #[must_use]
     pub fn confirms(&self, field: &str, name: &str) -> bool {
         let nfc = icu_normalizer::ComposingNormalizerBorrowed::new_nfc();
@@ -86,7 +75,6 @@ impl Fields {
         Some(entries.map(str::to_owned).collect::<Vec<_>>()).filter(|entries| !entries.is_empty())
     }
 
-    /// Adds the errors of a problem.
     #[must_use]
     pub fn with_errors(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
@@ -129,7 +117,6 @@ impl Fields {
             .collect()
     }
 
-    /// Returns whether there are errors.
     #[must_use]
     pub fn has_errors(&self) -> bool {
         !self.errors.is_empty()

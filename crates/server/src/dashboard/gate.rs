@@ -25,9 +25,6 @@ fn reject<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<Eithe
 /// Rejects writes that were not sent by a page of this server. The session's cookie is also `SameSite=Strict`; this
 /// check additionally protects against other hosts of the same site. Development mode also rejects requests through a
 /// proxy, as the management API does.
-///
-/// # Errors
-/// Only those of the wrapped service.
 pub(super) async fn same_site<B: MessageBody + 'static>(
     state: web::Data<State>,
     request: ServiceRequest,
@@ -66,10 +63,6 @@ fn after_own_host<'a>(request: &'a ServiceRequest, name: &HeaderName) -> Option<
         .filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Passes on requests with a session, and redirects all others to the sign-in page.
-///
-/// # Errors
-/// Only those of the wrapped service.
 pub(super) async fn signed_in<B: MessageBody + 'static>(
     state: web::Data<State>,
     request: ServiceRequest,
@@ -94,7 +87,6 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
     }
 }
 
-/// Returns whether a path works without an account.
 fn needs_no_account(path: &str) -> bool {
     matches!(path, "/dashboard/account" | "/dashboard/sign-out")
 }

@@ -15,13 +15,11 @@ use super::{
 };
 use crate::{body::Body, state::State};
 
-/// Returns the initial fields of such a form. The form works for this account only, because in another tab an operator
-/// may choose another account, or another person may sign in.
+/// For this account only: in another tab an operator may choose another one, or another person may sign in.
 pub(super) fn untouched(state: &State, account: &str) -> Fields {
     Fields::default().with("once", fresh(state, account))
 }
 
-/// Returns a value for the field `once`: a unique text, and the account.
 fn fresh(state: &State, account: &str) -> String {
     format!("{}.{account}", state.service.random.secret().as_str())
 }
@@ -39,7 +37,7 @@ pub(super) fn for_another_account(account: &str) -> Problem {
     ))
 }
 
-/// Adds the errors to such a form. Its field `once` is replaced if the form cannot be sent again with it.
+/// Replaces the field `once` if the form cannot be sent again with it.
 pub(super) fn with_errors(
     state: &State,
     account: &str,
@@ -57,9 +55,6 @@ pub(super) fn with_errors(
 
 /// Creates something once: a reload of the page or a second click creates nothing more. It does not show a secret again
 /// either: the record `R` must not contain one, because the field `once` stays in the history of the browser.
-///
-/// # Errors
-/// Those of [`idempotency::begin`], and of `create`.
 pub(super) async fn once<T, R: Recorded<T>>(
     state: &State,
     (account, actor): (&str, &Actor),

@@ -23,7 +23,6 @@ use crate::{
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// Sets the headers of a response of the dashboard.
 pub(super) fn set_headers(headers: &mut HeaderMap, status: StatusCode) {
     uncached_errors(headers, status);
     secure_html(headers, POLICY);
@@ -37,18 +36,15 @@ pub(super) fn set_headers(headers: &mut HeaderMap, status: StatusCode) {
 /// The query of a page that shows a notice ([`Frame::done`]).
 #[derive(Debug, Deserialize)]
 pub struct Done {
-    /// The name of the notice.
     pub done: Option<String>,
 }
 
-/// The frame of a page.
 #[derive(Debug, Default)]
 pub struct Frame {
-    /// The title of the page.
     pub title: String,
     /// The entry of the navigation it belongs to.
     pub section: &'static str,
-    /// The signed-in user; `None` on pages without a session.
+    /// `None` on pages without a session.
     pub user: Option<SignedInUser>,
     /// The notice about the last action.
     pub done: Option<&'static str>,
@@ -56,25 +52,21 @@ pub struct Frame {
     pub root: PublicPath,
 }
 
-/// The signed-in user.
 #[derive(Debug)]
 pub struct SignedInUser {
     /// The subject from the identity provider or the token.
     pub subject: String,
-    /// The managed account.
     pub account: Option<String>,
-    /// Whether the user is an operator, who can manage every account.
     pub is_operator: bool,
 }
 
 impl Frame {
-    /// Returns the frame of a page with a session.
     #[must_use]
     pub fn of(visitor: &SignedIn, section: &'static str, title: impl Into<String>) -> Self {
         Self::of_session(&visitor.session, &visitor.root, section, title)
     }
 
-    /// Like [`Frame::of`], for a session that may have no account yet.
+    /// For a session that may have no account yet.
     #[must_use]
     pub fn of_session(
         session: &Session,
@@ -106,8 +98,7 @@ impl Frame {
         }
     }
 
-    /// Adds the notice with this name, if the page allows it. The URL contains only the name, so that a
-    /// link cannot show arbitrary text as a notice.
+    /// The URL contains only the name, so that a link cannot show arbitrary text as a notice.
     #[must_use]
     pub fn done(self, name: Option<&str>, allowed: &[&str]) -> Self {
         let done = match name.filter(|name| allowed.contains(name)) {
@@ -136,25 +127,17 @@ impl Frame {
         }
     }
 
-    /// Returns the URL of an asset.
     #[must_use]
     pub fn asset(&self, name: &str) -> String {
         self.root.path(&assets::url(name))
     }
 }
 
-/// Renders a page.
-///
-/// # Errors
-/// `internal_error` when the template cannot be rendered.
 pub fn page(page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::Ok(), page)
 }
 
 /// Renders a rejected form with the submitted values and their errors.
-///
-/// # Errors
-/// Like [`page`].
 pub fn rejected(problem: &Problem, page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::build(status(problem)), page)
 }
@@ -180,7 +163,6 @@ pub fn can_be_corrected(problem: &Problem) -> bool {
     )
 }
 
-/// Redirects with GET.
 #[must_use]
 pub fn see_other(to: &str) -> HttpResponse {
     HttpResponse::SeeOther()
@@ -188,16 +170,14 @@ pub fn see_other(to: &str) -> HttpResponse {
         .finish()
 }
 
-/// The start page.
 pub const HOME: &str = "/dashboard/keys";
 /// Longest page to return to, in bytes.
 const NEXT_MAX: usize = 2048;
 /// The sections to whose pages a sign-in can return.
 const SECTIONS: [&str; 5] = ["keys", "applications", "audit", "settings", "account"];
 
-/// Returns the page to go to after a sign-in: `next` if it has the form of a dashboard page, otherwise [`HOME`]. The
-/// form is `/dashboard`, or `/dashboard/` with a section and segments of letters, digits, `-` and `_`, and an optional
-/// query.
+/// Returns `next` if it is `/dashboard`, or `/dashboard/` with a section and segments of letters, digits, `-` and `_`,
+/// with an optional query; otherwise [`HOME`].
 ///
 /// The path has no dots, escapes, colons, empty segments, backslashes or control characters. So neither a browser nor
 /// a proxy that normalizes the path of a redirect can turn it into another host.
@@ -231,7 +211,6 @@ pub fn safe_next_page(next: &str) -> &str {
     }
 }
 
-/// Returns the URL of the sign-in page, with the page to return to, and a code for why a sign-in failed.
 #[must_use]
 pub fn sign_in_url(next: &str, failed: Option<&str>) -> String {
     let pairs = [
@@ -243,8 +222,7 @@ pub fn sign_in_url(next: &str, failed: Option<&str>) -> String {
     format!("/dashboard/sign-in?{query}")
 }
 
-/// Redirects to another page. After a 303, htmx would replace only a part of the page, so a request of htmx gets
-/// the header `HX-Redirect` instead.
+/// After a 303, htmx would replace only a part of the page, so a request of htmx gets `HX-Redirect`.
 #[must_use]
 pub fn redirect_whole_page(headers: &HeaderMap, to: &str) -> HttpResponse {
     if headers.contains_key("hx-request") {
@@ -280,7 +258,6 @@ struct ProblemPage<'a> {
     request_id: &'a str,
 }
 
-/// Renders the page of a problem.
 pub(super) fn render_problem(
     mut response: HttpResponseBuilder,
     rendered: &Rendered<'_>,
@@ -320,7 +297,6 @@ pub fn separated(number: impl ToString) -> String {
 }
 
 impl Time {
-    /// Returns the time in RFC 3339, for machines.
     #[must_use]
     pub fn iso(&self) -> String {
         let whole = Timestamp::from_second(self.0.as_second()).unwrap_or(self.0);

@@ -5,7 +5,6 @@ use tollkey_core::key_format::CredentialKind;
 
 use super::page::redirect_whole_page;
 
-/// Returns whether a search text contains a key.
 pub(super) fn has_secret(text: &str) -> bool {
     text.split_whitespace()
         .any(|word| CredentialKind::parse(word).is_some())

@@ -26,7 +26,6 @@ use crate::{
     state::State,
 };
 
-/// The two names of a cookie.
 struct Names {
     /// Browsers accept a cookie with this prefix only over TLS, and only from and for this host.
     host: &'static str,
@@ -36,7 +35,6 @@ struct Names {
     same_site: SameSite,
 }
 
-/// A session.
 const SESSION: Names = Names {
     host: "__Host-tollkey_session",
     plain: "tollkey_session",
@@ -80,27 +78,18 @@ impl Names {
 /// The person whose session a request has.
 #[derive(Debug, Clone)]
 pub struct Visitor {
-    /// The session.
     pub active: ActiveSession,
-    /// The path prefix of links on pages.
     pub root: PublicPath,
 }
 
 /// A person who is signed in and manages an account.
 #[derive(Debug, Clone)]
 pub struct SignedIn {
-    /// The caller of use cases.
     pub by: RequestActor,
-    /// The session.
     pub session: Session,
-    /// The path prefix of links on pages.
     pub root: PublicPath,
 }
 
-/// Returns the person whose session a request has.
-///
-/// # Errors
-/// `unavailable`.
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
     let Some(token) = SESSION.cookie_value(state, request) else {
         return Ok(None);
@@ -128,7 +117,6 @@ fn cookie_value<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
         .find_map(|value| std::str::from_utf8(value).ok())
 }
 
-/// Returns whether the session of a request began by a sign-in with these settings.
 pub(super) fn began_with(
     state: &State,
     request: &HttpRequest,
@@ -145,11 +133,7 @@ pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> 
     SESSION.cookie_value(state, request).map(Digest::of_key)
 }
 
-/// Begins a session, and ends the browser's previous one: each session has a new cookie. `previous` is a session whose
-/// cookie the browser does not send with this request.
-///
-/// # Errors
-/// `unavailable`.
+/// Ends the browser's previous sessions. `previous` is one whose cookie the browser does not send now.
 pub(super) async fn begin(
     state: &State,
     request: &HttpRequest,
@@ -168,8 +152,7 @@ pub(super) async fn begin(
     Ok(response)
 }
 
-/// Returns whether the browser accepts a `Secure` cookie from this server. A redirect from a provider does not contain
-/// the probe, but the cookie of the sign-in.
+/// A redirect from a provider does not contain the probe, but the cookie of the sign-in.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
     !state.request_settings.development
         || [PROBE, ATTEMPT.host]
@@ -177,7 +160,6 @@ fn is_secure(state: &State, request: &HttpRequest) -> bool {
             .any(|name| cookie_value(request, name).is_some())
 }
 
-/// Stores a sign-in in progress in the browser.
 pub(super) fn store_attempt(
     state: &State,
     request: &HttpRequest,
@@ -191,24 +173,21 @@ pub(super) fn store_attempt(
     response
 }
 
-/// Returns the sign-in in progress in this browser.
 pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
     ATTEMPT.cookie_value(state, request).and_then(Attempt::read)
 }
 
-/// Makes the browser delete a sign-in that was completed.
 pub(super) fn delete_attempt(mut response: HttpResponse) -> HttpResponse {
     ATTEMPT.delete(&mut response);
     response
 }
 
-/// Makes the browser delete the cookie of its session.
 pub(super) fn delete_cookie(mut response: HttpResponse) -> HttpResponse {
     SESSION.delete(&mut response);
     response
 }
 
-/// Sets the probe cookie; [`begin`] looks for it in the next request.
+/// [`begin`] looks for this cookie in the next request.
 pub(super) fn probe(mut response: HttpResponse) -> HttpResponse {
     add(
         &mut response,
@@ -259,10 +238,6 @@ impl SignedIn {
         Some(Self { by, session, root })
     }
 
-    /// Returns the actor, if the person is an operator.
-    ///
-    /// # Errors
-    /// `forbidden`.
     pub fn operator(&self) -> Result<&Actor, Problem> {
         if self.session.is_operator {
             Ok(&self.by.actor)
@@ -273,10 +248,6 @@ impl SignedIn {
 }
 
 impl Visitor {
-    /// Rejects persons who are not operators.
-    ///
-    /// # Errors
-    /// `forbidden`.
     pub fn operator(&self) -> Result<(), Problem> {
         if self.active.session.is_operator {
             Ok(())

@@ -266,7 +266,7 @@ impl AccountPage {
     }
 }
 
-/// Shows the form in which an operator chooses an account. There is no list of accounts: any valid ID is an account.
+/// There is no list of accounts: any valid ID is an account.
 #[get("/account")]
 pub(super) async fn ask_account(visitor: Visitor) -> HandlerResult {
     visitor.operator()?;

@@ -77,7 +77,6 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> HandlerResult
     .map(session::probe)
 }
 
-/// Renders the sign-in page with the reason why a sign-in at a provider failed.
 fn sign_in_failed(state: &State, next: &str, failure: Failure) -> HandlerResult {
     let claim = state
         .sign_in
@@ -91,7 +90,7 @@ fn sign_in_failed(state: &State, next: &str, failure: Failure) -> HandlerResult 
     )
 }
 
-/// Redirects to the provider, which redirects back to [`come_back`].
+/// The provider redirects back to [`come_back`].
 #[get("/sign-in/oidc")]
 pub(super) async fn by_oidc(
     state: web::Data<State>,
@@ -116,8 +115,7 @@ pub(super) async fn by_oidc(
     }
 }
 
-/// Handles the redirect from a provider, with a code in the URL. The browser does not stay at this URL: it continues
-/// to a page of the dashboard, or to the sign-in page if the sign-in failed.
+/// The URL contains a code, so the browser does not stay at it: it continues to another page.
 #[get("/sign-in/callback")]
 pub(super) async fn come_back(
     state: web::Data<State>,
@@ -181,8 +179,7 @@ fn returned(query: &Query) -> Result<CallbackParameters, Problem> {
     })
 }
 
-/// Shows a sign-in link of development mode. Only sending its form uses it up, so a program that previews or
-/// prefetches links does not.
+/// Only sending the form uses up the link, so a program that previews or prefetches links does not.
 #[get("/sign-in/link")]
 pub(super) async fn link_page(state: web::Data<State>, query: Query) -> HandlerResult {
     let links = state
@@ -253,8 +250,7 @@ pub(super) async fn by_token(
     }
 }
 
-/// Ends the session, and, if an OpenID Connect provider began it, redirects the browser to the provider to end its
-/// session.
+/// Also ends the session at the OpenID Connect provider that began it, by a redirect.
 #[post("/sign-out")]
 pub(super) async fn sign_out(
     state: web::Data<State>,
@@ -279,7 +275,7 @@ pub(super) async fn sign_out(
     }))
 }
 
-/// Confirms that a session has ended. Providers also redirect here, so it accepts any query, such as `state`.
+/// Providers also redirect here, so it accepts any query, such as `state`.
 #[get("/signed-out")]
 pub(super) async fn signed_out(state: web::Data<State>, request: HttpRequest) -> HandlerResult {
     if session::find(&state, &request).await?.is_some() {

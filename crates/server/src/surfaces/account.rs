@@ -29,7 +29,7 @@ use crate::{
     surface::{Document, ProblemSchema, Surface},
 };
 
-/// Mounts the routes under `/v1`. The OpenAPI document has only those under `/api/v1`.
+/// The OpenAPI document has only the routes under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {
     let scope = web::scope("/v1")
         .service(create)
@@ -40,7 +40,6 @@ pub fn under_v1(config: &mut web::ServiceConfig) {
     config.service(scope);
 }
 
-/// The surface of account keys: every response is an envelope.
 pub const SURFACE: Surface = Surface {
     alias: Some(("/v1/account", "/api/v1/account")),
     render: present::enveloped_problem,
@@ -66,7 +65,6 @@ fn is_ulid(text: &str) -> bool {
         .is_some_and(|ulid| Ulid::from_string(ulid).is_ok())
 }
 
-/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)

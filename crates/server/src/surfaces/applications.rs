@@ -21,7 +21,6 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// The surface of applications and their keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/applications"],
     Document {
@@ -30,7 +29,6 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)

@@ -16,7 +16,6 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 pub(super) use self::present::filter;
 
-/// The surface of the audit log.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/audit-log"],
     Document {
@@ -25,7 +24,6 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(list);
 }

@@ -23,7 +23,6 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// The surface of commerce keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/api-keys"],
     Document {
@@ -35,7 +34,6 @@ pub const SURFACE: Surface = Surface::api(
     },
 );
 
-/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)

@@ -14,14 +14,11 @@ use crate::{
     transport::SharedBody,
 };
 
-/// The Content-Security-Policy. It allows only files of this server, and no page may embed Swagger UI in a frame. The
-/// hash is that of the only inline style sheet of Swagger UI, in its logo. Without the hash, the logo is black on
-/// black, and the browser console shows an error.
+/// The hash is that of the only inline style sheet of Swagger UI. Without it, the logo is black on black.
 const POLICY: &str = "default-src 'self'; \
                            style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
                            img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// The surface of Swagger UI.
 pub const SURFACE: Surface = Surface {
     set_headers: |headers, status| {
         uncached_errors(headers, status);
@@ -30,7 +27,6 @@ pub const SURFACE: Surface = Surface {
     ..Surface::api(&["/docs"], Document::NONE)
 };
 
-/// Mounts the routes.
 pub fn configure(config: &mut web::ServiceConfig) {
     config
         .route("/docs", web::get().to(redirect))

@@ -28,7 +28,6 @@ pub const SURFACE: Surface = Surface {
     )
 };
 
-/// Mounts the routes.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(live).service(ready).service(document);
 }

@@ -17,7 +17,7 @@ fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
     texts.iter().map(String::as_str)
 }
 
-/// Reads the scopes of a key. Without a list they are the default.
+/// Without a list they are the default.
 pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid> {
     match names {
         None => Ok(vec![Scope::COMMERCE]),
@@ -25,23 +25,19 @@ pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Sco
     }
 }
 
-/// Reads the expiration of a key, which must be in the future.
 pub fn end(end: Option<Moment>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     Restrictions::parse_expiration(end.map(Timestamp::from), now)
 }
 
-/// Reads the IP allowlist of a key.
 pub fn networks(cidrs: Option<&[String]>) -> Result<Option<IpList>, Invalid> {
     cidrs.map(|cidrs| IpList::parse(strs(cidrs))).transpose()
 }
 
-/// Formats an IP allowlist.
 pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
 
-/// Reads a rate limit and its window in seconds. Returns `None` and adds errors under both pointers
-/// to `checks` if one of them is invalid.
+/// The window is in seconds. An invalid limit or window adds errors under both pointers.
 pub fn rate_limit(
     limit: Option<(i64, i64)>,
     (limit_pointer, window_pointer): (&str, &str),
@@ -55,7 +51,6 @@ pub fn rate_limit(
     RateLimit::new(limit, window).ok().map(Some)
 }
 
-/// Like [`rate_limit`], with pointers in camelCase.
 pub fn camel_rate_limit(
     limit: Option<applications::RateLimit>,
     checks: &mut FieldErrors,
@@ -68,7 +63,6 @@ pub fn camel_rate_limit(
     )
 }
 
-/// Formats a rate limit in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     applications::RateLimit::new(
         limit.limit().get().into(),
@@ -76,12 +70,10 @@ pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     )
 }
 
-/// Formats the features of a key.
 pub fn shown_features(features: &[Feature]) -> Vec<Open<Feature>> {
     features.iter().copied().map(Open::from).collect()
 }
 
-/// Reads `limit` and `cursor` of a list of keys.
 pub fn listing(
     limit: Option<u32>,
     after: Option<&str>,
@@ -95,7 +87,6 @@ pub fn listing(
     }
 }
 
-/// Reads the cursor of a list of keys.
 fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
@@ -111,7 +102,6 @@ fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
         .ok_or_else(|| Invalid::new("must be a cursor from an earlier response"))
 }
 
-/// Formats the cursor of a list of keys.
 pub fn shown_cursor(cursor: KeyCursor) -> String {
     format!("{}.{}", cursor.created_at.as_microsecond(), cursor.id)
 }

@@ -21,7 +21,6 @@ use crate::{
     surface::{Document, Surface},
 };
 
-/// The surface of accounts and service keys.
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/accounts", "/api/v1/service-keys"],
     Document::new(
@@ -30,7 +29,6 @@ pub const SURFACE: Surface = Surface::api(
     ),
 );
 
-/// Mounts the routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(get_account)
@@ -171,7 +169,7 @@ pub async fn revoke_service_key(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// Parses the account ID in a path. A malformed ID gets the same response as an unknown one.
+/// A malformed ID gets the same response as an unknown one.
 fn account_id(text: &str) -> Result<AccountId, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }

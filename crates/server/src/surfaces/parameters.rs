@@ -2,12 +2,11 @@
 
 use tollkey_core::{FieldErrors, Id, Invalid, Problem, id::Entity};
 
-/// Parses the ID in a path. A malformed ID gets the same response as an unknown one.
+/// A malformed ID gets the same response as an unknown one.
 pub fn path_id<Of: Entity>(text: &str) -> Result<Id<Of>, Problem> {
     text.parse().map_err(|_| Problem::not_found())
 }
 
-/// Returns a number of a query, which must be within a range.
 pub fn within(
     value: Option<u32>,
     default: u32,
@@ -27,7 +26,6 @@ pub fn within(
     }
 }
 
-/// Returns `page` and `limit` of a paginated list.
 pub fn paging(page: Option<u32>, limit: Option<u32>) -> Result<(u32, u32), Problem> {
     let mut checks = FieldErrors::default();
     let page = checks.check("page", within(page, 1, 1..=u32::MAX));

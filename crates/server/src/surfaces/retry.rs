@@ -64,9 +64,6 @@ fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
 
 impl IdempotencyHeader {
     /// Returns the outcome of an earlier request with the same Idempotency-Key, or that of `create`.
-    ///
-    /// # Errors
-    /// Those of [`idempotency::begin`], of an invalid header, and of `create`.
     pub async fn once<T: Recorded<T>>(
         self,
         state: &State,
@@ -84,10 +81,6 @@ impl IdempotencyHeader {
         .await
     }
 
-    /// Like [`IdempotencyHeader::once`], for resources that belong to no account.
-    ///
-    /// # Errors
-    /// Those of [`IdempotencyHeader::once`].
     pub async fn once_without_account<T: Recorded<T>>(
         self,
         state: &State,
@@ -119,19 +112,13 @@ impl IdempotencyHeader {
     }
 }
 
-/// The response for a created resource.
 pub struct Representation<B> {
     /// The value of `Location`, for operations that document this header.
     pub location: Option<String>,
-    /// The resource, which is serialized as JSON.
     pub body: B,
 }
 
-/// Returns the response to a request that creates a resource. `show` builds the representation of the resource, and
-/// `wrap` turns its JSON into the body.
-///
-/// # Errors
-/// Those of `wrap`, and [`Problem::internal`] if the resource cannot be serialized.
+/// `show` builds the representation of the resource, and `wrap` turns its JSON into the body.
 pub fn respond<T, B: Serialize>(
     outcome: Outcome<T>,
     show: impl FnOnce(&T) -> Representation<B>,
@@ -162,10 +149,7 @@ pub fn respond<T, B: Serialize>(
         .body(body))
 }
 
-/// Like [`respond`], with the JSON of the resource as the body.
-///
-/// # Errors
-/// Those of [`respond`].
+/// The body is the JSON of the resource.
 pub fn plain<T, B: Serialize>(
     outcome: Outcome<T>,
     show: impl FnOnce(&T) -> Representation<B>,

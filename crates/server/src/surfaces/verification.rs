@@ -17,7 +17,6 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::surface::{Document, Surface};
 
-/// The surface of verification for resource servers, and of information about the presented key.
 pub const SURFACE: Surface = Surface {
     quiet_routes: &["/api/v1/sync"],
     ..Surface::api(
@@ -52,7 +51,6 @@ pub const GATEWAYS: Surface = Surface {
     )
 };
 
-/// Mounts the routes of gateways under `/api/v1`.
 pub fn configure_gateways(config: &mut ServiceConfig<'_>) {
     config
         .service(ForwardAuth)
@@ -60,7 +58,6 @@ pub fn configure_gateways(config: &mut ServiceConfig<'_>) {
         .service(ExtAuthz);
 }
 
-/// Mounts the other routes under `/api/v1`.
 pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(verify)

@@ -59,7 +59,6 @@ struct Connection {
     flags: AtomicU8,
     /// When it became [`BLOCKED`], in milliseconds since the server started.
     blocked_since: AtomicU64,
-    /// Wakes the connection's task on its worker.
     task: AtomicWaker,
 }
 
@@ -92,7 +91,6 @@ impl Connection {
         closed
     }
 
-    /// Closes the connection after its current request, or immediately if it has none.
     fn close_when_idle(&self) {
         // The closure always returns flags.
         let _ = self
@@ -108,7 +106,7 @@ impl Connection {
         self.task.wake();
     }
 
-    /// Marks the start of a request. If the connection was about to be closed, this request is its last one.
+    /// If the connection was about to be closed, this request is its last one.
     fn begin(&self) {
         let _ = self
             .flags
@@ -153,11 +151,10 @@ impl Clock {
 /// The connections of a listener, shared by its workers. A request on an open connection does not lock it.
 pub struct Connections {
     permits: Arc<Semaphore>,
-    /// One permit for each socket that may exist.
     sockets: Arc<Semaphore>,
     waiting: AtomicUsize,
     pending_bytes: AtomicUsize,
-    /// Flags of a new connection. Changed only while `clock` is locked.
+    /// Changed only while `clock` is locked.
     initial_flags: AtomicU8,
     ended: Notify,
     clock: Mutex<Clock>,
@@ -173,7 +170,6 @@ impl fmt::Debug for Connections {
 }
 
 impl Connections {
-    /// Allows at most `limit` open connections.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -196,7 +192,6 @@ impl Connections {
         &self.sockets
     }
 
-    /// Returns the number of open connections.
     #[must_use]
     pub fn open(&self) -> usize {
         let clock = self.clock();
@@ -229,7 +224,6 @@ impl Connections {
         }
     }
 
-    /// Waits until no connection is open.
     pub async fn all_closed(&self) {
         loop {
             let mut ended = pin!(self.ended.notified());
@@ -307,8 +301,7 @@ impl Connections {
         }
     }
 
-    /// Returns whether a response of this length may be buffered for its client. When the memory for that is used up,
-    /// closes a connection whose client has stalled, and returns `false` if there is none.
+    /// When the memory is used up, closes a connection whose client has stalled; `false` if there is none.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         if self.pending_bytes() + bytes <= MAX_PENDING_BYTES {
             return true;
@@ -334,7 +327,7 @@ impl Connections {
     }
 }
 
-/// An admitted connection on the worker that serves it. Dropping the last reference frees its slot.
+/// Dropping the last reference frees the connection's slot.
 pub(super) struct Peer {
     connection: Arc<Connection>,
     connections: Arc<Connections>,
@@ -364,12 +357,10 @@ impl Peer {
         &self.connections
     }
 
-    /// Whether the connection ends before its next request, unless that was already sent.
     pub(super) fn is_closing(&self) -> bool {
         self.connection.has(CLOSING)
     }
 
-    /// Whether the client may still be sending a body that no handler reads.
     pub(super) fn has_unread_body(&self) -> bool {
         self.connection.has(UNREAD_BODY)
     }
@@ -378,12 +369,10 @@ impl Peer {
         self.connection.has(ABORTED)
     }
 
-    /// Whether the next response whose head is written ends the connection.
     pub(super) fn is_last_response(&self) -> bool {
         self.connection.has(LAST_RESPONSE)
     }
 
-    /// Whether further input of the client is ignored.
     pub(super) fn ignores_input(&self) -> bool {
         self.is_final.get() || self.connection.has(UNREAD_BODY | ABORTED)
     }
@@ -402,12 +391,10 @@ impl Peer {
         self.has_rejected_request.set(true);
     }
 
-    /// Whether a request arrived after the final response had begun.
     pub(super) fn has_rejected_request(&self) -> bool {
         self.has_rejected_request.get()
     }
 
-    /// Whether input can be decoded immediately: no request is in flight, or it waits for its body.
     pub(super) fn can_decode(&self) -> bool {
         !self.connection.has(BUSY) || self.reading.awaits_body.get()
     }
@@ -419,7 +406,6 @@ impl Peer {
         }
     }
 
-    /// Returns how many more bytes may be read. The count restarts with a wake-up in which input can be decoded.
     pub(super) fn room_to_read(&self, starts: bool) -> usize {
         if starts && self.can_decode() {
             self.reading.ahead.set(0);
@@ -436,7 +422,6 @@ impl Peer {
         }
     }
 
-    /// Pauses reading until [`Self::resume_reading`].
     pub(super) fn pause_reading(&self, waker: &Waker) {
         self.register(waker);
         self.reading.is_paused.set(true);
@@ -452,7 +437,6 @@ impl Peer {
         }
     }
 
-    /// Stops reading from the client, because the rest of its body is not needed.
     pub(super) fn leave_body_unread(&self) {
         self.connection.end(CLOSING | UNREAD_BODY);
     }
@@ -462,7 +446,6 @@ impl Peer {
         self.connection.task.register(waker);
     }
 
-    /// Marks that the client does not read its response.
     pub(super) fn block(&self) {
         let now = u64::try_from(self.connections.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.connection.blocked_since.store(now, Ordering::Relaxed);
@@ -485,7 +468,7 @@ impl Drop for Peer {
     }
 }
 
-/// A request in flight. Its connection is not idle until this is dropped.
+/// The connection is not idle until this is dropped.
 pub(super) struct InFlight(Rc<Peer>);
 
 impl InFlight {

@@ -38,7 +38,6 @@ const COUNTED: u64 = 16 * 1024;
 pub struct SharedBody(());
 
 impl SharedBody {
-    /// Returns the response with this body, whose bytes are static or kept by the server.
     #[must_use]
     pub fn of(mut response: HttpResponseBuilder, bytes: Bytes) -> HttpResponse {
         let mut response = response.body(bytes);
@@ -47,14 +46,12 @@ impl SharedBody {
     }
 }
 
-/// Handles some requests before the application.
 pub trait EarlyHandler: 'static {
     /// Returns the response, or the request if the application has to handle it.
     fn respond(&self, request: Request)
     -> impl Future<Output = Result<Response<BoxBody>, Request>>;
 }
 
-/// Leaves every request to the application.
 #[derive(Debug, Clone, Copy)]
 pub struct NoEarlyHandler;
 
@@ -70,7 +67,6 @@ pub(super) struct Responder<F, S> {
     pub(super) app: S,
 }
 
-/// The error of a service of actix: a response.
 type ErrorResponse = Response<BoxBody>;
 
 type Exchanged<B> = Result<Response<Outgoing<EitherBody<B>>>, ErrorResponse>;
@@ -88,7 +84,6 @@ struct Incoming {
 }
 
 impl Incoming {
-    /// Takes the body of a request, or returns `None` if it has none.
     fn take(request: &mut Request) -> Option<Rc<Self>> {
         let payload = match request.take_payload() {
             Payload::None => return None,
@@ -212,10 +207,6 @@ impl<B: MessageBody + Unpin> MessageBody for Outgoing<B> {
 /// A request whose handler already runs, and whose client was sent `100 Continue`.
 struct Continued<B>(Pin<Box<dyn Future<Output = Exchanged<B>>>>);
 
-/// Responds to a request.
-///
-/// # Errors
-/// The response for an error of the application.
 pub(super) async fn answer<F, S, B>(
     responder: Rc<Responder<F, S>>,
     mut request: Request,
@@ -236,9 +227,6 @@ where
 
 /// Starts a request with `Expect: 100-continue`. If the application responds without reading the body, the client gets
 /// no `100 Continue`. If it begins to read, actix-http sends `100 Continue` and passes the request to [`answer`].
-///
-/// # Errors
-/// The response, if the application did not read the body.
 pub(super) async fn expect<F, S, B>(
     responder: Rc<Responder<F, S>>,
     mut request: Request,
@@ -345,7 +333,6 @@ fn set_connection<B>(response: &mut Response<B>, closes: bool, peer: Option<&Rc<
     }
 }
 
-/// Returns how many bytes of a response count as pending.
 pub(super) fn counted(size: BodySize, is_shared: bool) -> Option<usize> {
     match size {
         BodySize::Sized(bytes) if bytes > COUNTED && !is_shared => usize::try_from(bytes).ok(),

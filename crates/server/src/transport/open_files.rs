@@ -9,8 +9,7 @@ const MAX_CONNECTIONS: usize = 10_000;
 /// The lowest default for the number of connections.
 const FEWEST: usize = 16;
 
-/// Raises the limit of open files of this process to its hard limit. A failure is only logged: the server works with
-/// the limit that it has.
+/// A failure is only logged: the server works with the limit that it has.
 pub fn raise() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -33,7 +32,6 @@ fn files(limit: Option<u64>) -> usize {
     })
 }
 
-/// Returns the default number of connections: what the limit of open files leaves after [`RESERVED`], at most 10,000.
 fn default_for(limit: usize) -> usize {
     limit
         .saturating_sub(RESERVED)
@@ -46,11 +44,8 @@ pub fn default_max_connections() -> usize {
     default_for(files(getrlimit(Resource::Nofile).maximum))
 }
 
-/// Returns how many connections a listener may have: the setting, or what the limit of open files leaves after
-/// [`RESERVED`], at most 10,000.
-///
-/// # Errors
-/// When the limit of open files is too low for the setting.
+/// Returns the setting, or what the limit of open files leaves after [`RESERVED`], at most 10,000.
+/// Fails if the limit is too low for the setting.
 pub fn max_connections(setting: Option<usize>) -> anyhow::Result<usize> {
     let limit = files(getrlimit(Resource::Nofile).current);
     let most = limit.saturating_sub(RESERVED);

@@ -53,24 +53,18 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 500_000_000,
 };
 
-/// A listener with its acceptor and its workers.
 #[derive(Debug)]
 pub struct Server {
     /// Ends the acceptor when dropped.
     stop: Option<UnixStream>,
-    /// Ends the workers immediately.
     abort: watch::Sender<bool>,
     /// Resolves when the acceptor has ended.
     acceptor: Option<oneshot::Receiver<()>>,
-    /// Each resolves when a worker has ended.
     workers: Vec<oneshot::Receiver<()>>,
 }
 
 impl Server {
-    /// Serves a front and the application behind it on a listener.
-    ///
-    /// # Errors
-    /// When the listener cannot be used, no thread can be started, or a worker cannot start its application.
+    /// Fails if the listener cannot be used, no thread can be started, or a worker cannot start its application.
     pub fn start<R, G, F, I, S, B>(
         listener: TcpListener,
         connections: &Arc<Connections>,
@@ -159,8 +153,7 @@ impl Server {
         let _ = select_all(self.workers.iter_mut().chain(&mut self.acceptor)).await;
     }
 
-    /// Accepts the connections that the kernel has queued, and closes the listener. After that, new connections are
-    /// refused; the accepted ones are served. Can be cancelled and called again.
+    /// Accepts and serves the queued connections, and closes the listener. Can be cancelled and called again.
     pub async fn stop_accepting(&mut self) {
         self.stop = None;
         if let Some(acceptor) = &mut self.acceptor {
@@ -174,13 +167,11 @@ impl Server {
     pub async fn finish(&mut self) {
         self.stop_accepting().await;
         while let Some(worker) = self.workers.last_mut() {
-            // An error means that the thread has ended.
             let _ = worker.await;
             self.workers.pop();
         }
     }
 
-    /// Closes the listener and all connections immediately.
     pub async fn abort(mut self) {
         // Without a receiver, every worker has ended.
         let _ = self.abort.send(true);
@@ -217,13 +208,11 @@ impl Server {
     }
 }
 
-/// An accepted connection.
 struct Socket {
     stream: StdTcpStream,
     permit: OwnedSemaphorePermit,
 }
 
-/// Accepts the connections of a listener and passes them to the workers in turn.
 struct Acceptor {
     listener: TcpListener,
     queues: Vec<mpsc::Sender<Socket>>,
@@ -232,13 +221,11 @@ struct Acceptor {
     /// See [`Connections::sockets`].
     permits: Arc<Semaphore>,
     runtime: tokio::runtime::Runtime,
-    /// How many connections the kernel can have queued.
     backlog: usize,
     /// Whether the last `accept` failed with an error that does not concern one connection.
     is_failing: bool,
 }
 
-/// Why an acceptor stopped accepting.
 #[derive(Debug, PartialEq, Eq)]
 enum Pause {
     /// The kernel has no further connection, or the requested number was accepted.
@@ -294,7 +281,6 @@ impl Acceptor {
         }
     }
 
-    /// Accepts at most `most` connections that the kernel has queued.
     fn accept(&mut self, most: usize) -> Pause {
         for _ in 0..most {
             let Some(permit) = self.permit() else {
@@ -321,7 +307,7 @@ impl Acceptor {
         Pause::None
     }
 
-    /// Waits until another socket may exist. Meanwhile the kernel queues connections.
+    /// While all sockets are in use, the kernel queues connections.
     fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let permits = || Arc::clone(&self.permits);
         permits()
@@ -330,7 +316,7 @@ impl Acceptor {
             .ok()
     }
 
-    /// Passes a connection to the next worker whose queue is not full, or waits. Returns `false` when all have ended.
+    /// Waits if all queues are full. Returns `false` when all workers have ended.
     fn pass_on(&mut self, mut socket: Socket) -> bool {
         for _ in 0..self.queues.len() {
             self.next = (self.next + 1) % self.queues.len();
@@ -345,7 +331,6 @@ impl Acceptor {
     }
 }
 
-/// Returns whether an error of `accept` concerns only a connection that has already ended.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(

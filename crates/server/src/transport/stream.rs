@@ -30,7 +30,6 @@ const TRIES: u32 = 8;
 /// section 9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
-/// A socket with a deadline for writing.
 pub(super) struct Stream<S> {
     io: S,
     peer: Rc<Peer>,
@@ -84,7 +83,6 @@ impl<S: AsFd> Stream<S> {
         why.into()
     }
 
-    /// Continues a write that the socket did not accept.
     fn poll_stalled(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let pause = self.write_timeout / TRIES;
         let stall = self.stall.get_or_insert_with(|| {

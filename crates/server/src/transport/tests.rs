@@ -192,7 +192,6 @@ async fn closing_connection_reads_pending_input_first() {
     );
 }
 
-/// Reads until the stream is pending, and returns the number of bytes.
 async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
     let (mut total, mut buffer) = (0, vec![0; 10_000]);
     while let Poll::Ready(read) = poll!(pin!(stream.read(&mut buffer))) {

@@ -8,7 +8,6 @@ use crate::state::State;
 /// How many applications can be chosen from.
 const APPLICATIONS: u32 = 100;
 
-/// An application to choose from.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Choice {
     pub(in super::super) id: String,
@@ -44,7 +43,6 @@ pub(super) async fn choices(
     Ok(choices)
 }
 
-/// Returns the application of a key, if it has one.
 pub(super) async fn application_of(
     state: &State,
     by: &RequestActor,

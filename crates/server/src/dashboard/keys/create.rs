@@ -122,7 +122,7 @@ pub(in super::super) async fn create(
     }
 }
 
-/// Shows a created key once. Sending the form again redirects to the page of the key.
+/// Sending the form again redirects to the page of the key.
 pub(super) fn respond(
     state: &State,
     visitor: &SignedIn,
@@ -138,7 +138,6 @@ pub(super) fn respond(
     }
 }
 
-/// Returns the only page that shows the full key.
 fn shown_once(
     state: &State,
     visitor: &SignedIn,

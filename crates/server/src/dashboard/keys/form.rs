@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{state::State, surfaces::members};
 
-/// The choices of the form.
 #[derive(Debug)]
 pub(super) struct NewKeyForm {
     /// Resources with scopes for reading or writing.
@@ -31,7 +30,6 @@ pub(super) struct NewKeyForm {
     pub(super) tomorrow: String,
 }
 
-/// A resource, and the access levels that exist for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Resource {
     pub(super) name: String,
@@ -101,7 +99,6 @@ impl NewKeyForm {
         }
     }
 
-    /// Returns the form with its initial values.
     pub(super) fn untouched(state: &State, account: &str, application: &str) -> Fields {
         let kind = if application.is_empty() {
             "commerce"
@@ -118,18 +115,14 @@ impl NewKeyForm {
     }
 }
 
-/// The requested key.
 #[derive(Debug)]
 pub(super) struct KeyRequest {
     pub(super) family: Family,
-    /// The application of an application key.
     pub(super) application: Option<ApplicationId>,
     pub(super) key: NewKey,
 }
 
-///
-/// # Errors
-/// A validation problem that names every field that breaks a rule.
+/// The problem names every field that breaks a rule.
 pub(super) fn read(
     fields: &Fields,
     catalogue: &Catalogue,
@@ -273,10 +266,6 @@ fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     }
 }
 
-/// Parses the overlap of a rotation.
-///
-/// # Errors
-/// [`Invalid`] for anything but an allowed overlap.
 pub(super) fn overlap(fields: &Fields) -> Result<Overlap, Invalid> {
     Overlap::parse(
         fields

@@ -19,7 +19,7 @@ use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::membe
 
 const SHOWN: u32 = 50;
 
-/// The query of the list. Empty fields are not set.
+/// Empty fields are not set.
 #[derive(Debug, Clone, Default, Deserialize)]
 struct ListQuery {
     #[serde(default)]

@@ -78,7 +78,6 @@ pub(in super::super) async fn show(
     })
 }
 
-/// Returns the audit entry of the rotation of a key, and the key.
 async fn creation_of(
     state: &State,
     by: &RequestActor,

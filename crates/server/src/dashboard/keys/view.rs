@@ -180,16 +180,14 @@ fn kind(family: Family) -> &'static str {
     }
 }
 
-/// The usage of a key over some days, for a chart and a table.
 #[derive(Debug)]
 pub(in super::super) struct Usage {
-    /// The days, oldest first.
+    /// Oldest first.
     pub(in super::super) days: Vec<Day>,
     pub(in super::super) allowed: u64,
     pub(in super::super) denied: u64,
 }
 
-/// A day of the chart.
 #[derive(Debug)]
 pub(in super::super) struct Day {
     /// For example `2026-11-21`.
@@ -198,7 +196,6 @@ pub(in super::super) struct Day {
     /// By reason.
     pub(in super::super) denied: Vec<(&'static str, u64)>,
     pub(in super::super) denied_total: u64,
-    /// The x coordinate of its bar.
     pub(in super::super) x: usize,
     /// The heights of its two parts; [`Usage::HEIGHT`] is the maximum of their sum.
     pub(in super::super) allowed_height: u64,
@@ -206,12 +203,10 @@ pub(in super::super) struct Day {
 }
 
 impl Day {
-    /// Returns the y coordinate of the upper part of its bar.
     pub(in super::super) fn denied_y(&self) -> u64 {
         Usage::HEIGHT - self.allowed_height - self.denied_height
     }
 
-    /// Returns the y coordinate of the lower part.
     pub(in super::super) fn allowed_y(&self) -> u64 {
         Usage::HEIGHT - self.allowed_height
     }
@@ -285,7 +280,6 @@ impl Usage {
         self.days.len() * Self::STEP
     }
 
-    /// Returns the highest number of uses of a day.
     pub(in super::super) fn most(&self) -> u64 {
         self.days
             .iter()

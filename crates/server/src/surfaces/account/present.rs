@@ -13,7 +13,6 @@ use tollkey_core::{
 };
 use tollkey_service::api_keys::NewKey;
 
-/// Wraps data in an envelope.
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
     let meta = api::Meta {
         request_id: request_id(request).to_string(),
@@ -26,10 +25,6 @@ pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api
     }
 }
 
-/// Wraps JSON in an envelope, and returns the body.
-///
-/// # Errors
-/// `internal_error` if the text is not JSON.
 pub(super) fn enveloped_text(
     request: &HttpRequest,
     state: &State,
@@ -40,7 +35,6 @@ pub(super) fn enveloped_text(
     whole.map_err(|_| Problem::internal())
 }
 
-/// Renders a problem as an envelope.
 pub(super) fn enveloped_problem(
     mut response: HttpResponseBuilder,
     rendered: &Rendered<'_>,
@@ -57,7 +51,6 @@ pub(super) fn enveloped_problem(
     })
 }
 
-/// Wraps a list in an envelope.
 pub(super) fn enveloped_list<T>(
     request: &HttpRequest,
     state: &State,
@@ -122,8 +115,7 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
     }
 }
 
-/// Reads the family and the fields of a new key. Returns `None` and adds errors to `checks` if a
-/// field is invalid. The request has no scopes: a secret key has all of them, a publishable key none.
+/// The request has no scopes: a secret key has all of them, a publishable key none.
 pub(super) fn new_key(
     body: api::CreateKey,
     now: Timestamp,
@@ -158,7 +150,7 @@ pub(super) fn new_key(
     ))
 }
 
-/// Converts an audit entry. IDs of keys have the form of this surface.
+/// IDs of keys have the form of this surface.
 pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
     let draft = &entry.draft;
     let key_id = |id: &str| {

@@ -71,7 +71,6 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
     }
 }
 
-/// Reads the fields of a new key. Returns `None` and adds errors to `checks` if a field is invalid.
 pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,

@@ -39,10 +39,6 @@ fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
     }
 }
 
-/// Reads the filter of a list.
-///
-/// # Errors
-/// A validation problem that names each invalid parameter.
 pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let mut checks = FieldErrors::default();
     let time = |text: &Option<String>| {

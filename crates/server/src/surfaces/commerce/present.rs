@@ -77,7 +77,6 @@ fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
 const LIMIT: &str = "/rate_limit/limit";
 const WINDOW_SECONDS: &str = "/rate_limit/window_seconds";
 
-/// Reads the fields of a new key. Returns `None` and adds errors to `checks` if a field is invalid.
 pub(super) fn new_key(
     body: api::CreateKey,
     catalogue: &Catalogue,
@@ -123,7 +122,7 @@ pub(super) fn new_key(
     })
 }
 
-/// Reads a field of a merge patch. Null becomes `cleared`; an absent field becomes `None`.
+/// Null becomes `cleared`; an absent field becomes `None`.
 fn patch_field<T, U>(
     patch: Patch<T>,
     cleared: Result<U, Invalid>,
@@ -140,9 +139,7 @@ fn cannot_be_cleared<T>() -> Result<T, Invalid> {
     Err(Invalid::new("cannot be cleared"))
 }
 
-/// Reads a change of a key. Returns `None` and adds errors to `checks` if a field is invalid. Rules
-/// that depend on the key are checked when the change is applied, which can also return a
-/// validation problem.
+/// Rules that depend on the key are checked when the change is applied, which can return a validation problem.
 pub(super) fn edit(
     body: api::UpdateKey,
     catalogue: &Catalogue,
@@ -257,8 +254,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
     }
 }
 
-/// Sets the merchants or features of a key. They cannot be cleared once they are set, because that
-/// would widen the key.
+/// Merchants and features cannot be cleared once they are set, because that would widen the key.
 fn set_restriction<T>(
     field: &mut Option<T>,
     patch: Option<Option<T>>,

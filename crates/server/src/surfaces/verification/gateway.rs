@@ -90,7 +90,6 @@ impl Requirement {
         Ok(requirement)
     }
 
-    /// Reads the query of the URL that the operator configured.
     fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
         Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
@@ -120,8 +119,7 @@ impl Requirement {
 /// Longest part of an unknown scope that is logged. Parts of scopes are short; keys and tokens are not.
 const LONGEST_WORD: usize = 24;
 
-/// Returns the error for an unknown scope. It contains the scope only if that cannot be a credential, because the
-/// gateway may have passed on text of a client.
+/// The error contains the scope only if that cannot be a credential: the gateway may pass on a client's text.
 fn unknown_scope(scope: &str) -> Invalid {
     let is_scope = (1..=64).contains(&scope.len())
         && scope.bytes().all(|b| {
@@ -149,7 +147,6 @@ enum Dialect {
 }
 
 impl Dialect {
-    /// Returns the pattern of its route, for logs and metrics.
     fn pattern(self) -> &'static str {
         match self {
             Self::ForwardAuth => "/api/v1/authz/forward-auth",
@@ -158,7 +155,6 @@ impl Dialect {
         }
     }
 
-    /// Returns the request that a gateway authorizes, with these requirements.
     fn authorization<'a>(
         self,
         head: &'a RequestHead,
@@ -191,7 +187,6 @@ impl Dialect {
     }
 }
 
-/// The path of external authorization before the requirements.
 const EXT_AUTHZ: &str = "/api/v1/authz/ext-authz/";
 
 /// Returns the requirements and the path of the request that Envoy authorizes.
@@ -200,7 +195,6 @@ fn ext_authz_parts(path: &str) -> Option<(&str, &str)> {
     Some(rest.split_at(rest.find('/')?))
 }
 
-/// The request that a gateway authorizes.
 struct Authorization<'a> {
     method: Option<&'a str>,
     uri: Option<&'a str>,
@@ -401,8 +395,7 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
     authorize(&request, &state, authorization).await
 }
 
-/// Mounts a handler for all methods on one path, with its OpenAPI description. actix's route macros need a list of
-/// methods, but a gateway can send any method.
+/// actix's route macros need a list of methods, but a gateway can send any method.
 macro_rules! any_method {
     ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $description:ident) => {
         $(#[$doc])*

@@ -7,7 +7,6 @@ use tollkey_core::{AccessRequest, FieldErrors, Invalid, RequestPath, text::is_ex
 use super::present;
 use crate::{auth::VerificationCaller, body::Body, rejection::HandlerResult, state::State};
 
-/// The maximum number of verifications in a batch.
 const MAX_BATCH: usize = 100;
 
 /// Verify a key.
@@ -135,8 +134,6 @@ pub async fn introspect(
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.service.catalogue)))
 }
 
-/// Reads the presented key and the requirements of the request. Returns `None` and adds errors to
-/// `checks` if a field is invalid.
 fn read_request<'a>(
     state: &'a State,
     caller: &'a VerificationCaller,

@@ -150,7 +150,6 @@ fn poll_problem(error: PollError) -> Problem {
     }
 }
 
-/// Reads the ID of a poll and the IDs of the polls before it.
 fn read_ids(checks: &mut FieldErrors, id: Option<&str>, previous: &[String]) -> Option<PollIds> {
     let id: Option<PollId> = id.and_then(|id| checks.check("/poll_id", id.parse()));
     let rule = match (previous.len(), id) {
@@ -177,7 +176,6 @@ fn read_ids(checks: &mut FieldErrors, id: Option<&str>, previous: &[String]) -> 
     Some(PollIds { id: id?, previous })
 }
 
-/// Reads a poll. Returns `None` and adds errors to `checks` if a field is invalid.
 fn read(request: api::SyncRequest, now: Timestamp, checks: &mut FieldErrors) -> Option<Poll> {
     let subscriber = checks.check("/subscriber", request.subscriber.parse());
     let ids = read_ids(
@@ -253,9 +251,8 @@ fn sync_response(news: PollResponse) -> api::SyncResponse {
     }
 }
 
-/// Converts the data that a subscriber needs to authorize a key. The restrictions of the ancestors
-/// are included in fields that every release knows, so that a subscriber of the previous release
-/// also rejects descendants. It does not know their rate limits.
+/// The restrictions of the ancestors are included in fields that every release knows, so that a subscriber
+/// of the previous release also rejects descendants. It does not know their rate limits.
 fn key_record(record: &KeyContext, catalogue: &Catalogue) -> api::KeyRecord {
     let (key, restrictions) = (&record.key, &record.key.restrictions);
     api::KeyRecord {

@@ -31,13 +31,11 @@ const REQUIREMENTS_MAX: usize = 256;
 /// Maximum length of the text of cached requirements, in bytes.
 const TEXT_MAX: usize = 1024;
 
-/// A cache of parsed requirements by their text. Queries and path segments have separate caches, because the same text
-/// can have different meanings in the two syntaxes.
+/// Queries and path segments have separate caches, because the same text can have different meanings.
 #[derive(Default)]
 struct RequirementCache(RefCell<HashMap<Box<str>, Rc<Requirement>>>);
 
 impl RequirementCache {
-    /// Returns the cached requirements of this text, or parses and caches them.
     fn get(
         &self,
         text: &str,
@@ -67,7 +65,6 @@ pub struct DirectGateway {
 }
 
 impl DirectGateway {
-    /// Creates the handler of a worker.
     #[must_use]
     pub fn new(state: web::Data<State>) -> Self {
         Self {
