@@ -10,7 +10,6 @@ mod load;
 pub(crate) mod revoke;
 mod servers;
 
-/// Returns the median.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

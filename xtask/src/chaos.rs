@@ -8,7 +8,6 @@ use anyhow::{Context as _, bail, ensure};
 /// The default number of revocations for each backend.
 const REVOCATIONS: u64 = 1000;
 
-/// Runs the test with these arguments.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -36,7 +35,6 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the test's environment variables for these arguments.
 fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let mut variables = Vec::new();
     let pairs = arguments.chunks_exact(2);

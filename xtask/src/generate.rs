@@ -47,12 +47,11 @@ impl Population {
         text
     }
 
-    /// Returns the account of the key.
     pub(crate) fn account(self, number: u64) -> anyhow::Result<AccountId> {
         Ok(format!("account-{:07}", number % self.accounts).parse()?)
     }
 
-    /// Returns whether the key is not revoked. One in fifty keys of an account is revoked.
+    /// One in fifty keys of an account is revoked.
     pub(crate) fn is_usable(self, number: u64) -> bool {
         number / self.accounts % 50 != 49
     }
@@ -69,7 +68,6 @@ impl Population {
         id("application", account + number * self.accounts, time(0))
     }
 
-    /// Returns the key and its hash.
     pub(crate) fn key(self, number: u64) -> anyhow::Result<(ApiKey, Digest)> {
         let text = self.text(number);
         let (account, nth) = (number % self.accounts, number / self.accounts);
@@ -125,7 +123,7 @@ impl Population {
         Ok((key, text.digest()))
     }
 
-    /// Returns the applications of the keys. An account can have one application more than its keys use.
+    /// An account can have one application more than its keys use.
     fn applications(self) -> impl Iterator<Item = anyhow::Result<Application>> {
         let of_an_account = self
             .keys
@@ -201,7 +199,6 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     )
 }
 
-/// Fills the database at this URL.
 pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
     let store = Store::open(OpenOptions::new(url), Arc::new(SystemClock))?;
     ensure!(

@@ -4,23 +4,19 @@ use std::fs;
 
 use anyhow::{Context as _, bail};
 
-/// A generated file.
 pub(crate) struct Generated {
-    /// Its path in the repository.
     path: &'static str,
     /// The `cargo xtask` command that writes it.
     command: &'static str,
     content: fn() -> String,
 }
 
-/// The OpenAPI document of the routes that the server mounts.
 pub(crate) const OPENAPI: Generated = Generated {
     path: "openapi/tollkey.json",
     command: "openapi",
     content: || tollkey_server::openapi::json().to_owned(),
 };
 
-/// The reference of the settings.
 pub(crate) const SETTINGS: Generated = Generated {
     path: "docs/settings.md",
     command: "settings",
@@ -28,7 +24,6 @@ pub(crate) const SETTINGS: Generated = Generated {
 };
 
 impl Generated {
-    /// Writes the file.
     pub(crate) fn write(&self) -> anyhow::Result<()> {
         fs::write(crate::root().join(self.path), (self.content)())
             .with_context(|| format!("cannot write {}", self.path))

@@ -22,9 +22,6 @@ use crate::{
 
 /// Creates the use cases on top of a store with this build's schema. `sealing_secret` decrypts the idempotency records;
 /// without it, only this process can decrypt those that it writes.
-///
-/// # Errors
-/// When the store does not respond.
 pub async fn service(
     settings: &Settings,
     store: Store,
@@ -64,10 +61,6 @@ pub async fn service(
     })
 }
 
-/// Creates the state that requests use.
-///
-/// # Errors
-/// When a setting is invalid; the error says what to change.
 fn assemble(
     settings: &Settings,
     service: Service,
@@ -120,19 +113,13 @@ fn sealing_secret<'a>(
     }
 }
 
-/// The result of [`open`].
 #[derive(Debug)]
 pub struct OpenedServer {
-    /// The state that requests use.
     pub state: State,
-    /// Set in development mode.
     pub development: Option<DevMode>,
 }
 
 /// Opens the database and creates the state, without opening a listener.
-///
-/// # Errors
-/// When a setting is invalid or the database cannot be opened; the error says what to change.
 pub async fn open(
     settings: &Settings,
     clock: Arc<dyn Clock>,

@@ -12,7 +12,6 @@ use crate::{auth::published::UPKEEP_INTERVAL, state::State, telemetry::Metrics};
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a replica checks for revocations that another replica has not finished recording.
 const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
-/// Time limit of the flush before the server stops.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and expired records are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -31,7 +30,6 @@ pub fn start(
     ]
 }
 
-/// Renews the verifier's lease until the server stops.
 async fn keep_lease(state: web::Data<State>, stopping: watch::Receiver<bool>) {
     state.service.verifier.clone().run(stopped(stopping)).await;
 }

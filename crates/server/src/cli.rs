@@ -75,7 +75,6 @@ enum Command {
     DashboardLink,
 }
 
-/// Runs the command line.
 #[must_use]
 pub fn run() -> ExitCode {
     let command = Cli::command().mut_subcommands(with_settings_hint);
@@ -94,7 +93,6 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Adds a hint to the help of a command and its subcommands: which command lists the settings.
 fn with_settings_hint(command: clap::Command) -> clap::Command {
     command
         .mut_subcommands(with_settings_hint)
@@ -217,7 +215,6 @@ async fn open(settings: &Settings) -> anyhow::Result<Service> {
     assembly::service(settings, store, clock, Random::system(), None).await
 }
 
-/// Returns the actor of a command that changes an account.
 fn actor(account_id: tollkey_core::AccountId) -> RequestActor {
     RequestActor {
         account_id,

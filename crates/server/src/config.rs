@@ -53,18 +53,13 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The configuration file that is read if it exists and `TOLLKEY_CONFIG` is not set.
 pub const DEFAULT_FILE: &str = "tollkey.toml";
 
-/// All settings, validated.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The settings of the listeners and of requests.
     pub server: ServerSettings,
-    /// How long a client may read nothing of a response before its connection is closed: [`WRITE_TIMEOUT`].
+    /// [`WRITE_TIMEOUT`].
     pub write_timeout: Duration,
-    /// The level and format of logs.
     pub log: LogSettings,
-    /// The database and how it is opened.
     pub database: DatabaseSettings,
-    /// How management tokens are verified.
     pub tokens: TokenSettings,
     /// `TOLLKEY_SEALING_SECRET`, at least [`HS256_SECRET_MIN`] bytes.
     pub sealing_secret: Option<Secret>,
@@ -72,78 +67,61 @@ pub struct Settings {
     pub dashboard_token_sign_in: Option<bool>,
     /// The path of `TOLLKEY_PUBLIC_URL`; empty if that has no path or is not set.
     pub public_path: PublicPath,
-    /// The provider that signs people in to the dashboard; `None` if `TOLLKEY_OIDC_ISSUER` is not set.
+    /// `None` if `TOLLKEY_OIDC_ISSUER` is not set.
     pub oidc: Option<OidcSettings>,
-    /// The limits on the number of keys.
     pub key_limits: KeyLimits,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
-    /// The limits of the cache.
     pub cache: CacheSettings,
-    /// Environment variables that look like settings and have no effect. Development mode does not start with one.
+    /// Development mode does not start with one.
     pub unknown_variables: Vec<UnknownVariable>,
     /// All settings in effect, without secrets.
     pub effective: Vec<EffectiveSetting>,
-    /// Warnings about settings. [`Settings::warnings`] also returns those about unknown variables.
+    /// [`Settings::warnings`] also returns those about unknown variables.
     pub configuration_warnings: Vec<Warning>,
 }
 
-/// The database and how it is opened.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
     /// `DATABASE_URL`. Shows no password.
     pub url: DatabaseUrl,
-    /// The kind of database that the URL names.
     pub kind: DatabaseKind,
-    /// `TOLLKEY_DATABASE_POOL`, at least 1.
     pub pool: u32,
-    /// `TOLLKEY_DATABASE_WAIT_SECONDS`.
     pub wait: Duration,
-    /// `TOLLKEY_MIGRATE`.
     pub migrate: bool,
 }
 
-/// The kind of database that a URL names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseKind {
-    /// A PostgreSQL server.
     Postgres,
-    /// A SQLite file.
     SqliteFile(PathBuf),
     /// A SQLite database in memory, which ends with the process.
     SqliteMemory,
 }
 
-/// How management tokens are verified.
 #[derive(Debug, Clone)]
 pub struct TokenSettings {
-    /// The key that verifies signatures.
     pub source: TokenSource,
     /// `TOLLKEY_JWT_ISSUER`. Always set with a public key file or a JWKS URL.
     pub issuer: Option<String>,
     /// `TOLLKEY_JWT_AUDIENCE`. Always set with a public key file or a JWKS URL.
     pub audience: Option<String>,
-    /// `TOLLKEY_JWT_ACCOUNT_CLAIM`.
     pub account_claim: String,
     /// `TOLLKEY_JWT_ROLES_CLAIM`; `None` if tokens carry no roles.
     pub roles_claim: Option<String>,
 }
 
-/// The key that verifies the signature of a management token.
 #[derive(Debug, Clone)]
 pub enum TokenSource {
     /// `TOLLKEY_JWT_HS256_SECRET`: a secret of at least [`HS256_SECRET_MIN`] bytes.
     Hs256(Secret),
-    /// `TOLLKEY_JWT_PUBLIC_KEY_FILE`: the public key in this PEM file.
     PublicKeyFile(PublicKeyFile),
-    /// `TOLLKEY_JWT_JWKS_URL`: a key of the JWKS at this URL.
     Jwks(JwksUrl),
     /// No key source is set: development mode ([`crate::dev_mode`]).
     Development,
 }
 
 impl TokenSource {
-    /// Returns its name for the log.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -160,7 +138,6 @@ impl TokenSource {
 pub struct OidcSettings {
     /// `TOLLKEY_OIDC_ISSUER`, unchanged.
     pub issuer: String,
-    /// `TOLLKEY_OIDC_CLIENT_ID`.
     pub client_id: String,
     /// `TOLLKEY_OIDC_CLIENT_SECRET`; `None` for a public client.
     pub client_secret: Option<Secret>,
@@ -168,7 +145,6 @@ pub struct OidcSettings {
     pub public_url: String,
     /// `TOLLKEY_OIDC_SCOPES`, without `openid`.
     pub scopes: Vec<String>,
-    /// `TOLLKEY_OIDC_ACCOUNT_CLAIM`.
     pub account_claim: String,
     /// `TOLLKEY_OIDC_ROLES_CLAIM`; `None` if ID tokens carry no roles.
     pub roles_claim: Option<String>,
@@ -176,9 +152,6 @@ pub struct OidcSettings {
 
 impl Settings {
     /// Reads the settings of this process: these flags, its environment and its configuration file.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for the first setting that cannot be used.
     pub fn load(options: &Options) -> Result<Self, ConfigError> {
         let env = |name: &str| std::env::var_os(name);
         let mut settings = Self::resolve(options, &env, Path::new(DEFAULT_FILE))?;
@@ -186,13 +159,11 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Returns the environment variables of this process that look like settings and have no effect.
     #[must_use]
     pub fn unknown_variables() -> Vec<UnknownVariable> {
         unknown::unknown_variables(std::env::vars_os())
     }
 
-    /// Returns warnings about settings that are probably a mistake.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let unknown = self.unknown_variables.iter().cloned().map(Warning::Unknown);
         unknown.chain(self.configuration_warnings.iter().cloned())
@@ -200,9 +171,6 @@ impl Settings {
 
     /// Reads the settings from these flags, this environment and the configuration file. `default_file` need not
     /// exist. A file that a flag or the environment names replaces it, and must exist.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for the first setting that cannot be used.
     pub fn resolve(
         options: &Options,
         env: &dyn Fn(&str) -> Option<OsString>,

@@ -15,17 +15,11 @@ use crate::config::{DatabaseKind, Settings};
 
 /// Opens the database from the settings, and creates a missing SQLite file. While a PostgreSQL server cannot be
 /// reached, retries for `TOLLKEY_DATABASE_WAIT_SECONDS`. Blocks. Does not migrate.
-///
-/// # Errors
-/// [`OpenError`] as the cause, with the database's name.
 pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
     connect(settings, &clock, true)
 }
 
 /// Like [`open_store`], for an existing database: creates no file, and the schema must be that of this build.
-///
-/// # Errors
-/// Like [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
 pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
     anyhow::ensure!(
         settings.database.kind != DatabaseKind::SqliteMemory,
@@ -100,9 +94,6 @@ impl DatabaseWait {
 }
 
 /// Migrates SQLite, and PostgreSQL if configured. Otherwise the schema must be that of this build. Blocks.
-///
-/// # Errors
-/// When the schema is older or newer than this build, or the store cannot be reached.
 pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> {
     let prepare = || -> Result<(), SchemaError> {
         if store.backend() == Backend::Sqlite || settings.database.migrate {
@@ -117,9 +108,6 @@ pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> 
 }
 
 /// Opens the database and prepares its schema on a separate thread, which does not delay the exit on a signal.
-///
-/// # Errors
-/// Those of [`open_store`] and [`prepare_schema`].
 pub async fn open_prepared(settings: &Settings, clock: &Arc<dyn Clock>) -> anyhow::Result<Store> {
     let (settings, clock) = (settings.clone(), Arc::clone(clock));
     let open = move || -> anyhow::Result<Store> {

@@ -26,24 +26,19 @@ use zeroize::Zeroizing;
 
 /// The suffix of the secret's file, whose name begins with that of the database file.
 pub const SECRET_SUFFIX: &str = ".jwt-secret";
-/// The account of the token in the message of [`DevMode::message`].
 pub const EXAMPLE_ACCOUNT: &str = "acme";
-/// The default subject of tokens.
 pub const DEFAULT_SUBJECT: &str = "developer";
 
 /// How long to wait until another process has written the secret into a file that it created.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why development mode or its secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DevModeError {
-    /// The database is not SQLite.
     #[error(
         "PostgreSQL needs a key source for management tokens: set one of TOLLKEY_JWT_HS256_SECRET, \
          TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL (development mode is for SQLite only)"
     )]
     NotSqlite,
-    /// Other machines can reach the server.
     #[error(
         "listening on {0}, which is not a loopback address, needs a key source for management tokens: set one of \
          TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or listen on 127.0.0.1"
@@ -54,62 +49,36 @@ pub enum DevModeError {
         "development mode does not start while the unknown variable {name} is set; did you mean {nearest}? Correct it, \
          or remove it"
     )]
-    UnknownVariable {
-        /// Its name.
-        name: String,
-        /// The nearest known name.
-        nearest: &'static str,
-    },
-    /// Other users can read the secret.
+    UnknownVariable { name: String, nearest: &'static str },
     #[error(
         "{path} can be read by other users of this machine (mode {mode:o}); delete it, or use chmod 600 if no other user \
          has read it"
     )]
-    Exposed {
-        /// The file, with its absolute path.
-        path: String,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The file does not hold a secret.
+    Exposed { path: String, mode: u32 },
     #[error(
         "{0} has no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start creates a new one"
     )]
     NoSecret(String),
-    /// The file cannot be created, written or read.
     #[error("cannot store or read the development secret in {path}: {error}")]
-    File {
-        /// The file, with its absolute path.
-        path: String,
-        /// The cause.
-        error: io::Error,
-    },
-    /// The database or the secret does not exist.
+    File { path: String, error: io::Error },
     #[error(
         "{missing} does not exist, so no server in development mode uses this directory; start `tollkey serve` \
          first, run the command in its directory, or set DATABASE_URL or --database-url as for the server"
     )]
-    NoServer {
-        /// The database or the secret, with its absolute path.
-        missing: String,
-    },
-    /// The secret exists only in the memory of the server.
+    NoServer { missing: String },
     #[error(
         "the server keeps its database and its secret in memory, so no other process can sign for it; \
          use the token and the link that it printed, or set TOLLKEY_JWT_HS256_SECRET for both"
     )]
     SecretInMemory,
-    /// The server only verifies tokens.
     #[error(
         "Tollkey does not sign management tokens: with a public key file or a JWKS URL it only verifies them; create the token at their issuer"
     )]
     IssuedElsewhere,
-    /// The token of the message cannot be created.
     #[error(transparent)]
     Token(#[from] CreateTokenError),
 }
 
-/// A server in development mode.
 #[derive(Debug)]
 pub struct DevMode {
     secret: Secret,
@@ -119,10 +88,7 @@ pub struct DevMode {
 }
 
 impl DevMode {
-    /// Enters development mode, and creates the secret if it does not exist; `None` if a key source for tokens is set.
-    ///
-    /// # Errors
-    /// [`DevModeError`] if the settings do not allow it, or the secret cannot be stored or read.
+    /// Creates the secret if it does not exist. Returns `None` if a key source for tokens is set.
     pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
         let TokenSource::Development = settings.tokens.source else {
             return Ok(None);
@@ -139,11 +105,7 @@ impl DevMode {
         }))
     }
 
-    /// Checks that these settings allow development mode, and returns the path of the secret, or `None` for a database
-    /// in memory. Creates nothing.
-    ///
-    /// # Errors
-    /// [`DevModeError`] if the database, the address or an unknown variable does not allow it.
+    /// Returns the path of the secret, or `None` for a database in memory. Creates nothing.
     pub fn check(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
         if let Some(unknown) = settings.unknown_variables.first() {
             return Err(DevModeError::UnknownVariable {
@@ -161,7 +123,6 @@ impl DevMode {
         }
     }
 
-    /// The secret that signs tokens.
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.secret
@@ -181,9 +142,6 @@ impl DevMode {
 
     /// Returns the message to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: the URLs, a
     /// token, and an example command. It holds credentials, so it belongs on stdout and not in a log.
-    ///
-    /// # Errors
-    /// [`DevModeError::Token`] if no token is valid with these settings.
     pub fn message(
         &self,
         base_url: &str,
@@ -247,7 +205,6 @@ impl DevMode {
     }
 }
 
-/// Returns the link that signs in to the dashboard with this code.
 #[must_use]
 pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
     Zeroizing::new(format!(
@@ -258,9 +215,6 @@ pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
 
 /// Returns the secret with which `tollkey token` signs, and its origin: the configured secret, or the secret that a
 /// server in development mode created. Creates none, because no server would accept its tokens.
-///
-/// # Errors
-/// [`DevModeError`] if this process has no such secret.
 pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeError> {
     match &settings.tokens.source {
         TokenSource::Hs256(secret) => {

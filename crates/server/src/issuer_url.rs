@@ -5,14 +5,11 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use reqwest::Url;
 use tollkey_core::Invalid;
 
-/// The URL of a key set: https, or http on this machine only, without a user name or password.
+/// A [`trusted_url`] of a key set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl(Url);
 
 /// Parses a URL that can be trusted: https, or http on this machine only, without a user name or password.
-///
-/// # Errors
-/// [`Invalid`] with the violated rule.
 pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
     let url: Url = text.parse().map_err(|_| Invalid::new("must be a URL"))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -36,7 +33,6 @@ pub fn is_local(url: &Url) -> bool {
 }
 
 impl JwksUrl {
-    /// Returns the URL.
     #[must_use]
     pub fn as_url(&self) -> &Url {
         &self.0
@@ -57,7 +53,6 @@ impl fmt::Display for JwksUrl {
     }
 }
 
-/// Returns whether only this machine can reach the address.
 #[must_use]
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()

@@ -14,7 +14,6 @@ use crate::{
     transport::{self, Connections, NoEarlyHandler, Server},
 };
 
-/// Maximum number of connections.
 const CONNECTIONS: usize = 64;
 /// How long requests in flight may take once the listener stops.
 const FINISH: Duration = Duration::from_secs(1);
@@ -28,10 +27,7 @@ pub(crate) struct MetricsListener {
 }
 
 impl MetricsListener {
-    /// Binds the socket and starts serving. `api_connections` are those of the API, which the metrics report.
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
+    /// `api_connections` are those of the API, which the metrics report.
     pub(crate) fn start(
         listen: SocketAddr,
         state: &web::Data<State>,
@@ -81,12 +77,10 @@ impl MetricsListener {
         self.address
     }
 
-    /// Waits until the listener ends unexpectedly.
     pub(crate) async fn ended(&mut self) {
         self.server.ended().await;
     }
 
-    /// Makes further responses close their connections.
     pub(crate) fn announce_close(&self) {
         self.connections.announce_close();
     }

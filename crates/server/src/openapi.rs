@@ -22,7 +22,6 @@ use crate::{
     surface::ProblemSchema,
 };
 
-/// Generates the document.
 #[must_use]
 pub fn document() -> OpenApi {
     let (_, mut api) = App::new()
@@ -72,7 +71,6 @@ pub fn document() -> OpenApi {
     api
 }
 
-/// Returns the document as JSON, generated once.
 #[must_use]
 pub fn json() -> &'static str {
     static JSON: LazyLock<String> = LazyLock::new(|| {
@@ -97,7 +95,6 @@ pub fn json_under(prefix: &PublicPath) -> Bytes {
     json.into()
 }
 
-/// Returns the path template and method of each operation.
 pub fn operations() -> impl Iterator<Item = (String, Method)> {
     document().paths.paths.into_iter().flat_map(|(path, item)| {
         let methods = [

@@ -45,11 +45,7 @@ impl fmt::Display for PublicPath {
 }
 
 impl PublicPath {
-    /// Parses the path of a URL; a trailing slash is ignored.
-    ///
-    /// # Errors
-    /// [`Invalid`] for segments other than `[A-Za-z0-9._~-]+`, dot segments, more than 255 bytes, and for a prefix
-    /// that could also be one of the server's own paths.
+    /// Ignores a trailing slash. Segments must match `[A-Za-z0-9._~-]+` and must not be dot segments.
     pub fn parse(path: &str) -> Result<Self, Invalid> {
         let path = path.strip_suffix('/').unwrap_or(path);
         if path.is_empty() {
@@ -78,7 +74,6 @@ impl PublicPath {
         Ok(Self(path.into()))
     }
 
-    /// Returns whether the prefix is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -100,7 +95,6 @@ impl PublicPath {
         (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
     }
 
-    /// Returns the URI of a request without the prefix, or `None` if it does not have it.
     #[must_use]
     pub fn strip_uri(&self, uri: &Uri) -> Option<Uri> {
         let rest = self.strip(uri.path_and_query()?.as_str())?;

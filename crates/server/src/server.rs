@@ -26,7 +26,6 @@ use crate::{
 /// How long requests in flight may take once the server stops.
 const FINISH: Duration = Duration::from_secs(15);
 
-/// A running server.
 #[derive(Debug)]
 pub struct RunningServer {
     address: SocketAddr,
@@ -42,9 +41,6 @@ pub struct RunningServer {
 }
 
 /// Binds the sockets and starts serving. Needs an actix runtime.
-///
-/// # Errors
-/// When an address cannot be bound, or the limit of open files is too low for the maximum number of connections.
 pub fn start(
     settings: &Settings,
     state: State,
@@ -116,19 +112,16 @@ pub fn start(
 }
 
 impl RunningServer {
-    /// Returns the address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns the address of the metrics listener.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_listener.as_ref().map(MetricsListener::address)
     }
 
-    /// Returns the state that requests use.
     #[must_use]
     pub fn state(&self) -> &web::Data<State> {
         &self.state
@@ -136,9 +129,6 @@ impl RunningServer {
 
     /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain; a later one closes connections
     /// with requests in flight.
-    ///
-    /// # Errors
-    /// When a listener or a background task ends unexpectedly.
     pub async fn until_signal(mut self, mut signals: Signals) -> anyhow::Result<()> {
         let signal = tokio::select! {
             signal = signals.next() => signal,

@@ -20,17 +20,13 @@ use crate::{
 /// The enabled sign-in methods.
 #[derive(Debug, Default)]
 pub struct SignInMethods {
-    /// The settings of a sign-in with a management token.
     pub token: Option<SignInSettingsHash>,
-    /// The sign-in links of development mode.
     pub links: Option<SignInLinks>,
-    /// The OpenID Connect provider.
     pub oidc: Option<Provider>,
 }
 
 impl SignInMethods {
-    /// Returns the settings of each method. A session with other settings is invalid: its method was turned off or
-    /// reconfigured.
+    /// A session with other settings is invalid: its method was turned off or reconfigured.
     #[must_use]
     pub fn settings(&self) -> Vec<SignInSettingsHash> {
         let links = self.links.as_ref().map(|_| SignInLinks::settings());
@@ -39,10 +35,6 @@ impl SignInMethods {
     }
 }
 
-/// Returns the sign-in of the person with these claims: an operator, or a person with an account.
-///
-/// # Errors
-/// The fault of the account claim, if the claims do not have the role `operator`.
 fn sign_in(
     claims: Claims,
     settings: SignInSettingsHash,
@@ -64,7 +56,6 @@ fn sign_in(
     })
 }
 
-/// Returns the problem of a person without an account.
 fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
     Problem::forbidden(format!(
         "You are signed in, but {source} names no account for you: its claim `{claim}` {fault}. \
@@ -72,11 +63,7 @@ fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
     ))
 }
 
-/// Signs in with a management token.
-///
-/// # Errors
-/// `not_found` if tokens are not a sign-in method; `invalid_token`; `forbidden` if the token names no account;
-/// `unavailable` if the issuer's keys cannot be fetched.
+/// `not_found` if tokens are not a sign-in method, `unavailable` if the issuer's keys cannot be fetched.
 pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
     let settings = state.sign_in.token.ok_or_else(Problem::not_found)?;
     if !is_jwt(token) {
@@ -91,14 +78,13 @@ pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
         .map_err(|fault| no_account("the management token", state.tokens.account_claim(), fault))
 }
 
-/// Why a sign-in with an OpenID Connect provider fails. The redirect to the sign-in page contains [`Failure::word`].
+/// Why a sign-in with an OpenID Connect provider fails. The redirect to the sign-in page contains [`Failure::code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// This browser has no such sign-in in progress.
     Unknown,
     /// The provider did not sign the person in.
     Declined,
-    /// The provider's response is not valid.
     Rejected(Rejection),
     /// The ID token is valid and names no account.
     NoAccount(ClaimFault),
@@ -107,7 +93,6 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Returns the failure with this code.
     #[must_use]
     pub fn from_code(word: &str) -> Option<Self> {
         let faults = [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Self::NoAccount);
@@ -118,7 +103,6 @@ impl Failure {
             .find(|failure| failure.code() == word)
     }
 
-    /// Returns its code: lower-case letters and hyphens.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -132,7 +116,6 @@ impl Failure {
         }
     }
 
-    /// Returns the problem to show. `account_claim` is the claim that names the account.
     #[must_use]
     pub fn problem(self, account_claim: &str) -> Problem {
         match self {
@@ -173,7 +156,6 @@ impl FailedSignIn {
         }
     }
 
-    /// Writes the failure to the log.
     fn log(self) -> Failure {
         let Self {
             failure,
@@ -210,7 +192,7 @@ impl From<OidcError> for Failure {
     }
 }
 
-/// Returns the failure of a sign-in whose session cannot be stored. Also writes it to the log.
+/// Also writes the failure to the log.
 #[must_use]
 pub fn session_not_stored() -> Failure {
     FailedSignIn::new(Failure::Unavailable, "the session cannot be stored").log()
@@ -219,20 +201,14 @@ pub fn session_not_stored() -> Failure {
 /// The query parameters with which a provider redirects to this server.
 #[derive(Debug, Default)]
 pub struct CallbackParameters {
-    /// `state`.
     pub state: Option<Secret>,
-    /// `code`.
     pub code: Option<Secret>,
-    /// `error`.
     pub error: Option<String>,
     /// `iss` (RFC 9207).
     pub issuer: Option<String>,
 }
 
-/// Signs in with the redirect of a provider. `attempt` is from the cookie of the browser.
-///
-/// # Errors
-/// [`Failure`], which was written to the log.
+/// `attempt` is from the cookie of the browser. The failure was written to the log.
 pub async fn by_oidc(
     state: &State,
     provider: &Provider,

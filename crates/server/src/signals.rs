@@ -4,7 +4,6 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Receives SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -14,9 +13,6 @@ pub struct Signals {
 impl Signals {
     /// Installs handlers of SIGTERM and SIGINT, which then no longer end the process. Call this before the server logs
     /// that it listens. A signal that arrives before the call of [`Self::next`] is not lost.
-    ///
-    /// # Errors
-    /// When the signal handlers cannot be installed.
     pub fn catch() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -16,23 +16,15 @@ use tollkey_verifier::LogLimit;
 
 use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods};
 
-/// The state that requests use.
 pub struct State {
-    /// The use cases.
     pub service: Service,
-    /// Verifies management tokens.
     pub tokens: TokenVerifier,
-    /// The methods to sign in to the dashboard.
     pub sign_in: SignInMethods,
-    /// The operator's settings about requests.
     pub request_settings: RequestSettings,
-    /// The path prefix under which clients reach the server.
     pub public_path: PublicPath,
-    /// The OpenAPI document, for clients under that prefix.
+    /// The OpenAPI document for clients under `public_path`.
     pub document: OnceLock<Bytes>,
-    /// Set while the server stops, when it is no longer ready.
     pub draining: AtomicBool,
-    /// Limits of log lines that any request can cause.
     pub log_limits: LogLimits,
 }
 
@@ -54,16 +46,11 @@ impl Default for LogLimits {
     }
 }
 
-/// The operator's settings about requests.
 #[derive(Debug, Clone)]
 pub struct RequestSettings {
-    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The header in which gateways send the merchant of a request.
     pub merchant_header: HeaderName,
-    /// The headers from which the gateway routes read a credential.
     pub credential_headers: CredentialHeaders,
-    /// Removed once from the path of a request before routes are matched.
     pub route_base: RouteBase,
     /// Whether this is development mode, which rejects management requests through a proxy.
     pub development: bool,
@@ -76,7 +63,6 @@ impl State {
         self.service.verifier.release_polls();
     }
 
-    /// Returns whether the server is draining.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)

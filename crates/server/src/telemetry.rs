@@ -24,39 +24,24 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogSettings};
 
-/// HTTP requests, by `method`, `route` (the template, or `unmatched`) and `status`.
 pub const HTTP_REQUESTS: &str = "tollkey_http_requests_total";
-/// Time to respond to HTTP requests, by `method` and `route`.
 pub const HTTP_REQUEST_DURATION: &str = "tollkey_http_request_duration_seconds";
-/// Verifications of cached keys.
 pub const VERIFICATION_HITS: &str = "tollkey_verification_hits_total";
-/// Verifications of keys that were not cached.
 pub const VERIFICATION_MISSES: &str = "tollkey_verification_misses_total";
-/// Cached keys.
 pub const CACHED_KEYS: &str = "tollkey_cached_keys";
-/// Estimated bytes of cached keys, their rate limits and the usage counts that are not stored yet.
 pub const CACHE_BYTES: &str = "tollkey_cache_bytes";
-/// Keys evicted from the cache, for space or because they changed.
 pub const EVICTIONS: &str = "tollkey_evictions_total";
-/// Time for which this replica can still verify keys from its cache.
 pub const LEASE_LEFT: &str = "tollkey_lease_left_seconds";
-/// The last change that was applied to the cache of this replica.
 pub const CHANGE_SEQ: &str = "tollkey_change_seq";
-/// Changes that waited until the lease of another replica or subscriber expired.
 pub const PROPAGATION_LAPSES: &str = "tollkey_propagation_lapsed_leases_total";
 /// Changes that waited for propagation, by `for`: to another `replica`, or to a `subscriber` of this one.
 pub const PROPAGATION_WAITS: &str = "tollkey_propagation_waits_total";
-/// Subscribers that have a lease from this replica.
 pub const SUBSCRIBERS: &str = "tollkey_subscribers";
-/// How often the whole cache was cleared, because changes were missed.
 pub const CACHE_RESETS: &str = "tollkey_cache_resets_total";
-/// Open connections to the listener.
 pub const CONNECTIONS: &str = "tollkey_connections";
 /// Connections that the server closed or did not admit, by `reason`: `idle`, `limit`, `memory` or `write_timeout`.
 pub const CONNECTIONS_CLOSED: &str = "tollkey_connections_closed_total";
-/// Bytes of responses that wait for their clients.
 pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
-/// The version of the server; the value is always 1.
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
 /// From well below the verification of a cached key to a change that waits for a lease.
@@ -66,24 +51,18 @@ const REQUEST_BUCKETS: [f64; 13] = [
 /// From propagation within the process to a lease and its margin.
 const PROPAGATION_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0];
 
-/// Why logs or metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter is invalid. The settings are validated by the same rule, so only other callers see this.
     #[error("cannot read the log filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// A subscriber already exists.
     #[error("logging was already set up")]
     LogsTwice(#[from] tracing_subscriber::util::TryInitError),
-    /// A recorder already exists, or it cannot be built.
     #[error("cannot collect metrics")]
     Metrics(#[from] BuildError),
 }
 
 /// Sends the logs of this process to stderr.
-///
-/// # Errors
-/// [`TelemetryError`] if the filter is invalid, or on a second call.
 pub fn init_logs(settings: &LogSettings) -> Result<(), TelemetryError> {
     let filter = filter(&settings.filter)?;
     let lines = fmt::layer().with_writer(io::stderr);
@@ -118,15 +97,11 @@ fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     Ok(filter)
 }
 
-/// The metrics of this process, in Prometheus format.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// Starts collecting metrics in this process.
-    ///
-    /// # Errors
-    /// [`TelemetryError::Metrics`] on a second call.
+    /// Fails on a second call.
     pub fn install() -> Result<Self, TelemetryError> {
         let handle = builder()?.install_recorder()?;
         describe();
@@ -134,7 +109,6 @@ impl Metrics {
         Ok(Self(handle))
     }
 
-    /// Returns all metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.0.run_upkeep();
@@ -258,7 +232,6 @@ pub fn known_method(method: &str) -> &'static str {
 #[derive(Default)]
 pub struct Requests(RefCell<HashMap<Box<str>, Vec<Series>>>);
 
-/// The series of one route, method and status.
 struct Series {
     method: &'static str,
     status: u16,
@@ -304,7 +277,6 @@ impl Series {
     }
 }
 
-/// Updates the metrics of the verifier.
 pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_HITS).absolute(stats.hits);
     counter!(VERIFICATION_MISSES).absolute(stats.misses);
@@ -320,7 +292,6 @@ pub fn record_verifier(stats: &Stats) {
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);
 }
 
-/// Records the number of open connections to the listener, and the bytes of responses that wait for clients.
 pub fn record_connections(open: usize, pending_bytes: usize) {
     gauge!(CONNECTIONS).set(open as f64);
     gauge!(PENDING_RESPONSE_BYTES).set(pending_bytes as f64);

@@ -28,13 +28,10 @@ const APPLICATIONS: usize = 100;
 const ROUNDS: usize = 200;
 /// The account of the keys, the only one that `cargo xtask generate` creates here.
 const ACCOUNT: &str = "account-0000000";
-/// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
-/// Revokes the 60 oldest keys.
 const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated as revoked' \
      WHERE id IN (SELECT id FROM api_keys ORDER BY created_at, id LIMIT 60)";
 
-/// The measured pages.
 const PAGES: [(&str, &str); 6] = [
     ("keys", "/dashboard/keys"),
     ("keys, by name", "/dashboard/keys?q=key"),
@@ -57,7 +54,6 @@ struct Subject {
     size: Vec<usize>,
 }
 
-/// Fills the databases, measures, and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let directory = tempfile::tempdir()?;
@@ -172,7 +168,6 @@ impl Subject {
     }
 }
 
-/// A browser with a session.
 struct Browser {
     client: Client,
     host: SocketAddr,

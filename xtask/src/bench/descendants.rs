@@ -34,11 +34,8 @@ const SIZES: [usize; 3] = [10, 1_000, 100_000];
 const ROUNDS: usize = 3;
 /// The number of descendants of each root that are verified.
 const VERIFIED: usize = 100;
-/// The maximum time for recording a revocation on all descendants.
 const RECORDING_TIMEOUT: Duration = Duration::from_secs(600);
-/// A secret only for this measurement.
 const SECRET: &str = "example-secret-of-a-measurement-0";
-/// The account of all keys.
 const ACCOUNT: &str = "trees";
 
 /// A root and some of its descendants.
@@ -198,7 +195,6 @@ impl Subject {
     }
 }
 
-/// Fills the databases, measures, and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let directory = tempfile::tempdir()?;

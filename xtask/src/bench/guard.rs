@@ -196,7 +196,6 @@ fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates a service key in the database of the server in this directory.
 fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     let mut command = servers::tollkey(program, directory);
     let output = command.args(["service-key", "create", "bench"]).output()?;

@@ -21,7 +21,6 @@ const TIME: Duration = Duration::from_secs(2);
 /// A scope that no key has.
 const OTHER_SCOPE: &str = "links:write";
 
-/// A server and its requests.
 struct Subject<'a> {
     name: &'static str,
     address: SocketAddr,
@@ -30,7 +29,6 @@ struct Subject<'a> {
     status: u16,
 }
 
-/// One round of one subject.
 struct Measured {
     round: Round,
     /// CPU time of the server for a request, in microseconds.
@@ -67,7 +65,6 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Measures and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let nginx = servers::nginx();
@@ -127,7 +124,6 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints nginx's version.
 fn describe(nginx: &Path) -> anyhow::Result<()> {
     let version = Command::new(nginx)
         .arg("-v")

@@ -38,7 +38,6 @@ use crate::generate::Population;
 const ROUNDS: u64 = 3;
 /// The number of uncached keys to verify sequentially, and again concurrently.
 const COLD: usize = 1_200;
-/// The number of concurrent verifications.
 const CONCURRENCY: usize = 32;
 /// The number of verifications of each cached key.
 const REPEATS: usize = 400;

@@ -16,7 +16,6 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-/// The number of connections.
 pub(super) const CONNECTIONS: usize = 32;
 /// The longest time without any response.
 const SILENCE: Timespec = Timespec {
@@ -26,19 +25,16 @@ const SILENCE: Timespec = Timespec {
 /// More than any response of the measured servers.
 const LARGEST_RESPONSE: usize = 16 * 1024;
 
-/// The measurements of a round.
 #[derive(Debug)]
 pub(super) struct Round {
     /// Nanoseconds from sending each request to its complete response, sorted.
     latencies: Vec<u32>,
-    /// The duration of the round.
     took: Duration,
     /// The generator's CPU time. Close to `took`, the generator is the bottleneck.
     busy: Duration,
 }
 
 impl Round {
-    /// The number of responses.
     pub(super) fn requests(&self) -> usize {
         self.latencies.len()
     }
@@ -90,8 +86,7 @@ impl Connection {
         Ok(self.stream.write_all(request)?)
     }
 
-    /// Reads the bytes that have arrived. Returns whether the response is complete. Fails if it has another
-    /// status.
+    /// Reads the bytes that have arrived. Returns whether the response is complete.
     fn receive(&mut self, expected: u16) -> anyhow::Result<bool> {
         match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => bail!("the server closed a connection, or its response is too long"),
@@ -121,7 +116,6 @@ impl Connection {
     }
 }
 
-/// The parts of a response that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResponseHead {
     pub(super) status: u16,

@@ -20,7 +20,6 @@ use tollkey_store::testing::{Database, Postgres};
 
 use super::servers::{self, Client, Process};
 
-/// The numbers of replicas.
 const REPLICAS: [usize; 3] = [1, 3, 5];
 /// The number of created and revoked keys.
 const KEYS: usize = 300;
@@ -37,7 +36,6 @@ const PAUSED_GOAL: Duration = LEASE.saturating_add(Duration::from_millis(500));
 /// The durability settings that a PostgreSQL for tests turns off.
 const DURABLE: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\nautovacuum = on\n\
                        shared_buffers = 128MB";
-/// Signs the tokens of the benchmark.
 const SECRET: &str = "an example secret for benchmarks, 32+ bytes";
 
 /// Servers on one database.
@@ -48,13 +46,11 @@ struct Cluster {
     rng: StdRng,
 }
 
-/// A server, and a connection to it.
 struct Replica {
     process: Process,
     client: Client,
 }
 
-/// A created key.
 struct Key {
     id: String,
     text: String,
@@ -132,7 +128,6 @@ impl Cluster {
         ))
     }
 
-    /// Revokes a key on this replica. Returns the duration.
     fn revoke(&mut self, at: usize, key: &Key) -> anyhow::Result<Duration> {
         let path = format!(
             "/api/v1/applications/{}/api-keys/{}",
@@ -161,7 +156,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Measures creations and revocations.
     fn measure(&mut self, keys: usize) -> anyhow::Result<(Times, Times)> {
         let (mut created, mut revoked) = (Times::default(), Times::default());
         for _ in 0..keys {
@@ -175,7 +169,6 @@ impl Cluster {
         Ok((created, revoked))
     }
 
-    /// Measures revocations while another replica is paused.
     fn measure_paused(&mut self, times: usize) -> anyhow::Result<Times> {
         let mut revoked = Times::default();
         for _ in 0..times {
@@ -196,7 +189,6 @@ impl Cluster {
     }
 }
 
-/// Durations.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 
@@ -212,7 +204,6 @@ impl Times {
     }
 }
 
-/// The measurements with this number of replicas.
 struct Row {
     replicas: usize,
     created: Times,
@@ -221,7 +212,6 @@ struct Row {
     paused: Times,
 }
 
-/// Measures and prints the results.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let postgres = Postgres::private(DURABLE)

@@ -21,14 +21,13 @@ use serde_json::{Value, json};
 
 use super::load::ResponseHead;
 
-/// The number of applications with keys. An application has at most 20 keys by default.
+/// An application has at most 20 keys by default.
 const APPLICATIONS: usize = 50;
 const KEYS_OF_EACH: usize = 20;
 /// The only scope of every key.
 pub(super) const SCOPE: &str = "links:read";
 /// The measured route, on both servers.
 pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
-/// The account of all keys.
 pub(super) const ACCOUNT: &str = "bench";
 
 /// The longest time for a server to start or to stop.
@@ -55,7 +54,6 @@ impl Processors {
         Ok(Self(Some((generator, servers))))
     }
 
-    /// Whether anything is pinned.
     pub(super) fn are_divided(&self) -> bool {
         self.0.is_some()
     }
@@ -89,7 +87,6 @@ impl Process {
         Pid::from_raw(self.0.id().cast_signed()).context("no process")
     }
 
-    /// Pauses the process until the returned value is dropped.
     pub(super) fn pause(&self) -> anyhow::Result<Paused> {
         let pid = self.pid()?;
         kill_process(pid, Signal::STOP).context("cannot pause a process")?;
@@ -148,13 +145,11 @@ impl Drop for Paused {
     }
 }
 
-/// A listening server.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) process: Process,
 }
 
-/// A created key.
 pub(super) struct Key {
     pub(super) text: String,
     id: String,
@@ -181,8 +176,7 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("tollkey"))
 }
 
-/// Builds this program in release mode, because it contains code that is measured. Returns the path of the
-/// binary.
+/// Builds this program in release mode, because it contains code that is measured.
 pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     let own = env::current_exe()?;
     if !cfg!(debug_assertions) {
@@ -211,7 +205,6 @@ pub(super) struct Tollkey {
 }
 
 impl Tollkey {
-    /// Starts the server and creates the keys over its API.
     pub(super) fn start(
         program: &Path,
         directory: &Path,
@@ -276,7 +269,6 @@ fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
     name.as_encoded_bytes().starts_with(with.as_bytes())
 }
 
-/// A management token of an account, from the `token` command.
 pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<String> {
     let token = tollkey.args(["token", "--account", account]).output()?;
     ensure!(
@@ -287,7 +279,6 @@ pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<Stri
     Ok(String::from_utf8(token.stdout)?.trim().to_owned())
 }
 
-/// A string field of a response.
 pub(super) fn text(response: &Value, field: &str) -> anyhow::Result<String> {
     Ok(response[field]
         .as_str()

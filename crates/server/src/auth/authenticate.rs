@@ -22,7 +22,6 @@ pub(super) enum Caller {
 /// The rate limit of the presented key, for the headers of the response. Stored in the extensions of the request.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyRateLimit {
-    /// The state after this request.
     pub rate: RateStatus,
     /// The whole seconds until the key can be used again, if no use remains.
     pub retry_after_seconds: Option<u32>,
@@ -96,10 +95,6 @@ fn verified_key(
 }
 
 /// Verifies the API key that a request presents, with the requirements of a gateway.
-///
-/// # Errors
-/// 401 without a credential or for an invalid one, 400 for several credentials, 403 for a credential of the wrong kind.
-/// Also the denial of the key.
 pub async fn authorize_presented(
     request: &impl RequestParts,
     state: &State,
@@ -113,9 +108,6 @@ pub async fn authorize_presented(
 
 /// Verifies the presented key of a request that is rejected because of an invalid requirement. A client without a key
 /// thus learns nothing about the requirement. Does not count a use of the key.
-///
-/// # Errors
-/// Those of [`authorize_presented`], except `rate_limited`.
 pub async fn peek_presented(
     request: &impl RequestParts,
     state: &State,
@@ -128,9 +120,7 @@ pub async fn peek_presented(
 }
 
 /// Returns the API key in the headers that gateway routes read.
-///
-/// # Errors
-/// The credential that the request presents instead, also parsed if it is a single one.
+/// The error is the credential that the request presents instead, also parsed if it is a single one.
 fn presented_key<'a>(
     request: &'a impl RequestParts,
     state: &State,
@@ -144,7 +134,6 @@ fn presented_key<'a>(
     }
 }
 
-/// Returns the problem of a request to a gateway route that presents no API key.
 async fn no_key(
     request: &impl RequestParts,
     state: &State,
@@ -218,9 +207,6 @@ async fn verify_token(
 }
 
 /// Rejects a management request through a proxy in development mode, because other machines may reach the proxy.
-///
-/// # Errors
-/// `forbidden`.
 pub fn not_forwarded(request: &impl RequestParts, state: &State) -> Result<(), Problem> {
     let mut names = request.headers().keys();
     let is_forwarded =

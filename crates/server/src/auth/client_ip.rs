@@ -12,9 +12,6 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`
 /// that is not a trusted proxy. `None` if the peer is unknown, or if no hop is left.
-///
-/// # Errors
-/// [`InvalidHop`] if a trusted proxy sent a hop that is not an IP address. The error is logged.
 pub fn forwarded_ip(
     request: &impl RequestParts,
     state: &State,
@@ -38,7 +35,7 @@ pub fn forwarded_ip(
     })
 }
 
-/// Returns the IP address of the client as [`forwarded_ip`] does, and `None` instead of an error.
+/// Like [`forwarded_ip`], with `None` instead of an error.
 pub fn client_ip(request: &impl RequestParts, state: &State) -> Option<IpAddr> {
     forwarded_ip(request, state).unwrap_or_default()
 }

@@ -84,27 +84,21 @@ fn key_actor(request: &HttpRequest, state: &State, key: CachedKey) -> RequestAct
     }
 }
 
-/// A management token of an account, or an operator's with `?account=`.
 #[derive(Debug)]
 pub struct ManagementCaller(pub RequestActor);
 
-/// A [`ManagementCaller`], or an `sk_` key for its own account.
 #[derive(Debug)]
 pub struct AccountHolder(pub RequestActor);
 
-/// A management token with the role `operator`.
 #[derive(Debug)]
 pub struct Operator {
     /// The operator. The ID is the `sub` of the token.
     pub actor: Actor,
-    /// The ID of the request.
     pub request_id: Arc<str>,
-    /// The IP address of the client.
     pub ip: Option<IpAddr>,
 }
 
 impl Operator {
-    /// Returns the operator as the actor in this account.
     #[must_use]
     pub fn manage(self, account_id: AccountId) -> RequestActor {
         RequestActor {
@@ -117,7 +111,6 @@ impl Operator {
     }
 }
 
-/// A caller that can verify the keys of others.
 #[derive(Debug)]
 pub enum VerificationCaller {
     /// A resource server. It can verify keys of all accounts.
@@ -154,19 +147,15 @@ impl VerificationCaller {
 pub struct Service(Arc<str>);
 
 impl Service {
-    /// Returns the requester of its lookups.
     #[must_use]
     pub fn requester(&self) -> Requester {
         Requester::Service(Arc::clone(&self.0))
     }
 }
 
-/// An API key of any family, for operations on the key itself.
 #[derive(Debug)]
 pub struct PresentedKey {
-    /// The verified key.
     pub record: CachedKey,
-    /// The key as actor.
     pub manager: RequestActor,
 }
 

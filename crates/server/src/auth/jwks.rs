@@ -20,12 +20,11 @@ use crate::issuer_url::{JwksUrl, is_local};
 
 /// The minimum time between two fetches of a set, because a caller can invent any number of key IDs.
 pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
-/// The maximum size of a response body, in bytes.
 const BODY_MAX: usize = 64 * 1024;
 /// The accepted lengths of an RSA modulus, in bytes: 2048 to 8192 bits, and an optional leading zero byte.
 pub(super) const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
 
-/// Creates the HTTP client for an issuer with this URL. It sends plain `http` requests only if the URL is `http`.
+/// The client sends plain `http` requests only if this URL is `http`.
 pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     let mut client = Client::builder()
         .user_agent(concat!("tollkey/", env!("CARGO_PKG_VERSION")))
@@ -41,7 +40,6 @@ pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     client.build()
 }
 
-/// Reads the body of a response, at most [`BODY_MAX`] bytes.
 pub(super) async fn body(response: &mut Response) -> Result<Vec<u8>, FetchError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -62,7 +60,6 @@ pub(super) struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// Returns the key that verifies HS256 signatures with this shared secret.
     pub(super) fn hs256(secret: &[u8]) -> Self {
         Self {
             id: None,
@@ -71,7 +68,7 @@ impl VerifyingKey {
         }
     }
 
-    /// Parses the public key of a PEM file. It has the same algorithms as in a key set.
+    /// The key has the same algorithms as in a key set.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
         let key = DecodingKey::from_rsa_pem(pem)
             .or_else(|_| DecodingKey::from_ec_pem(pem))
@@ -81,7 +78,6 @@ impl VerifyingKey {
     }
 
     /// Parses a public key of a set. `None` if it is not for signatures, or is symmetric, weak or of an unknown type.
-    ///
     /// An RSA key without `alg` is for RS256 and PS256, which differ only in padding. With `alg`, it is for that only.
     fn from_jwk(jwk: &Jwk) -> Option<Self> {
         let meant_for_signatures = jwk
@@ -141,13 +137,11 @@ impl VerifyingKey {
     }
 }
 
-/// The usable keys of a fetched set.
 #[derive(Debug)]
 pub(super) struct Keys(Vec<VerifyingKey>);
 
 impl Keys {
-    /// Returns the keys that verify a token with this key ID. A token without one is verified only if the set has a
-    /// single key.
+    /// A token without a key ID is verified only if the set has a single key.
     pub(super) fn for_id<'a>(
         &'a self,
         id: Option<&'a str>,
@@ -160,7 +154,6 @@ impl Keys {
     }
 }
 
-/// The key set at a URL of its issuer.
 pub(super) struct KeySet {
     url: JwksUrl,
     client: Client,
@@ -168,18 +161,14 @@ pub(super) struct KeySet {
 }
 
 impl KeySet {
-    /// Creates a set without fetching it.
     pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
         let client = client(url.as_url())?;
         let keys = Published::new("the key set of management tokens", FETCH_INTERVAL);
         Ok(Arc::new(Self { url, client, keys }))
     }
 
-    /// Returns the set to verify a token with this key ID. Never waits if the current set has the key: an outdated set
-    /// is fetched again in the background. Otherwise waits for a fetch.
-    ///
-    /// # Errors
-    /// [`TokenError::KeysUnavailable`] if no fetch has succeeded so far.
+    /// Never waits if the current set has a key with this ID: an outdated set is fetched again in the background.
+    /// Otherwise waits for a fetch. [`TokenError::KeysUnavailable`] means that no fetch has succeeded so far.
     pub(super) async fn keys(
         self: &Arc<Self>,
         id: Option<&str>,
@@ -198,7 +187,6 @@ impl KeySet {
             .ok_or(TokenError::KeysUnavailable)
     }
 
-    /// Fetches the set again if it is outdated, and waits until no fetch is running.
     pub(super) async fn refresh(self: &Arc<Self>, now: Timestamp) {
         self.keys.refresh(now, || self.fetch());
         self.keys.settled().await;
@@ -209,7 +197,7 @@ impl KeySet {
         Ok(self.request().await?.len())
     }
 
-    /// Fetches the set. The future borrows nothing, because the fetch outlives the caller that started it.
+    /// The future borrows nothing, because the fetch outlives the caller that started it.
     fn fetch(self: &Arc<Self>) -> impl Future<Output = Result<Keys, FetchError>> + Send + 'static {
         let set = Arc::clone(self);
         async move {

@@ -19,7 +19,6 @@ use crate::{
     issuer_url::JwksUrl,
 };
 
-/// The maximum length of a token, in bytes.
 pub const TOKEN_MAX: usize = 8 * 1024;
 /// The tolerated difference between the clocks of the issuer and of this server.
 pub const LEEWAY: SignedDuration = SignedDuration::from_secs(30);
@@ -31,8 +30,7 @@ const SUBJECT_MAX: usize = 255;
 pub struct Claims {
     /// `sub`: 1 to 255 bytes without control characters.
     pub subject: String,
-    /// The account claim: a string that is an account ID, or an integer in decimal. Otherwise the reason
-    /// why it cannot be used.
+    /// The account claim: a string that is an account ID, or an integer in decimal.
     pub account: Result<AccountId, ClaimFault>,
     /// The roles claim: an array of strings, or one string separated by spaces. Empty if the claim is anything else.
     pub roles: Vec<String>,
@@ -40,22 +38,17 @@ pub struct Claims {
     pub expires_at: Timestamp,
 }
 
-/// Why a claim cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimFault {
-    /// It is absent or null.
     #[error("is missing")]
     Missing,
-    /// It is neither a string nor an integer.
     #[error("must be a string or an integer")]
     Type,
-    /// It is not a valid account ID.
     #[error("must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ - and must not be . or ..")]
     Form,
 }
 
 impl Claims {
-    /// Returns whether the token has this role.
     #[must_use]
     pub fn has_role(&self, role: &str) -> bool {
         self.roles.iter().any(|it| it == role)
@@ -66,7 +59,6 @@ impl Claims {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// Longer than [`TOKEN_MAX`].
     #[error("it is longer than {TOKEN_MAX} bytes")]
     TooLarge,
     /// Not three base64url parts, an invalid header, `alg` unknown or `none`, or claims that are not an object.
@@ -75,31 +67,23 @@ pub enum TokenError {
     /// The header has `crit`, the list of extensions that must be understood.
     #[error("its header has crit")]
     Critical,
-    /// The key cannot be used with the token's algorithm.
     #[error("its algorithm does not match its key")]
     Algorithm,
     /// The set has no key with this ID, or the token has no key ID and the set does not have exactly one key.
     #[error("its key ID is unknown: {0}")]
     UnknownKey(KeyIdShown),
-    /// The key set has never been fetched. The response is 503.
     #[error("the issuer's keys could not be fetched yet")]
     KeysUnavailable,
-    /// It was signed with another key, or was changed.
     #[error("its signature is wrong")]
     Signature,
-    /// Past `exp`.
     #[error("it has expired")]
     Expired,
-    /// Before `nbf`.
     #[error("it is not valid yet")]
     NotYetValid,
-    /// `iss` is not the configured issuer.
     #[error("its issuer is not the configured one")]
     Issuer,
-    /// `aud` does not contain the configured audience, or is present although no audience is configured.
     #[error("its audience is not the configured one, or no audience is configured")]
     Audience,
-    /// A claim is missing or malformed.
     #[error("its claim {0} is missing or malformed")]
     Claim(&'static str),
 }
@@ -146,16 +130,12 @@ impl fmt::Debug for KeyIdShown {
     }
 }
 
-/// Why the keys of management tokens cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetupError {
-    /// The secret is too short.
     #[error("the secret of management tokens must have at least {HS256_SECRET_MIN} bytes")]
     WeakSecret,
-    /// The file cannot be read.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file that it names: {0}")]
     File(String),
-    /// The file holds no usable public key.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: the file that it names {0}")]
     PublicKey(&'static str),
     /// The HTTP client cannot be created, for example because the machine has no CA certificates.
@@ -166,7 +146,6 @@ pub enum KeySetupError {
     NoSource,
 }
 
-/// The rules for a token's claims, and which claims hold its account and roles.
 #[derive(Debug, Clone)]
 pub struct ClaimRules {
     /// The required `iss`; `None` accepts any or none.
@@ -210,8 +189,7 @@ impl ClaimRules {
         )
     }
 
-    /// Returns the rules that the library checks. It would read the system clock for `exp` and `nbf`, so
-    /// [`Self::read`] checks these two.
+    /// The library would read the system clock for `exp` and `nbf`, so [`Self::read`] checks these two.
     fn validation(&self) -> Validation {
         let mut validation = Validation {
             validate_exp: false,
@@ -340,7 +318,7 @@ fn roles(claim: &Value) -> Vec<String> {
     }
 }
 
-/// Verifies management tokens. Clones share the keys.
+/// Clones share the keys.
 #[derive(Clone)]
 pub struct TokenVerifier {
     keys: KeySource,
@@ -356,11 +334,7 @@ enum KeySource {
 }
 
 impl TokenVerifier {
-    /// Creates the verifier for these settings. `development` is the secret of development mode.
-    ///
-    /// # Errors
-    /// [`KeySetupError`] if the secret, the file or the HTTP client cannot be used, or if `development` is `None` in
-    /// development mode.
+    /// `development` is the secret of development mode, which requires it.
     pub fn open(
         settings: &TokenSettings,
         development: Option<&Secret>,
@@ -381,10 +355,6 @@ impl TokenVerifier {
         }
     }
 
-    /// Creates a verifier that accepts HS256 tokens signed with this secret.
-    ///
-    /// # Errors
-    /// [`KeySetupError::WeakSecret`] if the secret has fewer than [`HS256_SECRET_MIN`] bytes.
     pub fn hs256(secret: &Secret, rules: ClaimRules) -> Result<Self, KeySetupError> {
         let secret = secret.expose();
         if secret.len() < HS256_SECRET_MIN {
@@ -398,12 +368,9 @@ impl TokenVerifier {
         ))
     }
 
-    /// Creates a verifier that accepts tokens whose signature this public key (PEM) verifies: RS256 and PS256 for RSA
-    /// keys of 2048 to 8192 bits, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key ID in the token is
-    /// ignored.
-    ///
-    /// # Errors
-    /// [`KeySetupError::PublicKey`] for anything else, such as a private key or a certificate.
+    /// Accepts tokens whose signature this public key (PEM) verifies: RS256 and PS256 for RSA keys of 2048 to 8192
+    /// bits, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. Ignores a key ID in the token. Rejects any other
+    /// file, such as a private key or a certificate.
     pub fn public_key(pem: &[u8], rules: ClaimRules) -> Result<Self, KeySetupError> {
         // Environment files and JSON hold a PEM text on one line, with `\n` for each line break.
         let unescaped =
@@ -439,9 +406,6 @@ impl TokenVerifier {
     /// first needed, every ten minutes in the background, and when a token names an unknown key, but at most once per
     /// [`super::jwks::FETCH_INTERVAL`]. Only tokens with unknown keys wait for a fetch. If it fails, the current set
     /// stays in use.
-    ///
-    /// # Errors
-    /// [`KeySetupError::Client`] if the HTTP client cannot be created.
     pub fn jwks(url: JwksUrl, rules: ClaimRules) -> Result<Self, KeySetupError> {
         // The URL identifies the source: sessions continue when the issuer rotates its keys.
         let source = Digest::of_key(&url.to_string());
@@ -458,23 +422,18 @@ impl TokenVerifier {
         }
     }
 
-    /// Returns the name or path of the account claim.
     #[must_use]
     pub fn account_claim(&self) -> &str {
         &self.rules.account_claim
     }
 
-    /// Returns the hash of the settings that a sign-in with a token depends on.
     #[must_use]
     pub fn sign_in_settings(&self) -> SignInSettingsHash {
         self.sign_in_settings
     }
 
-    /// Fetches the key set, if one is configured, so that a wrong URL is noticed when the server starts.
-    ///
-    /// # Errors
-    /// [`TokenError::KeysUnavailable`] if it cannot be fetched. The server can run nevertheless: it fetches the set
-    /// when a token needs it.
+    /// Fetches the key set, if one is configured, so that a wrong URL is noticed when the server starts. After an error
+    /// the server can run nevertheless: it fetches the set when a token needs it.
     pub async fn warm_up(&self, now: Timestamp) -> Result<(), TokenError> {
         match &self.keys {
             KeySource::Single(_) => Ok(()),
@@ -482,10 +441,7 @@ impl TokenVerifier {
         }
     }
 
-    /// Fetches the key set, if one is configured, and returns how many of its keys can be used.
-    ///
-    /// # Errors
-    /// The reason why it cannot be fetched, for the operator.
+    /// Returns `None` if no key set is configured. The error is for the operator.
     pub async fn fetch_key_count(&self) -> Result<Option<usize>, String> {
         match &self.keys {
             KeySource::Single(_) => Ok(None),
@@ -504,10 +460,6 @@ impl TokenVerifier {
         }
     }
 
-    /// Returns the claims of this token if it is valid at `now`.
-    ///
-    /// # Errors
-    /// [`TokenError`] for the first rule that the token breaks, or if the keys are not available.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, TokenError> {
         if token.len() > TOKEN_MAX {
             return Err(TokenError::TooLarge);
@@ -574,27 +526,18 @@ impl fmt::Debug for TokenVerifier {
     }
 }
 
-/// The contents of a token to create.
 #[derive(Debug, Clone)]
 pub struct NewToken {
-    /// `sub`.
     pub subject: String,
-    /// The account that it manages, if any.
     pub account: Option<AccountId>,
-    /// Its roles, such as `operator`.
     pub roles: Vec<String>,
-    /// The time until it expires.
     pub lifetime: SignedDuration,
 }
 
-/// How long a token is valid by default.
 pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
 /// Creates a management token signed with a secret (HS256). A [`TokenVerifier::hs256`] with the same secret and rules
 /// accepts it: issuer and audience are set if the rules require them.
-///
-/// # Errors
-/// [`CreateTokenError`] if the token would not be valid.
 pub fn create_token(
     secret: &Secret,
     rules: &ClaimRules,
@@ -639,22 +582,17 @@ pub fn create_token(
     encode(&Header::default(), &claims, &key).map_err(|_| CreateTokenError::Signing)
 }
 
-/// Why a token cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateTokenError {
-    /// The lifetime is shorter than a second, or the expiration is out of range.
     #[error("a token must be valid for at least a second, and expire before the year 10000")]
     Lifetime,
-    /// Roles were requested, but no roles claim is configured.
     #[error("TOLLKEY_JWT_ROLES_CLAIM is not set, so a token cannot carry roles")]
     NoRolesClaim,
     /// The token would not have the requested account or roles, because a claim configured for them has another value.
     #[error("the claims configured for account and roles cannot hold the requested values")]
     Clash,
-    /// The token would be rejected.
     #[error("the token would be rejected: {0}")]
     Refused(TokenError),
-    /// The cryptographic library failed.
     #[error("the token could not be signed")]
     Signing,
 }

@@ -47,7 +47,6 @@ use crate::{config::OidcSettings, issuer_url::trusted_url};
 
 /// The path below the public URL to which the provider redirects after a sign-in.
 pub const CALLBACK_PATH: &str = "/dashboard/sign-in/callback";
-/// The path below the public URL to which the provider redirects after a sign-out.
 pub const SIGNED_OUT_PATH: &str = "/dashboard/signed-out";
 /// The minimum time between the starts of two fetches of the provider's metadata. Longer than [`FETCH_TIMEOUT`], so
 /// that a request that waited for a failed fetch does not wait for another one.
@@ -146,47 +145,32 @@ pub enum OidcError {
     /// The provider does not respond, or its response violates the protocol.
     #[error("the provider {0}")]
     Unavailable(String),
-    /// The provider's response is rejected.
     #[error("{0}")]
     Rejected(Rejection),
 }
 
-/// What is wrong with a provider's response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
     /// The response names another issuer (RFC 9207).
     ResponseIssuer,
-    /// The response has neither a code nor an error.
     NoCode,
-    /// The token endpoint does not accept the code.
     Code,
-    /// The token endpoint returns no ID token.
     NoIdToken,
-    /// The token response has an ID token, but is malformed.
     TokenResponse,
-    /// A required claim of the ID token is missing, or a claim has the wrong type.
     Claim(&'static str),
-    /// `iss` is not the configured issuer.
     Issuer,
     /// `aud` does not contain this client, or contains others.
     Audience,
     /// `azp` is another client, or is missing although `aud` has several entries.
     AuthorizedParty,
-    /// The time `exp` has passed.
     Expired,
-    /// The time `nbf` has not come yet.
     NotYetValid,
-    /// `nonce` belongs to another sign-in.
     Nonce,
     /// The provider does not list the algorithm, or this server does not accept it.
     Algorithm,
-    /// The ID token is not signed.
     Unsigned,
-    /// The provider has no key with that ID.
     UnknownKey,
-    /// Several keys of the provider match.
     AmbiguousKey,
-    /// The signature is wrong.
     Signature,
     /// Anything else, such as a critical extension or a malformed JWT.
     Form,
@@ -222,7 +206,6 @@ impl Rejection {
         Self::Form,
     ];
 
-    /// Returns the claim that caused the rejection, if any.
     #[must_use]
     pub fn claim(self) -> Option<&'static str> {
         match self {
@@ -300,32 +283,27 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Why a provider cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderSetupError {
     /// The HTTP client cannot be created, for example because the machine has no CA certificates.
     #[error("cannot set up the HTTP client for the OpenID Connect provider")]
     Client(#[from] reqwest::Error),
-    /// A URL of the settings is invalid.
     #[error("the URL of the OpenID Connect provider or of this server is invalid")]
     Url,
 }
 
-/// The provider's metadata and keys.
 struct Discovered {
     metadata: Metadata,
     algorithms: Vec<CoreJwsSigningAlgorithm>,
     end_session: Option<Url>,
 }
 
-/// The issuer, and the HTTP client for requests to the provider.
 #[derive(Clone)]
 struct Endpoint {
     issuer: IssuerUrl,
     http: Client,
 }
 
-/// An OpenID Connect provider.
 pub struct Provider {
     endpoint: Endpoint,
     client_id: ClientId,
@@ -339,10 +317,6 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Creates the provider of these settings without sending a request.
-    ///
-    /// # Errors
-    /// [`ProviderSetupError`] if a URL is invalid or the HTTP client cannot be created.
     pub fn new(settings: &OidcSettings) -> Result<Self, ProviderSetupError> {
         let issuer =
             IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
@@ -379,16 +353,12 @@ impl Provider {
         })
     }
 
-    /// Returns the name or path of the account claim.
     #[must_use]
     pub fn account_claim(&self) -> &str {
         &self.rules.account_claim
     }
 
     /// Fetches the metadata and keys without caching them, and returns how many keys can be used.
-    ///
-    /// # Errors
-    /// [`OidcError::Unavailable`] if they cannot be fetched.
     pub async fn fetch_key_count(&self) -> Result<usize, OidcError> {
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.endpoint.clone().fetch()).await;
         let discovered = fetched
@@ -413,13 +383,12 @@ impl Provider {
         Some(url)
     }
 
-    /// Returns whether `name` is the issuer. A response can name its issuer (RFC 9207).
+    /// A response can name its issuer (RFC 9207).
     #[must_use]
     pub fn is_issuer(&self, name: &str) -> bool {
         *self.endpoint.issuer == name
     }
 
-    /// Returns the hash of the settings that a sign-in with this provider depends on.
     #[must_use]
     pub fn sign_in_settings(&self) -> SignInSettingsHash {
         self.sign_in_settings
@@ -427,9 +396,6 @@ impl Provider {
 
     /// Begins a sign-in. `before` is the session of the browser, if any. Returns the attempt, which the browser has to
     /// store, and the URL to redirect it to.
-    ///
-    /// # Errors
-    /// [`OidcError::Unavailable`] if the metadata was never fetched and cannot be fetched now.
     pub async fn begin(
         &self,
         clock: &dyn Clock,
@@ -458,10 +424,6 @@ impl Provider {
     }
 
     /// Exchanges the code of a redirect, and returns the claims of the verified ID token.
-    ///
-    /// # Errors
-    /// [`OidcError::Unavailable`] if the provider does not respond as expected; [`OidcError::Rejected`] if it does not
-    /// accept the code, or the ID token is invalid.
     pub async fn finish(
         &self,
         clock: &dyn Clock,
@@ -494,7 +456,6 @@ impl Provider {
             .map_err(|error| OidcError::Rejected(from_token_error(&error)))
     }
 
-    /// Returns what the ID token of this attempt is verified against.
     fn expected<'a>(
         &'a self,
         discovered: &'a Discovered,
@@ -551,8 +512,7 @@ impl Provider {
         })
     }
 
-    /// Fetches the metadata again if it is outdated, and waits until no fetch is running. Fetches nothing before the
-    /// first sign-in.
+    /// Fetches nothing before the first sign-in. Waits until no fetch is running.
     pub async fn refresh(&self, now: Timestamp) {
         self.published
             .refresh(now, || self.endpoint.clone().fetch());
@@ -561,7 +521,6 @@ impl Provider {
 }
 
 impl Endpoint {
-    /// Fetches the metadata and keys of the provider.
     async fn fetch(self) -> Result<Discovered, OidcError> {
         let metadata = Metadata::discover_async(self.issuer.clone(), &self)
             .await
@@ -597,7 +556,6 @@ impl Endpoint {
         })
     }
 
-    /// Sends a request of the crate `openidconnect`.
     async fn send(&self, request: HttpRequest) -> Result<HttpResponse, FetchError> {
         let mut request = reqwest::Request::try_from(request)?;
         if let Some(credentials) = request.headers_mut().get_mut(header::AUTHORIZATION) {
@@ -628,7 +586,7 @@ impl fmt::Debug for Provider {
     }
 }
 
-/// Returns whether the key is large enough. Only RSA keys can be too small: the other types have a fixed size.
+/// Only RSA keys can be too small: the other types have a fixed size.
 fn is_strong(key: &CoreJsonWebKey) -> bool {
     let Ok(key) = serde_json::to_value(key) else {
         return false;
@@ -687,7 +645,7 @@ fn from_error_code(code: &CoreErrorResponseType) -> OidcError {
     })
 }
 
-/// Returns the error of a token response that cannot be parsed. Some providers send an error with status 200.
+/// Some providers send an error with status 200.
 fn from_malformed_response(body: &[u8]) -> OidcError {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let code = body

@@ -20,7 +20,6 @@ pub(super) const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
 /// How often the server refreshes outdated versions, so that the first request after an idle hour is not verified with
 /// an hour-old version.
 pub(crate) const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// The timeout of a whole fetch.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The current version of what a host publishes.
@@ -53,7 +52,6 @@ pub(super) fn distance(a: Timestamp, b: Timestamp) -> SignedDuration {
 }
 
 impl<T: Send + Sync + 'static> Published<T> {
-    /// Creates a cache without a version. `interval` is the minimum time between the starts of two fetches.
     pub(super) fn new(name: &'static str, interval: SignedDuration) -> Arc<Self> {
         Arc::new(Self {
             name,
@@ -63,7 +61,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         })
     }
 
-    /// Returns the current version, or `None` before the first fetch has succeeded. Never waits.
+    /// `None` before the first fetch has succeeded. Never waits.
     pub(super) fn current(&self) -> Option<Arc<T>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map(|version| Arc::clone(&version.value))

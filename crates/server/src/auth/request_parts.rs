@@ -7,13 +7,9 @@ use actix_web::{HttpMessage as _, HttpRequest, http::header::HeaderMap};
 use super::KeyRateLimit;
 use crate::request_id::request_id;
 
-/// The parts of a request that authentication reads.
 pub trait RequestParts {
-    /// The headers of the request.
     fn headers(&self) -> &HeaderMap;
-    /// The IP address of the peer.
     fn peer_ip(&self) -> Option<IpAddr>;
-    /// The ID of the request.
     fn request_id(&self) -> Arc<str>;
     /// Stores the rate limit of the presented key for the headers of the response.
     fn set_rate_limit(&self, rate_limit: KeyRateLimit);

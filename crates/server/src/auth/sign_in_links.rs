@@ -19,7 +19,6 @@ use tollkey_core::{
 };
 use tollkey_service::Random;
 
-/// How long a link is valid.
 pub const LINK_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
 
 /// Verifies sign-in links. Each signs in once.
@@ -49,7 +48,6 @@ impl SignInLinks {
         }
     }
 
-    /// Creates the code of a link.
     #[must_use]
     pub fn code(secret: &Secret, random: &Random, now: Timestamp) -> Secret {
         let signed = format!("{}.{}", now.as_second(), random.secret().as_str());
@@ -82,15 +80,13 @@ impl SignInLinks {
         (created_at >= self.began_at && now.as_second() < expires_at).then_some(expires_at)
     }
 
-    /// Returns whether the link with this code can still be used.
     #[must_use]
     pub fn is_valid(&self, code: &str, now: Timestamp) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.expiration(code, now).is_some() && !used.contains_key(&Digest::of_key(code))
     }
 
-    /// Signs in with this code and uses it up; `None` if it is invalid or was already used, or if 1000 codes were
-    /// used within [`LINK_LIFETIME`].
+    /// Uses up the code. `None` if it is invalid or used, or too many were used within [`LINK_LIFETIME`].
     pub fn follow(&self, code: &str, now: Timestamp) -> Option<SignIn> {
         let expires_at = self.expiration(code, now)?;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);

@@ -116,7 +116,6 @@ fn database(settings: &Settings) -> Outcome {
     ))
 }
 
-/// Checks that the key source of management tokens can be used.
 fn tokens(settings: &Settings) -> Outcome {
     let secret = Secret::new(Random::system().secret().as_str());
     match &settings.tokens.source {
@@ -147,7 +146,6 @@ fn tokens(settings: &Settings) -> Outcome {
     }
 }
 
-/// Checks that the OpenID Connect provider publishes its metadata and keys.
 fn oidc(settings: &Settings) -> Outcome {
     let Some(oidc) = &settings.oidc else {
         return Ok("off".to_owned());

@@ -11,9 +11,6 @@ use std::{
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Sends a GET request for this path to the server at this address. Returns the three digits of the status.
-///
-/// # Errors
-/// If no server responds in time, or the response is not HTTP.
 pub(super) fn status(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -7,10 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-/// Prints a line to stdout. A closed pipe is not an error.
-///
-/// # Errors
-/// If the line cannot be written for another reason, such as a full disk.
+/// A closed pipe is not an error.
 pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
     match write(format_args!("{text}\n")) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -18,10 +15,7 @@ pub(super) fn line(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line to stdout that is shown only once, such as a new key.
-///
-/// # Errors
-/// If the line cannot be written, even if the reason is a closed pipe.
+/// For a line that is shown only once, such as a new key: a closed pipe is an error.
 pub(super) fn only_once(text: impl Display) -> anyhow::Result<()> {
     write(format_args!("{text}\n")).context("cannot write to stdout")
 }

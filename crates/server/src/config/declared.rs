@@ -90,7 +90,6 @@ pub struct ServerSettings {
 }
 
 impl ServerSettings {
-    /// Returns the number of threads that handle requests.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers
@@ -271,7 +270,6 @@ pub(super) struct SecretDeclaration {
     pub(super) has_flag: bool,
 }
 
-/// The database's URL, which may hold a password.
 pub(super) const DATABASE_URL: &str = "DATABASE_URL";
 pub(super) const DEFAULT_DATABASE_URL: &str = "sqlite://tollkey.db";
 pub(super) const JWT_HS256_SECRET: &str = "TOLLKEY_JWT_HS256_SECRET";

@@ -16,27 +16,23 @@ use super::{
     unknown::nearest_field,
 };
 
-/// The maximum size of a file that holds one secret or key, in bytes.
 const SECRET_FILE_MAX: u64 = 64 * 1024;
-/// The maximum size of a configuration file, in bytes.
 const CONFIG_FILE_MAX: u64 = 1024 * 1024;
 
 /// A configuration file without unknown fields.
 pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
-    /// Its permission bits.
     pub(super) mode: u32,
     fields: toml::Table,
 }
 
 impl ConfigFile {
-    /// Reads the file at this path. The outer error means that it cannot be read, the inner one that it is invalid.
+    /// The outer error means that the file cannot be read, the inner one that it is invalid.
     pub(super) fn read(path: &Path) -> io::Result<Result<Self, ConfigError>> {
         let (text, mode) = read_text(path, CONFIG_FILE_MAX)?;
         Ok(Self::parse(path, &text, mode))
     }
 
-    /// Reads the file at this path if it exists.
     pub(super) fn read_if_exists(path: &Path) -> Result<Option<Self>, ConfigError> {
         match Self::read(path) {
             Ok(file) => file.map(Some),
@@ -129,7 +125,6 @@ fn read_bytes(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, u32)> {
     Ok((bytes, mode))
 }
 
-/// Reads a file of at most `max` bytes of UTF-8, and its permission bits.
 fn read_text(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
     let (bytes, mode) = read_bytes(path, max)?;
     let text = str::from_utf8(&bytes).map_err(|_| {
@@ -138,7 +133,6 @@ fn read_text(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
     Ok((Zeroizing::new(text.to_owned()), mode))
 }
 
-/// Reads the PEM file of a key.
 pub(super) fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     read_bytes(path, SECRET_FILE_MAX).map(|(pem, _)| pem.to_vec())
 }

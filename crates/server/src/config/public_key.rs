@@ -12,25 +12,22 @@ pub struct PublicKeyFile {
 }
 
 impl PublicKeyFile {
-    /// Reads the file. If that fails, [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error.
+    /// If reading fails, [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error.
     #[must_use]
     pub fn read(path: PathBuf) -> Self {
         let pem = read_pem(&path).map_err(|error| error.to_string());
         Self { path, pem }
     }
 
-    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the PEM text, or why the file could not be read.
     pub(crate) fn pem(&self) -> Result<&[u8], &str> {
         self.pem.as_deref().map_err(String::as_str)
     }
 
-    /// Returns whether the file has the two characters `\n` instead of line breaks.
     pub(crate) fn has_escaped_line_breaks(&self) -> bool {
         self.pem
             .as_ref()

@@ -14,10 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{issuer_url::trusted_url, public_path::PublicPath};
 
-/// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Lines for people.
     Pretty,
     /// One JSON object per line.
     Json,
@@ -42,7 +40,6 @@ const TAKEN_HEADERS: [&str; 15] = [
     "x-request-id",
 ];
 
-/// Returns the rule for a whole number in this range.
 pub(super) fn number<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, Invalid> + Clone
 where
     T: FromStr + PartialOrd + fmt::Display + Copy,
@@ -55,7 +52,6 @@ where
     }
 }
 
-/// Returns the rule for a number of seconds in this range.
 pub(super) fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, Invalid> + Clone {
     move |text| number(least, most)(text).map(Duration::from_secs)
 }
@@ -134,11 +130,9 @@ pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
     Ok(name)
 }
 
-/// The levels of the log, from the fewest events to the most.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks directives of `EnvFilter`. Also rejects an unknown level, which `EnvFilter` would take for the name of a
-/// module and log all of its events.
+/// Rejects an unknown level, which `EnvFilter` would take for the name of a module and log all of its events.
 pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
     let directives = list(text)?;
     for (at, directive) in directives.iter().enumerate() {
@@ -207,7 +201,6 @@ fn is_invisible(c: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Returns whether a character is a quotation mark, in ASCII or as word processors write it.
 fn is_quote(c: char) -> bool {
     matches!(
         c,
@@ -215,7 +208,6 @@ fn is_quote(c: char) -> bool {
     )
 }
 
-/// Checks the name of a claim or the path of a nested claim.
 pub(super) fn claim(text: &str) -> Result<String, Invalid> {
     clean(text)?;
     // RFC 6901, section 3.
@@ -240,16 +232,14 @@ pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// The URL of this server for its clients.
 #[derive(Debug, Clone)]
 pub(super) struct PublicUrl {
     /// Scheme, host, port and path, without a slash at the end.
     pub(super) url: String,
-    /// The path prefix; may be empty.
     pub(super) path: PublicPath,
 }
 
-/// Parses a public URL. Takes the path from the text, because a URL parser would resolve dot segments.
+/// Takes the path from the text, because a URL parser would resolve dot segments.
 pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {

@@ -9,19 +9,15 @@ use super::declared::{SECRETS, SecretDeclaration, Values};
 /// One setting: an environment variable, a field of the configuration file and, unless it is a secret, a flag.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// The environment variable.
     pub env: String,
     /// The flag, without its dashes. `None` for a secret that must not be on a command line.
     pub flag: Option<String>,
-    /// The type of the value in the configuration file.
     pub form: ValueType,
-    /// The placeholder of the value in the help.
     pub value_name: String,
     /// The value if the setting is not set; `None` if the help describes the default.
     pub default: Option<String>,
-    /// What it does: a phrase without a period at its end.
+    /// A phrase without a period at its end.
     pub help: String,
-    /// The group of the documentation it belongs to.
     pub heading: String,
     /// The setting that replaces this one. This one is then a former name: accepted with a warning, not documented.
     pub replaced_by: Option<String>,
@@ -30,17 +26,15 @@ pub struct Setting {
 /// The type of a value in the configuration file. Everywhere else, it is text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueType {
-    /// A string.
     Text,
-    /// An integer.
     Number,
     /// An array of strings, or one string with commas.
     List,
-    /// A boolean. Its flag means `true` without a value.
+    /// Its flag means `true` without a value.
     Boolean,
 }
 
-/// All settings that are documented, in the order of the documentation.
+/// In the order of the documentation.
 pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let command = Values::augment_args(Command::new("settings"));
     let mut settings = Vec::new();
@@ -91,7 +85,6 @@ pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| Setting {
     replaced_by: None,
 });
 
-/// Returns everything that can be set, including former names.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().chain([&*CONFIG]).chain(FORMER.iter())
 }
@@ -156,7 +149,6 @@ impl Setting {
         name.to_ascii_lowercase()
     }
 
-    /// Returns its help with its default and its variable, on one line.
     #[must_use]
     pub fn help_line(&self) -> String {
         let default = match &self.default {
@@ -167,7 +159,6 @@ impl Setting {
     }
 }
 
-/// Returns the help of all settings, including secrets.
 pub(super) fn help() -> String {
     let mut help = String::from(
         "Settings are accepted before and after every command. Each is a flag, an environment\n\

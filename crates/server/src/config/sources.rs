@@ -24,7 +24,6 @@ use super::{
     warning::{Warning, weakness},
 };
 
-/// The permission bit that lets every user of the machine read a file.
 const OTHERS_READ: u32 = 0o004;
 
 /// The settings that are set by flags, which are accepted before and after a subcommand.
@@ -82,16 +81,12 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Where a value is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettingSource {
-    /// On the command line.
     Flag(&'static str),
-    /// In the environment.
     Environment,
     /// In this file: the configuration file, or the one that holds a secret.
     File(PathBuf),
-    /// Not set: it is the default.
     Default,
 }
 
@@ -109,51 +104,32 @@ impl fmt::Display for SettingSource {
 /// Why a setting cannot be used. Names the setting, where its value is set and the rule, but never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The value breaks a rule.
     #[error("{setting} ({from}): {rule}")]
     Invalid {
         /// The setting's variable.
         setting: &'static str,
-        /// Where the value is set.
         from: SettingSource,
-        /// The rule.
         rule: Invalid,
     },
-    /// Two settings of which only one can be set.
     #[error(
         "{first} ({first_from}) and {second} ({second_from}) exclude each other; set one of them"
     )]
     Exclusive {
-        /// One of them.
         first: &'static str,
-        /// Where it is set.
         first_from: SettingSource,
-        /// The other.
         second: &'static str,
-        /// Where it is set.
         second_from: SettingSource,
     },
-    /// A setting that another one requires is not set.
     #[error("{needed} must be set, because {because} is ({from})")]
     Missing {
-        /// The required setting.
         needed: &'static str,
-        /// The setting that requires it.
         because: &'static str,
-        /// Where that is set.
         from: SettingSource,
     },
-    /// The configuration file cannot be used.
     #[error("configuration file {path}: {rule}", path = path.display())]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// What is wrong with it.
-        rule: Invalid,
-    },
+    File { path: PathBuf, rule: Invalid },
 }
 
-/// A value and its setting.
 struct Value {
     /// The variable of the setting, even if a flag or the file set the value; the former name if that was used.
     name: &'static str,
@@ -161,7 +137,6 @@ struct Value {
     source: SettingSource,
 }
 
-/// The sources of a value.
 struct ValueLookup<'a> {
     options: &'a Options,
     env: &'a dyn Fn(&str) -> Option<OsString>,
@@ -169,8 +144,7 @@ struct ValueLookup<'a> {
 }
 
 impl ValueLookup<'_> {
-    /// Returns the value of a setting, if it is set. An empty value is an error even if another source takes
-    /// precedence, because the operator probably forgot to fill it in.
+    /// An empty value is an error even if another source takes precedence: the operator probably forgot it.
     fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
         let name = setting.env.as_str();
         let flag = setting.flag.as_deref().and_then(|flag| {
@@ -207,7 +181,6 @@ impl ValueLookup<'_> {
 /// All values that are set, by the name of their variable.
 pub(super) struct Sources {
     values: BTreeMap<&'static str, Value>,
-    /// Warnings about values that are probably a mistake.
     pub(super) warnings: Vec<Warning>,
     file: Option<ConfigFile>,
 }
@@ -272,7 +245,6 @@ impl Sources {
         self.values.get(name).map(|value| &value.source)
     }
 
-    /// Returns the error for a setting whose value breaks a rule.
     pub(super) fn invalid(&self, name: &'static str, rule: Invalid) -> ConfigError {
         match self.values.get(name) {
             Some(value) => invalid(value.name, value.source.clone(), rule),
@@ -280,7 +252,6 @@ impl Sources {
         }
     }
 
-    /// Returns an error if more than one of these is set.
     pub(super) fn at_most_one(&self, names: &[&str]) -> Result<(), ConfigError> {
         let mut set = names.iter().filter_map(|name| self.values.get(name));
         match (set.next(), set.next()) {
@@ -360,14 +331,12 @@ impl Sources {
         Ok(Some((secret, source)))
     }
 
-    /// Adds a warning if a secret can be guessed.
     pub(super) fn warn_if_weak(&mut self, setting: &'static str, secret: &Secret) {
         let weak = weakness(secret.expose());
         self.warnings
             .extend(weak.map(|reason| Warning::WeakSecret { setting, reason }));
     }
 
-    /// Adds a warning for each of these secrets in the configuration file if every user can read the file.
     pub(super) fn warn_of_readable_file(&mut self, secrets: &[&'static str]) {
         let Some(file) = &self.file else { return };
         let names = SETTINGS.iter().map(|it| (it.env.as_str(), it.field()));
@@ -403,18 +372,14 @@ impl Sources {
     }
 }
 
-/// A setting in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EffectiveSetting {
-    /// Its variable.
     pub name: &'static str,
     /// Its value, or a placeholder for a secret. `None` if it has no value.
     pub value: Option<String>,
-    /// Where the value is set.
     pub from: SettingSource,
 }
 
-/// The placeholder of a secret.
 const HIDDEN: &str = "(hidden)";
 
 fn invalid(setting: &'static str, from: SettingSource, rule: Invalid) -> ConfigError {

@@ -21,7 +21,6 @@ enum Command {
     Serve,
 }
 
-/// Returns the settings of these flags, variables and configuration file, or the text of the error.
 fn resolve(
     flags: &[&str],
     variables: &[(&str, &str)],
@@ -918,7 +917,6 @@ fn database_url_flag_follows_the_rules_of_secrets() {
     assert!(!error.contains("canary"), "{error}");
 }
 
-/// Each setting has an invalid value whose error names the variable and the rule, and does not show the value.
 #[test]
 fn every_setting_has_a_rule_whose_error_hides_the_value() {
     let long = "canary".repeat(20);
@@ -1545,7 +1543,6 @@ fn public_key_can_be_read_from_a_pipe() {
     }
 }
 
-/// The required settings of a provider.
 const PROVIDER: [(&str, &str); 3] = [
     ("TOLLKEY_OIDC_ISSUER", "https://id.example/realms/shop"),
     ("TOLLKEY_OIDC_CLIENT_ID", "tollkey"),

@@ -9,11 +9,9 @@ use super::setting::{self, CONFIG, SETTINGS, Setting};
 /// The variables that the client library reads (`Client::from_env`), which may also be set for the server.
 const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];
 const PREFIX: &str = "TOLLKEY_";
-/// The prefix of variables that only tests read.
 const TEST_PREFIX: &str = "TOLLKEY_TEST_";
-/// The maximum number of unknown variables that are reported.
 const REPORTED_MAX: usize = 32;
-/// The maximum number of characters of a name that are reported.
+/// In characters.
 const NAME_MAX: usize = 64;
 
 /// An environment variable that looks like a setting and has no effect.
@@ -21,7 +19,6 @@ const NAME_MAX: usize = 64;
 pub struct UnknownVariable {
     /// Its name, truncated to 64 characters.
     pub name: String,
-    /// The variable whose name is nearest to it.
     pub nearest: &'static str,
 }
 
@@ -87,7 +84,7 @@ fn is_of_kubernetes(name: &str, value: &str) -> bool {
     protocols.contains(&protocol) && port.parse::<u16>().is_ok() && before.ends_with("_PORT")
 }
 
-/// Returns the variable whose name is nearest. `TOLLKEY_DATABASE_URL` is nearest to `DATABASE_URL`.
+/// `TOLLKEY_DATABASE_URL` is nearest to `DATABASE_URL`.
 fn nearest_variable(name: &str) -> &'static str {
     let own = name
         .strip_prefix(PREFIX)
@@ -104,14 +101,13 @@ fn nearest_variable(name: &str) -> &'static str {
     nearest.unwrap_or(&CONFIG.env)
 }
 
-/// Truncates a name, which limits the time of the comparison.
+/// Limits the time of the comparison.
 fn shortened(name: &str) -> &str {
     name.char_indices()
         .nth(NAME_MAX)
         .map_or(name, |(end, _)| &name[..end])
 }
 
-/// Returns the field of the configuration file whose name is nearest.
 pub(super) fn nearest_field(name: &str) -> String {
     let own = name.to_ascii_lowercase();
     let own = own.strip_prefix("tollkey_").unwrap_or(&own);

@@ -11,40 +11,28 @@ const DIFFERENT_CHARACTERS_MIN: usize = 8;
 /// A warning about a setting that is valid, but probably a mistake. Never shows the value of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
-    /// A former name of a setting is in use.
     Renamed {
-        /// The former name.
         former: &'static str,
-        /// The name to use instead.
         setting: &'static str,
     },
-    /// The name of a variable begins with `TOLLKEY_`, but it has no effect.
     Unknown(UnknownVariable),
     /// Every user of the machine can read a file that holds a secret.
     ReadableSecret {
-        /// The secret.
         setting: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Its permission bits.
         mode: u32,
     },
-    /// A secret can be guessed.
     WeakSecret {
-        /// The secret.
         setting: &'static str,
-        /// Why it is weak.
         reason: &'static str,
     },
     /// A PEM file has the characters `\n` instead of line breaks.
     EscapedLineBreaks {
-        /// The setting that names the file.
         setting: &'static str,
     },
 }
 
 impl Warning {
-    /// Writes the warning to the log.
     pub fn log(&self) {
         match self {
             Self::Renamed { former, setting } => {

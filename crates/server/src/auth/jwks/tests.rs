@@ -94,7 +94,7 @@ impl Issuer {
         self.requests.load(Ordering::SeqCst)
     }
 
-    /// Waits until the issuer has received this number of requests. The timeout is for a broken test only.
+    /// The timeout is for a broken test only.
     async fn receives(&self, requests: usize) {
         let received = async {
             while self.requests() < requests {

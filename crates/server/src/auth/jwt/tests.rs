@@ -26,7 +26,6 @@ use crate::config::PublicKeyFile;
 pub(in crate::auth) static RSA: LazyLock<RsaKeyPair> =
     LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
-/// The current time of the tests.
 pub(in crate::auth) fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -108,14 +107,12 @@ fn claims() -> Value {
     json!({"sub": "ann", "account_id": "acme", "exp": now().as_second() + 60})
 }
 
-/// Returns the claims with one of them changed.
 fn with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     claims[name] = value;
     claims
 }
 
-/// Verifies an HS256 token with these claims.
 async fn verified_with(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
     let header = json!({"alg": "HS256", "typ": "JWT"});
     let token = token(&header, claims, sign_hs256(secret().expose().as_bytes()));

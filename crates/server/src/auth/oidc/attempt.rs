@@ -16,7 +16,6 @@ use super::super::published::distance;
 /// The maximum length of [`Attempt::next`], in bytes. A whole cookie can have 4096 bytes.
 const NEXT_MAX: usize = 2048;
 
-/// A sign-in in progress.
 pub struct Attempt {
     /// Returned by the provider in its redirect.
     pub(super) state: Secret,
@@ -33,10 +32,9 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The time within which the sign-in must be completed.
     pub const LIFETIME: SignedDuration = SignedDuration::from_mins(10);
 
-    /// Begins an attempt. Drops a `next` that is too long for the cookie.
+    /// Drops a `next` that is too long for the cookie.
     pub(super) fn begin(
         next: &str,
         before: Option<Digest>,
@@ -72,7 +70,6 @@ impl Attempt {
         ))
     }
 
-    /// Parses the value of a cookie; `None` if it is malformed.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('.').collect();
@@ -97,7 +94,6 @@ impl Attempt {
         })
     }
 
-    /// Returns whether the attempt has this `state` and has not expired.
     #[must_use]
     pub fn is_of(&self, state: &str, now: Timestamp) -> bool {
         // Compares hashes, so that the duration of the comparison reveals nothing about the state.

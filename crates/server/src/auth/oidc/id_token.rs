@@ -16,7 +16,6 @@ use tollkey_core::Digest;
 
 use super::{super::jwt, Rejection};
 
-/// What an ID token is verified against.
 pub(super) struct Expected<'a> {
     pub(super) issuer: &'a str,
     pub(super) client_id: &'a str,
@@ -46,10 +45,6 @@ struct Header {
 }
 
 impl<'a> IdToken<'a> {
-    /// Parses a signed JWT in its compact form.
-    ///
-    /// # Errors
-    /// [`Rejection::Form`] if it is malformed.
     pub(super) fn parse(text: &'a str) -> Result<Self, Rejection> {
         let mut parts = text.split('.');
         let (Some(header), Some(claims), Some(signature), None) =
@@ -76,9 +71,7 @@ impl<'a> IdToken<'a> {
     }
 
     /// Verifies the token by the rules of OpenID Connect Core 1.0, section 3.1.3.7, and returns its claims.
-    ///
-    /// # Errors
-    /// The first rule that the token breaks. [`Rejection::UnknownKey`] may mean that the provider has newer keys.
+    /// [`Rejection::UnknownKey`] may mean that the provider has newer keys.
     pub(super) fn verify(
         &self,
         expected: &Expected<'_>,
@@ -101,7 +94,6 @@ impl<'a> IdToken<'a> {
         }
     }
 
-    /// Returns a claim, or `None` if it is absent or null.
     fn claim(&self, name: &str) -> Option<&Value> {
         self.claims.get(name).filter(|claim| !claim.is_null())
     }
@@ -209,7 +201,6 @@ impl<'a> IdToken<'a> {
     }
 }
 
-/// Returns whether the key is for signatures with this algorithm.
 fn is_for(key: &CoreJsonWebKey, algorithm: &CoreJwsSigningAlgorithm) -> bool {
     let is_own_algorithm = match key.signing_alg() {
         JsonWebKeyAlgorithm::Algorithm(own) => own == algorithm,
