@@ -9,24 +9,20 @@ use crate::{
     state::{Cache, Creation, Fetch, Key, Log, Marking, Poll, Renewal, Request, Row, Stage, State},
 };
 
-/// The safety property.
 pub const SAFE: &str =
     "no verification that began after the response to the revocation accepts the key";
 
 /// A second property: a marking also covers descendants that are created at the same time.
 pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
 
-/// A third property: no crash leaves a marking that no replica can finish.
 pub const FINISHABLE: &str =
     "the marking after a revocation can still be finished, whichever process has crashed";
 
 /// The drift of a clock during a lease, and the margin for it, in ticks.
 const MARGIN: u8 = 1;
 
-/// The task of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerTask {
-    /// Revokes the key.
     Revoke,
     /// Changes something else.
     Change,
@@ -37,10 +33,8 @@ pub enum CallerTask {
     Mark,
 }
 
-/// The subscriber of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriberKind {
-    /// None.
     None,
     /// Polls verifier 0, and verifies nothing.
     Quiet,
@@ -50,17 +44,14 @@ pub enum SubscriberKind {
     Any,
 }
 
-/// The size of a world.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The length of leases, in ticks.
     pub lease: u8,
-    /// The number of verifiers.
     pub verifiers: u8,
     /// The tasks of the callers, each with the number of the verifier in its process; `None` for a process whose
     /// verifier does nothing.
     pub callers: &'static [(CallerTask, Option<u8>)],
-    /// The subscriber.
     pub subscriber: SubscriberKind,
     /// Whether applying takes three steps instead of one, and reports may arrive late.
     pub fine: bool,
@@ -79,22 +70,16 @@ pub struct Bounds {
 /// The protocol, with all rules or without one.
 #[derive(Debug, Clone, Copy)]
 pub struct Protocol {
-    /// The rules that are kept.
     pub rules: Rules,
-    /// The size of the world.
     pub bounds: Bounds,
 }
 
-/// The owner of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheOwner {
-    /// A verifier.
     Verifier(u8),
-    /// The subscriber.
     Subscriber,
 }
 
-/// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Tick,
@@ -168,7 +153,6 @@ impl Protocol {
         (length + margin).saturating_sub(MARGIN)
     }
 
-    /// Returns the row of a verifier.
     fn row(&self, verifier: u8) -> usize {
         if self.keep(Rule::FreshIds) {
             verifier.into()
@@ -177,7 +161,6 @@ impl Protocol {
         }
     }
 
-    /// Returns the last change that a verifier reports as applied.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
         let own = state.verifiers[usize::from(verifier)].cache.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
@@ -214,7 +197,6 @@ impl Protocol {
         state.verified != Key::Parent && Self::exists(state) && !state.marked
     }
 
-    /// Returns whether the revoked key has descendants.
     fn has_descendants(state: &State) -> bool {
         match state.verified {
             Key::Parent => false, // no run that verifies the revoked key depends on its descendants
@@ -223,12 +205,10 @@ impl Protocol {
         }
     }
 
-    /// Returns whether the status of the ancestors allows the verified key to be valid.
     fn ancestors_are_active(&self, state: &State) -> bool {
         !state.revoked || self.bounds.previous_release || !self.keep(Rule::AncestorsDecide)
     }
 
-    /// Returns whether the own row of the verified key allows it to be valid.
     fn own_row_is_active(state: &State) -> bool {
         let revoked = if state.verified == Key::Parent {
             state.revoked
@@ -247,7 +227,6 @@ impl Protocol {
         }
     }
 
-    /// Returns the callers that mark descendants.
     fn markers(&self) -> impl Iterator<Item = u8> {
         (0..)
             .zip(self.bounds.callers)
@@ -255,7 +234,6 @@ impl Protocol {
             .map(|(at, _)| at)
     }
 
-    /// Returns whether that caller marks descendants now.
     fn marks(&self, state: &State, caller: u8) -> bool {
         let in_revoking_process = self.markers().next() == Some(caller);
         let runs = if in_revoking_process {
@@ -271,7 +249,6 @@ impl Protocol {
         self.marks(state, caller) && !Self::is_unmarked(state)
     }
 
-    /// Returns whether an unfinished marking can still be finished.
     fn can_be_finished(&self, state: &State) -> bool {
         if !state.revoked || !Self::has_descendants(state) {
             return true;
@@ -304,7 +281,7 @@ impl Protocol {
         false
     }
 
-    /// Takes a step. Returns `None` if it is not possible now.
+    /// Returns `None` if the step is not possible now.
     fn take(&self, state: &mut State, action: Action) -> Option<()> {
         let allowed = |condition: bool| condition.then_some(());
         match action {
@@ -899,7 +876,6 @@ impl Protocol {
         *state != before
     }
 
-    /// Executes the report of a verifier.
     fn report(&self, state: &mut State, at: u8) {
         let verifier = &mut state.verifiers[usize::from(at)];
         if let Some(row) = &mut state.rows[self.row(at)]
@@ -999,7 +975,6 @@ impl Protocol {
         };
     }
 
-    /// Returns whether a creation holds the locks on the rows of its ancestors.
     fn creation_holds_locks(&self, state: &State) -> bool {
         let locks =
             self.keep(Rule::CreationChecksAncestors) && self.keep(Rule::CreationLocksAncestors);
@@ -1199,7 +1174,6 @@ impl Model for Protocol {
     }
 }
 
-/// Returns whether a verification from this cache would accept the key.
 fn would_accept(cache: &Cache) -> bool {
     cache.lease > 0 && cache.cached
 }

@@ -4,14 +4,12 @@ use std::fmt;
 
 macro_rules! rules {
     ($($(#[doc = $says:literal])+ $rule:ident,)+) => {
-        /// A rule of the protocol.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Rule {
             $($(#[doc = $says])+ $rule,)+
         }
 
         impl Rule {
-            /// Every rule.
             pub const ALL: &[Self] = &[$(Self::$rule),+];
         }
 
@@ -131,24 +129,20 @@ rules! {
     MarkingAnnounced,
 }
 
-/// The rules that are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules(Option<Rule>);
 
 impl Rules {
-    /// Returns all rules: the protocol.
     #[must_use]
     pub fn all() -> Self {
         Self(None)
     }
 
-    /// Returns all rules but one.
     #[must_use]
     pub fn without(rule: Rule) -> Self {
         Self(Some(rule))
     }
 
-    /// Returns whether a rule is kept.
     #[must_use]
     pub fn keep(self, rule: Rule) -> bool {
         self.0 != Some(rule)

@@ -13,7 +13,6 @@ pub struct State {
     pub counter: u8,
     /// The number of the latest change, committed or not.
     pub numbered: u8,
-    /// The key that is verified.
     pub verified: Key,
     /// The committed changes that evict the verified key from a cache, one bit each.
     pub changes: u8,
@@ -21,9 +20,7 @@ pub struct State {
     pub revoked: bool,
     /// Whether the verified key's own row is revoked, if it is a descendant of the revoked key.
     pub marked: bool,
-    /// The progress of the verified key's creation, if it is created during the run.
     pub creation: Creation,
-    /// The progress of the marking of descendants.
     pub marking: Marking,
     /// Whether the process that revoked the key has crashed.
     pub crashed: bool,
@@ -33,18 +30,12 @@ pub struct State {
     pub responded: bool,
     /// Whether a verification that began after that response accepted the key. Must never be true.
     pub accepted: bool,
-    /// The rows of verifiers.
     pub rows: [Option<Row>; VERIFIERS],
-    /// The servers, each with its verifier.
     pub verifiers: [Verifier; VERIFIERS],
-    /// The requests that change something.
     pub callers: [Caller; CALLERS],
-    /// A resource server that subscribes to verifiers.
     pub subscriber: Subscriber,
 }
 
-/// The key that is verified in a run.
-///
 /// The cache entry of one key has no effect on other keys. So a run verifies one key only, and a world with
 /// several keys has one initial state for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -61,7 +52,6 @@ pub enum Key {
 }
 
 impl Key {
-    /// Returns whether this key is created during the run.
     #[must_use]
     pub fn is_created(self) -> bool {
         matches!(self, Self::Grandchild | Self::OnlyChild)
@@ -71,12 +61,10 @@ impl Key {
 /// The progress of the creation of a key by a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Creation {
-    /// Not begun.
     #[default]
     None,
     /// Its transaction has checked the ancestors.
     Checked,
-    /// Committed.
     Committed,
 }
 
@@ -94,7 +82,6 @@ pub enum Marking {
     Propagated,
 }
 
-/// The row of a verifier in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Row {
     /// The last change that it has reported as applied.
@@ -103,7 +90,6 @@ pub struct Row {
     pub renewals: u8,
 }
 
-/// The cache of a verifier or of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Cache {
     /// The remaining ticks of the lease.
@@ -114,27 +100,21 @@ pub struct Cache {
     pub evicted: u8,
     /// Whether the verified key is cached as valid.
     pub cached: bool,
-    /// Changes that are being applied to this cache.
     pub log: Log,
-    /// A record that is being fetched for this cache.
     pub fetch: Fetch,
-    /// A verification that began after the response to the revocation.
     pub request: Request,
 }
 
 /// Changes that are being applied to a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Log {
-    /// None.
     #[default]
     None,
     /// All up to `upto` have been read, and `steps` of the three steps of applying them are done.
     Read {
-        /// The last change among them.
         upto: u8,
         /// Whether a change that evicts the verified key is among them.
         ours: bool,
-        /// The number of completed steps.
         steps: u8,
     },
 }
@@ -142,7 +122,6 @@ pub enum Log {
 /// A record that is being fetched for a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Fetch {
-    /// None.
     #[default]
     None,
     /// The record is read, but not yet the counter.
@@ -160,36 +139,27 @@ pub enum Fetch {
 /// A verification that began after the response to the revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Request {
-    /// None.
     #[default]
     None,
-    /// It has seen a valid lease.
     LeaseSeen,
-    /// It has found the key.
     EntrySeen,
 }
 
-/// A verifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Verifier {
-    /// Its cache.
     pub cache: Cache,
-    /// The renewal in flight.
     pub renewal: Renewal,
     /// The report in flight.
     pub report: Option<u8>,
     /// The number of renewals that it has sent. Counted only if rows are removed.
     pub renewals_sent: u8,
-    /// Whether it has stopped accepting keys.
     pub stopped: bool,
-    /// Whether it has deleted its row.
     pub unregistered: bool,
 }
 
 /// A renewal in flight. `age` is the number of ticks since the clock was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Renewal {
-    /// None.
     #[default]
     None,
     /// Sent.
@@ -203,7 +173,6 @@ pub enum Renewal {
 /// A request that changes something and waits for propagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Caller {
-    /// Its progress.
     pub stage: Stage,
     /// The change that it waits for.
     pub seq: u8,
@@ -235,10 +204,8 @@ impl Caller {
     }
 }
 
-/// The progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Stage {
-    /// Not begun.
     #[default]
     Idle,
     /// It has read the clock. In the protocol the UPDATE comes before this.
@@ -247,9 +214,7 @@ pub enum Stage {
     Updated,
     /// Its counter is committed, but not its change. The protocol has no such state.
     CounterCommitted,
-    /// Committed; it waits.
     Waiting,
-    /// Its client has received the response.
     Responded,
 }
 
@@ -257,18 +222,14 @@ pub enum Stage {
 /// load balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Subscriber {
-    /// Its cache.
     pub cache: Cache,
-    /// The poll in flight.
     pub poll: Poll,
-    /// The state of the subscriber at each replica.
     pub known: [SubscriberState; VERIFIERS],
 }
 
 /// The state of a subscriber at a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct SubscriberState {
-    /// The last change that it has acknowledged.
     pub acknowledged: u8,
     /// The remaining ticks in which it may hold a lease of this replica.
     pub lives: u8,
@@ -277,7 +238,6 @@ pub struct SubscriberState {
 /// A poll in flight. `age` is the number of ticks since the subscriber read its clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Poll {
-    /// None.
     #[default]
     None,
     /// Sent to a replica.

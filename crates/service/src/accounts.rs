@@ -10,10 +10,7 @@ use tollkey_store::Owner;
 
 use crate::{actor::RequestActor, service::Service};
 
-/// Returns an account. An account without stored settings has the default settings.
-///
-/// # Errors
-/// `unavailable`.
+/// An account without stored settings has the default settings.
 pub async fn get(service: &Service, id: AccountId) -> Result<Account, Problem> {
     service
         .read(Owner::from(&id), move |db| db.account(&id).get())
@@ -21,9 +18,6 @@ pub async fn get(service: &Service, id: AccountId) -> Result<Account, Problem> {
 }
 
 /// Sets the operating model of the managed account, which also applies to existing keys.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn set_operating_model(
     service: &Service,
     by: &RequestActor,

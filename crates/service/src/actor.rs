@@ -16,13 +16,10 @@ use crate::service::Service;
 /// The caller of a use case that works on an account, with everything that an audit entry needs.
 #[derive(Debug, Clone)]
 pub struct RequestActor {
-    /// The account that the request works on.
     pub account_id: AccountId,
-    /// The caller.
     pub actor: Actor,
-    /// The ID of the request; `None` for the command line.
+    /// `None` for the command line.
     pub request_id: Option<Arc<str>>,
-    /// The IP address of the client.
     pub ip: Option<IpAddr>,
     /// The API key that the request presents, if any: it is the parent of the keys that the request creates.
     pub parent: Option<CachedKey>,
@@ -81,7 +78,6 @@ impl RequestActor {
         }
     }
 
-    /// Returns the pending revocation of all keys below `root` by this caller.
     pub(crate) fn pending_revocation(
         &self,
         root: Root,

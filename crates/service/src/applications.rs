@@ -22,10 +22,7 @@ use crate::{
 /// application's keys has all of them.
 const INCLUDED_KEYS: u32 = 100;
 
-/// Creates an application.
-///
-/// # Errors
-/// `application_name_taken`.
+/// Fails with `application_name_taken`.
 pub async fn create<R: Recorded<Application> + Send + 'static>(
     service: &Service,
     by: &RequestActor,
@@ -60,9 +57,6 @@ pub async fn create<R: Recorded<Application> + Send + 'static>(
 
 /// Returns a page of the account's applications, newest first. With `with_keys`, each application has its
 /// newest keys, without their metadata.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn page(
     service: &Service,
     by: &RequestActor,
@@ -112,10 +106,6 @@ pub async fn page(
         .await
 }
 
-/// Returns an application.
-///
-/// # Errors
-/// `not_found`.
 pub async fn get(
     service: &Service,
     by: &RequestActor,
@@ -129,9 +119,6 @@ pub async fn get(
 }
 
 /// Returns the newest applications, and those of `these` that exist.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn newest_and(
     service: &Service,
     by: &RequestActor,
@@ -153,10 +140,7 @@ pub async fn newest_and(
     service.read(by, work).await
 }
 
-/// Changes the name or the description; `None` leaves it unchanged.
-///
-/// # Errors
-/// `not_found`, `application_name_taken`.
+/// `None` leaves a field unchanged. Fails with `not_found` or `application_name_taken`.
 pub async fn update(
     service: &Service,
     by: &RequestActor,
@@ -190,10 +174,7 @@ pub async fn update(
     .await
 }
 
-/// Enables or disables an application. When this returns, the change applies to all of its keys on every replica.
-///
-/// # Errors
-/// `not_found`.
+/// When this returns, the change applies to all of its keys on every replica. Fails with `not_found`.
 pub async fn set_enabled(
     service: &Service,
     by: &RequestActor,
@@ -247,10 +228,7 @@ async fn modify(
         .await
 }
 
-/// Deletes an application and revokes its keys that have not expired. When this returns, every replica rejects them.
-///
-/// # Errors
-/// `not_found`.
+/// Also revokes its unexpired keys. When this returns, every replica rejects them. Fails with `not_found`.
 pub async fn delete(
     service: &Service,
     by: &RequestActor,
@@ -285,7 +263,6 @@ pub async fn delete(
     deleted
 }
 
-/// The state of an application when it was created.
 #[derive(Serialize, Deserialize)]
 pub struct Snapshot {
     id: String,

@@ -17,39 +17,28 @@ use tollkey_store::{AuditFilter, AuditPage, Reader};
 pub use self::checks::AuditCheckLimiter;
 use crate::{actor::RequestActor, service::Service};
 
-/// A filter of audit entries.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// At most this many entries.
     pub limit: u32,
     /// Only entries with a smaller number: the `next` of the previous page.
     pub before: Option<u64>,
-    /// Only this action.
     pub action: Option<Action>,
-    /// Only entries about the target with this ID.
     pub target_id: Option<String>,
-    /// Only entries of the actor with this ID.
     pub actor_id: Option<String>,
-    /// Only at or after this time.
+    /// Inclusive.
     pub since: Option<Timestamp>,
-    /// Only before this time.
+    /// Exclusive.
     pub until: Option<Timestamp>,
 }
 
-/// A page of audit entries, newest first.
 #[derive(Debug)]
 pub struct EntryPage {
-    /// The entries. There may be fewer than the limit, or none, even if there is a `next`: a search examines a bounded
-    /// number of entries.
+    /// Newest first. Can be fewer than the limit, or none, even if there is a `next`: a search is bounded.
     pub entries: Vec<Entry>,
     /// The value of `before` for the next page; `None` on the last one.
     pub next: Option<u64>,
 }
 
-/// Lists entries of the account's log.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn list(
     service: &Service,
     by: &RequestActor,
@@ -76,7 +65,6 @@ pub async fn list(
 
 const ACCOUNTS: u32 = 500;
 
-/// The result of verifying chains.
 #[derive(Debug, Default)]
 pub struct ChainCheck {
     /// The last entry of each chain that has entries.
@@ -87,9 +75,6 @@ pub struct ChainCheck {
 
 /// Verifies the chain of an account, or of all accounts, from its beginning to the end that is stored for it. `heads`
 /// are hashes that were noted earlier: without them, a chain that was rewritten from its beginning looks intact.
-///
-/// # Errors
-/// [`tollkey_store::Error`].
 pub fn check(
     db: &mut Reader<'_>,
     account: Option<&AccountId>,
@@ -164,10 +149,7 @@ fn stored_ends(
     }
 }
 
-/// Verifies the chain of the managed account.
-///
-/// # Errors
-/// `unavailable`, also while this chain, or the maximum number of chains, is being verified.
+/// Fails with `unavailable` also while this chain, or the maximum number of chains, is being verified.
 pub async fn check_account(service: &Service, by: &RequestActor) -> Result<ChainCheck, Problem> {
     let account_id = by.account_id.clone();
     let Some(permit) = service.audit_checks.take(&account_id) else {

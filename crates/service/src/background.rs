@@ -36,8 +36,7 @@ impl UsageSchedule {
 }
 
 impl Service {
-    /// Collects the usage that was counted while verifying, and writes it if that is due. The server calls this every few
-    /// seconds.
+    /// Collects the counted usage, and writes it if that is due. The server calls this every few seconds.
     pub async fn flush_usage_when_due(&self, schedule: &mut UsageSchedule) {
         let is_full = self.collect_usage().await;
         let waiting = self.verifier.usage_waiting();
@@ -96,7 +95,6 @@ impl Service {
         key
     }
 
-    /// Records pending revocations that apply to many keys.
     pub async fn record_revocations(&self) {
         if let Err(problem) = revocations::record_pending(self).await {
             tracing::warn!(

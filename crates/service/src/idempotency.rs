@@ -21,10 +21,8 @@ pub use self::{
 };
 use crate::service::Service;
 
-/// The state of a request before it creates something.
 #[derive(Debug)]
 pub enum BeginOutcome<T, R = T> {
-    /// The request must be processed.
     Fresh(CreationPermit<R>),
     /// An earlier request with the same Idempotency-Key succeeded.
     Replay(Outcome<T, R>),
@@ -45,7 +43,6 @@ impl<R> CreationPermit<R> {
         }
     }
 
-    /// Returns the right to create something without an idempotency record.
     #[must_use]
     pub fn unrecorded() -> Self {
         Self::new(None)

@@ -6,7 +6,6 @@ use metrics::{counter, histogram};
 
 /// The counter of verifications, by the label `outcome`.
 pub const VERIFICATIONS: &str = "tollkey_verifications_total";
-/// The histogram of how long changes waited for propagation, in seconds.
 pub const PROPAGATION_WAIT: &str = "tollkey_propagation_wait_seconds";
 
 /// Counts verifications with this outcome: `valid`, or the code of the denial.

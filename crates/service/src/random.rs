@@ -23,8 +23,6 @@ pub struct Random {
 type Shared = Arc<Mutex<dyn CryptoRng + Send>>;
 
 impl Random {
-    /// Returns the operating system's generator.
-    ///
     /// Every use panics if the operating system returns no random bytes, because the server must not create keys without
     /// them. No supported platform fails after boot.
     #[must_use]
@@ -38,7 +36,7 @@ impl Random {
         }
     }
 
-    /// Wraps a generator. Tests pass a seeded one, so that their results are reproducible.
+    /// Tests pass a seeded generator, so that their results are reproducible.
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
         let secrets: Shared = Arc::new(Mutex::new(rng));
         Self {
@@ -47,7 +45,6 @@ impl Random {
         }
     }
 
-    /// Locks the generator and passes it to `take`.
     pub fn with<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
         with_locked(&self.secrets, take)
     }

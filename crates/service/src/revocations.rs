@@ -27,9 +27,7 @@ const ACCOUNTS: u32 = 100;
 
 /// Records the pending revocations of all accounts, one batch of each account in turn. Skips a pending revocation that
 /// another replica is recording.
-///
-/// # Errors
-/// `unavailable`. What was recorded is kept, and the next call continues from there.
+/// If this fails, what was recorded is kept, and the next call continues from there.
 pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
     loop {
         let (mut progress, mut failure) = (false, None);

@@ -12,36 +12,24 @@ use crate::{
     revocations::wake::Revocations, source::StoreSource,
 };
 
-/// The dependencies and limits of the use cases, passed to each of them.
 pub struct Service {
-    /// Stores all data.
     pub store: Store,
-    /// Verifies keys from its cache.
     pub verifier: Verifier<StoreSource>,
-    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The random number generator.
     pub random: Random,
-    /// The available scopes.
     pub catalogue: Arc<Catalogue>,
-    /// Seals idempotency records.
     pub sealer: Sealer,
-    /// The audit chains that are being verified.
     pub audit_checks: AuditCheckLimiter,
-    /// Wakes up the task that records revocations of many keys.
     pub revocations: Revocations,
-    /// Limits of keys.
     pub limits: Limits,
 }
 
-/// Limits of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Maximum number of usable keys of an application.
     pub application_keys: u32,
     /// Maximum number of usable commerce keys, and of usable account keys, of an account; `None` is unlimited.
     pub account_keys: Option<u32>,
-    /// Maximum number of ancestors of a key.
     pub key_depth: AncestorLimit,
 }
 
@@ -82,9 +70,6 @@ impl Service {
 
     /// Like [`Service::change`], for a state that may already exist. If the transaction changed nothing, waits for the
     /// propagation of every committed change: a replica may have crashed before its change was propagated.
-    ///
-    /// # Errors
-    /// Like [`Service::change`].
     pub async fn ensure<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -106,10 +91,6 @@ impl Service {
         measures::record_propagation_wait(self.clock.elapsed().saturating_sub(started));
     }
 
-    /// Waits for the propagation of every change committed so far.
-    ///
-    /// # Errors
-    /// `unavailable` when the store does not respond.
     pub(crate) async fn wait_until_all_propagated(&self) -> Result<(), Problem> {
         self.verifier
             .wait_until_all_propagated()
@@ -132,9 +113,6 @@ impl Service {
     }
 
     /// Verifies a presented key without counting a use of it, for a request that is rejected whatever the result.
-    ///
-    /// # Errors
-    /// Like [`Service::verify`].
     pub async fn peek<'a>(
         &self,
         requester: impl FnOnce() -> Requester,

@@ -19,9 +19,7 @@ const LISTED: u32 = 1000;
 /// A service key that was created, with its full text for the one response that contains it.
 #[derive(Debug, Clone)]
 pub struct CreatedServiceKey {
-    /// The service key.
     pub key: ServiceKey,
-    /// The full key, which is a secret.
     pub text: PlainKey,
 }
 
@@ -48,9 +46,6 @@ fn log_creation(id: ServiceKeyId, by: &str) {
 }
 
 /// Creates a service key, without an idempotency record.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn create(
     service: &Service,
     by: &str,
@@ -68,9 +63,6 @@ pub async fn create(
 }
 
 /// Like [`create`], for a request that can have an Idempotency-Key.
-///
-/// # Errors
-/// `unavailable`, and those of [`idempotency::create`].
 pub async fn create_once<R: Recorded<CreatedServiceKey> + Send + 'static>(
     service: &Service,
     by: &str,
@@ -90,7 +82,6 @@ pub async fn create_once<R: Recorded<CreatedServiceKey> + Send + 'static>(
     Ok(outcome)
 }
 
-/// The state of a service key when it was created, with the full key.
 #[derive(Serialize, Deserialize)]
 pub struct Snapshot {
     id: String,
@@ -138,10 +129,7 @@ impl Recorded<CreatedServiceKey> for ServiceKeyId {
     }
 }
 
-/// Returns a service key, which may be revoked.
-///
-/// # Errors
-/// `not_found`; `unavailable`.
+/// The key may be revoked. Fails with `not_found`.
 pub async fn get(service: &Service, id: ServiceKeyId) -> Result<ServiceKey, Problem> {
     service
         .read(Owner::Operator, move |db| db.service_key(&id))
@@ -149,20 +137,14 @@ pub async fn get(service: &Service, id: ServiceKeyId) -> Result<ServiceKey, Prob
         .ok_or_else(Problem::not_found)
 }
 
-/// Lists service keys, newest first.
-///
-/// # Errors
-/// `unavailable`.
+/// Newest first.
 pub async fn list(service: &Service) -> Result<Vec<ServiceKey>, Problem> {
     service
         .read(Owner::Operator, |db| db.service_keys(LISTED))
         .await
 }
 
-/// Revokes a service key; revoking it again changes nothing. When this returns, every replica rejects it.
-///
-/// # Errors
-/// `not_found`.
+/// Revoking it again changes nothing. When this returns, every replica rejects it. Fails with `not_found`.
 pub async fn revoke(service: &Service, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
     let now = service.clock.now();
     let transition = service

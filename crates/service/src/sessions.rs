@@ -15,17 +15,13 @@ use zeroize::Zeroizing;
 
 use crate::service::Service;
 
-/// A session that is valid now.
 #[derive(Debug, Clone)]
 pub struct ActiveSession {
-    /// SHA-256 of its token, by which it is looked up.
     pub digest: Digest,
-    /// The session.
     pub session: Session,
 }
 
 impl ActiveSession {
-    /// Returns the owner of changes to the session: its account, if it has one.
     fn owner(&self) -> Owner {
         let account = self.session.account_id.as_ref();
         account.map_or(Owner::Operator, Owner::from)
@@ -39,9 +35,6 @@ fn client(ip: Option<IpAddr>) -> Owner {
 }
 
 /// Creates a session and ends the browser's previous ones. Returns the token for the cookie.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn begin(
     service: &Service,
     ip: Option<IpAddr>,
@@ -72,9 +65,6 @@ pub async fn begin(
 
 /// Returns the session with this token if it has not expired and began with one of these sign-in settings. Stores the
 /// time of the request at most once a minute.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn find(
     service: &Service,
     ip: Option<IpAddr>,
@@ -100,10 +90,6 @@ pub async fn find(
     Ok(Some(ActiveSession { digest, session }))
 }
 
-/// Ends a session.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn end(service: &Service, active: &ActiveSession) -> Result<(), Problem> {
     let digest = active.digest;
     service
@@ -117,9 +103,6 @@ pub async fn end(service: &Service, active: &ActiveSession) -> Result<(), Proble
 }
 
 /// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns their number.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn end_all(
     service: &Service,
     account: Option<AccountId>,
@@ -129,9 +112,6 @@ pub async fn end_all(
 }
 
 /// Sets the account that an operator's session manages. Does nothing for any other session.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn choose_account(
     service: &Service,
     active: &ActiveSession,

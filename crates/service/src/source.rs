@@ -8,7 +8,6 @@ use tollkey_verifier::{
     ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable,
 };
 
-/// The store, with the catalogue for reading scopes.
 #[derive(Debug, Clone)]
 pub struct StoreSource {
     store: Store,
@@ -16,7 +15,6 @@ pub struct StoreSource {
 }
 
 impl StoreSource {
-    /// Returns a source of this store's keys.
     #[must_use]
     pub fn new(store: Store, catalogue: Arc<Catalogue>) -> Self {
         Self { store, catalogue }
@@ -28,7 +26,7 @@ fn unavailable(_: tollkey_store::Error) -> Unavailable {
     Unavailable
 }
 
-/// Returns why a lookup failed. An unreadable row does not mean that the database or other rows are unavailable.
+/// An unreadable row does not mean that the database or other rows are unavailable.
 fn failed(error: tollkey_store::Error) -> SourceError {
     match error {
         tollkey_store::Error::Corrupt(_) => SourceError::Unreadable,

@@ -21,13 +21,11 @@ pub use revocations::Batch;
 
 use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
 
-/// Reads the data of one account.
 pub struct AccountReader<'a> {
     conn: &'a mut AnyConnection,
     account: &'a AccountId,
 }
 
-/// Reads and writes the data of one account.
 pub struct AccountWriter<'a> {
     reader: AccountReader<'a>,
     changed: &'a mut Vec<Changed>,
@@ -46,7 +44,6 @@ impl DerefMut for AccountWriter<'_> {
     }
 }
 
-/// One page of a list with the total of all pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
     /// The items of the page, newest first. Empty past the end.
@@ -70,7 +67,6 @@ fn offset(page: u32, limit: u32) -> i64 {
 }
 
 impl Reader<'_> {
-    /// Returns a reader of this account's data.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountReader<'a> {
         AccountReader {
             conn: self.conn,
@@ -80,7 +76,6 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Returns a writer of this account's data.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountWriter<'a> {
         let (conn, changed) = self.parts();
         AccountWriter {
@@ -91,10 +86,7 @@ impl Writer<'_> {
 }
 
 impl AccountReader<'_> {
-    /// Returns the account. Without a stored row it has the default operating model.
-    ///
-    /// # Errors
-    /// [`Error`].
+    /// Without a stored row, the account has the default operating model.
     pub fn get(&mut self) -> Result<Account, Error> {
         let model: Option<String> = accounts::table
             .find(self.account.as_str())
@@ -126,9 +118,6 @@ impl AccountWriter<'_> {
 
     /// Sets the operating model. Returns whether it differs from the previous one; verifiers then evict the keys of the
     /// account.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn set_operating_model(
         &mut self,
         model: OperatingModel,

@@ -17,15 +17,11 @@ use crate::{
     schema::{audit_heads, audit_log},
 };
 
-/// How many entries are loaded at a time.
 const PAGE: i64 = 500;
 
 impl Reader<'_> {
     /// Calls `each` for every entry of one account or of all, ordered by account and number, until it breaks. For an
     /// entry that cannot be read it passes [`ChainError::Broken`].
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn for_each_audit_entry<B>(
         &mut self,
         account: Option<&AccountId>,
@@ -68,9 +64,6 @@ impl Reader<'_> {
     }
 
     /// Returns the ends of at most `limit` chains, ordered by account, after an account.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn audit_heads(
         &mut self,
         after: Option<&AccountId>,

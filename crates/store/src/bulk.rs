@@ -71,9 +71,6 @@ impl Store {
     }
 
     /// Returns whether the database has no keys. Blocks.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn is_empty(&self) -> Result<bool, Error> {
         Ok(
             self.number("SELECT count(*) AS number FROM (SELECT 1 FROM api_keys LIMIT 1) AS one")?
@@ -82,9 +79,6 @@ impl Store {
     }
 
     /// Returns the size of the database in bytes. Blocks.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn size(&self) -> Result<u64, Error> {
         self.number(match self.backend() {
             Backend::Sqlite => "SELECT page_count * page_size AS number FROM pragma_page_count(), pragma_page_size()",
@@ -139,7 +133,6 @@ impl Store {
     }
 }
 
-/// Splits rows into vectors of at most `size`.
 fn chunks<T>(rows: impl IntoIterator<Item = T>, size: usize) -> impl Iterator<Item = Vec<T>> {
     let mut rows = rows.into_iter();
     std::iter::from_fn(move || {

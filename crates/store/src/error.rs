@@ -10,7 +10,6 @@ use crate::postgres_session::UnsupportedServer;
 /// An operation of the store failed. The message contains no tables, hosts or values; the log has the details.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A unique value already exists.
     #[error("already exists")]
     Unique(UniqueViolation),
     /// The row to change does not exist in this account.
@@ -30,14 +29,11 @@ pub enum Error {
     Other,
 }
 
-/// The value that already exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UniqueViolation {
     /// The name of an application in the account.
     ApplicationName,
-    /// The hash of a key.
     KeyDigest,
-    /// The hash of a service key.
     ServiceKeyDigest,
     /// Another value, for instance an ID.
     Other,
@@ -52,9 +48,7 @@ impl Error {
 }
 
 thread_local! {
-/// Whether the database aborted a statement on this thread because of a conflict with another transaction.
 static CONFLICT: Cell<bool> = const { Cell::new(false) };
-/// Whether SQLite reported a damaged file on this thread.
 static DAMAGE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -140,7 +134,6 @@ const DAMAGE_MESSAGES: [&str; 3] = [
     "malformed database schema",
 ];
 
-/// Returns whether SQLite reported a damaged file.
 pub(crate) fn is_corruption(error: &Diesel) -> bool {
     let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else {
         return false;

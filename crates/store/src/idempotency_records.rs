@@ -22,7 +22,6 @@ use crate::{
 const PRUNE: &str = "DELETE FROM kept_answers WHERE id IN \
     (SELECT id FROM kept_answers WHERE created_at <= $1 LIMIT $2)";
 
-/// An idempotency record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyRecord {
     /// A hash of the account, caller, mode, method, path and Idempotency-Key.
@@ -31,7 +30,6 @@ pub struct IdempotencyRecord {
     pub fingerprint: [u8; 32],
     /// The encrypted response.
     pub sealed: Vec<u8>,
-    /// When the record was created.
     pub created_at: Timestamp,
 }
 
@@ -43,9 +41,6 @@ struct Locked {
 
 impl Reader<'_> {
     /// Returns the record with this ID if it was created after `since`.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn idempotency_record(
         &mut self,
         id: &[u8; 32],
@@ -78,9 +73,6 @@ impl Reader<'_> {
 impl Writer<'_> {
     /// Reserves an ID until the end of the transaction, without waiting. Returns `false` if another transaction has
     /// reserved it. SQLite has only one writer, so this always succeeds there.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn reserve_idempotency_record(&mut self, id: &[u8; 32]) -> Result<bool, Error> {
         let (conn, _) = self.parts();
         let AnyConnection::Postgres(conn) = conn else {
@@ -96,9 +88,6 @@ impl Writer<'_> {
     }
 
     /// Stores a record and replaces an older one with the same ID. The caller must have reserved the ID.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn insert_idempotency_record(&mut self, answer: &IdempotencyRecord) -> Result<(), Error> {
         let (conn, _) = self.parts();
         diesel::delete(kept_answers::table.find(answer.id.as_slice())).execute(conn)?;
@@ -116,9 +105,6 @@ impl Writer<'_> {
 
 impl Store {
     /// Deletes the records created up to `until`; returns their number.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn prune_idempotency_records(&self, until: Timestamp) -> Result<usize, Error> {
         self.delete_in_batches(move |tx| {
             let (conn, _) = tx.parts();

@@ -34,7 +34,6 @@ const CHANGES_PER_STATEMENT: usize = 1000;
 /// A verifier that has not applied a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaggingVerifier {
-    /// The ID of the verifier.
     pub verifier: VerifierId,
     /// Changes with each renewal of its lease, so that a crashed verifier can be told from a slow one.
     pub renewals: i64,
@@ -112,9 +111,6 @@ const RENEW_SQLITE: &str = "INSERT INTO verifiers (id, applied_seq, renewals) \
 
 impl Store {
     /// Returns the changes after `after`, at most `limit`, and the counter, from one snapshot.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn changes_after(&self, after: Position, limit: u32) -> Result<ChangeLog, Error> {
         self.lease_read(move |conn| {
             // One statement is one snapshot. The first row is the change at `after` itself, which tells whether the log
@@ -174,9 +170,7 @@ impl Store {
     /// `reported` the one up to which its subscribers have too, never more than `evicted`. Returns `false` if the
     /// counter is not at `evicted`: the verifier has to apply the missing changes first. The lease begins before the
     /// call.
-    ///
-    /// # Errors
-    /// [`Error`]; it is unknown whether the lease was renewed, so the verifier must assume that it was not.
+    /// After an error it is unknown whether the lease was renewed, so the verifier must assume that it was not.
     pub async fn renew(
         &self,
         verifier: VerifierId,
@@ -201,9 +195,6 @@ impl Store {
 
     /// Stores up to which change a verifier is up to date, without extending its lease. Does nothing if its row has
     /// been removed: its next renewal inserts it again.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn report(&self, verifier: VerifierId, applied: Seq) -> Result<(), Error> {
         self.lease_one(move |conn| {
             diesel::update(verifiers::table.find(verifier.as_bytes().as_slice()))
@@ -215,9 +206,6 @@ impl Store {
     }
 
     /// Removes a verifier that no longer uses its cache.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn unregister(&self, verifier: VerifierId) -> Result<(), Error> {
         self.lease_one(move |conn| {
             diesel::delete(verifiers::table.find(verifier.as_bytes().as_slice())).execute(conn)?;
@@ -227,9 +215,6 @@ impl Store {
     }
 
     /// Returns the other verifiers that have not applied all changes up to `seq`.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn lagging_verifiers(
         &self,
         seq: Seq,
@@ -258,9 +243,6 @@ impl Store {
     /// Removes the row of a verifier that has not renewed its lease since `renewals` was read: it has crashed or is
     /// partitioned, and its lease has ended. A verifier that has renewed keeps its row, or the next revocation would
     /// not wait for it. Returns whether the row was removed.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn remove_if_not_renewed(
         &self,
         verifier: VerifierId,
@@ -281,7 +263,7 @@ impl Store {
     /// Returns the length of a lease. Stored in the database, so that all replicas use the same.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Corrupt`] unless it is between 100 ms and 60 s.
+    /// [`Error::Corrupt`] unless it is between 100 ms and 60 s.
     pub async fn lease_length(&self) -> Result<Duration, Error> {
         self.lease_read(|conn| {
             let value: String = settings::table

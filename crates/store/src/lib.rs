@@ -11,7 +11,7 @@
 //! | [`usage`] | usage counts of all accounts are written in one batch |
 //! | [`service_keys`] | service keys belong to the operator |
 //! | [`sessions`] | the account is not known before the session is found, and operators have none |
-//! | [`kept_answers`] | the ID of a record covers the account, and old records of all accounts are deleted |
+//! | [`idempotency_records`] | the ID of a record covers the account, and old records of all accounts are deleted |
 //! | [`pending_revocations`] | any replica can finish a revocation |
 //! | [`audit_export`] | the operator verifies all chains |
 //! | `bulk` | benchmarks need keys of many accounts |

@@ -36,7 +36,6 @@ pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<Ap
     with_ancestors(conn, keys.collect())
 }
 
-/// Applies the effects of ancestors to keys.
 pub(crate) fn with_ancestors(
     conn: &mut AnyConnection,
     keys: Vec<ApiKey>,

@@ -25,49 +25,29 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgre
 /// The database's schema is not that of this version, or could not be migrated to it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// Some migrations have not been applied.
     #[error(
         "the database schema is older than this version of Tollkey ({missing} missing); run `tollkey migrate`, or \
          `tollkey serve --migrate`"
     )]
-    Older {
-        /// Number of missing migrations.
-        missing: usize,
-    },
-    /// A later version of Tollkey has migrated the database.
+    Older { missing: usize },
     #[error(
         "the database schema is newer than this version of Tollkey; run the version that migrated it, or a later one"
     )]
     Newer,
-    /// The tables exist in a schema that the connection does not search.
     #[error(
         "Tollkey's tables are in the schema {schema}, but search_path is {search_path}; use ALTER ROLE … SET search_path, \
          or put options=-csearch_path%3D{schema} into DATABASE_URL"
     )]
-    NotInSearchPath {
-        /// The schema with the tables.
-        schema: String,
-        /// The `search_path` of the connection.
-        search_path: String,
-    },
-    /// The role lacks rights.
+    NotInSearchPath { schema: String, search_path: String },
     #[error(
         "the database role {role} lacks {missing}; the GRANT lines are in docs/deploying.md, \"Database roles\""
     )]
-    Rights {
-        /// The role that the connection uses.
-        role: String,
-        /// The missing rights, with their tables.
-        missing: String,
-    },
-    /// Another process holds the migration lock.
+    Rights { role: String, missing: String },
     #[error(
         "the database is being migrated by another process, which did not finish within {waited:?}{holder}"
     )]
     Locked {
-        /// How long this process waited.
         waited: Duration,
-        /// The process that held the lock last.
         holder: LockHolder,
     },
     /// A migration failed and was rolled back, on PostgreSQL together with those before it in the same run.
@@ -102,7 +82,6 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 /// The PostgreSQL session that holds the migration lock, as far as this role can see it.
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
 pub struct LockHolder {
-    /// The process ID of the session's backend.
     #[diesel(sql_type = Nullable<Integer>)]
     pub pid: Option<i32>,
     /// The role, the `application_name`, the client, the state and the start of the session, as one text.

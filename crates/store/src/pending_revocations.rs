@@ -9,9 +9,6 @@ use crate::{Error, Reader, rows, schema::pending_revocations};
 
 impl Reader<'_> {
     /// Returns at most `limit` accounts with a pending revocation, after an account, ordered by ID.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn accounts_with_pending_revocations(
         &mut self,
         after: Option<&AccountId>,

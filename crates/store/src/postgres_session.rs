@@ -76,25 +76,20 @@ const ROUNDS: usize = 3;
 /// The database server works, but Tollkey cannot rely on it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedServer {
-    /// PostgreSQL is older than the oldest supported version.
     #[error("the server is PostgreSQL {0}; Tollkey needs PostgreSQL 11 or later")]
     Version(i32),
-    /// The database does not store text as UTF-8.
     #[error(
         "the database has the encoding {0}, which cannot hold every name; Tollkey needs UTF8. Create one with `CREATE \
          DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0` and name it in DATABASE_URL"
     )]
     Encoding(String),
-    /// The server is a standby.
     #[error("the server is a standby, which accepts no changes; Tollkey needs the primary")]
     Standby,
-    /// Triggers and foreign keys are off.
     #[error(
         "session_replication_role is {0}, which turns off the triggers that Tollkey relies on; remove that setting from \
          the role, the database and postgresql.conf"
     )]
     ReplicationRole(String),
-    /// A connection pooler shares server sessions among clients.
     #[error(
         "the database is reached through a connection pooler in transaction or statement mode. It keeps neither \
          settings nor locks nor LISTEN of a session, and Tollkey relies on all of them. Connect to PostgreSQL directly, \
@@ -160,7 +155,6 @@ pub(crate) fn statement(purpose: Use) -> String {
     )
 }
 
-/// Changes the settings of a session and checks it.
 pub(crate) fn prepare(
     conn: &mut PgConnection,
     purpose: Use,

@@ -38,10 +38,8 @@ const USUAL_CACHE: &str = "PRAGMA cache_size = -2000";
 /// How long the probe waits for each lock on PostgreSQL, in milliseconds. Shorter than [`LIMIT`].
 const LOCK_TIMEOUT: u32 = 1_000;
 
-/// Why the store cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
-    /// The SQLite file is no longer at its path, or another process has changed its content.
     #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
     /// The schema has another version, or the role lacks rights.
@@ -110,9 +108,6 @@ impl Store {
     ///
     /// Returns within two seconds. However many callers there are, it runs at most one check at a time and one per
     /// second; only a deleted or overwritten SQLite file is detected in every call. Leaves nothing in the database.
-    ///
-    /// # Errors
-    /// [`NotReady`] with the reason.
     pub async fn ready(&self) -> Result<(), NotReady> {
         let result = timeout(LIMIT, self.checked())
             .await

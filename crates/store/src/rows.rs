@@ -88,7 +88,6 @@ pub(crate) struct ApplicationRow {
 }
 
 impl ApplicationRow {
-    /// Returns when the application was deleted, or `None`.
     pub(crate) fn deleted_at(&self) -> Result<Option<Timestamp>, Error> {
         optional_timestamp(self.deleted_at)
     }

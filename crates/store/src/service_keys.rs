@@ -15,9 +15,6 @@ use crate::{
 
 impl Reader<'_> {
     /// Returns the service key with this ID, revoked or not, or `None` if it does not exist.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn service_key(&mut self, id: &ServiceKeyId) -> Result<Option<ServiceKey>, Error> {
         let row: Option<ServiceKeyRow> = service_keys::table
             .find(id.as_bytes().as_slice())
@@ -28,9 +25,6 @@ impl Reader<'_> {
     }
 
     /// Returns the newest service keys, including revoked ones.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn service_keys(&mut self, limit: u32) -> Result<Vec<ServiceKey>, Error> {
         let rows: Vec<ServiceKeyRow> = service_keys::table
             .order((service_keys::created_at.desc(), service_keys::id.desc()))
@@ -42,10 +36,6 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Inserts a service key.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn insert_service_key(&mut self, key: &ServiceKey, digest: &Digest) -> Result<(), Error> {
         diesel::insert_into(service_keys::table)
             .values((
@@ -57,9 +47,6 @@ impl Writer<'_> {
     }
 
     /// Revokes a service key. Returns `None` if it does not exist.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn revoke_service_key(
         &mut self,
         id: &ServiceKeyId,

@@ -72,10 +72,6 @@ impl TryFrom<SessionRow> for Session {
 }
 
 impl Writer<'_> {
-    /// Inserts a session.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn insert_session(&mut self, digest: &Digest, session: &Session) -> Result<(), Error> {
         diesel::insert_into(sessions::table)
             .values((
@@ -87,9 +83,6 @@ impl Writer<'_> {
     }
 
     /// Sets the time at which a session was last used.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn touch_session(&mut self, digest: &Digest, now: Timestamp) -> Result<(), Error> {
         sql_query(SEEN)
             .bind::<BigInt, _>(micros(now))
@@ -99,9 +92,6 @@ impl Writer<'_> {
     }
 
     /// Sets the account that an operator's session manages.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn set_session_account(
         &mut self,
         digest: &Digest,
@@ -117,10 +107,6 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Ends a session.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn delete_session(&mut self, digest: &Digest) -> Result<(), Error> {
         diesel::delete(sessions::table.find(digest.as_bytes().as_slice())).execute(self.conn)?;
         Ok(())
@@ -130,9 +116,6 @@ impl Writer<'_> {
 impl Store {
     /// Returns the session whose cookie has this hash; it may have ended. `owner` is the client that presents the
     /// cookie, because the session's account is not known before.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn session(&self, owner: Owner, digest: Digest) -> Result<Option<Session>, Error> {
         self.session_read(owner, move |conn| {
             let row: Option<SessionRow> = sessions::table
@@ -146,9 +129,6 @@ impl Store {
     }
 
     /// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns their number.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn end_sessions(
         &self,
         account: Option<AccountId>,
@@ -167,9 +147,6 @@ impl Store {
     }
 
     /// Deletes the sessions that have ended; returns their number.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn prune_sessions(&self, now: Timestamp) -> Result<usize, Error> {
         self.delete_in_batches(move |tx| {
             let (conn, _) = tx.parts();

@@ -216,7 +216,6 @@ pub(crate) struct SqliteFile {
     header: Mutex<Option<Header>>,
     /// Why the content can no longer be used. Never cleared.
     content_error: Mutex<Option<String>>,
-    /// Whether `content_error` is set.
     has_content_error: AtomicBool,
     /// The files of the write connection; `None` without a write-ahead log.
     log_files: Mutex<Option<LogFiles>>,
@@ -227,7 +226,6 @@ pub(crate) struct SqliteFile {
 }
 
 impl SqliteFile {
-    /// Opens the file at this path.
     pub(crate) fn at(path: &str) -> io::Result<Self> {
         let path = PathBuf::from(path);
         Ok(Self {
@@ -299,7 +297,6 @@ impl SqliteFile {
         }
     }
 
-    /// Records that SQLite reported a damaged file.
     pub(crate) fn record_corruption(&self) {
         let _ = self.set_content_error(format!(
             "{} is damaged; restore it from a backup while the server is stopped",

@@ -36,7 +36,6 @@ use crate::{
     url::{BadUrl, DatabaseUrl, absolute},
 };
 
-/// Options of [`Store::open`].
 #[derive(Clone)]
 pub struct OpenOptions {
     /// `sqlite://path`, `sqlite://:memory:` or `postgres://…`. May contain a password.
@@ -103,7 +102,6 @@ pub(crate) const STEP: u32 = 5_000;
 /// next. It is complete: `source` is always `None`.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL cannot be used.
     #[error("DATABASE_URL: {0}")]
     Url(BadUrl),
     /// The SQLite file does not exist and [`OpenOptions::create`] is `false`.
@@ -117,30 +115,21 @@ pub enum OpenError {
     },
     /// The SQLite file is empty or is not a database of Tollkey.
     #[error("{path} {what}")]
-    NotADatabase {
-        /// The absolute path of the file.
-        path: String,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    NotADatabase { path: String, what: &'static str },
     /// The operating system does not allow the SQLite file to be used.
     #[error("cannot open the SQLite database {path}: {error}{hint}")]
     File {
-        /// The absolute path of the file.
         path: String,
-        /// The operating system's error.
         error: std::io::Error,
         /// What to do, beginning with a semicolon; empty if `error` already says it.
         hint: String,
     },
-    /// Connecting failed.
     #[error("cannot connect to the {target}: {reason}")]
     Connect {
         /// The database, as in [`DatabaseUrl::target`].
         target: String,
         /// The cause and what to do. Does not quote the URL.
         reason: String,
-        /// See [`OpenError::is_transient`].
         is_transient: bool,
     },
     /// The database server, or a pooler in front of it, is not supported. Waiting does not help.
@@ -212,13 +201,10 @@ pub(crate) struct Inner {
 enum ConnectionRole {
     /// Reads of management requests.
     Read,
-    /// Changes.
     Write,
     /// Lease writes. On SQLite they go before changes that wait for the same connection.
     Lease,
-    /// Lease reads.
     LeaseRead,
-    /// Key look-ups of verifications.
     Verification,
     /// Look-ups of dashboard sessions.
     Session,
@@ -240,7 +226,6 @@ struct ConnectionGroup {
     acquire_timeout: Duration,
     semaphore: FairSemaphore<Owner>,
     priority: Priority,
-    /// The SQLite file of the connections.
     file: Option<Arc<SqliteFile>>,
 }
 
@@ -292,22 +277,18 @@ pub struct Change {
     pub at: Duration,
 }
 
-/// The result of a committed transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "the response to a change must wait until every verifier has applied it"]
 pub struct Committed<T> {
-    /// The value that the closure returned.
     pub value: T,
     /// Set if the transaction changed something that verifiers may have cached.
     pub change: Option<Change>,
 }
 
-/// Reads on one snapshot.
 pub struct Reader<'c> {
     pub(crate) conn: &'c mut AnyConnection,
 }
 
-/// Reads and writes in one transaction.
 pub struct Writer<'c> {
     reader: Reader<'c>,
     changed: Vec<Changed>,
@@ -345,9 +326,6 @@ impl Store {
     /// Opens a store and its first connection. Creates a SQLite file that does not exist, readable by its owner only,
     /// if [`OpenOptions::create`] is set. Does not migrate: see [`Store::migrate`]. Blocks; meant for the start of a
     /// process.
-    ///
-    /// # Errors
-    /// [`OpenError`].
     pub fn open(options: OpenOptions, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let url = DatabaseUrl::parse(&options.url)?;
         let target = url.resolve(cfg!(feature = "pg-tls"), |name| std::env::var(name).ok())?;
@@ -418,7 +396,6 @@ impl Store {
         })
     }
 
-    /// Returns the database system of the store.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.inner.target.backend()
@@ -444,18 +421,12 @@ impl Store {
     }
 
     /// Migrates the schema to this version. Several processes can call it at the same time. Blocks; on PostgreSQL it
-    /// waits up to [`OpenOptions::migration_timeout`] for another process that migrates.
-    ///
-    /// # Errors
-    /// [`SchemaError`]; [`SchemaError::Locked`] after the timeout.
+    /// waits up to [`OpenOptions::migration_timeout`] for another process that migrates, and then fails.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         self.apply_migrations().map(drop)
     }
 
     /// Like [`Store::migrate`]; returns the names of the migrations that it applied, in order.
-    ///
-    /// # Errors
-    /// [`SchemaError`].
     pub fn apply_migrations(&self) -> Result<Vec<String>, SchemaError> {
         match &self.inner.target {
             Target::Memory => {
@@ -493,9 +464,6 @@ impl Store {
     }
 
     /// Like [`Store::check_schema`], without blocking. Requests that wait for connections do not delay it.
-    ///
-    /// # Errors
-    /// As for [`Store::check_schema`].
     pub async fn schema(&self) -> Result<(), SchemaError> {
         self.with_connection(ConnectionRole::LeaseRead, Owner::Background, |_, conn| {
             migrations::check(conn)
@@ -504,9 +472,6 @@ impl Store {
     }
 
     /// Checks that the database responds and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
-    ///
-    /// # Errors
-    /// [`Error`] if it does not respond, [`Error::Unavailable`] if it is read-only.
     pub async fn ping(&self) -> Result<(), Error> {
         self.read_one(ConnectionRole::LeaseRead, Owner::Background, |conn| {
             let read_only = match conn {
@@ -534,9 +499,7 @@ impl Store {
     }
 
     /// [`Store::read`] for this owner.
-    ///
-    /// # Errors
-    /// As for [`Store::read`]; [`Error::Busy`] also immediately if too many calls wait and this owner has the most.
+    /// Fails with [`Error::Busy`] also immediately if too many calls wait and this owner has the most.
     pub async fn read_for<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
@@ -549,9 +512,6 @@ impl Store {
     }
 
     /// [`Store::read`] without an async runtime, for the command line.
-    ///
-    /// # Errors
-    /// As for [`Store::read`].
     pub fn read_blocking<T>(
         &self,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
@@ -567,9 +527,6 @@ impl Store {
     ///
     /// If PostgreSQL aborts the transaction because of a deadlock or a serialization failure, a clone of the closure
     /// runs in a new transaction, at most three times in all. A commit is never repeated.
-    ///
-    /// # Errors
-    /// The error of the closure; the store's own errors as for [`Store::read`], and those of the commit.
     pub async fn write<T, E>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
@@ -582,9 +539,6 @@ impl Store {
     }
 
     /// [`Store::write`] for this owner.
-    ///
-    /// # Errors
-    /// As for [`Store::write`] and [`Store::read_for`].
     pub async fn write_for<T, E>(
         &self,
         owner: impl Into<Owner>,
@@ -601,9 +555,6 @@ impl Store {
     }
 
     /// [`Store::write`] without an async runtime, for the command line.
-    ///
-    /// # Errors
-    /// As for [`Store::write`].
     pub fn write_blocking<T, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
@@ -1084,11 +1035,9 @@ impl Inner {
     }
 }
 
-/// Why a transaction was rolled back.
 enum Failure<E> {
     /// The transaction conflicted with another one and can be retried.
     Conflict(E),
-    /// Any other error.
     Other(E),
 }
 

@@ -73,10 +73,8 @@ stop
 "#;
 
 impl Postgres {
-    /// Returns the cluster of this process, and starts it in the first call. `None` if PostgreSQL is not installed.
-    ///
-    /// # Panics
-    /// If it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_POSTGRES` is 1.
+    /// Starts the cluster of this process in the first call. If PostgreSQL is not installed, returns `None`, or panics
+    /// if `TOLLKEY_TEST_REQUIRE_POSTGRES` is 1.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
         SHARED
@@ -98,9 +96,6 @@ impl Postgres {
 
     /// Starts a cluster that no other test uses, so that the caller may stop it. `settings` are added to its
     /// `postgresql.conf`. It runs until the process ends. `None` if [`Postgres::shared`] is `None`.
-    ///
-    /// # Panics
-    /// As for [`Postgres::shared`].
     pub fn private(settings: &str) -> Option<&'static Self> {
         let shared = Self::shared()?; // warns if PostgreSQL is not installed
         Some(Box::leak(Box::new(Self::start(
@@ -135,9 +130,6 @@ impl Postgres {
     }
 
     /// Runs `pg_ctl` with these arguments, for instance `-m fast restart`, and waits until it has finished.
-    ///
-    /// # Panics
-    /// If it fails.
     pub fn control(&self, arguments: &str) {
         let Self { directory, bin, .. } = self;
         // Without pipes, which the server would inherit.
@@ -154,9 +146,6 @@ impl Postgres {
 
     /// Adds a line to `postgresql.conf` and reloads it. Connections apply it a moment later, before their next
     /// statement.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn configure(&self, line: &str) {
         let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
         let done = shell(&script, &self.bin).status();
@@ -168,9 +157,6 @@ impl Postgres {
     }
 
     /// Restarts the cluster as a standby, which is read-only until `pg_ctl promote`.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn demote(&self) {
         let done = shell(
             &format!("touch {}/data/standby.signal", self.directory),
@@ -211,7 +197,6 @@ impl Postgres {
             .collect()
     }
 
-    /// Returns the path of the Unix socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         Path::new(&self.directory).join(".s.PGSQL.5432")
@@ -231,17 +216,11 @@ impl Postgres {
     }
 
     /// Creates an empty database, which is dropped with the returned value.
-    ///
-    /// # Panics
-    /// If it cannot be created.
     pub fn database(&'static self) -> Database {
         self.database_with("")
     }
 
     /// [`Postgres::database`] with options of `CREATE DATABASE`, for instance `ENCODING 'LATIN1' TEMPLATE template0`.
-    ///
-    /// # Panics
-    /// If it cannot be created.
     pub fn database_with(&'static self, options: &str) -> Database {
         let name = format!("t{}", self.next.fetch_add(1, Ordering::Relaxed));
         self.run(&format!("CREATE DATABASE {name} {options}"));
@@ -286,9 +265,7 @@ rm -rf "$directory"
 impl PgBouncer {
     /// Starts a PgBouncer with these lines in the section `[pgbouncer]` of its configuration, for instance
     /// `pool_mode = transaction`. `None` if PgBouncer is not installed.
-    ///
-    /// # Panics
-    /// On SQLite. If it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1.
+    /// Panics on SQLite, and if PgBouncer is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1.
     #[must_use]
     pub fn before(database: &Database, settings: &str) -> Option<Self> {
         let Location::Postgres { server, name } = &database.location else {
@@ -332,7 +309,6 @@ impl PgBouncer {
         Some(Self { url, watchdog })
     }
 
-    /// Returns the URL of the database through PgBouncer.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -365,10 +341,6 @@ enum Location {
 }
 
 impl Database {
-    /// Creates a database in a SQLite file.
-    ///
-    /// # Panics
-    /// If no temporary directory can be created.
     #[must_use]
     pub fn sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -379,16 +351,12 @@ impl Database {
         }
     }
 
-    /// Returns the URL of the database.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
     /// Returns the URL with another address of the PostgreSQL server, for instance that of a proxy.
-    ///
-    /// # Panics
-    /// On SQLite.
     #[must_use]
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
         let Location::Postgres { name, .. } = &self.location else {
@@ -398,16 +366,12 @@ impl Database {
     }
 
     /// Returns the URL for this role, without a password.
-    ///
-    /// # Panics
-    /// On SQLite.
     #[must_use]
     pub fn url_as(&self, role: &str) -> String {
         assert_eq!(self.backend(), Backend::Postgres, "SQLite has no roles");
         self.url.replace("user=postgres", &format!("user={role}"))
     }
 
-    /// Returns the database system.
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self.location {
@@ -426,18 +390,11 @@ impl Database {
     }
 
     /// Opens and migrates the database with the real clock.
-    ///
-    /// # Panics
-    /// If that fails.
     #[must_use]
     pub fn store(&self) -> Store {
         self.store_with(Arc::new(RealClock::default()))
     }
 
-    /// Opens and migrates the database with this clock.
-    ///
-    /// # Panics
-    /// If that fails.
     #[must_use]
     pub fn store_with(&self, clock: Arc<dyn Clock>) -> Store {
         let options = OpenOptions {
@@ -450,9 +407,6 @@ impl Database {
     }
 
     /// Runs SQL on a separate connection, without the store, as an operator or an attacker could.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn sql(&self, sql: &str) {
         connect(&self.url).batch_execute(sql).expect(sql);
     }
@@ -460,9 +414,6 @@ impl Database {
 
 impl Database {
     /// Returns all columns of all tables as `table.column`, sorted.
-    ///
-    /// # Panics
-    /// If the database cannot be read.
     #[must_use]
     pub fn columns(&self) -> Vec<String> {
         #[derive(diesel::QueryableByName)]
@@ -490,9 +441,6 @@ impl Database {
 
     /// Returns every value in the database, one per line, as `table.column: value` with bytes in hexadecimal: what a
     /// leaked dump contains.
-    ///
-    /// # Panics
-    /// If the database cannot be read.
     #[must_use]
     pub fn dump(&self) -> String {
         #[derive(diesel::QueryableByName)]
@@ -524,9 +472,7 @@ impl Database {
 
     /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations.
     /// Contains no commands of `psql` or `sqlite3`, so [`Database::sql`] can run it.
-    ///
-    /// # Panics
-    /// If the database cannot be read, or if `pg_dump` is not installed next to the other programs of PostgreSQL.
+    /// Panics if `pg_dump` is not installed next to the other programs of PostgreSQL.
     #[must_use]
     pub fn script(&self) -> String {
         match &self.location {
@@ -536,9 +482,6 @@ impl Database {
     }
 
     /// On PostgreSQL: ends all connections to the database and rejects new ones, or allows them again.
-    ///
-    /// # Panics
-    /// If that fails, and on SQLite.
     pub fn refuse_connections(&self, refuse: bool) {
         let Location::Postgres { server, name } = &self.location else {
             panic!("SQLite has no server")
@@ -610,9 +553,6 @@ fn connect(url: &str) -> AnyConnection {
 }
 
 /// Runs SQL in a transaction that stays open while `during` runs, like another process that commits slowly.
-///
-/// # Panics
-/// If that fails.
 pub fn hold(url: &str, sql: &str, during: impl FnOnce()) {
     let mut conn = connect(url);
     conn.batch_execute(&format!("BEGIN; {sql};")).expect(sql);
@@ -640,7 +580,6 @@ pub fn backends() -> Vec<Database> {
         .collect()
 }
 
-/// The machine's clocks.
 #[derive(Debug)]
 pub struct RealClock(Instant);
 

@@ -16,45 +16,36 @@ use crate::connection::{Backend, CONNECT_TIMEOUT, Target};
 /// The database URL cannot be used. Never quotes the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// The scheme is missing or is not supported.
     #[error(
         "must begin with sqlite:// or postgres://; write sqlite://tollkey.db or \
          postgres://USER:PASSWORD@HOST:PORT/DATABASE"
     )]
     Scheme,
-    /// A connection string with keywords, such as `host=… password=…`.
     #[error(
         "must be a URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE instead of keywords such as host= and password="
     )]
     Keywords,
-    /// `sqlite://` without a file or with options.
     #[error(
         "must name a file, without options after it; write sqlite://tollkey.db, sqlite:///absolute/path/tollkey.db or \
          sqlite://:memory:"
     )]
     NoFile,
-    /// A percent sign that is not part of an escape.
     #[error("has a % without two hexadecimal digits after it; write the character % as %25")]
     Escape,
-    /// Percent-encoded bytes that are not UTF-8.
     #[error(
         "has percent-encoded bytes that are not UTF-8; percent-encode the UTF-8 bytes of each character"
     )]
     NotUtf8,
-    /// White space or a control character.
     #[error("has white space or a control character; write a space as %20, and remove line breaks")]
     WhiteSpace,
-    /// More than one `@` before the path.
     #[error(
         "has more than one @ before the database name; write an @ in the user name or the password as %40"
     )]
     At,
-    /// A `?` in the user name or the password.
     #[error(
         "has a ? before an @; in the user name and the password write ? as %3F, and in a parameter write @ as %40"
     )]
     QuestionMark,
-    /// More than a database name after the host.
     #[error(
         "has a second /, an @ or a # after the host; in the user name, the password and the database name write / as \
          %2F, @ as %40 and # as %23"
@@ -66,53 +57,42 @@ pub enum BadUrl {
          postgres://HOST/DATABASE?NAME=VALUE&NAME=VALUE"
     )]
     DatabaseName,
-    /// An empty user name.
     #[error(
         "has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
     )]
     NoUser,
-    /// A host with characters that hosts do not have.
     #[error(
         "has a host with a character that hosts do not have; in the user name and the password write @ as %40, / as \
          %2F, : as %3A, ? as %3F and # as %23; write an IPv6 address in brackets"
     )]
     Host,
-    /// A port that is not a number from 1 to 65535.
     #[error(
         "has a port that is not a number from 1 to 65535; if a password stands there, write \
          postgres://USER:PASSWORD@HOST:PORT/DATABASE with @ as %40, / as %2F, ? as %3F and # as %23 in the password; \
          write an IPv6 address in brackets"
     )]
     Port,
-    /// A parameter without a value.
     #[error(
         "has a parameter without = (number {0} after the ?); if the ? belongs to the password, write it as %3F"
     )]
     NoValue(usize),
-    /// A parameter that is unknown.
     #[error(
         "has an unknown parameter (number {0} after the ?); the parameters are those of libpq, such as sslmode and \
          host; if the ? belongs to the password, write it as %3F"
     )]
     UnknownParameter(usize),
-    /// A repeated parameter.
     #[error("must not set {0} more than once; remove one of the two")]
     Repeated(&'static str),
-    /// A parameter with an invalid value.
     #[error("has an unknown value of {name}; it must be {rule}")]
     Value {
-        /// The name of the parameter.
         name: &'static str,
-        /// The valid values.
         rule: &'static str,
     },
-    /// The server is on another machine, and this build has no TLS.
     #[error(
         "names a host that is not this machine, and this build has no TLS for PostgreSQL; build with \
          `--features pg-tls`, or add sslmode=disable to the URL if the network in between is trusted"
     )]
     NeedsTls,
-    /// `sslmode` requires TLS, and this build has no TLS.
     #[error(
         "requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`"
     )]
@@ -193,7 +173,6 @@ const PARAMETERS: [&str; 50] = [
     "ssl",
 ];
 
-/// The parameters that contain a secret.
 const SECRETS: [&str; 5] = [
     "password",
     "sslpassword",
@@ -202,7 +181,6 @@ const SECRETS: [&str; 5] = [
     "scram_server_key",
 ];
 
-/// The parameters that are integers.
 const NUMBERS: [&str; 6] = [
     "connect_timeout",
     "keepalives",
@@ -215,9 +193,6 @@ const NUMBERS: [&str; 6] = [
 impl DatabaseUrl {
     /// Parses `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS` with the
     /// parameters of libpq.
-    ///
-    /// # Errors
-    /// [`BadUrl`], which quotes nothing of the URL.
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let location = match text.strip_prefix("sqlite://") {
             Some(path) => sqlite(path)?,
@@ -244,7 +219,6 @@ impl DatabaseUrl {
         &self.text
     }
 
-    /// Returns the database system.
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self.location {
@@ -304,7 +278,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// Returns the parameters for connecting. `env` returns the environment variables that libpq reads by itself.
+    /// `env` returns the environment variables that libpq reads by itself.
     pub(crate) fn resolve(
         &self,
         tls: bool,
@@ -583,7 +557,6 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
     Ok(())
 }
 
-/// Decodes the name of a user or a database.
 fn name(text: &str) -> Result<String, BadUrl> {
     let decoded = decode(text)?;
     if decoded.contains(char::is_control) {

@@ -61,9 +61,6 @@ const PRUNE: &str = "DELETE FROM key_usage WHERE (key_id, day, outcome) IN \
 
 impl Store {
     /// Adds a batch of counts in one transaction, so that a failed batch can be retried.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn add_usage(&self, batch: Vec<Usage>) -> Result<(), Error> {
         if batch.is_empty() {
             return Ok(());
@@ -75,9 +72,7 @@ impl Store {
     }
 
     /// Deletes the counts of days before `day`; returns the number of rows.
-    ///
-    /// # Errors
-    /// [`Error`]; rows deleted before it stay deleted.
+    /// Rows deleted before an error stay deleted.
     pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
         self.delete_in_batches(move |tx| {
             Ok(sql_query(PRUNE)

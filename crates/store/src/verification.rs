@@ -12,7 +12,6 @@ use crate::{
     schema::{accounts, api_keys, applications, change_counter, service_keys},
 };
 
-/// The result of a look-up, and the change counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot<T> {
     /// The change counter. `found` includes every change up to it. For a key that another key created, `found` can also
@@ -29,15 +28,11 @@ pub struct FoundKey {
     pub key: ApiKey,
     /// Its application, if any. A deleted application is returned as disabled.
     pub application: Option<Application>,
-    /// The operating model of its account.
     pub operating_model: OperatingModel,
 }
 
 impl Store {
     /// Looks up the key with this hash. The change counter is read before or together with everything else.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn find_by_digest(&self, digest: Digest) -> Result<Snapshot<FoundKey>, Error> {
         self.verification_read(move |conn| {
             let (seq, key, application, model): (
@@ -95,9 +90,6 @@ impl Store {
     }
 
     /// Looks up the service key with this hash, unless it is revoked.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub async fn find_service_key(&self, digest: Digest) -> Result<Snapshot<ServiceKey>, Error> {
         self.verification_read(move |conn| {
             let (seq, key): (i64, Option<ServiceKeyRow>) = change_counter::table

@@ -71,9 +71,6 @@ impl Drop for Listener {
 impl Store {
     /// Starts a thread that calls `wake` whenever another process may have changed something. `None` on SQLite, which
     /// has no notifications.
-    ///
-    /// # Errors
-    /// The error of creating the pipe or the thread.
     pub fn listen(&self, wake: impl Fn() + Send + 'static) -> io::Result<Option<Listener>> {
         let Target::Postgres(url) = self.target().clone() else {
             return Ok(None);
@@ -94,14 +91,11 @@ impl Store {
     }
 }
 
-/// Why a wait has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wakeup {
     /// The listener was dropped.
     Stopped,
-    /// The connection can be read.
     Readable,
-    /// The timeout has passed.
     TimedOut,
 }
 
@@ -132,7 +126,6 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
     }
 }
 
-/// Listens on one connection, until the listener is dropped.
 fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
     let mut connection = Connection::open(url)?;
     for sql in [

@@ -52,7 +52,6 @@ struct Inner {
 struct Entry {
     /// How long a statement may take; `None` for no limit.
     limit: Option<Duration>,
-    /// The deadline of the current statement.
     late_at: Option<Instant>,
     is_shut: bool,
 }
@@ -165,7 +164,6 @@ impl Watch {
         self.entry(|entry| entry.limit = limit);
     }
 
-    /// Sets a deadline for the current operation.
     pub(crate) fn begin(&self, limit: Duration) {
         self.entry(|entry| entry.late_at = Instant::now().checked_add(limit));
     }

@@ -95,9 +95,6 @@ impl Clock for TokioClock {
 
 /// Returns the record of an active key of account `acme` without restrictions, with scope `commerce`. Its ID is derived
 /// from the key.
-///
-/// # Panics
-/// If `text` does not have the form of an API key.
 #[must_use]
 pub fn record(text: &str) -> KeyContext {
     let (Some(CredentialKind::Key(family, mode)), Some(text)) =
@@ -125,9 +122,6 @@ pub fn record(text: &str) -> KeyContext {
 }
 
 /// Parses an account ID.
-///
-/// # Panics
-/// If `name` is not a valid account ID.
 #[must_use]
 pub fn account(name: &str) -> AccountId {
     match name.parse() {
@@ -201,7 +195,6 @@ impl MemorySource {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the state, or an error while the source is down.
     fn available_state(&self) -> Result<MutexGuard<'_, State>, Unavailable> {
         let state = self.state();
         if state.down {

@@ -79,8 +79,6 @@ pub async fn create<R: Recorded<CreatedKey> + Send + 'static>(
     .await
 }
 
-/// Creates a key for an application.
-///
 /// # Errors
 /// `not_found`, `application_key_limit_reached`, and the errors of [`idempotency::create`].
 pub async fn create_for_application<R: Recorded<CreatedKey> + Send + 'static>(

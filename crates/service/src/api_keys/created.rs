@@ -11,13 +11,10 @@ use crate::idempotency::{Recorded, Secret};
 /// A created key, together with the full key. Only the response to the creation contains the full key.
 #[derive(Debug)]
 pub struct CreatedKey {
-    /// The key.
     pub key: ApiKey,
-    /// The full key, which is a secret.
     pub text: PlainKey,
 }
 
-/// The state of a key when it was created, with the full key.
 #[derive(Serialize, Deserialize)]
 pub struct Snapshot {
     id: String,

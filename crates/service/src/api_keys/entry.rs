@@ -3,8 +3,7 @@
 use serde_json::{Map, Value, json};
 use tollkey_core::{ApiKey, Status, Timestamp};
 
-/// Returns the fields of a key that audit entries contain. They exclude the full key, and also the metadata,
-/// because the log is kept forever and metadata can be personal data.
+/// Excludes the full key and the metadata: the log is kept forever, and metadata can be personal data.
 pub(super) fn audit_fields(key: &ApiKey) -> Map<String, Value> {
     let restrictions = &key.restrictions;
     let mut fields = Map::new();
@@ -77,7 +76,6 @@ pub(super) fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value>
     changes
 }
 
-/// Returns the content of the audit entry for a changed status.
 pub(crate) fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),

@@ -11,11 +11,8 @@ pub(super) fn families_sharing_limit(family: Family) -> &'static [Family] {
     }
 }
 
-/// The families that the API of commerce keys manages.
 pub const COMMERCE: &[Family] = &[Family::Commerce];
 
-/// The families that the API of account keys manages.
 pub const ACCOUNT: &[Family] = &[Family::Secret, Family::Publishable];
 
-/// The families that the API of applications manages.
 pub const APPLICATION: &[Family] = &[Family::Application];

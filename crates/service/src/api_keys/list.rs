@@ -11,10 +11,7 @@ use tollkey_store::Page;
 
 use crate::{actor::RequestActor, service::Service};
 
-/// Returns the key with this ID if it is of one of these families.
-///
-/// # Errors
-/// `not_found`.
+/// Fails with `not_found` if the key is of none of these families.
 pub async fn get(
     service: &Service,
     by: &RequestActor,
@@ -32,9 +29,6 @@ pub async fn get(
 
 /// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches,
 /// so the counts of the last seconds can be missing, and those of the last minute from other replicas.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn usage(
     service: &Service,
     by: &RequestActor,
@@ -80,35 +74,27 @@ pub async fn usage(
     Ok(days)
 }
 
-/// A page of a list of keys.
 #[derive(Debug)]
 pub struct KeyList {
     /// The keys, newest first. There may be fewer than the limit, or none, even if there is a `next`: a search
     /// examines a bounded number of keys.
     pub keys: Vec<ApiKey>,
-    /// The cursor of the next page; `None` on the last one.
     pub next: Option<KeyCursor>,
 }
 
-/// A filter of keys.
 #[derive(Debug, Clone)]
 pub struct KeyQuery {
-    /// Only keys of these families.
     pub families: &'static [Family],
-    /// Only keys of this mode.
     pub mode: Option<Mode>,
-    /// Only keys in this status.
     pub status: Option<Status>,
     /// `false` for only the keys of disabled applications, `true` for all other keys.
     pub application_enabled: Option<bool>,
-    /// Only keys of this application.
     pub application: Option<ApplicationId>,
     /// Only keys with this text in their name, or with these last four characters or this ID.
     pub text: Option<String>,
 }
 
 impl KeyQuery {
-    /// Returns a query for all keys of these families.
     #[must_use]
     pub fn of(families: &'static [Family]) -> Self {
         Self {
@@ -142,9 +128,6 @@ fn truncate_to_bytes(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
 
 /// Lists the account's keys, newest first, including revoked ones. A page of large keys can have fewer than
 /// `limit`.
-///
-/// # Errors
-/// `unavailable`.
 pub async fn list(
     service: &Service,
     by: &RequestActor,
@@ -185,10 +168,7 @@ pub async fn list(
     })
 }
 
-/// Returns a page of an application's keys, newest first, including revoked ones.
-///
-/// # Errors
-/// `not_found`.
+/// Returns a page of an application's keys, newest first, including revoked ones. Fails with `not_found`.
 pub async fn page_of_application(
     service: &Service,
     by: &RequestActor,

@@ -11,10 +11,7 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Revokes a key of one of these families and its descendants on every replica. Idempotent.
-///
-/// # Errors
-/// `not_found`.
+/// Revokes the key and its descendants on every replica. Idempotent. Fails with `not_found`.
 pub async fn revoke(
     service: &Service,
     by: &RequestActor,
@@ -36,10 +33,7 @@ pub async fn revoke(
     .0)
 }
 
-/// Revokes a key of an application on every replica. Returns `false` if it was already revoked.
-///
-/// # Errors
-/// `not_found`.
+/// Revokes the key on every replica. Returns `false` if it was already revoked. Fails with `not_found`.
 pub async fn revoke_of_application(
     service: &Service,
     by: &RequestActor,

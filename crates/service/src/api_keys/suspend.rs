@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Suspends a commerce key until it is resumed. Idempotent.
-///
-/// # Errors
-/// `not_found`, `key_revoked`.
+/// Suspends a commerce key until it is resumed. Idempotent. Fails with `not_found` or `key_revoked`.
 pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
     let now = service.clock.now();
     let selector = KeySelector {
@@ -30,10 +27,7 @@ pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<
     .0)
 }
 
-/// Resumes a suspended commerce key. Idempotent.
-///
-/// # Errors
-/// `not_found`, `key_revoked`.
+/// Resumes a suspended commerce key. Idempotent. Fails with `not_found` or `key_revoked`.
 pub async fn resume(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
     let selector = KeySelector {
         families: COMMERCE,

@@ -10,7 +10,6 @@ use tollkey_store::AccountWriter;
 use super::entry::status_change;
 use crate::{actor::RequestActor, service::Service};
 
-/// Selects the key of a request.
 pub(super) struct KeySelector {
     pub(super) families: &'static [Family],
     /// The application that the key must belong to, and which must exist; `None` for any or no application.

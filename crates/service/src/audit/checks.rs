@@ -23,7 +23,6 @@ pub(super) struct CheckPermit {
 }
 
 impl AuditCheckLimiter {
-    /// Creates a limiter for a store with this many connections.
     #[must_use]
     pub fn new(connections: u32) -> Self {
         Self {

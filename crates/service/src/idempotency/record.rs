@@ -5,10 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize as _;
 
-/// The outcome of a request that creates something.
 #[derive(Debug)]
 pub enum Outcome<T, R = T> {
-    /// It was created now.
     Created(T),
     /// An earlier request with the same Idempotency-Key created it. The value is as it was then.
     Replayed(R),
@@ -20,9 +18,7 @@ pub enum Outcome<T, R = T> {
 /// A response that release 0.1.0 recorded. Records expire after 24 hours.
 #[derive(Debug, Deserialize)]
 pub struct StoredResponse {
-    /// The HTTP status.
     pub status: u16,
-    /// The value of `Location`.
     pub location: Option<String>,
     /// The JSON of what was created; it can contain a key.
     pub body: Secret,
@@ -36,10 +32,9 @@ pub trait Recorded<T>: Sized {
     /// differently, it differs from the first response.
     type Snapshot: Serialize + DeserializeOwned;
 
-    /// Returns the content of the record for a created value.
     fn snapshot(created: &T) -> Self::Snapshot;
 
-    /// Returns the value for the content of a record, or `None` if the content is invalid.
+    /// Returns `None` if the content is invalid.
     fn restore(snapshot: Self::Snapshot) -> Option<Self>;
 }
 
@@ -53,7 +48,6 @@ impl Secret {
         Self(text.into())
     }
 
-    /// Returns the secret.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

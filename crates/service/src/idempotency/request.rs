@@ -38,9 +38,7 @@ pub struct IdempotencyKey(Zeroizing<String>);
 
 impl IdempotencyKey {
     /// Parses the header's value, quoted (a string of RFC 9651) or not.
-    ///
-    /// # Errors
-    /// [`Invalid`] unless it has 16 to 255 printable ASCII characters, none of them a quote or a backslash.
+    /// Valid are 16 to 255 printable ASCII characters, none of them a quote or a backslash.
     pub fn parse(value: &str) -> Result<Self, Invalid> {
         let text = value
             .strip_prefix('"')
@@ -66,15 +64,12 @@ impl fmt::Debug for IdempotencyKey {
 /// target do not share a record.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestTarget<'a> {
-    /// The account, or empty if the request has none.
+    /// Empty if the request has none.
     pub account: &'a str,
-    /// The caller.
     pub actor: &'a Actor,
     /// The mode of the presented key, if any.
     pub mode: Option<Mode>,
-    /// The request's method.
     pub method: &'a str,
-    /// Its path.
     pub path: &'a str,
 }
 
@@ -96,8 +91,7 @@ pub struct Sealer {
 type InProgress = Arc<Mutex<HashSet<[u8; 32]>>>;
 
 impl Sealer {
-    /// Creates a sealer. The encryption key of each record is derived from this secret and from the
-    /// Idempotency-Key.
+    /// The encryption key of each record is derived from this secret and from the Idempotency-Key.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
@@ -288,7 +282,6 @@ impl fmt::Debug for Reservation {
     }
 }
 
-/// Returns the earliest creation time of records that have not expired.
 pub(crate) fn oldest_valid_record(now: Timestamp) -> Timestamp {
     now.saturating_sub(RETENTION).unwrap_or(Timestamp::MIN)
 }

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 pub struct Revocations(Notify);
 
 impl Revocations {
-    /// Wakes up the task. Call it after a pending revocation may have been added.
+    /// Call it after a pending revocation may have been added.
     pub fn notify(&self) {
         self.0.notify_one();
     }

@@ -15,9 +15,6 @@ use crate::{
 
 impl AccountReader<'_> {
     /// Returns the application with this ID, or `None` if it does not exist or was deleted.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn application(&mut self, id: &ApplicationId) -> Result<Option<Application>, Error> {
         let row: Option<ApplicationRow> = applications::table
             .find(id.as_bytes().as_slice())
@@ -30,9 +27,6 @@ impl AccountReader<'_> {
     }
 
     /// Returns the applications with these IDs, unordered. Leaves out unknown and deleted ones.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn applications_among(
         &mut self,
         ids: &BTreeSet<ApplicationId>,
@@ -48,9 +42,6 @@ impl AccountReader<'_> {
     }
 
     /// Returns a page of the account's applications, newest first. Pages count from 1.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn applications(&mut self, page: u32, limit: u32) -> Result<Page<Application>, Error> {
         let total: i64 = applications::table
             .filter(applications::account_id.eq(self.account.as_str()))
@@ -79,9 +70,6 @@ impl AccountReader<'_> {
 impl AccountWriter<'_> {
     /// Returns the application and locks it until the end of the transaction, for a caller that changes it, or counts
     /// its keys before adding one.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn lock_application(&mut self, id: &ApplicationId) -> Result<Option<Application>, Error> {
         if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
             applications::table
@@ -95,10 +83,7 @@ impl AccountWriter<'_> {
         self.application(id)
     }
 
-    /// Inserts an application.
-    ///
-    /// # Errors
-    /// [`Error::Unique`] if its name is taken; [`Error::NotFound`] if it belongs to another account.
+    /// Fails with [`Error::Unique`] if its name is taken, [`Error::NotFound`] if it belongs to another account.
     pub fn insert_application(&mut self, application: &Application) -> Result<(), Error> {
         if application.account_id != *self.account {
             return Err(Error::NotFound);
@@ -109,10 +94,7 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Updates the name, description and `is_enabled` of an application.
-    ///
-    /// # Errors
-    /// [`Error::Unique`] if its name is taken; [`Error::NotFound`] if it does not exist in the account.
+    /// Updates the name, description and `is_enabled`. Fails with [`Error::Unique`] if the name is taken.
     pub fn update_application(&mut self, application: &Application) -> Result<(), Error> {
         let written = diesel::update(
             applications::table
@@ -135,9 +117,6 @@ impl AccountWriter<'_> {
 
     /// Marks an application as deleted and frees its name. The caller has to revoke its keys in the same transaction;
     /// until then they count as keys of a disabled application.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if it does not exist in the account.
     pub fn delete_application(&mut self, id: &ApplicationId, at: Timestamp) -> Result<(), Error> {
         let written = diesel::update(
             applications::table

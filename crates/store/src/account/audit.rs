@@ -19,24 +19,20 @@ use crate::{
     schema::{audit_heads, audit_log},
 };
 
-/// Conditions on the entries in a page. `None` is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditFilter {
-    /// Only entries with this action.
     pub action: Option<Action>,
-    /// Only entries whose target has this ID (hyphenated).
+    /// Hyphenated.
     pub target_id: Option<String>,
-    /// Only entries whose actor has this ID.
     pub actor_id: Option<String>,
-    /// Only entries at or after this time.
+    /// Inclusive.
     pub since: Option<Timestamp>,
-    /// Only entries before this time.
+    /// Exclusive.
     pub until: Option<Timestamp>,
     /// Only entries about keys of this mode.
     pub mode: Option<Mode>,
 }
 
-/// A page of an audit log.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AuditPage {
     /// The entries, newest first. Can be fewer than the limit, or none, even if the log continues.
@@ -91,7 +87,6 @@ impl IndexScan {
         filter
     }
 
-    /// Returns only the condition that this index serves.
     fn served(self, filter: &AuditFilter) -> AuditFilter {
         let mut served = AuditFilter::default();
         match self {
@@ -146,7 +141,7 @@ impl AccountReader<'_> {
     /// entry once.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
+    /// [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
     pub fn audit_log(
         &mut self,
         filter: &AuditFilter,
@@ -199,10 +194,6 @@ impl AccountReader<'_> {
         }
     }
 
-    /// Returns the end of the account's chain.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn audit_head(&mut self) -> Result<Head, Error> {
         let row: Option<(i64, Vec<u8>)> = audit_heads::table
             .find(self.account.as_str())
@@ -221,9 +212,6 @@ impl AccountReader<'_> {
 impl AccountWriter<'_> {
     /// Locks the account until the end of the transaction, for a caller that counts its keys before adding one. Locks
     /// the end of the audit chain, which every change of the account needs anyway.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn lock(&mut self) -> Result<(), Error> {
         self.lock_head().map(drop)
     }
@@ -241,9 +229,7 @@ impl AccountWriter<'_> {
 
     /// Appends an entry to the account's chain. Call it last: it blocks all other changes of the account until the end
     /// of the transaction.
-    ///
-    /// # Errors
-    /// [`Error`]; [`Error::NotFound`] if the entry belongs to another account.
+    /// Fails with [`Error::NotFound`] if the entry belongs to another account.
     pub fn append(&mut self, draft: Draft) -> Result<Entry, Error> {
         if draft.account_id != *self.account {
             return Err(Error::NotFound);

@@ -25,9 +25,7 @@ use crate::{
 /// The position of a key in a list. The next page begins after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyCursor {
-    /// When the key was created.
     pub created_at: Timestamp,
-    /// The ID of the key.
     pub id: KeyId,
 }
 
@@ -40,14 +38,10 @@ impl From<&ApiKey> for KeyCursor {
     }
 }
 
-/// Conditions on the keys in a list.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFilter<'a> {
-    /// Only keys of these families.
     pub families: &'a [Family],
-    /// Only keys of this mode.
     pub mode: Option<Mode>,
-    /// Only keys of this application.
     pub application: Option<ApplicationId>,
     /// Only keys that have this status at this time, as defined by [`ApiKey::status`].
     pub status: Option<(Status, Timestamp)>,
@@ -58,13 +52,10 @@ pub struct KeyFilter<'a> {
     pub text: Option<&'a str>,
 }
 
-/// A page of a list of keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyPage {
-    /// The keys, newest first. Can be fewer than the limit, or none, even if the list continues: see
-    /// [`AccountReader::keys`].
+    /// Newest first. Can be fewer than the limit, or none, even if the list continues: see [`AccountReader::keys`].
     pub keys: Vec<ApiKey>,
-    /// Where the next page begins; `None` at the end of the list.
     pub next: Option<KeyCursor>,
 }
 
@@ -79,12 +70,11 @@ pub struct DayUsage {
     pub day: i32,
     /// Why the key was denied; `None` if it was valid.
     pub outcome: Option<Denial>,
-    /// Number of verifications.
     pub count: u64,
 }
 
 define_sql_function! {
-    /// Converts to lower case. SQLite converts only ASCII letters.
+    /// SQLite converts only ASCII letters.
     fn lower(text: Text) -> Text;
 }
 
@@ -156,15 +146,10 @@ fn of_status(
 /// An index that a list reads, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IndexScan {
-    /// The keys of an application.
     Application(ApplicationId),
-    /// Revoked keys.
     Revoked,
-    /// Suspended keys.
     Suspended,
-    /// The keys of a family.
     Family(Family),
-    /// All keys of the account.
     Account,
 }
 
@@ -185,7 +170,6 @@ impl IndexScan {
         }
     }
 
-    /// Restricts a query to the keys of this index.
     fn restrict(self, query: KeyQuery<'_>) -> KeyQuery<'_> {
         match self {
             Self::Application(application) => {
@@ -264,9 +248,6 @@ fn names(families: &[Family]) -> Vec<&'static str> {
 
 impl AccountReader<'_> {
     /// Returns the key with this ID, or `None` if it does not exist or has none of these families.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn key(&mut self, families: &[Family], id: &KeyId) -> Result<Option<ApiKey>, Error> {
         let row: Option<KeyRow> = api_keys::table
             .find(id.as_bytes().as_slice())
@@ -295,7 +276,7 @@ impl AccountReader<'_> {
     /// If the filter's text is the ID of a matching key, the page has only that key.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
+    /// [`Error::Busy`] on PostgreSQL if a search takes over 2 s.
     pub fn keys(
         &mut self,
         filter: &KeyFilter<'_>,
@@ -402,9 +383,6 @@ impl AccountReader<'_> {
     }
 
     /// Returns a page of the keys of an application, newest first, including revoked ones. Pages count from 1.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn application_keys(
         &mut self,
         application: &ApplicationId,
@@ -432,9 +410,6 @@ impl AccountReader<'_> {
 
     /// Returns the newest keys of each application, at most `most_each` per application, in the order of the
     /// applications.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn keys_of_applications(
         &mut self,
         applications: &[ApplicationId],
@@ -458,9 +433,6 @@ impl AccountReader<'_> {
 
     /// Returns how many keys of an application are neither revoked nor expired. Exact only if the transaction has
     /// called [`AccountWriter::lock_application`].
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn count_usable(
         &mut self,
         application: &ApplicationId,
@@ -482,9 +454,6 @@ impl AccountReader<'_> {
 
     /// Returns how many keys of these families are neither revoked nor expired, inherited states included. Exact only
     /// if the transaction has called [`AccountWriter::lock`].
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn count_usable_of(&mut self, families: &[Family], now: Timestamp) -> Result<u64, Error> {
         let ended_by_ancestor = api_keys::created_by
             .is_not_null()
@@ -505,9 +474,6 @@ impl AccountReader<'_> {
     }
 
     /// Returns the daily counts of a key's verifications by outcome since a day, newest day first.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn usage(&mut self, key: &KeyId, since_day: i32) -> Result<Vec<DayUsage>, Error> {
         let rows: Vec<(i32, String, i64)> = key_usage::table
             .inner_join(api_keys::table.on(api_keys::id.eq(key_usage::key_id)))
@@ -531,9 +497,6 @@ impl AccountReader<'_> {
 
 impl AccountWriter<'_> {
     /// Returns the key and locks it until the end of the transaction, for a caller that changes it.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn lock_key(&mut self, families: &[Family], id: &KeyId) -> Result<Option<ApiKey>, Error> {
         if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
             api_keys::table
@@ -547,11 +510,8 @@ impl AccountWriter<'_> {
         self.key(families, id)
     }
 
-    /// Inserts a key. Verifiers need no eviction: they do not cache unknown keys.
-    ///
-    /// # Errors
-    /// [`Error::Unique`]; [`Error::NotFound`] if the key belongs to another account, [`Error::Other`] if its
-    /// application does.
+    /// Verifiers need no eviction: they do not cache unknown keys. Fails with [`Error::NotFound`] if the key belongs to
+    /// another account, [`Error::Other`] if its application does.
     pub fn insert_key(&mut self, key: &ApiKey, digest: &Digest) -> Result<(), Error> {
         if key.account_id != *self.account {
             return Err(Error::NotFound);
@@ -568,9 +528,6 @@ impl AccountWriter<'_> {
     /// Updates the fields of a key that use cases change: its name, restrictions, metadata, suspension,
     /// revocation and successor. Does not write `last_used_at`, which usage may have updated meanwhile, nor
     /// fields that never change. Verifiers evict the key and its descendants.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if the key does not exist in the account.
     pub fn save_key(&mut self, key: &ApiKey) -> Result<(), Error> {
         let written = diesel::update(
             api_keys::table
@@ -593,9 +550,6 @@ impl AccountWriter<'_> {
     /// Returns the key after locking it and its ancestors until the end of the transaction, for a caller that creates a
     /// child key: no revocation of them can happen in between. `within` gets the number of ancestors before they are
     /// locked and can return an error to stop.
-    ///
-    /// # Errors
-    /// [`Error`], and those of `within`.
     pub fn lock_lineage<E: From<Error>>(
         &mut self,
         families: &[Family],

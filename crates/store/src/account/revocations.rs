@@ -97,29 +97,21 @@ fn parts(root: &Root) -> (&'static str, &[u8; 16]) {
 /// A batch of the keys that a pending revocation applies to.
 #[derive(Debug)]
 pub struct Batch {
-    /// The revocation.
     pub pending: PendingRevocation,
     /// The keys of the batch that are not recorded as revoked, locked until the end of the transaction.
     pub keys: Vec<ApiKey>,
-    /// The last key of the batch; `None` for the last batch.
+    /// `None` for the last batch.
     through: Option<KeyId>,
 }
 
 impl AccountReader<'_> {
     /// Returns whether the account has a revocation that is not recorded on all keys yet.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn has_pending_revocations(&mut self) -> Result<bool, Error> {
         let pending = pending_revocations::table
             .filter(pending_revocations::account_id.eq(self.account.as_str()));
         Ok(diesel::select(exists(pending)).get_result(self.conn)?)
     }
 
-    /// Returns whether a key has descendants.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn has_descendants(&mut self, key: &KeyId) -> Result<bool, Error> {
         let below =
             key_ancestors::table.filter(key_ancestors::ancestor_id.eq(key.as_bytes().as_slice()));
@@ -127,9 +119,6 @@ impl AccountReader<'_> {
     }
 
     /// Returns whether a descendant of a key is not recorded as revoked.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn has_unrevoked_descendants(&mut self, key: &KeyId) -> Result<bool, Error> {
         let below = key_ancestors::table
             .inner_join(api_keys::table.on(api_keys::id.eq(key_ancestors::key_id)))
@@ -142,9 +131,7 @@ impl AccountReader<'_> {
 
 impl AccountWriter<'_> {
     /// Inserts a revocation that has to be recorded on many keys. Does nothing if one with the same root is pending.
-    ///
-    /// # Errors
-    /// [`Error`]; [`Error::NotFound`] if it belongs to another account.
+    /// Fails with [`Error::NotFound`] if it belongs to another account.
     pub fn add_pending_revocation(&mut self, pending: &PendingRevocation) -> Result<(), Error> {
         if pending.account_id != *self.account {
             return Err(Error::NotFound);
@@ -168,9 +155,6 @@ impl AccountWriter<'_> {
 
     /// Returns the next batch of the account's oldest pending revocation: the keys without a recorded revocation among
     /// the next `limit` descendants. `None` if nothing is pending or another replica is working on it.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn next_batch(&mut self, limit: u32) -> Result<Option<Batch>, Error> {
         let Some((pending, done_through)) = self.lock_oldest_pending()? else {
             return Ok(None);
@@ -267,9 +251,6 @@ impl AccountWriter<'_> {
     }
 
     /// Records the revocation that a key inherits. Verifiers already apply it and evict nothing.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn record_revocation(&mut self, key: &ApiKey) -> Result<(), Error> {
         diesel::update(
             api_keys::table
@@ -285,9 +266,6 @@ impl AccountWriter<'_> {
     }
 
     /// Stores the progress of a revocation. Returns whether it is now recorded on all keys.
-    ///
-    /// # Errors
-    /// [`Error`].
     pub fn end_batch(&mut self, batch: &Batch) -> Result<bool, Error> {
         let (_, root) = parts(&batch.pending.root);
         let row = pending_revocations::table.find(root.as_slice());
