@@ -293,9 +293,18 @@ impl Browser {
     }
 
     pub async fn press(&self, name: &str) {
-        self.find(Self::named(name)).await;
-        let element = self.find(Self::named(name)).await;
-        self.done(name, element.click().await);
+        let pressed = wait_for(async || {
+            let element = self.driver.find(Self::named(name)).await.ok()?;
+            match element.click().await {
+                // A script replaced the element between the two calls.
+                Err(error) if error.to_string().contains("stale element") => None,
+                result => Some(result),
+            }
+        });
+        match pressed.await {
+            Some(result) => self.done(name, result),
+            None => self.fail(&format_args!("no {name:?} to press")).await,
+        }
     }
 
     pub async fn is_enabled(&self, name: &str) -> bool {
