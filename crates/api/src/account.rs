@@ -344,7 +344,7 @@ pub struct Key {
     pub access: Open<Access>,
     /// The time when the key was created.
     pub created_at: Rfc3339,
-    /// The time of the last successful verification, with a delay of a few seconds, or null.
+    /// The time of the last successful verification, with a delay of up to a minute, or null.
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
     pub revoked_at: Option<Rfc3339>,

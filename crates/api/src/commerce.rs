@@ -336,7 +336,7 @@ pub struct Key {
     pub status: Open<Status>,
     /// The time when the key expires, or null.
     pub expires_at: Option<UnixSeconds>,
-    /// The time of the last successful verification, with a delay of a few seconds, or null.
+    /// The time of the last successful verification, with a delay of up to a minute, or null.
     pub last_used_at: Option<UnixSeconds>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,

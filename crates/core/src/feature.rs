@@ -76,7 +76,7 @@ impl Feature {
         }
         if features.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; on creation, omit the field to allow all",
+                "must not be empty; on creation, omit the field to set no restriction",
             ));
         }
         Ok(features)

@@ -60,7 +60,7 @@ impl IpList {
         }
         if networks.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; on creation, omit the field to allow every IP address",
+                "must not be empty; on creation, omit the field to set no restriction",
             ));
         }
         Ok(Self(networks))

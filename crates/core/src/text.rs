@@ -189,7 +189,7 @@ pub fn external_ids<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<
     }
     if external_ids.is_empty() {
         return Err(Invalid::new(
-            "must not be empty; on creation, omit the field to allow all",
+            "must not be empty; on creation, omit the field to set no restriction",
         ));
     }
     Ok(external_ids)

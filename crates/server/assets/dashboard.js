@@ -73,7 +73,12 @@ function enhance(root) {
       if (!acknowledged.checked) event.preventDefault();
     });
     window.addEventListener("pagehide", () => {
-      for (const field of secret.querySelectorAll(".secret")) field.value = "";
+      for (const field of secret.querySelectorAll(".secret")) {
+        field.value = "";
+        field.removeAttribute("value");
+        field.textContent = "";
+      }
+      acknowledged.checked = true; // a page that comes back is loaded anew, without the question
     });
   }
 
@@ -98,28 +103,46 @@ function enhance(root) {
 }
 
 // Shows the response to a form in place of the page. A response that shows a key gets no entry in the history this way:
-// Back leads to the form, and not to the browser's error for a form that would be sent again.
+// Back from a later page leads to the form, and not to the browser's error for a form that would be sent again.
 async function sendInPlace(form) {
-  let response, text;
+  let response, page;
   try {
     response = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
-    text = await response.text();
+    page = new DOMParser().parseFromString(await response.text(), "text/html");
   } catch {
-    // The browser shows why. The server creates nothing twice: the form has a token.
-    form.submit();
+    keepForm(form, "No response arrived. Check the connection and try again: this form creates only one key.");
     return;
   }
   if (response.redirected) {
     location.assign(response.url);
     return;
   }
-  const page = new DOMParser().parseFromString(text, "text/html");
   const main = page.querySelector("main");
+  if (!main?.querySelector("[data-secret], form[data-in-place]")) {
+    // An error of the server or of a proxy: the input is not lost.
+    const text = [...(main?.querySelectorAll("p:not(:has(a))") ?? [])].map((part) => part.textContent.trim());
+    keepForm(form, text.join(" ") || `The server responded with status ${response.status}. Try again.`);
+    return;
+  }
   document.title = page.title;
   document.querySelector("main").replaceWith(main);
   enhance(main);
   window.scrollTo(0, 0);
   (main.querySelector("[data-focus]") ?? main).focus();
+}
+
+// Shows why a form was not accepted, and lets it be sent again.
+function keepForm(form, text) {
+  form.querySelector(":scope > [data-failed]")?.remove();
+  const notice = document.createElement("div");
+  notice.className = "notice bad";
+  notice.role = "alert";
+  notice.tabIndex = -1;
+  notice.dataset.failed = "";
+  notice.textContent = text;
+  form.prepend(notice);
+  notice.focus();
+  delete form.dataset.sent;
 }
 
 function start() {

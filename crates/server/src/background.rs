@@ -76,9 +76,14 @@ async fn keep_usage(
             () = &mut end => true,
         };
         if !last {
+            let mut flush = std::pin::pin!(state.service.flush_usage_when_due(&mut schedule));
             last = tokio::select! {
-                () = state.service.flush_usage_when_due(&mut schedule) => false,
-                () = &mut end => true,
+                () = &mut flush => false,
+                () = &mut end => {
+                    // Finished, because dropping it would lose the counts that it is writing.
+                    let _ = tokio::time::timeout(LAST_FLUSH, flush).await;
+                    true
+                }
             };
         }
         if last {

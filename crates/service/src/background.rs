@@ -24,14 +24,10 @@ pub struct UsageSchedule {
 
 impl UsageSchedule {
     /// Returns whether usage is written at `now`: few keys and rows are waiting, the rows are full, or the
-    /// interval has ended. If so, the next interval begins.
-    fn is_due(&mut self, waiting: usize, is_full: bool, now: Duration) -> bool {
+    /// interval has ended.
+    fn is_due(&self, waiting: usize, is_full: bool, now: Duration) -> bool {
         let has_waited = now.saturating_sub(self.written_at) >= USAGE_WRITE_INTERVAL;
-        let is_due = waiting <= BATCH || is_full || has_waited;
-        if is_due {
-            self.written_at = now;
-        }
-        is_due
+        waiting <= BATCH || is_full || has_waited
     }
 }
 
@@ -40,8 +36,10 @@ impl Service {
     pub async fn flush_usage_when_due(&self, schedule: &mut UsageSchedule) {
         let is_full = self.collect_usage().await;
         let waiting = self.verifier.usage_waiting();
-        if schedule.is_due(waiting, is_full, self.clock.elapsed()) {
-            self.write_usage().await;
+        let now = self.clock.elapsed();
+        // A write that failed is repeated with the next call.
+        if schedule.is_due(waiting, is_full, now) && self.write_usage().await {
+            schedule.written_at = now;
         }
     }
 
@@ -54,12 +52,14 @@ impl Service {
     /// Collects usage until the rows are full, and returns whether they are.
     async fn collect_usage(&self) -> bool {
         let mut is_full = false;
-        // Only what is counted now: usage that is added meanwhile waits for the next call.
-        for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
+        // Bounded, so that usage that is added meanwhile waits for the next call. Fewer keys than a batch are collected
+        // where the rows are nearly full, so only 0 means that no key waits.
+        for _ in 0..self.verifier.usage_waiting() {
             match self.verifier.collect_usage() {
-                Some(BATCH..) => tokio::task::yield_now().await,
-                collected => {
-                    is_full = collected.is_none();
+                Some(0) => break,
+                Some(_) => tokio::task::yield_now().await,
+                None => {
+                    is_full = true;
                     break;
                 }
             }
@@ -74,7 +74,8 @@ impl Service {
         }
     }
 
-    async fn write_usage(&self) {
+    /// Returns whether all of it was written.
+    async fn write_usage(&self) -> bool {
         // Only what is counted now: usage that is added meanwhile waits for the next call.
         for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             let counted = self.verifier.take_usage();
@@ -82,9 +83,10 @@ impl Service {
             if let Err(error) = self.store.add_usage(counted.clone()).await {
                 tracing::warn!(%error, "cannot store usage counts; retrying with the next flush");
                 self.verifier.restore_usage(counted);
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// Returns the key with the last use that this replica has collected and not yet written.
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn usage_of_a_few_keys_is_written_every_time() {
-        let mut schedule = UsageSchedule::default();
+        let schedule = UsageSchedule::default();
         for tick in 1..4 {
             assert!(schedule.is_due(BATCH, false, tick * 5 * SECOND));
         }
@@ -140,18 +142,20 @@ mod tests {
     #[test]
     fn usage_of_many_keys_is_written_once_a_minute() {
         let mut schedule = UsageSchedule::default();
-        let ticks = (1..=36).map(|tick| tick * 5);
-        let written: Vec<u32> = ticks
-            .filter(|seconds| schedule.is_due(BATCH + 1, false, *seconds * SECOND))
-            .collect();
+        let mut written = Vec::new();
+        for seconds in (5..=180).step_by(5) {
+            if schedule.is_due(BATCH + 1, false, seconds * SECOND) {
+                written.push(seconds);
+                schedule.written_at = seconds * SECOND;
+            }
+        }
         assert_eq!(written, [60, 120, 180]);
     }
 
     #[test]
     fn usage_is_written_when_the_rows_are_full() {
-        let mut schedule = UsageSchedule::default();
+        let schedule = UsageSchedule::default();
         assert!(schedule.is_due(BATCH + 1, true, 5 * SECOND));
-        assert!(!schedule.is_due(BATCH + 1, false, 60 * SECOND));
-        assert!(schedule.is_due(BATCH + 1, false, 65 * SECOND));
+        assert!(!schedule.is_due(BATCH + 1, false, 5 * SECOND));
     }
 }

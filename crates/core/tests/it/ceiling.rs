@@ -374,7 +374,7 @@ fn features_are_read_in_order_without_duplicates() {
     );
     assert_eq!(
         read(&[]),
-        Err("must not be empty; on creation, omit the field to allow all".to_owned())
+        Err("must not be empty; on creation, omit the field to set no restriction".to_owned())
     );
     let all = "must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, cardholder_data.forward";
     for name in [
@@ -406,7 +406,7 @@ fn external_ids_are_read_in_order_without_duplicates() {
     assert_eq!(read(&["m", "M"]).map(|all| all.len()), Ok(2));
     assert_eq!(
         read(&[]),
-        Err("must not be empty; on creation, omit the field to allow all".to_owned())
+        Err("must not be empty; on creation, omit the field to set no restriction".to_owned())
     );
     let longest = "a".repeat(128);
     assert!(read(&[&longest]).is_ok());

@@ -82,7 +82,7 @@ pub enum TokenError {
     NotYetValid,
     #[error("its issuer is not the configured one")]
     Issuer,
-    #[error("its audience is not the configured one, or no audience is configured")]
+    #[error("its audience is not the configured one, or it has one and none is configured")]
     Audience,
     #[error("its claim {0} is missing or malformed")]
     Claim(&'static str),

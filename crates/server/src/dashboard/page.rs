@@ -109,7 +109,7 @@ impl Frame {
                 "Do not search for a full key. Search by name, last four characters or ID."
             }
             Some("once") => {
-                "This form was sent twice. One key was created and shown after the first time. If you did not copy it, revoke the key and create another one."
+                "This form was sent twice. One key was created. If you did not copy it, revoke the key and create another one."
             }
             Some("created") => "Application created. It has no keys yet.",
             Some("updated") => "Changes saved.",

@@ -169,7 +169,7 @@ async fn invalid_key_names_the_field_and_creates_nothing() {
                  sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
             ),
             (json!({"description": "d", "expiresAt": now}), "/expiresAt must be in the future"),
-            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; on creation, omit the field to allow every IP address"),
+            (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; on creation, omit the field to set no restriction"),
             (
                 json!({"description": "d", "allowedIps": ["10.0.0.1/8"]}),
                 "/allowedIps `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?",

@@ -885,6 +885,38 @@ async fn markup_in_a_name_is_shown_as_text() {
 }
 
 #[actix_web::test]
+async fn form_whose_request_fails_is_kept_and_can_be_sent_again() {
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
+    let browser = &world.browser;
+    world.open("/dashboard/keys/new").await;
+    browser.fill("name", "Checkout").await;
+    for (fetch, text) in [
+        (
+            "() => Promise.reject(new TypeError('no network'))",
+            "No response arrived.",
+        ),
+        (
+            "async () => new Response('<h1>Bad Gateway</h1>', {status: 502})",
+            "The server responded with status 502.",
+        ),
+    ] {
+        let replace = format!("window.realFetch ??= window.fetch; window.fetch = {fetch}");
+        browser.run(&replace, vec![]).await;
+        browser.press("Create key").await;
+        browser.reads("[data-failed]", text).await;
+        assert_eq!(browser.value("name").await, "Checkout");
+    }
+    browser.run("window.fetch = window.realFetch", vec![]).await;
+    browser.press("Create key").await;
+    browser.reads("[data-secret] h1", "Checkout").await;
+    assert_eq!(world.keys().await.len(), 1);
+    world.store_secret().await;
+    world.end().await;
+}
+
+#[actix_web::test]
 async fn full_key_is_shown_on_one_page_once() {
     let Some(world) = World::signed_in().await else {
         return;
@@ -925,6 +957,7 @@ async fn full_key_is_shown_on_one_page_once() {
         browser.run(leave, vec![]).await == json!(["", ""]),
         "the page clears the secret"
     );
+    assert!(!shows_secret().await, "the page still contains the secret");
     // The page with the key has no entry in the history: a reload leads to the form, and creates no other key.
     browser.reload().await;
     browser.css("form[data-in-place]").await;

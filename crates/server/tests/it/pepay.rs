@@ -528,7 +528,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         app.set_model("acme", "ecosystem").await;
-        let empty = "must not be empty; on creation, omit the field to allow all";
+        let empty = "must not be empty; on creation, omit the field to set no restriction";
         let reference = "each item must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -";
         let cases = [
             (json!({}), "/name is required".to_owned()),
@@ -569,7 +569,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
             ),
             (
                 json!({"name": "n", "allowed_ips": []}),
-                "/allowed_ips must not be empty; on creation, omit the field to allow every IP address".to_owned(),
+                "/allowed_ips must not be empty; on creation, omit the field to set no restriction".to_owned(),
             ),
             (
                 json!({"name": "n", "allowed_ips": ["10.0.0.1/8"]}),
@@ -1416,7 +1416,7 @@ async fn invalid_merge_patch_changes_nothing() {
         let key = full(app, &token).await;
         let before = row(app, &token, &key).await;
         let cleared = |field: &str| vec![format!("/{field} cannot be cleared")];
-        let empty = "must not be empty; on creation, omit the field to allow all";
+        let empty = "must not be empty; on creation, omit the field to set no restriction";
         let one = |error: &str| vec![error.to_owned()];
         let cases = [
             (json!({"name": null}), cleared("name")),
@@ -1438,7 +1438,7 @@ async fn invalid_merge_patch_changes_nothing() {
             ),
             (json!({"merchants": []}), vec![format!("/merchants {empty}")]),
             (json!({"features": []}), vec![format!("/features {empty}")]),
-            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; on creation, omit the field to allow every IP address")),
+            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; on creation, omit the field to set no restriction")),
             (json!({"rate_limit": {"limit": null}}), one("/rate_limit/limit cannot be cleared")),
             (json!({"rate_limit": {"limit": 0}}), one("/rate_limit/limit must be between 1 and 1000000")),
             (

@@ -354,7 +354,7 @@ async fn invalid_creation_is_400_with_every_error() {
             ("accountId", json!("globex"), "/accountId is unknown"),
             ("expires_at", json!(1), "/expires_at is unknown; use `expiresAt`"),
             ("expiresAt", json!(now), "/expiresAt must be in the future"),
-            ("allowedIps", json!([]), "/allowedIps must not be empty; on creation, omit the field to allow every IP address"),
+            ("allowedIps", json!([]), "/allowedIps must not be empty; on creation, omit the field to set no restriction"),
             (
                 "allowedIps",
                 json!(["10.0.0.1/8"]),
