@@ -1735,7 +1735,7 @@ async fn forms_manage_the_lifecycle_of_an_application() {
         assert_eq!(edited.status, 303, "{edited}");
         let page = text_of(&browser.page(&format!("{path}/disable")).await);
         assert!(
-            page.contains("Disable Shop ?") && page.contains("1 key is rejected everywhere"),
+            page.contains("Disable Shop ?") && page.contains("1 key will be rejected everywhere"),
             "{page}"
         );
         assert_eq!(
