@@ -14,7 +14,7 @@ const USAGE_KEPT_DAYS: i32 = 400;
 const USAGE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// When usage is written. The usage of a few keys is written each time, so that other replicas show it within
-/// seconds. The usage of many keys waits for [`USAGE_WRITE_INTERVAL`]: otherwise the database has a write every few
+/// seconds. The usage of many keys waits for a minute: otherwise the database has a write every few
 /// seconds for each key in use.
 #[derive(Debug, Default)]
 pub struct UsageSchedule {

@@ -6,7 +6,7 @@
 //! | this one | the routes, and what each requires of a key |
 //! | [`handlers`] | the handlers |
 //! | [`shops`] | the data, separated by account and mode |
-//! | [`answer`] | the envelope of every response |
+//! | [`envelope`] | the envelope of every response |
 #![forbid(unsafe_code)]
 
 pub mod envelope;
