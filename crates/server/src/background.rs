@@ -67,42 +67,36 @@ async fn keep_usage(
     let mut prune = tokio::time::interval(PRUNE_INTERVAL);
     let mut schedule = UsageSchedule::default();
     loop {
-        let mut last = tokio::select! {
-            () = tokio::time::sleep(FLUSH_INTERVAL) => false,
+        tokio::select! {
+            () = tokio::time::sleep(FLUSH_INTERVAL) => {}
             _ = prune.tick() => {
                 state.service.prune().await;
                 continue;
             }
-            () = &mut end => true,
-        };
-        if !last {
-            let mut flush = std::pin::pin!(state.service.flush_usage_when_due(&mut schedule));
-            last = tokio::select! {
-                () = &mut flush => false,
-                () = &mut end => {
-                    // Finished, because dropping it would lose the counts that it is writing.
-                    let _ = tokio::time::timeout(LAST_FLUSH, flush).await;
-                    true
-                }
-            };
+            () = &mut end => return store_last_usage(&state, std::future::ready(())).await,
         }
-        if last {
-            // Limited in time, so that a slow database does not delay the stop.
-            if tokio::time::timeout(LAST_FLUSH, state.service.flush_usage())
-                .await
-                .is_err()
-            {
-                tracing::warn!(
-                    "usage counts were lost: they could not be stored before the server stopped"
-                );
-            }
+        let mut flush = std::pin::pin!(state.service.flush_usage_when_due(&mut schedule));
+        tokio::select! {
+            () = &mut flush => {}
+            () = &mut end => return store_last_usage(&state, flush).await,
         }
         if let Some(metrics) = &metrics {
             metrics.upkeep();
         }
-        if last {
-            return;
-        }
+    }
+}
+
+/// Finishes a running flush, because dropping it would lose the counts that it is writing, and stores the rest.
+/// Both are limited in time together, so that a slow database does not delay the stop.
+async fn store_last_usage(state: &State, running: impl Future<Output = ()>) {
+    let all = async {
+        running.await;
+        state.service.flush_usage().await;
+    };
+    if tokio::time::timeout(LAST_FLUSH, all).await.is_err() {
+        tracing::warn!(
+            "usage counts were lost: they could not be stored before the server stopped"
+        );
     }
 }
 

@@ -45,7 +45,6 @@ impl Service {
 
     /// Writes all usage that was counted while verifying. Counts that cannot be written are kept for the next call.
     pub async fn flush_usage(&self) {
-        self.collect_usage().await;
         self.write_usage().await;
     }
 
