@@ -29,25 +29,17 @@ pub async fn get(
 
 /// Returns the usage of a key since a day, by day and outcome, newest day first. Usage is written in batches,
 /// so the counts of the last seconds can be missing, and those of the last minute from other replicas.
+/// Takes a key that [`get`] returned, because the counts that wait to be written do not contain the account.
 pub async fn usage(
     service: &Service,
     by: &RequestActor,
-    id: KeyId,
+    key: &ApiKey,
     since_day: i32,
 ) -> Result<Vec<DayUsage>, Problem> {
-    let account_id = by.account_id.clone();
-    let read = service.read(by, move |db| {
-        let mut account = db.account(&account_id);
-        match account.key(&Family::ALL, &id)? {
-            Some(_) => account.usage(&id, since_day).map(Some),
-            None => Ok(None),
-        }
-    });
-    // The account owns the key. Counts that wait to be written do not contain the account, so they are read
-    // only now.
-    let Some(mut days) = read.await? else {
-        return Ok(Vec::new());
-    };
+    let (account_id, id) = (by.account_id.clone(), key.id);
+    let mut days = service
+        .read(by, move |db| db.account(&account_id).usage(&id, since_day))
+        .await?;
     for waiting in service.verifier.waiting_usage(&id) {
         let Usage {
             day,

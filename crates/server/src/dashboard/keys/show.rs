@@ -44,7 +44,7 @@ pub(in super::super) async fn show(
     let key = api_keys::get(&state.service, by, &Family::ALL, id).await?;
     let now = state.service.clock.now();
     let today = day(now);
-    let usage = api_keys::usage(&state.service, by, id, today - USAGE_DAYS + 1).await?;
+    let usage = api_keys::usage(&state.service, by, &key, today - USAGE_DAYS + 1).await?;
     let filter = audit::Filter {
         limit: ENTRIES,
         target_id: Some(id.to_string()),
