@@ -20,7 +20,7 @@ use crate::{
 const PAGE: i64 = 500;
 
 impl Reader<'_> {
-    /// Calls `each` for every entry of one account or of all, ordered by account and number, until it breaks. For an
+    /// Calls `each` for each entry of one account or of all, ordered by account and number, until it breaks. For an
     /// entry that cannot be read it passes [`ChainError::Broken`].
     pub fn for_each_audit_entry<B>(
         &mut self,

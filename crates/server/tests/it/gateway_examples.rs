@@ -301,7 +301,7 @@ impl ReceivedRequest {
         })
     }
 
-    /// Asserts what holds for every request that a gateway forwards.
+    /// Asserts what holds for each request that a gateway forwards.
     fn assert_clean(&self, gateway: Gateway) {
         for (name, value) in &self.headers {
             assert!(

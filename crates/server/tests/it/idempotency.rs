@@ -58,7 +58,7 @@ impl CreateRequest {
     }
 }
 
-/// Returns a request for every operation that creates a resource.
+/// Returns a request for each operation that creates a resource.
 async fn every_create_request(app: &App) -> Vec<CreateRequest> {
     let (by, operator) = (app.management_token("acme"), app.operator());
     let application = app.application(&by, "Web Store").await;
