@@ -119,15 +119,16 @@ impl Denial {
 
 /// A key, with the data of its application and account that [`decide`] needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(C)] // the fields that every verification reads come first, for the processor's caches
 pub struct KeyContext {
-    /// The key.
-    pub key: ApiKey,
+    /// All scopes that the key has, including those that `commerce` implies.
+    pub scopes: ScopeSet,
     /// False while the key's application is disabled.
     pub application_enabled: bool,
     /// The operating model of the key's account.
     pub operating_model: OperatingModel,
-    /// All scopes that the key has, including those that `commerce` implies.
-    pub scopes: ScopeSet,
+    /// The key.
+    pub key: ApiKey,
 }
 
 impl KeyContext {

@@ -17,48 +17,49 @@ use crate::{
 
 /// An API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(C)] // the fields that every verification reads come first, for the processor's caches
 pub struct ApiKey {
-    /// Its ID.
-    pub id: KeyId,
-    /// The account that it belongs to.
-    pub account_id: AccountId,
-    /// Its application, for keys of the application family.
-    pub application_id: Option<ApplicationId>,
-    /// Its label.
-    pub name: String,
     /// The documented key system that it belongs to.
     pub family: Family,
     /// Live or test.
     pub mode: Mode,
-    /// The displayed beginning of the key: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
-    pub prefix: String,
-    /// The last four characters of the key.
-    pub last4: String,
-    /// Its permissions and restrictions.
-    pub restrictions: Restrictions,
-    /// Its metadata.
-    pub metadata: Option<Metadata>,
-    /// When it was created.
-    pub created_at: Timestamp,
-    /// Its parent key: the key that created it, if a key did.
-    pub created_by: Option<KeyId>,
-    /// The time of the last successful verification that has been stored.
-    pub last_used_at: Option<Timestamp>,
-    /// When the key itself was suspended, if it is suspended.
-    pub suspended_at: Option<Timestamp>,
+    /// The restrictions from its ancestors and from the deletion of its application, if there are any.
+    pub inherited: Option<Box<Inherited>>,
     /// The time of the revocation that is recorded on this key, if any. [`ApiKey::revocation`] also returns
     /// inherited ones.
     pub revoked_at: Option<Timestamp>,
-    /// The reason that is recorded with `revoked_at`, if any.
-    pub revoked_reason: Option<String>,
+    /// When the key itself was suspended, if it is suspended.
+    pub suspended_at: Option<Timestamp>,
+    /// Its permissions and restrictions.
+    pub restrictions: Restrictions,
+    /// The account that it belongs to.
+    pub account_id: AccountId,
+    /// Its ID.
+    pub id: KeyId,
+    /// Its application, for keys of the application family.
+    pub application_id: Option<ApplicationId>,
+    /// Its parent key: the key that created it, if a key did.
+    pub created_by: Option<KeyId>,
     /// Its predecessor.
     pub rotated_from: Option<KeyId>,
     /// Its successor.
     pub rotated_to: Option<KeyId>,
     /// When it was rotated.
     pub rotated_at: Option<Timestamp>,
-    /// The restrictions from its ancestors and from the deletion of its application, if there are any.
-    pub inherited: Option<Box<Inherited>>,
+    /// Its label.
+    pub name: String,
+    /// The displayed beginning of the key: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
+    pub prefix: String,
+    /// The last four characters of the key.
+    pub last4: String,
+    /// Its metadata.
+    pub metadata: Option<Metadata>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The time of the last successful verification that has been stored.
+    pub last_used_at: Option<Timestamp>,
+    /// The reason that is recorded with `revoked_at`, if any.
+    pub revoked_reason: Option<String>,
 }
 
 /// The properties of a new key that its creator chooses.
@@ -96,19 +97,20 @@ impl NewKey {
 
 /// The permissions and restrictions of a key. `None` means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[repr(C)] // the fields that every verification reads come first, for the processor's caches
 pub struct Restrictions {
-    /// The scopes as requested. [`crate::Catalogue::expand`] adds those that they imply.
-    pub scopes: Vec<Scope>,
-    /// The merchants that a scoped key is limited to; never an empty list.
-    pub merchants: Option<Vec<String>>,
-    /// The features that a scoped key is limited to; never an empty list.
-    pub features: Option<Vec<Feature>>,
-    /// The IP ranges that the key can be used from.
-    pub allowed_ips: Option<IpList>,
-    /// How often the key can be used.
-    pub rate_limit: Option<RateLimit>,
     /// When the key expires.
     pub expires_at: Option<Timestamp>,
+    /// The IP ranges that the key can be used from.
+    pub allowed_ips: Option<IpList>,
+    /// The features that a scoped key is limited to; never an empty list.
+    pub features: Option<Vec<Feature>>,
+    /// The merchants that a scoped key is limited to; never an empty list.
+    pub merchants: Option<Vec<String>>,
+    /// How often the key can be used.
+    pub rate_limit: Option<RateLimit>,
+    /// The scopes as requested. [`crate::Catalogue::expand`] adds those that they imply.
+    pub scopes: Vec<Scope>,
 }
 
 impl Restrictions {

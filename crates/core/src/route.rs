@@ -155,30 +155,49 @@ impl<'a> RequestPath<'a> {
         if bytes.next() != Some(b'/') {
             return false;
         }
-        // One pass, because each verification with a route runs it: it tracks the length of the current segment, and
-        // whether the segment has only dots.
-        let (mut length, mut dots, mut escapes) = (0usize, true, false);
+        // One pass, because each verification with a route runs it. `dots` is the number of characters of the segment so
+        // far if all are dots, and otherwise `NOT_DOTS`.
+        const NOT_DOTS: u8 = 3;
+        let (mut dots, mut escapes) = (0, false);
         for byte in bytes {
-            match byte {
-                b'/' => {
-                    if dots && length <= 2 {
-                        return false;
-                    }
-                    (length, dots) = (0, true);
-                    continue;
-                }
-                b';' | b'\\' | b'#' => return false,
-                b'%' => (escapes, dots) = (true, false),
-                b'.' => {}
-                _ if byte.is_ascii_graphic() => dots = false,
-                _ => return false,
+            match PATH_BYTES[usize::from(byte)] {
+                PathByte::Plain => dots = NOT_DOTS,
+                PathByte::Slash if dots == NOT_DOTS => dots = 0,
+                PathByte::Dot => dots = NOT_DOTS.min(dots + 1),
+                PathByte::Escape => (escapes, dots) = (true, NOT_DOTS),
+                PathByte::Slash | PathByte::Ambiguous => return false,
             }
-            length += 1;
         }
-        (self.0.len() == 1 || !(dots && length <= 2))
+        (self.0.len() == 1 || dots == NOT_DOTS)
             && (!escapes || self.0.split('/').all(has_plain_escapes))
     }
 }
+
+#[derive(Clone, Copy)]
+enum PathByte {
+    Plain,
+    Slash,
+    Dot,
+    Escape,
+    Ambiguous,
+}
+
+const PATH_BYTES: [PathByte; 256] = {
+    let mut bytes = [PathByte::Ambiguous; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        bytes[byte] = match byte as u8 {
+            b'/' => PathByte::Slash,
+            b'.' => PathByte::Dot,
+            b'%' => PathByte::Escape,
+            b';' | b'\\' | b'#' => PathByte::Ambiguous,
+            graphic if graphic.is_ascii_graphic() => PathByte::Plain,
+            _ => PathByte::Ambiguous,
+        };
+        byte += 1;
+    }
+    bytes
+};
 
 /// Whether the escapes of a segment are complete, and encode no character that a parser could read as the end of a
 /// segment, of the path or of a line, or could trim from the segment.
@@ -254,22 +273,25 @@ impl Template {
         method == self.method && self.matches_segments(path) && path.is_unambiguous()
     }
 
+    /// Whether the segments match. The result is meaningless for an ambiguous path, such as one with an empty segment.
     fn matches_segments(&self, path: RequestPath<'_>) -> bool {
-        let mut actual_segments = path
-            .0
-            .as_bytes()
-            .split(|byte| *byte == b'/')
-            .skip(1)
-            .filter(|segment| !segment.is_empty());
+        let mut rest = path.0;
         for segment in &self.segments {
-            match (segment, actual_segments.next()) {
-                (Segment::Literal(literal), Some(actual)) if literal.as_bytes() == actual => {}
-                (Segment::One, Some(_)) => {}
-                (Segment::Rest, Some(_)) => return true,
-                _ => return false,
-            }
+            let Some(behind_slash) = rest.strip_prefix('/') else {
+                return false;
+            };
+            rest = match segment {
+                Segment::Literal(literal) => match behind_slash.strip_prefix(literal) {
+                    Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
+                    _ => return false,
+                },
+                Segment::One => behind_slash
+                    .find('/')
+                    .map_or("", |slash| &behind_slash[slash..]),
+                Segment::Rest => return true,
+            };
         }
-        actual_segments.next().is_none()
+        rest.is_empty()
     }
 }
 

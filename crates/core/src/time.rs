@@ -10,6 +10,11 @@ pub trait Clock: Send + Sync + 'static {
     /// because the clocks of two machines can differ.
     fn now(&self) -> Timestamp;
 
+    /// Returns the wall-clock time, up to ten milliseconds late if that is faster to read. Each verification reads it.
+    fn coarse_now(&self) -> Timestamp {
+        self.now()
+    }
+
     /// Returns the time since a fixed point, on a clock that never goes back and that continues while the machine
     /// sleeps. Leases are measured with it.
     fn elapsed(&self) -> Duration;

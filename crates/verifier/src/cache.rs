@@ -13,8 +13,9 @@
 //!   renewals in flight are not used.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
-    hash::{BuildHasher, Hasher},
+    hash::{BuildHasher, Hash, Hasher},
     ops::Bound,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
@@ -27,7 +28,7 @@ use tollkey_core::{
 };
 
 use crate::{
-    locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
+    locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard, Set},
     rate::{Limiter, Limiters},
     share::{FIRST, LAST, Shares},
     source::{PollIds, PollResponse},
@@ -54,24 +55,49 @@ const SECOND_CHANCES: usize = 64;
 /// half empty on average.
 const ENTRY: usize = allocation(16 + size_of::<Entry>())
     + allocation(16 + size_of::<Tally>())
-    + allocation(size_of::<Digest>() + 16)
+    + allocation(size_of::<Cached>())
     + 2 * (9 + size_of::<usize>())
     + 2 * (size_of::<KeyId>() + 8)
     + 2 * (size_of::<AccountId>() + size_of::<KeyId>())
     + 2 * (size_of::<ApplicationId>() + size_of::<KeyId>());
 
 /// A cached key, with its rate limits and usage counts.
+#[repr(C)] // the fields that every verification reads come first, for the processor's caches
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
-    pub(crate) record: KeyContext,
-    /// The rate limits of the key's ancestors, the root first, and of the key itself: every use takes from all of them.
-    pub(crate) limiters: Box<[Arc<Limiter>]>,
-    /// In a separate `Arc`, so that counts that are not flushed yet do not keep the record of an evicted entry in RAM.
-    pub(crate) tally: Arc<Tally>,
-    /// The estimated bytes of the entry in the cache, with its rate limits and counts.
-    weight: usize,
     /// Whether the entry was used since a clock hand last passed.
     touched: AtomicBool,
+    /// In a separate `Arc`, so that counts that are not flushed yet do not keep the record of an evicted entry in RAM.
+    pub(crate) tally: Arc<Tally>,
+    /// The rate limits of the key's ancestors, the root first, and of the key itself: every use takes from all of them.
+    pub(crate) limiters: Box<[Arc<Limiter>]>,
+    pub(crate) record: KeyContext,
+    /// The estimated bytes of the entry in the cache, with its rate limits and counts.
+    weight: usize,
+}
+
+/// An entry in the set that readers use, which is found by its hash. A map would allocate a node with a second hash.
+#[derive(Clone)]
+struct Cached(Arc<Entry>);
+
+impl Borrow<Digest> for Cached {
+    fn borrow(&self) -> &Digest {
+        &self.0.digest
+    }
+}
+
+impl PartialEq for Cached {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.digest == other.0.digest
+    }
+}
+
+impl Eq for Cached {}
+
+impl Hash for Cached {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.digest.hash(state);
+    }
 }
 
 impl Entry {
@@ -131,7 +157,7 @@ pub(crate) enum Acknowledged {
 
 /// The cached keys and service keys, and the lease.
 pub(crate) struct Cache {
-    keys: Map<Digest, Arc<Entry>, DigestHash>,
+    keys: Set<Cached, DigestHash>,
     service_keys: Map<Digest, ServiceKeyId, DigestHash>,
     /// The end of the lease, in nanoseconds of the clock, with the margin subtracted; 0 without a lease.
     /// Written only under the lock of `state`.
@@ -174,7 +200,7 @@ impl Cache {
     pub(crate) fn new(bounds: &Bounds, applied: Position, margin: u64) -> Self {
         let hash = DigestHash::random();
         Self {
-            keys: Map::builder().hasher(hash).build(),
+            keys: Set::builder().hasher(hash).build(),
             service_keys: Map::builder().hasher(hash).build(),
             lease_end: AtomicU64::new(0),
             state: Mutex::new(CacheState {
@@ -211,7 +237,7 @@ impl Cache {
         if !self.has_lease(elapsed) {
             return None;
         }
-        let entry = Arc::clone(self.keys.pin().get(digest)?);
+        let Cached(entry) = self.keys.pin().get(digest)?.clone();
         // The flag is written only if it changes, so that readers of one key can share its cache line.
         if !entry.touched.load(Ordering::Relaxed) {
             entry.touched.store(true, Ordering::Relaxed);
@@ -230,7 +256,10 @@ impl Cache {
         if !self.has_lease(elapsed.saturating_sub(grace)) {
             return None;
         }
-        self.keys.pin().get(digest).map(Arc::clone)
+        self.keys
+            .pin()
+            .get(digest)
+            .map(|Cached(entry)| Arc::clone(entry))
     }
 
     /// Returns the service key with that hash if it is cached and the lease is valid at `elapsed`.
@@ -318,7 +347,7 @@ impl Cache {
             count(&self.evictions);
         }
         state.add(entry);
-        self.keys.pin().insert(entry.digest, Arc::clone(entry));
+        self.keys.pin().insert(Cached(Arc::clone(entry)));
     }
 
     /// Evicts a key. Returns whether it was cached.

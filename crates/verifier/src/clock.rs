@@ -12,10 +12,12 @@ pub struct SystemClock;
 #[cfg(target_os = "linux")]
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        // `tv_nsec` is less than a second. The store has a resolution of microseconds.
-        let micros = i32::try_from(now.tv_nsec / 1000).unwrap_or(0);
-        Timestamp::new(now.tv_sec, micros * 1000).unwrap_or(Timestamp::MAX)
+        wall_clock(rustix::time::ClockId::Realtime)
+    }
+
+    fn coarse_now(&self) -> Timestamp {
+        // The time of the last tick of the kernel, which are one to ten milliseconds apart.
+        wall_clock(rustix::time::ClockId::RealtimeCoarse)
     }
 
     fn elapsed(&self) -> Duration {
@@ -26,6 +28,14 @@ impl Clock for SystemClock {
             u32::try_from(now.tv_nsec).unwrap_or(0),
         )
     }
+}
+
+#[cfg(target_os = "linux")]
+fn wall_clock(id: rustix::time::ClockId) -> Timestamp {
+    let now = rustix::time::clock_gettime(id);
+    // `tv_nsec` is less than a second. The store has a resolution of microseconds.
+    let micros = i32::try_from(now.tv_nsec / 1000).unwrap_or(0);
+    Timestamp::new(now.tv_sec, micros * 1000).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(not(target_os = "linux"))]

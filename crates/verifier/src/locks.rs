@@ -6,4 +6,4 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicU64},
 };
 
-pub(crate) use papaya::HashMap as Map;
+pub(crate) use papaya::{HashMap as Map, HashSet as Set};

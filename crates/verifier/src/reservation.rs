@@ -82,7 +82,7 @@ impl Reservation {
     /// # Errors
     /// The first [`Denial`] that applies.
     pub fn decide_requirements(&self, access: &AccessRequest<'_>) -> Result<(), Denial> {
-        decide_requirements(&self.key, access, self.verifier.clock().now())
+        decide_requirements(&self.key, access, self.verifier.clock().coarse_now())
     }
 
     /// Ends the reservation and counts a use of the key. Returns whether this call ended it.
@@ -121,7 +121,7 @@ impl Reservation {
     }
 
     fn count(&self, outcome: Result<(), Denial>) {
-        let now = self.verifier.clock().now();
+        let now = self.verifier.clock().coarse_now();
         let CachedKey(entry) = &self.key;
         self.verifier.ledger().count(&entry.tally, outcome, now);
     }

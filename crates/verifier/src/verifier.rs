@@ -524,7 +524,7 @@ impl<S: Source> Inner<S> {
         let Some(found) = found else {
             return Verdict::unknown();
         };
-        let now = self.clock.now();
+        let now = self.clock.coarse_now();
         let decision = Decision::with_rate(&found, access, now);
         self.ledger.count(&found.entry.tally, decision.outcome, now);
         decision.verdict(found.entry)
@@ -534,7 +534,7 @@ impl<S: Source> Inner<S> {
         let Some(LookUpResult { entry, .. }) = found else {
             return Verdict::unknown();
         };
-        Decision::without_rate(&entry, access, self.clock.now()).verdict(entry)
+        Decision::without_rate(&entry, access, self.clock.coarse_now()).verdict(entry)
     }
 
     fn reserve(
@@ -545,7 +545,7 @@ impl<S: Source> Inner<S> {
         let Some(found) = found else {
             return Err(Verdict::unknown());
         };
-        let now = self.clock.now();
+        let now = self.clock.coarse_now();
         let decision = Decision::with_rate(&found, access, now);
         if decision.outcome.is_ok() {
             let verifier = Arc::clone(self);
