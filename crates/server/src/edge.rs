@@ -173,7 +173,7 @@ fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>
 }
 
 fn new_request_id(state: &State) -> Arc<str> {
-    let millis = u64::try_from(state.service.clock.now().as_millisecond()).unwrap_or(0);
+    let millis = u64::try_from(state.service.clock.coarse_now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
     state
         .service

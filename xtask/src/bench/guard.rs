@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::{
-    load::{CONNECTIONS, Round, load},
+    load::{CONNECTIONS, Requests, Round, Until, load},
     median,
     servers::{self, Key, Process, Processors, SCOPE, Tollkey},
 };
@@ -135,15 +135,14 @@ impl Subject {
     }
 
     fn measure_path(&self, path: &str, keys: &[Key], time: Duration) -> anyhow::Result<Measured> {
-        let request = |key: &Key| {
-            let text = &key.text;
+        let keys = keys.iter().map(|key| key.text.clone()).collect();
+        let requests = Requests::new(keys, |key| {
             format!(
-                "GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {text}\r\n\r\n"
+                "GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {key}\r\n\r\n"
             )
-        };
-        let requests: Vec<Vec<u8>> = keys.iter().map(|key| request(key).into_bytes()).collect();
+        })?;
         let before = self.process.cpu_time();
-        let round = load(self.address, &requests, 200, time)
+        let round = load(self.address, &requests, 200, Until::Elapsed(time))
             .with_context(|| format!("{} {path}", self.name))?;
         let cpu_micros = before
             .zip(self.process.cpu_time())
@@ -161,8 +160,8 @@ fn measure() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
     eprintln!("starting the servers and creating keys ...");
-    let tollkey = Tollkey::start(&binary, directory.path(), &processors)?;
-    let service_key = service_key_of(&binary, directory.path())?;
+    let tollkey = Tollkey::start(&binary, directory.path(), &processors, None)?;
+    let service_key = servers::service_key(&binary, directory.path())?;
     let mut subjects = ["axum", "actix"]
         .into_iter()
         .map(|name| {
@@ -194,17 +193,6 @@ fn measure() -> anyhow::Result<()> {
     }
     print(&subjects);
     Ok(())
-}
-
-fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
-    let mut command = servers::tollkey(program, directory);
-    let output = command.args(["service-key", "create", "bench"]).output()?;
-    ensure!(
-        output.status.success(),
-        "cannot create a service key: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]

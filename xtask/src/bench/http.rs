@@ -1,31 +1,41 @@
-//! `cargo xtask bench http`: forward authentication with a required scope, compared to nginx with
-//! static maps of the same keys, and to Tollkey's `/livez`.
+//! `cargo xtask bench http`: verifications over HTTP.
 //!
-//! Each server has one worker. The servers are measured in turn, several times, so that other load
-//! affects them alike. The command prints medians over the rounds, and ratios within a round.
+//! Three tables: forward authentication compared to nginx with static maps of the same keys; `POST /verify` compared to
+//! forward authentication; and a hundred thousand and a million keys in turn compared to a thousand.
+//!
+//! Each server has one worker. The rows of a table are measured in turn, several times, so that other load affects them
+//! alike. The command prints medians over the rounds, and ratios within a round.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::Context as _;
 
 use super::{
-    load::{CONNECTIONS, Round, load},
+    load::{CONNECTIONS, Requests, Round, Until, load},
     median,
-    servers::{self, Key, Process, Processors, ROUTE, SCOPE, Server, Tollkey},
+    servers::{self, Process, Processors, ROUTE, SCOPE, Server, Tollkey},
 };
+use crate::generate::{self, Population};
 
-/// The number of measurements of each server.
+/// The number of measurements of each row.
 const ROUNDS: usize = 7;
 /// The duration of each measurement.
 const TIME: Duration = Duration::from_secs(2);
 /// A scope that no key has.
 const OTHER_SCOPE: &str = "links:write";
+/// The keys of the third table.
+const MANY: Population = Population {
+    keys: 1_150_000,
+    accounts: 10_000,
+};
+/// The numbers of keys that are presented in turn.
+const IN_TURN: [usize; 3] = [1_000, 100_000, 1_000_000];
 
 struct Subject<'a> {
-    name: &'static str,
+    name: String,
     address: SocketAddr,
     process: &'a Process,
-    requests: Vec<Vec<u8>>,
+    requests: Requests,
     status: u16,
 }
 
@@ -36,16 +46,9 @@ struct Measured {
 }
 
 impl<'a> Subject<'a> {
-    fn new(
-        name: &'static str,
-        server: &'a Server,
-        keys: &[Key],
-        target: &str,
-        status: u16,
-    ) -> Self {
-        let requests = keys.iter().map(|key| request(target, key)).collect();
+    fn new(name: impl Into<String>, server: &'a Server, requests: Requests, status: u16) -> Self {
         Self {
-            name,
+            name: name.into(),
             address: server.address,
             process: &server.process,
             requests,
@@ -53,9 +56,9 @@ impl<'a> Subject<'a> {
         }
     }
 
-    fn measure(&self, time: Duration) -> anyhow::Result<Measured> {
+    fn measure(&self, until: Until) -> anyhow::Result<Measured> {
         let before = self.process.cpu_time();
-        let round = load(self.address, &self.requests, self.status, time)
+        let round = load(self.address, &self.requests, self.status, until)
             .with_context(|| format!("measuring {}", self.name))?;
         let cpu_time = before.zip(self.process.cpu_time()).map(|(before, after)| {
             after.saturating_sub(before).as_secs_f64() * 1_000_000.0
@@ -73,33 +76,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
             "\n*** nginx is missing: nothing to compare with. Debian: apt-get install nginx ***\n"
         );
     }
-    let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
-    eprintln!("starting the servers and creating keys ...");
-    let tollkey = Tollkey::start(&program, directory.path(), &processors)?;
-    let nginx = nginx
-        .map(|program| {
-            describe(&program)?;
-            servers::start_nginx(&program, directory.path(), &tollkey.keys, &processors)
-        })
-        .transpose()?;
-
-    let (ours, keys) = (&tollkey.server, &tollkey.keys);
-    let (allowing, denying) = (
-        format!("{ROUTE}?scope={SCOPE}"),
-        format!("{ROUTE}?scope={OTHER_SCOPE}"),
-    );
-    let mut subjects = Vec::new();
-    if let Some(nginx) = &nginx {
-        subjects.push(Subject::new("nginx, map", nginx, keys, &allowing, 200));
-    }
-    subjects.push(Subject::new("forward-auth", ours, keys, &allowing, 200));
-    subjects.push(Subject::new("forward-auth, 403", ours, keys, &denying, 403));
-    subjects.push(Subject::new("livez", ours, keys, "/livez", 200));
-
     eprintln!(
-        "{} keys, {CONNECTIONS} connections, {ROUNDS} rounds of {} s each; {}",
-        keys.len(),
+        "{CONNECTIONS} connections, {ROUNDS} rounds of {} s for each row; {}",
         TIME.as_secs(),
         if processors.are_divided() {
             "one processor for the generator, another for the servers"
@@ -107,8 +86,91 @@ pub(crate) fn run() -> anyhow::Result<()> {
             "generator and servers share one processor"
         }
     );
-    for subject in &subjects {
-        subject.measure(TIME / 4)?; // caches every key and warms up every path
+    compare_routes(&program, nginx.as_deref(), &processors)?;
+    compare_numbers_of_keys(&program, &processors)
+}
+
+/// Measures forward authentication, nginx and `POST /verify` with the same keys.
+fn compare_routes(
+    program: &Path,
+    nginx: Option<&Path>,
+    processors: &Processors,
+) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    eprintln!("starting the servers and creating keys ...");
+    let tollkey = Tollkey::start(program, directory.path(), processors, None)?;
+    let nginx = nginx
+        .map(|program| {
+            describe(program)?;
+            servers::start_nginx(program, directory.path(), &tollkey.keys, processors)
+        })
+        .transpose()?;
+    let service_key = servers::service_key(program, directory.path())?;
+
+    let texts: Vec<String> = tollkey.keys.iter().map(|key| key.text.clone()).collect();
+    let get = |target: &str| Requests::new(texts.clone(), |key| forwarded(target, key));
+    let (allowing, denying) = (
+        format!("{ROUTE}?scope={SCOPE}"),
+        format!("{ROUTE}?scope={OTHER_SCOPE}"),
+    );
+    let server = &tollkey.server;
+    let mut subjects = Vec::new();
+    if let Some(nginx) = &nginx {
+        subjects.push(Subject::new("nginx, map", nginx, get(&allowing)?, 200));
+    }
+    subjects.push(Subject::new("forward-auth", server, get(&allowing)?, 200));
+    subjects.push(Subject::new(
+        "forward-auth, 403",
+        server,
+        get(&denying)?,
+        403,
+    ));
+    subjects.push(Subject::new("livez", server, get("/livez")?, 200));
+    compare(&subjects)?;
+
+    let verify = Requests::new(texts.clone(), |key| verification(&service_key, key))?;
+    compare(&[
+        Subject::new("forward-auth", server, get(&allowing)?, 200),
+        Subject::new("verify", server, verify, 200),
+    ])
+}
+
+/// Measures forward authentication with more and more keys in turn.
+fn compare_numbers_of_keys(program: &Path, processors: &Processors) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    eprintln!("generating {} keys ...", MANY.keys);
+    servers::migrate(program, directory.path())?;
+    generate::fill(&servers::database_url(directory.path()), MANY)?;
+    // Enough for all keys.
+    let cache_bytes = Some(4 << 30);
+    let tollkey = Tollkey::start(program, directory.path(), processors, cache_bytes)?;
+    let mut texts = Vec::with_capacity(IN_TURN[2]);
+    for number in 0..MANY.keys {
+        let restrictions = MANY.key(number)?.0.restrictions;
+        if MANY.is_usable(number) && restrictions.allowed_ips.is_none() {
+            texts.push(MANY.text(number));
+        }
+    }
+    let subjects = IN_TURN
+        .map(|count| {
+            let texts = texts.get(..count).context("too few usable keys")?.to_vec();
+            let requests = Requests::new(texts, |key| forwarded(ROUTE, key))?;
+            Ok(Subject::new(
+                format!("{count} keys"),
+                &tollkey.server,
+                requests,
+                200,
+            ))
+        })
+        .into_iter()
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    compare(&subjects)
+}
+
+/// Measures the subjects in turn and prints them, compared to the first one.
+fn compare(subjects: &[Subject<'_>]) -> anyhow::Result<()> {
+    for subject in subjects {
+        subject.measure(Until::AllSent)?; // caches every key and warms up every path
     }
     let mut measured: Vec<Vec<Measured>> = subjects
         .iter()
@@ -116,11 +178,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .collect();
     for _ in 0..ROUNDS {
         for (subject, measured) in subjects.iter().zip(&mut measured) {
-            measured.push(subject.measure(TIME)?);
+            measured.push(subject.measure(Until::Elapsed(TIME))?);
         }
     }
-    let compared = nginx.is_some().then_some(0);
-    print(&subjects, &measured, compared);
+    print(subjects, &measured);
     Ok(())
 }
 
@@ -133,23 +194,32 @@ fn describe(nginx: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A request as Traefik sends it. Both servers get the same bytes.
-fn request(target: &str, key: &Key) -> Vec<u8> {
+/// A request as Traefik sends it. All servers get the same bytes.
+fn forwarded(target: &str, key: &str) -> String {
     format!(
         "GET {target} HTTP/1.1\r\nHost: auth.internal\r\nUser-Agent: curl/8.11.0\r\nAccept: */*\r\n\
-         Authorization: Bearer {}\r\nX-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Host: api.example.com\r\n\
+         Authorization: Bearer {key}\r\nX-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Host: api.example.com\r\n\
          X-Forwarded-Method: GET\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Uri: /api/links?limit=10\r\n\
-         Accept-Encoding: gzip\r\n\r\n",
-        key.text
+         Accept-Encoding: gzip\r\n\r\n"
     )
-    .into_bytes()
 }
 
-/// Prints the table. `compared` is the index of the subject that the others are compared to.
+/// A request of a resource server that requires the same scope.
+fn verification(service_key: &str, key: &str) -> String {
+    let body = format!(r#"{{"key":"{key}","scopes":["{SCOPE}"]}}"#);
+    format!(
+        "POST /api/v1/verify HTTP/1.1\r\nHost: auth.internal\r\nUser-Agent: curl/8.11.0\r\nAccept: */*\r\n\
+         Authorization: Bearer {service_key}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Prints the table, with ratios to the first subject.
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<usize>) {
+fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>]) {
     println!(
-        "{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
+        "\n{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
         "server",
         "requests/s",
         "ratio",
@@ -164,16 +234,11 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
     for (subject, own) in subjects.iter().zip(measured) {
         // Ratios are computed within a round, because consecutive measurements have similar load.
         let of = |value: &dyn Fn(&Measured) -> f64| -> (f64, f64) {
-            let ratios = compared.map(|index| {
-                measured[index]
-                    .iter()
-                    .zip(own)
-                    .map(|(base, own)| value(own) / value(base))
-            });
-            (
-                median(own.iter().map(value)),
-                ratios.map_or(f64::NAN, median),
-            )
+            let ratios = measured[0]
+                .iter()
+                .zip(own)
+                .map(|(base, own)| value(own) / value(base));
+            (median(own.iter().map(value)), median(ratios))
         };
         let (rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, p50_ratio) = of(&|it| it.round.latency(0.50));
@@ -189,7 +254,7 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         );
     }
     println!(
-        "\nMedians over the rounds; ratios are to nginx. \"cpu µs/req\" is the server's CPU time for a request, the most\n\
+        "\nMedians over the rounds; ratios are to the first row. \"cpu µs/req\" is the server's CPU time for a request, the most\n\
          reliable number on a busy machine. \"generator\" is the load of the generator: near 100 % it is the bottleneck,\n\
          and the servers differ by more than the rates show."
     );

@@ -58,6 +58,46 @@ impl Round {
     }
 }
 
+/// The same request with each of many keys. A million complete requests would take too much memory.
+pub(super) struct Requests {
+    /// Up to the key.
+    before: String,
+    keys: Vec<String>,
+    /// From the key on.
+    after: String,
+}
+
+impl Requests {
+    /// `request` returns the request with a key, which it contains once.
+    pub(super) fn new(keys: Vec<String>, request: impl Fn(&str) -> String) -> anyhow::Result<Self> {
+        let first = keys.first().context("no keys")?;
+        let text = request(first);
+        let (before, after) = text.split_once(first.as_str()).context("no key")?;
+        ensure!(
+            keys.iter().all(|key| key.len() == first.len()),
+            "the keys differ in length, and so does Content-Length"
+        );
+        Ok(Self {
+            before: before.to_owned(),
+            after: after.to_owned(),
+            keys,
+        })
+    }
+
+    /// Writes the request with the given number into `bytes`. After the last key comes the first one again.
+    fn write<'a>(&self, number: usize, bytes: &'a mut Vec<u8>) -> &'a [u8] {
+        bytes.clear();
+        for part in [
+            &self.before,
+            &self.keys[number % self.keys.len()],
+            &self.after,
+        ] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
+        bytes
+    }
+}
+
 /// A connection with a request in flight.
 struct Connection {
     stream: TcpStream,
@@ -109,7 +149,7 @@ impl Connection {
             String::from_utf8_lossy(received)
         );
         ensure!(
-            response.end <= self.filled,
+            response.end == self.filled,
             "the response is longer than its Content-Length"
         );
         Ok(true)
@@ -164,12 +204,20 @@ fn number(text: &[u8]) -> anyhow::Result<usize> {
     Ok(str::from_utf8(text)?.trim().parse()?)
 }
 
-/// Sends the requests in turn for the given time. Every response must have the expected status.
+/// How long requests are sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    Elapsed(Duration),
+    /// Each request was sent once.
+    AllSent,
+}
+
+/// Sends the requests in turn. Every response must have the expected status.
 pub(super) fn load(
     to: SocketAddr,
-    requests: &[Vec<u8>],
+    requests: &Requests,
     expected: u16,
-    time: Duration,
+    until: Until,
 ) -> anyhow::Result<Round> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut connections = (0..CONNECTIONS)
@@ -183,15 +231,16 @@ pub(super) fn load(
             epoll::EventFlags::IN,
         )?;
     }
-    let mut next = requests.iter().cycle();
+    let mut sent = 0;
+    let mut bytes = Vec::new();
     let mut latencies = Vec::new();
     let mut events = Vec::with_capacity(CONNECTIONS);
 
     let (started, busy_before) = (Instant::now(), cpu_time());
     let mut in_flight = 0;
-    for (connection, request) in connections.iter_mut().zip(&mut next) {
-        connection.send(request, started)?;
-        in_flight += 1;
+    for connection in &mut connections {
+        connection.send(requests.write(sent, &mut bytes), started)?;
+        (sent, in_flight) = (sent + 1, in_flight + 1);
     }
     while in_flight > 0 {
         events.clear();
@@ -208,9 +257,15 @@ pub(super) fn load(
             }
             let now = Instant::now();
             latencies.push(u32::try_from((now - connection.sent).as_nanos()).unwrap_or(u32::MAX));
-            match next.next() {
-                Some(request) if now - started < time => connection.send(request, now)?,
-                _ => in_flight -= 1,
+            let has_next = match until {
+                Until::Elapsed(time) => now - started < time,
+                Until::AllSent => sent < requests.keys.len(),
+            };
+            if has_next {
+                connection.send(requests.write(sent, &mut bytes), now)?;
+                sent += 1;
+            } else {
+                in_flight -= 1;
             }
         }
     }

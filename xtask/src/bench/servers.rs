@@ -209,8 +209,12 @@ impl Tollkey {
         program: &Path,
         directory: &Path,
         processors: &Processors,
+        cache_bytes: Option<u64>,
     ) -> anyhow::Result<Self> {
         let mut serve = tollkey(program, directory);
+        if let Some(bytes) = cache_bytes {
+            serve.env("TOLLKEY_CACHE_BYTES", bytes.to_string());
+        }
         serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = processors.start(serve.stdout(Stdio::piped()))?;
@@ -261,8 +265,31 @@ pub(super) fn tollkey(program: &Path, directory: &Path) -> Command {
     }
     command
         .current_dir(directory)
-        .env("DATABASE_URL", "sqlite://bench.db");
+        .env("DATABASE_URL", database_url(directory));
     command
+}
+
+/// The URL of the database of the commands that run in this directory.
+pub(super) fn database_url(directory: &Path) -> String {
+    format!("sqlite://{}", directory.join("bench.db").display())
+}
+
+pub(super) fn migrate(program: &Path, directory: &Path) -> anyhow::Result<()> {
+    let status = tollkey(program, directory).arg("migrate").status()?;
+    ensure!(status.success(), "the database cannot be migrated");
+    Ok(())
+}
+
+/// Creates a service key.
+pub(super) fn service_key(program: &Path, directory: &Path) -> anyhow::Result<String> {
+    let mut command = tollkey(program, directory);
+    let output = command.args(["service-key", "create", "bench"]).output()?;
+    ensure!(
+        output.status.success(),
+        "cannot create a service key: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
