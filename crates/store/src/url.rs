@@ -9,9 +9,13 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use crate::connection::{Backend, CONNECT_TIMEOUT, Target};
+use crate::target::{Backend, Target};
+
+/// How long libpq tries to reach one address of the server, and how long sent data may stay unacknowledged.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The database URL cannot be used. Never quotes the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -242,6 +242,14 @@ fn sort_key(cursor: &KeyCursor) -> (i64, [u8; 16]) {
     (rows::micros(cursor.created_at), *cursor.id.as_bytes())
 }
 
+/// The condition that a key's own row has no expiration before this time.
+#[diesel::dsl::auto_type]
+fn is_unexpired(now: Timestamp) -> _ {
+    let now: i64 = rows::micros(now);
+    let own = api_keys::expires_at.gt(now);
+    api_keys::expires_at.is_null().or(own)
+}
+
 fn names(families: &[Family]) -> Vec<&'static str> {
     families.iter().map(|family| family.as_str()).collect()
 }
@@ -389,14 +397,11 @@ impl AccountReader<'_> {
         page: u32,
         limit: u32,
     ) -> Result<Page<ApiKey>, Error> {
-        let total: i64 = api_keys::table
+        let own = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
-            .count()
-            .get_result(self.conn)?;
-        let rows: Vec<KeyRow> = api_keys::table
-            .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()));
+        let total: i64 = own.count().get_result(self.conn)?;
+        let rows: Vec<KeyRow> = own
             .order((api_keys::created_at.desc(), api_keys::id.desc()))
             .limit(limit.into())
             .offset(offset(page, limit))
@@ -442,11 +447,7 @@ impl AccountReader<'_> {
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
             .filter(api_keys::revoked_at.is_null())
-            .filter(
-                api_keys::expires_at
-                    .is_null()
-                    .or(api_keys::expires_at.gt(rows::micros(now))),
-            )
+            .filter(is_unexpired(now))
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
@@ -463,11 +464,7 @@ impl AccountReader<'_> {
             .filter(api_keys::family.eq_any(names(families)))
             .filter(api_keys::revoked_at.is_null())
             .filter(not(ended_by_ancestor))
-            .filter(
-                api_keys::expires_at
-                    .is_null()
-                    .or(api_keys::expires_at.gt(rows::micros(now))),
-            )
+            .filter(is_unexpired(now))
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
