@@ -254,7 +254,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn applications(&self) -> Applications {
-        Applications::new(self)
+        Applications(self.clone())
     }
 
     /// Commerce keys (`ck_…`).
@@ -267,7 +267,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn commerce(&self) -> Commerce {
-        Commerce::new(self)
+        Commerce(self.clone())
     }
 
     /// The account surface: secret and publishable keys (`sk_…`, `pk_…`), and its audit log.
@@ -281,7 +281,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn account(&self) -> Account {
-        Account::new(self)
+        Account(self.clone())
     }
 
     /// The audit log of the account.
@@ -294,7 +294,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn audit_log(&self) -> AuditLog {
-        AuditLog::new(self)
+        AuditLog(self.clone())
     }
 
     /// Accounts, for operators.
@@ -307,7 +307,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn accounts(&self) -> Accounts {
-        Accounts::new(self)
+        Accounts(self.clone())
     }
 
     /// Service keys (`tks_…`), for operators.
@@ -320,7 +320,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn service_keys(&self) -> ServiceKeys {
-        ServiceKeys::new(self)
+        ServiceKeys(self.clone())
     }
 
     /// The subscription of processes that cache keys and verify them locally.
@@ -334,7 +334,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn subscription(&self) -> Subscription {
-        Subscription::new(self)
+        Subscription(self.clone())
     }
 }
 

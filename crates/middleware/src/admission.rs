@@ -14,7 +14,8 @@ use tollkey_verifier::testing::MemorySource;
 use tollkey_verifier::{CachedKey, Reservation, Stats, Unavailable, Verdict, Verifier};
 
 use crate::{
-    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, source::HttpSource,
+    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, key::AdmittedKey,
+    source::HttpSource,
 };
 
 /// The verifier of a guard.
@@ -238,8 +239,14 @@ impl Guard {
     ) -> Result<Admission, Rejection> {
         match reserved {
             Ok(reservation) => {
-                let key = VerifiedKey::new(self.clone(), reservation, header, merchant, form);
-                Ok(Admission(Admitted::With(key)))
+                let key = AdmittedKey {
+                    guard: self.clone(),
+                    reservation,
+                    header,
+                    merchant,
+                    form,
+                };
+                Ok(Admission(Admitted::With(VerifiedKey(Arc::new(key)))))
             }
             Err(Verdict {
                 outcome: Err(denial),

@@ -231,9 +231,7 @@ impl PgBouncer {
     /// Panics on SQLite, and if PgBouncer is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1.
     #[must_use]
     pub fn before(database: &Database, settings: &str) -> Option<Self> {
-        let Location::Postgres { server, name } = &database.location else {
-            panic!("SQLite has no server")
-        };
+        let (server, name) = database.on_server();
         let Some(pooler) = on_path("pgbouncer")
             .or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
         else {
@@ -296,6 +294,14 @@ impl Database {
         }
     }
 
+    /// Returns the server and the name of this database there.
+    fn on_server(&self) -> (&'static Postgres, &str) {
+        match &self.location {
+            Location::Postgres { server, name } => (server, name),
+            Location::Sqlite { .. } => panic!("SQLite has no server"),
+        }
+    }
+
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -304,9 +310,7 @@ impl Database {
     /// Returns the URL with another address of the PostgreSQL server, for instance that of a proxy.
     #[must_use]
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
-        let Location::Postgres { name, .. } = &self.location else {
-            panic!("SQLite has no server")
-        };
+        let (_, name) = self.on_server();
         format!("postgres://postgres@{address}/{name}")
     }
 
@@ -412,9 +416,7 @@ impl Database {
 
     /// On PostgreSQL: ends all connections to the database and rejects new ones, or allows them again.
     pub fn refuse_connections(&self, refuse: bool) {
-        let Location::Postgres { server, name } = &self.location else {
-            panic!("SQLite has no server")
-        };
+        let (server, name) = self.on_server();
         server.run(&format!(
             "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}",
             !refuse

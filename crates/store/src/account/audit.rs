@@ -186,12 +186,7 @@ impl AccountReader<'_> {
             .select((audit_heads::seq, audit_heads::hash))
             .first(self.conn)
             .optional()?;
-        row.map_or(Ok(Head::GENESIS), |(seq, hash)| {
-            Ok(Head {
-                seq: rows::unsigned(seq)?,
-                hash: rows::hash(&hash)?,
-            })
-        })
+        row.map_or(Ok(Head::GENESIS), |(seq, hash)| rows::head(seq, &hash))
     }
 }
 
@@ -207,10 +202,7 @@ impl AccountWriter<'_> {
             .bind::<Text, _>(self.account.as_str())
             .bind::<Binary, _>(Hash::GENESIS.as_bytes().as_slice())
             .get_result(self.conn)?;
-        Ok(Head {
-            seq: rows::unsigned(row.seq)?,
-            hash: rows::hash(&row.hash)?,
-        })
+        rows::head(row.seq, &row.hash)
     }
 
     /// Appends an entry to the account's chain. Call it last: it blocks all other changes of the account until the end

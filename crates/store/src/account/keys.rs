@@ -22,8 +22,8 @@ use crate::{
     schema::{api_keys, key_ancestors, key_usage},
 };
 
-/// The position of a key in a list. The next page begins after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The position of a key in a list, greater for newer keys. The next page begins after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyCursor {
     pub created_at: Timestamp,
     pub id: KeyId,
@@ -237,11 +237,6 @@ fn filtered<'a>(
     query
 }
 
-/// Returns the sort key of lists; newer keys have greater ones.
-fn sort_key(cursor: &KeyCursor) -> (i64, [u8; 16]) {
-    (rows::micros(cursor.created_at), *cursor.id.as_bytes())
-}
-
 /// The condition that a key's own row has no expiration before this time.
 #[diesel::dsl::auto_type]
 fn is_unexpired(now: Timestamp) -> _ {
@@ -297,17 +292,14 @@ impl AccountReader<'_> {
             InheritedStates::default()
         };
         if let Some(id) = filter.text.and_then(|text| text.parse::<KeyId>().ok()) {
-            let query = filtered(
-                self.keys_after(None),
-                &KeyFilter {
-                    text: None,
-                    ..filter.clone()
-                },
-                None,
-                inherited,
-            )
-            .filter(api_keys::id.eq(id.as_bytes().to_vec()));
-            let rows = query.select(KeyRow::as_select()).load(self.conn)?;
+            let others = KeyFilter {
+                text: None,
+                ..filter.clone()
+            };
+            let rows = filtered(self.keys_after(None), &others, None, inherited)
+                .filter(api_keys::id.eq(id.as_bytes().to_vec()))
+                .select(KeyRow::as_select())
+                .load(self.conn)?;
             let keys = lineage::keys(self.conn, rows)?;
             if !keys.is_empty() {
                 let keys = if after.is_none() { keys } else { Vec::new() };
@@ -343,9 +335,7 @@ impl AccountReader<'_> {
                     query = query
                         .filter(api_keys::created_at.ge(created_at))
                         .filter(api_keys::created_at.gt(created_at).or(api_keys::id.ge(id)));
-                    if end.is_none_or(|end| sort_key(&last) > sort_key(&end)) {
-                        end = Some(last);
-                    }
+                    end = end.max(Some(last));
                 }
             }
             let query = query
@@ -355,11 +345,11 @@ impl AccountReader<'_> {
             let rows = query.load(self.conn)?;
             keys.append(&mut lineage::keys(self.conn, rows)?);
         }
-        keys.sort_by_key(|key| std::cmp::Reverse(sort_key(&KeyCursor::from(key))));
+        keys.sort_by_key(|key| std::cmp::Reverse(KeyCursor::from(key)));
         // Each scan has read nothing older than its end. Keys older than the newest of these ends are left to
         // the next page, because this page may lack keys of other scans that belong between them.
         if let Some(end) = end {
-            keys.retain(|key| sort_key(&KeyCursor::from(key)) >= sort_key(&end));
+            keys.retain(|key| KeyCursor::from(key) >= end);
         }
         let limit = limit as usize;
         let next = match keys.len() > limit {
