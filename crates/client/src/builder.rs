@@ -1,6 +1,6 @@
 //! The settings of a client.
 
-use std::{env, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use reqwest::{
     Url,
@@ -311,11 +311,6 @@ fn parse_base_url(text: &str) -> Option<Url> {
         && url.username().is_empty()
         && url.password().is_none();
     whole.then_some(url)
-}
-
-/// The environment of this process.
-pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
-    env::var_os(name)
 }
 
 #[cfg(test)]

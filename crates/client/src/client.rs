@@ -9,7 +9,6 @@ use crate::{
     account::Account,
     applications::Applications,
     audit::AuditLog,
-    builder,
     commerce::Commerce,
     connections::Connections,
     operator::{Accounts, ServiceKeys},
@@ -119,7 +118,7 @@ impl Client {
     /// # }
     /// ```
     pub fn from_env() -> Result<Self, Error> {
-        ClientBuilder::from_env(builder::environment)?.build()
+        ClientBuilder::from_env(|name| std::env::var_os(name))?.build()
     }
 
     /// Returns this client with only this credential. Both share connections.

@@ -311,10 +311,7 @@ fn route_allowed(record: &KeyContext, access: &AccessRequest<'_>) -> bool {
         return PUBLISHABLE.iter().any(|route| route.matches(method, path));
     }
     let model = record.operating_model.features();
-    let mut features: &[Feature] = model;
-    if let Some(own) = &key.restrictions.features {
-        features = own;
-    }
+    let features: &[Feature] = key.restrictions.features.as_deref().unwrap_or(model);
     features
         .iter()
         .any(|feature| model.contains(feature) && feature.allows(method, path))

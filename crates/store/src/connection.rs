@@ -122,7 +122,7 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
         match purpose {
             // The mode is stored in the file; the writer, which is opened first, sets it.
             Use::Write | Use::Migrate => {
-                check_application(&mut conn).map_err(ConnectError::from_sqlite)??;
+                check_application(&mut conn)?;
                 use_write_ahead_log(&mut conn).map_err(ConnectError::from_sqlite)?;
             }
             Use::Read => conn.batch_execute("PRAGMA query_only = ON")?,
@@ -132,17 +132,14 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
 }
 
 /// Fails if the file has tables of another application: switching it to the write-ahead log would change it.
-fn check_application(
-    conn: &mut diesel::SqliteConnection,
-) -> diesel::QueryResult<Result<(), ConnectError>> {
+fn check_application(conn: &mut diesel::SqliteConnection) -> Result<(), ConnectError> {
     let is_ours = "NOT EXISTS (SELECT 1 FROM sqlite_master) OR 2 = (SELECT count(*) FROM sqlite_master \
                    WHERE type = 'table' AND name IN ('__diesel_schema_migrations', 'change_counter'))";
-    let is_ours: bool = diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn)?;
-    Ok(if is_ours {
-        Ok(())
-    } else {
-        Err(ConnectError::OtherApplication)
-    })
+    match diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ConnectError::OtherApplication),
+        Err(error) => Err(ConnectError::from_sqlite(error)),
+    }
 }
 
 /// Switches the file to the write-ahead log. SQLite does not wait for the lock of another process here, because this
