@@ -47,7 +47,8 @@ pub(crate) struct Call {
     as_service: bool,
     /// Whether every attempt has an Idempotency-Key: the caller's or, for each sending of the call, a random one.
     creates: bool,
-    /// The caller's Idempotency-Key. A secret, because the server encrypts its idempotency record, which contains a new key, with it.
+    /// The caller's Idempotency-Key. A secret, because the server encrypts its idempotency record, which contains a new
+    /// key, with it.
     idempotency_key: Option<Secret>,
     /// The error code with which the server rejects a repeat if an earlier attempt took effect.
     done_before: Option<&'static str>,

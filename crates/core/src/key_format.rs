@@ -260,13 +260,7 @@ impl Digest {
     /// Returns the 64 hexadecimal digits that [`FromStr`] reads. The digest itself is not `Display`, so that it does
     /// not get into a log by accident.
     pub fn hex(&self) -> impl fmt::Display {
-        struct Hex([u8; 32]);
-        impl fmt::Display for Hex {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex::write(&self.0, f)
-            }
-        }
-        Hex(self.0)
+        fmt::from_fn(|f| hex::write(&self.0, f))
     }
 }
 

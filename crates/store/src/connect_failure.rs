@@ -3,12 +3,11 @@
 //! diesel passes on libpq's message as one string. The part from the PostgreSQL server is shown; libpq's own messages
 //! are replaced, because they quote hosts, values and whole connection strings.
 
-use std::fmt;
-
 use diesel::ConnectionError;
 
 /// The reason for which a connection could not be opened. Quotes nothing of the URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
 pub(crate) struct ConnectFailure {
     reason: String,
     /// Whether the tables below contain libpq's message.
@@ -16,12 +15,6 @@ pub(crate) struct ConnectFailure {
     /// Whether a later attempt may succeed without a change to settings or database: the server is starting, or cannot
     /// be reached yet.
     pub(crate) is_transient: bool,
-}
-
-impl fmt::Display for ConnectFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
 }
 
 impl From<&ConnectionError> for ConnectFailure {
