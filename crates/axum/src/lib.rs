@@ -379,28 +379,20 @@ struct RequestParts<'a> {
 
 impl<'a> RequestParts<'a> {
     fn of(parts: &'a Parts) -> Self {
-        let Parts {
-            method,
-            uri,
-            extensions,
-            headers,
-            ..
-        } = parts;
         Self {
-            method,
-            uri,
-            extensions,
-            headers: HttpHeaders(headers),
+            method: &parts.method,
+            uri: &parts.uri,
+            extensions: &parts.extensions,
+            headers: HttpHeaders(&parts.headers),
         }
     }
 
     fn of_request<B>(request: &'a Request<B>) -> Self {
-        let headers = HttpHeaders(request.headers());
         Self {
             method: request.method(),
             uri: request.uri(),
             extensions: request.extensions(),
-            headers,
+            headers: HttpHeaders(request.headers()),
         }
     }
 
@@ -410,14 +402,11 @@ impl<'a> RequestParts<'a> {
             .extensions
             .get::<OriginalUri>()
             .map_or(self.uri, |original| &original.0);
-        let peer = self
-            .extensions
-            .get::<ConnectInfo<SocketAddr>>()
-            .map(|ConnectInfo(address)| address);
+        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map(|ConnectInfo(address)| address);
         let mock = || {
-            self.extensions
-                .get::<MockConnectInfo<SocketAddr>>()
-                .map(|MockConnectInfo(address)| address)
+            let mock = self.extensions.get::<MockConnectInfo<SocketAddr>>();
+            mock.map(|MockConnectInfo(address)| address)
         };
         RequestHead {
             method: self.method.as_str(),

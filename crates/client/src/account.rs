@@ -11,8 +11,8 @@ pub use tollkey_api::account::{
 };
 
 use crate::{
-    Client, Error, Page, Request, Secret,
-    list::{by_cursor, lists},
+    Client, Error, Page, Request,
+    list::by_cursor,
     members::{idempotent, restrictions},
     request::{Call, Reply, sends},
     url_text::UrlText,
@@ -20,13 +20,9 @@ use crate::{
 
 /// The account surface: [`Client::account`].
 #[derive(Debug, Clone)]
-pub struct Account(Client);
+pub struct Account(pub(crate) Client);
 
 impl Account {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     /// The secret and publishable keys of the account.
     #[must_use]
     pub fn api_keys(&self) -> ApiKeys {
@@ -76,8 +72,9 @@ impl ApiKeys {
     #[doc(alias = "createAccountKey")]
     pub fn create(&self, name: impl Into<String>, environment: Mode, access: Access) -> CreateKey {
         CreateKey {
-            call: self.call(Method::POST, "/api/v1/account/api-keys", &[]),
-            idempotency_key: None,
+            call: self
+                .call(Method::POST, "/api/v1/account/api-keys", &[])
+                .creating(),
             body: api::CreateKey {
                 name: name.into(),
                 environment,
@@ -121,12 +118,9 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "revokeAccountKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(
-            Method::POST,
-            "/api/v1/account/api-keys/{id}/revoke",
-            &[key_id.as_ref()],
-        )
-        .reading_with(data)
+        let id = [key_id.as_ref()];
+        self.call(Method::POST, "/api/v1/account/api-keys/{id}/revoke", &id)
+            .reading_with(data)
     }
 
     /// `DELETE /account/api-keys/{id}`: the same as [`revoke`](Self::revoke).
@@ -139,12 +133,9 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "deleteAccountKey")]
     pub fn delete(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(
-            Method::DELETE,
-            "/api/v1/account/api-keys/{id}",
-            &[key_id.as_ref()],
-        )
-        .reading_with(data)
+        let id = [key_id.as_ref()];
+        self.call(Method::DELETE, "/api/v1/account/api-keys/{id}", &id)
+            .reading_with(data)
     }
 }
 
@@ -153,16 +144,12 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 
 impl CreateKey {
     fn request(self) -> Request<CreatedKey> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading_with(data)
+        self.call.json(&self.body).reading_with(data)
     }
 }
 restrictions!(CreateKey);
@@ -185,12 +172,6 @@ impl ListKeys {
         self
     }
 
-    /// The [`next_cursor`](Page::next_cursor) of the previous page.
-    pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(UrlText::new(cursor));
-        self
-    }
-
     fn request(self) -> Request<Page<Key>> {
         self.call
             .query("limit", self.limit)
@@ -199,7 +180,6 @@ impl ListKeys {
     }
 }
 sends!(ListKeys => Page<Key>);
-lists!(ListKeys: Key, Page<Key>);
 by_cursor!(ListKeys: Key);
 
 /// The audit log as the account surface shows it: [`Account::audit_log`].
@@ -247,12 +227,6 @@ impl ListAuditLog {
         self
     }
 
-    /// The [`next_cursor`](Page::next_cursor) of the previous page.
-    pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(UrlText::new(cursor));
-        self
-    }
-
     /// Only entries with this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
         self.action = Some(UrlText::new(action));
@@ -269,5 +243,4 @@ impl ListAuditLog {
     }
 }
 sends!(ListAuditLog => Page<AuditEntry>);
-lists!(ListAuditLog: AuditEntry, Page<AuditEntry>);
 by_cursor!(ListAuditLog: AuditEntry);

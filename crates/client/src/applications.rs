@@ -10,8 +10,8 @@ use tollkey_core::{Mode, Scope};
 pub use tollkey_api::applications::{Application, CreatedKey, IncludedKey, Key, Page, RateLimit};
 
 use crate::{
-    Client, Request, Secret,
-    list::{by_page, lists},
+    Client, Request,
+    list::by_page,
     members::{idempotent, restrictions, texts},
     request::{Call, sends},
     retry::Repeat,
@@ -20,13 +20,9 @@ use crate::{
 
 /// The applications of an account.
 #[derive(Debug, Clone)]
-pub struct Applications(Client);
+pub struct Applications(pub(crate) Client);
 
 impl Applications {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     fn call(&self, method: Method, route: &'static str, segments: &[&str]) -> Call {
         Call::new(&self.0, method, route, segments).in_account()
     }
@@ -44,8 +40,9 @@ impl Applications {
     #[doc(alias = "createApplication")]
     pub fn create(&self, name: impl Into<String>) -> CreateApplication {
         CreateApplication {
-            call: self.call(Method::POST, "/api/v1/applications", &[]),
-            idempotency_key: None,
+            call: self
+                .call(Method::POST, "/api/v1/applications", &[])
+                .creating(),
             body: api::CreateApplication {
                 name: name.into(),
                 description: None,
@@ -71,9 +68,8 @@ impl Applications {
     /// ```
     #[doc(alias = "listApplications")]
     pub fn list(&self) -> ListApplications {
-        let call = self.call(Method::GET, "/api/v1/applications", &[]);
         ListApplications {
-            call,
+            call: self.call(Method::GET, "/api/v1/applications", &[]),
             include: None,
             page: None,
             limit: None,
@@ -105,9 +101,8 @@ impl Applications {
     /// ```
     #[doc(alias = "updateApplication")]
     pub fn update(&self, id: impl AsRef<str>) -> UpdateApplication {
-        let call = self.call(Method::PATCH, "/api/v1/applications/{id}", &[id.as_ref()]);
         UpdateApplication {
-            call,
+            call: self.call(Method::PATCH, "/api/v1/applications/{id}", &[id.as_ref()]),
             body: api::UpdateApplication::default(),
         }
     }
@@ -184,7 +179,6 @@ impl Applications {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateApplication {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::CreateApplication,
 }
 
@@ -196,10 +190,7 @@ impl CreateApplication {
     }
 
     fn request(self) -> Request<Application> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading()
+        self.call.json(&self.body).reading()
     }
 }
 idempotent!(CreateApplication);
@@ -216,18 +207,6 @@ pub struct ListApplications {
 }
 
 impl ListApplications {
-    /// The page number, from 1.
-    pub fn page(mut self, page: u32) -> Self {
-        self.page = Some(page);
-        self
-    }
-
-    /// The page size, 1 to 100; 10 when not set, 100 for `items` and `pages`.
-    pub fn limit(mut self, limit: u32) -> Self {
-        self.limit = Some(limit);
-        self
-    }
-
     /// Adds the newest 100 keys of each application.
     pub fn include_api_keys(mut self) -> Self {
         self.include = Some(Include::ApiKeys);
@@ -244,7 +223,6 @@ impl ListApplications {
     }
 }
 sends!(ListApplications => Page<Application>);
-lists!(ListApplications: Application, Page<Application>);
 by_page!(ListApplications: Application);
 
 /// Changes an application: [`Applications::update`].
@@ -288,6 +266,12 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
+    fn call(&self, method: Method) -> Call {
+        let route = "/api/v1/applications/{id}/api-keys";
+        let segments = [self.application_id.as_str()];
+        Call::new(&self.client, method, route, &segments).in_account()
+    }
+
     /// `POST /applications/{id}/api-keys`: creates a key. Its description has 1 to 255 characters. Only this
     /// response contains the full key.
     ///
@@ -302,16 +286,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "createApplicationKey")]
     pub fn create(&self, description: impl Into<String>) -> CreateKey {
-        let route = "/api/v1/applications/{id}/api-keys";
         CreateKey {
-            call: Call::new(
-                &self.client,
-                Method::POST,
-                route,
-                &[self.application_id.as_str()],
-            )
-            .in_account(),
-            idempotency_key: None,
+            call: self.call(Method::POST).creating(),
             body: api::CreateKey {
                 description: description.into(),
                 ..api::CreateKey::default()
@@ -336,16 +312,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "listApplicationKeys")]
     pub fn list(&self) -> ListKeys {
-        let route = "/api/v1/applications/{id}/api-keys";
-        let call = Call::new(
-            &self.client,
-            Method::GET,
-            route,
-            &[self.application_id.as_str()],
-        )
-        .in_account();
         ListKeys {
-            call,
+            call: self.call(Method::GET),
             page: None,
             limit: None,
         }
@@ -364,16 +332,12 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "revokeApplicationKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> Request<()> {
+        let route = "/api/v1/applications/{id}/api-keys/{keyId}";
         let segments = [self.application_id.as_str(), key_id.as_ref()];
-        Call::new(
-            &self.client,
-            Method::DELETE,
-            "/api/v1/applications/{id}/api-keys/{keyId}",
-            &segments,
-        )
-        .in_account()
-        .done_before("key_already_revoked")
-        .reading_nothing()
+        Call::new(&self.client, Method::DELETE, route, &segments)
+            .in_account()
+            .done_before("key_already_revoked")
+            .reading_nothing()
     }
 }
 
@@ -382,7 +346,6 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 
@@ -400,10 +363,7 @@ impl CreateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading()
+        self.call.json(&self.body).reading()
     }
 }
 restrictions!(CreateKey);
@@ -420,18 +380,6 @@ pub struct ListKeys {
 }
 
 impl ListKeys {
-    /// The page number, from 1.
-    pub fn page(mut self, page: u32) -> Self {
-        self.page = Some(page);
-        self
-    }
-
-    /// The page size, 1 to 100; 10 when not set, 100 for `items` and `pages`.
-    pub fn limit(mut self, limit: u32) -> Self {
-        self.limit = Some(limit);
-        self
-    }
-
     fn request(self) -> Request<Page<Key>> {
         self.call
             .query("page", self.page)
@@ -440,5 +388,4 @@ impl ListKeys {
     }
 }
 sends!(ListKeys => Page<Key>);
-lists!(ListKeys: Key, Page<Key>);
 by_page!(ListKeys: Key);

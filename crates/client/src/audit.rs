@@ -7,20 +7,16 @@ pub use tollkey_api::audit::{AuditActor, AuditEntry, AuditTarget};
 
 use crate::{
     Client, Moment, Page, Request,
-    list::{by_cursor, lists},
+    list::by_cursor,
     request::{Call, sends},
     url_text::UrlText,
 };
 
 /// The audit log: [`Client::audit_log`].
 #[derive(Debug, Clone)]
-pub struct AuditLog(Client);
+pub struct AuditLog(pub(crate) Client);
 
 impl AuditLog {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     /// `GET /audit-log`: the entries, newest first; at most 100 per page.
     ///
     /// ```no_run
@@ -68,12 +64,6 @@ impl ListAuditLog {
         self
     }
 
-    /// The [`next_cursor`](Page::next_cursor) of the previous page.
-    pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(UrlText::new(cursor));
-        self
-    }
-
     /// Only entries with this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
         self.action = Some(UrlText::new(action));
@@ -117,5 +107,4 @@ impl ListAuditLog {
     }
 }
 sends!(ListAuditLog => Page<AuditEntry>);
-lists!(ListAuditLog: AuditEntry, Page<AuditEntry>);
 by_cursor!(ListAuditLog: AuditEntry);

@@ -1,6 +1,6 @@
 //! The settings of a client.
 
-use std::{env, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use reqwest::{
     Url,
@@ -313,16 +313,14 @@ fn parse_base_url(text: &str) -> Option<Url> {
     whole.then_some(url)
 }
 
-/// The environment of this process.
-pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
-    env::var_os(name)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::HashMap, ffi::OsString};
 
+    use tollkey_core::{Digest, VerifierId};
+
     use super::*;
+    use crate::verification::VerificationRequest;
 
     /// Settings from these variables.
     fn from_variables(variables: &[(&str, &str)]) -> Result<ClientBuilder, Error> {
@@ -353,44 +351,27 @@ mod tests {
 
     #[tokio::test]
     async fn environment_sets_the_url_and_the_credentials() {
-        let (token, key) = (
-            || Some("Bearer a token".to_owned()),
-            || Some("Bearer tks_EXAMPLE1".to_owned()),
-        );
-        assert_eq!(
-            presented(from_variables(&[URL]).unwrap()).await,
-            (None, None)
-        );
-        assert_eq!(
-            presented(from_variables(&[URL, TOKEN]).unwrap()).await,
-            (token(), None)
-        );
-        assert_eq!(
-            presented(from_variables(&[URL, SERVICE_KEY]).unwrap()).await,
-            (key(), key())
-        );
-        assert_eq!(
-            presented(from_variables(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await,
-            (token(), key())
-        );
+        let from = |variables: &[_]| from_variables(variables).unwrap();
         let both = ClientBuilder::new()
             .base_url("http://localhost")
-            .service_auth(Auth::service("tks_EXAMPLE1"));
-        assert_eq!(
-            presented(both.auth(Auth::bearer("a token"))).await,
-            (token(), key())
-        );
+            .service_auth(Auth::service("tks_EXAMPLE1"))
+            .auth(Auth::bearer("a token"));
+        let (token, key) = (Some("Bearer a token"), Some("Bearer tks_EXAMPLE1"));
+        for (builder, expected) in [
+            (from(&[URL]), (None, None)),
+            (from(&[URL, TOKEN]), (token, None)),
+            (from(&[URL, SERVICE_KEY]), (key, key)),
+            (from(&[URL, TOKEN, SERVICE_KEY]), (token, key)),
+            (both, (token, key)),
+        ] {
+            let (auth, service) = presented(builder).await;
+            assert_eq!((auth.as_deref(), service.as_deref()), expected);
+        }
         // `with_auth` replaces both credentials.
-        let client = from_variables(&[URL, TOKEN, SERVICE_KEY])
-            .unwrap()
-            .build()
-            .unwrap()
-            .with_auth(Auth::bearer("another"));
+        let client = from(&[URL, TOKEN, SERVICE_KEY]).build().unwrap();
+        let client = client.with_auth(Auth::bearer("another"));
         assert!(client.service.is_none());
-        assert_eq!(
-            client.shared.base_url.as_str(),
-            "https://keys.example.com/eu"
-        );
+        assert_eq!(client.shared.base_url.as_str(), URL.1);
     }
 
     #[tokio::test]
@@ -407,23 +388,13 @@ mod tests {
             .build()
             .unwrap();
         // The responses do not matter here.
-        let verifier = tollkey_core::VerifierId::from_bytes([7; 16]);
-        drop(client.verify("ck_test_EXAMPLE1").await);
-        drop(
-            client
-                .verify_batch([crate::verification::VerificationRequest::new(
-                    "ck_test_EXAMPLE1",
-                )])
-                .await,
-        );
-        drop(client.introspect("ck_test_EXAMPLE1").await);
+        let (key, verifier) = ("ck_test_EXAMPLE1", VerifierId::from_bytes([7; 16]));
+        drop(client.verify(key).await);
+        drop(client.verify_batch([VerificationRequest::new(key)]).await);
+        drop(client.introspect(key).await);
         drop(client.subscription().poll(verifier).await);
-        drop(
-            client
-                .subscription()
-                .lookup(tollkey_core::Digest::of_key("ck_test_EXAMPLE1"))
-                .await,
-        );
+        let lookup = client.subscription().lookup(Digest::of_key(key));
+        drop(lookup.await);
         drop(client.whoami().await);
         drop(client.applications().list().await);
         drop(client.commerce().api_keys().list().await);

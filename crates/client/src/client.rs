@@ -9,7 +9,6 @@ use crate::{
     account::Account,
     applications::Applications,
     audit::AuditLog,
-    builder,
     commerce::Commerce,
     connections::Connections,
     operator::{Accounts, ServiceKeys},
@@ -119,7 +118,7 @@ impl Client {
     /// # }
     /// ```
     pub fn from_env() -> Result<Self, Error> {
-        ClientBuilder::from_env(builder::environment)?.build()
+        ClientBuilder::from_env(|name| std::env::var_os(name))?.build()
     }
 
     /// Returns this client with only this credential. Both share connections.
@@ -254,7 +253,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn applications(&self) -> Applications {
-        Applications::new(self)
+        Applications(self.clone())
     }
 
     /// Commerce keys (`ck_…`).
@@ -267,7 +266,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn commerce(&self) -> Commerce {
-        Commerce::new(self)
+        Commerce(self.clone())
     }
 
     /// The account surface: secret and publishable keys (`sk_…`, `pk_…`), and its audit log.
@@ -281,7 +280,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn account(&self) -> Account {
-        Account::new(self)
+        Account(self.clone())
     }
 
     /// The audit log of the account.
@@ -294,7 +293,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn audit_log(&self) -> AuditLog {
-        AuditLog::new(self)
+        AuditLog(self.clone())
     }
 
     /// Accounts, for operators.
@@ -307,7 +306,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn accounts(&self) -> Accounts {
-        Accounts::new(self)
+        Accounts(self.clone())
     }
 
     /// Service keys (`tks_…`), for operators.
@@ -320,7 +319,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn service_keys(&self) -> ServiceKeys {
-        ServiceKeys::new(self)
+        ServiceKeys(self.clone())
     }
 
     /// The subscription of processes that cache keys and verify them locally.
@@ -334,7 +333,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn subscription(&self) -> Subscription {
-        Subscription::new(self)
+        Subscription(self.clone())
     }
 }
 

@@ -13,8 +13,8 @@ use tollkey_core::{Mode, Scope, feature::Feature};
 pub use tollkey_api::commerce::{CreatedKey, Key, KeyScope, Message, RateLimit};
 
 use crate::{
-    Client, Moment, Page, Request, Secret,
-    list::{by_cursor, lists},
+    Client, Moment, Page, Request,
+    list::by_cursor,
     members::{idempotent, object, restrictions, seconds, texts},
     request::{Call, sends},
     retry::Repeat,
@@ -23,13 +23,9 @@ use crate::{
 
 /// The commerce surface: [`Client::commerce`].
 #[derive(Debug, Clone)]
-pub struct Commerce(Client);
+pub struct Commerce(pub(crate) Client);
 
 impl Commerce {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     /// The commerce keys of the account.
     #[must_use]
     pub fn api_keys(&self) -> ApiKeys {
@@ -44,6 +40,10 @@ pub struct ApiKeys(Client);
 impl ApiKeys {
     fn call(&self, method: Method, route: &'static str, segments: &[&str]) -> Call {
         Call::new(&self.0, method, route, segments).in_account()
+    }
+
+    fn post(&self, route: &'static str, key_id: &str) -> Call {
+        self.call(Method::POST, route, &[key_id])
     }
 
     /// `POST /api-keys`: creates a key. Its name has 1 to 255 characters. Only this response contains the full key.
@@ -68,8 +68,7 @@ impl ApiKeys {
     #[doc(alias = "createCommerceKey")]
     pub fn create(&self, name: impl Into<String>) -> CreateKey {
         CreateKey {
-            call: self.call(Method::POST, "/api/v1/api-keys", &[]),
-            idempotency_key: None,
+            call: self.call(Method::POST, "/api/v1/api-keys", &[]).creating(),
             body: api::CreateKey {
                 name: name.into(),
                 scope: Some(KeyScope::Commerce),
@@ -147,13 +146,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "revokeCommerceKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> RevokeKey {
-        let call = self.call(
-            Method::POST,
-            "/api/v1/api-keys/{id}/revoke",
-            &[key_id.as_ref()],
-        );
         RevokeKey {
-            call,
+            call: self.post("/api/v1/api-keys/{id}/revoke", key_id.as_ref()),
             body: api::RevokeKey::default(),
         }
     }
@@ -168,13 +162,9 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "suspendCommerceKey")]
     pub fn suspend(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(
-            Method::POST,
-            "/api/v1/api-keys/{id}/suspend",
-            &[key_id.as_ref()],
-        )
-        .json(&api::Nothing {})
-        .reading()
+        self.post("/api/v1/api-keys/{id}/suspend", key_id.as_ref())
+            .json(&api::Nothing {})
+            .reading()
     }
 
     /// `POST /api-keys/{id}/resume`: resumes a suspended key. Can be repeated; 409 for a revoked key.
@@ -187,12 +177,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "resumeCommerceKey")]
     pub fn resume(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        let call = self.call(
-            Method::POST,
-            "/api/v1/api-keys/{id}/resume",
-            &[key_id.as_ref()],
-        );
-        call.repeated(Repeat::WhenAnswered)
+        self.post("/api/v1/api-keys/{id}/resume", key_id.as_ref())
+            .repeated(Repeat::WhenAnswered)
             .json(&api::Nothing {})
             .reading()
     }
@@ -210,14 +196,9 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "rotateCommerceKey")]
     pub fn rotate(&self, key_id: impl AsRef<str>) -> RotateKey {
-        let call = self.call(
-            Method::POST,
-            "/api/v1/api-keys/{id}/rotate",
-            &[key_id.as_ref()],
-        );
+        let call = self.post("/api/v1/api-keys/{id}/rotate", key_id.as_ref());
         RotateKey {
-            call,
-            idempotency_key: None,
+            call: call.creating(),
             body: api::RotateKey::default(),
         }
     }
@@ -228,7 +209,6 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 
@@ -259,10 +239,7 @@ impl CreateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading()
+        self.call.json(&self.body).reading()
     }
 }
 restrictions!(CreateKey);
@@ -285,12 +262,6 @@ impl ListKeys {
         self
     }
 
-    /// The [`next_cursor`](Page::next_cursor) of the previous page.
-    pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(UrlText::new(cursor));
-        self
-    }
-
     fn request(self) -> Request<Page<Key>> {
         self.call
             .query("limit", self.limit)
@@ -299,7 +270,6 @@ impl ListKeys {
     }
 }
 sends!(ListKeys => Page<Key>);
-lists!(ListKeys: Key, Page<Key>);
 by_cursor!(ListKeys: Key);
 
 /// Changes a commerce key: [`ApiKeys::update`]. A JSON merge patch (RFC 7396): fields that are not set stay.
@@ -428,7 +398,6 @@ sends!(RevokeKey => Message);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct RotateKey {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::RotateKey,
 }
 
@@ -440,10 +409,7 @@ impl RotateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading()
+        self.call.json(&self.body).reading()
     }
 }
 idempotent!(RotateKey);

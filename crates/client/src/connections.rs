@@ -284,19 +284,12 @@ mod tests {
     fn connections_are_replaced_only_after_a_wait() {
         let connections = Arc::new(connections());
         let generation = || connections.pool().generation;
-        drop(Pending::new(
-            &connections,
-            connections.pool(),
-            Duration::from_secs(10),
-        ));
+        let pending = |limit| Pending::new(&connections, connections.pool(), limit);
+        drop(pending(Duration::from_secs(10)));
         assert_eq!(generation(), 0, "dropped as soon as it began");
-        Pending::new(&connections, connections.pool(), Duration::ZERO).finish();
+        pending(Duration::ZERO).finish();
         assert_eq!(generation(), 0, "there was a response");
-        drop(Pending::new(
-            &connections,
-            connections.pool(),
-            Duration::ZERO,
-        ));
+        drop(pending(Duration::ZERO));
         assert_eq!(generation(), 1);
     }
 

@@ -1,7 +1,6 @@
 //! Lists: page by page, or item by item.
 
 use std::{
-    collections::VecDeque,
     fmt,
     pin::Pin,
     slice,
@@ -199,22 +198,8 @@ pub(crate) fn pages<L: Paged>(list: L) -> Listing<L::Page> {
 
 /// Fetches item by item.
 pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
-    let pages = pages(list);
-    let items = stream::try_unfold(
-        (pages, VecDeque::new()),
-        |(mut pages, mut items): (Listing<L::Page>, VecDeque<L::Item>)| async move {
-            loop {
-                if let Some(item) = items.pop_front() {
-                    return Ok(Some((item, (pages, items))));
-                }
-                match pages.next().await.transpose()? {
-                    Some(page) => items = L::items_of(page).into(),
-                    None => return Ok(None),
-                }
-            }
-        },
-    );
-    Listing(items.boxed())
+    let pages = pages(list).map_ok(|page| stream::iter(L::items_of(page).into_iter().map(Ok)));
+    Listing(pages.try_flatten().boxed())
 }
 
 /// Returns the cursor of the next page, or an error if it is the cursor of this page: the list would never end.
@@ -230,7 +215,7 @@ pub(crate) fn follow<T>(
     Ok(next.map(str::to_owned))
 }
 
-/// Adds `items`, `pages` and their blocking variants to a builder that is [`Paged`].
+/// Adds `items`, `pages` and their blocking variants to a builder that is [`Paged`]. Used by the macros below.
 macro_rules! lists {
     ($builder:ty: $item:ty, $page:ty) => {
         impl $builder {
@@ -287,9 +272,25 @@ pub(crate) fn next_page<T>(
     Ok((page.has_next_page && !page.items.is_empty()).then(|| requested.saturating_add(1)))
 }
 
-/// Implements [`Paged`] for a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
+/// Makes a list of a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
 macro_rules! by_page {
     ($builder:ty: $item:ty) => {
+        $crate::list::lists!($builder: $item, $crate::applications::Page<$item>);
+
+        impl $builder {
+            /// The page number, from 1.
+            pub fn page(mut self, page: u32) -> Self {
+                self.page = Some(page);
+                self
+            }
+
+            /// The page size, 1 to 100; 10 when not set, 100 for `items` and `pages`.
+            pub fn limit(mut self, limit: u32) -> Self {
+                self.limit = Some(limit);
+                self
+            }
+        }
+
         impl $crate::list::Paged for $builder {
             type Item = $item;
             type Page = $crate::applications::Page<$item>;
@@ -320,9 +321,19 @@ macro_rules! by_page {
 }
 pub(crate) use by_page;
 
-/// Implements [`Paged`] for a builder with the fields `call` and `cursor`, whose page is a [`Page`].
+/// Makes a list of a builder with the fields `call` and `cursor`, whose page is a [`Page`].
 macro_rules! by_cursor {
     ($builder:ty: $item:ty) => {
+        $crate::list::lists!($builder: $item, $crate::Page<$item>);
+
+        impl $builder {
+            /// The [`next_cursor`](crate::Page::next_cursor) of the previous page.
+            pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
+                self.cursor = Some($crate::url_text::UrlText::new(cursor));
+                self
+            }
+        }
+
         impl $crate::list::Paged for $builder {
             type Item = $item;
             type Page = $crate::Page<$item>;

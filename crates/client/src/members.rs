@@ -34,7 +34,7 @@ macro_rules! idempotent {
             /// The idempotency key: 16 to 255 printable ASCII characters, without `"` and `\`. Calls with the same
             /// key within 24 hours create only one resource. When not set, each call creates its own.
             pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
-                self.idempotency_key = Some($crate::Secret::new(key));
+                self.call = self.call.with_idempotency_key(key);
                 self
             }
         }

@@ -7,7 +7,7 @@ use tollkey_core::OperatingModel;
 pub use tollkey_api::operator::{Account, CreatedServiceKey, ServiceKey};
 
 use crate::{
-    Client, Request, Secret,
+    Client, Request,
     members::idempotent,
     request::{Call, sends},
     retry::Repeat,
@@ -15,11 +15,11 @@ use crate::{
 
 /// Accounts: [`Client::accounts`]. An account is not created; it exists once a management token names it.
 #[derive(Debug, Clone)]
-pub struct Accounts(Client);
+pub struct Accounts(pub(crate) Client);
 
 impl Accounts {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
+    fn call(&self, method: Method, id: &str) -> Call {
+        Call::new(&self.0, method, "/api/v1/accounts/{id}", &[id])
     }
 
     /// `GET /accounts/{id}`: one account.
@@ -32,13 +32,7 @@ impl Accounts {
     /// ```
     #[doc(alias = "getAccount")]
     pub fn get(&self, id: impl AsRef<str>) -> Request<Account> {
-        Call::new(
-            &self.0,
-            Method::GET,
-            "/api/v1/accounts/{id}",
-            &[id.as_ref()],
-        )
-        .reading()
+        self.call(Method::GET, id.as_ref()).reading()
     }
 
     /// `PUT /accounts/{id}`: sets the operating model of an account, which limits the features of its scoped keys,
@@ -57,13 +51,8 @@ impl Accounts {
         id: impl AsRef<str>,
         operating_model: OperatingModel,
     ) -> Request<Account> {
-        let call = Call::new(
-            &self.0,
-            Method::PUT,
-            "/api/v1/accounts/{id}",
-            &[id.as_ref()],
-        );
-        call.repeated(Repeat::WhenAnswered)
+        self.call(Method::PUT, id.as_ref())
+            .repeated(Repeat::WhenAnswered)
             .json(&api::PutAccount { operating_model })
             .reading()
     }
@@ -71,13 +60,9 @@ impl Accounts {
 
 /// Service keys: [`Client::service_keys`].
 #[derive(Debug, Clone)]
-pub struct ServiceKeys(Client);
+pub struct ServiceKeys(pub(crate) Client);
 
 impl ServiceKeys {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     /// `POST /service-keys`: creates a service key. Its name has 1 to 100 characters. Only this response contains
     /// the full key.
     ///
@@ -92,8 +77,7 @@ impl ServiceKeys {
     pub fn create(&self, name: impl Into<String>) -> CreateServiceKey {
         let call = Call::new(&self.0, Method::POST, "/api/v1/service-keys", &[]);
         CreateServiceKey {
-            call,
-            idempotency_key: None,
+            call: call.creating(),
             body: api::CreateServiceKey { name: name.into() },
         }
     }
@@ -123,13 +107,8 @@ impl ServiceKeys {
     /// ```
     #[doc(alias = "revokeServiceKey")]
     pub fn revoke(&self, id: impl AsRef<str>) -> Request<()> {
-        Call::new(
-            &self.0,
-            Method::DELETE,
-            "/api/v1/service-keys/{id}",
-            &[id.as_ref()],
-        )
-        .reading_nothing()
+        let (route, id) = ("/api/v1/service-keys/{id}", [id.as_ref()]);
+        Call::new(&self.0, Method::DELETE, route, &id).reading_nothing()
     }
 }
 
@@ -138,16 +117,12 @@ impl ServiceKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateServiceKey {
     call: Call,
-    idempotency_key: Option<Secret>,
     body: api::CreateServiceKey,
 }
 
 impl CreateServiceKey {
     fn request(self) -> Request<CreatedServiceKey> {
-        self.call
-            .creating(self.idempotency_key)
-            .json(&self.body)
-            .reading()
+        self.call.json(&self.body).reading()
     }
 }
 idempotent!(CreateServiceKey);

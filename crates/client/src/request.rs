@@ -45,7 +45,10 @@ pub(crate) struct Call {
     /// Shared by all attempts and wiped after the last one, because it can contain a presented key.
     body: Option<(&'static str, Bytes)>,
     as_service: bool,
-    /// A secret, because the server encrypts its idempotency record, which contains a new key, with it.
+    /// Whether every attempt has an Idempotency-Key: the caller's or, for each sending of the call, a random one.
+    creates: bool,
+    /// The caller's Idempotency-Key. A secret, because the server encrypts its idempotency record, which contains a new
+    /// key, with it.
     idempotency_key: Option<Secret>,
     /// The error code with which the server rejects a repeat if an earlier attempt took effect.
     done_before: Option<&'static str>,
@@ -71,6 +74,7 @@ impl Call {
             query: Vec::new(),
             body: None,
             as_service: false,
+            creates: false,
             idempotency_key: None,
             done_before: None,
             repeat: Repeat::Always,
@@ -92,17 +96,15 @@ impl Call {
         self
     }
 
-    /// Marks the call as a creation: every attempt sends the same Idempotency-Key, either the caller's or a
-    /// random one.
-    ///
-    /// After an unreadable response, the client repeats the call once if the Idempotency-Key is random. A
-    /// caller with its own Idempotency-Key can repeat the call itself.
-    pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
-        if key.is_none() {
-            self.repeat = Repeat::AlsoUnreadable;
-        }
-        self.idempotency_key =
-            Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
+    /// Marks the call as a creation: every attempt sends the same Idempotency-Key.
+    pub(crate) fn creating(mut self) -> Self {
+        self.creates = true;
+        self
+    }
+
+    /// Sets the caller's Idempotency-Key.
+    pub(crate) fn with_idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(Secret::new(key));
         self
     }
 
@@ -168,7 +170,12 @@ impl Call {
     }
 
     /// Sends the call, and repeats it after the failures of `self.repeat`.
-    async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
+    async fn send<T>(mut self, read: Read<T>) -> Result<T, Error> {
+        // A caller with its own Idempotency-Key can repeat the call itself after an unreadable response.
+        if self.creates && self.idempotency_key.is_none() {
+            self.idempotency_key = Some(Secret::new(uuid::Uuid::new_v4().to_string()));
+            self.repeat = Repeat::AlsoUnreadable;
+        }
         let name = method_name(&self.method);
         let progress = Progress::default();
         let url = self
@@ -341,6 +348,7 @@ fn method_name(method: &Method) -> &'static str {
 }
 
 /// A received response.
+#[derive(Default)]
 pub(crate) struct Reply {
     status: u16,
     request_id: Option<String>,
@@ -356,10 +364,8 @@ impl Reply {
     fn nothing() -> Self {
         Self {
             status: 204,
-            request_id: None,
-            headers: HeaderMap::new(),
             has_known_length: true,
-            body: Zeroizing::default(),
+            ..Self::default()
         }
     }
 
@@ -388,13 +394,13 @@ impl Reply {
         }
         let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
         let content_length = response.content_length();
-        let (status, body) = (status.as_u16(), Zeroizing::default());
+        let status = status.as_u16();
         let mut reply = Self {
             status,
             request_id,
             headers,
             has_known_length: content_length.is_some(),
-            body,
+            ..Self::default()
         };
         if status != 204 && is_json {
             reply.body = read_body(&mut response, &reply, content_length.unwrap_or(0)).await?;

@@ -127,10 +127,9 @@ impl Retries {
         attempt: u32,
         jitter: f64,
     ) -> Option<Duration> {
-        let max = if is_in_progress(error) && self.max > 0 {
-            self.max.max(MIN_REPEATS_IN_PROGRESS)
-        } else {
-            self.max
+        let max = match self.max {
+            1.. if is_in_progress(error) => self.max.max(MIN_REPEATS_IN_PROGRESS),
+            max => max,
         };
         if attempt > max || !is_repeated {
             return None;
@@ -204,6 +203,37 @@ mod tests {
         })))
     }
 
+    fn unreadable(status: u16) -> Error {
+        Error::new(Kind::Unreadable {
+            status,
+            request_id: None,
+            why: "a reason".to_owned(),
+        })
+    }
+
+    fn with_max(max: u32) -> Retries {
+        Retries {
+            max,
+            ..Retries::default()
+        }
+    }
+
+    /// Returns how often a call is sent whose attempts, counted from 1, all fail with these errors, and the last error.
+    async fn attempts(
+        retries: Retries,
+        repeat: Repeat,
+        progress: &Progress,
+        error: impl Fn(u32) -> Error,
+    ) -> (u32, Error) {
+        let mut sent = 0;
+        let failed = retries.run(repeat, progress, |attempt| {
+            sent = attempt;
+            std::future::ready(Err::<(), _>(error(attempt)))
+        });
+        let last = failed.await.unwrap_err();
+        (sent, last)
+    }
+
     /// Returns the pauses between attempts that all fail with this error.
     async fn pauses(retries: Retries, error: impl Fn() -> Error) -> Vec<Duration> {
         let mut sent = Vec::new();
@@ -222,14 +252,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_eight_seconds_with_random_half() {
-        let retries = Retries {
-            max: 7,
-            ..Retries::default()
-        };
         let doubled = [500, 1000, 2000, 4000, 8000, 8000, 8000].map(Duration::from_millis);
         let mut shares = Vec::new();
         for _ in 0..100 {
-            let pauses = pauses(retries, || rejection(503, None)).await;
+            let pauses = pauses(with_max(7), || rejection(503, None)).await;
             assert_eq!(pauses.len(), doubled.len());
             for (pause, doubled) in pauses.into_iter().zip(doubled) {
                 assert!(
@@ -253,37 +279,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn call_is_sent_three_times_by_default() {
-        assert_eq!(
-            pauses(Retries::default(), || rejection(503, None))
-                .await
-                .len(),
-            2
-        );
-        assert!(
-            pauses(
-                Retries {
-                    max: 0,
-                    ..Retries::default()
-                },
-                || rejection(503, None)
-            )
-            .await
-            .is_empty()
-        );
+        for (retries, repeats) in [(Retries::default(), 2), (with_max(0), 0)] {
+            let pauses = pauses(retries, || rejection(503, None)).await;
+            assert_eq!(pauses.len(), repeats);
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn client_waits_for_a_longer_retry_after_plus_jitter() {
         for seconds in [1, 3, 60, 120] {
             let requested = Duration::from_secs(seconds);
-            let pauses = pauses(
-                Retries {
-                    max: 1,
-                    ..Retries::default()
-                },
-                || rejection(429, Some(requested)),
-            )
-            .await;
+            let pauses = pauses(with_max(1), || rejection(429, Some(requested))).await;
             assert_eq!(pauses.len(), 1);
             assert!(
                 (requested..=requested + Duration::from_millis(250) + TICK).contains(&pauses[0]),
@@ -310,11 +316,8 @@ mod tests {
             Duration::MAX,
         ] {
             let started = Instant::now();
-            assert!(
-                pauses(Retries::default(), || rejection(503, Some(requested)))
-                    .await
-                    .is_empty()
-            );
+            let error = || rejection(503, Some(requested));
+            assert!(pauses(Retries::default(), error).await.is_empty());
             assert_eq!(started.elapsed(), Duration::ZERO);
         }
     }
@@ -337,15 +340,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn retries_stop_at_the_first_permanent_error() {
-        let retries = Retries::default();
-        let (progress, mut sent) = (Progress::default(), 0);
-        let failed = retries.run(Repeat::Always, &progress, |attempt| {
-            sent = attempt;
-            let status = if attempt < 2 { 503 } else { 404 };
-            std::future::ready(Err::<(), _>(rejection(status, None)))
-        });
-        let error = failed.await.unwrap_err();
-        assert_eq!((error.status(), sent), (Some(404), 2));
+        let progress = Progress::default();
+        let error = |attempt| rejection(if attempt < 2 { 503 } else { 404 }, None);
+        let (sent, last) = attempts(Retries::default(), Repeat::Always, &progress, error).await;
+        assert_eq!((last.status(), sent), (Some(404), 2));
         assert!(
             progress.is_uncertain(),
             "the first attempt may have taken effect"
@@ -367,56 +365,29 @@ mod tests {
             .into_iter()
             .sum();
         assert!(waited > Duration::from_millis(7500), "{waited:?}");
-        assert!(
-            pauses(
-                Retries {
-                    max: 0,
-                    ..Retries::default()
-                },
-                in_progress
-            )
-            .await
-            .is_empty()
-        );
+        assert!(pauses(with_max(0), in_progress).await.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn restored_access_is_repeated_only_after_a_response() {
-        for (kind, status, repeats) in [
-            (Some(Kind::Timeout), 0, 0),
-            (Some(Kind::Interrupted), 0, 0),
-            (Some(Kind::Connect(ConnectFailure::TimedOut)), 0, 2),
-            (None, 503, 2),
-            (None, 429, 2),
-        ] {
-            let progress = Progress::default();
-            let mut kind = kind;
-            let mut sent = 0;
-            let retries = Retries::default();
-            let failed = retries.run(Repeat::WhenAnswered, &progress, |attempt| {
-                sent = attempt;
-                let again = kind.as_ref().map(|kind| match kind {
-                    Kind::Connect(failure) => Kind::Connect(*failure),
-                    Kind::Interrupted => Kind::Interrupted,
-                    _ => Kind::Timeout,
-                });
-                let error = std::mem::replace(&mut kind, again)
-                    .map_or_else(|| rejection(status, None), Error::new);
-                std::future::ready(Err::<(), _>(error))
-            });
-            failed.await.unwrap_err();
-            assert_eq!(sent, repeats + 1, "{status}");
+        let errors: [(fn() -> Error, u32); 5] = [
+            (|| Error::new(Kind::Timeout), 0),
+            (|| Error::new(Kind::Interrupted), 0),
+            (|| Error::new(Kind::Connect(ConnectFailure::TimedOut)), 2),
+            (|| rejection(503, None), 2),
+            (|| rejection(429, None), 2),
+        ];
+        for (error, repeats) in errors {
+            let (retries, progress) = (Retries::default(), Progress::default());
+            let (sent, last) =
+                attempts(retries, Repeat::WhenAnswered, &progress, |_| error()).await;
+            assert_eq!(sent, repeats + 1, "{last}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn unreadable_response_is_repeated_once_and_only_for_creations() {
-        let unreadable = || Kind::Unreadable {
-            status: 201,
-            request_id: None,
-            why: "a reason".to_owned(),
-        };
-        for (repeat, max, attempts) in [
+        for (repeat, max, expected) in [
             (Repeat::AlsoUnreadable, 2, 2),
             (Repeat::AlsoUnreadable, 9, 2),
             (Repeat::AlsoUnreadable, 1, 2),
@@ -425,45 +396,25 @@ mod tests {
             (Repeat::WhenAnswered, 2, 1),
             (Repeat::Never, 2, 1),
         ] {
-            let retries = Retries {
-                max,
-                ..Retries::default()
-            };
-            let (progress, mut sent) = (Progress::default(), 0);
-            let failed = retries.run(repeat, &progress, |attempt| {
-                sent = attempt;
-                std::future::ready(Err::<(), _>(Error::new(unreadable())))
-            });
-            assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Unreadable);
-            assert_eq!(sent, attempts, "{repeat:?} {max}");
+            let progress = Progress::default();
+            let (sent, last) =
+                attempts(with_max(max), repeat, &progress, |_| unreadable(201)).await;
+            assert_eq!(last.kind(), ErrorKind::Unreadable);
+            assert_eq!(sent, expected, "{repeat:?} {max}");
         }
         // Other failures do not count as the one repeat after an unreadable response.
-        let (progress, mut sent) = (Progress::default(), 0);
-        let retries = Retries {
-            max: 3,
-            ..Retries::default()
+        let (retries, progress) = (with_max(3), Progress::default());
+        let error = |attempt| match attempt % 2 {
+            1 => rejection(503, None),
+            _ => unreadable(201),
         };
-        let failed = retries.run(Repeat::AlsoUnreadable, &progress, |attempt| {
-            sent = attempt;
-            let error = if attempt % 2 == 1 {
-                rejection(503, None)
-            } else {
-                Error::new(unreadable())
-            };
-            std::future::ready(Err::<(), _>(error))
-        });
-        assert_eq!(
-            (failed.await.unwrap_err().kind(), sent),
-            (ErrorKind::Unreadable, 4)
-        );
+        let (sent, last) = attempts(retries, Repeat::AlsoUnreadable, &progress, error).await;
+        assert_eq!((last.kind(), sent), (ErrorKind::Unreadable, 4));
     }
 
     #[test]
     fn jitter_shortens_a_pause_by_up_to_half() {
-        let retries = Retries {
-            max: u32::MAX,
-            ..Retries::default()
-        };
+        let retries = with_max(u32::MAX);
         let rows = [
             (1, 500),
             (2, 1000),
@@ -490,94 +441,52 @@ mod tests {
     #[test]
     fn configured_pauses_are_used() {
         let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
-        let retries = Retries {
-            max: 3,
-            first_pause,
-            longest_pause,
-            ..Retries::default()
-        };
-        let pauses = [1, 2, 3, 4]
-            .map(|attempt| retries.pause_after(&rejection(503, None), true, attempt, 0.0));
-        assert_eq!(
-            pauses,
-            [
-                Some(first_pause),
-                Some(longest_pause),
-                Some(longest_pause),
-                None
-            ]
-        );
         // A pause of zero is allowed, and the maximum also limits the first pause.
-        let none = Retries {
-            max: 1,
-            first_pause: Duration::ZERO,
-            longest_pause: Duration::ZERO,
-            ..Retries::default()
-        };
-        assert_eq!(
-            none.pause_after(&rejection(503, None), true, 1, 0.0),
-            Some(Duration::ZERO)
-        );
-        let longer = Retries {
-            max: 1,
-            first_pause: Duration::MAX,
-            longest_pause,
-            ..Retries::default()
-        };
-        assert_eq!(
-            longer.pause_after(&rejection(503, None), true, 1, 0.0),
-            Some(longest_pause)
-        );
+        for (first_pause, longest_pause, attempt, expected) in [
+            (first_pause, longest_pause, 1, Some(first_pause)),
+            (first_pause, longest_pause, 2, Some(longest_pause)),
+            (first_pause, longest_pause, 3, Some(longest_pause)),
+            (first_pause, longest_pause, 4, None),
+            (Duration::ZERO, Duration::ZERO, 1, Some(Duration::ZERO)),
+            (Duration::MAX, longest_pause, 1, Some(longest_pause)),
+        ] {
+            let retries = Retries {
+                first_pause,
+                longest_pause,
+                ..with_max(3)
+            };
+            let pause = retries.pause_after(&rejection(503, None), true, attempt, 0.0);
+            assert_eq!(pause, expected);
+        }
     }
 
     #[test]
     fn maximum_pause_does_not_overflow() {
         let retries = Retries {
-            max: 1,
             first_pause: Duration::MAX,
             longest_pause: Duration::MAX,
-            ..Retries::default()
+            ..with_max(1)
         };
         for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
-            assert!(
-                retries
-                    .pause_after(&rejection(503, None), true, 1, jitter)
-                    .is_some(),
-                "{jitter}"
-            );
+            let pause = retries.pause_after(&rejection(503, None), true, 1, jitter);
+            assert!(pause.is_some(), "{jitter}");
         }
     }
 
     #[test]
     fn only_temporary_failures_are_repeated() {
-        let text = || "a reason".to_owned();
-        let rows = [
-            (Kind::Connect(ConnectFailure::Rejected), true),
-            (Kind::Connect(ConnectFailure::TimedOut), true),
-            (Kind::Interrupted, true),
-            (Kind::Timeout, true),
-            (Kind::Settings(text()), false),
-            (
-                Kind::Argument {
-                    name: "id",
-                    rule: text(),
-                },
-                false,
-            ),
-            (Kind::Auth, false),
-            (Kind::Redirect { status: Some(503) }, false),
-            (Kind::Redirect { status: None }, false),
-            (
-                Kind::Unreadable {
-                    status: 503,
-                    request_id: None,
-                    why: text(),
-                },
-                false,
-            ),
-        ];
-        for (kind, temporary) in rows {
-            let error = Error::new(kind);
+        for (error, temporary) in [
+            (Error::new(Kind::Connect(ConnectFailure::Rejected)), true),
+            (Error::new(Kind::Connect(ConnectFailure::TimedOut)), true),
+            (Error::new(Kind::Interrupted), true),
+            (Error::new(Kind::Timeout), true),
+            (Error::settings("a reason"), false),
+            (Error::argument("id", "a reason"), false),
+            (Error::new(Kind::Auth), false),
+            (Error::new(Kind::Redirect { status: Some(503) }), false),
+            (Error::new(Kind::Redirect { status: None }), false),
+            (unreadable(503), false),
+        ] {
             assert_eq!(is_temporary(&error), temporary, "{error:?}");
         }
     }
@@ -593,20 +502,15 @@ mod tests {
                 .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
             retry_after(&headers.collect(), now).map(|wait| wait.as_secs())
         };
+        let date = |text| ("date", text);
         assert_eq!(wait(&[until]), Some(7));
-        assert_eq!(
-            wait(&[until, ("date", "Mon, 23 Feb 2026 12:00:05 GMT")]),
-            Some(2)
-        );
-        assert_eq!(
-            wait(&[until, ("date", "Mon, 23 Feb 2026 13:00:00 GMT")]),
-            Some(0)
-        );
-        assert_eq!(wait(&[until, ("date", "today")]), Some(7));
-        assert_eq!(wait(&[("date", "Mon, 23 Feb 2026 12:00:05 GMT")]), None);
-        assert_eq!(
-            wait(&[("retry-after", "Mon, 23 Feb 2026 11:00:00 GMT")]),
-            Some(0)
-        );
+        let before = date("Mon, 23 Feb 2026 12:00:05 GMT");
+        assert_eq!(wait(&[until, before]), Some(2));
+        let after = date("Mon, 23 Feb 2026 13:00:00 GMT");
+        assert_eq!(wait(&[until, after]), Some(0));
+        assert_eq!(wait(&[until, date("today")]), Some(7));
+        assert_eq!(wait(&[before]), None);
+        let past = ("retry-after", "Mon, 23 Feb 2026 11:00:00 GMT");
+        assert_eq!(wait(&[past]), Some(0));
     }
 }

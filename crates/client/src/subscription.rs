@@ -18,13 +18,9 @@ use crate::{
 /// The subscription: [`Client::subscription`]. Its calls are sent once, because only the subscriber knows its lease and
 /// can decide when to repeat them.
 #[derive(Debug, Clone)]
-pub struct Subscription(Client);
+pub struct Subscription(pub(crate) Client);
 
 impl Subscription {
-    pub(crate) fn new(client: &Client) -> Self {
-        Self(client.clone())
-    }
-
     /// `POST /sync`: reports the changes that this process has applied, waits for new ones, and renews the lease, which counts
     /// from before the request was sent.
     ///

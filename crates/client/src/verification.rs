@@ -44,7 +44,7 @@ impl Client {
     pub fn verify(&self, key: impl Into<Secret>) -> Verify {
         Verify {
             call: Call::new(self, Method::POST, "/api/v1/verify", &[]).for_service(),
-            request: VerificationRequest::new(key),
+            request: VerificationRequest::new(key).request,
         }
     }
 
@@ -90,7 +90,7 @@ impl Client {
         let call = Call::new(self, Method::POST, "/api/v1/introspect", &[]).for_service();
         Introspect {
             call,
-            request: VerificationRequest::new(token),
+            request: VerificationRequest::new(token).request,
         }
     }
 
@@ -127,128 +127,85 @@ impl Client {
     }
 }
 
-/// A presented key and the request that it came with, for [`Client::verify_batch`].
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct VerificationRequest(VerifyRequest);
-
-impl VerificationRequest {
-    /// Asks only whether the key is valid.
-    pub fn new(key: impl Into<Secret>) -> Self {
-        Self(VerifyRequest {
-            key: key.into(),
-            method: None,
-            path: None,
-            scopes: None,
-            mode: None,
-            merchant: None,
-            client_ip: None,
-        })
-    }
-
-    /// The request needs all of these scopes.
-    pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
-        self.0.scopes = Some(texts(scopes.into_iter().map(Into::into)));
-        self
-    }
-
-    /// The method of the request, as sent.
-    pub fn method(mut self, method: impl Into<String>) -> Self {
-        self.0.method = Some(method.into());
-        self
-    }
-
-    /// The path of the request, as sent.
-    pub fn path(mut self, path: impl Into<String>) -> Self {
-        self.0.path = Some(path.into());
-        self
-    }
-
-    /// The request needs this mode.
-    pub fn mode(mut self, mode: Mode) -> Self {
-        self.0.mode = Some(mode);
-        self
-    }
-
-    /// The merchant that the request concerns.
-    pub fn merchant(mut self, merchant: impl Into<String>) -> Self {
-        self.0.merchant = Some(merchant.into());
-        self
-    }
-
-    /// The IP address of the request's client, as this resource server sees it.
-    pub fn client_ip(mut self, address: impl Into<IpAddr>) -> Self {
-        self.0.client_ip = Some(address.into().to_string());
-        self
-    }
-}
-
-/// Adds the setters of [`VerificationRequest`] to a call with one verification.
+/// Adds the setters to a builder with one verification.
 macro_rules! request_setters {
     ($builder:ty) => {
         impl $builder {
             /// The request needs all of these scopes.
-            pub fn scopes(self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
-                Self {
-                    request: self.request.scopes(scopes),
-                    ..self
-                }
+            pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
+                self.request.scopes = Some(texts(scopes.into_iter().map(Into::into)));
+                self
             }
 
             /// The method of the request, as sent.
-            pub fn method(self, method: impl Into<String>) -> Self {
-                Self {
-                    request: self.request.method(method),
-                    ..self
-                }
+            pub fn method(mut self, method: impl Into<String>) -> Self {
+                self.request.method = Some(method.into());
+                self
             }
 
             /// The path of the request, as sent.
-            pub fn path(self, path: impl Into<String>) -> Self {
-                Self {
-                    request: self.request.path(path),
-                    ..self
-                }
+            pub fn path(mut self, path: impl Into<String>) -> Self {
+                self.request.path = Some(path.into());
+                self
             }
 
             /// The request needs this mode.
-            pub fn mode(self, mode: Mode) -> Self {
-                Self {
-                    request: self.request.mode(mode),
-                    ..self
-                }
+            pub fn mode(mut self, mode: Mode) -> Self {
+                self.request.mode = Some(mode);
+                self
             }
 
             /// The merchant that the request concerns.
-            pub fn merchant(self, merchant: impl Into<String>) -> Self {
-                Self {
-                    request: self.request.merchant(merchant),
-                    ..self
-                }
+            pub fn merchant(mut self, merchant: impl Into<String>) -> Self {
+                self.request.merchant = Some(merchant.into());
+                self
             }
 
             /// The IP address of the request's client, as this resource server sees it.
-            pub fn client_ip(self, address: impl Into<IpAddr>) -> Self {
-                Self {
-                    request: self.request.client_ip(address),
-                    ..self
-                }
+            pub fn client_ip(mut self, address: impl Into<IpAddr>) -> Self {
+                self.request.client_ip = Some(address.into().to_string());
+                self
             }
         }
     };
 }
+
+/// A presented key and the request that it came with, for [`Client::verify_batch`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct VerificationRequest {
+    request: VerifyRequest,
+}
+
+impl VerificationRequest {
+    /// Asks only whether the key is valid.
+    pub fn new(key: impl Into<Secret>) -> Self {
+        Self {
+            request: VerifyRequest {
+                key: key.into(),
+                method: None,
+                path: None,
+                scopes: None,
+                mode: None,
+                merchant: None,
+                client_ip: None,
+            },
+        }
+    }
+}
+request_setters!(VerificationRequest);
 
 /// Verifies a key: [`Client::verify`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Verify {
     call: Call,
-    request: VerificationRequest,
+    request: VerifyRequest,
 }
 
 impl Verify {
     fn request(self) -> Request<VerifyResponse> {
-        self.call.json(&self.request.0).reading()
+        self.call.json(&self.request).reading()
     }
 }
 request_setters!(Verify);
@@ -264,7 +221,11 @@ pub struct VerifyBatch {
 
 impl VerifyBatch {
     fn request(self) -> Request<Vec<VerifyResponse>> {
-        let requests: Vec<_> = self.requests.into_iter().map(|request| request.0).collect();
+        let requests: Vec<_> = self
+            .requests
+            .into_iter()
+            .map(|request| request.request)
+            .collect();
         let expected = requests.len();
         self.call
             .json(&VerifyBatchRequest { requests })
@@ -285,7 +246,7 @@ sends!(VerifyBatch => Vec<VerifyResponse>);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Introspect {
     call: Call,
-    request: VerificationRequest,
+    request: VerifyRequest,
 }
 
 impl Introspect {
@@ -298,7 +259,7 @@ impl Introspect {
             mode,
             merchant,
             client_ip,
-        } = self.request.0;
+        } = self.request;
         let scopes = scopes.map(|scopes| scopes.join(" "));
         let form = IntrospectRequest {
             token: key,

@@ -7,6 +7,7 @@
 use std::{net::IpAddr, sync::LazyLock};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
@@ -20,12 +21,8 @@ use crate::{
 
 /// The reason why a key is denied. The values are in the order in which the server checks them, and the first that
 /// applies is reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -315,10 +312,7 @@ fn route_allowed(record: &KeyContext, access: &AccessRequest<'_>) -> bool {
         return PUBLISHABLE.iter().any(|route| route.matches(method, path));
     }
     let model = record.operating_model.features();
-    let mut features: &[Feature] = model;
-    if let Some(own) = &key.restrictions.features {
-        features = own;
-    }
+    let features: &[Feature] = key.restrictions.features.as_deref().unwrap_or(model);
     features
         .iter()
         .any(|feature| model.contains(feature) && feature.allows(method, path))

@@ -2,19 +2,20 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     Invalid, Problem, ProblemCode, Restrictions,
     feature::Feature,
-    spelling::{array, unknown_value},
+    spelling::{spelled, unknown_value},
     text::is_external_id,
 };
 
 /// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, except `.` and `..`,
 /// which clients and proxies remove from the path of a URL.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct AccountId(Arc<str>);
 
 impl AccountId {
@@ -83,12 +84,8 @@ impl Account {
 
 /// How an account does business. It limits the features that the account's scoped keys can have: `ecosystem` includes all
 /// five, `managed_ecosystem` the two that forward data, and the other models have no scoped keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -104,16 +101,9 @@ pub enum OperatingModel {
     ManagedEcosystem,
 }
 
+spelled!(OperatingModel, "All models, in the document's order.");
+
 impl OperatingModel {
-    /// All models, in the document's order.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
     /// Returns the features that a scoped key can have (hellgate, "Ecosystems" and "Managed Ecosystems"). Empty if
     /// scoped keys are not available.
     #[must_use]

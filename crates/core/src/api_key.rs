@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     heap,
     lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
     metadata::Metadata,
-    spelling::{array, unknown_value},
+    spelling::{spelled, unknown_value},
     time::to_seconds,
 };
 
@@ -136,12 +137,8 @@ impl Restrictions {
 }
 
 /// The status of a key: the first of these values that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -156,10 +153,9 @@ pub enum Status {
     Active,
 }
 
-impl Status {
-    /// All values, in the order in which they apply.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
+spelled!(Status, "All values, in the order in which they apply.");
 
+impl Status {
     /// Returns the first value that applies at `now`.
     #[inline]
     pub(crate) fn of(
@@ -178,12 +174,6 @@ impl Status {
             Self::Active
         }
     }
-
-    /// The spelling in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// The effect of a transition.
@@ -197,7 +187,8 @@ pub enum Transition {
 }
 
 /// The reason why the status of a key does not allow a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", prefix = "key_")]
 pub enum TransitionError {
     /// Revocation is final.
     #[error("The key is revoked. Revocation is final; create another key.")]
@@ -253,11 +244,7 @@ impl ApiKey {
     #[must_use]
     pub fn with_ancestors<'a>(mut self, ancestors: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut inherited = Inherited::from_ancestors(ancestors);
-        if let Some((at, reason)) = self
-            .inherited
-            .as_ref()
-            .and_then(|inherited| inherited.revoked)
-        {
+        if let Some((at, reason)) = self.inherited.as_ref().and_then(|own| own.revoked) {
             inherited.revoke(at, reason);
         }
         self.inherit(inherited);
@@ -268,10 +255,7 @@ impl ApiKey {
     #[must_use]
     pub fn with_deleted_application(mut self, deleted_at: Timestamp) -> Self {
         if self.expiration().is_none_or(|end| end > deleted_at) {
-            let mut inherited = self
-                .inherited
-                .take()
-                .map_or_else(Inherited::default, |inherited| *inherited);
+            let mut inherited = self.inherited.take().map(|own| *own).unwrap_or_default();
             inherited.revoke(deleted_at, APPLICATION_DELETED);
             self.inherit(inherited);
         }
@@ -316,10 +300,8 @@ impl ApiKey {
     /// Returns the earliest expiration of the key and its ancestors.
     #[must_use]
     pub fn expiration(&self) -> Option<Timestamp> {
-        let own = self.own_expiration();
-        self.inherited
-            .as_ref()
-            .map_or(own, |inherited| earliest(own, inherited.expires_at))
+        let inherited = self.inherited.as_ref().and_then(|all| all.expires_at);
+        earliest(self.own_expiration(), inherited)
     }
 
     /// Returns the expiration of the key itself. A key that was rotated without an overlap has expired, whatever the
@@ -336,11 +318,8 @@ impl ApiKey {
     /// Returns the earliest suspension of the key and its ancestors.
     #[must_use]
     pub fn suspension(&self) -> Option<Timestamp> {
-        self.inherited
-            .as_ref()
-            .map_or(self.suspended_at, |inherited| {
-                earliest(self.suspended_at, inherited.suspended_at)
-            })
+        let inherited = self.inherited.as_ref().and_then(|all| all.suspended_at);
+        earliest(self.suspended_at, inherited)
     }
 
     /// Whether the client's IP address is in the IP allowlists of the key and of all its ancestors. An unknown address

@@ -7,13 +7,14 @@
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode, hex,
-    spelling::{array, unknown_value},
+    spelling::{spelled, unknown_value},
 };
 
 /// The action of an entry, spelled as the type of the resource and a verb.
@@ -70,16 +71,7 @@ pub enum Action {
     AccountUpdated,
 }
 
-impl Action {
-    /// All actions.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
+spelled!(Action, "All actions.");
 
 /// The actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,12 +84,8 @@ pub struct Actor {
 
 /// The type of an actor: `merchant` is a management token of the account, `operator` a management token with the role
 /// `operator`, `api_key` an API key, and `cli` the command line of the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -112,16 +100,7 @@ pub enum ActorKind {
     Cli,
 }
 
-impl ActorKind {
-    /// All kinds.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
+spelled!(ActorKind, "All kinds.");
 
 /// The resource that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,12 +146,8 @@ impl Target {
 }
 
 /// The type of the resource that a change is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -185,16 +160,7 @@ pub enum TargetKind {
     Account,
 }
 
-impl TargetKind {
-    /// All kinds.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
+spelled!(TargetKind, "All kinds.");
 
 /// The SHA-256 of an entry in the chain, printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -221,9 +187,7 @@ impl FromStr for Hash {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::read(text)
-            .map(Self)
-            .ok_or_else(|| Invalid::new("must be 64 hex digits"))
+        hex::read(text).map(Self)
     }
 }
 impl fmt::Display for Hash {

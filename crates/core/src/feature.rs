@@ -2,41 +2,41 @@
 
 use std::sync::LazyLock;
 
+use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     Invalid,
     route::{RequestPath, Template},
-    spelling::{array, unknown_value},
+    spelling::{spelled, unknown_value},
 };
 
 /// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
 /// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows
 /// `POST /payment-data/{id}/forward`, and `cardholder_data.forward` allows `POST /forward`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 pub enum Feature {
     /// `GET /tokens`: list tokens.
-    #[cfg_attr(feature = "serde", serde(rename = "tokens.list"))]
+    #[serde(rename = "tokens.list")]
     #[strum(serialize = "tokens.list")]
     TokensList,
     /// `GET /tokens/{id}`: retrieve token details.
-    #[cfg_attr(feature = "serde", serde(rename = "tokens.retrieve"))]
+    #[serde(rename = "tokens.retrieve")]
     #[strum(serialize = "tokens.retrieve")]
     TokensRetrieve,
     /// `GET /tokens/{id}/payment-data`: list payment data bundles.
-    #[cfg_attr(feature = "serde", serde(rename = "payment_data.list"))]
+    #[serde(rename = "payment_data.list")]
     #[strum(serialize = "payment_data.list")]
     PaymentDataList,
     /// `POST /payment-data/{id}/forward`: forward payment data.
-    #[cfg_attr(feature = "serde", serde(rename = "payment_data.forward"))]
+    #[serde(rename = "payment_data.forward")]
     #[strum(serialize = "payment_data.forward")]
     PaymentDataForward,
     /// `POST /forward`: forward cardholder data.
-    #[cfg_attr(feature = "serde", serde(rename = "cardholder_data.forward"))]
+    #[serde(rename = "cardholder_data.forward")]
     #[strum(serialize = "cardholder_data.forward")]
     CardholderDataForward,
 }
@@ -52,16 +52,12 @@ static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
     ]
 });
 
+spelled!(
+    Feature,
+    "All features, in the order of the hellgate document."
+);
+
 impl Feature {
-    /// All features, in the order of the hellgate document.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
     /// Reads the features of a scoped key, in their order and without duplicates.
     ///
     /// # Errors

@@ -7,25 +7,22 @@
 use std::{fmt, str::FromStr};
 
 use rand::{CryptoRng, RngExt as _, distr::Alphanumeric};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::{
     Invalid, hex,
-    spelling::{array, unknown_value},
+    spelling::{spelled, unknown_value},
 };
 
 /// The number of random characters at the end of a key.
 pub const RANDOM_LEN: usize = 32;
 
 /// The family of a key: `commerce` (`ck_`), `application` (`ks_`), `secret` (`sk_`) or `publishable` (`pk_`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -40,10 +37,9 @@ pub enum Family {
     Publishable,
 }
 
-impl Family {
-    /// All families.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
+spelled!(Family, "All families.");
 
+impl Family {
     /// Returns the first two characters of a key of this family: `ck`, `ks`, `sk` or `pk`.
     #[must_use]
     pub fn prefix(self) -> &'static str {
@@ -53,12 +49,6 @@ impl Family {
             Self::Secret => "sk",
             Self::Publishable => "pk",
         }
-    }
-
-    /// The spelling that is stored and sent.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
     }
 
     /// Returns how many of the random characters [`PlainKey::shown_prefix`] contains.
@@ -73,12 +63,10 @@ impl Family {
 }
 
 /// The mode of a key: `live` for real payments, `test` for development.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(AsRefStr, Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
@@ -90,16 +78,7 @@ pub enum Mode {
     Test,
 }
 
-impl Mode {
-    /// Both modes.
-    pub const ALL: [Self; Self::VARIANTS.len()] = array(Self::VARIANTS);
-
-    /// The spelling in keys, in JSON and in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
+spelled!(Mode, "Both modes.");
 
 /// The kind of a credential, which follows from its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,13 +260,7 @@ impl Digest {
     /// Returns the 64 hexadecimal digits that [`FromStr`] reads. The digest itself is not `Display`, so that it does
     /// not get into a log by accident.
     pub fn hex(&self) -> impl fmt::Display {
-        struct Hex([u8; 32]);
-        impl fmt::Display for Hex {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex::write(&self.0, f)
-            }
-        }
-        Hex(self.0)
+        fmt::from_fn(|f| hex::write(&self.0, f))
     }
 }
 
@@ -295,9 +268,7 @@ impl FromStr for Digest {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::read(text)
-            .map(Self)
-            .ok_or_else(|| Invalid::new("must be 64 hex digits"))
+        hex::read(text).map(Self)
     }
 }
 

@@ -104,7 +104,6 @@ impl PartialEq for Metadata {
 impl Eq for Metadata {}
 
 /// Writes the text unchanged.
-#[cfg(feature = "serde")]
 impl serde::Serialize for Metadata {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let raw: &serde_json::value::RawValue =
@@ -114,7 +113,6 @@ impl serde::Serialize for Metadata {
 }
 
 /// Reads JSON with [`Metadata::parse`]. Other formats are errors.
-#[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<serde_json::value::RawValue>::deserialize(deserializer)?;
@@ -148,19 +146,10 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Returns the check of a value inside this one.
-    fn inner(&mut self) -> Check<'_> {
+    /// Returns the check of a value inside this one, with at most this many levels.
+    fn inner(&mut self, levels: usize) -> Check<'_> {
         Check {
-            levels: self.levels - 1,
-            outermost: false,
-            broken: self.broken,
-        }
-    }
-
-    /// Returns the check of the name of a field.
-    fn name(&mut self) -> Check<'_> {
-        Check {
-            levels: 0,
+            levels,
             outermost: false,
             broken: self.broken,
         }
@@ -246,14 +235,16 @@ impl<'de> Visitor<'de> for Check<'_> {
             return Err(self.fail(not_an_object()));
         }
         self.check_depth()?;
-        while items.next_element_seed(self.inner())?.is_some() {}
+        let levels = self.levels - 1;
+        while items.next_element_seed(self.inner(levels))?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
         self.check_depth()?;
-        while fields.next_key_seed(self.name())?.is_some() {
-            fields.next_value_seed(self.inner())?;
+        let levels = self.levels - 1;
+        while fields.next_key_seed(self.inner(0))?.is_some() {
+            fields.next_value_seed(self.inner(levels))?;
         }
         Ok(())
     }

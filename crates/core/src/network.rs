@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::Serialize;
 
 use crate::{Invalid, heap};
 
 /// An IP allowlist: a non-empty list of CIDRs whose host bits are zero. IPv4-mapped IPv6 counts as IPv4, both in the
 /// list and as the address of a client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct IpList(Vec<IpNet>);
 
 impl IpList {

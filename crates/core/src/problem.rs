@@ -8,7 +8,9 @@ use std::fmt;
 use crate::{Denial, Scope, api_key::TransitionError};
 
 /// A type of problem. Its code is stable and in snake_case; the status and the title follow from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+// The codes follow from the names of the variants; `crates/server/tests/it/problems.rs` fixes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum ProblemCode {
     /// Fields, parameters or headers break a rule; [`Problem::errors`] names them.
     ValidationFailed,
@@ -39,6 +41,7 @@ pub enum ProblemCode {
     /// The operator configured a requirement that is not valid; the request is denied.
     InvalidRequirement,
     /// The key is denied; see [`Denial`]. Never `UnknownKey`, `Revoked` or `RateLimited`.
+    #[strum(transparent)]
     Denied(Denial),
     /// The key's rate limit is exceeded.
     RateLimited,
@@ -51,6 +54,7 @@ pub enum ProblemCode {
     /// The account already has an application with this name.
     ApplicationNameTaken,
     /// The status of the key does not allow the change.
+    #[strum(transparent)]
     KeyUnchangeable(TransitionError),
     /// The first request with the same Idempotency-Key is still running.
     IdempotencyInProgress,
@@ -74,102 +78,64 @@ impl ProblemCode {
     /// The code, the HTTP status and the title.
     #[must_use]
     pub fn row(self) -> (&'static str, u16, &'static str) {
+        (self.as_str(), self.status(), self.title())
+    }
+
+    fn status_and_title(self) -> (u16, &'static str) {
         match self {
-            Self::ValidationFailed => ("validation_failed", 400, "The request is not valid"),
-            Self::MalformedJson => ("malformed_json", 400, "The body is not valid JSON"),
-            Self::MultipleCredentials => ("multiple_credentials", 400, "More than one credential"),
-            Self::ApplicationKeyLimitReached => (
-                "application_key_limit_reached",
-                400,
-                "Maximum number of API keys reached",
-            ),
-            Self::KeyAlreadyRevoked => ("key_already_revoked", 400, "The key is already revoked"),
-            Self::MissingCredentials => ("missing_credentials", 401, "A credential is required"),
-            Self::InvalidToken => ("invalid_token", 401, "The management token is not valid"),
-            Self::InvalidApiKey => ("invalid_api_key", 401, "The API key is not valid"),
-            Self::Forbidden => ("forbidden", 403, "Access denied"),
-            Self::ScopedKeysUnavailable => (
-                "scoped_keys_unavailable",
-                403,
-                "Scoped keys are not available",
-            ),
-            Self::FeatureUnavailable => {
-                ("feature_unavailable", 403, "The feature is not available")
+            Self::ValidationFailed => (400, "The request is not valid"),
+            Self::MalformedJson => (400, "The body is not valid JSON"),
+            Self::MultipleCredentials => (400, "More than one credential"),
+            Self::ApplicationKeyLimitReached => (400, "Maximum number of API keys reached"),
+            Self::KeyAlreadyRevoked => (400, "The key is already revoked"),
+            Self::MissingCredentials => (401, "A credential is required"),
+            Self::InvalidToken => (401, "The management token is not valid"),
+            Self::InvalidApiKey => (401, "The API key is not valid"),
+            Self::Forbidden => (403, "Access denied"),
+            Self::ScopedKeysUnavailable => (403, "Scoped keys are not available"),
+            Self::FeatureUnavailable => (403, "The feature is not available"),
+            Self::KeyLimitReached => (403, "Maximum number of API keys reached"),
+            Self::KeyDepthLimitReached => (403, "Maximum key depth reached"),
+            Self::InvalidRequirement => (403, "The access requirement is not valid"),
+            Self::Denied(denial) => (403, denial.title()),
+            Self::RateLimited => (429, "Too many requests"),
+            Self::NotFound => (404, "Not found"),
+            Self::MethodNotAllowed => (405, "Method not allowed"),
+            Self::RequestTimeout => (408, "The request timed out"),
+            Self::ApplicationNameTaken => (409, "The application name is already used"),
+            Self::KeyUnchangeable(TransitionError::Revoked) => (409, "The key is revoked"),
+            Self::KeyUnchangeable(TransitionError::Expired) => (409, "The key has expired"),
+            Self::KeyUnchangeable(TransitionError::Suspended) => (409, "The key is suspended"),
+            Self::KeyUnchangeable(TransitionError::AlreadyRotated) => {
+                (409, "The key is already rotated")
             }
-            Self::KeyLimitReached => (
-                "key_limit_reached",
-                403,
-                "Maximum number of API keys reached",
-            ),
-            Self::KeyDepthLimitReached => {
-                ("key_depth_limit_reached", 403, "Maximum key depth reached")
-            }
-            Self::InvalidRequirement => (
-                "invalid_requirement",
-                403,
-                "The access requirement is not valid",
-            ),
-            Self::Denied(denial) => (denial.code(), 403, denial.title()),
-            Self::RateLimited => ("rate_limited", 429, "Too many requests"),
-            Self::NotFound => ("not_found", 404, "Not found"),
-            Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
-            Self::RequestTimeout => ("request_timeout", 408, "The request timed out"),
-            Self::ApplicationNameTaken => (
-                "application_name_taken",
-                409,
-                "The application name is already used",
-            ),
-            Self::KeyUnchangeable(why) => match why {
-                TransitionError::Revoked => ("key_revoked", 409, "The key is revoked"),
-                TransitionError::Expired => ("key_expired", 409, "The key has expired"),
-                TransitionError::Suspended => ("key_suspended", 409, "The key is suspended"),
-                TransitionError::AlreadyRotated => {
-                    ("key_already_rotated", 409, "The key is already rotated")
-                }
-            },
-            Self::IdempotencyInProgress => (
-                "idempotency_in_progress",
-                409,
-                "The first request is still running",
-            ),
-            Self::IdempotencyReplayUnavailable => (
-                "idempotency_replay_unavailable",
-                409,
-                "The first response cannot be replayed",
-            ),
-            Self::SubscriberIdShared => (
-                "subscriber_id_shared",
-                409,
-                "Another process uses this subscriber ID",
-            ),
-            Self::IdempotencyMismatch => (
-                "idempotency_mismatch",
-                422,
-                "The Idempotency-Key was already used",
-            ),
-            Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
-            Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),
-            Self::InternalError => ("internal_error", 500, "Internal server error"),
-            Self::Unavailable => ("unavailable", 503, "Temporarily unavailable"),
+            Self::IdempotencyInProgress => (409, "The first request is still running"),
+            Self::IdempotencyReplayUnavailable => (409, "The first response cannot be replayed"),
+            Self::SubscriberIdShared => (409, "Another process uses this subscriber ID"),
+            Self::IdempotencyMismatch => (422, "The Idempotency-Key was already used"),
+            Self::PayloadTooLarge => (413, "The body is too large"),
+            Self::UnsupportedMediaType => (415, "Unsupported media type"),
+            Self::InternalError => (500, "Internal server error"),
+            Self::Unavailable => (503, "Temporarily unavailable"),
         }
     }
 
     /// The stable code, such as `not_found`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        self.row().0
+        self.into()
     }
 
     /// The HTTP status.
     #[must_use]
     pub fn status(self) -> u16 {
-        self.row().1
+        self.status_and_title().0
     }
 
     /// The title, which is the same in every occurrence.
     #[must_use]
     pub fn title(self) -> &'static str {
-        self.row().2
+        self.status_and_title().1
     }
 
     /// The stable URI of this type of problem. For rate limiting it is the one that IANA registered.
@@ -185,7 +151,8 @@ impl ProblemCode {
 }
 
 /// An error for the caller. Never contains a secret or the name of a table, file or type.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {detail}", code.as_str())]
 pub struct Problem {
     /// The type of the problem.
     pub code: ProblemCode,
@@ -234,21 +201,11 @@ impl Problem {
         let detail = match errors.as_slice() {
             [one] => one.to_string(),
             several => {
-                let names: Vec<&str> = several
-                    .iter()
-                    .take(NAMED)
-                    .map(|error| error.pointer.as_str())
-                    .collect();
-                let more = if several.len() > NAMED {
-                    ", \u{2026}"
-                } else {
-                    ""
-                };
-                format!(
-                    "{} fields are invalid: {}{more}",
-                    several.len(),
-                    names.join(", ")
-                )
+                let named = several.iter().take(NAMED);
+                let names: Vec<&str> = named.map(|error| error.pointer.as_str()).collect();
+                let (count, names) = (several.len(), names.join(", "));
+                let more = if count > NAMED { ", \u{2026}" } else { "" };
+                format!("{count} fields are invalid: {names}{more}")
             }
         };
         Self {
@@ -347,13 +304,8 @@ impl Problem {
             self.detail
         );
         if !self.needed_scopes.is_empty() {
-            let scopes = self
-                .needed_scopes
-                .iter()
-                .map(Scope::as_str)
-                .collect::<Vec<_>>()
-                .join(" ");
-            challenge.push_str(&format!(", scope=\"{scopes}\""));
+            let scopes: Vec<&str> = self.needed_scopes.iter().map(Scope::as_str).collect();
+            challenge.push_str(&format!(", scope=\"{}\"", scopes.join(" ")));
         }
         Some(challenge)
     }
@@ -375,13 +327,6 @@ impl From<TransitionError> for Problem {
         Self::new(ProblemCode::KeyUnchangeable(why), why.to_string())
     }
 }
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.as_str(), self.detail)
-    }
-}
-impl std::error::Error for Problem {}
 
 /// An invalid field and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]

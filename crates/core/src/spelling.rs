@@ -24,6 +24,24 @@ pub(crate) const fn array<T: Copy, const N: usize>(variants: &[T]) -> [T; N] {
     }
 }
 
+/// Adds the list of all values, with this documentation, and the spelling to an enum that derives the traits of strum.
+macro_rules! spelled {
+    ($type:ident, $all:literal) => {
+        impl $type {
+            #[doc = $all]
+            pub const ALL: [Self; <Self as strum::VariantArray>::VARIANTS.len()] =
+                $crate::spelling::array(<Self as strum::VariantArray>::VARIANTS);
+
+            /// The spelling that is stored and sent.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                self.into()
+            }
+        }
+    };
+}
+pub(crate) use spelled;
+
 #[cfg(test)]
 mod tests {
     use std::{fmt, str::FromStr};
@@ -140,7 +158,6 @@ mod tests {
         ]);
     }
 
-    #[cfg(feature = "serde")]
     #[test]
     fn values_are_spelled_the_same_in_json() {
         fn assert_json_spellings<T: VariantArray + serde::Serialize + AsRef<str>>() {

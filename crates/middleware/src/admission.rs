@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc};
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    AccessRequest, Denial, KeyContext, Problem, ProblemCode, RequestPath,
+    AccessRequest, Denial, Invalid, KeyContext, Problem, ProblemCode, RequestPath, Scope, ScopeSet,
     credential::{Credential, Expected},
     network::{InvalidHop, client_address},
 };
@@ -14,7 +14,8 @@ use tollkey_verifier::testing::MemorySource;
 use tollkey_verifier::{CachedKey, Reservation, Stats, Unavailable, Verdict, Verifier};
 
 use crate::{
-    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, source::HttpSource,
+    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, key::AdmittedKey,
+    source::HttpSource,
 };
 
 /// The verifier of a guard.
@@ -238,8 +239,14 @@ impl Guard {
     ) -> Result<Admission, Rejection> {
         match reserved {
             Ok(reservation) => {
-                let key = VerifiedKey::new(self.clone(), reservation, header, merchant, form);
-                Ok(Admission(Admitted::With(key)))
+                let key = AdmittedKey {
+                    guard: self.clone(),
+                    reservation,
+                    header,
+                    merchant,
+                    form,
+                };
+                Ok(Admission(Admitted::With(VerifiedKey(Arc::new(key)))))
             }
             Err(Verdict {
                 outcome: Err(denial),
@@ -292,11 +299,7 @@ impl Guard {
         requirement: &Requirement,
         merchant: Option<&'a str>,
     ) -> Option<AccessRequest<'a>> {
-        let scopes = self
-            .policy()
-            .catalogue
-            .needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
-        let scopes = scopes.inspect_err(|rule| {
+        let scopes = self.needed(requirement).inspect_err(|rule| {
             tracing::error!(%rule, "a route requires a scope that the guard does not know; the request is rejected");
         });
         Some(AccessRequest {
@@ -305,6 +308,11 @@ impl Guard {
             merchant,
             ..AccessRequest::default()
         })
+    }
+
+    fn needed(&self, requirement: &Requirement) -> Result<ScopeSet, Invalid> {
+        let names = requirement.scopes.iter().map(Scope::as_str);
+        self.policy().catalogue.needed(names)
     }
 
     /// Returns the rejection for a requirement that the guard cannot check. The cause has been logged.
@@ -329,11 +337,7 @@ impl Guard {
         match denial {
             Denial::InsufficientScope => {
                 problem.needed_scopes = requirement.scopes.as_slice().into();
-                let needed = self
-                    .policy()
-                    .catalogue
-                    .needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
-                if let (Ok(needed), Some(record)) = (needed, record) {
+                if let (Ok(needed), Some(record)) = (self.needed(requirement), record) {
                     let missing = self.policy().catalogue.names(needed.without(record.scopes));
                     problem.missing_scopes = missing.cloned().collect();
                 }

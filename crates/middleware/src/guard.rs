@@ -424,9 +424,10 @@ impl GuardBuilder {
                     .build();
                 client.map_err(ConnectError::Client)
             }
-            _ => Err(ConnectError::Settings(
-                "set either url and service_key, or client".to_owned(),
-            )),
+            _ => {
+                let rule = "set either url and service_key, or client";
+                Err(ConnectError::Settings(rule.to_owned()))
+            }
         }
     }
 
@@ -464,14 +465,11 @@ impl GuardBuilder {
         let setting =
             |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
         let catalogue = self.catalogue()?;
-        let headers = self
-            .headers
-            .as_ref()
-            .map(|names| CredentialHeaders::parse(names.iter().map(String::as_str)));
-        let headers = headers
-            .transpose()
-            .map_err(|rule| setting("credential_headers", &rule))?
-            .unwrap_or_default();
+        let headers = match &self.headers {
+            Some(names) => CredentialHeaders::parse(names.iter().map(String::as_str))
+                .map_err(|rule| setting("credential_headers", &rule))?,
+            None => CredentialHeaders::default(),
+        };
         let trusted = self
             .trusted_proxies
             .unwrap_or_else(|| ["127.0.0.0/8", "::1/128"].into());
@@ -492,9 +490,10 @@ impl GuardBuilder {
                 &"must be printable ASCII without quote and backslash",
             ));
         }
-        let route_base = self
-            .route_base
-            .map_or_else(|| Ok(RouteBase::default()), |base| RouteBase::parse(&base));
+        let route_base = match &self.route_base {
+            Some(base) => RouteBase::parse(base).map_err(|rule| setting("route_base", &rule))?,
+            None => RouteBase::default(),
+        };
         Ok(GuardPolicy {
             catalogue: Arc::new(catalogue),
             headers,
@@ -502,7 +501,7 @@ impl GuardBuilder {
             merchant: self
                 .merchant
                 .unwrap_or_else(|| MerchantSource::header("x-merchant-id")),
-            route_base: route_base.map_err(|rule| setting("route_base", &rule))?,
+            route_base,
             rejections: Arc::new(RejectionSettings {
                 realm,
                 format: self.format,
@@ -545,29 +544,20 @@ struct Prepared {
 
 impl Prepared {
     fn start(self) -> Result<Guard, ConnectError> {
-        let Self {
-            client,
-            settings,
-            policy,
-            background,
-        } = self;
         let mut id = [0; 16];
         SysRng
             .try_fill_bytes(&mut id)
             .map_err(|error| ConnectError::System(std::io::Error::other(error)))?;
-        let source = HttpSource::new(&client, policy.catalogue.clone());
-        let verifier = Verifier::subscriber(
-            VerifierId::from_bytes(id),
-            source,
-            Arc::new(SystemClock),
-            settings,
-        );
-        verifier.fetch_on(background.runtime().clone());
-        background.subscribe(|stopped| verifier.clone().subscribe(stopped));
+        let (id, clock) = (VerifierId::from_bytes(id), Arc::new(SystemClock));
+        let source = HttpSource::new(&self.client, self.policy.catalogue.clone());
+        let verifier = Verifier::subscriber(id, source, clock, self.settings);
+        verifier.fetch_on(self.background.runtime().clone());
+        self.background
+            .subscribe(|stopped| verifier.clone().subscribe(stopped));
         Ok(Guard(Arc::new(Inner {
             verifiers: Verifiers::Server(verifier),
-            policy,
-            background,
+            policy: self.policy,
+            background: self.background,
         })))
     }
 

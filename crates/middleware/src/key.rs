@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
-use tollkey_core::{Denial, Family, KeyContext, Mode, Scope, Timestamp};
+use tollkey_core::{Denial, Family, KeyContext, Mode, Scope, Timestamp, metadata::Metadata};
 use tollkey_verifier::Reservation;
 
 use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
@@ -13,33 +13,17 @@ use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 /// The request counts as a use of the key when it is [committed](crate::Admission::commit), which a layer
 /// does when the handler responds, or when the last clone is dropped.
 #[derive(Clone)]
-pub struct VerifiedKey(Arc<Inner>);
+pub struct VerifiedKey(pub(crate) Arc<AdmittedKey>);
 
-struct Inner {
-    guard: Guard,
-    reservation: Reservation,
-    header: &'static str,
-    merchant: Option<String>,
-    form: RejectionForm,
+pub(crate) struct AdmittedKey {
+    pub(crate) guard: Guard,
+    pub(crate) reservation: Reservation,
+    pub(crate) header: &'static str,
+    pub(crate) merchant: Option<String>,
+    pub(crate) form: RejectionForm,
 }
 
 impl VerifiedKey {
-    pub(crate) fn new(
-        guard: Guard,
-        reservation: Reservation,
-        header: &'static str,
-        merchant: Option<String>,
-        form: RejectionForm,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            guard,
-            reservation,
-            header,
-            merchant,
-            form,
-        }))
-    }
-
     pub(crate) fn guard(&self) -> &Guard {
         &self.0.guard
     }
@@ -116,11 +100,7 @@ impl VerifiedKey {
     /// Returns the metadata of the key. Each call parses it, so store the result.
     #[must_use]
     pub fn metadata(&self) -> Option<Map<String, Value>> {
-        self.record()
-            .key
-            .metadata
-            .as_ref()
-            .map(tollkey_core::metadata::Metadata::object)
+        self.record().key.metadata.as_ref().map(Metadata::object)
     }
 
     /// Checks a further requirement in a handler: a mode, scopes, or a merchant
@@ -160,12 +140,8 @@ impl VerifiedKey {
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.reservation.reject(denial);
-        self.guard().deny(
-            denial,
-            &Requirement::any(),
-            Some(self.record()),
-            self.0.form,
-        )
+        let (record, form) = (Some(self.record()), self.0.form);
+        self.guard().deny(denial, &Requirement::any(), record, form)
     }
 
     /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its

@@ -12,7 +12,8 @@ use tollkey_verifier::RateStatus;
 ///
 /// The response to a rejected request has the rejection in its extensions, for outer layers that log or count
 /// rejections.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", .0.problem)]
 pub struct Rejection(Arc<Inner>);
 
 #[derive(Debug, Clone)]
@@ -297,14 +298,6 @@ pub(crate) fn rate_fields(
     let [policy, left] = rate.fields(retry_after_seconds);
     [("ratelimit-policy", policy), ("ratelimit", left)]
 }
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.problem.fmt(f)
-    }
-}
-
-impl std::error::Error for Rejection {}
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@
 //! ```
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -64,11 +64,12 @@ impl TestKeys {
     }
 
     fn record(&self, key: ApiKey) -> KeyContext {
-        let catalogue = self
-            .catalogue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        KeyContext::new(key, None, OperatingModel::Ecosystem, &catalogue)
+        KeyContext::new(key, None, OperatingModel::Ecosystem, &self.catalogue())
+    }
+
+    fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        let catalogue = self.catalogue.lock();
+        catalogue.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes a key. Applies to every request that starts afterwards.
@@ -113,10 +114,7 @@ impl TestKeys {
     /// # Errors
     /// [`ConnectError::Settings`].
     pub async fn guard_with(&self, builder: GuardBuilder) -> Result<Guard, ConnectError> {
-        *self
-            .catalogue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = builder.catalogue()?;
+        *self.catalogue() = builder.catalogue()?;
         if let Ok(account) = "acme".parse() {
             self.source.change_all(Changed::Account(account), |record| {
                 *record = self.record(record.key.clone())

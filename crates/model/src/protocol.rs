@@ -1,12 +1,13 @@
 //! The steps of the protocol: when each is possible, and what it does.
 
-use std::fmt;
-
 use stateright::{Model, Property};
+use strum::Display;
 
 use crate::{
     rules::{Rule, Rules},
-    state::{Cache, Creation, Fetch, Key, Log, Marking, Poll, Renewal, Request, Row, Stage, State},
+    state::{
+        Cache, Creation, Fetch, Key, Log, Marking, Poll, Renewal, Reply, Request, Row, Stage, State,
+    },
 };
 
 pub const SAFE: &str =
@@ -44,6 +45,12 @@ pub enum SubscriberKind {
     Any,
 }
 
+impl SubscriberKind {
+    fn verifies(self) -> bool {
+        matches!(self, Self::One | Self::Any)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The length of leases, in ticks.
@@ -74,57 +81,99 @@ pub struct Protocol {
     pub bounds: Bounds,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display)]
 pub enum CacheOwner {
+    #[strum(to_string = "verifier {0}")]
     Verifier(u8),
+    #[strum(to_string = "subscriber")]
     Subscriber,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display)]
 pub enum Action {
+    #[strum(to_string = "            a tick passes")]
     Tick,
+    #[strum(to_string = "            a tick passes, while the verifiers' machines sleep")]
     TickAsleep,
 
+    #[strum(to_string = "verifier {0}: reads its clock and sends a renewal")]
     SendRenewal(u8),
+    #[strum(to_string = "verifier {0}: its renewal compares the counter")]
     Compare(u8),
+    #[strum(to_string = "verifier {0}: its renewal is executed")]
     Renew(u8),
+    #[strum(to_string = "verifier {0}: receives its renewed lease")]
     Grant(u8),
+    #[strum(to_string = "verifier {0}: never receives its renewed lease")]
     LoseRenewal(u8),
+    #[strum(to_string = "verifier {0}: reads the changes")]
     ReadChanges(u8),
+    #[strum(to_string = "verifier {0}: sends a report of what it has applied")]
     SendReport(u8),
+    #[strum(to_string = "verifier {0}: its report is executed")]
     Report(u8),
+    #[strum(to_string = "verifier {0}: stops accepting keys from its cache")]
     Stop(u8),
+    #[strum(to_string = "verifier {0}: deletes its row")]
     Unregister(u8),
 
+    #[strum(to_string = "{0}: applies the changes, or a third of that")]
     Apply(CacheOwner),
+    #[strum(to_string = "{0}: fetches the key, which is valid")]
     Fetch(CacheOwner),
+    #[strum(to_string = "{0}: reads the counter for the fetched key")]
     FetchCounter(CacheOwner),
+    #[strum(to_string = "{0}: caches the fetched key, or a step of that")]
     InsertFetched(CacheOwner),
+    #[strum(to_string = "{0}: a verification checks the lease")]
     SeeLease(CacheOwner),
+    #[strum(to_string = "{0}: a verification looks up the key")]
     FindEntry(CacheOwner),
 
+    #[strum(to_string = "caller {0}: reads the clock")]
     ReadClock(u8),
+    #[strum(to_string = "caller {0}: raises the counter and reads the clock")]
     Update(u8),
+    #[strum(to_string = "caller {0}: commits")]
     Commit(u8),
+    #[strum(to_string = "caller {0}: commits the change itself")]
     CommitRest(u8),
+    #[strum(to_string = "caller {0}: finds the key already revoked")]
     FindRevoked(u8),
+    #[strum(to_string = "caller {0}: reads whether the key has descendants")]
     ReadDescendants(u8),
+    #[strum(to_string = "caller {0}: commits the pending row")]
     WritePending(u8),
+    #[strum(to_string = "caller {0}: marks the descendant")]
     Mark(u8),
+    #[strum(to_string = "caller {0}: ends the marking without a change")]
     EndUnannounced(u8),
+    #[strum(to_string = "            the process that revoked the key crashes")]
     Crash,
+    #[strum(to_string = "   creation: checks the ancestors")]
     CheckAncestors,
+    #[strum(to_string = "   creation: commits")]
     InsertKey,
+    #[strum(to_string = "caller {0}: checks for lagging rows")]
     CheckRows(u8),
+    #[strum(to_string = "caller {0}: checks for silent rows")]
     CheckSilentRows(u8),
+    #[strum(to_string = "caller {0}: removes the row of verifier {1}, if not renewed")]
     Remove(u8, u8),
+    #[strum(to_string = "caller {0}: receives the response")]
     Respond(u8),
 
+    #[strum(to_string = "subscriber: reads its clock and polls")]
     Poll,
+    #[strum(to_string = "verifier {0}: computes the reply to the subscriber")]
     Compute(u8),
+    #[strum(to_string = "          : completes the reply")]
     Complete,
+    #[strum(to_string = "subscriber: receives the reply")]
     TakeReply,
+    #[strum(to_string = "subscriber: takes the lease of the reply")]
     TakeLease,
+    #[strum(to_string = "subscriber: ends this poll")]
     LosePoll,
 }
 
@@ -133,32 +182,25 @@ impl Protocol {
         self.rules.keep(rule)
     }
 
+    /// Returns the first value if the rule is kept, and the second if it is left out.
+    fn choose<T>(&self, rule: Rule, kept: T, left_out: T) -> T {
+        if self.keep(rule) { kept } else { left_out }
+    }
+
     /// Returns for how many ticks, at most, the holder of a lease of `length` considers it valid.
     fn held(&self, length: u8) -> u8 {
-        let drifting = length + MARGIN;
-        if self.keep(Rule::HoldersSubtract) {
-            drifting.saturating_sub(MARGIN)
-        } else {
-            drifting
-        }
+        let subtracted = self.choose(Rule::HoldersSubtract, MARGIN, 0);
+        (length + MARGIN).saturating_sub(subtracted)
     }
 
     /// Returns for how many ticks, at least, a caller waits for the end of a lease of `length`.
     fn awaited(&self, length: u8) -> u8 {
-        let margin = if self.keep(Rule::WaitersAdd) {
-            MARGIN
-        } else {
-            0
-        };
+        let margin = self.choose(Rule::WaitersAdd, MARGIN, 0);
         (length + margin).saturating_sub(MARGIN)
     }
 
     fn row(&self, verifier: u8) -> usize {
-        if self.keep(Rule::FreshIds) {
-            verifier.into()
-        } else {
-            0
-        }
+        self.choose(Rule::FreshIds, verifier.into(), 0)
     }
 
     fn reported(&self, state: &State, verifier: u8) -> u8 {
@@ -359,11 +401,7 @@ impl Protocol {
                     return None;
                 };
                 verifier.renewal = Renewal::None;
-                let age = if self.keep(Rule::LeaseStartsAtRenewal) {
-                    age
-                } else {
-                    0
-                };
+                let age = self.choose(Rule::LeaseStartsAtRenewal, age, 0);
                 if !verifier.stopped || !self.keep(Rule::StoppedStaysStopped) {
                     let end = self.held(self.bounds.lease).saturating_sub(age);
                     verifier.cache.lease = verifier.cache.lease.max(end);
@@ -431,11 +469,8 @@ impl Protocol {
                     Fetch::AncestorsRead
                 } else {
                     allowed(Self::own_row_is_active(state))?;
-                    if self.keep(Rule::OneSnapshot) {
-                        Fetch::Read(state.counter)
-                    } else {
-                        Fetch::WithoutCounter
-                    }
+                    let read = Fetch::Read(state.counter);
+                    self.choose(Rule::OneSnapshot, read, Fetch::WithoutCounter)
                 };
                 let cache = cache(state, owner);
                 allowed(cache.fetch == Fetch::None)?;
@@ -652,11 +687,8 @@ impl Protocol {
                 } else {
                     allowed(self.removes(at) && !caller.has_recorded && !caller.searched)?;
                     caller.has_recorded = true;
-                    caller.silence = if self.keep(Rule::SilenceFromCheck) {
-                        self.awaited(self.bounds.lease)
-                    } else {
-                        caller.wait
-                    };
+                    let whole = self.awaited(self.bounds.lease);
+                    caller.silence = self.choose(Rule::SilenceFromCheck, whole, caller.wait);
                     for (row, Row { renewals, .. }) in rows {
                         caller.seen[row] = renewals;
                     }
@@ -739,61 +771,49 @@ impl Protocol {
                     return None;
                 };
                 let replica = &state.verifiers[usize::from(at)].cache;
-                let (upto, left) = (replica.evicted, replica.lease);
-                let ours = are_among(state.changes, acknowledges, upto);
+                let reply = Reply {
+                    age,
+                    upto: replica.evicted,
+                    ours: are_among(state.changes, acknowledges, replica.evicted),
+                    left: replica.lease,
+                };
                 if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyInOneStep) {
-                    self.register(state, at, acknowledges, upto, left);
-                    state.subscriber.poll = Poll::Replied {
-                        age,
-                        upto,
-                        ours,
-                        left,
-                    };
+                    self.register(state, at, acknowledges, reply);
+                    state.subscriber.poll = Poll::Replied(reply);
                 } else {
                     state.subscriber.poll = Poll::Begun {
                         at,
-                        age,
                         acknowledges,
-                        upto,
-                        ours,
-                        left,
+                        reply,
                     };
                 }
             }
             Action::Complete => {
                 let Poll::Begun {
                     at,
-                    age,
                     acknowledges,
-                    upto,
-                    ours,
-                    mut left,
+                    mut reply,
                 } = state.subscriber.poll
                 else {
                     return None;
                 };
                 if !self.keep(Rule::ReplyInOneStep) {
-                    left = state.verifiers[usize::from(at)].cache.lease;
+                    reply.left = state.verifiers[usize::from(at)].cache.lease;
                 }
-                self.register(state, at, acknowledges, upto, left);
-                state.subscriber.poll = Poll::Replied {
-                    age,
-                    upto,
-                    ours,
-                    left,
-                };
+                self.register(state, at, acknowledges, reply);
+                state.subscriber.poll = Poll::Replied(reply);
             }
             Action::TakeReply => {
                 let subscriber = &mut state.subscriber;
-                let Poll::Replied {
+                let Poll::Replied(reply) = subscriber.poll else {
+                    return None;
+                };
+                let Reply {
                     age,
                     upto,
                     ours,
                     left,
-                } = subscriber.poll
-                else {
-                    return None;
-                };
+                } = reply;
                 if upto > subscriber.cache.evicted {
                     subscriber.cache.log = Log::Read {
                         upto,
@@ -810,16 +830,8 @@ impl Protocol {
                 };
                 let applied = subscriber.cache.log == Log::None;
                 allowed(left > 0 && (applied || !self.keep(Rule::AppliedBeforeTaken)))?;
-                let length = if self.keep(Rule::LeasesNest) {
-                    left
-                } else {
-                    self.bounds.lease
-                };
-                let age = if self.keep(Rule::LeaseStartsAtPoll) {
-                    age
-                } else {
-                    0
-                };
+                let length = self.choose(Rule::LeasesNest, left, self.bounds.lease);
+                let age = self.choose(Rule::LeaseStartsAtPoll, age, 0);
                 let end = self.held(length).saturating_sub(age);
                 subscriber.cache.lease = subscriber.cache.lease.max(end);
                 subscriber.poll = Poll::Applying { age: 0, left: 0 };
@@ -829,7 +841,7 @@ impl Protocol {
                 let is_done = match subscriber.poll {
                     Poll::None | Poll::Begun { .. } => false,
                     Poll::Applying { .. } => subscriber.cache.log == Log::None,
-                    Poll::Sent { .. } | Poll::Replied { .. } => true,
+                    Poll::Sent { .. } | Poll::Replied(_) => true,
                 };
                 allowed(is_done)?;
                 subscriber.poll = Poll::None;
@@ -869,8 +881,11 @@ impl Protocol {
         match &mut subscriber.poll {
             Poll::None | Poll::Applying { left: 0, .. } => {}
             Poll::Sent { age, .. }
-            | Poll::Begun { age, .. }
-            | Poll::Replied { age, .. }
+            | Poll::Begun {
+                reply: Reply { age, .. },
+                ..
+            }
+            | Poll::Replied(Reply { age, .. })
             | Poll::Applying { age, .. } => older(age),
         }
         *state != before
@@ -957,22 +972,20 @@ impl Protocol {
         Some(())
     }
 
-    fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
+    fn register(&self, state: &mut State, at: u8, acknowledges: u8, reply: Reply) {
         let known = &mut state.subscriber.known[usize::from(at)];
-        let given = if left > 0 { self.awaited(left) } else { 0 };
+        let given = match reply.left {
+            0 => 0,
+            left => self.awaited(left),
+        };
         // A subscriber without a lease of this replica accepts no key before it has applied the reply. One
         // with a lease may still accept keys from its cache, so only what it has acknowledged counts.
         let lives = known.lives > 0 && self.keep(Rule::RepliesAcknowledgeNothing);
-        known.acknowledged = if lives {
-            known.acknowledged.max(acknowledges)
-        } else {
-            upto
+        known.acknowledged = match lives {
+            true => known.acknowledged.max(acknowledges),
+            false => reply.upto,
         };
-        known.lives = if self.keep(Rule::LargestLease) {
-            known.lives.max(given)
-        } else {
-            given
-        };
+        known.lives = self.choose(Rule::LargestLease, known.lives.max(given), given);
     }
 
     fn creation_holds_locks(&self, state: &State) -> bool {
@@ -1062,10 +1075,7 @@ impl Model for Protocol {
             actions.extend((0..polled).map(Action::Compute));
             actions.push(Action::Apply(CacheOwner::Subscriber));
         }
-        if matches!(
-            self.bounds.subscriber,
-            SubscriberKind::One | SubscriberKind::Any
-        ) {
+        if self.bounds.subscriber.verifies() {
             caches.push(CacheOwner::Subscriber);
         }
         for owner in caches {
@@ -1130,10 +1140,7 @@ impl Model for Protocol {
                 },
             ));
         }
-        if matches!(
-            self.bounds.subscriber,
-            SubscriberKind::One | SubscriberKind::Any
-        ) {
+        if self.bounds.subscriber.verifies() {
             properties.push(Property::sometimes(
                 "a subscriber accepts a key from its cache",
                 |_, state: &State| !state.revoked && would_accept(&state.subscriber.cache),
@@ -1190,76 +1197,5 @@ impl Protocol {
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != own_verifier)
             .map(|at| &state.verifiers[usize::from(at)].cache)
-    }
-}
-
-impl fmt::Display for CacheOwner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Verifier(at) => write!(f, "verifier {at}"),
-            Self::Subscriber => f.write_str("subscriber"),
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tick => f.write_str("            a tick passes"),
-            Self::TickAsleep => {
-                f.write_str("            a tick passes, while the verifiers' machines sleep")
-            }
-            Self::SendRenewal(at) => {
-                write!(f, "verifier {at}: reads its clock and sends a renewal")
-            }
-            Self::Compare(at) => write!(f, "verifier {at}: its renewal compares the counter"),
-            Self::Renew(at) => write!(f, "verifier {at}: its renewal is executed"),
-            Self::Grant(at) => write!(f, "verifier {at}: receives its renewed lease"),
-            Self::LoseRenewal(at) => write!(f, "verifier {at}: never receives its renewed lease"),
-            Self::ReadChanges(at) => write!(f, "verifier {at}: reads the changes"),
-            Self::SendReport(at) => {
-                write!(f, "verifier {at}: sends a report of what it has applied")
-            }
-            Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
-            Self::Stop(at) => write!(f, "verifier {at}: stops accepting keys from its cache"),
-            Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
-            Self::Apply(owner) => write!(f, "{owner}: applies the changes, or a third of that"),
-            Self::Fetch(owner) => write!(f, "{owner}: fetches the key, which is valid"),
-            Self::FetchCounter(owner) => {
-                write!(f, "{owner}: reads the counter for the fetched key")
-            }
-            Self::InsertFetched(owner) => {
-                write!(f, "{owner}: caches the fetched key, or a step of that")
-            }
-            Self::SeeLease(owner) => write!(f, "{owner}: a verification checks the lease"),
-            Self::FindEntry(owner) => write!(f, "{owner}: a verification looks up the key"),
-            Self::ReadClock(at) => write!(f, "caller {at}: reads the clock"),
-            Self::Update(at) => write!(f, "caller {at}: raises the counter and reads the clock"),
-            Self::Commit(at) => write!(f, "caller {at}: commits"),
-            Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
-            Self::FindRevoked(at) => write!(f, "caller {at}: finds the key already revoked"),
-            Self::ReadDescendants(at) => {
-                write!(f, "caller {at}: reads whether the key has descendants")
-            }
-            Self::WritePending(at) => write!(f, "caller {at}: commits the pending row"),
-            Self::Mark(at) => write!(f, "caller {at}: marks the descendant"),
-            Self::EndUnannounced(at) => write!(f, "caller {at}: ends the marking without a change"),
-            Self::Crash => f.write_str("            the process that revoked the key crashes"),
-            Self::CheckAncestors => f.write_str("   creation: checks the ancestors"),
-            Self::InsertKey => f.write_str("   creation: commits"),
-            Self::CheckRows(at) => write!(f, "caller {at}: checks for lagging rows"),
-            Self::CheckSilentRows(at) => write!(f, "caller {at}: checks for silent rows"),
-            Self::Remove(at, row) => write!(
-                f,
-                "caller {at}: removes the row of verifier {row}, if not renewed"
-            ),
-            Self::Respond(at) => write!(f, "caller {at}: receives the response"),
-            Self::Poll => f.write_str("subscriber: reads its clock and polls"),
-            Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),
-            Self::Complete => f.write_str("          : completes the reply"),
-            Self::TakeReply => f.write_str("subscriber: receives the reply"),
-            Self::TakeLease => f.write_str("subscriber: takes the lease of the reply"),
-            Self::LosePoll => f.write_str("subscriber: ends this poll"),
-        }
     }
 }

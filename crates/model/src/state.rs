@@ -235,6 +235,19 @@ pub struct SubscriberState {
     pub lives: u8,
 }
 
+/// The reply to a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Reply {
+    /// The number of ticks since the subscriber read its clock.
+    pub age: u8,
+    /// The last change in the reply.
+    pub upto: u8,
+    /// Whether a change that evicts the verified key is in the reply.
+    pub ours: bool,
+    /// The remaining ticks of the replica's lease.
+    pub left: u8,
+}
+
 /// A poll in flight. `age` is the number of ticks since the subscriber read its clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Poll {
@@ -245,19 +258,11 @@ pub enum Poll {
     /// Part of the reply is computed. The protocol has no such state.
     Begun {
         at: u8,
-        age: u8,
         acknowledges: u8,
-        upto: u8,
-        ours: bool,
-        left: u8,
+        reply: Reply,
     },
     /// The reply is sent.
-    Replied {
-        age: u8,
-        upto: u8,
-        ours: bool,
-        left: u8,
-    },
+    Replied(Reply),
     /// Its changes are being applied.
     Applying { age: u8, left: u8 },
 }

@@ -93,14 +93,9 @@ impl AccountReader<'_> {
             .select(accounts::operating_model)
             .first(self.conn)
             .optional()?;
-        let operating_model = model
-            .as_deref()
-            .map(rows::operating_model)
-            .transpose()?
-            .unwrap_or_default();
         Ok(Account {
             id: self.account.clone(),
-            operating_model,
+            operating_model: rows::operating_model(model.as_deref())?,
         })
     }
 }

@@ -75,15 +75,7 @@ impl Reader<'_> {
             .limit(limit.into())
             .load(self.conn)?;
         rows.into_iter()
-            .map(|(account, seq, hash)| {
-                Ok((
-                    rows::account_id(&account)?,
-                    Head {
-                        seq: rows::unsigned(seq)?,
-                        hash: rows::hash(&hash)?,
-                    },
-                ))
-            })
+            .map(|(account, seq, hash)| Ok((rows::account_id(&account)?, rows::head(seq, &hash)?)))
             .collect()
     }
 }

@@ -12,9 +12,10 @@ use tollkey_core::{ApiKey, Application, Digest};
 
 use crate::{
     Backend, Error, Store,
-    connection::{AnyConnection, Use, establish},
+    connection::{AnyConnection, establish},
     rows::{ApplicationRow, KeyRow},
     schema::{api_keys, applications},
+    target::Use,
 };
 
 const OF_TRANSACTION: usize = 100_000;

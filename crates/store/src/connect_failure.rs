@@ -3,12 +3,11 @@
 //! diesel passes on libpq's message as one string. The part from the PostgreSQL server is shown; libpq's own messages
 //! are replaced, because they quote hosts, values and whole connection strings.
 
-use std::fmt;
-
 use diesel::ConnectionError;
 
 /// The reason for which a connection could not be opened. Quotes nothing of the URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
 pub(crate) struct ConnectFailure {
     reason: String,
     /// Whether the tables below contain libpq's message.
@@ -18,20 +17,14 @@ pub(crate) struct ConnectFailure {
     pub(crate) is_transient: bool,
 }
 
-impl fmt::Display for ConnectFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
 impl From<&ConnectionError> for ConnectFailure {
     fn from(error: &ConnectionError) -> Self {
         match error {
             ConnectionError::BadConnection(message) => Self::from_message(message),
             ConnectionError::CouldntSetupConfiguration(_) => {
-                Self::permanent("the connection cannot be set up")
+                Self::known("the connection cannot be set up", false)
             }
-            _ => Self::permanent("the database URL cannot be used"),
+            _ => Self::known("the database URL cannot be used", false),
         }
     }
 }
@@ -40,6 +33,12 @@ impl From<&ConnectionError> for ConnectFailure {
 const ATTEMPT: &str = "connection to server ";
 /// The text between that address and the reason.
 const FAILED: &str = " failed: ";
+
+const SLOW: &str = "the server does not respond in time";
+const NO_ROUTE: &str = "there is no route to its host";
+const NO_ADDRESS: &str =
+    "this machine has no address of the server's address family (IPv4 or IPv6)";
+const CLOSED: &str = "the connection was closed by the server";
 
 /// libpq's messages about servers that may become available, and their replacements.
 const TRANSIENT: [(&str, &str); 14] = [
@@ -55,32 +54,20 @@ const TRANSIENT: [(&str, &str); 14] = [
         "No such file or directory",
         "there is no socket at that path; the server is not running",
     ),
-    ("timeout expired", "the server does not respond in time"),
-    ("timed out", "the server does not respond in time"),
-    ("No route to host", "there is no route to its host"),
-    ("Host is unreachable", "there is no route to its host"),
+    ("timeout expired", SLOW),
+    ("timed out", SLOW),
+    ("No route to host", NO_ROUTE),
+    ("Host is unreachable", NO_ROUTE),
     ("Network is unreachable", "its network is unreachable"),
-    (
-        "Cannot assign requested address",
-        "this machine has no address of the server's address family (IPv4 or IPv6)",
-    ),
-    (
-        "Address family not supported",
-        "this machine has no address of the server's address family (IPv4 or IPv6)",
-    ),
+    ("Cannot assign requested address", NO_ADDRESS),
+    ("Address family not supported", NO_ADDRESS),
     (
         "Resource temporarily unavailable",
         "the server accepts no more connections for the moment",
     ),
-    (
-        "Connection reset by peer",
-        "the connection was closed by the server",
-    ),
-    (
-        "server closed the connection unexpectedly",
-        "the connection was closed by the server",
-    ),
-    ("Broken pipe", "the connection was closed by the server"),
+    ("Connection reset by peer", CLOSED),
+    ("server closed the connection unexpectedly", CLOSED),
+    ("Broken pipe", CLOSED),
 ];
 
 /// libpq's messages about wrong settings, and their replacements.
@@ -152,30 +139,21 @@ const NEXT_STEPS: [(&str, &str); 4] = [
 ];
 
 impl ConnectFailure {
-    fn permanent(reason: impl Into<String>) -> Self {
+    fn known(reason: impl Into<String>, is_transient: bool) -> Self {
         Self {
             reason: reason.into(),
             is_known: true,
-            is_transient: false,
+            is_transient,
         }
     }
 
     /// Used for messages that the tables do not have, which may quote the URL.
     fn unknown() -> Self {
+        let reason = "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; \
+                      check each part of DATABASE_URL";
         Self {
-            reason: "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; \
-                     check each part of DATABASE_URL"
-                .to_owned(),
             is_known: false,
-            is_transient: false,
-        }
-    }
-
-    fn transient(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-            is_known: true,
-            is_transient: true,
+            ..Self::known(reason, false)
         }
     }
 
@@ -209,65 +187,63 @@ impl ConnectFailure {
         {
             return Self::from_server(message.trim_end());
         }
-        let among = |table: &[(&str, &str)]| {
-            table
-                .iter()
-                .find(|(libpq, _)| line.contains(libpq))
-                .map(|(_, ours)| (*ours).to_owned())
-        };
-        if let Some(reason) = among(&TRANSIENT) {
-            Self::transient(reason)
-        } else if let Some(reason) = among(&PERMANENT) {
-            Self::permanent(reason)
+        if let Some(reason) = find(&TRANSIENT, line) {
+            Self::known(reason, true)
+        } else if let Some(reason) = find(&PERMANENT, line) {
+            Self::known(reason, false)
         } else {
             Self::unknown()
         }
     }
 
     fn from_server(message: &str) -> Self {
-        if SERVER_TRANSIENT.iter().any(|text| message.contains(text)) {
-            return Self::transient(format!("the server says: {message}"));
-        }
-        let next = NEXT_STEPS.iter().find(|(text, _)| message.contains(text));
-        let next = next
-            .map(|(_, step)| format!("; {step}"))
-            .unwrap_or_default();
-        Self::permanent(format!("the server says: {message}{next}"))
+        let is_transient = SERVER_TRANSIENT.iter().any(|text| message.contains(text));
+        let next = find(&NEXT_STEPS, message).filter(|_| !is_transient);
+        let next = next.map(|step| format!("; {step}")).unwrap_or_default();
+        Self::known(format!("the server says: {message}{next}"), is_transient)
     }
+}
+
+/// Returns the second text of the first row whose first text is in the message.
+fn find(table: &[(&str, &'static str)], message: &str) -> Option<&'static str> {
+    let row = table.iter().find(|(text, _)| message.contains(text));
+    row.map(|(_, found)| *found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Returns the failure for libpq's message, in which `@HOST` stands for one address of the server.
     fn failure(message: &str) -> ConnectFailure {
-        ConnectFailure::from(&ConnectionError::BadConnection(message.to_owned()))
+        let message = message.replace(
+            "@HOST",
+            "connection to server at \"canary\" (::1), port 5432",
+        );
+        ConnectFailure::from(&ConnectionError::BadConnection(message))
     }
 
     #[test]
     fn unavailable_servers_are_transient_failures() {
         for message in [
-            "connection to server at \"canary\" (::1), port 1 failed: Connection refused\n\tIs the server running on \
-             that host and accepting TCP/IP connections?\nconnection to server at \"canary\" (127.0.0.1), port 1 \
-             failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n",
-            "connection to server at \"canary\" (::1), port 1 failed: Cannot assign requested address\n\tIs the server \
-             running on that host and accepting TCP/IP connections?\nconnection to server at \"canary\" (127.0.0.1), \
-             port 1 failed: Connection refused\n\tIs the server running on that host?\n",
-            "connection to server at \"canary\" (::1), port 1 failed: Address family not supported by protocol\n",
-            "connection to server at \"canary\" (::1), port 1 failed: Network is unreachable\n",
+            "@HOST failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n\
+             @HOST failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n",
+            "@HOST failed: Cannot assign requested address\n\tIs the server running on that host and accepting TCP/IP \
+             connections?\n@HOST failed: Connection refused\n\tIs the server running on that host?\n",
+            "@HOST failed: Address family not supported by protocol\n",
+            "@HOST failed: Network is unreachable\n",
             "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: Resource temporarily unavailable\n",
             // An unknown message does not outrank a known one.
-            "connection to server at \"canary\" (::1), port 1 failed: canary\nconnection to server at \"canary\" \
-             (127.0.0.1), port 1 failed: Connection refused\n",
+            "@HOST failed: canary\n@HOST failed: Connection refused\n",
             "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: No such file or directory\n\tIs the \
              server running locally and accepting connections on that socket?\n",
             "could not translate host name \"canary\" to address: Name or service not known\n",
-            "connection to server at \"canary\" (192.0.2.1), port 5432 failed: timeout expired\n",
-            "connection to server at \"canary\" (192.0.2.1), port 5432 failed: FATAL:  the database system is starting up\n",
-            "connection to server at \"canary\" (192.0.2.1), port 5432 failed: FATAL:  the database system is shutting down\n",
-            "connection to server at \"canary\" (192.0.2.1), port 5432 failed: FATAL:  the database system is not yet \
-             accepting connections\nDETAIL:  Consistent recovery state has not been yet reached.\n",
-            "connection to server at \"canary\" (192.0.2.1), port 5432 failed: FATAL:  sorry, too many clients already\n",
+            "@HOST failed: timeout expired\n",
+            "@HOST failed: FATAL:  the database system is starting up\n",
+            "@HOST failed: FATAL:  the database system is shutting down\n",
+            "@HOST failed: FATAL:  the database system is not yet accepting connections\n\
+             DETAIL:  Consistent recovery state has not been yet reached.\n",
+            "@HOST failed: FATAL:  sorry, too many clients already\n",
         ] {
             let failure = failure(message);
             assert!(failure.is_transient, "{message}: {failure}");
@@ -277,69 +253,57 @@ mod tests {
 
     #[test]
     fn permanent_failures_show_the_servers_message() {
+        const HIDDEN: &str = "may quote the URL";
         for (message, words) in [
             (
-                "connection to server at \"canary\" (::1), port 5432 failed: Connection refused\n\tIs the server \
-                 running?\nconnection to server at \"canary\" (127.0.0.1), port 5432 failed: FATAL:  password \
-                 authentication failed for user \"shop\"\n",
+                "@HOST failed: Connection refused\n\tIs the server running?\n\
+                 @HOST failed: FATAL:  password authentication failed for user \"shop\"\n",
                 "the server says: password authentication failed for user \"shop\"; correct the user name and the \
                  password in DATABASE_URL",
             ),
             (
-                "connection to server at \"canary\", port 5432 failed: FATAL:  database \"keys\" does not exist\n",
+                "@HOST failed: FATAL:  database \"keys\" does not exist\n",
                 "the server says: database \"keys\" does not exist; create it, or correct DATABASE_URL",
             ),
             (
-                "connection to server at \"canary\", port 5432 failed: SCHWERWIEGEND:  Datenbank »keys« existiert nicht\n",
+                "@HOST failed: SCHWERWIEGEND:  Datenbank »keys« existiert nicht\n",
                 "the server says: Datenbank »keys« existiert nicht",
             ),
             (
-                "connection to server at \"canary\", port 5432 failed: server does not support SSL, but SSL was required\n",
+                "@HOST failed: server does not support SSL, but SSL was required\n",
                 "the server has no TLS",
             ),
             (
-                "connection to server at \"canary\", port 5432 failed: fe_sendauth: no password supplied\n",
+                "@HOST failed: fe_sendauth: no password supplied\n",
                 "DATABASE_URL has none",
             ),
             (
-                "connection to server at \"canary\", port 5432 failed: session is read-only\n",
+                "@HOST failed: session is read-only\n",
                 "Tollkey needs the primary",
             ),
             (
-                "connection to server at \"canary\" (::1), port 5432 failed: canary\nconnection to server at \
-                 \"canary\" (127.0.0.1), port 5432 failed: server does not support SSL, but SSL was required\n",
+                "@HOST failed: canary\n@HOST failed: server does not support SSL, but SSL was required\n",
                 "the server has no TLS",
             ),
-            (
-                "connection to server at \"canary\", port 5432 failed: canary\n",
-                "may quote the URL",
-            ),
+            ("@HOST failed: canary\n", HIDDEN),
             // The URL parser may reject these before libpq does.
-            (
-                "invalid percent-encoded token: \"canary%zz\"\n",
-                "may quote the URL",
-            ),
-            (
-                "invalid channel_binding value: \"canary\"\n",
-                "may quote the URL",
-            ),
+            ("invalid percent-encoded token: \"canary%zz\"\n", HIDDEN),
+            ("invalid channel_binding value: \"canary\"\n", HIDDEN),
             (
                 "missing \"=\" after \"canary\" in connection info string\n",
-                "may quote the URL",
+                HIDDEN,
             ),
-            (
-                "definition of service \"canary:  x\" not found\n",
-                "may quote the URL",
-            ),
-            ("canary", "may quote the URL"),
-            ("", "may quote the URL"),
+            ("definition of service \"canary:  x\" not found\n", HIDDEN),
+            ("canary", HIDDEN),
+            ("", HIDDEN),
         ] {
             let failure = failure(message);
+            let shown = failure.to_string();
             assert!(
-                !failure.is_transient && failure.to_string().contains(words),
-                "{message}: {failure}"
+                !failure.is_transient && shown.contains(words),
+                "{message}: {shown}"
             );
-            assert!(!failure.to_string().contains("canary"), "{failure}");
+            assert!(!shown.contains("canary"), "{shown}");
         }
     }
 }

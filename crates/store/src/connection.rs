@@ -1,7 +1,6 @@
 //! Connections to both backends: how they are opened, and how the pool detects lost ones.
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,14 +18,13 @@ use diesel::{
 
 pub(crate) use multi::AnyConnection;
 
-#[cfg(any(test, feature = "test-util"))]
-use crate::{DatabaseUrl, url::BadUrl};
 use crate::{
     connect_failure::ConnectFailure,
     error::is_corruption,
     postgres_session,
     postgres_session::UnsupportedServer,
     sqlite_file::{LogFiles, SqliteFile},
+    target::{Target, Use},
     watch::{CONNECTIONS, Watch},
 };
 
@@ -42,80 +40,12 @@ pub(crate) mod multi {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Backend {
-    Sqlite,
-    Postgres,
-}
-
-impl Backend {
-    /// Returns the name, which is also the scheme of the URL.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Sqlite => "sqlite",
-            Self::Postgres => "postgres",
-        }
-    }
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// A SQLite database that exists only in its one connection.
-    Memory,
-    /// The path of a SQLite file. Never begins with `file:`, which SQLite would read as a URI.
-    File(String),
-    /// A connection string of libpq, complete with defaults.
-    Postgres(String),
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memory => "Memory",
-            Self::File(_) => "File",
-            Self::Postgres(_) => "Postgres",
-        })
-    }
-}
-
-impl Target {
-    /// `env` returns the environment variables that libpq reads by itself.
-    #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn parse(
-        url: &str,
-        tls: bool,
-        env: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, BadUrl> {
-        DatabaseUrl::parse(url)?.resolve(tls, env)
-    }
-
-    pub(crate) fn backend(&self) -> Backend {
-        match self {
-            Self::Memory | Self::File(_) => Backend::Sqlite,
-            Self::Postgres(_) => Backend::Postgres,
-        }
-    }
-}
-
-/// How long libpq tries to reach one address of the server, and how long sent data may stay unacknowledged.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// Reads. On SQLite, writes fail.
-    Read,
-    Write,
-    /// Migrations: no timeouts.
-    Migrate,
-}
-
 /// How long a statement may take before the connection counts as lost: the server's statement timeout (5 s), plus
-/// [`CONNECT_TIMEOUT`] for the response.
+/// [`CONNECT_TIMEOUT`](crate::url::CONNECT_TIMEOUT) for the response.
 const STATEMENT: Duration = Duration::from_secs(8);
 /// How long a ping may take.
 const PING: Duration = Duration::from_secs(3);
-/// How long opening a connection may take. libpq itself limits all steps but the last, to [`CONNECT_TIMEOUT`] for each
+/// How long opening a connection may take. libpq itself limits all steps but the last, to `CONNECT_TIMEOUT` for each
 /// address of the server.
 const OPENING: Duration = Duration::from_secs(20);
 /// How long a statement waits for another process that holds a lock on the SQLite file.
@@ -192,7 +122,7 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
         match purpose {
             // The mode is stored in the file; the writer, which is opened first, sets it.
             Use::Write | Use::Migrate => {
-                check_application(&mut conn).map_err(ConnectError::from_sqlite)??;
+                check_application(&mut conn)?;
                 use_write_ahead_log(&mut conn).map_err(ConnectError::from_sqlite)?;
             }
             Use::Read => conn.batch_execute("PRAGMA query_only = ON")?,
@@ -202,17 +132,14 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
 }
 
 /// Fails if the file has tables of another application: switching it to the write-ahead log would change it.
-fn check_application(
-    conn: &mut diesel::SqliteConnection,
-) -> diesel::QueryResult<Result<(), ConnectError>> {
+fn check_application(conn: &mut diesel::SqliteConnection) -> Result<(), ConnectError> {
     let is_ours = "NOT EXISTS (SELECT 1 FROM sqlite_master) OR 2 = (SELECT count(*) FROM sqlite_master \
                    WHERE type = 'table' AND name IN ('__diesel_schema_migrations', 'change_counter'))";
-    let is_ours: bool = diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn)?;
-    Ok(if is_ours {
-        Ok(())
-    } else {
-        Err(ConnectError::OtherApplication)
-    })
+    match diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ConnectError::OtherApplication),
+        Err(error) => Err(ConnectError::from_sqlite(error)),
+    }
 }
 
 /// Switches the file to the write-ahead log. SQLite does not wait for the lock of another process here, because this
@@ -430,10 +357,11 @@ impl ManageConnection for Manager {
     }
 }
 
-#[cfg(all(test, feature = "test-util"))]
+#[cfg(feature = "test-util")]
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Postgres;
+    use crate::testing::{Postgres, target};
 
     #[test]
     fn english_is_recognized() {
@@ -464,7 +392,7 @@ mod tests {
                 "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $s$";
             database.sql(&format!("{sql}{setting}$s$; END $$"));
         }
-        let target = Target::parse(database.url(), false, |_| None).unwrap();
+        let target = target(database.url());
         let names = [
             "statement_timeout",
             "lock_timeout",
@@ -511,7 +439,7 @@ mod tests {
             return;
         };
         let database = postgres.database();
-        let target = Target::parse(database.url(), false, |_| None).unwrap();
+        let target = target(database.url());
         let mut conn = establish(&target, Use::Write).unwrap();
         postgres.configure("synchronous_commit = off");
         postgres.configure("work_mem = 12345kB");
@@ -527,7 +455,7 @@ mod tests {
 
     #[test]
     fn debug_output_does_not_contain_the_password() {
-        let target = Target::parse("postgres://user:s3cret@localhost/t", false, |_| None).unwrap();
+        let target = target("postgres://user:s3cret@localhost/t");
         assert_eq!(format!("{target:?}"), "Postgres");
     }
 }

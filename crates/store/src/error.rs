@@ -240,56 +240,57 @@ mod tests {
 
     #[test]
     fn database_errors_are_classified() {
-        let database = |kind, message: &str| {
-            classify(&Diesel::DatabaseError(kind, Box::new(message.to_owned())))
-        };
-        let unknown = |message| database(DatabaseErrorKind::Unknown, message);
-        assert_eq!(unknown("database is locked"), Error::Busy);
-        assert_eq!(
-            unknown("canceling statement due to lock timeout"),
-            Error::Busy
-        );
-        assert_eq!(unknown("database or disk is full"), Error::Unavailable);
-        assert_eq!(
-            unknown("database disk image is malformed"),
-            Error::Unavailable
-        );
-        assert_eq!(unknown("file is not a database"), Error::Unavailable);
-        assert_eq!(
-            unknown("the database system is shutting down"),
-            Error::Unavailable
-        );
-        assert_eq!(unknown("syntax error"), Error::Other);
-        for pooled in [
-            "prepared statement \"__diesel_stmt_0\" already exists",
-            "prepared statement \"s\" does not exist",
-        ] {
-            let error =
-                Diesel::DatabaseError(DatabaseErrorKind::Unknown, Box::new(pooled.to_owned()));
-            assert_eq!(Error::from(error), Error::Unavailable, "{pooled}");
-        }
-        assert_eq!(
-            database(DatabaseErrorKind::ClosedConnection, ""),
-            Error::Unavailable
-        );
-        let unique = |message| database(DatabaseErrorKind::UniqueViolation, message);
-        for (message, violation) in [
+        use DatabaseErrorKind::{ClosedConnection, UniqueViolation as Unique, Unknown};
+        use UniqueViolation::{ApplicationName, KeyDigest, Other, ServiceKeyDigest};
+        let duplicate_name = "UNIQUE constraint failed: applications.account_id, applications.name";
+        let duplicate_key = "UNIQUE constraint failed: api_keys.digest";
+        for (kind, message, expected) in [
+            (Unknown, "database is locked", Error::Busy),
             (
-                "UNIQUE constraint failed: applications.account_id, applications.name",
-                UniqueViolation::ApplicationName,
+                Unknown,
+                "canceling statement due to lock timeout",
+                Error::Busy,
+            ),
+            (Unknown, "database or disk is full", Error::Unavailable),
+            (
+                Unknown,
+                "database disk image is malformed",
+                Error::Unavailable,
+            ),
+            (Unknown, "file is not a database", Error::Unavailable),
+            (
+                Unknown,
+                "the database system is shutting down",
+                Error::Unavailable,
+            ),
+            (Unknown, "syntax error", Error::Other),
+            (
+                Unknown,
+                "prepared statement \"__diesel_stmt_0\" already exists",
+                Error::Unavailable,
             ),
             (
+                Unknown,
+                "prepared statement \"s\" does not exist",
+                Error::Unavailable,
+            ),
+            (ClosedConnection, "", Error::Unavailable),
+            (Unique, duplicate_name, Error::Unique(ApplicationName)),
+            (
+                Unique,
                 "applications_account_id_name_key",
-                UniqueViolation::ApplicationName,
+                Error::Unique(ApplicationName),
             ),
+            (Unique, duplicate_key, Error::Unique(KeyDigest)),
             (
-                "UNIQUE constraint failed: api_keys.digest",
-                UniqueViolation::KeyDigest,
+                Unique,
+                "service_keys_digest_key",
+                Error::Unique(ServiceKeyDigest),
             ),
-            ("service_keys_digest_key", UniqueViolation::ServiceKeyDigest),
-            ("api_keys_pkey", UniqueViolation::Other),
+            (Unique, "api_keys_pkey", Error::Unique(Other)),
         ] {
-            assert_eq!(unique(message), Error::Unique(violation), "{message}");
+            let error = Diesel::DatabaseError(kind, Box::new(message.to_owned()));
+            assert_eq!(Error::from(error), expected, "{message}");
         }
     }
 

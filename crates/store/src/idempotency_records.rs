@@ -3,11 +3,7 @@
 //! The ID of a record is a hash that covers account and caller, so a caller cannot find another caller's record.
 //! Responses are encrypted before they are stored.
 
-use diesel::{
-    prelude::*,
-    sql_query,
-    sql_types::{BigInt, Bool},
-};
+use diesel::{define_sql_function, prelude::*, sql_query, sql_types::BigInt};
 use tollkey_core::Timestamp;
 
 use crate::{
@@ -33,10 +29,8 @@ pub struct IdempotencyRecord {
     pub created_at: Timestamp,
 }
 
-#[derive(QueryableByName)]
-struct Locked {
-    #[diesel(sql_type = Bool)]
-    locked: bool,
+define_sql_function! {
+    fn pg_try_advisory_xact_lock(key: BigInt) -> Bool;
 }
 
 impl Reader<'_> {
@@ -81,10 +75,7 @@ impl Writer<'_> {
         // The first 64 bits: if two IDs share them, one request gets an error and can be retried.
         let [a, b, c, d, e, f, g, h, ..] = *id;
         let number = i64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        let row: Locked = sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked")
-            .bind::<BigInt, _>(number)
-            .get_result(conn)?;
-        Ok(row.locked)
+        Ok(diesel::select(pg_try_advisory_xact_lock(number)).get_result(conn)?)
     }
 
     /// Stores a record and replaces an older one with the same ID. The caller must have reserved the ID.

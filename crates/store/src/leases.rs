@@ -126,42 +126,28 @@ impl Store {
                     Option::<ChangeRow>::as_select(),
                 ))
                 .load(conn)?;
-            let current = rows.first().map(|row| Position {
-                seq: Seq(row.0),
-                at: row.1,
-            });
+            let position = |seq, at| Position { seq: Seq(seq), at };
+            let current = rows.first().map(|(seq, at, _)| position(*seq, *at));
             let current = current.ok_or_else(|| Error::corrupt("change counter"))?;
+            let log = |changes| Ok(ChangeLog { current, changes });
             if after == current {
-                return Ok(ChangeLog {
-                    current,
-                    changes: Some(Vec::new()),
-                });
+                return log(Some(Vec::new()));
             }
-            let position = |row: &ChangeRow| Position {
-                seq: Seq(row.seq),
-                at: row.at,
-            };
             let mut rows = rows.into_iter().filter_map(|(_, _, row)| row).peekable();
             // Position 0 is before the first change.
             let joins = after == Position::default()
-                || rows.next().is_some_and(|row| position(&row) == after);
+                || rows
+                    .next()
+                    .is_some_and(|row| position(row.seq, row.at) == after);
             if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {
-                return Ok(ChangeLog {
-                    current,
-                    changes: None,
-                });
+                return log(None);
             }
-            let changes = rows.map(|row| {
-                Ok((
-                    position(&row),
-                    Changed::from_parts(&row.kind, &row.what)
-                        .map_err(|_| Error::corrupt("change"))?,
-                ))
+            let changes = rows.take(limit as usize).map(|row| {
+                let change = Changed::from_parts(&row.kind, &row.what);
+                let change = change.map_err(|_| Error::corrupt("change"))?;
+                Ok((position(row.seq, row.at), change))
             });
-            Ok(ChangeLog {
-                current,
-                changes: Some(changes.take(limit as usize).collect::<Result<_, Error>>()?),
-            })
+            log(Some(changes.collect::<Result<_, Error>>()?))
         })
         .await
     }

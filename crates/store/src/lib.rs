@@ -28,16 +28,19 @@ pub mod idempotency_records;
 pub mod leases;
 mod lineage;
 mod migrations;
+mod open_error;
 pub mod pending_revocations;
 mod postgres_session;
 mod readiness;
 mod rights;
 mod rows;
 mod schema;
+mod schema_error;
 pub mod service_keys;
 pub mod sessions;
 mod sqlite_file;
 mod store;
+mod target;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod url;
@@ -50,14 +53,15 @@ pub use account::{
     AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES,
     EXAMINED_KEYS, KeyCursor, KeyFilter, KeyPage, Page,
 };
-pub use connection::Backend;
 pub use error::{Error, UniqueViolation};
 pub use idempotency_records::IdempotencyRecord;
 pub use leases::LaggingVerifier;
-pub use migrations::{LockHolder, SchemaError};
+pub use open_error::OpenError;
 pub use postgres_session::UnsupportedServer;
 pub use readiness::NotReady;
-pub use store::{Change, Committed, OpenError, OpenOptions, Owner, Reader, Store, Writer};
+pub use schema_error::{LockHolder, SchemaError};
+pub use store::{Change, Committed, OpenOptions, Owner, Reader, Store, Writer};
+pub use target::Backend;
 pub use url::{BadUrl, DatabaseUrl};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;

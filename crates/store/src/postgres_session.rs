@@ -15,7 +15,7 @@ use diesel::{
     sql_types::{Bool, Integer, Text},
 };
 
-use crate::connection::Use;
+use crate::target::Use;
 
 /// Settings of every connection. Those that a version of PostgreSQL does not have are skipped.
 const SETTINGS: [(&str, &str); 8] = [
@@ -176,19 +176,14 @@ pub(crate) fn share_sessions(
     let marks = [(); 2].map(|()| format!("{:016x}", RandomState::new().build_hasher().finish()));
     let [first_mark, second_mark] = &marks;
     for (conn, mark) in [(&mut *first, first_mark), (&mut *second, second_mark)] {
-        text(
-            conn,
-            &format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value"),
-        )?;
+        let set = format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value");
+        text(conn, &set)?;
     }
+    let get = "SELECT coalesce(current_setting('tollkey.connection', true), '') AS value";
     for _ in 0..ROUNDS {
         for (conn, mark) in [(&mut *first, first_mark), (&mut *second, second_mark)] {
             for _ in 0..2 {
-                if text(
-                    conn,
-                    "SELECT coalesce(current_setting('tollkey.connection', true), '') AS value",
-                )? != *mark
-                {
+                if text(conn, get)? != *mark {
                     return Ok(true);
                 }
             }
@@ -218,53 +213,42 @@ mod tests {
             is_standby: false,
             replication_role: "origin".into(),
         };
-        assert_eq!(good().check(), Ok(()));
-        assert_eq!(
-            ServerState {
-                version: 110_000,
-                ..good()
-            }
-            .check(),
-            Ok(())
-        );
-        assert_eq!(
-            ServerState {
-                version: 109_999,
-                ..good()
-            }
-            .check(),
-            Err(UnsupportedServer::Version(10))
-        );
-        for encoding in ["LATIN1", "SQL_ASCII"] {
-            let error = ServerState {
-                encoding: encoding.into(),
-                ..good()
-            }
-            .check()
-            .unwrap_err();
-            assert_eq!(error, UnsupportedServer::Encoding(encoding.into()));
-            assert!(
-                error
-                    .to_string()
-                    .contains("ENCODING 'UTF8' TEMPLATE template0"),
-                "{error}"
-            );
-        }
-        assert_eq!(
-            ServerState {
-                is_standby: true,
-                ..good()
-            }
-            .check(),
-            Err(UnsupportedServer::Standby)
-        );
-        let replica = ServerState {
-            replication_role: "replica".into(),
-            ..good()
+        let check = |change: fn(&mut ServerState)| {
+            let mut state = good();
+            change(&mut state);
+            state.check()
         };
-        assert_eq!(
-            replica.check(),
-            Err(UnsupportedServer::ReplicationRole("replica".into()))
+        assert_eq!(good().check(), Ok(()));
+        assert_eq!(check(|state| state.version = 110_000), Ok(()));
+        let encoding = |name: &str| UnsupportedServer::Encoding(name.into());
+        for (unsupported, error) in [
+            (
+                check(|state| state.version = 109_999),
+                UnsupportedServer::Version(10),
+            ),
+            (
+                check(|state| state.encoding = "LATIN1".into()),
+                encoding("LATIN1"),
+            ),
+            (
+                check(|state| state.encoding = "SQL_ASCII".into()),
+                encoding("SQL_ASCII"),
+            ),
+            (
+                check(|state| state.is_standby = true),
+                UnsupportedServer::Standby,
+            ),
+            (
+                check(|state| state.replication_role = "replica".into()),
+                UnsupportedServer::ReplicationRole("replica".into()),
+            ),
+        ] {
+            assert_eq!(unsupported, Err(error));
+        }
+        let shown = encoding("LATIN1").to_string();
+        assert!(
+            shown.contains("ENCODING 'UTF8' TEMPLATE template0"),
+            "{shown}"
         );
     }
 }

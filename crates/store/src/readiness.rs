@@ -10,11 +10,7 @@ use std::{
 use diesel::{connection::SimpleConnection as _, prelude::*, sql_query, sql_types::Binary};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{
-    Error, SchemaError, Store,
-    connection::{AnyConnection, Target},
-    rights,
-};
+use crate::{Error, SchemaError, Store, connection::AnyConnection, rights, target::Target};
 
 /// How long the result of a check is reused.
 const FRESH: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use diesel::{
     sql_types::{Bool, Text},
 };
 
-use crate::migrations::SchemaError;
+use crate::schema_error::SchemaError;
 
 /// The rights that the server needs on each table. `FOR UPDATE` and `FOR SHARE` need UPDATE.
 const RIGHTS: [(&str, &str); 17] = [
@@ -140,7 +140,8 @@ pub(crate) fn find_hidden_tables(
     ))
 }
 
-#[cfg(all(test, feature = "test-util"))]
+#[cfg(feature = "test-util")]
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 

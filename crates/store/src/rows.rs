@@ -1,12 +1,15 @@
 //! Rows, and their conversion to and from the core's types. Values that cannot be converted are [`Error::Corrupt`]; the
 //! log names the kind of data, never the value.
 
+use std::str::FromStr;
+
 use diesel::prelude::*;
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::json;
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Id, IpList, Mode, OperatingModel, RateLimit,
-    Restrictions, Scope, ServiceKey, Timestamp,
-    audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
+    AccountId, ApiKey, Application, Digest, Id, IpList, OperatingModel, RateLimit, Restrictions,
+    Scope, ServiceKey, Timestamp,
+    audit::{self, Actor, Draft, Entry, Head, Target},
     feature::Feature,
     metadata::Metadata,
     time::from_micros,
@@ -44,16 +47,23 @@ pub(crate) fn account_id(text: &str) -> Result<AccountId, Error> {
     AccountId::stored(text).map_err(|_| Error::corrupt("account ID"))
 }
 
-pub(crate) fn operating_model(text: &str) -> Result<OperatingModel, Error> {
-    text.parse().map_err(|_| Error::corrupt("operating model"))
+/// Reads a stored text.
+pub(crate) fn parse<T: FromStr>(text: &str, what: &'static str) -> Result<T, Error> {
+    text.parse().map_err(|_| Error::corrupt(what))
 }
 
-fn mode(text: &str) -> Result<Mode, Error> {
-    text.parse().map_err(|_| Error::corrupt("mode"))
+pub(crate) fn optional<T: FromStr>(
+    text: Option<String>,
+    what: &'static str,
+) -> Result<Option<T>, Error> {
+    text.map(|text| parse(&text, what)).transpose()
 }
 
-fn family(text: &str) -> Result<Family, Error> {
-    text.parse().map_err(|_| Error::corrupt("family"))
+/// Returns the operating model of an account, which is the default without a stored row.
+pub(crate) fn operating_model(text: Option<&str>) -> Result<OperatingModel, Error> {
+    text.map_or(Ok(OperatingModel::default()), |text| {
+        parse(text, "operating model")
+    })
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, Error> {
@@ -68,6 +78,13 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
         .try_into()
         .map(audit::Hash::from_bytes)
         .map_err(|_| Error::corrupt("hash"))
+}
+
+pub(crate) fn head(seq: i64, hash_bytes: &[u8]) -> Result<Head, Error> {
+    Ok(Head {
+        seq: unsigned(seq)?,
+        hash: hash(hash_bytes)?,
+    })
 }
 
 /// Converts a number that is never negative.
@@ -189,19 +206,9 @@ impl From<&ApiKey> for KeyRow {
             prefix: key.prefix.clone(),
             last4: key.last4.clone(),
             scopes: scopes.join(" "),
-            merchants: restrictions
-                .merchants
-                .as_ref()
-                .map(|list| array(list.iter().map(String::as_str))),
-            features: restrictions
-                .features
-                .as_ref()
-                .map(|list| array(list.iter().map(|feature| feature.as_str()))),
-            allowed_ips: restrictions.allowed_ips.as_ref().map(|list| {
-                let networks: Vec<String> =
-                    list.networks().iter().map(ToString::to_string).collect();
-                array(networks.iter().map(String::as_str))
-            }),
+            merchants: restrictions.merchants.as_ref().map(json),
+            features: restrictions.features.as_ref().map(json),
+            allowed_ips: restrictions.allowed_ips.as_ref().map(json),
             rate_limit_limit: restrictions.rate_limit.map(|limit| number(limit.limit())),
             rate_limit_window_seconds: restrictions
                 .rate_limit
@@ -237,13 +244,8 @@ impl TryFrom<KeyRow> for ApiKey {
             _ => return Err(Error::corrupt("rate limit")),
         };
         let features = strings(row.features, "features")?.map(|names| {
-            names
-                .iter()
-                .map(|name| {
-                    name.parse::<Feature>()
-                        .map_err(|_| Error::corrupt("features"))
-                })
-                .collect()
+            let features = names.iter().map(|name| parse::<Feature>(name, "features"));
+            features.collect()
         });
         let networks = strings(row.allowed_ips, "IP allowlist")?;
         let allowed_ips = networks.map(|list| {
@@ -277,8 +279,8 @@ impl TryFrom<KeyRow> for ApiKey {
             account_id: account_id(&row.account_id)?,
             application_id: optional_id(row.application_id.as_deref())?,
             name: row.name,
-            family: family(&row.family)?,
-            mode: mode(&row.mode)?,
+            family: parse(&row.family, "family")?,
+            mode: parse(&row.mode, "mode")?,
             prefix: row.prefix,
             last4: row.last4,
             restrictions,
@@ -301,20 +303,14 @@ fn bytes<Of>(id: Id<Of>) -> Vec<u8> {
     id.as_bytes().to_vec()
 }
 
-fn array<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    Value::from_iter(texts).to_string()
+/// Returns a list as a JSON array of strings.
+fn json(list: &impl Serialize) -> String {
+    json!(list).to_string()
 }
 
 fn strings(json: Option<String>, what: &'static str) -> Result<Option<Vec<String>>, Error> {
-    let Some(json) = json else { return Ok(None) };
-    let Ok(Value::Array(values)) = serde_json::from_str(&json) else {
-        return Err(Error::corrupt(what));
-    };
-    let texts = values.into_iter().map(|value| match value {
-        Value::String(text) => Ok(text),
-        _ => Err(Error::corrupt(what)),
-    });
-    texts.collect::<Result<_, _>>().map(Some)
+    json.map(|json| serde_json::from_str(&json).map_err(|_| Error::corrupt(what)))
+        .transpose()
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -363,36 +359,30 @@ impl TryFrom<EntryRow> for Entry {
     type Error = Error;
 
     fn try_from(row: EntryRow) -> Result<Self, Error> {
-        let corrupt = || Error::corrupt("audit entry");
-        let action: Action = row.action.parse().map_err(|_| corrupt())?;
-        let actor_kind: ActorKind = row.actor_kind.parse().map_err(|_| corrupt())?;
-        let target_kind: TargetKind = row.target_kind.parse().map_err(|_| corrupt())?;
+        const WHAT: &str = "audit entry";
         let draft = Draft {
             id: id(&row.id)?,
             account_id: account_id(&row.account_id)?,
             occurred_at: timestamp(row.occurred_at)?,
-            action,
+            action: parse(&row.action, WHAT)?,
             actor: Actor {
-                kind: actor_kind,
+                kind: parse(&row.actor_kind, WHAT)?,
                 id: row.actor_id,
             },
             target: Target {
-                kind: target_kind,
+                kind: parse(&row.target_kind, WHAT)?,
                 id: row.target_id,
-                mode: row.target_mode.as_deref().map(mode).transpose()?,
+                mode: optional(row.target_mode, "mode")?,
             },
             request_id: row.request_id,
-            ip: row
-                .ip
-                .map(|ip| ip.parse().map_err(|_| corrupt()))
-                .transpose()?,
-            changes: serde_json::from_str(&row.changes).map_err(|_| corrupt())?,
+            ip: optional(row.ip, WHAT)?,
+            changes: parse(&row.changes, WHAT)?,
         };
         // The chain's hash covers the parsed value. Other text with the same value, such as a repeated field or white
         // space, was not written by Tollkey and could be read differently.
         let written = draft.changes.to_string();
         if written != row.changes {
-            return Err(corrupt());
+            return Err(Error::corrupt(WHAT));
         }
         Ok(Self {
             draft,

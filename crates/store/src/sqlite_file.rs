@@ -11,19 +11,19 @@
 //! delete the log. That would damage the copy, and lose the changes that another process has appended to the log.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use rustix::fs::{Access, access};
 
-use crate::{Error, OpenError, url::absolute};
+use crate::{error::Error, open_error::OpenError, url::absolute};
 
 /// The beginning of every SQLite file that is not empty.
 const MAGIC: &[u8] = b"SQLite format 3\0";
@@ -119,10 +119,16 @@ pub(crate) struct FileId {
 
 impl FileId {
     fn of(path: &Path) -> io::Result<Self> {
-        fs::metadata(path).map(|found| Self {
+        fs::metadata(path).map(Self::from)
+    }
+}
+
+impl From<Metadata> for FileId {
+    fn from(found: Metadata) -> Self {
+        Self {
             device: found.dev(),
             inode: found.ino(),
-        })
+        }
     }
 }
 
@@ -139,14 +145,7 @@ fn open_once(path: &Path) -> io::Result<&'static File> {
         return Ok(file);
     }
     let file: &'static File = Box::leak(Box::new(File::open(path)?));
-    let metadata = file.metadata()?;
-    opened.push((
-        FileId {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        },
-        file,
-    ));
+    opened.push((file.metadata()?.into(), file));
     Ok(file)
 }
 
@@ -215,8 +214,7 @@ pub(crate) struct SqliteFile {
     /// The last header that was read; `None` before the first.
     header: Mutex<Option<Header>>,
     /// Why the content can no longer be used. Never cleared.
-    content_error: Mutex<Option<String>>,
-    has_content_error: AtomicBool,
+    content_error: OnceLock<String>,
     /// The files of the write connection; `None` without a write-ahead log.
     log_files: Mutex<Option<LogFiles>>,
     /// Whether the loss of the database file has been logged.
@@ -233,8 +231,7 @@ impl SqliteFile {
             file: open_once(&path)?,
             path,
             header: Mutex::default(),
-            content_error: Mutex::default(),
-            has_content_error: AtomicBool::new(false),
+            content_error: OnceLock::new(),
             log_files: Mutex::default(),
             is_lost: AtomicBool::new(false),
             is_log_lost: AtomicBool::new(false),
@@ -247,11 +244,13 @@ impl SqliteFile {
         let found = id("-wal")
             .zip(id("-shm"))
             .map(|(log, index)| LogFiles { log, index });
-        *self
-            .log_files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = found;
+        *self.log_files() = found;
         found
+    }
+
+    fn log_files(&self) -> MutexGuard<'_, Option<LogFiles>> {
+        let files = self.log_files.lock();
+        files.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -287,10 +286,7 @@ impl SqliteFile {
 
     /// Returns whether the connections must not be closed because their files are no longer at their paths.
     pub(crate) fn is_lost(&self) -> bool {
-        let files = *self
-            .log_files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let files = *self.log_files();
         match files {
             Some(files) => self.check_with_log(files).is_err(),
             None => self.check_content().is_err(),
@@ -306,14 +302,10 @@ impl SqliteFile {
     }
 
     fn check_path(&self) -> Result<(), String> {
-        if self.has_content_error.load(Ordering::Relaxed) {
-            let error = self
-                .content_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            return Err(error.clone().unwrap_or_default());
+        match self.content_error.get() {
+            Some(error) => Err(error.clone()),
+            None => self.check_id(&self.path, self.id),
         }
-        self.check_id(&self.path, self.id)
     }
 
     fn check_header(&self) -> Result<(), String> {
@@ -345,13 +337,7 @@ impl SqliteFile {
 
     /// Stores the error, unless an earlier one is stored, and returns the stored one.
     fn set_content_error(&self, reason: String) -> Result<(), String> {
-        let mut error = self
-            .content_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let reason = error.get_or_insert(reason).clone();
-        self.has_content_error.store(true, Ordering::Relaxed);
-        Err(reason)
+        Err(self.content_error.get_or_init(|| reason).clone())
     }
 
     fn check_id(&self, path: &Path, expected: FileId) -> Result<(), String> {

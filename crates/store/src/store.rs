@@ -23,17 +23,16 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 
 use crate::{
     Error,
-    connection::{
-        AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english,
-        postgres_setting,
-    },
+    connection::{AnyConnection, ConnectError, Manager, establish, is_english, postgres_setting},
     error::{take_conflict, take_corruption},
     leases, migrations,
-    migrations::SchemaError,
+    open_error::OpenError,
     postgres_session::{UnsupportedServer, share_sessions},
     readiness::Readiness,
+    schema_error::SchemaError,
     sqlite_file::{self, LogFiles, SqliteFile},
-    url::{BadUrl, DatabaseUrl, absolute},
+    target::{Backend, Target, Use},
+    url::{DatabaseUrl, absolute},
 };
 
 #[derive(Clone)]
@@ -98,85 +97,6 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 /// The maximum number of rows that one transaction of [`Store::delete_in_batches`] deletes.
 pub(crate) const STEP: u32 = 5_000;
 
-/// The store could not be opened. The message names the database without user name and password, and says what to do
-/// next. It is complete: `source` is always `None`.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("DATABASE_URL: {0}")]
-    Url(BadUrl),
-    /// The SQLite file does not exist and [`OpenOptions::create`] is `false`.
-    #[error(
-        "SQLite database {path} does not exist; run the command in the directory of the server, set DATABASE_URL or \
-         --database-url, or create the database with `tollkey migrate`"
-    )]
-    Missing {
-        /// The absolute path of the file.
-        path: String,
-    },
-    /// The SQLite file is empty or is not a database of Tollkey.
-    #[error("{path} {what}")]
-    NotADatabase { path: String, what: &'static str },
-    /// The operating system does not allow the SQLite file to be used.
-    #[error("cannot open the SQLite database {path}: {error}{hint}")]
-    File {
-        path: String,
-        error: std::io::Error,
-        /// What to do, beginning with a semicolon; empty if `error` already says it.
-        hint: String,
-    },
-    #[error("cannot connect to the {target}: {reason}")]
-    Connect {
-        /// The database, as in [`DatabaseUrl::target`].
-        target: String,
-        /// The cause and what to do. Does not quote the URL.
-        reason: String,
-        is_transient: bool,
-    },
-    /// The database server, or a pooler in front of it, is not supported. Waiting does not help.
-    #[error(transparent)]
-    UnsupportedServer(#[from] UnsupportedServer),
-}
-
-impl From<BadUrl> for OpenError {
-    fn from(error: BadUrl) -> Self {
-        Self::Url(error)
-    }
-}
-
-impl OpenError {
-    fn connecting(error: ConnectError, url: &DatabaseUrl) -> Self {
-        match error {
-            ConnectError::UnsupportedServer(unsuitable) => Self::UnsupportedServer(unsuitable),
-            ConnectError::OtherApplication => Self::NotADatabase {
-                path: url
-                    .file()
-                    .map(|path| absolute(path).display().to_string())
-                    .unwrap_or_default(),
-                what: "is the SQLite database of another application: it has tables, and not those of Tollkey; correct \
-                       DATABASE_URL, or move the file away",
-            },
-            other => Self::Connect {
-                target: url.target(),
-                is_transient: other.is_transient(),
-                reason: other.to_string(),
-            },
-        }
-    }
-
-    /// Returns whether a later attempt may succeed without a change to settings or database: the server is starting, or
-    /// cannot be reached or resolved yet.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Connect {
-                is_transient: true,
-                ..
-            }
-        )
-    }
-}
-
 /// The database of Tollkey. Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Store {
@@ -185,7 +105,6 @@ pub struct Store {
 
 pub(crate) struct Inner {
     target: Target,
-    acquire_timeout: Duration,
     migration_timeout: Duration,
     /// `None` for PostgreSQL and `:memory:`.
     pub(crate) file: Option<Arc<SqliteFile>>,
@@ -195,27 +114,18 @@ pub(crate) struct Inner {
     reserved_writer: Mutex<ReservedWriter>,
 }
 
-/// The purpose of a connection. Each role has connections that other roles cannot use, with two exceptions: a SQLite
-/// file has one connection for all writes, and a database in memory has one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ConnectionRole {
-    /// Reads of management requests.
-    Read,
-    Write,
-    /// Lease writes. On SQLite they go before changes that wait for the same connection.
-    Lease,
-    LeaseRead,
-    Verification,
-    /// Look-ups of dashboard sessions.
-    Session,
-}
-
+/// The connections of each role, which other roles cannot use, with two exceptions: a SQLite file has one connection for
+/// all writes, and a database in memory has one connection.
+#[derive(Clone)]
 struct Connections {
+    /// Reads of management requests.
     read: ConnectionGroup,
     write: ConnectionGroup,
+    /// Lease writes. On SQLite they go before changes that wait for the same connection.
     lease: ConnectionGroup,
     lease_read: ConnectionGroup,
     verification: ConnectionGroup,
+    /// Look-ups of dashboard sessions.
     session: ConnectionGroup,
 }
 
@@ -349,8 +259,8 @@ impl Store {
         // A pool retries until its timeout and hides the cause, so the first connection is made here for its error.
         // A database in memory exists only in its connection, so its pool opens that one.
         if target != Target::Memory {
-            let mut first = establish(&target, Use::Write)
-                .map_err(|error| OpenError::connecting(error, &url))?;
+            let mut first =
+                establish(&target, Use::Write).map_err(|error| connecting(error, &url))?;
             if let AnyConnection::Postgres(first) = &mut first {
                 check_pooling(&target, first)?;
             }
@@ -376,15 +286,9 @@ impl Store {
                     })?;
             }
         }
-        let OpenOptions {
-            acquire_timeout,
-            migration_timeout,
-            ..
-        } = options;
         let inner = Inner {
             target,
-            acquire_timeout,
-            migration_timeout,
+            migration_timeout: options.migration_timeout,
             file,
             readiness: Readiness::default(),
             clock,
@@ -428,23 +332,15 @@ impl Store {
 
     /// Like [`Store::migrate`]; returns the names of the migrations that it applied, in order.
     pub fn apply_migrations(&self) -> Result<Vec<String>, SchemaError> {
-        match &self.inner.target {
-            Target::Memory => {
-                let mut pooled = self
-                    .inner
-                    .connections
-                    .write
-                    .connection()
-                    .map_err(SchemaError::Store)?;
-                migrations::run(&mut pooled.conn, self.inner.migration_timeout)
-            }
-            // This connection has no statement or lock timeouts.
-            target => {
-                let mut conn = establish(target, Use::Migrate)
-                    .map_err(|error| SchemaError::Failed(error.to_string()))?;
-                migrations::run(&mut conn, self.inner.migration_timeout)
-            }
+        let patience = self.inner.migration_timeout;
+        if self.is_in_memory() {
+            let mut pooled = self.inner.connections.write.connection()?;
+            return migrations::run(&mut pooled.conn, patience);
         }
+        // This connection has no statement or lock timeouts.
+        let mut conn = establish(self.target(), Use::Migrate)
+            .map_err(|error| SchemaError::Failed(error.to_string()))?;
+        migrations::run(&mut conn, patience)
     }
 
     /// Checks that the schema is that of this version and, on PostgreSQL, that the role has the rights the server
@@ -454,26 +350,20 @@ impl Store {
     /// [`SchemaError::Older`] or [`SchemaError::Newer`] for another version, [`SchemaError::Rights`] for a missing
     /// right, [`SchemaError::NotInSearchPath`] if the tables are in another schema.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
-        let mut pooled = self
-            .inner
-            .connections
-            .read
-            .connection()
-            .map_err(SchemaError::Store)?;
+        let mut pooled = self.inner.connections.read.connection()?;
         migrations::check(&mut pooled.conn)
     }
 
     /// Like [`Store::check_schema`], without blocking. Requests that wait for connections do not delay it.
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.with_connection(ConnectionRole::LeaseRead, Owner::Background, |_, conn| {
-            migrations::check(conn)
-        })
-        .await
+        let group = &self.inner.connections.lease_read;
+        self.with_connection(group, Owner::Background, |_, conn| migrations::check(conn))
+            .await
     }
 
     /// Checks that the database responds and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_one(ConnectionRole::LeaseRead, Owner::Background, |conn| {
+        self.lease_read(|conn| {
             let read_only = match conn {
                 AnyConnection::Sqlite(conn) => conn.batch_execute("SELECT 1").map(|()| None),
                 postgres => postgres_setting(postgres, "transaction_read_only"),
@@ -505,10 +395,9 @@ impl Store {
         owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.with_connection(ConnectionRole::Read, owner.into(), |inner, conn| {
-            inner.read(conn, work)
-        })
-        .await
+        let group = &self.inner.connections.read;
+        self.with_connection(group, owner.into(), |inner, conn| inner.read(conn, work))
+            .await
     }
 
     /// [`Store::read`] without an async runtime, for the command line.
@@ -516,10 +405,8 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.inner
-            .connections
-            .read
-            .with(|conn| self.inner.read(conn, work))
+        let group = &self.inner.connections.read;
+        group.with(|conn| self.inner.read(conn, work))
     }
 
     /// Runs the closure in one transaction, as [`Owner::Background`]. Commits if it returns `Ok`, rolls back if it
@@ -548,10 +435,9 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.with_connection(ConnectionRole::Write, owner.into(), |inner, conn| {
-            inner.write(conn, work)
-        })
-        .await
+        let group = &self.inner.connections.write;
+        self.with_connection(group, owner.into(), |inner, conn| inner.write(conn, work))
+            .await
     }
 
     /// [`Store::write`] without an async runtime, for the command line.
@@ -559,10 +445,8 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Committed<T>, E> {
-        self.inner
-            .connections
-            .write
-            .with(|conn| self.inner.write(conn, work))
+        let group = &self.inner.connections.write;
+        group.with(|conn| self.inner.write(conn, work))
     }
 
     /// Calls `delete` in a new transaction each time until it returns 0, and returns the total. `delete`
@@ -585,30 +469,34 @@ impl Store {
     }
 
     /// Runs a read without a transaction, which saves round trips. Each statement reads its own snapshot.
-    async fn read_one<T: Send + 'static>(
-        &self,
-        role: ConnectionRole,
-        owner: Owner,
-        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.with_connection(role, owner, |_, conn| work(conn))
-            .await
-    }
-
     pub(crate) async fn verification_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.read_one(ConnectionRole::Verification, Owner::Background, work)
+        let group = &self.inner.connections.verification;
+        self.with_connection(group, Owner::Background, |_, conn| work(conn))
             .await
     }
 
+    /// Like [`Store::verification_read`], for dashboard sessions.
     pub(crate) async fn session_read<T: Send + 'static>(
         &self,
         owner: Owner,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.read_one(ConnectionRole::Session, owner, work).await
+        let group = &self.inner.connections.session;
+        self.with_connection(group, owner, |_, conn| work(conn))
+            .await
+    }
+
+    /// Like [`Store::verification_read`], for leases.
+    pub(crate) async fn lease_read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let group = &self.inner.connections.lease_read;
+        self.with_connection(group, Owner::Background, |_, conn| work(conn))
+            .await
     }
 
     /// Returns the mode of a lease write. On PostgreSQL it must commit by itself: a process paused inside a transaction
@@ -624,12 +512,25 @@ impl Store {
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Error> {
-        let mode = self.lease_mode();
-        self.with_connection(
-            ConnectionRole::Lease,
-            Owner::Background,
-            move |inner, conn| inner.transact_repeatedly(conn, mode, work),
-        )
+        self.lease_write(self.lease_mode(), work).await
+    }
+
+    pub(crate) async fn lease_transaction(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
+    ) -> Result<(), Error> {
+        self.lease_write(Mode::Transaction, work).await
+    }
+
+    async fn lease_write<T: Send + 'static, E: From<Error> + Send + 'static>(
+        &self,
+        mode: Mode,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, E> + Clone + Send + 'static,
+    ) -> Result<T, E> {
+        let group = &self.inner.connections.lease;
+        self.with_connection(group, Owner::Background, move |inner, conn| {
+            inner.transact_repeatedly(conn, mode, work)
+        })
         .await
     }
 
@@ -641,7 +542,7 @@ impl Store {
         work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Clone + Send + 'static,
     ) -> Result<bool, Error> {
         let mode = self.lease_mode();
-        let group = self.inner.connections.of(ConnectionRole::Lease);
+        let group = &self.inner.connections.lease;
         let reserved = self.inner.reserved_writer().permit.take();
         let permit = match reserved {
             Some(permit) => permit,
@@ -670,16 +571,6 @@ impl Store {
         renewed
     }
 
-    pub(crate) async fn lease_transaction(
-        &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
-    ) -> Result<(), Error> {
-        self.with_connection(ConnectionRole::Lease, Owner::Background, |inner, conn| {
-            inner.transact_repeatedly(conn, Mode::Transaction, work)
-        })
-        .await
-    }
-
     /// Runs a transaction with a lease connection and rolls it back, even if the work succeeds.
     pub(crate) async fn lease_rolled_back(
         &self,
@@ -691,31 +582,18 @@ impl Store {
                 Self(Err(error))
             }
         }
-        let rolled_back =
-            self.with_connection(ConnectionRole::Lease, Owner::Background, |inner, conn| {
-                inner.transact_repeatedly(conn, Mode::Transaction, |conn| {
-                    Err::<(), _>(RolledBack(work(conn)))
-                })
-            });
-        rolled_back
-            .await
-            .err()
-            .map_or(Ok(()), |RolledBack(result)| result)
+        let rolled_back = |conn: &mut AnyConnection| Err::<(), _>(RolledBack(work(conn)));
+        match self.lease_write(Mode::Transaction, rolled_back).await {
+            Ok(()) => Ok(()),
+            Err(RolledBack(result)) => result,
+        }
     }
 
-    pub(crate) async fn lease_read<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.read_one(ConnectionRole::LeaseRead, Owner::Background, work)
-            .await
-    }
-
-    /// Waits for a connection of the role, but no longer than the acquire timeout, and runs the work on the
+    /// Waits for a connection of the group, but no longer than the acquire timeout, and runs the work on the
     /// blocking pool.
     async fn with_connection<T, E>(
         &self,
-        role: ConnectionRole,
+        group: &ConnectionGroup,
         owner: Owner,
         work: impl FnOnce(&Inner, &mut AnyConnection) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
@@ -723,24 +601,20 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let group = self.inner.connections.of(role);
         let permit = self.acquire(group, owner).await?;
         self.run(group, permit, work).await.0
     }
 
     async fn acquire(&self, group: &ConnectionGroup, owner: Owner) -> Result<Permit<Owner>, Error> {
         let permit = group.semaphore.acquire(owner, group.priority);
-        match tokio::time::timeout(self.inner.acquire_timeout, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
+        match tokio::time::timeout(group.acquire_timeout, permit).await {
+            Ok(Ok(permit)) => return Ok(permit),
             Ok(Err(full)) => {
-                tracing::warn!(%full, "a request for a database connection was rejected");
-                Err(Error::Busy)
+                tracing::warn!(%full, "a request for a database connection was rejected")
             }
-            Err(_) => {
-                tracing::warn!("no database connection became free in time");
-                Err(Error::Busy)
-            }
+            Err(_) => tracing::warn!("no database connection became free in time"),
         }
+        Err(Error::Busy)
     }
 
     /// Runs the work on the blocking pool. Only this function uses that pool. Returns the permit too, unless
@@ -845,17 +719,6 @@ impl Connections {
             }
         }
     }
-
-    fn of(&self, role: ConnectionRole) -> &ConnectionGroup {
-        match role {
-            ConnectionRole::Read => &self.read,
-            ConnectionRole::Write => &self.write,
-            ConnectionRole::Lease => &self.lease,
-            ConnectionRole::LeaseRead => &self.lease_read,
-            ConnectionRole::Verification => &self.verification,
-            ConnectionRole::Session => &self.session,
-        }
-    }
 }
 
 impl ConnectionGroup {
@@ -904,17 +767,7 @@ impl Drop for Inner {
     /// Leaks the connections to a lost SQLite file: closing them would write to files that belong to another database.
     fn drop(&mut self) {
         if self.file.as_ref().is_some_and(|file| file.is_lost()) {
-            let Connections {
-                read,
-                write,
-                lease,
-                lease_read,
-                verification,
-                session,
-            } = &self.connections;
-            std::mem::forget(
-                [read, write, lease, lease_read, verification, session].map(Clone::clone),
-            );
+            std::mem::forget(self.connections.clone());
         }
     }
 }
@@ -1046,6 +899,26 @@ impl<E> Failure<E> {
         match self {
             Self::Conflict(error) | Self::Other(error) => error,
         }
+    }
+}
+
+/// Converts the error of the first connection.
+fn connecting(error: ConnectError, url: &DatabaseUrl) -> OpenError {
+    match error {
+        ConnectError::UnsupportedServer(unsuitable) => OpenError::UnsupportedServer(unsuitable),
+        ConnectError::OtherApplication => OpenError::NotADatabase {
+            path: url
+                .file()
+                .map(|path| absolute(path).display().to_string())
+                .unwrap_or_default(),
+            what: "is the SQLite database of another application: it has tables, and not those of Tollkey; correct \
+                   DATABASE_URL, or move the file away",
+        },
+        other => OpenError::Connect {
+            target: url.target(),
+            is_transient: other.is_transient(),
+            reason: other.to_string(),
+        },
     }
 }
 

@@ -29,8 +29,9 @@ use jiff::Timestamp;
 use tollkey_core::{Clock, time::to_micros};
 
 use crate::{
-    Backend, OpenOptions, Store,
-    connection::{AnyConnection, Target, Use, establish},
+    Backend, DatabaseUrl, OpenOptions, Store,
+    connection::{AnyConnection, establish},
+    target::{Target, Use},
 };
 
 /// A private PostgreSQL cluster.
@@ -79,17 +80,14 @@ impl Postgres {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
         SHARED
             .get_or_init(|| {
-                let Some(bin) = find_binaries() else {
-                    let required = std::env::var("TOLLKEY_TEST_REQUIRE_POSTGRES").is_ok_and(|value| value == "1");
-                    assert!(!required, "no initdb found, but TOLLKEY_TEST_REQUIRE_POSTGRES=1");
-                    // To stderr itself: the test harness captures `eprintln!`.
-                    let _ = writeln!(
-                        std::io::stderr(),
-                        "\nWARNING: PostgreSQL is not installed (no initdb): its half of these tests does NOT run\n"
+                let bin = find_binaries();
+                if bin.is_none() {
+                    warn_unless_required(
+                        "TOLLKEY_TEST_REQUIRE_POSTGRES",
+                        "PostgreSQL is not installed (no initdb): its half of these tests does NOT run",
                     );
-                    return None;
-                };
-                Some(Self::start(bin, ""))
+                }
+                bin.map(|bin| Self::start(bin, ""))
             })
             .as_ref()
     }
@@ -105,24 +103,10 @@ impl Postgres {
     }
 
     fn start(bin: PathBuf, settings: &str) -> Self {
-        let mut watchdog = shell(WATCHDOG, &bin)
-            .env("TOLLKEY_TEST_PG_SETTINGS", settings)
-            .process_group(0) // an interrupt of the tests must not kill it before it has cleaned up
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the watchdog of PostgreSQL to start");
-        let mut line = String::new();
-        let out = watchdog.stdout.take().expect("a piped stdout");
-        BufReader::new(out)
-            .read_line(&mut line)
-            .expect("readable output of the watchdog");
-        assert!(
-            line.starts_with('/'),
-            "PostgreSQL did not start; its log is above"
-        );
+        let mut script = shell(WATCHDOG, &bin);
+        let (watchdog, directory) = watch(script.env("TOLLKEY_TEST_PG_SETTINGS", settings));
         Self {
-            directory: line.trim().to_owned(),
+            directory,
             bin,
             next: AtomicU32::new(0),
             _watchdog: watchdog,
@@ -137,36 +121,21 @@ impl Postgres {
             "exec \"$TOLLKEY_TEST_PG_BIN/pg_ctl\" -D {directory}/data -l {directory}/log -w -t 120 {arguments} \
              </dev/null >/dev/null 2>&1"
         );
-        let done = shell(&script, bin).process_group(0).status();
-        assert!(
-            done.is_ok_and(|status| status.success()),
-            "pg_ctl {arguments} failed"
-        );
+        run(shell(&script, bin).process_group(0));
     }
 
     /// Adds a line to `postgresql.conf` and reloads it. Connections apply it a moment later, before their next
     /// statement.
     pub fn configure(&self, line: &str) {
         let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
-        let done = shell(&script, &self.bin).status();
-        assert!(
-            done.is_ok_and(|status| status.success()),
-            "{line} could not be written"
-        );
+        run(&mut shell(&script, &self.bin));
         self.control("reload");
     }
 
     /// Restarts the cluster as a standby, which is read-only until `pg_ctl promote`.
     pub fn demote(&self) {
-        let done = shell(
-            &format!("touch {}/data/standby.signal", self.directory),
-            &self.bin,
-        )
-        .status();
-        assert!(
-            done.is_ok_and(|status| status.success()),
-            "standby.signal could not be created"
-        );
+        let script = format!("touch {}/data/standby.signal", self.directory);
+        run(&mut shell(&script, &self.bin));
         self.control("-m fast restart");
     }
 
@@ -178,13 +147,7 @@ impl Postgres {
             "exec \"$TOLLKEY_TEST_PG_BIN/pg_dump\" --host={directory} --username=postgres --rows-per-insert=50 \
              --no-owner --no-privileges --no-comments {database}"
         );
-        let done = shell(&script, bin).output().expect("pg_dump to run");
-        assert!(
-            done.status.success(),
-            "pg_dump failed: {}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        let printed = String::from_utf8(done.stdout).expect("UTF-8 output of pg_dump");
+        let printed = run(&mut shell(&script, bin));
         let is_kept = |line: &&str| {
             let is_session =
                 line.starts_with("SET ") || line.starts_with("SELECT pg_catalog.set_config");
@@ -268,44 +231,24 @@ impl PgBouncer {
     /// Panics on SQLite, and if PgBouncer is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1.
     #[must_use]
     pub fn before(database: &Database, settings: &str) -> Option<Self> {
-        let Location::Postgres { server, name } = &database.location else {
-            panic!("SQLite has no server")
-        };
+        let (server, name) = database.on_server();
         let Some(pooler) = on_path("pgbouncer")
             .or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
         else {
-            let required =
-                std::env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
-            assert!(
-                !required,
-                "no pgbouncer found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1"
+            warn_unless_required(
+                "TOLLKEY_TEST_REQUIRE_GATEWAYS",
+                "PgBouncer is not installed: the tests of connection poolers do NOT run",
             );
-            let warning = "\nWARNING: PgBouncer is not installed: the tests of connection poolers do NOT run\n";
-            let _ = writeln!(std::io::stderr(), "{warning}");
             return None;
         };
-        let mut watchdog = shell(POOLER, &server.bin)
-            .env("TOLLKEY_TEST_POOLER", pooler)
-            .env("TOLLKEY_TEST_PG_SOCKET", &server.directory)
-            .env("TOLLKEY_TEST_POOLER_SETTINGS", settings)
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the watchdog of PgBouncer to start");
-        let mut line = String::new();
-        let out = watchdog.stdout.take().expect("a piped stdout");
-        BufReader::new(out)
-            .read_line(&mut line)
-            .expect("readable output of the watchdog");
-        assert!(
-            line.starts_with('/'),
-            "PgBouncer did not start; its log is above"
+        let mut script = shell(POOLER, &server.bin);
+        let (watchdog, directory) = watch(
+            script
+                .env("TOLLKEY_TEST_POOLER", pooler)
+                .env("TOLLKEY_TEST_PG_SOCKET", &server.directory)
+                .env("TOLLKEY_TEST_POOLER_SETTINGS", settings),
         );
-        let url = format!(
-            "postgres:///{name}?host={}&port=6432&user=postgres",
-            line.trim()
-        );
+        let url = format!("postgres:///{name}?host={directory}&port=6432&user=postgres");
         Some(Self { url, watchdog })
     }
 
@@ -351,6 +294,14 @@ impl Database {
         }
     }
 
+    /// Returns the server and the name of this database there.
+    fn on_server(&self) -> (&'static Postgres, &str) {
+        match &self.location {
+            Location::Postgres { server, name } => (server, name),
+            Location::Sqlite { .. } => panic!("SQLite has no server"),
+        }
+    }
+
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -359,9 +310,7 @@ impl Database {
     /// Returns the URL with another address of the PostgreSQL server, for instance that of a proxy.
     #[must_use]
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
-        let Location::Postgres { name, .. } = &self.location else {
-            panic!("SQLite has no server")
-        };
+        let (_, name) = self.on_server();
         format!("postgres://postgres@{address}/{name}")
     }
 
@@ -416,25 +365,17 @@ impl Database {
     /// Returns all columns of all tables as `table.column`, sorted.
     #[must_use]
     pub fn columns(&self) -> Vec<String> {
-        #[derive(diesel::QueryableByName)]
-        struct Name {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            name: String,
-        }
         let sql = match self.backend() {
             Backend::Sqlite => {
-                "SELECT tables.name || '.' || columns.name AS name \
+                "SELECT tables.name || '.' || columns.name AS value \
                  FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
             }
             Backend::Postgres => {
-                "SELECT table_name || '.' || column_name AS name FROM information_schema.columns \
+                "SELECT table_name || '.' || column_name AS value FROM information_schema.columns \
                  WHERE table_schema = 'public'"
             }
         };
-        let names: Vec<Name> = diesel::sql_query(sql)
-            .load(&mut connect(&self.url))
-            .expect("the columns");
-        let mut names: Vec<String> = names.into_iter().map(|row| row.name).collect();
+        let mut names = texts(&mut connect(&self.url), sql);
         names.sort();
         names
     }
@@ -443,11 +384,6 @@ impl Database {
     /// leaked dump contains.
     #[must_use]
     pub fn dump(&self) -> String {
-        #[derive(diesel::QueryableByName)]
-        struct Cell {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            value: String,
-        }
         let mut conn = connect(&self.url);
         let mut dump = String::new();
         for name in self.columns() {
@@ -460,10 +396,7 @@ impl Database {
             };
             let sql =
                 format!("SELECT {shown} AS value FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
-            let cells: Vec<Cell> = diesel::sql_query(sql)
-                .load(&mut conn)
-                .expect("the values of a column");
-            for Cell { value } in cells {
+            for value in texts(&mut conn, &sql) {
                 dump.push_str(&format!("{name}: {value}\n"));
             }
         }
@@ -483,9 +416,7 @@ impl Database {
 
     /// On PostgreSQL: ends all connections to the database and rejects new ones, or allows them again.
     pub fn refuse_connections(&self, refuse: bool) {
-        let Location::Postgres { server, name } = &self.location else {
-            panic!("SQLite has no server")
-        };
+        let (server, name) = self.on_server();
         server.run(&format!(
             "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}",
             !refuse
@@ -547,9 +478,13 @@ fn sqlite_script(conn: &mut AnyConnection) -> String {
     script
 }
 
+pub(crate) fn target(url: &str) -> Target {
+    let parsed = DatabaseUrl::parse(url).expect("a valid URL");
+    parsed.resolve(false, |_| None).expect("a local database")
+}
+
 fn connect(url: &str) -> AnyConnection {
-    let target = Target::parse(url, false, |_| None).expect("a valid URL");
-    establish(&target, Use::Migrate).expect("a connection")
+    establish(&target(url), Use::Migrate).expect("a connection")
 }
 
 /// Runs SQL in a transaction that stays open while `during` runs, like another process that commits slowly.
@@ -597,6 +532,42 @@ impl Clock for RealClock {
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// Prints a warning, or panics if this variable is 1.
+fn warn_unless_required(variable: &str, warning: &str) {
+    let required = std::env::var(variable).is_ok_and(|value| value == "1");
+    assert!(!required, "{variable}=1, but {warning}");
+    // To stderr itself: the test harness captures `eprintln!`.
+    let _ = writeln!(std::io::stderr(), "\nWARNING: {warning}\n");
+}
+
+/// Starts a script that prints its directory and runs until its standard input closes. Returns it and the directory.
+fn watch(script: &mut Command) -> (Child, String) {
+    let mut watchdog = script
+        .process_group(0) // an interrupt of the tests must not kill it before it has cleaned up
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the watchdog to start");
+    let mut line = String::new();
+    let out = watchdog.stdout.take().expect("a piped stdout");
+    BufReader::new(out)
+        .read_line(&mut line)
+        .expect("readable output of the watchdog");
+    assert!(
+        line.starts_with('/'),
+        "the server did not start; its log is above"
+    );
+    (watchdog, line.trim().to_owned())
+}
+
+/// Runs a script and returns its output.
+fn run(script: &mut Command) -> String {
+    let done = script.output().expect("the shell to run");
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{script:?} failed: {errors}");
+    String::from_utf8(done.stdout).expect("UTF-8 output")
 }
 
 /// Returns a command that runs a script with PostgreSQL's programs, as another user if this is root, which they reject.

@@ -9,9 +9,13 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use crate::connection::{Backend, CONNECT_TIMEOUT, Target};
+use crate::target::{Backend, Target};
+
+/// How long libpq tries to reach one address of the server, and how long sent data may stay unacknowledged.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The database URL cannot be used. Never quotes the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -179,6 +183,15 @@ const SECRETS: [&str; 5] = [
     "oauth_client_secret",
     "scram_client_key",
     "scram_server_key",
+];
+
+const SSL_MODES: [&str; 6] = [
+    "disable",
+    "allow",
+    "prefer",
+    "require",
+    "verify-ca",
+    "verify-full",
 ];
 
 const NUMBERS: [&str; 6] = [
@@ -352,15 +365,7 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     let mut parameters = BTreeMap::new();
     let before_path = rest.split('/').next().unwrap_or_default();
     let (user_info, after_user) = match before_path.split_once('@') {
-        Some((_, more))
-            if more.contains('@')
-                && !more
-                    .split('@')
-                    .next()
-                    .is_some_and(|host| host.contains('?')) =>
-        {
-            return Err(BadUrl::At);
-        }
+        Some((_, more)) if has_second_at(more) => return Err(BadUrl::At),
         Some((user_info, _)) => (Some(user_info), &rest[user_info.len() + 1..]),
         None => (None, rest),
     };
@@ -400,6 +405,12 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     }
     check_values(&parameters)?;
     Ok(parameters)
+}
+
+/// Returns whether the part after the first `@` has another one before a `?`.
+fn has_second_at(more: &str) -> bool {
+    let before = more.split_once('@').map(|(before, _)| before);
+    before.is_some_and(|before| !before.contains('?'))
 }
 
 /// Parses `HOST:PORT`, or several separated by commas.
@@ -485,63 +496,37 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
             return Err(BadUrl::Host);
         }
     }
-    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0);
-    if !get("port")
-        .into_iter()
-        .flat_map(|ports| ports.split(','))
-        .all(is_port)
-    {
+    let all = |name: &str, is_valid: fn(&str) -> bool| {
+        get(name).is_none_or(|list| {
+            list.split(',')
+                .all(|item| item.is_empty() || is_valid(item))
+        })
+    };
+    if !all("port", |port| {
+        port.parse::<u16>().is_ok_and(|port| port > 0)
+    }) {
         return Err(BadUrl::Port);
     }
-    let is_address = |address: &str| address.is_empty() || address.parse::<IpAddr>().is_ok();
-    if !get("hostaddr")
-        .into_iter()
-        .flat_map(|list| list.split(','))
-        .all(is_address)
-    {
-        return Err(BadUrl::Value {
-            name: "hostaddr",
-            rule: "an IP address",
-        });
+    let wrong = |name, rule| Err(BadUrl::Value { name, rule });
+    if !all("hostaddr", |address| address.parse::<IpAddr>().is_ok()) {
+        return wrong("hostaddr", "an IP address");
     }
     for name in NUMBERS {
         if get(name).is_some_and(|value| value.parse::<u32>().is_err()) {
-            return Err(BadUrl::Value {
-                name,
-                rule: "a whole number",
-            });
+            return wrong(name, "a whole number");
         }
     }
-    let modes = [
-        "disable",
-        "allow",
-        "prefer",
-        "require",
-        "verify-ca",
-        "verify-full",
-    ];
-    if get("sslmode").is_some_and(|mode| !modes.contains(&mode)) {
+    if get("sslmode").is_some_and(|mode| !SSL_MODES.contains(&mode)) {
         let rule = "disable, allow, prefer, require, verify-ca or verify-full";
-        return Err(BadUrl::Value {
-            name: "sslmode",
-            rule,
-        });
+        return wrong("sslmode", rule);
     }
     if get("client_encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("utf8")) {
-        return Err(BadUrl::Value {
-            name: "client_encoding",
-            rule: "UTF8, or omitted",
-        });
+        return wrong("client_encoding", "UTF8, or omitted");
     }
     match get("target_session_attrs") {
         None | Some("read-write" | "primary") => {}
         Some("any" | "read-only" | "standby" | "prefer-standby") => return Err(BadUrl::Standby),
-        Some(_) => {
-            return Err(BadUrl::Value {
-                name: "target_session_attrs",
-                rule: "read-write, or omitted",
-            });
-        }
+        Some(_) => return wrong("target_session_attrs", "read-write, or omitted"),
     }
     // Error messages name these.
     for name in ["user", "dbname", "service"] {

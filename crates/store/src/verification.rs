@@ -75,11 +75,7 @@ impl Store {
                     .pop()
                     .ok_or(Error::Other)?,
                 application: application.map(TryInto::try_into).transpose()?,
-                operating_model: model
-                    .as_deref()
-                    .map(rows::operating_model)
-                    .transpose()?
-                    .unwrap_or_default(),
+                operating_model: rows::operating_model(model.as_deref())?,
             };
             Ok(Snapshot {
                 seq: Seq(seq),

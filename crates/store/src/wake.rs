@@ -21,9 +21,8 @@ use rustix::{
 
 use self::libpq::{Connection, Lost};
 use crate::{
-    Store,
-    connection::{Target, Use},
-    postgres_session,
+    Store, postgres_session,
+    target::{Target, Use},
 };
 
 #[expect(

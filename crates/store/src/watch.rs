@@ -213,7 +213,8 @@ impl Instrumentation for Statements {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::{
         io::Read as _,
@@ -223,8 +224,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        connection::{AnyConnection, Target, Use, establish_watched},
-        testing::Postgres,
+        connection::{AnyConnection, establish_watched},
+        target::Use,
+        testing::{Postgres, target},
     };
     use diesel::{Connection as _, PgConnection, connection::SimpleConnection as _};
 
@@ -370,8 +372,7 @@ mod tests {
     }
 
     fn establish(url: &str, purpose: Use) -> (AnyConnection, Watch) {
-        let target = Target::parse(url, false, |_| None).unwrap();
-        let (conn, watch) = establish_watched(&target, purpose).unwrap();
+        let (conn, watch) = establish_watched(&target(url), purpose).unwrap();
         (conn, watch.expect("a watch on a server connection"))
     }
 

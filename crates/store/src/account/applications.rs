@@ -43,14 +43,11 @@ impl AccountReader<'_> {
 
     /// Returns a page of the account's applications, newest first. Pages count from 1.
     pub fn applications(&mut self, page: u32, limit: u32) -> Result<Page<Application>, Error> {
-        let total: i64 = applications::table
+        let own = applications::table
             .filter(applications::account_id.eq(self.account.as_str()))
-            .filter(applications::deleted_at.is_null())
-            .count()
-            .get_result(self.conn)?;
-        let rows: Vec<ApplicationRow> = applications::table
-            .filter(applications::account_id.eq(self.account.as_str()))
-            .filter(applications::deleted_at.is_null())
+            .filter(applications::deleted_at.is_null());
+        let total: i64 = own.count().get_result(self.conn)?;
+        let rows: Vec<ApplicationRow> = own
             .order((applications::created_at.desc(), applications::id.desc()))
             .limit(limit.into())
             .offset(offset(page, limit))

@@ -59,44 +59,30 @@ enum IndexScan {
 impl IndexScan {
     /// Returns the index that most likely has the fewest entries for a filter.
     fn for_filter(filter: &AuditFilter) -> Self {
-        match filter {
-            AuditFilter {
-                target_id: Some(_), ..
-            } => Self::Target,
-            AuditFilter {
-                action: Some(_), ..
-            } => Self::Action,
-            AuditFilter {
-                actor_id: Some(_), ..
-            } => Self::Actor,
-            AuditFilter { mode: Some(_), .. } => Self::Mode,
-            _ => Self::Account,
+        if filter.target_id.is_some() {
+            Self::Target
+        } else if filter.action.is_some() {
+            Self::Action
+        } else if filter.actor_id.is_some() {
+            Self::Actor
+        } else if filter.mode.is_some() {
+            Self::Mode
+        } else {
+            Self::Account
         }
     }
 
-    /// Returns the filter without the condition that this index serves.
-    fn residual(self, filter: &AuditFilter) -> AuditFilter {
-        let mut filter = filter.clone();
+    /// Splits a filter into the condition that this index serves and the others.
+    fn split(self, filter: &AuditFilter) -> (AuditFilter, AuditFilter) {
+        let (mut served, mut residual) = (AuditFilter::default(), filter.clone());
         match self {
-            Self::Target => filter.target_id = None,
-            Self::Actor => filter.actor_id = None,
-            Self::Action => filter.action = None,
-            Self::Mode => filter.mode = None,
+            Self::Target => served.target_id = residual.target_id.take(),
+            Self::Actor => served.actor_id = residual.actor_id.take(),
+            Self::Action => served.action = residual.action.take(),
+            Self::Mode => served.mode = residual.mode.take(),
             Self::Account => {}
         }
-        filter
-    }
-
-    fn served(self, filter: &AuditFilter) -> AuditFilter {
-        let mut served = AuditFilter::default();
-        match self {
-            Self::Target => served.target_id.clone_from(&filter.target_id),
-            Self::Actor => served.actor_id.clone_from(&filter.actor_id),
-            Self::Action => served.action = filter.action,
-            Self::Mode => served.mode = filter.mode,
-            Self::Account => {}
-        }
-        served
+        (served, residual)
     }
 }
 
@@ -148,12 +134,12 @@ impl AccountReader<'_> {
         before: Option<u64>,
         limit: u32,
     ) -> Result<AuditPage, Error> {
-        let scan = IndexScan::for_filter(filter);
+        let (served, residual) = IndexScan::for_filter(filter).split(filter);
         let mut query = filtered(self.entries_before(before), filter);
         let mut end = None;
-        if scan.residual(filter) != AuditFilter::default() {
+        if residual != AuditFilter::default() {
             bound_search(self.conn)?;
-            end = filtered(self.entries_before(before), &scan.served(filter))
+            end = filtered(self.entries_before(before), &served)
                 .order(audit_log::seq.desc())
                 .offset(i64::from(EXAMINED_ENTRIES) - 1)
                 .limit(1)
@@ -200,12 +186,7 @@ impl AccountReader<'_> {
             .select((audit_heads::seq, audit_heads::hash))
             .first(self.conn)
             .optional()?;
-        row.map_or(Ok(Head::GENESIS), |(seq, hash)| {
-            Ok(Head {
-                seq: rows::unsigned(seq)?,
-                hash: rows::hash(&hash)?,
-            })
-        })
+        row.map_or(Ok(Head::GENESIS), |(seq, hash)| rows::head(seq, &hash))
     }
 }
 
@@ -221,10 +202,7 @@ impl AccountWriter<'_> {
             .bind::<Text, _>(self.account.as_str())
             .bind::<Binary, _>(Hash::GENESIS.as_bytes().as_slice())
             .get_result(self.conn)?;
-        Ok(Head {
-            seq: rows::unsigned(row.seq)?,
-            hash: rows::hash(&row.hash)?,
-        })
+        rows::head(row.seq, &row.hash)
     }
 
     /// Appends an entry to the account's chain. Call it last: it blocks all other changes of the account until the end

@@ -22,8 +22,8 @@ use crate::{
     schema::{api_keys, key_ancestors, key_usage},
 };
 
-/// The position of a key in a list. The next page begins after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The position of a key in a list, greater for newer keys. The next page begins after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyCursor {
     pub created_at: Timestamp,
     pub id: KeyId,
@@ -237,9 +237,12 @@ fn filtered<'a>(
     query
 }
 
-/// Returns the sort key of lists; newer keys have greater ones.
-fn sort_key(cursor: &KeyCursor) -> (i64, [u8; 16]) {
-    (rows::micros(cursor.created_at), *cursor.id.as_bytes())
+/// The condition that a key's own row has no expiration before this time.
+#[diesel::dsl::auto_type]
+fn is_unexpired(now: Timestamp) -> _ {
+    let now: i64 = rows::micros(now);
+    let own = api_keys::expires_at.gt(now);
+    api_keys::expires_at.is_null().or(own)
 }
 
 fn names(families: &[Family]) -> Vec<&'static str> {
@@ -289,17 +292,14 @@ impl AccountReader<'_> {
             InheritedStates::default()
         };
         if let Some(id) = filter.text.and_then(|text| text.parse::<KeyId>().ok()) {
-            let query = filtered(
-                self.keys_after(None),
-                &KeyFilter {
-                    text: None,
-                    ..filter.clone()
-                },
-                None,
-                inherited,
-            )
-            .filter(api_keys::id.eq(id.as_bytes().to_vec()));
-            let rows = query.select(KeyRow::as_select()).load(self.conn)?;
+            let others = KeyFilter {
+                text: None,
+                ..filter.clone()
+            };
+            let rows = filtered(self.keys_after(None), &others, None, inherited)
+                .filter(api_keys::id.eq(id.as_bytes().to_vec()))
+                .select(KeyRow::as_select())
+                .load(self.conn)?;
             let keys = lineage::keys(self.conn, rows)?;
             if !keys.is_empty() {
                 let keys = if after.is_none() { keys } else { Vec::new() };
@@ -335,9 +335,7 @@ impl AccountReader<'_> {
                     query = query
                         .filter(api_keys::created_at.ge(created_at))
                         .filter(api_keys::created_at.gt(created_at).or(api_keys::id.ge(id)));
-                    if end.is_none_or(|end| sort_key(&last) > sort_key(&end)) {
-                        end = Some(last);
-                    }
+                    end = end.max(Some(last));
                 }
             }
             let query = query
@@ -347,11 +345,11 @@ impl AccountReader<'_> {
             let rows = query.load(self.conn)?;
             keys.append(&mut lineage::keys(self.conn, rows)?);
         }
-        keys.sort_by_key(|key| std::cmp::Reverse(sort_key(&KeyCursor::from(key))));
+        keys.sort_by_key(|key| std::cmp::Reverse(KeyCursor::from(key)));
         // Each scan has read nothing older than its end. Keys older than the newest of these ends are left to
         // the next page, because this page may lack keys of other scans that belong between them.
         if let Some(end) = end {
-            keys.retain(|key| sort_key(&KeyCursor::from(key)) >= sort_key(&end));
+            keys.retain(|key| KeyCursor::from(key) >= end);
         }
         let limit = limit as usize;
         let next = match keys.len() > limit {
@@ -389,14 +387,11 @@ impl AccountReader<'_> {
         page: u32,
         limit: u32,
     ) -> Result<Page<ApiKey>, Error> {
-        let total: i64 = api_keys::table
+        let own = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
-            .count()
-            .get_result(self.conn)?;
-        let rows: Vec<KeyRow> = api_keys::table
-            .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()));
+        let total: i64 = own.count().get_result(self.conn)?;
+        let rows: Vec<KeyRow> = own
             .order((api_keys::created_at.desc(), api_keys::id.desc()))
             .limit(limit.into())
             .offset(offset(page, limit))
@@ -442,11 +437,7 @@ impl AccountReader<'_> {
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
             .filter(api_keys::revoked_at.is_null())
-            .filter(
-                api_keys::expires_at
-                    .is_null()
-                    .or(api_keys::expires_at.gt(rows::micros(now))),
-            )
+            .filter(is_unexpired(now))
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
@@ -463,11 +454,7 @@ impl AccountReader<'_> {
             .filter(api_keys::family.eq_any(names(families)))
             .filter(api_keys::revoked_at.is_null())
             .filter(not(ended_by_ancestor))
-            .filter(
-                api_keys::expires_at
-                    .is_null()
-                    .or(api_keys::expires_at.gt(rows::micros(now))),
-            )
+            .filter(is_unexpired(now))
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)

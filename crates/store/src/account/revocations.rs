@@ -56,31 +56,25 @@ impl TryFrom<PendingRow> for (PendingRevocation, Option<KeyId>) {
     type Error = Error;
 
     fn try_from(row: PendingRow) -> Result<Self, Error> {
-        let corrupt = || Error::corrupt("pending revocation");
+        const WHAT: &str = "pending revocation";
         let root = match row.root_kind.as_str() {
             KEY => Root::Key(rows::id(&row.root_id)?),
             APPLICATION => Root::Application(rows::id(&row.root_id)?),
-            _ => return Err(corrupt()),
+            _ => return Err(Error::corrupt(WHAT)),
         };
-        let kind = row.actor_kind.parse().map_err(|_| corrupt())?;
         let pending = PendingRevocation {
             account_id: rows::account_id(&row.account_id)?,
             root,
             revoked_at: rows::timestamp(row.revoked_at)?,
             actor: Actor {
-                kind,
+                kind: rows::parse(&row.actor_kind, WHAT)?,
                 id: row.actor_id,
             },
             request_id: row.request_id,
-            ip: row
-                .ip
-                .map(|ip| ip.parse().map_err(|_| corrupt()))
-                .transpose()?,
+            ip: rows::optional(row.ip, WHAT)?,
         };
-        Ok((
-            pending,
-            row.done_through.as_deref().map(rows::id).transpose()?,
-        ))
+        let done_through = row.done_through.as_deref().map(rows::id);
+        Ok((pending, done_through.transpose()?))
     }
 }
 

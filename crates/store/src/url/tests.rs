@@ -10,31 +10,28 @@ fn resolve(url: &str) -> Result<Target, BadUrl> {
     parse(url)?.resolve(false, |_| None)
 }
 
-fn parameters(url: &str) -> Vec<(&'static str, String)> {
-    match parse(url).unwrap().location {
-        Location::Postgres(parameters) => parameters.into_iter().collect(),
-        Location::Memory | Location::File(_) => panic!("{url} is not a PostgreSQL URL"),
-    }
+/// Returns the parameters for libpq, sorted, as `NAME=VALUE` with commas in between.
+fn parameters(url: &str) -> String {
+    let Location::Postgres(parameters) = parse(url).unwrap().location else {
+        panic!("{url} is not a PostgreSQL URL")
+    };
+    let pairs = parameters.iter();
+    let pairs: Vec<String> = pairs
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    pairs.join(", ")
 }
 
 #[test]
 fn sqlite_urls_name_a_file_or_memory() {
-    assert_eq!(
-        resolve("sqlite://tollkey.db"),
-        Ok(Target::File("./tollkey.db".into()))
-    );
-    assert_eq!(
-        resolve("sqlite://data/a b.db"),
-        Ok(Target::File("./data/a b.db".into()))
-    );
-    assert_eq!(
-        resolve("sqlite:///var/lib/t.db"),
-        Ok(Target::File("/var/lib/t.db".into()))
-    );
-    assert_eq!(
-        resolve("sqlite://file:x"),
-        Ok(Target::File("./file:x".into()))
-    );
+    for (url, path) in [
+        ("sqlite://tollkey.db", "./tollkey.db"),
+        ("sqlite://data/a b.db", "./data/a b.db"),
+        ("sqlite:///var/lib/t.db", "/var/lib/t.db"),
+        ("sqlite://file:x", "./file:x"),
+    ] {
+        assert_eq!(resolve(url), Ok(Target::File(path.into())));
+    }
     assert_eq!(resolve("sqlite://:memory:"), Ok(Target::Memory));
     for url in [
         "sqlite://",
@@ -59,178 +56,136 @@ fn sqlite_urls_name_a_file_or_memory() {
 
 #[test]
 fn postgres_urls_are_parsed_like_in_libpq() {
-    let cases: [(&str, &[(&str, &str)]); 18] = [
-        ("postgres://", &[]),
-        ("postgresql:///keys", &[("dbname", "keys")]),
-        ("postgres://db.example", &[("host", "db.example")]),
+    for (url, expected) in [
+        ("postgres://", ""),
+        ("postgresql:///keys", "dbname=keys"),
+        ("postgres://db.example", "host=db.example"),
         (
             "postgres://me@db.example:5433/keys",
-            &[
-                ("dbname", "keys"),
-                ("host", "db.example"),
-                ("port", "5433"),
-                ("user", "me"),
-            ],
+            "dbname=keys, host=db.example, port=5433, user=me",
         ),
         (
             "postgres://me:a%40b%2Fc%3Ad%3Fe%23f%25g%20h@db/k",
-            &[
-                ("dbname", "k"),
-                ("host", "db"),
-                ("password", "a@b/c:d?e#f%g h"),
-                ("user", "me"),
-            ],
+            "dbname=k, host=db, password=a@b/c:d?e#f%g h, user=me",
         ),
         (
             "postgres://me:a:b#c'd\\e@db",
-            &[("host", "db"), ("password", "a:b#c'd\\e"), ("user", "me")],
+            "host=db, password=a:b#c'd\\e, user=me",
         ),
-        ("postgres://me:@db", &[("host", "db"), ("user", "me")]),
+        ("postgres://me:@db", "host=db, user=me"),
         (
             "postgres://m%C3%A9@db/k%2Fl",
-            &[("dbname", "k/l"), ("host", "db"), ("user", "mé")],
+            "dbname=k/l, host=db, user=mé",
         ),
-        (
-            "postgres://[::1]:5432/k",
-            &[("dbname", "k"), ("host", "::1"), ("port", "5432")],
-        ),
+        ("postgres://[::1]:5432/k", "dbname=k, host=::1, port=5432"),
         (
             "postgres://[fe80::1%25eth0]/k",
-            &[("dbname", "k"), ("host", "fe80::1%eth0")],
+            "dbname=k, host=fe80::1%eth0",
         ),
-        (
-            "postgres://one:1,two/k",
-            &[("dbname", "k"), ("host", "one,two"), ("port", "1,")],
-        ),
-        (
-            "postgres://%2Fvar%2Frun/k",
-            &[("dbname", "k"), ("host", "/var/run")],
-        ),
+        ("postgres://one:1,two/k", "dbname=k, host=one,two, port=1,"),
+        ("postgres://%2Fvar%2Frun/k", "dbname=k, host=/var/run"),
         (
             "postgres:///k?host=/var/run/postgresql&port=5433",
-            &[
-                ("dbname", "k"),
-                ("host", "/var/run/postgresql"),
-                ("port", "5433"),
-            ],
+            "dbname=k, host=/var/run/postgresql, port=5433",
         ),
         (
             "postgres://me:p@localhost/k?host=/cloudsql/a:b:c",
-            &[
-                ("dbname", "k"),
-                ("host", "/cloudsql/a:b:c"),
-                ("password", "p"),
-                ("user", "me"),
-            ],
+            "dbname=k, host=/cloudsql/a:b:c, password=p, user=me",
         ),
         (
             "postgres://db/k?user=me@corp&pass%77ord=p",
-            &[
-                ("dbname", "k"),
-                ("host", "db"),
-                ("password", "p"),
-                ("user", "me@corp"),
-            ],
+            "dbname=k, host=db, password=p, user=me@corp",
         ),
         (
             "postgres://me@db?application_name=a@b",
-            &[("application_name", "a@b"), ("host", "db"), ("user", "me")],
+            "application_name=a@b, host=db, user=me",
         ),
         (
             "postgres://db/k?ssl=true",
-            &[("dbname", "k"), ("host", "db"), ("sslmode", "require")],
+            "dbname=k, host=db, sslmode=require",
         ),
         (
             "postgres://db/k?hostaddr=192.0.2.7&sslmode=",
-            &[("dbname", "k"), ("host", "db"), ("hostaddr", "192.0.2.7")],
+            "dbname=k, host=db, hostaddr=192.0.2.7",
         ),
-    ];
-    for (url, expected) in cases {
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(name, value)| (*name, (*value).to_owned()))
-            .collect();
+    ] {
         assert_eq!(parameters(url), expected, "{url}");
     }
 }
 
 #[test]
 fn malformed_urls_are_rejected_without_quoting_them() {
-    for (url, rule) in [
-        ("postgres://me:canary%zz@db/keys", BadUrl::Escape),
-        ("postgres://me:canary%@db/keys", BadUrl::Escape),
-        ("postgres://me:canary%4@db/keys", BadUrl::Escape),
-        ("postgres://me:canary%ff@db/keys", BadUrl::NotUtf8),
-        ("postgres://me:canary%00@db/keys", BadUrl::WhiteSpace),
-        ("postgres://me:can ary@db/keys", BadUrl::WhiteSpace),
-        ("postgres://me:canary@db/keys\n", BadUrl::WhiteSpace),
-        ("postgres://me:can@ary@db/keys", BadUrl::At),
-        ("postgres://me:can@ary@db", BadUrl::At),
-        ("postgres://me:can/ary@db/keys", BadUrl::Path),
-        ("postgres://me:123/canary@db/keys", BadUrl::Path),
-        ("postgres://me:123/canary@db", BadUrl::Path),
-        ("postgres://me:p@can/ary@db/keys", BadUrl::Path),
-        ("postgres://me:can?ary@db/keys", BadUrl::QuestionMark),
-        ("postgres://me:can?ary=x@db/keys", BadUrl::QuestionMark),
-        ("postgres://me@db:can#ary/keys", BadUrl::Port),
-        ("postgres://me@db/keys#canary", BadUrl::Path),
-        ("postgres://me@db/keys?sslmode=require#canary", BadUrl::Path),
-        ("postgres://:canary@db/keys", BadUrl::NoUser),
-        ("postgres://@canary/keys", BadUrl::NoUser),
-        ("postgres://:@canary/keys", BadUrl::NoUser),
-        ("postgres://me:canary/keys", BadUrl::Port),
-        ("postgres://me:canary", BadUrl::Port),
-        ("postgres://db:0/canary", BadUrl::Port),
-        ("postgres://db:65536/canary", BadUrl::Port),
-        ("postgres://one:1,two:canary/keys", BadUrl::Port),
-        ("postgres://db/keys?port=canary", BadUrl::Port),
-        ("postgres://me:p@can$ary/keys", BadUrl::Host),
-        ("postgres://me:p@can%2Cary/keys", BadUrl::Host),
-        ("postgres://me:p@[canary]/keys", BadUrl::Host),
-        ("postgres://me:p@[::1]canary/keys", BadUrl::Host),
-        ("postgres://me:p@[::1/canary", BadUrl::Host),
-        ("postgres://me@::1/canary", BadUrl::Port),
-        ("postgres://db/keys?canary", BadUrl::NoValue(1)),
+    let assert_rejected = |url: &str, rule: BadUrl| {
+        let error = parse(url).unwrap_err();
+        assert_eq!(error, rule, "{url}");
+        let shown = error.to_string();
+        assert!(
+            !shown.contains("can") && !shown.contains("ary@"),
+            "{url}: {shown}"
+        );
+    };
+    for (rest, rule) in [
+        ("me:canary%zz@db/keys", BadUrl::Escape),
+        ("me:canary%@db/keys", BadUrl::Escape),
+        ("me:canary%4@db/keys", BadUrl::Escape),
+        ("me:canary%ff@db/keys", BadUrl::NotUtf8),
+        ("me:canary%00@db/keys", BadUrl::WhiteSpace),
+        ("me:can ary@db/keys", BadUrl::WhiteSpace),
+        ("me:canary@db/keys\n", BadUrl::WhiteSpace),
+        ("me:can@ary@db/keys", BadUrl::At),
+        ("me:can@ary@db", BadUrl::At),
+        ("me:can/ary@db/keys", BadUrl::Path),
+        ("me:123/canary@db/keys", BadUrl::Path),
+        ("me:123/canary@db", BadUrl::Path),
+        ("me:p@can/ary@db/keys", BadUrl::Path),
+        ("me:can?ary@db/keys", BadUrl::QuestionMark),
+        ("me:can?ary=x@db/keys", BadUrl::QuestionMark),
+        ("me@db:can#ary/keys", BadUrl::Port),
+        ("me@db/keys#canary", BadUrl::Path),
+        ("me@db/keys?sslmode=require#canary", BadUrl::Path),
+        (":canary@db/keys", BadUrl::NoUser),
+        ("@canary/keys", BadUrl::NoUser),
+        (":@canary/keys", BadUrl::NoUser),
+        ("me:canary/keys", BadUrl::Port),
+        ("me:canary", BadUrl::Port),
+        ("db:0/canary", BadUrl::Port),
+        ("db:65536/canary", BadUrl::Port),
+        ("one:1,two:canary/keys", BadUrl::Port),
+        ("db/keys?port=canary", BadUrl::Port),
+        ("me:p@can$ary/keys", BadUrl::Host),
+        ("me:p@can%2Cary/keys", BadUrl::Host),
+        ("me:p@[canary]/keys", BadUrl::Host),
+        ("me:p@[::1]canary/keys", BadUrl::Host),
+        ("me:p@[::1/canary", BadUrl::Host),
+        ("me@::1/canary", BadUrl::Port),
+        ("db/keys?canary", BadUrl::NoValue(1)),
         (
-            "postgres://db/keys?sslmode=disable&canary=1",
+            "db/keys?sslmode=disable&canary=1",
             BadUrl::UnknownParameter(2),
         ),
+        ("db/keys?replication=canary", BadUrl::UnknownParameter(1)),
         (
-            "postgres://db/keys?replication=canary",
-            BadUrl::UnknownParameter(1),
-        ),
-        (
-            "postgres://me:canary@db/keys?password=canary",
+            "me:canary@db/keys?password=canary",
             BadUrl::Repeated("password"),
         ),
+        ("canary@db/keys?user=canary", BadUrl::Repeated("user")),
+        ("db/canary?dbname=canary", BadUrl::Repeated("dbname")),
+        ("db/keys&password=canary", BadUrl::DatabaseName),
+        ("db/keys;password=canary", BadUrl::DatabaseName),
+        ("db/keys%3Fpassword=canary", BadUrl::DatabaseName),
+        ("db/keys%26password%3Dcanary", BadUrl::DatabaseName),
+        ("db/keys%20canary", BadUrl::DatabaseName),
+        ("db/?dbname=password%3Dcanary", BadUrl::DatabaseName),
         (
-            "postgres://canary@db/keys?user=canary",
-            BadUrl::Repeated("user"),
-        ),
-        (
-            "postgres://db/canary?dbname=canary",
-            BadUrl::Repeated("dbname"),
-        ),
-        ("postgres://db/keys&password=canary", BadUrl::DatabaseName),
-        ("postgres://db/keys;password=canary", BadUrl::DatabaseName),
-        ("postgres://db/keys%3Fpassword=canary", BadUrl::DatabaseName),
-        (
-            "postgres://db/keys%26password%3Dcanary",
+            "db/?dbname=host%3Ddb%20password%3Dcanary",
             BadUrl::DatabaseName,
         ),
-        ("postgres://db/keys%20canary", BadUrl::DatabaseName),
-        (
-            "postgres://db/?dbname=password%3Dcanary",
-            BadUrl::DatabaseName,
-        ),
-        (
-            "postgres://db/?dbname=host%3Ddb%20password%3Dcanary",
-            BadUrl::DatabaseName,
-        ),
-        (
-            "postgres://db/keys?host=canary&host=canary",
-            BadUrl::Repeated("host"),
-        ),
+        ("db/keys?host=canary&host=canary", BadUrl::Repeated("host")),
+        ("db/keys?target_session_attrs=any", BadUrl::Standby),
+    ] {
+        assert_rejected(&format!("postgres://{rest}"), rule);
+    }
+    for (url, rule) in [
         (
             "host=db user=me password=canary dbname=keys",
             BadUrl::Keywords,
@@ -240,17 +195,8 @@ fn malformed_urls_are_rejected_without_quoting_them() {
         ("mysql://me:canary@db/keys", BadUrl::Scheme),
         ("sqlite://canary?key=canary", BadUrl::NoFile),
         ("sqlite://canary\n", BadUrl::WhiteSpace),
-        (
-            "postgres://db/keys?target_session_attrs=any",
-            BadUrl::Standby,
-        ),
     ] {
-        let error = parse(url).unwrap_err();
-        assert_eq!(error, rule, "{url}");
-        assert!(
-            !error.to_string().contains("can") && !error.to_string().contains("ary@"),
-            "{url}: {error}"
-        );
+        assert_rejected(url, rule);
     }
     for (parameter, name) in [
         ("sslmode=canary", "sslmode"),
@@ -269,18 +215,9 @@ fn malformed_urls_are_rejected_without_quoting_them() {
         );
         assert!(!error.to_string().contains("canary"), "{error}");
     }
-    for mode in [
-        "disable",
-        "allow",
-        "prefer",
-        "require",
-        "verify-ca",
-        "verify-full",
-    ] {
-        assert!(
-            parse(&format!("postgres://db/keys?sslmode={mode}")).is_ok(),
-            "{mode}"
-        );
+    for mode in SSL_MODES {
+        let url = format!("postgres://db/keys?sslmode={mode}");
+        assert!(parse(&url).is_ok(), "{mode}");
     }
 }
 
@@ -335,18 +272,10 @@ fn remote_server_requires_tls_unless_sslmode_is_disable() {
         assert_eq!(resolve(url), Err(BadUrl::NeedsTls), "{url}");
     }
     let elsewhere = |name: &str| (name == "PGHOST").then(|| "db.example".to_owned());
-    assert_eq!(
-        parse("postgres:///tollkey")
-            .unwrap()
-            .resolve(false, elsewhere),
-        Err(BadUrl::NeedsTls)
-    );
-    assert!(
-        parse("postgres://db.example/tollkey")
-            .unwrap()
-            .resolve(true, |_| None)
-            .is_ok()
-    );
+    let default = parse("postgres:///tollkey").unwrap();
+    assert_eq!(default.resolve(false, elsewhere), Err(BadUrl::NeedsTls));
+    let remote = parse("postgres://db.example/tollkey").unwrap();
+    assert!(remote.resolve(true, |_| None).is_ok());
     assert_eq!(
         resolve("postgres://localhost/t?sslmode=verify-full"),
         Err(BadUrl::TlsDemanded)
@@ -360,19 +289,16 @@ fn conninfo_quotes_values_and_requires_the_primary() {
     else {
         panic!("a PostgreSQL target")
     };
-    assert!(conninfo.contains(r"password='it\'s\\'"), "{conninfo}");
-    assert!(
-        conninfo.contains("target_session_attrs='read-write'"),
-        "{conninfo}"
-    );
-    assert!(
-        conninfo.contains("connect_timeout='9'") && !conninfo.contains("connect_timeout='3'"),
-        "{conninfo}"
-    );
-    assert!(
-        conninfo.contains("tcp_user_timeout='3000'") && conninfo.contains("client_encoding='UTF8'"),
-        "{conninfo}"
-    );
+    for parameter in [
+        r"password='it\'s\\'",
+        "target_session_attrs='read-write'",
+        "connect_timeout='9'",
+        "tcp_user_timeout='3000'",
+        "client_encoding='UTF8'",
+    ] {
+        assert!(conninfo.contains(parameter), "{parameter}: {conninfo}");
+    }
+    assert!(!conninfo.contains("connect_timeout='3'"), "{conninfo}");
 }
 
 #[test]
