@@ -116,7 +116,7 @@ impl DevMode {
         if !is_loopback(settings.server.listen.ip()) {
             return Err(DevModeError::NotLoopback(settings.server.listen));
         }
-        match &settings.database.kind {
+        match settings.database.kind() {
             DatabaseKind::Postgres => Err(DevModeError::NotSqlite),
             DatabaseKind::SqliteMemory => Ok(None),
             DatabaseKind::SqliteFile(database) => Ok(Some(secret_path(database))),

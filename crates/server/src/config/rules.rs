@@ -285,3 +285,59 @@ pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
             .collect()),
     }
 }
+
+/// A secret with fewer different characters is reported as weak. 32 random hexadecimal digits have fewer in one of
+/// 28 million cases.
+const DIFFERENT_CHARACTERS_MIN: usize = 8;
+
+/// Returns why a secret is weak, or `None` if it may be random.
+pub(super) fn weakness(secret: &str) -> Option<&'static str> {
+    // The comparison is quadratic, so only the beginning of a long secret is checked.
+    let mut characters: Vec<char> = secret.chars().take(1024).collect();
+    let repeats = |period: usize| {
+        characters
+            .iter()
+            .skip(period)
+            .zip(&characters)
+            .all(|(later, first)| later == first)
+    };
+    if (1..=characters.len() / 2).any(repeats) {
+        return Some(if repeats(1) {
+            "is one repeated character"
+        } else {
+            "is one repeated word"
+        });
+    }
+    characters.sort_unstable();
+    characters.dedup();
+    (characters.len() < DIFFERENT_CHARACTERS_MIN).then_some("has few different characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_secret_is_detected_and_random_one_is_not() {
+        for (secret, weak) in [
+            ("a".repeat(32), Some("is one repeated character")),
+            ("0".repeat(64), Some("is one repeated character")),
+            ("changeme".repeat(4), Some("is one repeated word")),
+            ("ab".repeat(20), Some("is one repeated word")),
+            ("changeme-".repeat(4), Some("is one repeated word")),
+            (
+                format!("{}b", "a".repeat(40)),
+                Some("has few different characters"),
+            ),
+            (
+                "0110100110010110100101100110100110".to_owned(),
+                Some("has few different characters"),
+            ),
+            ("0123456789abcdef0123456789abcde9".to_owned(), None),
+            ("f3a1c27b9d04e86512fa77c0b9d3e158".to_owned(), None),
+            ("correct horse battery staple and more".to_owned(), None),
+        ] {
+            assert_eq!(weakness(&secret), weak, "{secret}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use clap::Parser;
+use clap::Command;
 use tollkey_verifier::SystemClock;
 
 use super::*;
@@ -11,15 +11,10 @@ use crate::{
     config::{Options, UnknownVariable},
 };
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    options: Options,
-}
-
 fn settings(flags: &[&str]) -> Settings {
-    let cli = Cli::parse_from([&["tollkey"], flags].concat());
-    Settings::resolve(&cli.options, &|_| None, Path::new("no-such-file.toml")).unwrap()
+    let command = Options::add_to(Command::new("tollkey").no_binary_name(true));
+    let options = Options::from_matches(&command.get_matches_from(flags));
+    Settings::resolve(&options, &|_| None, Path::new("no-such-file.toml")).unwrap()
 }
 
 fn on_file(directory: &Path) -> Settings {

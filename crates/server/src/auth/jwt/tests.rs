@@ -686,10 +686,7 @@ fn short_secret_is_rejected() {
 async fn verifier_uses_the_configured_key_source() {
     let settings = |source| TokenSettings {
         source,
-        issuer: None,
-        audience: None,
-        account_claim: "account_id".into(),
-        roles_claim: Some("roles".into()),
+        claims: rules(),
     };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
