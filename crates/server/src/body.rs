@@ -308,178 +308,89 @@ mod tests {
         }
     }
 
+    /// Asserts the errors of bodies. Each line is a body, ` -> ` and its errors.
+    #[track_caller]
+    fn assert_errors<T: DeserializeOwned + std::fmt::Debug>(rows: &str) {
+        for row in rows.trim().lines() {
+            let (body, expected) = row.trim().split_once(" -> ").unwrap();
+            let problem = json::<T>(body).unwrap_err();
+            assert_eq!(error_text(problem), expected, "{body}");
+        }
+    }
+
     #[test]
     fn invalid_body_error_names_field_and_rule_without_the_value() {
+        use tollkey_api::{account, commerce::Nothing, verification::VerifyBatchRequest};
+
+        assert_errors::<CreateKey>(
+            r#"
+            {} -> /description is required
+            {"description":5} -> /description must be a string
+            {"description":"d","description":"e"} -> /description must not be repeated
+            {"description":"d","owner":"x"} -> /owner is unknown
+            {"description":"d","mode":"s3cret"} -> /mode must be one of live, test
+            {"description":"d","mode":7} -> /mode must be a string
+            {"description":"d","mode":{"live":null}} -> /mode must be a string
+            {"description":"d","mode":oops} -> malformed_json: The body is not valid JSON at line 1, column 27: expected value.
+            {"description":"d","scopes":"s3cret"} -> /scopes must be an array
+            {"description":"d","scopes":["a",7]} -> /scopes/1 must be a string
+            {"description":"d","metadata":[1]} -> /metadata must be an object
+            {"description":"d","metadata":{"a":1,"a":2}} -> /metadata/a must not be repeated
+            {"description":"d","metadata":{"x":[{"a":1,"a":2}]}} -> /metadata/x/0/a must not be repeated
+            {"description":"d","rateLimit":{"limit":1}} -> /rateLimit/windowSeconds is required
+            {"description":"d","rateLimit":[1,60]} -> /rateLimit must be an object
+            {"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}} -> /rateLimit/limit must be a whole number within its range
+            {"description":"d","expiresAt":"s3cret"} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z
+            ["d"] -> The body must be a JSON object.
+            "s3cret" -> The body must be a JSON object.
+            {"description": -> malformed_json: The body is not valid JSON at line 1, column 15: EOF while parsing a value.
+            {"description":"d"} x -> malformed_json: The body is not valid JSON at line 1, column 21: trailing characters.
+            "#,
+        );
         for (body, expected) in [
-            ("{}", "/description is required"),
-            (r#"{"description":5}"#, "/description must be a string"),
-            (
-                r#"{"description":"d","description":"e"}"#,
-                "/description must not be repeated",
-            ),
-            (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
-            (
-                r#"{"description":"d","mode":"s3cret"}"#,
-                "/mode must be one of live, test",
-            ),
-            (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
-            (
-                r#"{"description":"d","mode":{"live":null}}"#,
-                "/mode must be a string",
-            ),
-            (
-                r#"{"description":"d","mode":oops}"#,
-                "malformed_json: The body is not valid JSON at line 1, column 27: expected value.",
-            ),
-            (
-                r#"{"description":"d","scopes":"s3cret"}"#,
-                "/scopes must be an array",
-            ),
-            (
-                r#"{"description":"d","scopes":["a",7]}"#,
-                "/scopes/1 must be a string",
-            ),
-            (
-                r#"{"description":"d","metadata":[1]}"#,
-                "/metadata must be an object",
-            ),
-            (
-                r#"{"description":"d","metadata":{"a":1,"a":2}}"#,
-                "/metadata/a must not be repeated",
-            ),
-            (
-                r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#,
-                "/metadata/x/0/a must not be repeated",
-            ),
-            (
-                r#"{"description":"d","rateLimit":{"limit":1}}"#,
-                "/rateLimit/windowSeconds is required",
-            ),
-            (
-                r#"{"description":"d","rateLimit":[1,60]}"#,
-                "/rateLimit must be an object",
-            ),
-            (
-                r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,
-                "/rateLimit/limit must be a whole number within its range",
-            ),
-            (
-                r#"{"description":"d","expiresAt":"s3cret"}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
-            ),
-            (r#"["d"]"#, "The body must be a JSON object."),
-            (r#""s3cret""#, "The body must be a JSON object."),
-            (
-                r#"{"description":"#,
-                "malformed_json: The body is not valid JSON at line 1, column 15: EOF while parsing a value.",
-            ),
-            (
-                "",
-                "malformed_json: The body is not valid JSON at line 1, column 0: EOF while parsing a value.",
-            ),
-            (
-                r#"{"description":"d"} x"#,
-                "malformed_json: The body is not valid JSON at line 1, column 21: trailing characters.",
-            ),
+            ("", "line 1, column 0: EOF while parsing a value."),
             (
                 "{\"description\":\n  nope}",
-                "malformed_json: The body is not valid JSON at line 2, column 4: expected ident.",
+                "line 2, column 4: expected ident.",
             ),
         ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()).trim(),
-                expected.trim(),
-                "{body}"
-            );
+            let expected = format!("malformed_json: The body is not valid JSON at {expected}");
+            assert_eq!(error_text(json::<CreateKey>(body).unwrap_err()), expected);
         }
         // Values that look like parts of serde's messages change nothing.
-        for (body, expected) in [
-            (
-                r#"{"description":"d","scopes":"s3cret at line 2"}"#,
-                "/scopes must be an array",
-            ),
-            (
-                r#"{"description":"d","x at line 5":1}"#,
-                "/x at line 5 is unknown",
-            ),
-            (
-                r#"{"mode":"x at line 3, expected `s3cret`","x`, expected `y":7}"#,
-                "/mode must be one of live, test; /x`, expected `y is unknown; /description is required",
-            ),
-            (
-                r#"{"description":"d","expiresAt":"s3cret at line 2","metadata":"missing field `a`"}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object",
-            ),
-        ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()),
-                expected,
-                "{body}"
-            );
-        }
+        assert_errors::<CreateKey>(
+            r#"
+            {"description":"d","scopes":"s3cret at line 2"} -> /scopes must be an array
+            {"description":"d","x at line 5":1} -> /x at line 5 is unknown
+            {"mode":"x at line 3, expected `s3cret`","x`, expected `y":7} -> /mode must be one of live, test; /x`, expected `y is unknown; /description is required
+            {"description":"d","expiresAt":"s3cret at line 2","metadata":"missing field `a`"} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object
+            "#,
+        );
         // Every invalid field is reported once.
-        for (body, expected) in [
-            (
-                r#"{"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1}"#,
-                "/description must be a string; /mode must be one of live, test; /scopes/1 must be a string; \
-                 /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; \
-                 /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown",
-            ),
-            (
-                r#"{"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null}"#,
-                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; use `expiresAt`; \
-                 /allowedIPs is unknown; use `allowedIps`; /Metadata is unknown; use `metadata`; \
-                 /rate-limit is unknown; use `rateLimit`; /description is required",
-            ),
-            (
-                r#"{"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}}"#,
-                "/description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; \
-                 /mode must be a string",
-            ),
-            (
-                r#"{"expiresAt":[],"metadata":7}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required",
-            ),
-        ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()),
-                expected,
-                "{body}"
-            );
-        }
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
-            r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
+        assert_errors::<CreateKey>(
+            r#"
+            {"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1} -> /description must be a string; /mode must be one of live, test; /scopes/1 must be a string; /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown
+            {"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null} -> /descripton is unknown; did you mean `description`?; /expires_at is unknown; use `expiresAt`; /allowedIPs is unknown; use `allowedIps`; /Metadata is unknown; use `metadata`; /rate-limit is unknown; use `rateLimit`; /description is required
+            {"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}} -> /description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; /mode must be a string
+            {"expiresAt":[],"metadata":7} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required
+            "#,
         );
-        assert_eq!(
-            error_text(batch.unwrap_err()),
-            "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
-             /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
+        assert_errors::<VerifyBatchRequest>(
+            r#"
+            {"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]} -> /requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown
+            {"requests":[{"key":"k"},["k"]]} -> /requests/1 must be an object
+            "#,
         );
-        let required =
-            json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#)
-                .unwrap_err();
-        assert_eq!(
-            error_text(required),
-            "/environment must be a string; /access must be one of secret, publishable; /name is required"
+        assert_errors::<account::CreateKey>(
+            r#"
+            {"environment":7,"access":"s3cret"} -> /environment must be a string; /access must be one of secret, publishable; /name is required
+            {} -> /name is required; /environment is required; /access is required
+            "#,
         );
-        let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
-        assert_eq!(
-            error_text(none.clone()),
-            "/name is required; /environment is required; /access is required"
-        );
-        assert_eq!(
-            none.detail,
-            "3 fields are invalid: /name, /environment, /access"
-        );
-        let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
-        assert_eq!(error_text(nothing), "/a is unknown; /b is unknown");
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
-            r#"{"requests":[{"key":"k"},["k"]]}"#,
-        );
-        assert_eq!(
-            error_text(batch.unwrap_err()),
-            "/requests/1 must be an object"
-        );
+        assert_errors::<Nothing>(r#"{"a":1,"b":2} -> /a is unknown; /b is unknown"#);
+        let none = json::<account::CreateKey>("{}").unwrap_err();
+        let detail = "3 fields are invalid: /name, /environment, /access";
+        assert_eq!(none.detail, detail);
         let not_utf8 = Body {
             bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")),
             content_type: JSON.to_owned(),
