@@ -169,7 +169,7 @@ impl Settings {
             log: values.log,
             unknown_variables: Vec::new(),
             effective: Vec::new(),
-            configuration_warnings: sources.warnings.split_off(0),
+            configuration_warnings: std::mem::take(&mut sources.warnings),
         };
         settings.effective = sources.effective(&settings.derived());
         Ok(settings)

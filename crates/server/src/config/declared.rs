@@ -262,11 +262,11 @@ pub(super) struct KeyValues {
     #[command(flatten)]
     pub(super) limits: KeyLimits,
     /// Scopes in addition to the built-in ones
-    #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::names)]
+    #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::list)]
     pub(super) scopes: Option<List>,
     /// Scopes of `TOLLKEY_SCOPES` that the scope `commerce` implies
     #[arg(long, env = "TOLLKEY_COMMERCE_SCOPES", value_name = "SCOPE,...",
-        value_parser = rules::names)]
+        value_parser = rules::list)]
     pub(super) commerce_scopes: Option<List>,
 }
 
