@@ -7,7 +7,6 @@
 
 mod declared;
 mod files;
-mod public_key;
 mod rules;
 mod setting;
 mod sources;
@@ -19,13 +18,13 @@ pub use tollkey_api::Secret;
 use tollkey_core::Catalogue;
 use tollkey_store::DatabaseUrl;
 
-pub(crate) use self::public_key::has_escaped_line_breaks;
+pub(crate) use self::files::has_escaped_line_breaks;
 pub use self::{
     declared::{
         CacheSettings, ClaimRules, DatabaseKind, DatabaseSettings, KeyLimits, LogSettings,
         ServerSettings, TrustedProxies,
     },
-    public_key::PublicKeyFile,
+    files::PublicKeyFile,
     rules::LogFormat,
     setting::{CONFIG, SETTINGS, Setting, ValueType, markdown},
     sources::{ConfigError, EffectiveSetting, Options, Origin, SettingSource},
@@ -267,7 +266,7 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
         (None, Some(path), _) => {
             // `TokenVerifier::open` checks whether the file can be used.
             let file = PublicKeyFile::read(path);
-            if file.has_escaped_line_breaks() {
+            if file.pem().is_ok_and(has_escaped_line_breaks) {
                 sources.warnings.push(format!(
                     "{PUBLIC_KEY_FILE}: the file has the characters \\n instead of line breaks; write line breaks"
                 ));

@@ -130,10 +130,6 @@ fn read_text(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
     Ok((Zeroizing::new(text.to_owned()), mode))
 }
 
-pub(super) fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
-    read_bytes(path, SECRET_FILE_MAX).map(|(pem, _)| pem.to_vec())
-}
-
 /// Reads the secret in a file, without the line break that editors and secret stores add, and the permission bits of
 /// the file. The error does not name the path: it may be a secret that was set in the variable with `_FILE` by mistake.
 pub(super) fn read_secret(path: &Path) -> Result<(Zeroizing<String>, u32), Invalid> {
@@ -148,4 +144,37 @@ pub(super) fn read_secret(path: &Path) -> Result<(Zeroizing<String>, u32), Inval
         ));
     }
     Ok((Zeroizing::new(line.to_owned()), mode))
+}
+
+/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read only once, because it may be a pipe.
+#[derive(Debug, Clone)]
+pub struct PublicKeyFile {
+    path: PathBuf,
+    pem: Result<Vec<u8>, String>,
+}
+
+impl PublicKeyFile {
+    /// If reading fails, [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error.
+    #[must_use]
+    pub fn read(path: PathBuf) -> Self {
+        let pem = match read_bytes(&path, SECRET_FILE_MAX) {
+            Ok((pem, _)) => Ok(pem.to_vec()),
+            Err(error) => Err(error.to_string()),
+        };
+        Self { path, pem }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn pem(&self) -> Result<&[u8], &str> {
+        self.pem.as_deref().map_err(String::as_str)
+    }
+}
+
+/// Returns whether a PEM text has the two characters `\n` instead of line breaks.
+pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
+    pem.windows(2).any(|pair| pair == b"\\n")
 }
