@@ -65,10 +65,7 @@ pub struct ErrorEnvelope {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Meta {
     /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "req_01K30DW000E008000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
     pub request_id: String,
     /// The time of the response.
     pub timestamp: Rfc3339,
@@ -81,10 +78,7 @@ pub struct Meta {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListMeta {
     /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "req_01K30DW000E008000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
     pub request_id: String,
     /// The time of the response.
     pub timestamp: Rfc3339,
@@ -244,19 +238,13 @@ pub struct CreateKey {
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default it is that of
     /// the parent key, or there is no limit.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::applications::requested"
-    )]
+    #[serde(default, deserialize_with = "crate::applications::requested")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::metadata::object"
-    )]
+    #[serde(default, deserialize_with = "crate::metadata::object")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -290,10 +278,7 @@ pub struct Extras {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "key_01K30DW000E008000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::account_key_id))]
     pub id: String,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
@@ -322,10 +307,7 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "key_01K30DW000E008000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::account_key_id))]
     pub id: String,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
@@ -412,10 +394,7 @@ pub struct AuditEntry {
     /// The resource that was changed.
     pub target: Target,
     /// The ID of the request that made the change. Null if no request made it.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "req_01K30DW000E008000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
     pub request_id: Option<String>,
     /// The IP address of the client, or null if it is not known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
@@ -450,9 +429,6 @@ pub struct Target {
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
     /// The ID of the resource.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "key_01K30DW000E008000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::account_key_id))]
     pub id: String,
 }

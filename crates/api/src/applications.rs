@@ -63,10 +63,7 @@ pub struct SetApplicationStatus {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Application {
     /// The ID of the application.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
     pub id: String,
     /// The name of the application.
     #[cfg_attr(feature = "openapi", schema(example = "Production Web Store"))]
@@ -91,10 +88,7 @@ pub struct Application {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IncludedKey {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
@@ -119,11 +113,8 @@ pub struct CreateKey {
     )]
     pub description: String,
     /// The mode of the key. Default: `live`.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::enum_value::option"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,19 +132,13 @@ pub struct CreateKey {
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default the key has no
     /// limit.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::applications::requested"
-    )]
+    #[serde(default, deserialize_with = "crate::applications::requested")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::metadata::object"
-    )]
+    #[serde(default, deserialize_with = "crate::metadata::object")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -237,16 +222,10 @@ pub(crate) fn requested<'de, D: Deserializer<'de>>(
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The ID of the application.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
     pub application_id: String,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
@@ -269,10 +248,7 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The first characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
@@ -284,10 +260,7 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
     /// The ID of the application.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
     pub application_id: String,
     /// The last four characters of the key.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]

@@ -27,10 +27,7 @@ pub struct AuditEntry {
     /// The resource that was changed.
     pub target: AuditTarget,
     /// The ID of the request that made the change. Null if no request made it.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "req_01K30DW000E008000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
     pub request_id: Option<String>,
     /// The IP address of the client, or null if it is not known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
@@ -66,10 +63,7 @@ pub struct AuditTarget {
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
     /// The ID of the resource.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
 }
 

@@ -142,18 +142,12 @@ pub struct CreateKey {
     )]
     pub name: String,
     /// The purpose of the key. `commerce` is the only value and the default.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::enum_value::option"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<KeyScope>,
     /// The mode of the key. Default: `live`.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::enum_value::option"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,19 +176,13 @@ pub struct CreateKey {
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default the key has no
     /// limit.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::commerce::requested"
-    )]
+    #[serde(default, deserialize_with = "crate::commerce::requested")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::metadata::object"
-    )]
+    #[serde(default, deserialize_with = "crate::metadata::object")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -210,11 +198,8 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 255))]
     pub name: Patch<String>,
     /// The current mode. It cannot be changed, because it is part of the key.
-    #[serde(
-        default,
-        skip_serializing_if = "Patch::is_absent",
-        deserialize_with = "crate::enum_value::patch"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::patch")]
+    #[serde(skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Patch<Mode>,
     /// The new scopes, which replace the old ones. Null sets the default, `["commerce"]`.
@@ -239,20 +224,14 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub allowed_ips: Patch<Vec<String>>,
     /// The fields of the rate limit to change. Null removes the limit.
-    #[serde(
-        default,
-        skip_serializing_if = "Patch::is_absent",
-        deserialize_with = "crate::object::patch"
-    )]
+    #[serde(default, deserialize_with = "crate::object::patch")]
+    #[serde(skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<UpdateRateLimit>))]
     pub rate_limit: Patch<UpdateRateLimit>,
     /// The fields of the metadata to change; a field with null is removed. Null removes all
     /// metadata.
-    #[serde(
-        default,
-        skip_serializing_if = "Patch::is_absent",
-        deserialize_with = "crate::metadata::patch"
-    )]
+    #[serde(default, deserialize_with = "crate::metadata::patch")]
+    #[serde(skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Patch<Map<String, Value>>,
 }
@@ -279,10 +258,7 @@ pub struct UpdateRateLimit {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub key_id: String,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
@@ -320,10 +296,7 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub key_id: String,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]

@@ -18,6 +18,8 @@ pub mod applications;
 pub mod audit;
 pub mod commerce;
 mod enum_value;
+#[cfg(feature = "openapi")]
+mod examples;
 mod metadata;
 mod object;
 pub mod open;

@@ -35,10 +35,7 @@ pub struct Problem {
     #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
     pub code: String,
     /// The ID of the request, as in the header `X-Request-Id`.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "req_01K30DW000E008000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
     pub request_id: String,
     /// With `validation_failed`: each invalid field, and the rule that it breaks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

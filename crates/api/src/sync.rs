@@ -108,10 +108,7 @@ impl fmt::Debug for SyncRequest {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncUsage))]
 pub struct Usage {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub key_id: String,
     /// `valid`, or the code of a denial other than `unknown_key`.
     #[cfg_attr(feature = "openapi", schema(example = "valid"))]
@@ -171,10 +168,7 @@ pub struct Change {
     #[cfg_attr(feature = "openapi", schema(example = "key"))]
     pub kind: String,
     /// The ID of the resource.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
 }
 
@@ -225,10 +219,7 @@ from_objects!(SyncResponse: "SyncResponse::deserialize", LookupResponse: "Lookup
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct KeyRecord {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The ID of the account.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
@@ -303,10 +294,7 @@ pub struct KeyRecord {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AncestorRateLimit {
     /// The ID of the ancestor. All descendants of the ancestor share its rate limit.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
     pub key_id: String,
     /// The rate limit of the ancestor.
     pub rate_limit: RateLimit,

@@ -320,138 +320,102 @@ mod tests {
 
     use super::*;
 
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn written(time: &impl Serialize) -> String {
+        serde_json::to_string(time).unwrap()
+    }
+
+    fn read(json: &str) -> Option<Moment> {
+        serde_json::from_str(json).ok()
+    }
+
     #[test]
     fn times_are_whole_seconds() {
-        let at: Timestamp = "2026-02-23T12:00:00.999999Z".parse().unwrap();
-        assert_eq!(
-            serde_json::to_string(&Rfc3339::from(at)).unwrap(),
-            "\"2026-02-23T12:00:00Z\""
-        );
-        assert_eq!(
-            serde_json::to_string(&UnixSeconds::from(at)).unwrap(),
-            "1771848000"
-        );
-        let before_1970: Timestamp = "1969-12-31T23:59:58.5Z".parse().unwrap();
-        assert_eq!(
-            serde_json::to_string(&UnixSeconds::from(before_1970)).unwrap(),
-            "-2"
-        );
+        let time = at("2026-02-23T12:00:00.999999Z");
+        assert_eq!(written(&Rfc3339::from(time)), "\"2026-02-23T12:00:00Z\"");
+        assert_eq!(written(&UnixSeconds::from(time)), "1771848000");
+        let before_1970 = at("1969-12-31T23:59:58.5Z");
+        assert_eq!(written(&UnixSeconds::from(before_1970)), "-2");
     }
 
     #[test]
     fn times_are_displayed_as_rfc_3339_and_converted() {
-        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        let at = at("2026-02-23T12:00:00Z");
         let (text, seconds, moment) = (Rfc3339::from(at), UnixSeconds::from(at), Moment::from(at));
         for shown in [text.to_string(), seconds.to_string(), moment.to_string()] {
             assert_eq!(shown, "2026-02-23T12:00:00Z");
         }
-        assert_eq!(
-            [text.timestamp(), seconds.timestamp(), moment.timestamp()],
-            [at; 3]
-        );
+        for timestamp in [text.timestamp(), seconds.timestamp(), moment.timestamp()] {
+            assert_eq!(timestamp, at);
+        }
         assert_eq!(seconds.seconds(), 1_771_848_000);
-        assert_eq!(
-            [SystemTime::from(text), SystemTime::from(seconds)],
-            [SystemTime::from(at); 2]
-        );
-        assert_eq!(
-            [
-                Moment::from(text),
-                Moment::from(seconds),
-                Moment::from(SystemTime::from(at))
-            ],
-            [moment; 3]
-        );
+        let system = SystemTime::from(at);
+        for converted in [SystemTime::from(text), SystemTime::from(seconds)] {
+            assert_eq!(converted, system);
+        }
+        for converted in [Moment::from(text), seconds.into(), system.into()] {
+            assert_eq!(moment, converted);
+        }
     }
 
     #[test]
     fn parsed_times_are_whole_seconds() {
         for text in ["\"2026-02-23T12:00:00.75Z\"", "1771848000"] {
-            assert_eq!(
-                serde_json::from_str::<Rfc3339>(text).unwrap().to_string(),
-                "2026-02-23T12:00:00Z"
-            );
-            assert_eq!(
-                serde_json::from_str::<UnixSeconds>(text)
-                    .unwrap()
-                    .to_string(),
-                "2026-02-23T12:00:00Z"
-            );
+            let rfc_3339: Rfc3339 = serde_json::from_str(text).unwrap();
+            let seconds: UnixSeconds = serde_json::from_str(text).unwrap();
+            for shown in [rfc_3339.to_string(), seconds.to_string()] {
+                assert_eq!(shown, "2026-02-23T12:00:00Z");
+            }
         }
     }
 
     #[test]
     fn time_out_of_range_becomes_the_first_or_last_timestamp() {
         let far = Duration::from_secs(400_000_000_000);
-        assert_eq!(
-            Moment::from(SystemTime::UNIX_EPOCH + far).timestamp(),
-            Timestamp::MAX
-        );
-        assert_eq!(
-            Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(),
-            Timestamp::MIN
-        );
+        let last = Moment::from(SystemTime::UNIX_EPOCH + far);
+        assert_eq!(last.timestamp(), Timestamp::MAX);
+        let first = Moment::from(SystemTime::UNIX_EPOCH - far);
+        assert_eq!(first.timestamp(), Timestamp::MIN);
         // The last timestamp is accepted in a request.
-        let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Moment>(&sent).unwrap().timestamp(),
-            Timestamp::MAX
-        );
+        assert_eq!(read(&written(&last)), Some(last));
     }
 
     #[test]
     fn moment_is_parsed_from_a_query_or_a_number() {
-        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        let moment = Moment::from(at("2026-02-23T12:00:00Z"));
         for text in [
             "1771848000",
             "2026-02-23T12:00:00Z",
             "2026-02-23T13:00:00+01:00",
         ] {
-            assert_eq!(text.parse(), Ok(Moment::from(at)), "{text}");
+            assert_eq!(text.parse(), Ok(moment), "{text}");
         }
-        assert_eq!(Moment::from_unix(1_771_848_000), Ok(Moment::from(at)));
-        assert_eq!(
-            Moment::from_unix(-1).unwrap().to_string(),
-            "1969-12-31T23:59:59Z"
-        );
+        assert_eq!(Moment::from_unix(1_771_848_000), Ok(moment));
+        let before_1970 = Moment::from_unix(-1).unwrap();
+        assert_eq!(before_1970.to_string(), "1969-12-31T23:59:59Z");
         for rejected in [
             "2026-02-23",
             "",
             "1771848000.5",
             "9223372036854775807",
             "99999999999999999999",
-        ] {
-            assert_eq!(
-                rejected.parse::<Moment>().unwrap_err().to_string(),
-                EXPECTED,
-                "{rejected}"
-            );
-        }
-        for unescaped in ["2026-02-23T12:00:00 00:00", "2026-02-23T12:00:00.5 05:30"] {
-            assert!(
-                unescaped
-                    .parse::<Moment>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains("write the + of the offset as %2B"),
-                "{unescaped}"
-            );
-        }
-        for other in [
             "2026-02-23 12:00:00Z",
             "2026-02-23T12:00:00 0000",
             " 2026-02-23",
         ] {
-            assert_eq!(
-                other.parse::<Moment>().unwrap_err().to_string(),
-                EXPECTED,
-                "{other}"
-            );
+            let error = rejected.parse::<Moment>().unwrap_err();
+            assert_eq!(error.to_string(), EXPECTED, "{rejected}");
         }
-        assert_eq!(
-            Moment::from_unix(i64::MAX).unwrap_err().to_string(),
-            EXPECTED
-        );
+        for unescaped in ["2026-02-23T12:00:00 00:00", "2026-02-23T12:00:00.5 05:30"] {
+            let error = unescaped.parse::<Moment>().unwrap_err().to_string();
+            let rule = "write the + of the offset as %2B";
+            assert!(error.contains(rule), "{unescaped}: {error}");
+        }
+        let error = Moment::from_unix(i64::MAX).unwrap_err();
+        assert_eq!(error.to_string(), EXPECTED);
     }
 
     #[test]
@@ -466,12 +430,9 @@ mod tests {
             "\"9999-12-31T12:00:00-11:59\"",
             "\"9999-12-30T22:00:01Z\"",
         ] {
-            let moment = serde_json::from_str::<Moment>(text).unwrap();
-            assert_eq!(moment.timestamp(), Timestamp::MAX, "{text}");
-            assert_eq!(
-                serde_json::to_string(&Rfc3339::from(moment.timestamp())).unwrap(),
-                "\"9999-12-30T22:00:00Z\""
-            );
+            let last = read(text).unwrap().timestamp();
+            assert_eq!(last, Timestamp::MAX, "{text}");
+            assert_eq!(written(&Rfc3339::from(last)), "\"9999-12-30T22:00:00Z\"");
         }
         for text in [
             "253402300800",
@@ -482,30 +443,24 @@ mod tests {
             "\"9999-12-31T23:59:59+24:00\"",
             "\"9999-12-31T23:60:00Z\"",
         ] {
-            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
+            assert_eq!(read(text), None, "{text}");
         }
     }
 
     #[test]
     fn moment_is_unix_seconds_or_rfc_3339() {
-        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        let moment = Moment::from(at("2026-02-23T12:00:00Z"));
         for text in [
             "1771848000",
+            "1771848000.0",
+            "1.771848e9",
             "\"2026-02-23T12:00:00Z\"",
             "\"2026-02-23T13:00:00+01:00\"",
-        ] {
-            assert_eq!(
-                serde_json::from_str::<Moment>(text).unwrap(),
-                Moment::from(at),
-                "{text}"
-            );
-        }
-        for text in [
-            "\"2026-02-23T12:00:00.5z\"",
             "\"2026-02-23t07:00:00-05:00\"",
         ] {
-            assert!(serde_json::from_str::<Moment>(text).is_ok(), "{text}");
+            assert_eq!(read(text), Some(moment), "{text}");
         }
+        assert!(read("\"2026-02-23T12:00:00.5z\"").is_some());
         for text in [
             "\"2026-02-23 12:00:00Z\"",
             "\"+002026-02-23T12:00:00Z\"",
@@ -515,17 +470,6 @@ mod tests {
             "\"2026-02-23T12:00:00+00\"",
             "\"2026-02-23T12:00:00Z[Europe/Berlin]\"",
             "\"2026-02-23T12:00:00é\"",
-        ] {
-            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
-        }
-        for text in ["1771848000.0", "1.771848e9"] {
-            assert_eq!(
-                serde_json::from_str::<Moment>(text).unwrap(),
-                Moment::from(at),
-                "{text}"
-            );
-        }
-        for text in [
             "1771848000.5",
             "1e17",
             "-1e300",
@@ -535,7 +479,7 @@ mod tests {
             "9223372036854775807",
             "[]",
         ] {
-            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
+            assert_eq!(read(text), None, "{text}");
         }
     }
 }

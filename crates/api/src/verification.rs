@@ -43,11 +43,8 @@ pub struct VerifyRequest {
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
     pub scopes: Option<Vec<String>>,
     /// The mode that the request requires. By default both modes are allowed.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::enum_value::option"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -215,20 +212,14 @@ impl std::error::Error for Invalid {}
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifiedKey {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The ID of the account.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
     /// The ID of the application. Null for a key that is not an application key.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000001")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
     pub application_id: Option<String>,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -323,11 +314,8 @@ pub struct IntrospectRequest {
     #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
     pub scopes: Option<String>,
     /// The mode that the request requires. By default both modes are allowed.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::enum_value::option"
-    )]
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -406,10 +394,7 @@ impl IntrospectResponse {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmI {
     /// The ID of the key.
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "0198c0de-0000-7000-8000-000000000002")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub id: String,
     /// The family of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Family))]

@@ -107,7 +107,7 @@ fn sealing_secret<'a>(
     settings: &'a Settings,
     development: Option<&'a DevMode>,
 ) -> Option<&'a Secret> {
-    match (&settings.sealing_secret, &settings.tokens.source) {
+    match (&settings.database.sealing_secret, &settings.tokens.source) {
         (Some(secret), _) | (None, TokenSource::Hs256(secret)) => Some(secret),
         (None, _) => development.map(DevMode::secret),
     }

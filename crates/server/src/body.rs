@@ -267,16 +267,25 @@ fn escape(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
-    use tollkey_api::applications::CreateKey;
+    use tollkey_api::{
+        Patch, account,
+        applications::CreateKey,
+        commerce::{Nothing, RotateKey, UpdateKey},
+        sync::SyncRequest,
+        verification::{IntrospectRequest, VerifyBatchRequest},
+    };
 
     use super::*;
 
-    fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    fn body(bytes: impl AsRef<[u8]>, content_type: &str) -> Body {
         Body {
-            bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
-            content_type: JSON.to_owned(),
+            bytes: Ok(Bytes::copy_from_slice(bytes.as_ref())),
+            content_type: content_type.to_owned(),
         }
-        .json()
+    }
+
+    fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+        body(text, JSON).json()
     }
 
     #[test]
@@ -287,203 +296,104 @@ mod tests {
         assert_eq!(query("state=a+b&code=c&state").pairs().unwrap(), expected);
         assert_eq!(query("").pairs().unwrap(), []);
         let long = format!("code={}", "x".repeat(MAX_PARAMETER + 1));
-        assert_eq!(
-            error_text(query(&long).pairs().unwrap_err()),
-            format!("code must have at most {MAX_PARAMETER} bytes")
-        );
+        let error = query(&long).pairs().unwrap_err();
+        let rule = format!("code must have at most {MAX_PARAMETER} bytes");
+        assert_eq!(error_text(error), rule);
     }
 
     fn error_text(problem: Problem) -> String {
         match problem.errors.as_slice() {
             [] => format!("{}: {}", problem.code.as_str(), problem.detail),
-            errors => errors
-                .iter()
-                .map(|error| {
-                    format!("{} {}", error.pointer, error.detail)
-                        .trim_start()
-                        .to_owned()
-                })
-                .collect::<Vec<_>>()
-                .join("; "),
+            errors => {
+                let shown = |error: &FieldError| format!("{} {}", error.pointer, error.detail);
+                let errors: Vec<String> = errors.iter().map(shown).collect();
+                errors.join("; ").trim_start().to_owned()
+            }
+        }
+    }
+
+    /// Asserts the errors of bodies. Each line is a body, ` -> ` and its errors.
+    #[track_caller]
+    fn assert_errors<T: DeserializeOwned + std::fmt::Debug>(rows: &str) {
+        for row in rows.trim().lines() {
+            let (body, expected) = row.trim().split_once(" -> ").unwrap();
+            let problem = json::<T>(body).unwrap_err();
+            assert_eq!(error_text(problem), expected, "{body}");
         }
     }
 
     #[test]
     fn invalid_body_error_names_field_and_rule_without_the_value() {
+        assert_errors::<CreateKey>(
+            r#"
+            {} -> /description is required
+            {"description":5} -> /description must be a string
+            {"description":"d","description":"e"} -> /description must not be repeated
+            {"description":"d","owner":"x"} -> /owner is unknown
+            {"description":"d","mode":"s3cret"} -> /mode must be one of live, test
+            {"description":"d","mode":7} -> /mode must be a string
+            {"description":"d","mode":{"live":null}} -> /mode must be a string
+            {"description":"d","mode":oops} -> malformed_json: The body is not valid JSON at line 1, column 27: expected value.
+            {"description":"d","scopes":"s3cret"} -> /scopes must be an array
+            {"description":"d","scopes":["a",7]} -> /scopes/1 must be a string
+            {"description":"d","metadata":[1]} -> /metadata must be an object
+            {"description":"d","metadata":{"a":1,"a":2}} -> /metadata/a must not be repeated
+            {"description":"d","metadata":{"x":[{"a":1,"a":2}]}} -> /metadata/x/0/a must not be repeated
+            {"description":"d","rateLimit":{"limit":1}} -> /rateLimit/windowSeconds is required
+            {"description":"d","rateLimit":[1,60]} -> /rateLimit must be an object
+            {"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}} -> /rateLimit/limit must be a whole number within its range
+            {"description":"d","expiresAt":"s3cret"} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z
+            ["d"] -> The body must be a JSON object.
+            "s3cret" -> The body must be a JSON object.
+            {"description": -> malformed_json: The body is not valid JSON at line 1, column 15: EOF while parsing a value.
+            {"description":"d"} x -> malformed_json: The body is not valid JSON at line 1, column 21: trailing characters.
+            "#,
+        );
         for (body, expected) in [
-            ("{}", "/description is required"),
-            (r#"{"description":5}"#, "/description must be a string"),
-            (
-                r#"{"description":"d","description":"e"}"#,
-                "/description must not be repeated",
-            ),
-            (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
-            (
-                r#"{"description":"d","mode":"s3cret"}"#,
-                "/mode must be one of live, test",
-            ),
-            (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
-            (
-                r#"{"description":"d","mode":{"live":null}}"#,
-                "/mode must be a string",
-            ),
-            (
-                r#"{"description":"d","mode":oops}"#,
-                "malformed_json: The body is not valid JSON at line 1, column 27: expected value.",
-            ),
-            (
-                r#"{"description":"d","scopes":"s3cret"}"#,
-                "/scopes must be an array",
-            ),
-            (
-                r#"{"description":"d","scopes":["a",7]}"#,
-                "/scopes/1 must be a string",
-            ),
-            (
-                r#"{"description":"d","metadata":[1]}"#,
-                "/metadata must be an object",
-            ),
-            (
-                r#"{"description":"d","metadata":{"a":1,"a":2}}"#,
-                "/metadata/a must not be repeated",
-            ),
-            (
-                r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#,
-                "/metadata/x/0/a must not be repeated",
-            ),
-            (
-                r#"{"description":"d","rateLimit":{"limit":1}}"#,
-                "/rateLimit/windowSeconds is required",
-            ),
-            (
-                r#"{"description":"d","rateLimit":[1,60]}"#,
-                "/rateLimit must be an object",
-            ),
-            (
-                r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,
-                "/rateLimit/limit must be a whole number within its range",
-            ),
-            (
-                r#"{"description":"d","expiresAt":"s3cret"}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
-            ),
-            (r#"["d"]"#, "The body must be a JSON object."),
-            (r#""s3cret""#, "The body must be a JSON object."),
-            (
-                r#"{"description":"#,
-                "malformed_json: The body is not valid JSON at line 1, column 15: EOF while parsing a value.",
-            ),
-            (
-                "",
-                "malformed_json: The body is not valid JSON at line 1, column 0: EOF while parsing a value.",
-            ),
-            (
-                r#"{"description":"d"} x"#,
-                "malformed_json: The body is not valid JSON at line 1, column 21: trailing characters.",
-            ),
+            ("", "line 1, column 0: EOF while parsing a value."),
             (
                 "{\"description\":\n  nope}",
-                "malformed_json: The body is not valid JSON at line 2, column 4: expected ident.",
+                "line 2, column 4: expected ident.",
             ),
         ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()).trim(),
-                expected.trim(),
-                "{body}"
-            );
+            let expected = format!("malformed_json: The body is not valid JSON at {expected}");
+            assert_eq!(error_text(json::<CreateKey>(body).unwrap_err()), expected);
         }
         // Values that look like parts of serde's messages change nothing.
-        for (body, expected) in [
-            (
-                r#"{"description":"d","scopes":"s3cret at line 2"}"#,
-                "/scopes must be an array",
-            ),
-            (
-                r#"{"description":"d","x at line 5":1}"#,
-                "/x at line 5 is unknown",
-            ),
-            (
-                r#"{"mode":"x at line 3, expected `s3cret`","x`, expected `y":7}"#,
-                "/mode must be one of live, test; /x`, expected `y is unknown; /description is required",
-            ),
-            (
-                r#"{"description":"d","expiresAt":"s3cret at line 2","metadata":"missing field `a`"}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object",
-            ),
-        ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()),
-                expected,
-                "{body}"
-            );
-        }
+        assert_errors::<CreateKey>(
+            r#"
+            {"description":"d","scopes":"s3cret at line 2"} -> /scopes must be an array
+            {"description":"d","x at line 5":1} -> /x at line 5 is unknown
+            {"mode":"x at line 3, expected `s3cret`","x`, expected `y":7} -> /mode must be one of live, test; /x`, expected `y is unknown; /description is required
+            {"description":"d","expiresAt":"s3cret at line 2","metadata":"missing field `a`"} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object
+            "#,
+        );
         // Every invalid field is reported once.
-        for (body, expected) in [
-            (
-                r#"{"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1}"#,
-                "/description must be a string; /mode must be one of live, test; /scopes/1 must be a string; \
-                 /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; \
-                 /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown",
-            ),
-            (
-                r#"{"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null}"#,
-                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; use `expiresAt`; \
-                 /allowedIPs is unknown; use `allowedIps`; /Metadata is unknown; use `metadata`; \
-                 /rate-limit is unknown; use `rateLimit`; /description is required",
-            ),
-            (
-                r#"{"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}}"#,
-                "/description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; \
-                 /mode must be a string",
-            ),
-            (
-                r#"{"expiresAt":[],"metadata":7}"#,
-                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required",
-            ),
-        ] {
-            assert_eq!(
-                error_text(json::<CreateKey>(body).unwrap_err()),
-                expected,
-                "{body}"
-            );
-        }
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
-            r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
+        assert_errors::<CreateKey>(
+            r#"
+            {"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1} -> /description must be a string; /mode must be one of live, test; /scopes/1 must be a string; /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown
+            {"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null} -> /descripton is unknown; did you mean `description`?; /expires_at is unknown; use `expiresAt`; /allowedIPs is unknown; use `allowedIps`; /Metadata is unknown; use `metadata`; /rate-limit is unknown; use `rateLimit`; /description is required
+            {"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}} -> /description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; /mode must be a string
+            {"expiresAt":[],"metadata":7} -> /expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required
+            "#,
         );
-        assert_eq!(
-            error_text(batch.unwrap_err()),
-            "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
-             /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
+        assert_errors::<VerifyBatchRequest>(
+            r#"
+            {"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]} -> /requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown
+            {"requests":[{"key":"k"},["k"]]} -> /requests/1 must be an object
+            "#,
         );
-        let required =
-            json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#)
-                .unwrap_err();
-        assert_eq!(
-            error_text(required),
-            "/environment must be a string; /access must be one of secret, publishable; /name is required"
+        assert_errors::<account::CreateKey>(
+            r#"
+            {"environment":7,"access":"s3cret"} -> /environment must be a string; /access must be one of secret, publishable; /name is required
+            {} -> /name is required; /environment is required; /access is required
+            "#,
         );
-        let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
-        assert_eq!(
-            error_text(none.clone()),
-            "/name is required; /environment is required; /access is required"
-        );
-        assert_eq!(
-            none.detail,
-            "3 fields are invalid: /name, /environment, /access"
-        );
-        let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
-        assert_eq!(error_text(nothing), "/a is unknown; /b is unknown");
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
-            r#"{"requests":[{"key":"k"},["k"]]}"#,
-        );
-        assert_eq!(
-            error_text(batch.unwrap_err()),
-            "/requests/1 must be an object"
-        );
-        let not_utf8 = Body {
-            bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")),
-            content_type: JSON.to_owned(),
-        };
+        assert_errors::<Nothing>(r#"{"a":1,"b":2} -> /a is unknown; /b is unknown"#);
+        let none = json::<account::CreateKey>("{}").unwrap_err();
+        let detail = "3 fields are invalid: /name, /environment, /access";
+        assert_eq!(none.detail, detail);
+        let not_utf8 = body(b"{\"description\":\"\xff\"}", JSON);
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
         assert_eq!(
             error_text(problem),
@@ -498,16 +408,12 @@ mod tests {
         assert_eq!(problem.errors.len(), 32);
         assert_eq!(problem.detail.matches("/x").count(), 10);
         let requests = vec!["7"; 3000].join(",");
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(&format!(
-            "{{\"requests\":[{requests}]}}"
-        ));
+        let batch = json::<VerifyBatchRequest>(&format!("{{\"requests\":[{requests}]}}"));
         assert!(batch.unwrap_err().errors.len() <= 32);
     }
 
     #[test]
     fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
-        use tollkey_api::commerce::{RotateKey, UpdateKey};
-
         for (text, expected) in [
             ("5.0", 5),
             ("1e3", 1000),
@@ -525,55 +431,32 @@ mod tests {
             "-1e300",
             "99999999999999999999",
         ] {
-            let problem =
-                json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
-            assert_eq!(
-                error_text(problem),
-                "/overlap_seconds must be a whole number within its range",
-                "{text}"
-            );
+            let body = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}"));
+            let rule = "/overlap_seconds must be a whole number within its range";
+            assert_eq!(error_text(body.unwrap_err()), rule, "{text}");
         }
         // Also in a merge patch, inside an object, for an unsigned number, and for a time; metadata is unchanged.
-        let patch = json::<UpdateKey>(
-            r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#,
-        )
-        .unwrap();
-        let tollkey_api::Patch::Value(limit) = patch.rate_limit else {
-            panic!("a rate limit")
+        let patch = r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#;
+        let UpdateKey {
+            rate_limit: Patch::Value(limit),
+            metadata: Patch::Value(metadata),
+            ..
+        } = json(patch).unwrap()
+        else {
+            panic!("a rate limit and metadata")
         };
-        assert_eq!(limit.limit, tollkey_api::Patch::Value(10));
-        let tollkey_api::Patch::Value(metadata) = patch.metadata else {
-            panic!("metadata")
-        };
-        assert_eq!(
-            serde_json::Value::Object(metadata).to_string(),
-            r#"{"n":5.0}"#
-        );
-        let sync = r#"{"subscriber":"s","wait_ms":5.0}"#;
-        assert_eq!(
-            json::<tollkey_api::sync::SyncRequest>(sync)
-                .unwrap()
-                .wait_ms,
-            5
-        );
+        assert_eq!(limit.limit, Patch::Value(10));
+        let metadata = serde_json::Value::Object(metadata);
+        assert_eq!(metadata.to_string(), r#"{"n":5.0}"#);
+        let sync: SyncRequest = json(r#"{"subscriber":"s","wait_ms":5.0}"#).unwrap();
+        assert_eq!(sync.wait_ms, 5);
     }
 
     #[test]
     fn byte_order_mark_is_skipped_and_null_counts_as_empty() {
-        let body = |text: &str, content_type: &str| Body {
-            bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
-            content_type: content_type.to_owned(),
-        };
-        assert_eq!(
-            json::<CreateKey>("\u{feff} {\"description\":\"d\"}")
-                .unwrap()
-                .description,
-            "d"
-        );
-        assert_eq!(
-            error_text(json::<CreateKey>("\u{feff}{}").unwrap_err()),
-            "/description is required"
-        );
+        let key: CreateKey = json("\u{feff} {\"description\":\"d\"}").unwrap();
+        assert_eq!(key.description, "d");
+        assert_errors::<CreateKey>("\u{feff}{} -> /description is required");
         for text in [
             "",
             " \n",
@@ -583,18 +466,10 @@ mod tests {
             "\u{feff}null",
             "{}",
         ] {
-            assert!(
-                body(text, JSON)
-                    .json_or_nothing::<tollkey_api::commerce::RotateKey>()
-                    .is_ok(),
-                "{text:?}"
-            );
+            let result = body(text, JSON).json_or_nothing::<RotateKey>();
+            assert!(result.is_ok(), "{text:?}");
         }
-        assert!(
-            body("", "")
-                .json_or_nothing::<tollkey_api::commerce::Nothing>()
-                .is_ok()
-        );
+        assert!(body("", "").json_or_nothing::<Nothing>().is_ok());
         for (text, content_type) in [
             ("null", "text/plain"),
             ("[]", JSON),
@@ -602,39 +477,21 @@ mod tests {
             ("nul", JSON),
             ("{", JSON),
         ] {
-            assert!(
-                body(text, content_type)
-                    .json_or_nothing::<tollkey_api::commerce::Nothing>()
-                    .is_err(),
-                "{text}"
-            );
+            let result = body(text, content_type).json_or_nothing::<Nothing>();
+            assert!(result.is_err(), "{text}");
         }
         // `null` as a merge patch would replace the whole resource.
-        assert!(
-            body("null", JSON)
-                .read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>()
-                .is_err()
-        );
-        assert_eq!(
-            error_text(json::<CreateKey>("null").unwrap_err()),
-            " The body must be a JSON object.".trim()
-        );
+        let patch = body("null", JSON).read_merge_patch_or_nothing::<UpdateKey>();
+        assert!(patch.is_err());
+        assert_errors::<CreateKey>("null -> The body must be a JSON object.");
     }
 
     #[test]
     fn form_error_reports_all_invalid_fields() {
-        let body = Body {
-            bytes: Ok(Bytes::from_static(
-                b"token=a&token=b&mode=x&scope=c&tokens=d",
-            )),
-            content_type: FORM.to_owned(),
-        };
-        let problem = body
-            .read_form::<tollkey_api::verification::IntrospectRequest>()
-            .and_then(Read::value)
-            .unwrap_err();
+        let form = body("token=a&token=b&mode=x&scope=c&tokens=d", FORM);
+        let read = form.read_form::<IntrospectRequest>().and_then(Read::value);
         assert_eq!(
-            error_text(problem),
+            error_text(read.unwrap_err()),
             "/token must not be repeated; /mode must be one of live, test; /scope is unknown; did you mean `scopes`?; \
              /tokens is unknown; did you mean `token`?"
         );
@@ -648,29 +505,22 @@ mod tests {
             #[expect(dead_code, reason = "read, not used")]
             page: Option<u32>,
         }
+        let number = "page must be a whole number within its range";
+        let misspelled = "pages is unknown; did you mean `page`?";
         for (query, expected) in [
-            ("page=x", "page must be a whole number within its range"),
-            ("page=-1", "page must be a whole number within its range"),
-            (
-                "page=99999999999",
-                "page must be a whole number within its range",
-            ),
-            ("page=", "page must be a whole number within its range"),
-            ("pages=1", "pages is unknown; did you mean `page`?"),
+            ("page=x", number),
+            ("page=-1", number),
+            ("page=99999999999", number),
+            ("page=", number),
+            ("pages=1", misspelled),
             ("x-page=1", "x-page is unknown"),
             ("cursor=1", "cursor is unknown"),
             ("page=1&page=2", "page must not be repeated"),
-            (
-                "page=x&pages=1",
-                "page must be a whole number within its range; pages is unknown; did you mean `page`?",
-            ),
+            ("page=x&pages=1", &format!("{number}; {misspelled}")),
             ("cursor+at+line+1=1", "cursor at line 1 is unknown"),
         ] {
-            assert_eq!(
-                error_text(Query(query.to_owned()).read::<Paging>().unwrap_err()),
-                expected,
-                "{query}"
-            );
+            let error = Query(query.to_owned()).read::<Paging>().unwrap_err();
+            assert_eq!(error_text(error), expected, "{query}");
         }
     }
 }

@@ -27,7 +27,7 @@ use tollkey_verifier::SystemClock;
 
 use crate::{
     assembly,
-    config::{Options, Settings, Warning},
+    config::{Options, Settings},
     database,
     signals::Signals,
     telemetry,
@@ -40,8 +40,6 @@ use crate::{
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    #[command(flatten)]
-    options: Options,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,13 +75,18 @@ enum Command {
 
 #[must_use]
 pub fn run() -> ExitCode {
-    let command = Cli::command().mut_subcommands(with_settings_hint);
-    let matches = command.try_get_matches();
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
+    let command = Options::add_to(Cli::command()).mut_subcommands(with_settings_hint);
+    let parsed = command.try_get_matches().and_then(|matches| {
+        Ok((
+            Cli::from_arg_matches(&matches)?,
+            Options::from_matches(&matches),
+        ))
+    });
+    let (cli, options) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage_error(&error),
     };
-    match dispatch(cli) {
+    match dispatch(cli, &options) {
         Ok(code) => code,
         Err(error) => {
             // No error of this crate contains a secret.
@@ -137,19 +140,21 @@ fn is_like_a_credential(text: &str) -> bool {
     is_url || text.starts_with("eyJ") || text.len() > 64 || CredentialKind::parse(text).is_some()
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+fn dispatch(cli: Cli, options: &Options) -> anyhow::Result<ExitCode> {
     if matches!(cli.command, Some(Command::Openapi)) {
         return openapi::run();
     }
-    let settings = Settings::load(&cli.options).inspect_err(|_| {
+    let settings = Settings::load(options).inspect_err(|_| {
         // The name of a required variable may be misspelled.
         for unknown in Settings::unknown_variables() {
-            output::note(format_args!("tollkey: {}", Warning::Unknown(unknown)));
+            output::note(format_args!("tollkey: {unknown}"));
         }
     })?;
     telemetry::init_logs(&settings.log)?;
     if !matches!(cli.command, Some(Command::Config(_))) {
-        settings.warnings().for_each(|warning| warning.log());
+        for warning in settings.warnings() {
+            tracing::warn!(warning, "a setting is probably a mistake");
+        }
     }
     let command = cli.command.unwrap_or(Command::Serve);
     if !matches!(command, Command::Serve) {

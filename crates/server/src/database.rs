@@ -22,7 +22,7 @@ pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<
 /// Like [`open_store`], for an existing database: creates no file, and the schema must be that of this build.
 pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
     anyhow::ensure!(
-        settings.database.kind != DatabaseKind::SqliteMemory,
+        settings.database.kind() != DatabaseKind::SqliteMemory,
         "an in-memory database belongs to one server process; set DATABASE_URL to the database of the server"
     );
     let store = connect(settings, &clock, false)?;

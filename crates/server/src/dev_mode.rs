@@ -8,6 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -116,7 +117,7 @@ impl DevMode {
         if !is_loopback(settings.server.listen.ip()) {
             return Err(DevModeError::NotLoopback(settings.server.listen));
         }
-        match &settings.database.kind {
+        match settings.database.kind() {
             DatabaseKind::Postgres => Err(DevModeError::NotSqlite),
             DatabaseKind::SqliteMemory => Ok(None),
             DatabaseKind::SqliteFile(database) => Ok(Some(secret_path(database))),
@@ -268,10 +269,7 @@ fn read_or_create_secret(path: &Path, random: &Random) -> Result<Secret, DevMode
         error,
     };
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
+    match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             let secret = Secret::new(random.secret().as_str());
             let line = Zeroizing::new(format!("{}\n", secret.expose()));
@@ -310,16 +308,12 @@ fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
         error,
     };
     let file = File::open(path).map_err(fail)?;
-    #[cfg(unix)]
-    {
-        let metadata = file.metadata().map_err(fail)?;
-        let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(DevModeError::Exposed {
-                path: absolute_path(path),
-                mode,
-            });
-        }
+    let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(DevModeError::Exposed {
+            path: absolute_path(path),
+            mode,
+        });
     }
     let mut text = Zeroizing::new(String::new());
     file.take(1024).read_to_string(&mut text).map_err(fail)?;

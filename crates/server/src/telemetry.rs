@@ -316,57 +316,30 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_template() {
+        let route = "/api/v1/applications/{id}";
         let text = rendered(|| {
             let requests = Requests::default();
-            requests.record(
-                "GET",
-                Some("/api/v1/applications/{id}"),
-                200,
-                Duration::from_millis(3),
-            );
-            requests.record(
-                "GET",
-                Some("/api/v1/applications/{id}"),
-                200,
-                Duration::from_millis(30),
-            );
-            requests.record(
-                "GET",
-                Some("/api/v1/applications/{id}"),
-                404,
-                Duration::from_millis(3),
-            );
+            for (status, milliseconds) in [(200, 3), (200, 30), (404, 3)] {
+                let took = Duration::from_millis(milliseconds);
+                requests.record("GET", Some(route), status, took);
+            }
         });
-        let labels = r#"method="GET",route="/api/v1/applications/{id}""#;
-        assert!(
-            text.contains(&format!(
-                "tollkey_http_requests_total{{{labels},status=\"200\"}} 2"
-            )),
-            "{text}"
-        );
-        assert!(
-            text.contains(&format!(
-                "duration_seconds_bucket{{{labels},le=\"0.005\"}} 2"
-            )),
-            "{text}"
-        );
-        assert!(
-            text.contains(&format!("duration_seconds_count{{{labels}}} 3")),
-            "{text}"
-        );
-        assert!(
-            text.contains("# HELP tollkey_http_requests_total HTTP requests"),
-            "{text}"
-        );
+        let labels = format!("method=\"GET\",route=\"{route}\"");
+        for line in [
+            format!("tollkey_http_requests_total{{{labels},status=\"200\"}} 2"),
+            format!("duration_seconds_bucket{{{labels},le=\"0.005\"}} 2"),
+            format!("duration_seconds_count{{{labels}}} 3"),
+            "# HELP tollkey_http_requests_total HTTP requests".to_owned(),
+        ] {
+            assert!(text.contains(&line), "{line}: {text}");
+        }
     }
 
     #[test]
     fn unknown_method_and_path_are_not_used_as_labels() {
         let text = rendered(|| Requests::default().record("BREW", None, 404, Duration::ZERO));
-        assert!(
-            text.contains(r#"method="other",route="unmatched",status="404""#),
-            "{text}"
-        );
+        let labels = r#"method="other",route="unmatched",status="404""#;
+        assert!(text.contains(labels), "{text}");
         assert!(!text.contains("BREW"));
     }
 
@@ -376,13 +349,9 @@ mod tests {
             record_verifications("valid", 3);
             record_verifications("revoked", 1);
         });
-        assert!(
-            text.contains("tollkey_verifications_total{outcome=\"valid\"} 3"),
-            "{text}"
-        );
-        assert!(
-            text.contains("tollkey_verifications_total{outcome=\"revoked\"} 1"),
-            "{text}"
-        );
+        for (outcome, count) in [("valid", 3), ("revoked", 1)] {
+            let line = format!("tollkey_verifications_total{{outcome=\"{outcome}\"}} {count}");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
     }
 }

@@ -69,34 +69,15 @@ pub async fn page(
         .read(by, move |db| {
             let mut account = db.account(&account_id);
             let found = account.applications(page, limit)?;
-            let mut keys = Vec::new();
-            if with_keys {
-                let ids: Vec<ApplicationId> = found
-                    .items
-                    .iter()
-                    .map(|application| application.id)
-                    .collect();
-                // At most 10,000 keys. Without metadata, which this list does not show, that is a few megabytes.
-                for id in ids {
-                    let newest = account.keys_of_applications(&[id], INCLUDED_KEYS)?;
-                    keys.extend(newest.into_iter().map(|key| ApiKey {
-                        metadata: None,
-                        ..key
-                    }));
+            let mut items = Vec::new();
+            for application in found.items {
+                let mut keys = Vec::new();
+                if with_keys {
+                    keys = account.keys_of_applications(&[application.id], INCLUDED_KEYS)?;
+                    // At most 10,000 keys. Without metadata, which this list does not show, that is a few megabytes.
+                    keys.iter_mut().for_each(|key| key.metadata = None);
                 }
-            }
-            let mut items: Vec<(Application, Vec<ApiKey>)> = found
-                .items
-                .into_iter()
-                .map(|application| (application, Vec::new()))
-                .collect();
-            for key in keys {
-                if let Some((_, keys)) = items
-                    .iter_mut()
-                    .find(|(application, _)| key.application_id == Some(application.id))
-                {
-                    keys.push(key);
-                }
+                items.push((application, keys));
             }
             Ok(Page {
                 items,

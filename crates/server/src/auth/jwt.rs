@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tollkey_core::{AccountId, Digest, Problem, ProblemCode, session::SignInSettingsHash};
 
 use super::jwks::{KeySet, VerifyingKey};
+pub use crate::config::ClaimRules;
 use crate::{
     config::{HS256_SECRET_MIN, Secret, TokenSettings, TokenSource, has_escaped_line_breaks},
     issuer_url::JwksUrl,
@@ -146,26 +147,9 @@ pub enum KeySetupError {
     NoSource,
 }
 
-#[derive(Debug, Clone)]
-pub struct ClaimRules {
-    /// The required `iss`; `None` accepts any or none.
-    pub issuer: Option<String>,
-    /// The value that `aud` must be or contain; `None` rejects a token with an `aud` (RFC 7519, section 4.1.3).
-    pub audience: Option<String>,
-    /// The claim that names the account: its name, or the path of a nested claim ([`find`]).
-    pub account_claim: String,
-    /// The claim that holds the roles, named the same way; with `None`, tokens have no roles.
-    pub roles_claim: Option<String>,
-}
-
 impl From<&TokenSettings> for ClaimRules {
     fn from(settings: &TokenSettings) -> Self {
-        Self {
-            issuer: settings.issuer.clone(),
-            audience: settings.audience.clone(),
-            account_claim: settings.account_claim.clone(),
-            roles_claim: settings.roles_claim.clone(),
-        }
+        settings.claims.clone()
     }
 }
 

@@ -122,52 +122,40 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn links(secret: &str) -> SignInLinks {
-        SignInLinks::new(
-            Secret::new(secret),
-            "acme".parse().unwrap(),
-            "developer",
-            at(1000),
-        )
+    fn secret() -> Secret {
+        Secret::new("s".repeat(32))
+    }
+
+    fn links() -> SignInLinks {
+        let account = "acme".parse().unwrap();
+        SignInLinks::new(secret(), account, "developer", at(1000))
+    }
+
+    fn random() -> Random {
+        Random::new(StdRng::seed_from_u64(7))
     }
 
     #[test]
     fn link_signs_in_once_within_five_minutes() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
-        let code = |second| SignInLinks::code(&secret, &random, at(second));
+        let (links, random) = (links(), random());
+        let code = |second| SignInLinks::code(&secret(), &random, at(second));
+        let follows = |code: &Secret, second| links.follow(code.expose(), at(second)).is_some();
+        let is_valid = |code: &Secret, second| links.is_valid(code.expose(), at(second));
         let (first, second, early) = (code(1000), code(1100), code(999));
-        assert!(links.follow(first.expose(), at(1299)).is_some());
-        assert!(
-            links.follow(first.expose(), at(1299)).is_none(),
-            "used before"
-        );
-        assert!(
-            !links.is_valid(first.expose(), at(1299)) && links.is_valid(second.expose(), at(1299))
-        );
-        assert!(links.follow(second.expose(), at(1400)).is_none(), "expired");
-        assert!(
-            links.follow(early.expose(), at(1000)).is_none(),
-            "from before the server started"
-        );
+        assert!(follows(&first, 1299));
+        assert!(!follows(&first, 1299), "used before");
+        assert!(!is_valid(&first, 1299) && is_valid(&second, 1299));
+        assert!(!follows(&second, 1400), "expired");
+        assert!(!follows(&early, 1000), "from before the server started");
         let again = code(1100);
-        assert!(
-            links.is_valid(again.expose(), at(1399)) && links.is_valid(again.expose(), at(1399))
-        );
-        assert!(links.follow(again.expose(), at(1399)).is_some());
+        assert!(is_valid(&again, 1399) && is_valid(&again, 1399));
+        assert!(follows(&again, 1399));
     }
 
     #[test]
     fn forged_link_is_rejected() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
-        let good = SignInLinks::code(&secret, &random, at(1000));
+        let (links, random) = (links(), random());
+        let good = SignInLinks::code(&secret(), &random, at(1000));
         let (signed, signature) = good.expose().rsplit_once('.').unwrap();
         let later = signed.replacen("1000", "1200", 1);
         let other_secret = SignInLinks::code(&Secret::new("t".repeat(32)), &random, at(1000));
@@ -180,47 +168,24 @@ mod tests {
             &format!("{signed}."),
             other_secret.expose(),
         ] {
-            assert!(
-                !links.is_valid(code, at(1000)) && links.follow(code, at(1000)).is_none(),
-                "{code}"
-            );
+            assert!(!links.is_valid(code, at(1000)), "{code}");
+            assert!(links.follow(code, at(1000)).is_none(), "{code}");
         }
         assert!(links.follow(good.expose(), at(1000)).is_some());
     }
 
     #[test]
     fn used_links_are_stored_until_they_expire_and_limited() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
+        let (links, random) = (links(), random());
+        let follows_new = |created, now| {
+            let code = SignInLinks::code(&secret(), &random, at(created));
+            links.follow(code.expose(), at(now)).is_some()
+        };
         for _ in 0..LINKS_MAX {
-            assert!(
-                links
-                    .follow(
-                        SignInLinks::code(&secret, &random, at(1000)).expose(),
-                        at(1000)
-                    )
-                    .is_some()
-            );
+            assert!(follows_new(1000, 1000));
         }
-        assert!(
-            links
-                .follow(
-                    SignInLinks::code(&secret, &random, at(1001)).expose(),
-                    at(1299)
-                )
-                .is_none()
-        );
-        assert!(
-            links
-                .follow(
-                    SignInLinks::code(&secret, &random, at(1299)).expose(),
-                    at(1300)
-                )
-                .is_some()
-        );
+        assert!(!follows_new(1001, 1299));
+        assert!(follows_new(1299, 1300));
         assert_eq!(links.used.lock().unwrap().len(), 1);
     }
 }

@@ -18,7 +18,7 @@ use tollkey_verifier::SystemClock;
 use super::{block_on, output};
 use crate::{
     auth::{jwt::TokenVerifier, oidc::Provider},
-    config::{DatabaseKind, Secret, Settings, TokenSource, Warning},
+    config::{DatabaseKind, Secret, Settings, TokenSource},
     database,
     dev_mode::DevMode,
 };
@@ -52,7 +52,7 @@ type Outcome = Result<String, String>;
 
 pub(super) fn run(settings: &Settings, command: &Command) -> anyhow::Result<ExitCode> {
     let Command::Check { format } = command;
-    let warnings: Vec<Warning> = settings.warnings().collect();
+    let warnings: Vec<String> = settings.warnings().collect();
     let checks = check_all(settings);
     match format {
         Format::Text => print_text(settings, &warnings, &checks)?,
@@ -103,7 +103,7 @@ fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
 fn database(settings: &Settings) -> Outcome {
     let target = settings.database.url.target();
     // Opening it would create a database.
-    if settings.database.kind == DatabaseKind::SqliteMemory {
+    if settings.database.kind() == DatabaseKind::SqliteMemory {
         return Ok(format!("{target} is created when the server starts"));
     }
     // A check reports the current state without waiting.
@@ -167,7 +167,7 @@ fn within_runtime<T>(work: impl Future<Output = T>) -> Result<T, String> {
 
 fn print_text(
     settings: &Settings,
-    warnings: &[Warning],
+    warnings: &[String],
     checks: &[(&str, Outcome)],
 ) -> anyhow::Result<()> {
     output::line("Settings")?;
@@ -198,7 +198,7 @@ fn print_text(
 
 fn print_json(
     settings: &Settings,
-    warnings: &[Warning],
+    warnings: &[String],
     checks: &[(&str, Outcome)],
 ) -> anyhow::Result<()> {
     let settings: Vec<_> = settings
@@ -206,7 +206,6 @@ fn print_json(
         .iter()
         .map(|it| json!({"name": it.name, "value": it.value, "source": it.from.to_string()}))
         .collect();
-    let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     let checks: Vec<_> = checks
         .iter()
         .map(|(name, outcome)| {

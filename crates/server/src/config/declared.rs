@@ -2,13 +2,25 @@
 //!
 //! A field with an `arg` attribute is a setting: its doc comment is the help, and its type and
 //! `value_parser` validate the value. A test checks that the flag, the variable and the field of the
-//! configuration file have the same name. Secrets are in [`SECRETS`], because they must not be
-//! parsed as command-line arguments.
+//! configuration file have the same name.
+//!
+//! `hide_env_values` marks a secret. The setting of the same name with `_FILE` names a file that
+//! holds it. Its value is not parsed here, because clap keeps copies that are not wiped:
+//! [`Settings::resolve`](super::Settings::resolve) sets the field. Every user of the machine can read
+//! a command line, so of the secrets only the database URL has a flag.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr as _, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    thread,
+    time::Duration,
+};
 
 use clap::{ArgAction, Args};
+use tollkey_api::Secret;
 use tollkey_core::{IpList, RouteBase, ceiling::AncestorLimit, credential::CredentialHeaders};
+use tollkey_store::{Backend, DatabaseUrl};
 
 use super::rules::{self, LogFormat, PublicUrl};
 use crate::issuer_url::JwksUrl;
@@ -20,13 +32,18 @@ pub(super) type List = Vec<String>;
 /// declared as `Option` as a setting without a default.
 pub type TrustedProxies = Option<IpList>;
 
-/// All settings that are not secrets, in the order of the documentation.
+pub(super) const DATABASE_URL: &str = "DATABASE_URL";
+pub(super) const JWT_HS256_SECRET: &str = "TOLLKEY_JWT_HS256_SECRET";
+pub(super) const SEALING_SECRET: &str = "TOLLKEY_SEALING_SECRET";
+pub(super) const OIDC_CLIENT_SECRET: &str = "TOLLKEY_OIDC_CLIENT_SECRET";
+
+/// All settings, in the order of the documentation.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Values {
     #[command(flatten)]
     pub(super) server: ServerSettings,
     #[command(flatten)]
-    pub(super) database: DatabaseValues,
+    pub(super) database: DatabaseSettings,
     #[command(flatten)]
     pub(super) tokens: TokenValues,
     #[command(flatten)]
@@ -97,30 +114,62 @@ impl ServerSettings {
     }
 }
 
-/// The settings of the database, except its URL.
+/// The settings of the database.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Database")]
-pub(super) struct DatabaseValues {
+pub struct DatabaseSettings {
+    /// URL of the database: `sqlite://PATH`, `sqlite://:memory:` or
+    /// `postgres://USER:PASSWORD@HOST/NAME`. A URL in the flag must not have a password
+    #[arg(long = "database-url", env = DATABASE_URL, value_name = "URL", hide_env_values = true,
+        default_value = "sqlite://tollkey.db", value_parser = DatabaseUrl::parse)]
+    pub url: DatabaseUrl,
+    /// Secret of at least 32 bytes, the same for all replicas, that encrypts idempotency records. By
+    /// default it is derived from `TOLLKEY_JWT_HS256_SECRET`; without that, only the process that
+    /// wrote a record can replay it
+    #[arg(env = SEALING_SECRET, value_name = "SECRET", hide_env_values = true)]
+    pub sealing_secret: Option<Secret>,
     /// Database connections for management requests, at most 1000; verification, leases and
     /// sessions use separate connections
     #[arg(long = "database-pool", env = "TOLLKEY_DATABASE_POOL", value_name = "NUMBER",
         default_value = "8", value_parser = rules::number::<u32>(1, 1000))]
-    pub(super) pool: u32,
+    pub pool: u32,
     /// Seconds for which a starting server or command waits until PostgreSQL can be reached, 0 to
     /// 3600; 0 does not wait
     #[arg(long = "database-wait-seconds", env = "TOLLKEY_DATABASE_WAIT_SECONDS",
         value_name = "NUMBER", default_value = "30", value_parser = rules::seconds(0, 3600))]
-    pub(super) wait: Duration,
+    pub wait: Duration,
     /// Migrate PostgreSQL when the server starts; SQLite is always migrated
     #[arg(long, env = "TOLLKEY_MIGRATE", value_name = "BOOL", default_value = "false",
         action = ArgAction::Set, value_parser = rules::switch)]
-    pub(super) migrate: bool,
+    pub migrate: bool,
 }
 
-/// The settings of management tokens, except their secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseKind<'a> {
+    Postgres,
+    SqliteFile(&'a Path),
+    /// A SQLite database in memory, which ends with the process.
+    SqliteMemory,
+}
+
+impl DatabaseSettings {
+    #[must_use]
+    pub fn kind(&self) -> DatabaseKind<'_> {
+        match (self.url.backend(), self.url.file()) {
+            (Backend::Postgres, _) => DatabaseKind::Postgres,
+            (Backend::Sqlite, Some(path)) => DatabaseKind::SqliteFile(path),
+            (Backend::Sqlite, None) => DatabaseKind::SqliteMemory,
+        }
+    }
+}
+
+/// The settings of management tokens.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Management tokens")]
 pub(super) struct TokenValues {
+    /// Secret of at least 32 bytes that signs and verifies management tokens (HS256)
+    #[arg(env = JWT_HS256_SECRET, value_name = "SECRET", hide_env_values = true)]
+    pub(super) hs256_secret: Option<Secret>,
     /// PEM file of the public key that verifies management tokens: RSA, P-256, P-384 or Ed25519
     #[arg(
         long = "jwt-public-key-file",
@@ -132,33 +181,47 @@ pub(super) struct TokenValues {
     #[arg(long = "jwt-jwks-url", env = "TOLLKEY_JWT_JWKS_URL", value_name = "URL",
         value_parser = JwksUrl::from_str)]
     pub(super) jwks_url: Option<JwksUrl>,
+    #[command(flatten)]
+    pub(super) claims: ClaimRules,
+}
+
+/// The claims that a token must have, and the names of the claims that hold the account and the
+/// roles. `auth::jwt` checks them.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Management tokens")]
+pub struct ClaimRules {
     /// Issuer of management tokens (`iss`); required with a public key file or a JWKS URL
+    // `None` accepts any issuer or none.
     #[arg(long = "jwt-issuer", env = "TOLLKEY_JWT_ISSUER", value_name = "ISSUER",
         value_parser = rules::text)]
-    pub(super) issuer: Option<String>,
+    pub issuer: Option<String>,
     /// Audience of management tokens (`aud`); required with a public key file or a JWKS URL. When
     /// it is not set, a token with an audience is rejected
+    // RFC 7519, section 4.1.3.
     #[arg(long = "jwt-audience", env = "TOLLKEY_JWT_AUDIENCE", value_name = "AUDIENCE",
         value_parser = rules::text)]
-    pub(super) audience: Option<String>,
+    pub audience: Option<String>,
     /// Claim that names the account of a management token: its name, or the path of a nested claim,
     /// such as `/shop/id` or `shop.id`
     #[arg(long = "jwt-account-claim", env = "TOLLKEY_JWT_ACCOUNT_CLAIM", value_name = "CLAIM",
         default_value = "account_id", value_parser = rules::claim)]
-    pub(super) account_claim: String,
+    pub account_claim: String,
     /// Claim that holds the roles of a management token (`operator`, `service`): its name, or the
     /// path of a nested claim, such as `/realm_access/roles` or `realm_access.roles`. By default
     /// `roles` with an HS256 secret; with a public key file or a JWKS URL no token has a role until
     /// it is set
     #[arg(long = "jwt-roles-claim", env = "TOLLKEY_JWT_ROLES_CLAIM", value_name = "CLAIM",
         value_parser = rules::claim)]
-    pub(super) roles_claim: Option<String>,
+    pub roles_claim: Option<String>,
 }
 
 /// Sign-in to the dashboard.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Dashboard")]
 pub(super) struct DashboardValues {
+    /// Client secret of this server at the provider; omit it for a public client
+    #[arg(env = OIDC_CLIENT_SECRET, value_name = "SECRET", hide_env_values = true)]
+    pub(super) oidc_client_secret: Option<Secret>,
     /// Whether users can sign in to the dashboard with a management token; by default only in
     /// development mode
     #[arg(long = "dashboard-token-sign-in", env = "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
@@ -199,11 +262,11 @@ pub(super) struct KeyValues {
     #[command(flatten)]
     pub(super) limits: KeyLimits,
     /// Scopes in addition to the built-in ones
-    #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::names)]
+    #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::list)]
     pub(super) scopes: Option<List>,
     /// Scopes of `TOLLKEY_SCOPES` that the scope `commerce` implies
     #[arg(long, env = "TOLLKEY_COMMERCE_SCOPES", value_name = "SCOPE,...",
-        value_parser = rules::names)]
+        value_parser = rules::list)]
     pub(super) commerce_scopes: Option<List>,
 }
 
@@ -258,57 +321,3 @@ pub struct LogSettings {
         default_value = "pretty", value_parser = rules::log_format)]
     pub format: LogFormat,
 }
-
-/// A secret. The setting of the same name with `_FILE` names a file that holds it.
-pub(super) struct SecretDeclaration {
-    pub(super) env: &'static str,
-    pub(super) heading: &'static str,
-    pub(super) value_name: &'static str,
-    pub(super) default: Option<&'static str>,
-    pub(super) help: &'static str,
-    /// Whether it has a flag, although every user of the machine can read a command line.
-    pub(super) has_flag: bool,
-}
-
-pub(super) const DATABASE_URL: &str = "DATABASE_URL";
-pub(super) const DEFAULT_DATABASE_URL: &str = "sqlite://tollkey.db";
-pub(super) const JWT_HS256_SECRET: &str = "TOLLKEY_JWT_HS256_SECRET";
-pub(super) const SEALING_SECRET: &str = "TOLLKEY_SEALING_SECRET";
-pub(super) const OIDC_CLIENT_SECRET: &str = "TOLLKEY_OIDC_CLIENT_SECRET";
-
-pub(super) const SECRETS: [SecretDeclaration; 4] = [
-    SecretDeclaration {
-        env: DATABASE_URL,
-        heading: "Database",
-        value_name: "URL",
-        default: Some(DEFAULT_DATABASE_URL),
-        help: "URL of the database: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST/NAME`. \
-               A URL in the flag must not have a password",
-        has_flag: true,
-    },
-    SecretDeclaration {
-        env: JWT_HS256_SECRET,
-        heading: "Management tokens",
-        value_name: "SECRET",
-        default: None,
-        help: "Secret of at least 32 bytes that signs and verifies management tokens (HS256)",
-        has_flag: false,
-    },
-    SecretDeclaration {
-        env: SEALING_SECRET,
-        heading: "Database",
-        value_name: "SECRET",
-        default: None,
-        help: "Secret of at least 32 bytes, the same for all replicas, that encrypts idempotency records. By default it is \
-               derived from `TOLLKEY_JWT_HS256_SECRET`; without that, only the process that wrote a record can replay it",
-        has_flag: false,
-    },
-    SecretDeclaration {
-        env: OIDC_CLIENT_SECRET,
-        heading: "Dashboard",
-        value_name: "SECRET",
-        default: None,
-        help: "Client secret of this server at the provider; omit it for a public client",
-        has_flag: false,
-    },
-];

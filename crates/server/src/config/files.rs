@@ -3,15 +3,15 @@
 use std::{
     fs,
     io::{self, Read as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
-use tollkey_api::Secret;
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
 use super::{
-    setting::{FORMER, SETTINGS, Setting, ValueType},
+    setting::{self, CONFIG, Setting, ValueType},
     sources::ConfigError,
     unknown::nearest_field,
 };
@@ -53,11 +53,8 @@ impl ConfigFile {
             let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
             file_error(path, format!("line {line}: {}", error.message()))
         })?;
-        let known: Vec<String> = SETTINGS
-            .iter()
-            .chain(&*FORMER)
-            .map(Setting::field)
-            .collect();
+        let mut known: Vec<String> = setting::all().map(Setting::field).collect();
+        known.retain(|field| *field != CONFIG.field());
         if let Some(name) = fields.keys().find(|name| !known.contains(name)) {
             let shown: String = name.chars().take(64).collect();
             let nearest = nearest_field(name);
@@ -116,7 +113,7 @@ fn as_text(form: ValueType, value: &toml::Value) -> Result<String, Invalid> {
 /// Reads a file of at most `max` bytes, and its permission bits.
 fn read_bytes(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, u32)> {
     let file = fs::File::open(path)?;
-    let mode = mode(&file.metadata()?);
+    let mode = file.metadata()?.permissions().mode() & 0o777;
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
@@ -133,23 +130,9 @@ fn read_text(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
     Ok((Zeroizing::new(text.to_owned()), mode))
 }
 
-pub(super) fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
-    read_bytes(path, SECRET_FILE_MAX).map(|(pem, _)| pem.to_vec())
-}
-
-#[cfg(unix)]
-fn mode(metadata: &fs::Metadata) -> u32 {
-    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
-}
-
-#[cfg(not(unix))]
-fn mode(_: &fs::Metadata) -> u32 {
-    0
-}
-
 /// Reads the secret in a file, without the line break that editors and secret stores add, and the permission bits of
 /// the file. The error does not name the path: it may be a secret that was set in the variable with `_FILE` by mistake.
-pub(super) fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
+pub(super) fn read_secret(path: &Path) -> Result<(Zeroizing<String>, u32), Invalid> {
     let (text, mode) = read_text(path, SECRET_FILE_MAX).map_err(|error| unreadable(&error))?;
     let line = text
         .strip_suffix("\r\n")
@@ -160,5 +143,38 @@ pub(super) fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
             "the file that it names is empty; write the secret into it",
         ));
     }
-    Ok((Secret::new(line), mode))
+    Ok((Zeroizing::new(line.to_owned()), mode))
+}
+
+/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read only once, because it may be a pipe.
+#[derive(Debug, Clone)]
+pub struct PublicKeyFile {
+    path: PathBuf,
+    pem: Result<Vec<u8>, String>,
+}
+
+impl PublicKeyFile {
+    /// If reading fails, [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error.
+    #[must_use]
+    pub fn read(path: PathBuf) -> Self {
+        let pem = match read_bytes(&path, SECRET_FILE_MAX) {
+            Ok((pem, _)) => Ok(pem.to_vec()),
+            Err(error) => Err(error.to_string()),
+        };
+        Self { path, pem }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn pem(&self) -> Result<&[u8], &str> {
+        self.pem.as_deref().map_err(String::as_str)
+    }
+}
+
+/// Returns whether a PEM text has the two characters `\n` instead of line breaks.
+pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
+    pem.windows(2).any(|pair| pair == b"\\n")
 }

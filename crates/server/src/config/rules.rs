@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use reqwest::Url;
 use tollkey_core::{
     Invalid, IpList, ceiling::AncestorLimit, credential::CredentialHeaders, network::parse_network,
 };
@@ -77,39 +78,41 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Invalid> {
     })
 }
 
-pub(super) fn list(text: &str) -> Result<Vec<&str>, Invalid> {
-    let entries: Vec<&str> = text.split(',').map(str::trim).collect();
-    if entries.contains(&"") {
+pub(super) fn list(text: &str) -> Result<Vec<String>, Invalid> {
+    let entries: Vec<_> = text
+        .split(',')
+        .map(|entry| entry.trim().to_owned())
+        .collect();
+    if entries.iter().any(String::is_empty) {
         return Err(Invalid::new("must not have an empty entry"));
     }
     Ok(entries)
 }
 
-pub(super) fn names(text: &str) -> Result<Vec<String>, Invalid> {
-    Ok(list(text)?.into_iter().map(str::to_owned).collect())
+/// Reads a list whose entries follow a rule. The error has the number of the first other entry, but not its text.
+fn list_of(
+    text: &str,
+    rule: &str,
+    is_valid: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, Invalid> {
+    let entries = list(text)?;
+    match entries.iter().position(|entry| !is_valid(entry)) {
+        Some(at) => Err(Invalid::new(format!("entry {} {rule}", at + 1))),
+        None => Ok(entries),
+    }
 }
 
 pub(super) fn credential_headers(text: &str) -> Result<CredentialHeaders, Invalid> {
-    CredentialHeaders::parse(list(text)?)
+    CredentialHeaders::parse(list(text)?.iter().map(String::as_str))
 }
 
 pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
-    match text {
-        "none" => Ok(None),
-        _ => {
-            let entries = list(text)?;
-            // The error of `IpList` would quote the entry.
-            if let Some(at) = entries
-                .iter()
-                .position(|entry| parse_network(entry).is_err())
-            {
-                let rule =
-                    "must be a CIDR with host bits of zero, such as 10.0.0.0/8 or 192.0.2.7/32";
-                return Err(Invalid::new(format!("entry {} {rule}", at + 1)));
-            }
-            IpList::parse(entries).map(Some)
-        }
+    if text == "none" {
+        return Ok(None);
     }
+    let rule = "must be a CIDR with host bits of zero, such as 10.0.0.0/8 or 192.0.2.7/32";
+    let entries = list_of(text, rule, |entry| parse_network(entry).is_ok())?;
+    IpList::parse(entries.iter().map(String::as_str)).map(Some)
 }
 
 pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
@@ -140,7 +143,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
             // After a span, whose fields may contain `=`, the level is optional.
             (Some((_, rest)), _) => rest.strip_prefix('=').unwrap_or("trace"),
             (None, Some((_, level))) => level,
-            (None, None) => directive,
+            (None, None) => directive.as_str(),
         };
         let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
         if !is_level || EnvFilter::try_new(directive).is_err() {
@@ -225,11 +228,16 @@ pub(super) fn claim(text: &str) -> Result<String, Invalid> {
 
 /// Checks an issuer (OpenID Connect Discovery 1.0, section 3). Does not change it, because `iss` must be identical.
 pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
+    url_without_query(text)?;
+    Ok(text.to_owned())
+}
+
+fn url_without_query(text: &str) -> Result<Url, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(Invalid::new("must not have a query or fragment"));
     }
-    Ok(text.to_owned())
+    Ok(url)
 }
 
 #[derive(Debug, Clone)]
@@ -241,10 +249,7 @@ pub(super) struct PublicUrl {
 
 /// Takes the path from the text, because a URL parser would resolve dot segments.
 pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
-    let url = trusted_url(text)?;
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(Invalid::new("must not have a query or fragment"));
-    }
+    let url = url_without_query(text)?;
     let behind_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
     let path = behind_scheme
         .find(['/', '\\'])
@@ -264,24 +269,69 @@ pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
 
 /// Parses scopes (RFC 6749, section 3.3). Drops `openid`, which is always requested.
 pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
-    let is_scope = |entry: &&str| {
-        entry
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+    let is_scope = |entry: &str| {
+        let mut bytes = entry.bytes();
+        bytes.all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
     };
-    let scopes = list(text)?;
-    match scopes.iter().position(|entry| !is_scope(entry)) {
-        Some(at) => {
-            let rule = "is not a scope: it has white space, a quotation mark, a backslash or a character outside ASCII";
-            Err(Invalid::new(format!(
-                "entry {} {rule}; put commas between scopes",
-                at + 1
-            )))
+    let rule = "is not a scope: it has white space, a quotation mark, a backslash or a character outside ASCII; \
+                put commas between scopes";
+    let mut scopes = list_of(text, rule, is_scope)?;
+    scopes.retain(|scope| scope != "openid");
+    Ok(scopes)
+}
+
+/// A secret with fewer different characters is reported as weak. 32 random hexadecimal digits have fewer in one of
+/// 28 million cases.
+const DIFFERENT_CHARACTERS_MIN: usize = 8;
+
+/// Returns why a secret is weak, or `None` if it may be random.
+pub(super) fn weakness(secret: &str) -> Option<&'static str> {
+    // The comparison is quadratic, so only the beginning of a long secret is checked.
+    let mut characters: Vec<char> = secret.chars().take(1024).collect();
+    let repeats = |period: usize| {
+        characters
+            .iter()
+            .skip(period)
+            .zip(&characters)
+            .all(|(later, first)| later == first)
+    };
+    if (1..=characters.len() / 2).any(repeats) {
+        return Some(if repeats(1) {
+            "is one repeated character"
+        } else {
+            "is one repeated word"
+        });
+    }
+    characters.sort_unstable();
+    characters.dedup();
+    (characters.len() < DIFFERENT_CHARACTERS_MIN).then_some("has few different characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_secret_is_detected_and_random_one_is_not() {
+        for (secret, weak) in [
+            ("a".repeat(32), Some("is one repeated character")),
+            ("0".repeat(64), Some("is one repeated character")),
+            ("changeme".repeat(4), Some("is one repeated word")),
+            ("ab".repeat(20), Some("is one repeated word")),
+            ("changeme-".repeat(4), Some("is one repeated word")),
+            (
+                format!("{}b", "a".repeat(40)),
+                Some("has few different characters"),
+            ),
+            (
+                "0110100110010110100101100110100110".to_owned(),
+                Some("has few different characters"),
+            ),
+            ("0123456789abcdef0123456789abcde9".to_owned(), None),
+            ("f3a1c27b9d04e86512fa77c0b9d3e158".to_owned(), None),
+            ("correct horse battery staple and more".to_owned(), None),
+        ] {
+            assert_eq!(weakness(&secret), weak, "{secret}");
         }
-        None => Ok(scopes
-            .into_iter()
-            .filter(|scope| *scope != "openid")
-            .map(str::to_owned)
-            .collect()),
     }
 }

@@ -4,7 +4,7 @@ use std::{ffi::OsStr, fmt::Write as _, sync::LazyLock};
 
 use clap::{Arg, Args as _, Command};
 
-use super::declared::{SECRETS, SecretDeclaration, Values};
+use super::declared::Values;
 
 /// One setting: an environment variable, a field of the configuration file and, unless it is a secret, a flag.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ pub struct Setting {
     /// A phrase without a period at its end.
     pub help: String,
     pub heading: String,
-    /// The setting that replaces this one. This one is then a former name: accepted with a warning, not documented.
-    pub replaced_by: Option<String>,
+    /// Whether its value must not be shown. The next setting is then that of the secret's file.
+    pub is_secret: bool,
 }
 
 /// The type of a value in the configuration file. Everywhere else, it is text.
@@ -36,66 +36,59 @@ pub enum ValueType {
 
 /// In the order of the documentation.
 pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
-    let command = Values::augment_args(Command::new("settings"));
     let mut settings = Vec::new();
-    let mut secrets: Vec<_> = SECRETS.iter().collect();
-    let mut heading = None;
-    for arg in command.get_arguments() {
-        // Each group begins with its secrets.
-        if heading != arg.get_help_heading() {
-            heading = arg.get_help_heading();
-            let of_group = secrets.extract_if(.., |it| Some(it.heading) == heading);
-            settings.extend(of_group.flat_map(Setting::of_secret));
-        }
-        settings.push(Setting::of_arg(arg));
+    for arg in Values::augment_args(Command::new("settings")).get_arguments() {
+        let setting = Setting::of_arg(arg);
+        let file = setting.is_secret.then(|| Setting {
+            value_name: "PATH".to_owned(),
+            help: format!("File that holds `{}`", setting.env),
+            ..setting.renamed(format!("{}_FILE", setting.env))
+        });
+        settings.push(setting);
+        settings.extend(file);
     }
     settings
 });
 
-/// Former names of settings: the hidden aliases of [`SETTINGS`].
-pub(super) static FORMER: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+/// The former names of [`SETTINGS`], which are accepted with a warning and not documented: the hidden aliases of flags.
+/// Each with the variable of the setting.
+pub(super) static FORMER: LazyLock<Vec<(Setting, String)>> = LazyLock::new(|| {
     let command = Values::augment_args(Command::new("settings"));
-    let args = command.get_arguments();
-    args.flat_map(|arg| {
-        let former = arg.get_all_aliases().unwrap_or_default().into_iter();
-        former.map(|flag| {
+    let former = command.get_arguments().flat_map(|arg| {
+        let flags = arg.get_all_aliases().unwrap_or_default().into_iter();
+        flags.map(|flag| {
             let setting = Setting::of_arg(arg);
-            Setting {
-                env: format!("TOLLKEY_{}", flag.to_uppercase().replace('-', "_")),
-                flag: Some(flag.to_owned()),
-                default: None,
-                replaced_by: Some(setting.env),
-                ..setting
-            }
+            let env = format!("TOLLKEY_{}", flag.to_uppercase().replace('-', "_"));
+            (setting.renamed(env), setting.env)
         })
-    })
-    .collect()
+    });
+    former.collect()
 });
 
 /// The configuration file: the only setting that is not a field of the file.
-pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| Setting {
-    env: "TOLLKEY_CONFIG".to_owned(),
-    flag: Some("config".to_owned()),
-    form: ValueType::Text,
-    value_name: "PATH".to_owned(),
-    default: None,
-    help: "Configuration file; by default `tollkey.toml` in the working directory, if it exists"
-        .to_owned(),
-    heading: "Configuration file".to_owned(),
-    replaced_by: None,
+pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| {
+    Setting::of_arg(
+        &Arg::new("config")
+            .long("config")
+            .env("TOLLKEY_CONFIG")
+            .value_name("PATH")
+            .help("Configuration file; by default `tollkey.toml` in the working directory, if it exists")
+            .help_heading("Configuration file"),
+    )
 });
 
+pub(super) fn documented() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain([&*CONFIG])
+}
+
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    SETTINGS.iter().chain([&*CONFIG]).chain(FORMER.iter())
+    documented().chain(FORMER.iter().map(|(former, _)| former))
 }
 
 impl Setting {
     fn of_arg(arg: &Arg) -> Self {
         let text = |text: &OsStr| text.to_string_lossy().into_owned();
-        let value_name = arg
-            .get_value_names()
-            .map(|names| names.join(" "))
-            .unwrap_or_default();
+        let value_name = arg.get_value_names().unwrap_or_default().join(" ");
         Self {
             env: arg.get_env().map(text).unwrap_or_default(),
             flag: arg.get_long().map(str::to_owned),
@@ -112,34 +105,20 @@ impl Setting {
                 .map(|default| text(default)),
             help: arg.get_help().map(ToString::to_string).unwrap_or_default(),
             heading: arg.get_help_heading().unwrap_or_default().to_owned(),
-            replaced_by: None,
+            is_secret: arg.is_hide_env_values_set(),
         }
     }
 
-    /// Returns the setting of a secret, and the setting of its file.
-    fn of_secret(secret: &SecretDeclaration) -> [Self; 2] {
-        let mut own = Self {
-            env: secret.env.to_owned(),
-            flag: None,
-            form: ValueType::Text,
-            value_name: secret.value_name.to_owned(),
-            default: secret.default.map(str::to_owned),
-            help: secret.help.to_owned(),
-            heading: secret.heading.to_owned(),
-            replaced_by: None,
-        };
-        let mut file = Self {
-            env: format!("{}_FILE", secret.env),
-            value_name: "PATH".to_owned(),
+    /// Returns a setting like this one with another name, a flag, no default and a value that can be shown.
+    fn renamed(&self, env: String) -> Self {
+        let mut setting = Self {
+            env,
             default: None,
-            help: format!("File that holds `{}`", secret.env),
-            ..own.clone()
+            is_secret: false,
+            ..self.clone()
         };
-        file.flag = Some(file.field().replace('_', "-"));
-        if secret.has_flag {
-            own.flag = Some(own.field().replace('_', "-"));
-        }
-        [own, file]
+        setting.flag = Some(setting.field().replace('_', "-"));
+        setting
     }
 
     /// Returns its name in the configuration file: `TOLLKEY_LOG_FORMAT` is `log_format` there.
@@ -165,7 +144,7 @@ pub(super) fn help() -> String {
          variable and a field of the configuration file; the first in this order wins.",
     );
     let mut heading = "";
-    for setting in SETTINGS.iter().chain([&*CONFIG]) {
+    for setting in documented() {
         if heading != setting.heading {
             heading = &setting.heading;
             let _ = write!(help, "\n\n{heading}:");
@@ -186,16 +165,14 @@ pub(super) fn help() -> String {
 pub fn markdown() -> String {
     let mut page = String::from(include_str!("settings.md"));
     let mut heading = "";
-    for setting in SETTINGS.iter().chain([&*CONFIG]) {
+    for setting in documented() {
         if heading != setting.heading {
             heading = &setting.heading;
             let columns = "| Variable | Default | Meaning |\n|---|---|---|\n";
             let _ = write!(page, "\n## {heading}\n\n{columns}");
         }
-        let default = match &setting.default {
-            Some(default) => format!("`{default}`"),
-            None => String::new(),
-        };
+        let default = setting.default.as_ref();
+        let default = default.map_or_else(String::new, |default| format!("`{default}`"));
         let no_flag = if setting.flag.is_none() {
             ". No flag"
         } else {

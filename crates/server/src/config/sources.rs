@@ -8,39 +8,36 @@ use std::{
 };
 
 use clap::{
-    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
+    Arg, ArgMatches, Args as _, Command, FromArgMatches as _,
     error::{ContextKind, ContextValue},
 };
 use tollkey_core::Invalid;
+use tollkey_store::DatabaseUrl;
 use zeroize::Zeroizing;
 
-use tollkey_api::Secret;
-
 use super::{
-    declared::{SECRETS, Values},
+    declared::{DATABASE_URL, Values},
     files::{ConfigFile, read_secret, unreadable},
     rules,
     setting::{self, CONFIG, FORMER, SETTINGS, Setting, ValueType},
-    warning::{Warning, weakness},
 };
 
 const OTHERS_READ: u32 = 0o004;
 
-/// The settings that are set by flags, which are accepted before and after a subcommand.
+/// The values of flags, which are accepted before and after a subcommand.
 #[derive(Clone, Default)]
 pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 
-impl Args for Options {
-    fn augment_args(command: Command) -> Command {
+impl Options {
+    /// Adds a flag for each setting to a command.
+    #[must_use]
+    pub fn add_to(command: Command) -> Command {
         // clap shows global flags in the help of every subcommand. These are hidden; `after_long_help` shows them once.
         let args = setting::all().filter_map(|setting| {
             let flag = setting.flag.as_deref()?;
-            let arg = Arg::new(flag)
-                .long(flag)
-                .value_name(setting.value_name.as_str())
-                .action(ArgAction::Set)
-                .global(true)
-                .hide(true);
+            let name = setting.value_name.as_str();
+            let arg = Arg::new(flag).long(flag).value_name(name);
+            let arg = arg.global(true).hide(true);
             Some(match setting.form {
                 ValueType::Boolean => arg
                     .num_args(0..=1)
@@ -52,25 +49,15 @@ impl Args for Options {
         command.args(args).after_long_help(setting::help())
     }
 
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for Options {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut options = Self::default();
-        options.update_from_arg_matches(matches)?;
-        Ok(options)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for flag in setting::all().filter_map(|setting| setting.flag.as_deref()) {
-            if let Some(value) = matches.get_one::<String>(flag) {
-                self.0.insert(flag, Zeroizing::new(value.clone()));
-            }
-        }
-        Ok(())
+    /// Reads the flags that [`Options::add_to`] added.
+    #[must_use]
+    pub fn from_matches(matches: &ArgMatches) -> Self {
+        let flags = setting::all().filter_map(|setting| {
+            let flag = setting.flag.as_deref()?;
+            let value = matches.get_one::<String>(flag)?;
+            Some((flag, Zeroizing::new(value.clone())))
+        });
+        Self(flags.collect())
     }
 }
 
@@ -101,88 +88,90 @@ impl fmt::Display for SettingSource {
     }
 }
 
+/// A setting, and where its value is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The variable of the setting, even if a flag or the file set the value; the former name if that was used.
+    pub name: &'static str,
+    pub source: SettingSource,
+}
+
+impl Origin {
+    pub(super) fn invalid(&self, rule: Invalid) -> ConfigError {
+        ConfigError::Invalid(self.clone(), rule)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.source)
+    }
+}
+
 /// Why a setting cannot be used. Names the setting, where its value is set and the rule, but never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{setting} ({from}): {rule}")]
-    Invalid {
-        /// The setting's variable.
-        setting: &'static str,
-        from: SettingSource,
-        rule: Invalid,
-    },
-    #[error(
-        "{first} ({first_from}) and {second} ({second_from}) exclude each other; set one of them"
-    )]
-    Exclusive {
-        first: &'static str,
-        first_from: SettingSource,
-        second: &'static str,
-        second_from: SettingSource,
-    },
-    #[error("{needed} must be set, because {because} is ({from})")]
+    #[error("{0}: {1}")]
+    Invalid(Origin, Invalid),
+    #[error("{0} and {1} exclude each other; set one of them")]
+    Exclusive(Origin, Origin),
+    #[error("{needed} must be set, because {} is ({})", because.name, because.source)]
     Missing {
         needed: &'static str,
-        because: &'static str,
-        from: SettingSource,
+        because: Origin,
     },
     #[error("configuration file {path}: {rule}", path = path.display())]
     File { path: PathBuf, rule: Invalid },
 }
 
-struct Value {
-    /// The variable of the setting, even if a flag or the file set the value; the former name if that was used.
-    name: &'static str,
-    text: Zeroizing<String>,
-    source: SettingSource,
+pub(super) struct Value {
+    pub(super) text: Zeroizing<String>,
+    pub(super) origin: Origin,
 }
 
-struct ValueLookup<'a> {
-    options: &'a Options,
-    env: &'a dyn Fn(&str) -> Option<OsString>,
-    file: Option<&'a ConfigFile>,
-}
+/// Returns the value of a setting. An empty value is an error even if another source takes precedence: the operator
+/// probably forgot it.
+fn value(
+    setting: &'static Setting,
+    options: &Options,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    file: Option<&ConfigFile>,
+) -> Result<Option<Value>, ConfigError> {
+    let name = setting.env.as_str();
+    let flag = setting.flag.as_deref().and_then(|flag| {
+        let text = options.0.get(flag)?;
+        Some((Ok(text.clone()), SettingSource::Flag(flag)))
+    });
+    let variable = env(name).map(|text| {
+        let text = text.into_string().map(Zeroizing::new);
+        let text = text.map_err(|_| Invalid::new("must be UTF-8"));
+        (text, SettingSource::Environment)
+    });
+    let field = file.and_then(|file| {
+        let text = file.text(setting).transpose()?;
+        Some((text, SettingSource::File(file.path.clone())))
+    });
 
-impl ValueLookup<'_> {
-    /// An empty value is an error even if another source takes precedence: the operator probably forgot it.
-    fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
-        let name = setting.env.as_str();
-        let flag = setting.flag.as_deref().and_then(|flag| {
-            let text = self.options.0.get(flag)?;
-            Some((Ok(text.clone()), SettingSource::Flag(flag)))
-        });
-        let variable = (self.env)(name).map(|text| {
-            let text = text.into_string().map(Zeroizing::new);
-            let text = text.map_err(|_| Invalid::new("must be UTF-8"));
-            (text, SettingSource::Environment)
-        });
-        let field = self.file.and_then(|file| {
-            let text = file.text(setting).transpose()?;
-            Some((text, SettingSource::File(file.path.clone())))
-        });
-
-        let mut first = None;
-        for (text, source) in [flag, variable, field].into_iter().flatten() {
-            let text = match text {
-                Ok(text) if text.trim().is_empty() => {
-                    Err(Invalid::new("must not be empty; leave it out instead"))
-                }
-                text => text,
-            };
-            match text {
-                Ok(text) => first = first.or(Some(Value { name, text, source })),
-                Err(rule) => return Err(invalid(name, source, rule)),
+    let mut first = None;
+    for (text, source) in [flag, variable, field].into_iter().flatten() {
+        let origin = Origin { name, source };
+        match text {
+            Ok(text) if text.trim().is_empty() => {
+                let rule = Invalid::new("must not be empty; leave it out instead");
+                return Err(origin.invalid(rule));
             }
+            Ok(text) => first = first.or(Some(Value { text, origin })),
+            Err(rule) => return Err(origin.invalid(rule)),
         }
-        Ok(first)
     }
+    Ok(first)
 }
 
 /// All values that are set, by the name of their variable.
 pub(super) struct Sources {
     values: BTreeMap<&'static str, Value>,
-    pub(super) warnings: Vec<Warning>,
     file: Option<ConfigFile>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Sources {
@@ -193,84 +182,115 @@ impl Sources {
         env: &dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let named = ValueLookup {
-            options,
-            env,
-            file: None,
-        }
-        .value(&CONFIG)?;
-        let file = match named {
+        let file = match value(&CONFIG, options, env, None)? {
             None => ConfigFile::read_if_exists(default_file)?,
             Some(named) => match ConfigFile::read(Path::new(named.text.as_str())) {
                 Ok(file) => Some(file?),
-                Err(error) => return Err(invalid(named.name, named.source, unreadable(&error))),
+                Err(error) => return Err(named.origin.invalid(unreadable(&error))),
             },
         };
-        let lookup = ValueLookup {
-            options,
-            env,
-            file: file.as_ref(),
-        };
+        let value = |setting| value(setting, options, env, file.as_ref());
         let mut values = BTreeMap::new();
         let mut warnings = Vec::new();
         for setting in SETTINGS.iter() {
-            values.extend(
-                lookup
-                    .value(setting)?
-                    .map(|value| (setting.env.as_str(), value)),
-            );
+            values.extend(value(setting)?.map(|value| (setting.env.as_str(), value)));
         }
-        for former in FORMER.iter() {
-            let (Some(value), Some(setting)) = (lookup.value(former)?, &former.replaced_by) else {
+        for (former, name) in FORMER.iter() {
+            let Some(value) = value(former)? else {
                 continue;
             };
-            if let Some(own) = values.get(setting.as_str()) {
-                return Err(exclusive(own, &value));
+            warnings.push(format!(
+                "{} was renamed to {name}; the former name is accepted in this release only",
+                former.env
+            ));
+            let origin = value.origin.clone();
+            if let Some(own) = values.insert(name.as_str(), value) {
+                return Err(ConfigError::Exclusive(own.origin, origin));
             }
-            warnings.push(Warning::Renamed {
-                former: value.name,
-                setting,
-            });
-            values.insert(setting, value);
         }
-        Ok(Self {
+        let mut sources = Self {
             values,
-            warnings,
             file,
-        })
-    }
-
-    /// Returns where a setting is set, or `None` if it has its default.
-    pub(super) fn set(&self, name: &str) -> Option<&SettingSource> {
-        self.values.get(name).map(|value| &value.source)
-    }
-
-    pub(super) fn invalid(&self, name: &'static str, rule: Invalid) -> ConfigError {
-        match self.values.get(name) {
-            Some(value) => invalid(value.name, value.source.clone(), rule),
-            None => invalid(name, SettingSource::Default, rule),
+            warnings,
+        };
+        for secret in SETTINGS.iter().filter(|setting| setting.is_secret) {
+            sources.read_secret(secret)?;
         }
+        Ok(sources)
+    }
+
+    /// Reads a secret from the file that its setting with `_FILE` names, if that is set, and checks it.
+    fn read_secret(&mut self, setting: &'static Setting) -> Result<(), ConfigError> {
+        let name = setting.env.as_str();
+        let file_name = format!("{name}_FILE");
+        self.at_most_one(&[name, &file_name])?;
+        if let Some(file) = self.values.get(file_name.as_str()) {
+            let path = PathBuf::from(file.text.as_str());
+            let (text, mode) = read_secret(&path).map_err(|rule| file.origin.invalid(rule))?;
+            self.warnings.extend(warn_if_readable(name, &path, mode));
+            let source = SettingSource::File(path);
+            let origin = Origin { name, source };
+            self.values.insert(name, Value { text, origin });
+        }
+        let Some(Value { text, origin }) = self.values.get(name) else {
+            return Ok(());
+        };
+        rules::clean(text).map_err(|rule| origin.invalid(rule))?;
+        let is_database = name == DATABASE_URL;
+        if !is_database && let Some(weakness) = rules::weakness(text) {
+            self.warnings.push(format!(
+                "{name} {weakness} and can be guessed; create one with `openssl rand -hex 32`"
+            ));
+        }
+        let has_secret =
+            !is_database || DatabaseUrl::parse(text).is_ok_and(|url| url.has_password());
+        if let Some(file) = &self.file
+            && file.has(&setting.field())
+            && has_secret
+        {
+            let warning = warn_if_readable(name, &file.path, file.mode);
+            self.warnings.extend(warning);
+        }
+        Ok(())
+    }
+
+    /// Returns the value of a setting, or `None` if it has its default.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name)
+    }
+
+    pub(super) fn invalid(&self, name: &'static str, rule: impl Into<String>) -> ConfigError {
+        let default = Origin {
+            name,
+            source: SettingSource::Default,
+        };
+        let origin = self.get(name).map_or(&default, |value| &value.origin);
+        origin.invalid(Invalid::new(rule.into()))
     }
 
     pub(super) fn at_most_one(&self, names: &[&str]) -> Result<(), ConfigError> {
-        let mut set = names.iter().filter_map(|name| self.values.get(name));
+        let mut set = names.iter().filter_map(|name| self.get(name));
         match (set.next(), set.next()) {
-            (Some(first), Some(second)) => Err(exclusive(first, second)),
+            (Some(first), Some(second)) => Err(ConfigError::Exclusive(
+                first.origin.clone(),
+                second.origin.clone(),
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Returns an error if `needed` is not set although `because` is.
+    /// Returns an error if one of `needed` is not set although one of `because` is.
     pub(super) fn require(
         &self,
-        needed: &'static str,
-        because: &'static str,
+        needed: &[&'static str],
+        because: &[&str],
     ) -> Result<(), ConfigError> {
-        match (self.values.get(needed), self.values.get(because)) {
-            (None, Some(Value { source, .. })) => Err(ConfigError::Missing {
+        let because = because.iter().find_map(|name| self.get(name));
+        let missing = needed.iter().find(|name| self.get(name).is_none());
+        match (missing, because) {
+            (Some(needed), Some(because)) => Err(ConfigError::Missing {
                 needed,
-                because,
-                from: source.clone(),
+                because: because.origin.clone(),
             }),
             _ => Ok(()),
         }
@@ -278,18 +298,18 @@ impl Sources {
 
     /// Parses all values that are not secrets by the types and rules of their declarations.
     pub(super) fn parse(&self) -> Result<Values, ConfigError> {
-        let command = Values::augment_args(Command::new("settings").no_binary_name(true))
-            // `Sources::read` has already read the environment, by other rules.
-            .mut_args(|arg| arg.env(None::<&str>));
-        let arguments = command.get_arguments().filter_map(|arg| {
-            let setting = SETTINGS
-                .iter()
-                .find(|it| it.flag.as_deref() == arg.get_long())?;
-            let value = self.values.get(setting.env.as_str())?;
+        let command = Values::augment_args(Command::new("settings").no_binary_name(true));
+        let parsed = command
+            .get_arguments()
+            .filter(|arg| !arg.is_hide_env_values_set());
+        let arguments = parsed.filter_map(|arg| {
+            let value = self.get(arg.get_env()?.to_str()?)?;
             Some(format!("--{}={}", arg.get_long()?, value.text.as_str()))
         });
         let arguments: Vec<String> = arguments.collect();
         command
+            // `Sources::read` has already read the environment, by other rules.
+            .mut_args(|arg| arg.env(None::<&str>))
             .try_get_matches_from(arguments)
             .and_then(|matches| Values::from_arg_matches(&matches))
             .map_err(|error| self.broken_rule(&error))
@@ -305,68 +325,27 @@ impl Sources {
         let setting = SETTINGS.iter().find(|it| it.flag.as_deref() == flag);
         let rule = std::error::Error::source(error)
             .map_or_else(|| error.kind().to_string(), ToString::to_string);
-        self.invalid(setting.map_or("settings", |it| &it.env), Invalid::new(rule))
+        self.invalid(setting.map_or("settings", |it| &it.env), rule)
     }
 
-    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. It
-    /// is an error to set both.
-    pub(super) fn secret(
-        &mut self,
-        name: &'static str,
-    ) -> Result<Option<(Secret, SettingSource)>, ConfigError> {
-        let file_name = format!("{name}_FILE");
-        self.at_most_one(&[name, &file_name])?;
-        let (secret, source) = match (self.values.get(name), self.values.get(file_name.as_str())) {
-            (Some(own), _) => (Secret::new(own.text.as_str()), own.source.clone()),
-            (None, Some(file)) => {
-                let path = PathBuf::from(file.text.as_str());
-                let (secret, mode) = read_secret(&path)
-                    .map_err(|rule| invalid(file.name, file.source.clone(), rule))?;
-                self.warnings.extend(warn_if_readable(name, &path, mode));
-                (secret, SettingSource::File(path))
-            }
-            (None, None) => return Ok(None),
-        };
-        rules::clean(secret.expose()).map_err(|rule| invalid(name, source.clone(), rule))?;
-        Ok(Some((secret, source)))
-    }
-
-    pub(super) fn warn_if_weak(&mut self, setting: &'static str, secret: &Secret) {
-        let weak = weakness(secret.expose());
-        self.warnings
-            .extend(weak.map(|reason| Warning::WeakSecret { setting, reason }));
-    }
-
-    pub(super) fn warn_of_readable_file(&mut self, secrets: &[&'static str]) {
-        let Some(file) = &self.file else { return };
-        let names = SETTINGS.iter().map(|it| (it.env.as_str(), it.field()));
-        let held = names.filter(|(name, field)| secrets.contains(name) && file.has(field));
-        self.warnings
-            .extend(held.filter_map(|(name, _)| warn_if_readable(name, &file.path, file.mode)));
-    }
-
-    /// Returns all settings in effect. `values` replace the values of the sources: for settings whose default depends
-    /// on something else, and for values that must not be shown unchanged.
-    pub(super) fn effective(&self, values: &[(&str, String)]) -> Vec<EffectiveSetting> {
+    /// Returns all settings in effect. `derived` are the values of settings whose default depends on something else.
+    pub(super) fn effective(&self, derived: &[(&str, Option<String>)]) -> Vec<EffectiveSetting> {
         let all = SETTINGS.iter().map(|setting| {
             let name = setting.env.as_str();
-            let is_secret = SECRETS.iter().any(|secret| secret.env == name);
-            // A secret in a file is also the value of the setting without `_FILE`.
-            let file = self
-                .values
-                .get(format!("{name}_FILE").as_str())
-                .filter(|_| is_secret);
-            let (text, from) = match (self.values.get(name), file) {
-                (_, Some(file)) => (Some(HIDDEN), SettingSource::File(file.text.as_str().into())),
-                (Some(own), None) if is_secret => (Some(HIDDEN), own.source.clone()),
-                (Some(own), None) => (Some(own.text.as_str()), own.source.clone()),
-                (None, None) => (setting.default.as_deref(), SettingSource::Default),
+            let value = self.get(name);
+            let text = match value {
+                Some(_) if setting.is_secret => Some(HIDDEN),
+                Some(value) => Some(value.text.as_str()),
+                None => setting.default.as_deref(),
             };
-            let replacement = values.iter().find(|(it, _)| *it == name);
-            let value = replacement
-                .map_or(text, |(_, value)| Some(value))
-                .map(str::to_owned);
-            EffectiveSetting { name, value, from }
+            let derived = derived.iter().find(|(it, _)| *it == name);
+            EffectiveSetting {
+                name,
+                value: derived
+                    .and_then(|(_, value)| value.clone())
+                    .or_else(|| text.map(str::to_owned)),
+                from: value.map_or(SettingSource::Default, |it| it.origin.source.clone()),
+            }
         });
         all.collect()
     }
@@ -382,28 +361,11 @@ pub struct EffectiveSetting {
 
 const HIDDEN: &str = "(hidden)";
 
-fn invalid(setting: &'static str, from: SettingSource, rule: Invalid) -> ConfigError {
-    ConfigError::Invalid {
-        setting,
-        from,
-        rule,
-    }
-}
-
-fn exclusive(first: &Value, second: &Value) -> ConfigError {
-    ConfigError::Exclusive {
-        first: first.name,
-        first_from: first.source.clone(),
-        second: second.name,
-        second_from: second.source.clone(),
-    }
-}
-
-fn warn_if_readable(setting: &'static str, path: &Path, mode: u32) -> Option<Warning> {
-    let path = path.to_owned();
-    (mode & OTHERS_READ != 0).then_some(Warning::ReadableSecret {
-        setting,
-        path,
-        mode,
+fn warn_if_readable(setting: &str, path: &Path, mode: u32) -> Option<String> {
+    (mode & OTHERS_READ != 0).then(|| {
+        let path = path.display();
+        format!(
+            "{setting}: every user of this machine can read {path} (mode {mode:o}); use chmod 600"
+        )
     })
 }

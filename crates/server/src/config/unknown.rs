@@ -1,10 +1,10 @@
 //! Finds environment variables whose names begin with `TOLLKEY_` and that no part of Tollkey reads.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fmt};
 
 use strsim::levenshtein;
 
-use super::setting::{self, CONFIG, SETTINGS, Setting};
+use super::setting::{self, SETTINGS, Setting};
 
 /// The variables that the client library reads (`Client::from_env`), which may also be set for the server.
 const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];
@@ -20,6 +20,16 @@ pub struct UnknownVariable {
     /// Its name, truncated to 64 characters.
     pub name: String,
     pub nearest: &'static str,
+}
+
+impl fmt::Display for UnknownVariable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, nearest } = self;
+        write!(
+            f,
+            "{name} is an unknown environment variable and has no effect; did you mean {nearest}?"
+        )
+    }
 }
 
 /// Returns the unknown variables among these, sorted by name and without their values.
@@ -56,65 +66,47 @@ fn is_known(name: &str, value: &str) -> bool {
 /// Returns whether Kubernetes sets this variable in the pods of a namespace with a service named `tollkey` or
 /// `tollkey-…`. `TOLLKEY_PORT=8080` is a mistake: the value of Kubernetes is a URL, such as `tcp://10.0.0.1:8080`.
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
-    let protocols = ["TCP", "UDP", "SCTP"];
-    if name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-    {
-        return true;
-    }
-    if name.ends_with("_PORT")
-        && protocols
-            .iter()
-            .any(|protocol| value.starts_with(&format!("{}://", protocol.to_ascii_lowercase())))
-    {
-        return true;
-    }
+    let is_url = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
     // For each port, `_PORT_8080_TCP`, also with the suffixes `_PROTO`, `_PORT` and `_ADDR`.
     let of_a_port = ["_PROTO", "_PORT", "_ADDR"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix))
         .unwrap_or(name);
-    let Some((before, protocol)) = of_a_port.rsplit_once('_') else {
-        return false;
-    };
-    let Some((before, port)) = before.rsplit_once('_') else {
-        return false;
-    };
-    protocols.contains(&protocol) && port.parse::<u16>().is_ok() && before.ends_with("_PORT")
+    let mut words = of_a_port.rsplit('_');
+    let (protocol, number, port) = (words.next(), words.next(), words.next());
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && is_url
+        || matches!(protocol, Some("TCP" | "UDP" | "SCTP"))
+            && number.is_some_and(|number| number.parse::<u16>().is_ok())
+            && port == Some("PORT")
 }
 
 /// `TOLLKEY_DATABASE_URL` is nearest to `DATABASE_URL`.
 fn nearest_variable(name: &str) -> &'static str {
-    let own = name
-        .strip_prefix(PREFIX)
-        .unwrap_or(name)
-        .to_ascii_lowercase();
-    let settings = SETTINGS
-        .iter()
-        .chain([&*CONFIG])
-        .map(|setting| setting.env.as_str());
-    let nearest = settings.chain(CLIENT_VARIABLES).min_by_key(|env| {
-        let known = env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase();
-        levenshtein(shortened(&own), &known)
-    });
-    nearest.unwrap_or(&CONFIG.env)
-}
-
-/// Limits the time of the comparison.
-fn shortened(name: &str) -> &str {
-    name.char_indices()
-        .nth(NAME_MAX)
-        .map_or(name, |(end, _)| &name[..end])
+    let settings = setting::documented().map(|setting| setting.env.as_str());
+    nearest(name, settings.chain(CLIENT_VARIABLES))
 }
 
 pub(super) fn nearest_field(name: &str) -> String {
-    let own = name.to_ascii_lowercase();
-    let own = own.strip_prefix("tollkey_").unwrap_or(&own);
-    SETTINGS
-        .iter()
-        .map(Setting::field)
-        .min_by_key(|field| levenshtein(shortened(own), field))
+    let fields: Vec<String> = SETTINGS.iter().map(Setting::field).collect();
+    nearest(name, fields.iter().map(String::as_str)).to_owned()
+}
+
+/// Returns the name that is most like `name`, without regard to case and to the prefix `TOLLKEY_`.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
+    let bare = |name: &str| {
+        // Limits the time of the comparison.
+        let name: String = name.chars().take(NAME_MAX).collect();
+        let name = name.to_ascii_uppercase();
+        name.strip_prefix(PREFIX).unwrap_or(&name).to_owned()
+    };
+    let name = bare(name);
+    known
+        .min_by_key(|known| levenshtein(&name, &bare(known)))
         .unwrap_or_default()
 }
 

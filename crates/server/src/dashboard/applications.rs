@@ -1,6 +1,6 @@
 //! The applications of an account.
 
-use actix_web::{HttpRequest, get, post, web};
+use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use askama::Template;
 use serde::Deserialize;
 use tollkey_core::{Application, ApplicationId, Family, FieldErrors, Problem, Status};
@@ -45,6 +45,11 @@ impl From<&Application> for View {
             created: Time(application.created_at),
         }
     }
+}
+
+/// Redirects to the page of an application, which shows this notice.
+fn see_application(id: ApplicationId, done: &str) -> HttpResponse {
+    see_other(&format!("/dashboard/applications/{id}?done={done}"))
 }
 
 #[derive(Deserialize)]
@@ -95,6 +100,20 @@ struct FormPage {
     fields: Fields,
 }
 
+impl FormPage {
+    fn new(visitor: &SignedIn, application: Option<&Application>, fields: Fields) -> Self {
+        let title = match application {
+            Some(_) => "Edit application",
+            None => "Create application",
+        };
+        Self {
+            frame: Frame::of(visitor, SECTION, title),
+            application: application.map(View::from),
+            fields,
+        }
+    }
+}
+
 fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
     let mut checks = FieldErrors::default();
     let name = checks.check("/name", Application::parse_name(fields.get("name")));
@@ -110,12 +129,8 @@ fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
 
 #[get("/applications/new")]
 pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
-    let frame = Frame::of(&visitor, SECTION, "Create application");
-    page::page(&FormPage {
-        frame,
-        application: None,
-        fields: once::untouched(&state, visitor.by.account_id.as_str()),
-    })
+    let fields = once::untouched(&state, visitor.by.account_id.as_str());
+    page::page(&FormPage::new(&visitor, None, fields))
 }
 
 #[post("/applications/new")]
@@ -130,30 +145,16 @@ pub(super) async fn create(
         let (name, description) = read(&fields)?;
         applications::create(&state.service, by, name, description, creating).await
     };
-    match once(
-        &state,
-        (by.account_id.as_str(), &by.actor),
-        request.path(),
-        (&fields, &body),
-        run,
-    )
-    .await
-    {
-        Ok(Outcome::Created(Application { id, .. }) | Outcome::Replayed(id)) => Ok(see_other(
-            &format!("/dashboard/applications/{id}?done=created"),
-        )),
+    let creator = (by.account_id.as_str(), &by.actor);
+    let form = (request.path(), &fields, &body);
+    match once(&state, creator, form, run).await {
+        Ok(Outcome::Created(Application { id, .. }) | Outcome::Replayed(id)) => {
+            Ok(see_application(id, "created"))
+        }
         Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_corrected(&problem) => {
-            let frame = Frame::of(&visitor, SECTION, "Create application");
             let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);
-            page::rejected(
-                &problem,
-                &FormPage {
-                    frame,
-                    application: None,
-                    fields,
-                },
-            )
+            page::rejected(&problem, &FormPage::new(&visitor, None, fields))
         }
         Err(problem) => Err(problem.into()),
     }
@@ -172,12 +173,7 @@ pub(super) async fn edit(
             "description",
             application.description.clone().unwrap_or_default(),
         );
-    let frame = Frame::of(&visitor, SECTION, "Edit application");
-    page::page(&FormPage {
-        frame,
-        application: Some(View::from(&application)),
-        fields,
-    })
+    page::page(&FormPage::new(&visitor, Some(&application), fields))
 }
 
 #[post("/applications/{id}/edit")]
@@ -195,22 +191,13 @@ pub(super) async fn update(
         Err(problem) => Err(problem),
     };
     match updated {
-        Ok(application) => Ok(see_other(&format!(
-            "/dashboard/applications/{}?done=updated",
-            application.id
-        ))),
+        Ok(_) => Ok(see_application(id, "updated")),
         Err(problem) if can_be_corrected(&problem) => {
-            let application = Some(View::from(
-                &applications::get(&state.service, by, id).await?,
-            ));
-            let frame = Frame::of(&visitor, SECTION, "Edit application");
+            let application = applications::get(&state.service, by, id).await?;
+            let fields = fields.with_errors(&problem);
             page::rejected(
                 &problem,
-                &FormPage {
-                    frame,
-                    application,
-                    fields: fields.with_errors(&problem),
-                },
+                &FormPage::new(&visitor, Some(&application), fields),
             )
         }
         Err(problem) => Err(problem.into()),
@@ -288,6 +275,22 @@ struct StopPage {
     fields: Fields,
 }
 
+impl StopPage {
+    fn new(visitor: &SignedIn, whole: ApplicationKeys, is_deletion: bool, fields: Fields) -> Self {
+        let title = if is_deletion {
+            "Delete application"
+        } else {
+            "Disable application"
+        };
+        Self {
+            frame: Frame::of(visitor, SECTION, title),
+            whole,
+            is_deletion,
+            fields,
+        }
+    }
+}
+
 #[get("/applications/{id}/disable")]
 pub(super) async fn ask_disable(
     state: web::Data<State>,
@@ -295,13 +298,7 @@ pub(super) async fn ask_disable(
     id: web::Path<String>,
 ) -> HandlerResult {
     let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, AFFECTED_STATUS).await?;
-    let frame = Frame::of(&visitor, SECTION, "Disable application");
-    page::page(&StopPage {
-        frame,
-        whole,
-        is_deletion: false,
-        fields: Fields::default(),
-    })
+    page::page(&StopPage::new(&visitor, whole, false, Fields::default()))
 }
 
 #[post("/applications/{id}/disable")]
@@ -310,12 +307,9 @@ pub(super) async fn disable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let application =
-        applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, false).await?;
-    Ok(see_other(&format!(
-        "/dashboard/applications/{}?done=disabled",
-        application.id
-    )))
+    let id = path_id(&id)?;
+    applications::set_enabled(&state.service, &visitor.by, id, false).await?;
+    Ok(see_application(id, "disabled"))
 }
 
 #[post("/applications/{id}/enable")]
@@ -324,12 +318,9 @@ pub(super) async fn enable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let application =
-        applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, true).await?;
-    Ok(see_other(&format!(
-        "/dashboard/applications/{}?done=enabled",
-        application.id
-    )))
+    let id = path_id(&id)?;
+    applications::set_enabled(&state.service, &visitor.by, id, true).await?;
+    Ok(see_application(id, "enabled"))
 }
 
 #[get("/applications/{id}/delete")]
@@ -339,13 +330,7 @@ pub(super) async fn ask_delete(
     id: web::Path<String>,
 ) -> HandlerResult {
     let whole = ApplicationKeys::of(&state, &visitor, path_id(&id)?, AFFECTED_STATUS).await?;
-    let frame = Frame::of(&visitor, SECTION, "Delete application");
-    page::page(&StopPage {
-        frame,
-        whole,
-        is_deletion: true,
-        fields: Fields::default(),
-    })
+    page::page(&StopPage::new(&visitor, whole, true, Fields::default()))
 }
 
 #[post("/applications/{id}/delete")]
@@ -359,16 +344,8 @@ pub(super) async fn delete(
     let whole = ApplicationKeys::of(&state, &visitor, id, AFFECTED_STATUS).await?;
     if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
-        let frame = Frame::of(&visitor, SECTION, "Delete application");
-        return page::rejected(
-            &problem,
-            &StopPage {
-                frame,
-                whole,
-                is_deletion: true,
-                fields: fields.with_errors(&problem),
-            },
-        );
+        let page = StopPage::new(&visitor, whole, true, fields.with_errors(&problem));
+        return page::rejected(&problem, &page);
     }
     applications::delete(&state.service, &visitor.by, id).await?;
     Ok(see_other("/dashboard/applications?done=deleted"))

@@ -58,8 +58,7 @@ pub(super) fn with_errors(
 pub(super) async fn once<T, R: Recorded<T>>(
     state: &State,
     (account, actor): (&str, &Actor),
-    path: &str,
-    (fields, body): (&Fields, &Body),
+    (path, fields, body): (&str, &Fields, &Body),
     create: impl AsyncFnOnce(CreationPermit<R>) -> Result<Outcome<T, R>, Problem>,
 ) -> Result<Outcome<T, R>, Problem> {
     let key = IdempotencyKey::parse(fields.get("once"))

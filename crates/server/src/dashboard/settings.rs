@@ -182,15 +182,9 @@ pub(super) async fn create_service_key(
             .map_err(|rule| Problem::field("/name", rule.to_string()))?;
         service_keys::create_once(&state.service, &actor.id, name, creating).await
     };
-    match once(
-        &state,
-        (NO_ACCOUNT, actor),
-        request.path(),
-        (&fields, &body),
-        run,
-    )
-    .await
-    {
+    let creator = (NO_ACCOUNT, actor);
+    let form = (request.path(), &fields, &body);
+    match once(&state, creator, form, run).await {
         Ok(Outcome::Created(CreatedServiceKey { key, text })) => {
             let frame = Frame::of(&visitor, SECTION, "Service key created");
             page::page(&CreatedPage {

@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use clap::Parser;
+use clap::Command;
 use tollkey_verifier::SystemClock;
 
 use super::*;
@@ -11,22 +11,17 @@ use crate::{
     config::{Options, UnknownVariable},
 };
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    options: Options,
-}
+const IN_MEMORY: &str = "--database-url=sqlite://:memory:";
 
 fn settings(flags: &[&str]) -> Settings {
-    let cli = Cli::parse_from([&["tollkey"], flags].concat());
-    Settings::resolve(&cli.options, &|_| None, Path::new("no-such-file.toml")).unwrap()
+    let command = Options::add_to(Command::new("tollkey").no_binary_name(true));
+    let options = Options::from_matches(&command.get_matches_from(flags));
+    Settings::resolve(&options, &|_| None, Path::new("no-such-file.toml")).unwrap()
 }
 
 fn on_file(directory: &Path) -> Settings {
-    settings(&[
-        "--database-url",
-        &format!("sqlite://{}/keys.db", directory.display()),
-    ])
+    let url = format!("sqlite://{}/keys.db", directory.display());
+    settings(&["--database-url", &url])
 }
 
 fn now() -> Timestamp {
@@ -40,49 +35,21 @@ fn enter(settings: &Settings) -> Result<DevMode, DevModeError> {
 
 #[test]
 fn development_mode_requires_sqlite_and_a_loopback_address() {
-    for (flags, expected) in [
-        (
-            [
-                "--listen",
-                "0.0.0.0:80",
-                "--database-url",
-                "sqlite://:memory:",
-            ],
-            "0.0.0.0:80, which is not a loopback address",
-        ),
-        (
-            ["--listen", "[::]:80", "--database-url", "sqlite://:memory:"],
-            "which is not a loopback address",
-        ),
-        (
-            [
-                "--listen",
-                "127.0.0.1:80",
-                "--database-url",
-                "postgres:///d",
-            ],
-            "PostgreSQL needs a key source",
-        ),
+    let postgres = "--database-url=postgres:///d";
+    let rule = "which is not a loopback address";
+    for (database, listen, expected) in [
+        (IN_MEMORY, "0.0.0.0:80", &*format!("0.0.0.0:80, {rule}")),
+        (IN_MEMORY, "[::]:80", rule),
+        (postgres, "127.0.0.1:80", "PostgreSQL needs a key source"),
     ] {
-        let error = enter(&settings(&flags)).unwrap_err().to_string();
-        assert!(
-            error.contains(expected) && error.contains("TOLLKEY_JWT_HS256_SECRET"),
-            "{error}"
-        );
+        let settings = settings(&[database, "--listen", listen]);
+        let error = enter(&settings).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(error.contains("TOLLKEY_JWT_HS256_SECRET"), "{error}");
     }
-    for listen in [
-        "127.0.0.1:0",
-        "127.9.9.9:0",
-        "[::1]:0",
-        "[::ffff:127.0.0.1]:0",
-    ] {
-        enter(&settings(&[
-            "--listen",
-            listen,
-            "--database-url",
-            "sqlite://:memory:",
-        ]))
-        .unwrap();
+    for ip in ["127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"] {
+        let listen = format!("--listen={ip}:0");
+        enter(&settings(&[IN_MEMORY, &listen])).unwrap();
     }
 }
 
@@ -95,10 +62,8 @@ async fn secret_is_created_only_next_to_a_usable_database() {
             .map_err(|error| format!("{error:#}"))
     };
     let settings = on_file(directory.path());
-    let (database, secret) = (
-        directory.path().join("keys.db"),
-        directory.path().join("keys.db.jwt-secret"),
-    );
+    let database = directory.path().join("keys.db");
+    let secret = directory.path().join("keys.db.jwt-secret");
     fs::write(&database, "not a database").unwrap();
     let error = open(&settings).await.unwrap_err();
     assert!(error.contains("is not a SQLite database"), "{error}");
@@ -106,10 +71,8 @@ async fn secret_is_created_only_next_to_a_usable_database() {
     // The error is about the database, not about the secret.
     let missing = on_file(&directory.path().join("missing"));
     let error = open(&missing).await.unwrap_err();
-    assert!(
-        error.contains("cannot open the SQLite database") && error.contains("create the directory"),
-        "{error}"
-    );
+    assert!(error.contains("cannot open the SQLite database"), "{error}");
+    assert!(error.contains("create the directory"), "{error}");
     fs::remove_file(&database).unwrap();
     open(&settings).await.unwrap();
     assert!(secret.exists());
@@ -117,15 +80,10 @@ async fn secret_is_created_only_next_to_a_usable_database() {
 
 #[test]
 fn error_shows_the_absolute_path_of_the_secret() {
-    let error = enter(&settings(&[
-        "--database-url",
-        "sqlite://no/such/directory/keys.db",
-    ]))
-    .unwrap_err()
-    .to_string();
-    let path = std::env::current_dir()
-        .unwrap()
-        .join("no/such/directory/keys.db.jwt-secret");
+    let directory = Path::new("no/such/directory");
+    let error = enter(&on_file(directory)).unwrap_err().to_string();
+    let directory = std::env::current_dir().unwrap().join(directory);
+    let path = directory.join("keys.db.jwt-secret");
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 
@@ -139,19 +97,12 @@ fn unknown_variable_prevents_development_mode() {
     let mut settings = on_file(directory.path());
     settings.unknown_variables = vec![unknown];
     let error = enter(&settings).unwrap_err().to_string();
-    assert!(
-        error.contains("TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?"),
-        "{error}"
-    );
-    assert!(matches!(
-        signing_secret(&settings),
-        Err(DevModeError::UnknownVariable { .. })
-    ));
-    assert_eq!(
-        fs::read_dir(directory.path()).unwrap().count(),
-        0,
-        "nothing is created"
-    );
+    let rule = "TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?";
+    assert!(error.contains(rule), "{error}");
+    let error = signing_secret(&settings).unwrap_err();
+    assert!(matches!(error, DevModeError::UnknownVariable { .. }));
+    let files = fs::read_dir(directory.path()).unwrap();
+    assert_eq!(files.count(), 0, "nothing is created");
 }
 
 #[test]
@@ -159,29 +110,14 @@ fn key_source_turns_development_mode_off() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
     fs::write(&path, "s".repeat(32)).unwrap();
-    let with_source = settings(&[
-        "--listen",
-        "0.0.0.0:80",
-        "--jwt-hs256-secret-file",
-        path.to_str().unwrap(),
-    ]);
-    assert!(
-        DevMode::enter(&with_source, &Random::system())
-            .unwrap()
-            .is_none()
-    );
-    assert_eq!(
-        signing_secret(&with_source).unwrap().0.expose(),
-        "s".repeat(32)
-    );
-    let elsewhere = settings(&[
-        "--jwt-public-key-file",
-        "k.pem",
-        "--jwt-issuer",
-        "i",
-        "--jwt-audience",
-        "a",
-    ]);
+    let file = format!("--jwt-hs256-secret-file={}", path.display());
+    let with_source = settings(&["--listen=0.0.0.0:80", &file]);
+    let development = DevMode::enter(&with_source, &Random::system()).unwrap();
+    assert!(development.is_none());
+    let (secret, _) = signing_secret(&with_source).unwrap();
+    assert_eq!(secret.expose(), "s".repeat(32));
+    let public_key = "--jwt-public-key-file=k.pem";
+    let elsewhere = settings(&[public_key, "--jwt-issuer=i", "--jwt-audience=a"]);
     let error = signing_secret(&elsewhere).unwrap_err();
     assert!(matches!(error, DevModeError::IssuedElsewhere));
 }
@@ -192,35 +128,23 @@ fn secret_is_created_once_next_to_the_database() {
     let settings = on_file(directory.path());
     let first = enter(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
-    assert_eq!(
-        fs::read_to_string(&path).unwrap(),
-        format!("{}\n", first.secret().expose())
-    );
+    let stored = fs::read_to_string(&path).unwrap();
+    assert_eq!(stored, format!("{}\n", first.secret().expose()));
     assert_eq!(first.secret().expose().len(), 64);
     assert_eq!(enter(&settings).unwrap().secret(), first.secret());
     let missing = signing_secret(&settings).unwrap_err().to_string();
-    assert!(
-        missing.contains(&directory.path().join("keys.db").display().to_string()),
-        "{missing}"
-    );
-    fs::write(directory.path().join("keys.db"), "").unwrap();
+    let database = directory.path().join("keys.db");
+    assert!(missing.contains(database.to_str().unwrap()), "{missing}");
+    fs::write(database, "").unwrap();
     let (secret, origin) = signing_secret(&settings).unwrap();
     assert_eq!(&secret, first.secret());
     assert!(origin.contains(path.to_str().unwrap()), "{origin}");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-    }
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
-#[cfg(unix)]
 #[test]
 fn secret_that_others_can_read_is_rejected() {
-    use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
     enter(&settings).unwrap();
@@ -229,10 +153,8 @@ fn secret_that_others_can_read_is_rejected() {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let error = enter(&settings).unwrap_err();
         assert!(matches!(error, DevModeError::Exposed { .. }), "{error}");
-        assert!(
-            error.to_string().contains(&format!("(mode {mode:o})")),
-            "{error}"
-        );
+        let shown = format!("(mode {mode:o})");
+        assert!(error.to_string().contains(&shown), "{error}");
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
     enter(&settings).unwrap();
@@ -245,10 +167,8 @@ fn file_without_a_secret_is_rejected_and_not_changed() {
     enter(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
     fs::write(&path, "short\n").unwrap();
-    assert!(matches!(
-        enter(&settings).unwrap_err(),
-        DevModeError::NoSecret(_)
-    ));
+    let error = enter(&settings).unwrap_err();
+    assert!(matches!(error, DevModeError::NoSecret(_)));
     assert_eq!(fs::read_to_string(&path).unwrap(), "short\n");
 }
 
@@ -260,32 +180,17 @@ fn concurrent_starts_share_one_secret() {
         let starts: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| enter(&settings).unwrap().secret().clone()))
             .collect();
-        starts
-            .into_iter()
-            .map(|start| start.join().unwrap())
-            .collect()
+        let secrets = starts.into_iter().map(|start| start.join().unwrap());
+        secrets.collect()
     });
     assert!(secrets.iter().all(|secret| *secret == secrets[0]));
 }
 
 #[test]
-fn error_names_a_missing_directory() {
-    let error = enter(&settings(&[
-        "--database-url",
-        "sqlite://no/such/dir/keys.db",
-    ]))
-    .unwrap_err()
-    .to_string();
-    assert!(error.contains("no/such/dir/keys.db.jwt-secret"), "{error}");
-}
-
-#[test]
 fn secret_in_memory_is_new_at_every_start() {
-    let memory = settings(&["--database-url", "sqlite://:memory:"]);
-    assert_ne!(
-        enter(&memory).unwrap().secret(),
-        enter(&memory).unwrap().secret()
-    );
+    let memory = settings(&[IN_MEMORY]);
+    let [first, second] = [(); 2].map(|()| enter(&memory).unwrap());
+    assert_ne!(first.secret(), second.secret());
     let error = signing_secret(&memory).unwrap_err();
     assert!(matches!(error, DevModeError::SecretInMemory));
 }
@@ -293,39 +198,23 @@ fn secret_in_memory_is_new_at_every_start() {
 #[tokio::test]
 async fn message_has_a_valid_token_link_and_command() {
     for flags in [
-        vec!["--database-url", "sqlite://:memory:"],
-        vec![
-            "--database-url",
-            "sqlite://:memory:",
-            "--jwt-issuer",
-            "me",
-            "--jwt-audience",
-            "us",
-        ],
-        vec![
-            "--database-url",
-            "sqlite://:memory:",
-            "--jwt-account-claim",
-            "sub",
-        ],
+        &[IN_MEMORY][..],
+        &[IN_MEMORY, "--jwt-issuer=me", "--jwt-audience=us"],
+        &[IN_MEMORY, "--jwt-account-claim=sub"],
     ] {
-        let settings = settings(&flags);
+        let settings = settings(flags);
         let mode = enter(&settings).unwrap();
-        let message = mode
-            .message("http://127.0.0.1:4711", now(), &Random::system())
-            .unwrap();
-        assert!(
-            message.contains("Swagger UI: http://127.0.0.1:4711/docs/\n"),
-            "{message}"
-        );
-        assert!(
-            message.contains("curl -sS -X POST 'http://127.0.0.1:4711/api/v1/applications' -H 'Authorization: Bearer ")
-        );
+        let base_url = "http://127.0.0.1:4711";
+        let message = mode.message(base_url, now(), &Random::system()).unwrap();
+        for part in [
+            "Swagger UI: http://127.0.0.1:4711/docs/\n",
+            "curl -sS -X POST 'http://127.0.0.1:4711/api/v1/applications' -H 'Authorization: Bearer ",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
 
-        let token = message
-            .lines()
-            .find(|line| line.starts_with("eyJ"))
-            .unwrap();
+        let mut lines = message.lines();
+        let token = lines.find(|line| line.starts_with("eyJ")).unwrap();
         assert_eq!(message.matches(token).count(), 2);
         let verifier = TokenVerifier::open(&settings.tokens, Some(mode.secret())).unwrap();
         let claims = verifier.verify(token, now()).await.unwrap();
@@ -335,21 +224,14 @@ async fn message_has_a_valid_token_link_and_command() {
             .lines()
             .find_map(|line| line.strip_prefix("Dashboard:  "))
             .unwrap();
-        let code = link
-            .strip_prefix("http://127.0.0.1:4711/dashboard/sign-in/link?code=")
-            .unwrap();
-        assert!(
-            mode.links(now()).unwrap().follow(code, now()).is_some(),
-            "{link}"
-        );
+        let prefix = "http://127.0.0.1:4711/dashboard/sign-in/link?code=";
+        let code = link.strip_prefix(prefix).unwrap();
+        let followed = mode.links(now()).unwrap().follow(code, now());
+        assert!(followed.is_some(), "{link}");
         assert!(claims.roles.is_empty());
 
-        let body = message
-            .split(" -d '")
-            .nth(1)
-            .unwrap()
-            .trim_end()
-            .trim_end_matches('\'');
+        let (_, body) = message.split_once(" -d '").unwrap();
+        let body = body.trim_end().trim_end_matches('\'');
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert!(body["name"].as_str().unwrap().starts_with("Example "));
         assert_eq!(body.as_object().unwrap().len(), 1);
@@ -359,6 +241,6 @@ async fn message_has_a_valid_token_link_and_command() {
 
 #[test]
 fn debug_output_hides_the_secret() {
-    let mode = enter(&settings(&["--database-url", "sqlite://:memory:"])).unwrap();
+    let mode = enter(&settings(&[IN_MEMORY])).unwrap();
     assert!(!format!("{mode:?}").contains(mode.secret().expose()));
 }

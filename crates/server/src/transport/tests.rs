@@ -1,6 +1,6 @@
 use std::{
     future::poll_fn,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -10,10 +10,11 @@ use std::{
 
 use actix_http::body::{BodySize, MessageBody as _};
 use actix_web::web::Bytes;
-use futures_util::poll;
+use futures_util::{future::join, poll};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -25,6 +26,11 @@ use super::{
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Waits at most [`TIMEOUT`], which is for a broken test only.
+async fn soon<T>(work: impl Future<Output = T>, expected: &str) -> T {
+    timeout(TIMEOUT, work).await.expect(expected)
+}
 
 async fn admit(connections: &Arc<Connections>) -> Rc<Peer> {
     connections.admit().await.expect("an admitted connection")
@@ -42,12 +48,8 @@ async fn write_timeout_applies_to_unix_sockets() {
             }
         }
     };
-    assert_eq!(
-        timeout(TIMEOUT, write)
-            .await
-            .expect("the deadline ends the write"),
-        ErrorKind::TimedOut
-    );
+    let error = soon(write, "the deadline ends the write").await;
+    assert_eq!(error, ErrorKind::TimedOut);
     drop((stream, client));
     assert_eq!(connections.open(), 0);
 }
@@ -70,9 +72,7 @@ async fn slow_reader_of_a_unix_socket_stays_connected() {
             stream.write_all(&vec![0; piece]).await.unwrap();
         }
     };
-    timeout(TIMEOUT, async { tokio::join!(read, write) })
-        .await
-        .expect("all bytes are read");
+    soon(join(read, write), "all bytes are read").await;
 }
 
 /// Admits a connection over the limit, and removes the connection from `of` that was closed for it.
@@ -97,10 +97,8 @@ async fn connection_without_a_recent_request_is_closed_first() {
     drop(InFlight::new(Rc::clone(&new)));
     idle.push(Rc::clone(&new));
     let newest = admit_instead(&connections, &mut idle).await;
-    assert!(
-        idle.len() == 1 && Rc::ptr_eq(&idle[0], &new),
-        "the connection with a request stays open"
-    );
+    let is_new = idle.len() == 1 && Rc::ptr_eq(&idle[0], &new);
+    assert!(is_new, "the connection with a request stays open");
     assert!(!newest.is_closing() && !request.peer().is_closing());
 }
 
@@ -145,9 +143,7 @@ async fn announced_close_leaves_idle_connections_open() {
     connections.close_all();
     assert!(before.is_closing() && after.is_closing());
     drop((before, after));
-    timeout(TIMEOUT, connections.all_closed())
-        .await
-        .expect("no connection is open");
+    soon(connections.all_closed(), "no connection is open").await;
 }
 
 #[tokio::test]
@@ -170,26 +166,16 @@ async fn closing_connection_reads_pending_input_first() {
     connections.close_all();
     let mut buffer = [0; 16];
     assert_eq!(stream.read(&mut buffer).await.unwrap(), 4);
-    assert!(
-        poll!(pin!(stream.read(&mut buffer))).is_pending(),
-        "what was read is decoded first"
-    );
+    let read = poll!(pin!(stream.read(&mut buffer)));
+    assert!(read.is_pending(), "what was read is decoded first");
     let request = InFlight::new(peer);
     client.write_all(b"body").await.unwrap();
-    assert_eq!(
-        stream.read(&mut buffer).await.unwrap(),
-        4,
-        "the request's body is read"
-    );
+    let read = stream.read(&mut buffer).await.unwrap();
+    assert_eq!(read, 4, "the request's body is read");
     drop(request);
     assert!(poll!(pin!(stream.read(&mut buffer))).is_pending());
-    assert_eq!(
-        timeout(TIMEOUT, stream.read(&mut buffer))
-            .await
-            .expect("the stream ends")
-            .unwrap(),
-        0
-    );
+    let end = soon(stream.read(&mut buffer), "the stream ends").await;
+    assert_eq!(end.unwrap(), 0);
 }
 
 async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
@@ -200,18 +186,21 @@ async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
     total
 }
 
+/// Writes this many bytes. The result keeps the connection open.
+fn flood(mut client: UnixStream, bytes: usize) -> JoinHandle<io::Result<UnixStream>> {
+    tokio::spawn(async move {
+        client.write_all(&vec![0; bytes]).await?;
+        Ok(client)
+    })
+}
+
 #[tokio::test]
 async fn read_ahead_during_a_request_is_limited() {
     let connections = Connections::new(1);
-    let (server, mut client) = UnixStream::pair().unwrap();
+    let (server, client) = UnixStream::pair().unwrap();
     let peer = admit(&connections).await;
     let mut stream = Stream::new(server, Rc::clone(&peer), WRITE_TIMEOUT);
-    let flood = tokio::spawn(async move {
-        client
-            .write_all(&vec![0; 4 * READ_AHEAD])
-            .await
-            .map(|()| client)
-    });
+    let flood = flood(client, 4 * READ_AHEAD);
     let request = InFlight::new(Rc::clone(&peer));
     let mut total = 0;
     let mut until = async |limit| {
@@ -225,9 +214,7 @@ async fn read_ahead_during_a_request_is_limited() {
         }
         assert_eq!(total, limit);
     };
-    timeout(TIMEOUT, until(READ_AHEAD))
-        .await
-        .expect("reading up to the limit");
+    soon(until(READ_AHEAD), "reading up to the limit").await;
     peer.await_body(true);
     let rest = async {
         let mut left = 3 * READ_AHEAD;
@@ -235,38 +222,26 @@ async fn read_ahead_during_a_request_is_limited() {
             left -= stream.read(&mut vec![0; 10_000]).await.unwrap();
         }
     };
-    timeout(TIMEOUT, rest)
-        .await
-        .expect("a request that waits for its body receives it");
+    soon(rest, "a request that waits for its body receives it").await;
     drop((request, flood));
 }
 
 #[tokio::test]
 async fn end_of_a_request_resumes_reading() {
     let connections = Connections::new(1);
-    let (server, mut client) = UnixStream::pair().unwrap();
+    let (server, client) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(server, admit(&connections).await, WRITE_TIMEOUT);
     let request = InFlight::new(Rc::clone(stream.peer()));
-    let flood = tokio::spawn(async move {
-        client
-            .write_all(&vec![0; 2 * READ_AHEAD])
-            .await
-            .map(|()| client)
-    });
+    let flood = flood(client, 2 * READ_AHEAD);
     let mut buffer = vec![0; READ_AHEAD];
-    timeout(TIMEOUT, stream.read_exact(&mut buffer))
-        .await
-        .expect("reading up to the limit")
-        .unwrap();
+    let read = stream.read_exact(&mut buffer);
+    soon(read, "reading up to the limit").await.unwrap();
     let end = async {
         tokio::task::yield_now().await;
         drop(request);
     };
-    let (read, ()) = timeout(TIMEOUT, async {
-        tokio::join!(stream.read_exact(&mut buffer), end)
-    })
-    .await
-    .expect("reading the rest");
+    let both = join(stream.read_exact(&mut buffer), end);
+    let (read, ()) = soon(both, "reading the rest").await;
     assert_eq!(read.unwrap(), READ_AHEAD);
     flood.await.unwrap().unwrap();
 }
@@ -283,10 +258,9 @@ async fn reading_pauses_while_the_client_does_not_read() {
     }
     assert_eq!(read_available(&mut stream).await, 0);
     client.read_exact(&mut vec![0; written]).await.unwrap();
-    timeout(TIMEOUT, stream.write_all(&[0; 4096]))
-        .await
-        .expect("a write that the client reads")
-        .unwrap();
+    let write = stream.write_all(&[0; 4096]);
+    let written = soon(write, "a write that the client reads").await;
+    written.unwrap();
     assert_eq!(read_available(&mut stream).await, 4);
 }
 
@@ -302,9 +276,7 @@ async fn stalled_client_is_closed_when_memory_is_used_up() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, made_room)
-        .await
-        .expect("the stalled connection is closed");
+    soon(made_room, "the stalled connection is closed").await;
     assert!(stalled.is_aborted() && !reading.is_closing());
     drop(pending);
     assert!(connections.has_room(1));
@@ -328,11 +300,8 @@ async fn static_file_is_written_in_pieces_without_copying() {
 #[test]
 fn only_long_unshared_responses_count_as_pending() {
     assert_eq!(counted(BodySize::Sized(1_000_000), false), Some(1_000_000));
-    assert_eq!(
-        counted(BodySize::Sized(1_000_000), true),
-        None,
-        "a static file is in memory once"
-    );
+    let shared = counted(BodySize::Sized(1_000_000), true);
+    assert_eq!(shared, None, "a static file is in memory once");
     assert_eq!(counted(BodySize::Sized(1000), false), None);
     assert_eq!(counted(BodySize::Stream, false), None);
 }

@@ -19,18 +19,8 @@ pub async fn revoke(
     id: KeyId,
     reason: Option<String>,
 ) -> Result<ApiKey, Problem> {
-    Ok(revoke_selected(
-        service,
-        by,
-        KeySelector {
-            families,
-            application_id: None,
-            id,
-        },
-        reason,
-    )
-    .await?
-    .0)
+    let selector = KeySelector::of(families, id);
+    Ok(revoke_selected(service, by, selector, reason).await?.0)
 }
 
 /// Revokes the key on every replica. Returns `false` if it was already revoked. Fails with `not_found`.
@@ -41,9 +31,8 @@ pub async fn revoke_of_application(
     id: KeyId,
 ) -> Result<bool, Problem> {
     let selector = KeySelector {
-        families: APPLICATION,
         application_id: Some(application_id),
-        id,
+        ..KeySelector::of(APPLICATION, id)
     };
     Ok(revoke_selected(service, by, selector, None).await?.1)
 }

@@ -1,6 +1,7 @@
 //! Suspends and resumes a key.
 
 use tollkey_core::{ApiKey, KeyId, Problem, audit::Action};
+use tollkey_store::AccountWriter;
 
 use super::{
     families::COMMERCE,
@@ -11,34 +12,16 @@ use crate::{actor::RequestActor, service::Service};
 /// Suspends a commerce key until it is resumed. Idempotent. Fails with `not_found` or `key_revoked`.
 pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
     let now = service.clock.now();
-    let selector = KeySelector {
-        families: COMMERCE,
-        application_id: None,
-        id,
-    };
-    Ok(transition(
-        service,
-        by,
-        selector,
-        Action::ApiKeySuspended,
-        move |_, key| Ok(key.suspend(now)?),
-    )
-    .await?
-    .0)
+    let selector = KeySelector::of(COMMERCE, id);
+    let suspend = move |_: &mut AccountWriter<'_>, key: &mut ApiKey| Ok(key.suspend(now)?);
+    let suspended = transition(service, by, selector, Action::ApiKeySuspended, suspend).await?;
+    Ok(suspended.0)
 }
 
 /// Resumes a suspended commerce key. Idempotent. Fails with `not_found` or `key_revoked`.
 pub async fn resume(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
-    let selector = KeySelector {
-        families: COMMERCE,
-        application_id: None,
-        id,
-    };
-    Ok(
-        transition(service, by, selector, Action::ApiKeyResumed, |_, key| {
-            Ok(key.resume()?)
-        })
-        .await?
-        .0,
-    )
+    let selector = KeySelector::of(COMMERCE, id);
+    let resume = |_: &mut AccountWriter<'_>, key: &mut ApiKey| Ok(key.resume()?);
+    let resumed = transition(service, by, selector, Action::ApiKeyResumed, resume).await?;
+    Ok(resumed.0)
 }

@@ -10,11 +10,22 @@ use tollkey_store::AccountWriter;
 use super::entry::status_change;
 use crate::{actor::RequestActor, service::Service};
 
+/// The key to change.
 pub(super) struct KeySelector {
     pub(super) families: &'static [Family],
     /// The application that the key must belong to, and which must exist; `None` for any or no application.
     pub(super) application_id: Option<ApplicationId>,
     pub(super) id: KeyId,
+}
+
+impl KeySelector {
+    pub(super) fn of(families: &'static [Family], id: KeyId) -> Self {
+        Self {
+            families,
+            application_id: None,
+            id,
+        }
+    }
 }
 
 /// Changes the status of a key and appends the audit entry in one transaction, and waits until the status has

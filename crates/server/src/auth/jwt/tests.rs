@@ -3,7 +3,7 @@
 use std::{fs, sync::LazyLock};
 
 use aws_lc_rs::{
-    encoding::AsDer as _,
+    encoding::{AsDer, PublicKeyX509Der},
     hmac,
     rand::SystemRandom,
     rsa::KeySize,
@@ -70,37 +70,38 @@ pub(in crate::auth) fn sign_hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + 
 pub(in crate::auth) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(&[u8]) -> Vec<u8> {
     move |message| {
         let mut signature = vec![0; RSA.public_modulus_len()];
-        RSA.sign(padding, &SystemRandom::new(), message, &mut signature)
-            .unwrap();
+        let signed = RSA.sign(padding, &SystemRandom::new(), message, &mut signature);
+        signed.unwrap();
         signature
     }
 }
 
 pub(in crate::auth) fn sign_ec(key: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
     |message| {
-        key.sign(&SystemRandom::new(), message)
-            .unwrap()
-            .as_ref()
-            .to_vec()
+        let signature = key.sign(&SystemRandom::new(), message).unwrap();
+        signature.as_ref().to_vec()
     }
 }
 
 fn pem(label: &str, der: &[u8]) -> Vec<u8> {
-    let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .map(|line| str::from_utf8(line).unwrap())
-        .collect();
-    format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        lines.join("\n")
-    )
-    .into_bytes()
+    let mut text = STANDARD.encode(der);
+    for at in (64..text.len()).step_by(64).rev() {
+        text.insert(at, '\n');
+    }
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n").into_bytes()
+}
+
+fn public_pem(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
+    pem("PUBLIC KEY", key.as_der().unwrap().as_ref())
 }
 
 fn rsa_pem() -> Vec<u8> {
-    pem("PUBLIC KEY", RSA.public_key().as_der().unwrap().as_ref())
+    public_pem(RSA.public_key())
+}
+
+fn rs256() -> String {
+    let header = json!({"alg": "RS256"});
+    token(&header, &claims(), sign_rsa(&RSA_PKCS1_SHA256))
 }
 
 fn claims() -> Value {
@@ -113,13 +114,19 @@ fn with(name: &str, value: Value) -> Value {
     claims
 }
 
+/// Returns a token of these claims that is signed with [`secret`].
+fn hs256(header: &Value, claims: &Value) -> String {
+    token(header, claims, sign_hs256(secret().expose().as_bytes()))
+}
+
+/// Returns a verifier of tokens that are signed with [`secret`].
+fn verifier(rules: ClaimRules) -> TokenVerifier {
+    TokenVerifier::hs256(&secret(), rules).unwrap()
+}
+
 async fn verified_with(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
-    let header = json!({"alg": "HS256", "typ": "JWT"});
-    let token = token(&header, claims, sign_hs256(secret().expose().as_bytes()));
-    TokenVerifier::hs256(&secret(), rules)
-        .unwrap()
-        .verify(&token, now())
-        .await
+    let token = hs256(&json!({"alg": "HS256", "typ": "JWT"}), claims);
+    verifier(rules).verify(&token, now()).await
 }
 
 async fn verified(claims: &Value) -> Result<Claims, TokenError> {
@@ -164,11 +171,8 @@ async fn invalid_claims_are_rejected() {
         ("aud", json!(["another"]), TokenError::Audience),
         ("aud", json!(7), TokenError::Audience),
     ] {
-        assert_eq!(
-            verified(&with(name, value.clone())).await.unwrap_err(),
-            expected,
-            "{name} {value}"
-        );
+        let error = verified(&with(name, value.clone())).await.unwrap_err();
+        assert_eq!(error, expected, "{name} {value}");
     }
 }
 
@@ -185,10 +189,8 @@ async fn valid_claims_are_accepted() {
         ("aud", json!(null)),
         ("sub", json!("a".repeat(255))),
     ] {
-        assert!(
-            verified(&with(name, value.clone())).await.is_ok(),
-            "{name} {value}"
-        );
+        let result = verified(&with(name, value.clone())).await;
+        assert!(result.is_ok(), "{name} {value}");
     }
 }
 
@@ -199,52 +201,27 @@ async fn issuer_and_audience_are_required_when_configured() {
         audience: Some("tollkey".into()),
         ..rules()
     };
+    let own = "https://i.example";
+    let invalid = |name| Some(TokenError::Claim(name));
     for (issuer, audience, expected) in [
-        (json!("https://i.example"), json!("tollkey"), None),
-        (
-            json!("https://i.example"),
-            json!(["other", "tollkey"]),
-            None,
-        ),
+        (json!(own), json!("tollkey"), None),
+        (json!(own), json!(["other", "tollkey"]), None),
         (
             json!("https://i.example/"),
             json!("tollkey"),
             Some(TokenError::Issuer),
         ),
-        (
-            json!("https://i.example"),
-            json!("Tollkey"),
-            Some(TokenError::Audience),
-        ),
-        (
-            json!("https://i.example"),
-            json!([]),
-            Some(TokenError::Audience),
-        ),
-        (
-            json!("https://i.example"),
-            json!(["tollkey", 7]),
-            Some(TokenError::Claim("aud")),
-        ),
-        (
-            json!(null),
-            json!("tollkey"),
-            Some(TokenError::Claim("iss")),
-        ),
-        (
-            json!("https://i.example"),
-            json!(null),
-            Some(TokenError::Claim("aud")),
-        ),
+        (json!(own), json!("Tollkey"), Some(TokenError::Audience)),
+        (json!(own), json!([]), Some(TokenError::Audience)),
+        (json!(own), json!(["tollkey", 7]), invalid("aud")),
+        (json!(null), json!("tollkey"), invalid("iss")),
+        (json!(own), json!(null), invalid("aud")),
     ] {
         let mut claims = claims();
         claims["iss"] = issuer.clone();
         claims["aud"] = audience.clone();
-        assert_eq!(
-            verified_with(rules.clone(), &claims).await.err(),
-            expected,
-            "{issuer} {audience}"
-        );
+        let error = verified_with(rules.clone(), &claims).await.err();
+        assert_eq!(error, expected, "{issuer} {audience}");
     }
 }
 
@@ -266,37 +243,20 @@ async fn account_claim_is_a_string_or_an_integer() {
         (json!("a b"), Err(ClaimFault::Form)),
         (json!("a".repeat(129)), Err(ClaimFault::Form)),
     ] {
-        let account = verified(&with("account_id", claim.clone()))
-            .await
-            .unwrap()
-            .account;
-        assert_eq!(
-            account.as_ref().map(AccountId::as_str),
-            expected.as_ref().copied(),
-            "{claim}"
-        );
+        let claims = verified(&with("account_id", claim.clone())).await.unwrap();
+        let account = claims.account.as_ref().map(AccountId::as_str);
+        assert_eq!(account, expected.as_ref().copied(), "{claim}");
     }
     let rules = ClaimRules {
         account_claim: "org".into(),
         ..rules()
     };
-    assert_eq!(
-        verified_with(rules.clone(), &claims())
-            .await
-            .unwrap()
-            .account,
-        Err(ClaimFault::Missing),
-        "no fallback"
-    );
-    assert_eq!(
-        verified_with(rules, &with("org", json!("b")))
-            .await
-            .unwrap()
-            .account
-            .unwrap()
-            .as_str(),
-        "b"
-    );
+    let read = verified_with(rules.clone(), &claims()).await.unwrap();
+    assert_eq!(read.account, Err(ClaimFault::Missing), "no fallback");
+    let read = verified_with(rules, &with("org", json!("b")))
+        .await
+        .unwrap();
+    assert_eq!(read.account.unwrap().as_str(), "b");
 }
 
 #[test]
@@ -343,12 +303,8 @@ fn claim_is_found_by_name_or_path() {
 
 #[tokio::test]
 async fn nested_account_and_roles_are_read() {
-    let nested = json!({"account": {"id": 42}, "realm_access": {"roles": ["operator"]}});
-    let mut claims = claims();
-    claims
-        .as_object_mut()
-        .unwrap()
-        .extend(nested.as_object().unwrap().clone());
+    let mut claims = with("account", json!({"id": 42}));
+    claims["realm_access"] = json!({"roles": ["operator"]});
     for (account, roles) in [
         ("account.id", "realm_access.roles"),
         ("/account/id", "/realm_access/roles"),
@@ -361,22 +317,10 @@ async fn nested_account_and_roles_are_read() {
         let read = verified_with(rules.clone(), &claims).await.unwrap();
         assert_eq!(read.account.as_ref().map(AccountId::as_str), Ok("42"));
         assert_eq!(read.roles, ["operator"]);
-        let new = NewToken {
-            subject: "ann".to_owned(),
-            account: Some("acme".parse().unwrap()),
-            roles: vec!["service".to_owned()],
-            lifetime: DEFAULT_LIFETIME,
-        };
-        let token = create_token(&secret(), &rules, &new, now()).unwrap();
-        let read = TokenVerifier::hs256(&secret(), rules)
-            .unwrap()
-            .verify(&token, now())
-            .await
-            .unwrap();
-        assert_eq!(
-            (read.account.unwrap().as_str(), read.roles.as_slice()),
-            ("acme", &["service".to_owned()][..])
-        );
+        let token = create_token(&secret(), &rules, &new_token(), now()).unwrap();
+        let read = verifier(rules).verify(&token, now()).await.unwrap();
+        assert_eq!(read.account.unwrap().as_str(), "acme");
+        assert_eq!(read.roles, new_token().roles);
     }
 }
 
@@ -388,47 +332,30 @@ async fn issuer_that_is_not_a_string_is_rejected() {
     };
     for issuer in [json!(["https://i.example"]), json!([]), json!({}), json!(7)] {
         for rules in [rules(), configured.clone()] {
-            let error = verified_with(rules, &with("iss", issuer.clone()))
-                .await
-                .unwrap_err();
+            let result = verified_with(rules, &with("iss", issuer.clone())).await;
+            let error = result.unwrap_err();
             assert!(
                 matches!(error, TokenError::Claim("iss") | TokenError::Issuer),
                 "{issuer}: {error}"
             );
         }
     }
-    assert!(
-        verified_with(configured, &with("iss", json!("https://i.example")))
-            .await
-            .is_ok()
-    );
+    let valid = with("iss", json!("https://i.example"));
+    assert!(verified_with(configured, &valid).await.is_ok());
 }
 
 #[tokio::test]
 async fn public_key_on_one_line_is_accepted() {
     let escaped = String::from_utf8(rsa_pem()).unwrap().replace('\n', "\\n");
-    let token = token(
-        &json!({"alg": "RS256"}),
-        &claims(),
-        sign_rsa(&RSA_PKCS1_SHA256),
-    );
     for pem in [escaped.clone(), format!("{escaped}\n")] {
-        assert!(
-            TokenVerifier::public_key(pem.as_bytes(), rules())
-                .unwrap()
-                .verify(&token, now())
-                .await
-                .is_ok()
-        );
+        let verifier = TokenVerifier::public_key(pem.as_bytes(), rules()).unwrap();
+        assert!(verifier.verify(&rs256(), now()).await.is_ok());
     }
     let with_mark = ["\u{feff}".as_bytes(), &rsa_pem()].concat();
-    let error = TokenVerifier::public_key(&with_mark, rules())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: ") && error.contains("byte order mark"),
-        "{error}"
-    );
+    let error = TokenVerifier::public_key(&with_mark, rules()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: "), "{text}");
+    assert!(text.contains("byte order mark"), "{text}");
 }
 
 #[tokio::test]
@@ -443,29 +370,22 @@ async fn roles_are_strings_in_an_array_or_in_one_string() {
         (json!(true), vec![]),
         (json!(null), vec![]),
     ] {
-        assert_eq!(
-            verified(&with("roles", value.clone())).await.unwrap().roles,
-            expected,
-            "{value}"
-        );
+        let read = verified(&with("roles", value.clone())).await.unwrap();
+        assert_eq!(read.roles, expected, "{value}");
     }
     let off = ClaimRules {
         roles_claim: None,
         ..rules()
     };
-    assert!(
-        verified_with(off, &with("roles", json!(["operator"])))
-            .await
-            .unwrap()
-            .roles
-            .is_empty()
-    );
+    let claims = with("roles", json!(["operator"]));
+    let read = verified_with(off, &claims).await.unwrap();
+    assert!(read.roles.is_empty());
 }
 
 #[tokio::test]
 async fn invalid_headers_are_rejected() {
-    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
-    let sign = sign_hs256(secret().expose().as_bytes());
+    let verifier = verifier(rules());
+    let b64 = json!({"alg": "HS256", "crit": ["b64"], "b64": false});
     for (header, expected) in [
         (json!({"alg": "none"}), TokenError::Malformed),
         (json!({"alg": "None"}), TokenError::Malformed),
@@ -480,32 +400,25 @@ async fn invalid_headers_are_rejected() {
             TokenError::Critical,
         ),
         (json!({"alg": "HS256", "crit": []}), TokenError::Critical),
-        (
-            json!({"alg": "HS256", "crit": ["b64"], "b64": false}),
-            TokenError::Critical,
-        ),
+        (b64, TokenError::Critical),
     ] {
-        let error = verifier
-            .verify(&token(&header, &claims(), &sign), now())
-            .await
-            .unwrap_err();
+        let token = hs256(&header, &claims());
+        let error = verifier.verify(&token, now()).await.unwrap_err();
         assert_eq!(error, expected, "{header}");
     }
-    let unsigned = token(&json!({"alg": "none"}), &claims(), |_| Vec::new());
-    assert_eq!(
-        verifier.verify(&unsigned, now()).await.unwrap_err(),
-        TokenError::Malformed
-    );
-    let unsigned = token(&json!({"alg": "HS256"}), &claims(), |_| Vec::new());
-    assert_eq!(
-        verifier.verify(&unsigned, now()).await.unwrap_err(),
-        TokenError::Signature
-    );
+    for (algorithm, expected) in [
+        ("none", TokenError::Malformed),
+        ("HS256", TokenError::Signature),
+    ] {
+        let unsigned = token(&json!({"alg": algorithm}), &claims(), |_| Vec::new());
+        let error = verifier.verify(&unsigned, now()).await.unwrap_err();
+        assert_eq!(error, expected, "{algorithm}");
+    }
 }
 
 #[tokio::test]
 async fn keys_in_the_token_header_are_ignored() {
-    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    let verifier = verifier(rules());
     let embedded_key = [b'x'; 32];
     let embedded = json!({
         "alg": "HS256",
@@ -514,26 +427,16 @@ async fn keys_in_the_token_header_are_ignored() {
         "jwk": {"kty": "oct", "k": base64url(embedded_key)},
     });
     let forged = token(&embedded, &claims(), sign_hs256(&embedded_key));
-    assert_eq!(
-        verifier.verify(&forged, now()).await.unwrap_err(),
-        TokenError::Signature
-    );
-    let valid = token(
-        &embedded,
-        &claims(),
-        sign_hs256(secret().expose().as_bytes()),
-    );
+    let error = verifier.verify(&forged, now()).await.unwrap_err();
+    assert_eq!(error, TokenError::Signature);
+    let valid = hs256(&embedded, &claims());
     assert!(verifier.verify(&valid, now()).await.is_ok());
 }
 
 #[tokio::test]
 async fn malformed_and_forged_tokens_are_rejected() {
-    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
-    let good = token(
-        &json!({"alg": "HS256"}),
-        &claims(),
-        sign_hs256(secret().expose().as_bytes()),
-    );
+    let verifier = verifier(rules());
+    let good = hs256(&json!({"alg": "HS256"}), &claims());
     let (message, signature) = good.rsplit_once('.').unwrap();
     let (header, payload) = message.split_once('.').unwrap();
     let changed = base64url(with("account_id", json!("victim")).to_string());
@@ -557,33 +460,21 @@ async fn malformed_and_forged_tokens_are_rejected() {
         );
     }
     assert!(verifier.verify(&good, now()).await.is_ok());
-    let array = token(
-        &json!({"alg": "HS256"}),
-        &json!([1]),
-        sign_hs256(secret().expose().as_bytes()),
-    );
-    assert_eq!(
-        verifier.verify(&array, now()).await.unwrap_err(),
-        TokenError::Malformed
-    );
+    let array = hs256(&json!({"alg": "HS256"}), &json!([1]));
+    let error = verifier.verify(&array, now()).await.unwrap_err();
+    assert_eq!(error, TokenError::Malformed);
 }
 
 #[tokio::test]
 async fn long_token_is_rejected() {
     let sized = |size: usize| {
         let filler = with("filler", json!("f".repeat(size)));
-        token(
-            &json!({"alg": "HS256"}),
-            &filler,
-            sign_hs256(secret().expose().as_bytes()),
-        )
+        hs256(&json!({"alg": "HS256"}), &filler)
     };
-    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    let verifier = verifier(rules());
     assert!(verifier.verify(&sized(5_900), now()).await.is_ok());
-    assert_eq!(
-        verifier.verify(&sized(6_200), now()).await.unwrap_err(),
-        TokenError::TooLarge
-    );
+    let error = verifier.verify(&sized(6_200), now()).await.unwrap_err();
+    assert_eq!(error, TokenError::TooLarge);
 }
 
 #[tokio::test]
@@ -591,24 +482,18 @@ async fn public_key_accepts_only_its_own_algorithms() {
     let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
     let ed = Ed25519KeyPair::generate().unwrap();
-    let pems = [
-        ("RSA", rsa_pem()),
-        (
-            "P-256",
-            pem("PUBLIC KEY", p256.public_key().as_der().unwrap().as_ref()),
-        ),
-        (
-            "P-384",
-            pem("PUBLIC KEY", p384.public_key().as_der().unwrap().as_ref()),
-        ),
-        (
-            "Ed25519",
-            pem("PUBLIC KEY", ed.public_key().as_der().unwrap().as_ref()),
-        ),
+    let (p256_key, p384_key, ed_key) = (p256.public_key(), p384.public_key(), ed.public_key());
+    // Each public key as a PEM file and as its bytes.
+    let keys = [
+        ("RSA", rsa_pem(), RSA.public_key().as_ref()),
+        ("P-256", public_pem(p256_key), p256_key.as_ref()),
+        ("P-384", public_pem(p384_key), p384_key.as_ref()),
+        ("Ed25519", public_pem(ed_key), ed_key.as_ref()),
     ];
     let signed = |algorithm: &str, sign: &dyn Fn(&[u8]) -> Vec<u8>| {
         token(&json!({"alg": algorithm}), &claims(), sign)
     };
+    let sign_ed = |message: &[u8]| ed.sign(message).as_ref().to_vec();
     let tokens = [
         ("RSA", signed("RS256", &sign_rsa(&RSA_PKCS1_SHA256))),
         ("RSA", signed("PS256", &sign_rsa(&RSA_PSS_SHA256))),
@@ -616,32 +501,20 @@ async fn public_key_accepts_only_its_own_algorithms() {
         ("P-256", signed("ES256", &sign_ec(&p256))),
         ("P-384", signed("ES384", &sign_ec(&p384))),
         ("none", signed("ES256", &sign_ec(&p384))),
-        (
-            "Ed25519",
-            signed("EdDSA", &|message| ed.sign(message).as_ref().to_vec()),
-        ),
+        ("Ed25519", signed("EdDSA", &sign_ed)),
         ("none", signed("none", &|_| Vec::new())),
     ];
-    for (key, pem) in &pems {
+    for (key, pem, bytes) in &keys {
         let verifier = TokenVerifier::public_key(pem, rules()).unwrap();
         for (signer, token) in &tokens {
             let accepted = verifier.verify(token, now()).await.is_ok();
             assert_eq!(accepted, key == signer, "{key}: {token}");
         }
         // Key confusion: an HS256 token signed with the public key as the secret.
-        let point = match *key {
-            "RSA" => RSA.public_key().as_ref().to_vec(),
-            "P-256" => p256.public_key().as_ref().to_vec(),
-            "P-384" => p384.public_key().as_ref().to_vec(),
-            _ => ed.public_key().as_ref().to_vec(),
-        };
-        for secret in [pem.as_slice(), point.as_slice()] {
+        for secret in [pem.as_slice(), bytes] {
             let forged = signed("HS256", &sign_hs256(secret));
-            assert_eq!(
-                verifier.verify(&forged, now()).await.unwrap_err(),
-                TokenError::Algorithm,
-                "{key}"
-            );
+            let error = verifier.verify(&forged, now()).await.unwrap_err();
+            assert_eq!(error, TokenError::Algorithm, "{key}");
         }
     }
 }
@@ -658,10 +531,8 @@ fn file_without_a_usable_public_key_is_rejected() {
         (b"nonsense".to_vec(), "must hold a public key"),
         (Vec::new(), "must hold a public key"),
     ] {
-        let error = TokenVerifier::public_key(&file, rules())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(expected), "{error}");
+        let error = TokenVerifier::public_key(&file, rules()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }
 
@@ -676,58 +547,36 @@ fn base64_weak_rsa() -> Vec<u8> {
 #[test]
 fn short_secret_is_rejected() {
     let short = Secret::new("s".repeat(31));
-    assert!(matches!(
-        TokenVerifier::hs256(&short, rules()).unwrap_err(),
-        KeySetupError::WeakSecret
-    ));
+    let error = TokenVerifier::hs256(&short, rules()).unwrap_err();
+    assert!(matches!(error, KeySetupError::WeakSecret));
 }
 
 #[tokio::test]
 async fn verifier_uses_the_configured_key_source() {
-    let settings = |source| TokenSettings {
-        source,
-        issuer: None,
-        audience: None,
-        account_claim: "account_id".into(),
-        roles_claim: Some("roles".into()),
+    let open = |source, development: Option<&Secret>| {
+        let claims = rules();
+        TokenVerifier::open(&TokenSettings { source, claims }, development)
     };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
     fs::write(&path, rsa_pem()).unwrap();
-    let hs256 = token(
-        &json!({"alg": "HS256"}),
-        &claims(),
-        sign_hs256(secret().expose().as_bytes()),
-    );
-    let rs256 = token(
-        &json!({"alg": "RS256"}),
-        &claims(),
-        sign_rsa(&RSA_PKCS1_SHA256),
-    );
+    let hs256 = hs256(&json!({"alg": "HS256"}), &claims());
 
-    let verifier = TokenVerifier::open(&settings(TokenSource::Hs256(secret())), None).unwrap();
+    let verifier = open(TokenSource::Hs256(secret()), None).unwrap();
     assert!(verifier.verify(&hs256, now()).await.is_ok());
-    let verifier = TokenVerifier::open(
-        &settings(TokenSource::PublicKeyFile(PublicKeyFile::read(path))),
-        None,
-    )
-    .unwrap();
-    assert!(verifier.verify(&rs256, now()).await.is_ok());
+    let file = TokenSource::PublicKeyFile(PublicKeyFile::read(path));
+    let verifier = open(file, None).unwrap();
+    assert!(verifier.verify(&rs256(), now()).await.is_ok());
     assert_eq!(verifier.warm_up(now()).await, Ok(()));
-    let verifier =
-        TokenVerifier::open(&settings(TokenSource::Development), Some(&secret())).unwrap();
+    let verifier = open(TokenSource::Development, Some(&secret())).unwrap();
     assert!(verifier.verify(&hs256, now()).await.is_ok());
 
-    let error = TokenVerifier::open(&settings(TokenSource::Development), None).unwrap_err();
+    let error = open(TokenSource::Development, None).unwrap_err();
     assert!(matches!(error, KeySetupError::NoSource));
     let missing = TokenSource::PublicKeyFile(PublicKeyFile::read("missing.pem".into()));
-    let error = TokenVerifier::open(&settings(missing), None).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file"),
-        "{error}"
-    );
+    let error = open(missing, None).unwrap_err().to_string();
+    let rule = "TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file";
+    assert!(error.starts_with(rule), "{error}");
 }
 
 fn new_token() -> NewToken {
@@ -746,25 +595,18 @@ async fn created_token_is_accepted_until_it_expires() {
         audience: Some("us".into()),
         ..rules()
     };
-    let verifier = TokenVerifier::hs256(&secret(), rules.clone()).unwrap();
+    let verifier = verifier(rules.clone());
     let token = create_token(&secret(), &rules, &new_token(), now()).unwrap();
     let claims = verifier.verify(&token, now()).await.unwrap();
     assert_eq!(claims.account.ok(), new_token().account);
     assert_eq!(claims.roles, new_token().roles);
-    assert_eq!(
-        claims.expires_at,
-        now().checked_add(DEFAULT_LIFETIME).unwrap()
-    );
-    let later = claims.expires_at.checked_add(LEEWAY).unwrap();
-    assert_eq!(
-        verifier.verify(&token, later).await.unwrap_err(),
-        TokenError::Expired
-    );
+    assert_eq!(claims.expires_at, now() + DEFAULT_LIFETIME);
+    let later = claims.expires_at + LEEWAY;
+    let error = verifier.verify(&token, later).await.unwrap_err();
+    assert_eq!(error, TokenError::Expired);
     let other = TokenVerifier::hs256(&Secret::new("o".repeat(32)), rules).unwrap();
-    assert_eq!(
-        other.verify(&token, now()).await.unwrap_err(),
-        TokenError::Signature
-    );
+    let error = other.verify(&token, now()).await.unwrap_err();
+    assert_eq!(error, TokenError::Signature);
 }
 
 #[test]
@@ -777,23 +619,20 @@ fn invalid_token_is_not_created() {
         roles_claim: None,
         ..rules()
     };
-    let error = |rules: &ClaimRules, token: &NewToken| {
-        create_token(&secret(), rules, token, now()).unwrap_err()
+    let error = |rules: &ClaimRules, token: NewToken| {
+        create_token(&secret(), rules, &token, now()).unwrap_err()
     };
-    assert!(matches!(
-        error(&sub_is_account, &new_token()),
-        CreateTokenError::Clash
-    ));
-    assert!(matches!(
-        error(&no_roles, &new_token()),
-        CreateTokenError::NoRolesClaim
-    ));
+    let clash = error(&sub_is_account, new_token());
+    assert!(matches!(clash, CreateTokenError::Clash));
+    let no_claim = error(&no_roles, new_token());
+    assert!(matches!(no_claim, CreateTokenError::NoRolesClaim));
     let no_subject = NewToken {
         subject: String::new(),
         ..new_token()
     };
+    let refused = error(&rules(), no_subject);
     assert!(matches!(
-        error(&rules(), &no_subject),
+        refused,
         CreateTokenError::Refused(TokenError::Claim("sub"))
     ));
     for lifetime in [
@@ -801,21 +640,17 @@ fn invalid_token_is_not_created() {
         SignedDuration::from_secs(-5),
         SignedDuration::MAX,
     ] {
-        assert!(matches!(
-            error(
-                &rules(),
-                &NewToken {
-                    lifetime,
-                    ..new_token()
-                }
-            ),
-            CreateTokenError::Lifetime
-        ));
+        let token = NewToken {
+            lifetime,
+            ..new_token()
+        };
+        let error = error(&rules(), token);
+        assert!(matches!(error, CreateTokenError::Lifetime));
     }
 }
 
 #[test]
 fn debug_output_hides_the_secret() {
-    let shown = format!("{:?}", TokenVerifier::hs256(&secret(), rules()).unwrap());
+    let shown = format!("{:?}", verifier(rules()));
     assert!(!shown.contains("sss"), "{shown}");
 }

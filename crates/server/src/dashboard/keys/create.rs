@@ -104,15 +104,9 @@ pub(in super::super) async fn create(
             None => api_keys::create(&state.service, by, family, key, creating).await,
         }
     };
-    match once(
-        &state,
-        (by.account_id.as_str(), &by.actor),
-        request.path(),
-        (&fields, &body),
-        run,
-    )
-    .await
-    {
+    let creator = (by.account_id.as_str(), &by.actor);
+    let form = (request.path(), &fields, &body);
+    match once(&state, creator, form, run).await {
         Ok(outcome) => respond(&state, &visitor, &request, outcome),
         Err(problem) if can_be_corrected(&problem) => {
             let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);
@@ -146,12 +140,7 @@ fn shown_once(
     text: &PlainKey,
 ) -> HandlerResult {
     // The origin that the browser uses, which a proxy may hide from the server. Browsers send it with a form.
-    let header = |name| {
-        request
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
+    let header = |name| request.headers().get(name)?.to_str().ok();
     let base = header(ORIGIN)
         .filter(|origin| *origin != "null")
         .map(str::to_owned);

@@ -71,15 +71,9 @@ pub(in super::super) async fn rotate(
             form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
         api_keys::rotate(&state.service, by, id, overlap, creating).await
     };
-    match once(
-        &state,
-        (by.account_id.as_str(), &by.actor),
-        request.path(),
-        (&fields, &body),
-        run,
-    )
-    .await
-    {
+    let creator = (by.account_id.as_str(), &by.actor);
+    let form = (request.path(), &fields, &body);
+    match once(&state, creator, form, run).await {
         Ok(outcome) => respond(&state, &visitor, &request, outcome),
         Err(problem) if can_be_corrected(&problem) => {
             let fields = once::with_errors(&state, by.account_id.as_str(), fields, &problem);

@@ -12,11 +12,9 @@ pub(in super::super) async fn suspend(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let key = api_keys::suspend(&state.service, &visitor.by, path_id(&id)?).await?;
-    Ok(see_other(&format!(
-        "/dashboard/keys/{}?done=suspended",
-        key.id
-    )))
+    let id = path_id(&id)?;
+    api_keys::suspend(&state.service, &visitor.by, id).await?;
+    Ok(see_other(&format!("/dashboard/keys/{id}?done=suspended")))
 }
 
 #[post("/keys/{id}/resume")]
@@ -25,9 +23,7 @@ pub(in super::super) async fn resume(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> HandlerResult {
-    let key = api_keys::resume(&state.service, &visitor.by, path_id(&id)?).await?;
-    Ok(see_other(&format!(
-        "/dashboard/keys/{}?done=resumed",
-        key.id
-    )))
+    let id = path_id(&id)?;
+    api_keys::resume(&state.service, &visitor.by, id).await?;
+    Ok(see_other(&format!("/dashboard/keys/{id}?done=resumed")))
 }

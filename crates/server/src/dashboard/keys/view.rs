@@ -5,6 +5,7 @@ use tollkey_core::{ApiKey, Family, Mode, Status};
 use tollkey_store::DayUsage;
 
 use super::{super::page::Time, choice::Choice};
+use crate::surfaces::members;
 
 pub(super) const SECTION: &str = "keys";
 
@@ -149,10 +150,7 @@ impl KeyView {
             expires: restrictions.expires_at.map(Time),
             suspended: key.suspension().map(Time),
             revoked: key.revocation().map(|revocation| Time(revocation.at)),
-            reason: key
-                .revocation()
-                .and_then(|revocation| revocation.reason)
-                .map(str::to_owned),
+            reason: members::revoked_reason(key),
             rotated: key.rotated_at.map(Time),
             rotated_from: key.rotated_from.map(|id| id.to_string()),
             rotated_to: key.rotated_to.map(|id| id.to_string()),

@@ -22,10 +22,7 @@ pub(super) fn created_key(key: &ApiKey, text: &PlainKey) -> api::CreatedKey {
         scopes: restrictions.scopes.clone(),
         prefix: key.prefix.clone(),
         merchants: restrictions.merchants.clone(),
-        features: restrictions
-            .features
-            .as_deref()
-            .map(members::shown_features),
+        features: members::shown_features(restrictions),
         created_at: key.created_at.into(),
     }
 }
@@ -41,19 +38,13 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
         last_used_at: key.last_used_at.map(Into::into),
         created_at: key.created_at.into(),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
-        revoked_reason: key
-            .revocation()
-            .and_then(|revocation| revocation.reason)
-            .map(str::to_owned),
+        revoked_reason: members::revoked_reason(key),
         mode: key.mode.into(),
         scopes: restrictions.scopes.clone(),
         prefix: key.prefix.clone(),
         last4: key.last4.clone(),
         merchants: restrictions.merchants.clone(),
-        features: restrictions
-            .features
-            .as_deref()
-            .map(members::shown_features),
+        features: members::shown_features(restrictions),
         allowed_ips: members::shown_networks(restrictions.allowed_ips.as_ref()),
         rate_limit: restrictions.rate_limit.map(Into::into),
         metadata: key.metadata.as_ref().map(Metadata::object),

@@ -55,11 +55,7 @@ fn verified_key(record: &KeyContext, catalogue: &Catalogue) -> api::VerifiedKey 
         mode: key.mode.into(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
         merchants: key.restrictions.merchants.clone(),
-        features: key
-            .restrictions
-            .features
-            .as_deref()
-            .map(members::shown_features),
+        features: members::shown_features(&key.restrictions),
         expires_at: key.restrictions.expires_at.map(Into::into),
         metadata: key.metadata.as_ref().map(Metadata::object),
     }
@@ -91,11 +87,7 @@ pub(super) fn whoami(record: &KeyContext, catalogue: &Catalogue, now: Timestamp)
         name: key.name.clone(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
         merchants: key.restrictions.merchants.clone(),
-        features: key
-            .restrictions
-            .features
-            .as_deref()
-            .map(members::shown_features),
+        features: members::shown_features(&key.restrictions),
         created_at: key.created_at.into(),
         expires_at: key.restrictions.expires_at.map(Into::into),
     });
