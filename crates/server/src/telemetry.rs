@@ -244,11 +244,9 @@ impl Requests {
     pub fn record(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
         let (method, route) = (known_method(method), route.unwrap_or("unmatched"));
         let mut routes = self.0.borrow_mut();
-        if !routes.contains_key(route) {
-            routes.insert(route.into(), Vec::new());
-        }
-        let Some(known) = routes.get_mut(route) else {
-            return;
+        let known = match routes.get_mut(route) {
+            Some(known) => known,
+            None => routes.entry(route.into()).or_default(),
         };
         let index = known
             .iter()

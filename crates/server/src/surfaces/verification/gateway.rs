@@ -257,20 +257,20 @@ async fn authorize(
             problem
         })?;
     let key = &record.key;
-    let application = key
-        .application_id
-        .map(|id| id.to_string())
-        .unwrap_or_default();
+    let application = key.application_id.map(|id| id.to_string());
     let mut response = HttpResponse::new(StatusCode::OK);
     for (name, value) in [
-        (X_AUTH_KEY_ID, key.id.to_string()),
-        (X_AUTH_ACCOUNT_ID, key.account_id.as_str().to_owned()),
-        (X_AUTH_APPLICATION_ID, application),
-        (X_AUTH_MODE, key.mode.as_str().to_owned()),
-        (X_AUTH_SCOPES, state.service.catalogue.joined(record.scopes)),
-        (X_AUTH_MERCHANT_ID, merchant.unwrap_or_default()),
+        (X_AUTH_KEY_ID, field_value(key.id.to_string())?),
+        (X_AUTH_ACCOUNT_ID, field_value(key.account_id.to_string())?),
+        (X_AUTH_APPLICATION_ID, optional_field_value(application)?),
+        (X_AUTH_MODE, HeaderValue::from_static(key.mode.as_str())),
+        (
+            X_AUTH_SCOPES,
+            field_value(state.service.catalogue.joined(record.scopes))?,
+        ),
+        (X_AUTH_MERCHANT_ID, optional_field_value(merchant)?),
     ] {
-        response.headers_mut().insert(name, field_value(value)?);
+        response.headers_mut().insert(name, value);
     }
     Ok(response)
 }
@@ -278,6 +278,11 @@ async fn authorize(
 /// Converts a text into the value of a header without copying it.
 fn field_value(text: String) -> Result<HeaderValue, Problem> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
+}
+
+/// Returns an empty value for an absent text.
+fn optional_field_value(text: Option<String>) -> Result<HeaderValue, Problem> {
+    text.map_or(Ok(HeaderValue::from_static("")), field_value)
 }
 
 fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
