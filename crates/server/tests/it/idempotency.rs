@@ -8,8 +8,12 @@ use tollkey_core::KeyId;
 
 use crate::{
     assert_response,
-    storlaunch::{create_key, envelope, key_request},
-    support::{App, Call, Reply, each_backend, eventually, settings},
+    storlaunch::envelope,
+    support::{
+        App, Call, Reply,
+        account_keys::{create_key, key_request},
+        each_backend, eventually, settings,
+    },
 };
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";

@@ -22,9 +22,11 @@ use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Connection, Server, Tollkey, merchant},
-    storlaunch::{KEYS, create_key, created_key, error_code, key_request},
+    storlaunch::error_code,
     support::{
-        App, Call, Key, Reply, TOKEN_SIGN_IN, each_backend, each_backend_with, eventually, source,
+        App, Call, Key, Reply, TOKEN_SIGN_IN,
+        account_keys::{KEYS, create_key, created_key, key_request},
+        each_backend, each_backend_with, eventually, source,
     },
 };
 

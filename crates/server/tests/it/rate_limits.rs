@@ -13,8 +13,12 @@ use tollkey_core::{
 
 use crate::{
     assert_response,
-    storlaunch::{create_key, error_code, key_request},
-    support::{App, Call, Key, Reply, each_backend, each_backend_with},
+    storlaunch::error_code,
+    support::{
+        App, Call, Key, Reply,
+        account_keys::{create_key, key_request},
+        each_backend, each_backend_with,
+    },
 };
 
 /// Creates a key of this family with this rate limit.

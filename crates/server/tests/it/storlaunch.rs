@@ -9,40 +9,16 @@ use tollkey_store::Backend;
 
 use crate::{
     assert_response,
-    support::{App, Call, Key, Reply, each_backend, eventually},
+    support::{
+        App, Call, Key, Reply,
+        account_keys::{KEYS, create_key, created_key, key_request},
+        each_backend, eventually,
+    },
 };
 
 /// The prefix of the document, and the prefix of the other APIs.
 const MOUNTS: [&str; 2] = ["/v1", "/api/v1"];
-pub const KEYS: &str = "/v1/account/api-keys";
 const AUDIT_LOG: &str = "/v1/account/audit-log";
-
-/// A request body for a new account key.
-pub fn key_request(environment: &str, access: &str) -> Value {
-    json!({"name": "Production webhook handler", "environment": environment, "access": access})
-}
-
-/// Creates an account key.
-pub async fn create_key(app: &App, by: &str, body: Value) -> Key {
-    let reply = app.post(KEYS, body).bearer(by).await;
-    assert_eq!(reply.status, 201, "{reply}");
-    created_key(&reply)
-}
-
-/// Returns the created key of a response.
-pub fn created_key(reply: &Reply) -> Key {
-    let data = reply.json()["data"].clone();
-    let text = |field: &str| {
-        data[field]
-            .as_str()
-            .unwrap_or_else(|| panic!("no {field}: {reply}"))
-            .to_owned()
-    };
-    Key {
-        id: text("id"),
-        text: text("value"),
-    }
-}
 
 /// The field names of an object, in their order.
 fn names(object: &Value) -> Vec<&str> {

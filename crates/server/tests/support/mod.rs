@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+pub mod account_keys;
+
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
