@@ -1,11 +1,10 @@
 //! The HTTP contract: every test runs the server in its own process and calls it over real HTTP, on each available
 //! backend. `../system` has the tests that start other processes.
 
+mod app;
 mod applications;
 mod audit;
 mod authorization;
-#[path = "../support/binary.rs"]
-mod binary;
 mod ceiling;
 mod changes;
 mod client;
@@ -22,7 +21,7 @@ mod guard;
 mod hellgate;
 mod idempotency;
 mod input;
-mod lineage_attack;
+mod lineage;
 mod openapi;
 mod operator;
 mod path_prefix;

@@ -10,8 +10,9 @@ use tollkey_server::server::RunningServer;
 use tollkey_verifier::testing::{ManualClock, START};
 
 use crate::{
+    app::each_backend_with_replica,
     assert_response,
-    support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
+    support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
 fn path(key: &Key) -> String {

@@ -10,6 +10,9 @@ use std::{
 };
 
 pub mod account_keys;
+pub mod raw;
+pub mod resource_server;
+pub mod sign_in;
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
@@ -30,10 +33,7 @@ use tollkey_server::{
     server::{self, RunningServer},
 };
 use tollkey_service::Random;
-use tollkey_store::{
-    Owner,
-    testing::{Database, backends},
-};
+use tollkey_store::testing::{Database, backends};
 use tollkey_verifier::testing::ManualClock;
 
 /// Signs the management tokens of tests.
@@ -44,6 +44,7 @@ pub struct App {
     pub clock: ManualClock,
     pub settings: Settings,
     /// The message of development mode, which the binary prints at start.
+    #[allow(dead_code)] // only `it` reads it
     pub message: Option<String>,
     running: RunningServer,
 }
@@ -83,23 +84,6 @@ pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
         Some(value.into())
     };
     Settings::resolve(&Options::default(), &env, Path::new("no such file")).expect("valid settings")
-}
-
-/// Runs a test on each backend with a second replica, which has that clock. Leases are short: two replicas on one
-/// SQLite file cannot notify each other, so a change waits until the other's lease has expired.
-pub async fn each_backend_with_replica(
-    clock: Option<&ManualClock>,
-    test: impl AsyncFn(&App, &RunningServer),
-) {
-    for database in backends() {
-        let _migrated = database.store();
-        database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
-        let app = App::start(database, &[]).await;
-        let replica = app.replica_at(clock.unwrap_or(&app.clock)).await;
-        test(&app, &replica).await;
-        replica.stop().await;
-        app.stop().await;
-    }
 }
 
 impl App {
@@ -145,17 +129,8 @@ impl App {
         self.replica_like(&self.settings, &self.clock).await
     }
 
-    /// A replica with its own clock.
-    pub async fn replica_at(&self, clock: &ManualClock) -> RunningServer {
-        self.replica_like(&self.settings, clock).await
-    }
-
-    /// A replica with its own settings.
-    pub async fn replica_with(&self, settings: &Settings) -> RunningServer {
-        self.replica_like(settings, &self.clock).await
-    }
-
-    async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> RunningServer {
+    /// A replica with its own settings and clock.
+    pub async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> RunningServer {
         let random = Random::new(StdRng::seed_from_u64(2));
         let opened = assembly::open(settings, Arc::new(clock.clone()), random)
             .await
@@ -355,42 +330,6 @@ impl App {
         }
     }
 
-    /// Changes a key in the store, including fields that no API can change. Returns once the change has propagated.
-    pub async fn edit_key(
-        &self,
-        account: &str,
-        id: &str,
-        edit: impl FnOnce(&mut ApiKey) + Clone + Send + 'static,
-    ) {
-        let account: AccountId = account.parse().expect("an account ID");
-        let id: KeyId = id.parse().expect("a key ID");
-        let changed =
-            self.running
-                .state()
-                .service
-                .change(Owner::from(&account.clone()), move |tx| {
-                    let mut account = tx.account(&account);
-                    let mut key = account
-                        .lock_key(&Family::ALL, &id)?
-                        .expect("the key exists");
-                    edit(&mut key);
-                    Ok(account.save_key(&key)?)
-                });
-        changed.await.expect("a change");
-    }
-
-    /// Waits until every revocation is recorded on all affected keys. The keys are rejected before that.
-    pub async fn revocations_recorded(&self) {
-        let store = &self.running.state().service.store;
-        eventually("every revocation is recorded", async || {
-            store
-                .read(|db| db.accounts_with_pending_revocations(None, 1))
-                .await
-                .is_ok_and(|accounts| accounts.is_empty())
-        })
-        .await;
-    }
-
     /// Inserts a key without restrictions. See [`Self::insert_key_with`].
     pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
         let restrictions = Restrictions {
@@ -442,6 +381,13 @@ pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
 pub struct Key {
     pub id: String,
     pub text: String,
+}
+
+impl Key {
+    /// The hyphenated form of its ID, which the audit log and the dashboard print.
+    pub fn hyphenated_id(&self) -> String {
+        self.id.parse::<KeyId>().expect("a key ID").to_string()
+    }
 }
 
 /// A request; `.await` sends it. Path and headers are written to the socket unchanged.
@@ -736,20 +682,6 @@ impl Reply {
     /// The problem's code.
     pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
-    }
-
-    /// The problem's `errors`, each as its pointer and detail.
-    pub fn errors(&self) -> Vec<String> {
-        let json = self.json();
-        let errors = json["errors"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
-        errors
-            .iter()
-            .map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail")))
-            .collect()
     }
 }
 
