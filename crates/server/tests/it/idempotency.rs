@@ -860,7 +860,9 @@ async fn repeat_after_a_lost_response_returns_the_same_secret() {
             request
                 .call(app)
                 .header(IDEMPOTENCY_KEY, KEY)
-                .hang_up()
+                .hold_body()
+                .await
+                .write_body()
                 .await;
             eventually("the request is processed", async || {
                 request.count(app).await == before + 1
