@@ -310,7 +310,14 @@ async fn different_body_is_a_mismatch() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00W6DJ06G5TSMBDJZX
 
-        {"type":"urn:tollkey:problem:idempotency_mismatch","title":"The Idempotency-Key was already used","status":422,"detail":"This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.","code":"idempotency_mismatch","request_id":"req_01KDVDNA00W6DJ06G5TSMBDJZX"}
+        {
+          "type": "urn:tollkey:problem:idempotency_mismatch",
+          "title": "The Idempotency-Key was already used",
+          "status": 422,
+          "detail": "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.",
+          "code": "idempotency_mismatch",
+          "request_id": "req_01KDVDNA00W6DJ06G5TSMBDJZX"
+        }
         "#);
         let replayed = create(r#"{"name":"Checkout"}"#).await;
         assert_response!(replayed, @r#"
@@ -322,7 +329,21 @@ async fn different_body_is_a_mismatch() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00BZHK1HKAFBYCRBCS
 
-        {"key_id":"019b76da-a800-7122-adf6-eccfc4caa8cd","name":"Checkout","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_tHhJYi","merchants":null,"features":null,"created_at":1767225600}
+        {
+          "key_id": "019b76da-a800-7122-adf6-eccfc4caa8cd",
+          "name": "Checkout",
+          "scope": "commerce",
+          "api_key": "ck_live_(32)",
+          "expires_at": null,
+          "mode": "live",
+          "scopes": [
+            "commerce"
+          ],
+          "prefix": "ck_live_tHhJYi",
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600
+        }
         "#);
     })
     .await;

@@ -171,7 +171,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A response. Its `Display` hides the random part of keys.
+/// A response. Its `Display` indents a JSON body and hides the random part of keys.
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -222,7 +222,11 @@ impl fmt::Display for Reply {
                 writeln!(f, "{name}: {value}")?;
             }
         }
-        write!(f, "\n{}", without_secrets(&self.body))
+        let body = match serde_json::from_str::<Value>(&self.body) {
+            Ok(json) => format!("{json:#}"),
+            Err(_) => self.body.clone(),
+        };
+        write!(f, "\n{}", without_secrets(&body))
     }
 }
 
