@@ -1,7 +1,7 @@
 //! What only these tests do with an [`App`]: replicas with their own clock or settings, and keys that no API can create.
 
 use serde_json::Value;
-use tollkey_core::{AccountId, ApiKey, Family, KeyId};
+use tollkey_core::{AccountId, ApiKey, Family, KeyId, Scope};
 use tollkey_server::{config::Settings, server::RunningServer};
 use tollkey_store::{Owner, testing::backends};
 use tollkey_verifier::testing::ManualClock;
@@ -23,6 +23,11 @@ pub async fn each_backend_with_replica(
         replica.stop().await;
         app.stop().await;
     }
+}
+
+/// The built-in scopes, as errors list them.
+pub fn valid_scopes() -> String {
+    Scope::BUILT_IN.map(|scope| scope.to_string()).join(", ")
 }
 
 impl App {
