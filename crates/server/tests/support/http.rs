@@ -18,7 +18,7 @@ use tokio::time::timeout;
 /// The longest that a response may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection task belongs to the runtime of its test, so a connection is never used again by another test.
+/// The client of all tests. It keeps no connections, because each belongs to the runtime of one test.
 static CLIENT: LazyLock<Client> = LazyLock::new(|| client(None));
 
 /// A client that connects from this local address.
@@ -39,9 +39,10 @@ pub fn client(source: Option<IpAddr>) -> Client {
         .expect("a client")
 }
 
-/// A request; `.await` sends it. The server receives path and headers unchanged: a request that reqwest would normalize or
+/// A request; `.await` sends it. The server receives path and headers unchanged: a request that reqwest would change or
 /// reject is written to a socket (see [`super::raw`]).
 pub struct Call {
+    /// Sends the requests that are not written to a socket.
     pub client: Client,
     pub address: SocketAddr,
     pub method: String,

@@ -122,7 +122,7 @@ pub struct HeldBack {
 }
 
 impl HeldBack {
-    /// Sends the body. The client that is dropped after it does not wait for the response.
+    /// Sends the body. Dropping the value then closes the connection before the response.
     pub async fn write_body(&mut self) {
         // A server that rejects a body early may close the connection during the write; its response still counts.
         let _ = self.stream.write_all(&self.call.body).await;
