@@ -1,17 +1,20 @@
-//! `cargo xtask bench <name>`: benchmarks that need more than one process. They print results and have no limits that
-//! could fail, because the results depend on the load of the machine.
+//! `cargo xtask bench` and `cargo xtask generate`: run the crate `bench`, which the other tasks do not compile.
 
-pub(crate) mod dashboard;
-pub(crate) mod descendants;
-pub(crate) mod guard;
-pub(crate) mod http;
-pub(crate) mod keys;
-mod load;
-pub(crate) mod revoke;
-mod servers;
+use std::{env, process::Command};
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+use anyhow::{Context as _, ensure};
+
+pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // In the current directory, because the URL of a database can be relative.
+    let status = Command::new(cargo)
+        .args(["run", "--quiet", "--package", "tollkey-bench"])
+        .arg("--manifest-path")
+        .arg(crate::root().join("Cargo.toml"))
+        .arg("--")
+        .args(arguments)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "tollkey-bench failed");
+    Ok(())
 }

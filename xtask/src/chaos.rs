@@ -1,4 +1,4 @@
-//! `cargo xtask chaos`: runs the long form of the fault test with real processes. `crates/server/tests/it/chaos.rs`
+//! `cargo xtask chaos`: runs the long form of the fault test with real processes. `crates/server/tests/system/chaos.rs`
 //! describes the test, and `cargo test` runs its short form.
 
 use std::{env, process::Command};
@@ -16,7 +16,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
         "--package",
         "tollkey-server",
         "--test",
-        "it",
+        "system",
         "chaos::",
         "--",
         "--test-threads",

@@ -1,11 +1,9 @@
 //! Tasks of this repository: `cargo xtask <task>`.
 #![forbid(unsafe_code)]
 
-#[cfg(target_os = "linux")]
 mod bench;
 mod chaos;
 mod ci;
-mod generate;
 mod generated;
 
 use std::{
@@ -49,19 +47,8 @@ fn main() -> ExitCode {
         ["openapi", "--check"] => generated::OPENAPI.check(),
         ["settings"] => generated::SETTINGS.write(),
         ["settings", "--check"] => generated::SETTINGS.check(),
-        #[cfg(target_os = "linux")]
-        ["bench", "http"] => bench::http::run(),
-        #[cfg(target_os = "linux")]
-        ["bench", "dashboard"] => bench::dashboard::run(),
-        #[cfg(target_os = "linux")]
-        ["bench", "descendants"] => bench::descendants::run(),
-        #[cfg(target_os = "linux")]
-        ["bench", "guard", more @ ..] => bench::guard::run(more),
-        #[cfg(target_os = "linux")]
-        ["bench", "keys", more @ ..] => bench::keys::run(more),
-        #[cfg(target_os = "linux")]
-        ["bench", "revoke"] => bench::revoke::run(),
-        ["generate", more @ ..] => generate::run(more),
+        ["bench", benchmark @ ..] if !benchmark.is_empty() => bench::run(benchmark),
+        ["generate", ..] => bench::run(&arguments),
         ["chaos", more @ ..] => chaos::run(more),
         ["ci"] => ci::run(),
         _ => {

@@ -1,7 +1,7 @@
 //! Estimates of the memory that values take on the heap, so that the size of a cache can be limited in bytes.
 //!
 //! The real size of an allocation depends on the allocator. `crates/verifier/tests/it/bounds.rs` compares the estimates
-//! with the allocated bytes, and `crates/server/tests/it/memory.rs` with the memory of processes.
+//! with the allocated bytes, and `crates/server/tests/system/memory.rs` with the memory of processes.
 
 /// Estimates the memory of an allocation of `bytes`. Allocators round up to size classes, by an eighth on average, and
 /// some add a header. No memory is allocated for 0 bytes.

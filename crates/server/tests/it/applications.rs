@@ -7,6 +7,7 @@ use tollkey_core::{Family, Mode};
 use tollkey_verifier::testing::START;
 
 use crate::{
+    app::valid_scopes,
     assert_response,
     support::{App, each_backend, each_backend_with},
 };
@@ -24,7 +25,13 @@ async fn creation_returns_the_application() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Production Web Store","description":"Primary e-commerce backend","isEnabled":true,"createdAt":"2026-01-01T00:00:00Z"}
+        {
+          "id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Production Web Store",
+          "description": "Primary e-commerce backend",
+          "isEnabled": true,
+          "createdAt": "2026-01-01T00:00:00Z"
+        }
         "#);
         assert_response!(app.post("/applications", json!({"name": "Staging"})).bearer(&token).await, @r#"
         201
@@ -34,7 +41,13 @@ async fn creation_returns_the_application() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C2TTDCXK3GE3YDC5
 
-        {"id":"019b76da-a800-7a88-a527-a819b062c680","name":"Staging","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:00Z"}
+        {
+          "id": "019b76da-a800-7a88-a527-a819b062c680",
+          "name": "Staging",
+          "description": null,
+          "isEnabled": true,
+          "createdAt": "2026-01-01T00:00:00Z"
+        }
         "#);
     })
     .await;
@@ -52,7 +65,14 @@ async fn application_name_is_unique_per_account() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C2TTDCXK3GE3YDC5
 
-        {"type":"urn:tollkey:problem:application_name_taken","title":"The application name is already used","status":409,"detail":"The account already has an application with this name. Choose another name.","code":"application_name_taken","request_id":"req_01KDVDNA00C2TTDCXK3GE3YDC5"}
+        {
+          "type": "urn:tollkey:problem:application_name_taken",
+          "title": "The application name is already used",
+          "status": 409,
+          "detail": "The account already has an application with this name. Choose another name.",
+          "code": "application_name_taken",
+          "request_id": "req_01KDVDNA00C2TTDCXK3GE3YDC5"
+        }
         "#);
         app.application(&token, "web store").await;
         app.application(&app.management_token("globex"), "Web Store").await;
@@ -77,29 +97,76 @@ async fn invalid_application_names_each_field() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"2 fields are invalid: /name, /description","code":"validation_failed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/description","detail":"must have at most 500 characters"}]}
+        {
+          "type": "urn:tollkey:problem:validation_failed",
+          "title": "The request is not valid",
+          "status": 400,
+          "detail": "2 fields are invalid: /name, /description",
+          "code": "validation_failed",
+          "request_id": "req_01KDVDNA00HXPX69B46WBKBWSC",
+          "errors": [
+            {
+              "pointer": "/name",
+              "detail": "must have 1 to 100 characters"
+            },
+            {
+              "pointer": "/description",
+              "detail": "must have at most 500 characters"
+            }
+          ]
+        }
         "#);
         for (body, error) in [
             (json!({}), "/name is required"),
             (json!({"name": null}), "/name must be a string"),
             (json!({"name": 1}), "/name must be a string"),
             (json!({"name": ""}), "/name must have 1 to 100 characters"),
-            (json!({"name": " \u{a0}"}), "/name must have 1 to 100 characters"),
-            (json!({"name": "a\u{0}b"}), "/name must not contain control characters"),
-            (json!({"name": "a", "isEnabled": false}), "/isEnabled is unknown"),
+            (
+                json!({"name": " \u{a0}"}),
+                "/name must have 1 to 100 characters",
+            ),
+            (
+                json!({"name": "a\u{0}b"}),
+                "/name must not contain control characters",
+            ),
+            (
+                json!({"name": "a", "isEnabled": false}),
+                "/isEnabled is unknown",
+            ),
             (json!({"name": "a", "id": "x"}), "/id is unknown"),
         ] {
             let reply = app.post("/applications", body.clone()).bearer(&token).await;
             assert_eq!(reply.status, 400, "{body}");
             let errors = reply.json()["errors"].clone();
-            let error_text = format!("{} {}", errors[0]["pointer"].as_str().unwrap(), errors[0]["detail"].as_str().unwrap());
+            let error_text = format!(
+                "{} {}",
+                errors[0]["pointer"].as_str().unwrap(),
+                errors[0]["detail"].as_str().unwrap()
+            );
             assert_eq!(error_text, error, "{body}");
         }
-        for body in [json!({"name": "x".repeat(100), "description": "é".repeat(500)}), json!({"name": "y", "description": null})] {
-            assert_eq!(app.post("/applications", body).bearer(&token).await.status, 201);
+        for body in [
+            json!({"name": "x".repeat(100), "description": "é".repeat(500)}),
+            json!({"name": "y", "description": null}),
+        ] {
+            assert_eq!(
+                app.post("/applications", body).bearer(&token).await.status,
+                201
+            );
         }
-        assert_eq!(app.get("/applications").bearer(&token).await.json()["totalItems"], 2);
-        assert_eq!(app.get("/audit-log").bearer(&token).await.json().as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            app.get("/applications").bearer(&token).await.json()["totalItems"],
+            2
+        );
+        assert_eq!(
+            app.get("/audit-log")
+                .bearer(&token)
+                .await
+                .json()
+                .as_array()
+                .map(Vec::len),
+            Some(2)
+        );
     })
     .await;
 }
@@ -118,7 +185,14 @@ async fn application_key_is_shown_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C2TTDCXK3GE3YDC5
 
-        {"id":"019b76da-a800-7a88-a527-a819b062c680","applicationId":"019b76da-a800-7474-bdc5-e24d2a413b15","fullKey":"ks_live_(32)","keyPrefix":"ks_live_MaDz","description":"Primary checkout key","createdAt":"2026-01-01T00:00:00Z"}
+        {
+          "id": "019b76da-a800-7a88-a527-a819b062c680",
+          "applicationId": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "fullKey": "ks_live_(32)",
+          "keyPrefix": "ks_live_MaDz",
+          "description": "Primary checkout key",
+          "createdAt": "2026-01-01T00:00:00Z"
+        }
         "#);
         let text = reply.json()["fullKey"].as_str().unwrap().to_owned();
         assert_eq!((text.len(), &text[..8]), (40, "ks_live_"));
@@ -144,7 +218,66 @@ async fn application_key_is_shown_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00GEJED19TSNX25VZT
 
-        {"items":[{"id":"019b76da-a800-7a88-a527-a819b062c680","keyPrefix":"ks_live_MaDz","description":"Primary checkout key","status":"active","applicationId":"019b76da-a800-7474-bdc5-e24d2a413b15","last4":"oCHX","mode":"live","scopes":["commerce"],"allowedIps":null,"rateLimit":null,"metadata":null,"createdAt":"2026-01-01T00:00:00Z","expiresAt":null,"lastUsedAt":null,"revokedAt":null,"revokedReason":null},{"id":"019b76da-a800-7296-934c-42b9e830a96b","keyPrefix":"ks_test_cMK1","description":"Everything","status":"active","applicationId":"019b76da-a800-7474-bdc5-e24d2a413b15","last4":"FQp0","mode":"test","scopes":["links:read","sessions:write"],"allowedIps":["203.0.113.0/24","2001:db8::/32"],"rateLimit":{"limit":5,"windowSeconds":60},"metadata":{"owner":"checkout","n":1.5},"createdAt":"2026-01-01T00:00:00Z","expiresAt":"2100-01-01T00:00:00Z","lastUsedAt":null,"revokedAt":null,"revokedReason":null}],"page":1,"limit":10,"totalItems":2,"totalPages":1,"hasPreviousPage":false,"hasNextPage":false}
+        {
+          "items": [
+            {
+              "id": "019b76da-a800-7a88-a527-a819b062c680",
+              "keyPrefix": "ks_live_MaDz",
+              "description": "Primary checkout key",
+              "status": "active",
+              "applicationId": "019b76da-a800-7474-bdc5-e24d2a413b15",
+              "last4": "oCHX",
+              "mode": "live",
+              "scopes": [
+                "commerce"
+              ],
+              "allowedIps": null,
+              "rateLimit": null,
+              "metadata": null,
+              "createdAt": "2026-01-01T00:00:00Z",
+              "expiresAt": null,
+              "lastUsedAt": null,
+              "revokedAt": null,
+              "revokedReason": null
+            },
+            {
+              "id": "019b76da-a800-7296-934c-42b9e830a96b",
+              "keyPrefix": "ks_test_cMK1",
+              "description": "Everything",
+              "status": "active",
+              "applicationId": "019b76da-a800-7474-bdc5-e24d2a413b15",
+              "last4": "FQp0",
+              "mode": "test",
+              "scopes": [
+                "links:read",
+                "sessions:write"
+              ],
+              "allowedIps": [
+                "203.0.113.0/24",
+                "2001:db8::/32"
+              ],
+              "rateLimit": {
+                "limit": 5,
+                "windowSeconds": 60
+              },
+              "metadata": {
+                "owner": "checkout",
+                "n": 1.5
+              },
+              "createdAt": "2026-01-01T00:00:00Z",
+              "expiresAt": "2100-01-01T00:00:00Z",
+              "lastUsedAt": null,
+              "revokedAt": null,
+              "revokedReason": null
+            }
+          ],
+          "page": 1,
+          "limit": 10,
+          "totalItems": 2,
+          "totalPages": 1,
+          "hasPreviousPage": false,
+          "hasNextPage": false
+        }
         "#);
     })
     .await;
@@ -165,8 +298,7 @@ async fn invalid_key_names_the_field_and_creates_nothing() {
             (json!({"description": "d", "scopes": []}), "/scopes must not be empty; on creation, omit the field for the default, [\"commerce\"]"),
             (
                 json!({"description": "d", "scopes": ["links:delete"]}),
-                "/scopes unknown scope `links:delete`; valid scopes are commerce, links:read, links:write, sessions:read, \
-                 sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
+                &format!("/scopes unknown scope `links:delete`; valid scopes are {}", valid_scopes()),
             ),
             (json!({"description": "d", "expiresAt": now}), "/expiresAt must be in the future"),
             (json!({"description": "d", "allowedIps": []}), "/allowedIps must not be empty; on creation, omit the field to set no restriction"),
@@ -207,7 +339,14 @@ async fn application_key_limit_counts_usable_keys() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PEY1B1FDHKH0P32S
 
-        {"type":"urn:tollkey:problem:application_key_limit_reached","title":"Maximum number of API keys reached","status":400,"detail":"The application already has its maximum number of keys that are neither revoked nor expired (3). Revoke a key first.","code":"application_key_limit_reached","request_id":"req_01KDVDNA00PEY1B1FDHKH0P32S"}
+        {
+          "type": "urn:tollkey:problem:application_key_limit_reached",
+          "title": "Maximum number of API keys reached",
+          "status": 400,
+          "detail": "The application already has its maximum number of keys that are neither revoked nor expired (3). Revoke a key first.",
+          "code": "application_key_limit_reached",
+          "request_id": "req_01KDVDNA00PEY1B1FDHKH0P32S"
+        }
         "#);
 
         let keys = app.get(&path).bearer(&token).await.json();
@@ -233,7 +372,15 @@ async fn applications_are_listed_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"items":[],"page":1,"limit":10,"totalItems":0,"totalPages":0,"hasPreviousPage":false,"hasNextPage":false}
+        {
+          "items": [],
+          "page": 1,
+          "limit": 10,
+          "totalItems": 0,
+          "totalPages": 0,
+          "hasPreviousPage": false,
+          "hasNextPage": false
+        }
         "#);
         for name in ["First", "Second", "Third"] {
             let id = app.application(&token, name).await;
@@ -247,7 +394,46 @@ async fn applications_are_listed_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNCXRQ1YQ9W9FN9PXHFKH
 
-        {"items":[{"id":"019b76da-afd0-7823-8b2a-e000550e0be5","name":"Third","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:02Z","apiKeys":[{"id":"019b76da-afd0-79f5-9ba4-56ebeb0acac2","keyPrefix":"ks_live_UEcd","description":"Checkout","status":"active"}]},{"id":"019b76da-abe8-7305-8c06-f5c9c4f470f2","name":"Second","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:01Z","apiKeys":[{"id":"019b76da-abe8-796b-8b14-7149c5729dac","keyPrefix":"ks_live_K1y3","description":"Checkout","status":"active"}]}],"page":1,"limit":2,"totalItems":3,"totalPages":2,"hasPreviousPage":false,"hasNextPage":true}
+        {
+          "items": [
+            {
+              "id": "019b76da-afd0-7823-8b2a-e000550e0be5",
+              "name": "Third",
+              "description": null,
+              "isEnabled": true,
+              "createdAt": "2026-01-01T00:00:02Z",
+              "apiKeys": [
+                {
+                  "id": "019b76da-afd0-79f5-9ba4-56ebeb0acac2",
+                  "keyPrefix": "ks_live_UEcd",
+                  "description": "Checkout",
+                  "status": "active"
+                }
+              ]
+            },
+            {
+              "id": "019b76da-abe8-7305-8c06-f5c9c4f470f2",
+              "name": "Second",
+              "description": null,
+              "isEnabled": true,
+              "createdAt": "2026-01-01T00:00:01Z",
+              "apiKeys": [
+                {
+                  "id": "019b76da-abe8-796b-8b14-7149c5729dac",
+                  "keyPrefix": "ks_live_K1y3",
+                  "description": "Checkout",
+                  "status": "active"
+                }
+              ]
+            }
+          ],
+          "page": 1,
+          "limit": 2,
+          "totalItems": 3,
+          "totalPages": 2,
+          "hasPreviousPage": false,
+          "hasNextPage": true
+        }
         "#);
         assert_response!(app.get("/applications?page=2&limit=2").bearer(&token).await, @r#"
         200
@@ -256,7 +442,23 @@ async fn applications_are_listed_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNCXRQ340Z7PASX79EXQC
 
-        {"items":[{"id":"019b76da-a800-7ccf-84ca-a8cd7b63c7cb","name":"First","description":null,"isEnabled":true,"createdAt":"2026-01-01T00:00:00Z"}],"page":2,"limit":2,"totalItems":3,"totalPages":2,"hasPreviousPage":true,"hasNextPage":false}
+        {
+          "items": [
+            {
+              "id": "019b76da-a800-7ccf-84ca-a8cd7b63c7cb",
+              "name": "First",
+              "description": null,
+              "isEnabled": true,
+              "createdAt": "2026-01-01T00:00:00Z"
+            }
+          ],
+          "page": 2,
+          "limit": 2,
+          "totalItems": 3,
+          "totalPages": 2,
+          "hasPreviousPage": true,
+          "hasNextPage": false
+        }
         "#);
         let past = app.get("/applications?page=4294967295&limit=100").bearer(&token).await.json();
         assert_eq!((past["items"].clone(), past["totalPages"].clone()), (json!([]), json!(1)));
@@ -304,7 +506,10 @@ async fn merge_patch_updates_an_application() {
         let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
         let path = format!("/applications/{id}");
-        let patched = app.patch(&path, json!({"name": "Shop", "description": "New"})).bearer(&token).await;
+        let patched = app
+            .patch(&path, json!({"name": "Shop", "description": "New"}))
+            .bearer(&token)
+            .await;
         assert_response!(patched, @r#"
         200
         cache-control: no-store
@@ -312,20 +517,51 @@ async fn merge_patch_updates_an_application() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C2TTDCXK3GE3YDC5
 
-        {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Shop","description":"New","isEnabled":true,"createdAt":"2026-01-01T00:00:00Z"}
+        {
+          "id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Shop",
+          "description": "New",
+          "isEnabled": true,
+          "createdAt": "2026-01-01T00:00:00Z"
+        }
         "#);
-        let cleared = app.patch(&path, json!({"description": null})).bearer(&token).await.json();
-        assert_eq!((cleared["name"].clone(), cleared["description"].clone()), (json!("Shop"), Value::Null));
-        assert_eq!(app.patch(&path, json!({})).bearer(&token).await.json(), cleared);
+        let cleared = app
+            .patch(&path, json!({"description": null}))
+            .bearer(&token)
+            .await
+            .json();
+        assert_eq!(
+            (cleared["name"].clone(), cleared["description"].clone()),
+            (json!("Shop"), Value::Null)
+        );
+        assert_eq!(
+            app.patch(&path, json!({})).bearer(&token).await.json(),
+            cleared
+        );
         let rejected = app.patch(&path, json!({"name": null})).bearer(&token).await;
-        assert_eq!(rejected.json()["errors"], json!([{"pointer": "/name", "detail": "cannot be cleared"}]));
+        assert_eq!(
+            rejected.json()["errors"],
+            json!([{"pointer": "/name", "detail": "cannot be cleared"}])
+        );
         assert_eq!(app.get(&path).bearer(&token).await.json(), cleared);
         // An update without changes has no audit entry.
-        let log = app.get("/audit-log?action=application.updated").bearer(&token).await.json();
-        let changes: Vec<&Value> = log.as_array().unwrap().iter().map(|entry| &entry["changes"]).collect();
+        let log = app
+            .get("/audit-log?action=application.updated")
+            .bearer(&token)
+            .await
+            .json();
+        let changes: Vec<&Value> = log
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| &entry["changes"])
+            .collect();
         assert_eq!(
             changes,
-            [&json!({"description": ["New", null]}), &json!({"name": ["Web Store", "Shop"], "description": [null, "New"]})]
+            [
+                &json!({"description": ["New", null]}),
+                &json!({"name": ["Web Store", "Shop"], "description": [null, "New"]})
+            ]
         );
     })
     .await;
@@ -336,8 +572,17 @@ async fn deleting_a_key_revokes_it_once() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let id = app.application(&token, "Web Store").await;
-        let (first, second) = (app.key(&token, &id, json!({})).await, app.key(&token, &id, json!({})).await);
-        assert_eq!((app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()), ("valid", "valid"));
+        let (first, second) = (
+            app.key(&token, &id, json!({})).await,
+            app.key(&token, &id, json!({})).await,
+        );
+        assert_eq!(
+            (
+                app.code(&first.text).await.as_str(),
+                app.code(&second.text).await.as_str()
+            ),
+            ("valid", "valid")
+        );
         let path = format!("/applications/{id}/api-keys/{}", first.id);
         assert_response!(app.delete(&path).bearer(&token).await, @"
         204
@@ -345,7 +590,13 @@ async fn deleting_a_key_revokes_it_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA009K9ZREF2YE8PHR6X
         ");
-        assert_eq!((app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()), ("revoked", "valid"));
+        assert_eq!(
+            (
+                app.code(&first.text).await.as_str(),
+                app.code(&second.text).await.as_str()
+            ),
+            ("revoked", "valid")
+        );
         assert_response!(app.delete(&path).bearer(&token).await, @r#"
         400
         cache-control: no-store
@@ -353,17 +604,41 @@ async fn deleting_a_key_revokes_it_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00C6478JG2TGZMM2Y8
 
-        {"type":"urn:tollkey:problem:key_already_revoked","title":"The key is already revoked","status":400,"detail":"The key is already revoked. Nothing was changed.","code":"key_already_revoked","request_id":"req_01KDVDNA00C6478JG2TGZMM2Y8"}
+        {
+          "type": "urn:tollkey:problem:key_already_revoked",
+          "title": "The key is already revoked",
+          "status": 400,
+          "detail": "The key is already revoked. Nothing was changed.",
+          "code": "key_already_revoked",
+          "request_id": "req_01KDVDNA00C6478JG2TGZMM2Y8"
+        }
         "#);
         // The key of another application is not found, by either form of its ID.
         let other = app.application(&token, "Other").await;
-        let crockford = second.id.parse::<tollkey_core::KeyId>().unwrap().crockford();
+        let crockford = second
+            .id
+            .parse::<tollkey_core::KeyId>()
+            .unwrap()
+            .crockford();
         for key in [&second.id, &crockford] {
-            let reply = app.delete(&format!("/applications/{other}/api-keys/{key}")).bearer(&token).await;
+            let reply = app
+                .delete(&format!("/applications/{other}/api-keys/{key}"))
+                .bearer(&token)
+                .await;
             assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"));
         }
-        assert_eq!(app.delete(&format!("/applications/{id}/api-keys/{crockford}")).bearer(&token).await.status, 204);
-        let keys = app.get(&format!("/applications/{id}/api-keys")).bearer(&token).await.json();
+        assert_eq!(
+            app.delete(&format!("/applications/{id}/api-keys/{crockford}"))
+                .bearer(&token)
+                .await
+                .status,
+            204
+        );
+        let keys = app
+            .get(&format!("/applications/{id}/api-keys"))
+            .bearer(&token)
+            .await
+            .json();
         assert_eq!(keys["totalItems"], 2, "revoked keys stay visible");
         assert_eq!(keys["items"][0]["revokedAt"], "2026-01-01T00:00:00Z");
     })
@@ -385,14 +660,38 @@ async fn disabled_application_denies_its_keys_until_enabled() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00A9WNT2SZ1G0AM99W
 
-        {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Production Web Store","description":null,"isEnabled":false,"createdAt":"2026-01-01T00:00:00Z"}
+        {
+          "id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Production Web Store",
+          "description": null,
+          "isEnabled": false,
+          "createdAt": "2026-01-01T00:00:00Z"
+        }
         "#);
         assert_eq!(app.code(&key.text).await, "application_disabled");
-        assert_eq!(app.patch(&path, json!({"isEnabled": false})).bearer(&token).await.status, 200);
-        assert_eq!(app.patch(&path, json!({"isEnabled": true})).bearer(&token).await.json()["isEnabled"], true);
+        assert_eq!(
+            app.patch(&path, json!({"isEnabled": false}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.patch(&path, json!({"isEnabled": true}))
+                .bearer(&token)
+                .await
+                .json()["isEnabled"],
+            true
+        );
         assert_eq!(app.code(&key.text).await, "valid");
-        let rejected = app.patch(&path, json!({"isEnabled": "no"})).bearer(&token).await;
-        assert_eq!(rejected.json()["errors"], json!([{"pointer": "/isEnabled", "detail": "must be a boolean"}]));
+        let rejected = app
+            .patch(&path, json!({"isEnabled": "no"}))
+            .bearer(&token)
+            .await;
+        assert_eq!(
+            rejected.json()["errors"],
+            json!([{"pointer": "/isEnabled", "detail": "must be a boolean"}])
+        );
     })
     .await;
 }

@@ -112,12 +112,20 @@ async fn audit_entry_has_actor_target_and_origin_of_a_change() {
         []
         ");
         let create = app
-            .post("/applications", json!({"name": "Web Store", "description": "Shop"}))
+            .post(
+                "/applications",
+                json!({"name": "Web Store", "description": "Shop"}),
+            )
             .bearer(&token)
             .header("x-request-id", "the-first")
             .header("x-forwarded-for", "6.6.6.6, 203.0.113.7");
         let id = create.await.json()["id"].as_str().unwrap().to_owned();
-        app.key(&token, &id, json!({"scopes": ["links:read"], "metadata": {"owner": "checkout"}})).await;
+        app.key(
+            &token,
+            &id,
+            json!({"scopes": ["links:read"], "metadata": {"owner": "checkout"}}),
+        )
+        .await;
         assert_response!(log(app, &token, "").await, @r#"
         200
         cache-control: no-store
@@ -125,7 +133,60 @@ async fn audit_entry_has_actor_target_and_origin_of_a_change() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PAEQWST1E1DC3WJS
 
-        [{"id":"019b76da-a800-7e53-b543-22cf3e84b656","occurred_at":1767225600,"action":"api_key.created","actor":{"type":"merchant","id":"user_1"},"target":{"type":"api_key","id":"019b76da-a800-7a88-a527-a819b062c680"},"request_id":"req_01KDVDNA00C2TTDCXK3GE3YDC5","ip":null,"changes":{"name":"Checkout","family":"application","mode":"live","prefix":"ks_live_MaDz","last4":"oCHX","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","scopes":["links:read"],"merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"expires_at":null},"hash":"bfafa3c34a8d43109318f2f0265f0379963d427d8bfb2019a85b8cda8a5cbfd2"},{"id":"019b76da-a800-7122-adf6-eccfc4caa8cd","occurred_at":1767225600,"action":"application.created","actor":{"type":"merchant","id":"user_1"},"target":{"type":"application","id":"019b76da-a800-7474-bdc5-e24d2a413b15"},"request_id":"the-first","ip":"203.0.113.7","changes":{"name":"Web Store","description":"Shop"},"hash":"0e20763512e96a3931b406996a66188f4383ab5aece2a8e27872698e7dd8369f"}]
+        [
+          {
+            "id": "019b76da-a800-7e53-b543-22cf3e84b656",
+            "occurred_at": 1767225600,
+            "action": "api_key.created",
+            "actor": {
+              "type": "merchant",
+              "id": "user_1"
+            },
+            "target": {
+              "type": "api_key",
+              "id": "019b76da-a800-7a88-a527-a819b062c680"
+            },
+            "request_id": "req_01KDVDNA00C2TTDCXK3GE3YDC5",
+            "ip": null,
+            "changes": {
+              "name": "Checkout",
+              "family": "application",
+              "mode": "live",
+              "prefix": "ks_live_MaDz",
+              "last4": "oCHX",
+              "application_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+              "scopes": [
+                "links:read"
+              ],
+              "merchants": null,
+              "features": null,
+              "allowed_ips": null,
+              "rate_limit": null,
+              "expires_at": null
+            },
+            "hash": "bfafa3c34a8d43109318f2f0265f0379963d427d8bfb2019a85b8cda8a5cbfd2"
+          },
+          {
+            "id": "019b76da-a800-7122-adf6-eccfc4caa8cd",
+            "occurred_at": 1767225600,
+            "action": "application.created",
+            "actor": {
+              "type": "merchant",
+              "id": "user_1"
+            },
+            "target": {
+              "type": "application",
+              "id": "019b76da-a800-7474-bdc5-e24d2a413b15"
+            },
+            "request_id": "the-first",
+            "ip": "203.0.113.7",
+            "changes": {
+              "name": "Web Store",
+              "description": "Shop"
+            },
+            "hash": "0e20763512e96a3931b406996a66188f4383ab5aece2a8e27872698e7dd8369f"
+          }
+        ]
         "#);
     })
     .await;

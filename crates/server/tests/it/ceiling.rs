@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 use tollkey_core::KeyId;
 
 use crate::{
-    storlaunch::{create_key, created_key, envelope, error_code, field_errors, key_request},
-    support::{App, Call, Key, Reply, each_backend, each_backend_with, eventually},
+    storlaunch::{envelope, error_code, field_errors},
+    support::{
+        App, Call, Key, Reply,
+        account_keys::{create_key, created_key, key_request},
+        each_backend, each_backend_with, eventually,
+    },
 };
 
 const KEYS: &str = "/v1/account/api-keys";

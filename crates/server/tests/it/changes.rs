@@ -12,7 +12,10 @@ use tollkey_middleware::source::HttpSource;
 use tollkey_server::server::RunningServer;
 use tollkey_verifier::{Settings, Stats, Verifier};
 
-use crate::support::{App, Call, Key, each_backend_with_replica, source};
+use crate::{
+    app::each_backend_with_replica,
+    support::{App, Call, Key, source},
+};
 
 /// The kind of key that a row changes.
 #[derive(Clone, Copy)]

@@ -280,7 +280,17 @@ async fn denial_names_the_missing_scopes() {
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write sessions:write"
         x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"req_01KDVDNA000QT6EFQNM6ZM32RB","missing_scopes":["links:write"]}
+        {
+          "type": "urn:tollkey:problem:insufficient_scope",
+          "title": "Insufficient scope",
+          "status": 403,
+          "detail": "The key lacks a required scope. Use a key with all required scopes.",
+          "code": "insufficient_scope",
+          "request_id": "req_01KDVDNA000QT6EFQNM6ZM32RB",
+          "missing_scopes": [
+            "links:write"
+          ]
+        }
         "#);
     })
     .await;

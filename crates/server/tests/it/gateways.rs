@@ -488,7 +488,14 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send an API key in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"r"}
+        {
+          "type": "urn:tollkey:problem:missing_credentials",
+          "title": "A credential is required",
+          "status": 401,
+          "detail": "Send an API key in the Authorization header with the scheme Bearer.",
+          "code": "missing_credentials",
+          "request_id": "r"
+        }
         "#);
         assert_response!(authz("").bearer(app.generate_key(Family::Commerce, Mode::Live).expose()).await, @r#"
         401
@@ -496,7 +503,14 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or revoked. Check the key, or use another one."
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"r"}
+        {
+          "type": "urn:tollkey:problem:invalid_api_key",
+          "title": "The API key is not valid",
+          "status": 401,
+          "detail": "The API key is unknown or revoked. Check the key, or use another one.",
+          "code": "invalid_api_key",
+          "request_id": "r"
+        }
         "#);
         assert_response!(authz("scope=links:write;scope=links:read").bearer(&one).await, @r#"
         403
@@ -504,7 +518,17 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a required scope. Use a key with all required scopes.", scope="links:write links:read"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a required scope. Use a key with all required scopes.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
+        {
+          "type": "urn:tollkey:problem:insufficient_scope",
+          "title": "Insufficient scope",
+          "status": 403,
+          "detail": "The key lacks a required scope. Use a key with all required scopes.",
+          "code": "insufficient_scope",
+          "request_id": "r",
+          "missing_scopes": [
+            "links:write"
+          ]
+        }
         "#);
         assert_response!(authz("").bearer(&one).bearer(&one).await, @r#"
         400
@@ -512,7 +536,14 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey", error="invalid_request", error_description="The request has more than one credential. Send exactly one, in one header."
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:multiple_credentials","title":"More than one credential","status":400,"detail":"The request has more than one credential. Send exactly one, in one header.","code":"multiple_credentials","request_id":"r"}
+        {
+          "type": "urn:tollkey:problem:multiple_credentials",
+          "title": "More than one credential",
+          "status": 400,
+          "detail": "The request has more than one credential. Send exactly one, in one header.",
+          "code": "multiple_credentials",
+          "request_id": "r"
+        }
         "#);
     })
     .await;

@@ -14,39 +14,12 @@ use tokio::{
     sync::oneshot,
 };
 use tollkey_core::{Denial, Scope};
-use tollkey_middleware::{ConnectError, Guard, Headers, RejectionForm, RequestHead, Requirement};
+use tollkey_middleware::{ConnectError, Guard, RejectionForm, RequestHead, Requirement};
 
-use crate::{
-    binary::Tollkey,
-    support::{App, each_backend, eventually},
+use crate::support::{
+    App, each_backend, eventually,
+    resource_server::{PresentedKey, status},
 };
-
-struct PresentedKey<'a>(&'a str);
-
-impl Headers for PresentedKey<'_> {
-    fn for_each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
-        show("x-api-key", self.0.as_bytes());
-    }
-}
-
-/// Returns 200 if the guard allows `GET /api/v1/links` with this key, or the status of the rejection.
-async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
-    let headers = PresentedKey(key);
-    let request = RequestHead {
-        method: "GET",
-        target: "/api/v1/links",
-        peer: None,
-        headers: &headers,
-        form: RejectionForm::Problem,
-    };
-    match guard.check(&request, requirement).await {
-        Ok(admission) => {
-            admission.commit();
-            200
-        }
-        Err(rejection) => rejection.status(),
-    }
-}
 
 impl App {
     async fn guard(&self) -> Guard {
@@ -305,61 +278,4 @@ async fn verified_key_notifies_a_long_response_of_its_revocation() {
         guard.shutdown().await;
     })
     .await;
-}
-
-#[actix_web::test]
-async fn guard_recovers_after_a_server_outage() {
-    let tollkey = Tollkey::development();
-    let server = tollkey.serve().await;
-    let address = server.address.to_string();
-    let service_key = tollkey.output_of(&["service-key", "create", "guard"]).await;
-    let token = tollkey.output_of(&["token", "--account", "acme"]).await;
-    let keys = tollkey_client::Client::new(format!("http://{address}")).expect("a client");
-    let keys = keys
-        .with_auth(tollkey_client::Auth::bearer(token))
-        .commerce()
-        .api_keys();
-    let created = keys.create("Web").await.expect("a key");
-    let (key, any) = (created.api_key.expose(), Requirement::any());
-    let grace = Requirement::any().cached_without_immediate_revocation(Duration::from_secs(600));
-
-    // The guard starts before the server, as after an outage of both.
-    server.stop().await;
-    let guard = Guard::builder()
-        .url(format!("http://{address}"))
-        .service_key(service_key)
-        .start()
-        .expect("a guard");
-    assert_eq!(status(&guard, key, &any).await, 503);
-    assert_eq!(status(&guard, key, &grace).await, 503, "nothing is cached");
-    let again = tollkey.clone().with("TOLLKEY_LISTEN", &address);
-    let server = again.serve().await;
-    eventually("the guard reaches the server", async || {
-        status(&guard, key, &any).await == 200
-    })
-    .await;
-    eventually("the guard has a lease", async || {
-        !guard.stats().lease_left.is_zero()
-    })
-    .await;
-    assert_eq!(status(&guard, key, &any).await, 200);
-
-    // Without the server, cached keys are accepted until the lease expires. After that, they are accepted only if the
-    // requirement allows it.
-    server.stop().await;
-    eventually("the lease has expired", async || {
-        status(&guard, key, &any).await == 503
-    })
-    .await;
-    assert_eq!(status(&guard, key, &grace).await, 200);
-    let server = again.serve().await;
-    eventually("the guard reaches the server again", async || {
-        status(&guard, key, &any).await == 200
-    })
-    .await;
-    keys.revoke(&created.key_id).await.expect("revoked");
-    assert_eq!(status(&guard, key, &any).await, 401);
-    assert_eq!(status(&guard, key, &grace).await, 401);
-    guard.shutdown().await;
-    server.stop().await;
 }

@@ -211,7 +211,14 @@ async fn scoped_keys_require_an_ecosystem_model() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:scoped_keys_unavailable","title":"Scoped keys are not available","status":403,"detail":"Scoped keys are not available with the operating model `primary_merchant`. Remove the merchants and features of the key.","code":"scoped_keys_unavailable","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {
+          "type": "urn:tollkey:problem:scoped_keys_unavailable",
+          "title": "Scoped keys are not available",
+          "status": 403,
+          "detail": "Scoped keys are not available with the operating model `primary_merchant`. Remove the merchants and features of the key.",
+          "code": "scoped_keys_unavailable",
+          "request_id": "req_01KDVDNA00HXPX69B46WBKBWSC"
+        }
         "#);
         set_model(app, OperatingModel::ManagedEcosystem).await;
         let body = json!({"name": "n", "features": ["cardholder_data.forward", "tokens.list"]});
@@ -222,7 +229,14 @@ async fn scoped_keys_require_an_ecosystem_model() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00NCR9TXZM51K51CMX
 
-        {"type":"urn:tollkey:problem:feature_unavailable","title":"The feature is not available","status":403,"detail":"The feature `tokens.list` is not available with the operating model `managed_ecosystem`. Remove it from the key.","code":"feature_unavailable","request_id":"req_01KDVDNA00NCR9TXZM51K51CMX"}
+        {
+          "type": "urn:tollkey:problem:feature_unavailable",
+          "title": "The feature is not available",
+          "status": 403,
+          "detail": "The feature `tokens.list` is not available with the operating model `managed_ecosystem`. Remove it from the key.",
+          "code": "feature_unavailable",
+          "request_id": "req_01KDVDNA00NCR9TXZM51K51CMX"
+        }
         "#);
         let (all, managed): (Vec<&str>, Vec<&str>) = (
             ROWS.iter().map(|row| row.0).collect(),

@@ -8,8 +8,12 @@ use tollkey_core::KeyId;
 
 use crate::{
     assert_response,
-    storlaunch::{create_key, envelope, key_request},
-    support::{App, Call, Reply, each_backend, eventually, settings},
+    storlaunch::envelope,
+    support::{
+        App, Call, Reply,
+        account_keys::{create_key, key_request},
+        each_backend, eventually, settings,
+    },
 };
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -306,7 +310,14 @@ async fn different_body_is_a_mismatch() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00W6DJ06G5TSMBDJZX
 
-        {"type":"urn:tollkey:problem:idempotency_mismatch","title":"The Idempotency-Key was already used","status":422,"detail":"This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.","code":"idempotency_mismatch","request_id":"req_01KDVDNA00W6DJ06G5TSMBDJZX"}
+        {
+          "type": "urn:tollkey:problem:idempotency_mismatch",
+          "title": "The Idempotency-Key was already used",
+          "status": 422,
+          "detail": "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.",
+          "code": "idempotency_mismatch",
+          "request_id": "req_01KDVDNA00W6DJ06G5TSMBDJZX"
+        }
         "#);
         let replayed = create(r#"{"name":"Checkout"}"#).await;
         assert_response!(replayed, @r#"
@@ -318,7 +329,21 @@ async fn different_body_is_a_mismatch() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00BZHK1HKAFBYCRBCS
 
-        {"key_id":"019b76da-a800-7122-adf6-eccfc4caa8cd","name":"Checkout","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_tHhJYi","merchants":null,"features":null,"created_at":1767225600}
+        {
+          "key_id": "019b76da-a800-7122-adf6-eccfc4caa8cd",
+          "name": "Checkout",
+          "scope": "commerce",
+          "api_key": "ck_live_(32)",
+          "expires_at": null,
+          "mode": "live",
+          "scopes": [
+            "commerce"
+          ],
+          "prefix": "ck_live_tHhJYi",
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600
+        }
         "#);
     })
     .await;
@@ -856,7 +881,9 @@ async fn repeat_after_a_lost_response_returns_the_same_secret() {
             request
                 .call(app)
                 .header(IDEMPOTENCY_KEY, KEY)
-                .hang_up()
+                .hold_body()
+                .await
+                .write_body()
                 .await;
             eventually("the request is processed", async || {
                 request.count(app).await == before + 1

@@ -221,7 +221,14 @@ async fn malformed_json_is_reported_with_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:malformed_json","title":"The body is not valid JSON","status":400,"detail":"The body is not valid JSON at line 3, column 18: expected value.","code":"malformed_json","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {
+          "type": "urn:tollkey:problem:malformed_json",
+          "title": "The body is not valid JSON",
+          "status": 400,
+          "detail": "The body is not valid JSON at line 3, column 18: expected value.",
+          "code": "malformed_json",
+          "request_id": "req_01KDVDNA00HXPX69B46WBKBWSC"
+        }
         "#);
         assert_response!(send("{\"name\": \"a\", \"name\": \"b\"}").await, @r#"
         400
@@ -230,7 +237,20 @@ async fn malformed_json_is_reported_with_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00590KP5CNGK0J4VFP
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name: must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
+        {
+          "type": "urn:tollkey:problem:validation_failed",
+          "title": "The request is not valid",
+          "status": 400,
+          "detail": "/name: must not be repeated",
+          "code": "validation_failed",
+          "request_id": "req_01KDVDNA00590KP5CNGK0J4VFP",
+          "errors": [
+            {
+              "pointer": "/name",
+              "detail": "must not be repeated"
+            }
+          ]
+        }
         "#);
         assert_response!(send("[{\"name\": \"a\"}]").await, @r#"
         400
@@ -239,7 +259,20 @@ async fn malformed_json_is_reported_with_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00FDHWFJTPZXKCTR5N
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"The body must be a JSON object.","code":"validation_failed","request_id":"req_01KDVDNA00FDHWFJTPZXKCTR5N","errors":[{"pointer":"","detail":"The body must be a JSON object."}]}
+        {
+          "type": "urn:tollkey:problem:validation_failed",
+          "title": "The request is not valid",
+          "status": 400,
+          "detail": "The body must be a JSON object.",
+          "code": "validation_failed",
+          "request_id": "req_01KDVDNA00FDHWFJTPZXKCTR5N",
+          "errors": [
+            {
+              "pointer": "",
+              "detail": "The body must be a JSON object."
+            }
+          ]
+        }
         "#);
         assert_response!(send("{\"name\": 7}").await, @r#"
         400
@@ -248,7 +281,20 @@ async fn malformed_json_is_reported_with_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA006P2YN2754YM1KC32
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name: must be a string","code":"validation_failed","request_id":"req_01KDVDNA006P2YN2754YM1KC32","errors":[{"pointer":"/name","detail":"must be a string"}]}
+        {
+          "type": "urn:tollkey:problem:validation_failed",
+          "title": "The request is not valid",
+          "status": 400,
+          "detail": "/name: must be a string",
+          "code": "validation_failed",
+          "request_id": "req_01KDVDNA006P2YN2754YM1KC32",
+          "errors": [
+            {
+              "pointer": "/name",
+              "detail": "must be a string"
+            }
+          ]
+        }
         "#);
     })
     .await;
@@ -623,7 +669,14 @@ async fn wrong_method_is_405_with_the_allowed_methods() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:method_not_allowed","title":"Method not allowed","status":405,"detail":"This path does not support the method of the request. Use one of GET, POST, HEAD.","code":"method_not_allowed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {
+          "type": "urn:tollkey:problem:method_not_allowed",
+          "title": "Method not allowed",
+          "status": 405,
+          "detail": "This path does not support the method of the request. Use one of GET, POST, HEAD.",
+          "code": "method_not_allowed",
+          "request_id": "req_01KDVDNA00HXPX69B46WBKBWSC"
+        }
         "#);
         for (path, allow) in [
             ("/livez", "GET, HEAD"),
@@ -701,7 +754,14 @@ async fn unknown_path_is_404_with_a_problem() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:not_found","title":"Not found","status":404,"detail":"No resource exists at this path. Check the URL.","code":"not_found","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC"}
+        {
+          "type": "urn:tollkey:problem:not_found",
+          "title": "Not found",
+          "status": 404,
+          "detail": "No resource exists at this path. Check the URL.",
+          "code": "not_found",
+          "request_id": "req_01KDVDNA00HXPX69B46WBKBWSC"
+        }
         "#);
         for path in [
             "/nothing/at/all",
@@ -719,22 +779,49 @@ async fn unknown_path_is_404_with_a_problem() {
         ] {
             for method in ["GET", "POST", "DELETE"] {
                 let reply = app.call(method, path).bearer(&token).await;
-                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{method} {path}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (404, "not_found"),
+                    "{method} {path}"
+                );
                 assert_problem(&reply, path);
             }
         }
         // A malformed ID gets the same response as an unknown one.
         let long = "x".repeat(5000);
-        for id in ["%00", "%ff%fe", "..", "%2e%2e", "'%20OR%201=1", "1", "%F0%9F%94%91", long.as_str()] {
-            for path in [format!("/applications/{id}"), format!("/applications/{id}/api-keys")] {
+        for id in [
+            "%00",
+            "%ff%fe",
+            "..",
+            "%2e%2e",
+            "'%20OR%201=1",
+            "1",
+            "%F0%9F%94%91",
+            long.as_str(),
+        ] {
+            for path in [
+                format!("/applications/{id}"),
+                format!("/applications/{id}/api-keys"),
+            ] {
                 let reply = app.get(&path).bearer(&token).await;
-                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{path} {reply}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (404, "not_found"),
+                    "{path} {reply}"
+                );
                 assert_problem(&reply, &path);
             }
         }
         for query in ["page=%ff", "%00=1", "page=1%00", "&&=&", "page"] {
-            let reply = app.get(&format!("/applications?{query}")).bearer(&token).await;
-            assert_eq!((reply.status, reply.code().as_str()), (400, "validation_failed"), "{query} {reply}");
+            let reply = app
+                .get(&format!("/applications?{query}"))
+                .bearer(&token)
+                .await;
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (400, "validation_failed"),
+                "{query} {reply}"
+            );
             assert_problem(&reply, query);
         }
     })

@@ -1,14 +1,12 @@
-//! Tests of the server over real HTTP, on each available backend.
+//! The HTTP contract: every test runs the server in its own process and calls it over real HTTP, on each available
+//! backend. `../system` has the tests that start other processes.
 
+mod app;
 mod applications;
 mod audit;
 mod authorization;
-mod binary;
-mod browser;
 mod ceiling;
 mod changes;
-mod chaos;
-mod cli;
 mod client;
 mod connections;
 #[path = "../../../core/tests/it/credential_forms.rs"]
@@ -16,46 +14,28 @@ mod credential_forms;
 mod credentials;
 mod crypto_checkout;
 mod dashboard;
-mod database;
 mod edge;
-mod example_checkout;
-mod example_shops;
-mod examples;
 mod fairness;
-#[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
-mod gateway_examples;
 mod gateways;
 mod guard;
 mod hellgate;
 mod idempotency;
 mod input;
-mod lineage_attack;
-mod logs;
-#[cfg(target_os = "linux")] // the memory of a process is read from /proc
-mod memory;
+mod lineage;
 mod openapi;
 mod operator;
-mod outage;
 mod path_prefix;
 mod pepay;
 mod problems;
-mod processes;
 mod rate_limits;
-mod readme;
-mod replicas;
-#[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
-mod rolling_restart;
 mod rotation;
 mod sign_in;
-mod silence;
-mod silent_connections;
 mod stopping;
 mod storlaunch;
+#[path = "../support/mod.rs"]
 mod support;
 mod sync;
 mod times;
 mod tokens;
-mod upgrades;
 mod verification;
 mod whoami;
-mod wire;

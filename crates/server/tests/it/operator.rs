@@ -20,7 +20,10 @@ async fn account_exists_without_creation_and_has_a_model() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"id":"acme","operating_model":"primary_merchant"}
+        {
+          "id": "acme",
+          "operating_model": "primary_merchant"
+        }
         "#);
         let put = |model| {
             app.put("/accounts/acme", json!({"operating_model": model}))
@@ -111,7 +114,10 @@ async fn service_key_is_returned_once_and_listed_newest_first() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         assert_eq!(app.get("/service-keys").bearer(&operator).await.body, "[]");
-        let created = app.post("/service-keys", json!({"name": " checkout gateway "})).bearer(&operator).await;
+        let created = app
+            .post("/service-keys", json!({"name": " checkout gateway "}))
+            .bearer(&operator)
+            .await;
         assert_response!(created, @r#"
         201
         cache-control: no-store
@@ -119,7 +125,12 @@ async fn service_key_is_returned_once_and_listed_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00590KP5CNGK0J4VFP
 
-        {"id":"019b76da-a800-7ccf-84ca-a8cd7b63c7cb","name":"checkout gateway","key":"tks_(32)","created_at":1767225600}
+        {
+          "id": "019b76da-a800-7ccf-84ca-a8cd7b63c7cb",
+          "name": "checkout gateway",
+          "key": "tks_(32)",
+          "created_at": 1767225600
+        }
         "#);
         let text = created.json()["key"].as_str().unwrap().to_owned();
         assert_eq!((text.len(), &text[..4]), (36, "tks_"));
@@ -134,19 +145,55 @@ async fn service_key_is_returned_once_and_listed_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ80QB6HDPBZM4AWR0Z
 
-        [{"id":"019b76da-abe8-7cee-941f-6a00f65f1e53","name":"gateway","last4":"NsyM","created_at":1767225601,"revoked_at":null},{"id":"019b76da-a800-7ccf-84ca-a8cd7b63c7cb","name":"checkout gateway","last4":"QP8n","created_at":1767225600,"revoked_at":null}]
+        [
+          {
+            "id": "019b76da-abe8-7cee-941f-6a00f65f1e53",
+            "name": "gateway",
+            "last4": "NsyM",
+            "created_at": 1767225601,
+            "revoked_at": null
+          },
+          {
+            "id": "019b76da-a800-7ccf-84ca-a8cd7b63c7cb",
+            "name": "checkout gateway",
+            "last4": "QP8n",
+            "created_at": 1767225600,
+            "revoked_at": null
+          }
+        ]
         "#);
         for (body, error) in [
             (json!({}), "/name is required"),
             (json!({"name": " "}), "/name must have 1 to 100 characters"),
-            (json!({"name": "x".repeat(101)}), "/name must have 1 to 100 characters"),
-            (json!({"name": "a\nb"}), "/name must not contain control characters"),
+            (
+                json!({"name": "x".repeat(101)}),
+                "/name must have 1 to 100 characters",
+            ),
+            (
+                json!({"name": "a\nb"}),
+                "/name must not contain control characters",
+            ),
             (json!({"name": "a", "key": "tks_mine"}), "/key is unknown"),
         ] {
-            let reply = app.post("/service-keys", body.clone()).bearer(&operator).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{body}");
+            let reply = app
+                .post("/service-keys", body.clone())
+                .bearer(&operator)
+                .await;
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error.to_owned()]),
+                "{body}"
+            );
         }
-        assert_eq!(app.get("/service-keys").bearer(&operator).await.json().as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            app.get("/service-keys")
+                .bearer(&operator)
+                .await
+                .json()
+                .as_array()
+                .map(Vec::len),
+            Some(2)
+        );
     })
     .await;
 }

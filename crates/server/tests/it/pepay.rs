@@ -5,13 +5,16 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tollkey_core::{AccountId, ApiKey, Clock as _, Family, KeyId, Mode, PlainKey};
+use tollkey_core::{
+    AccountId, ApiKey, Clock as _, Family, KeyId, Mode, PlainKey, feature::Feature,
+};
 use tollkey_server::server::RunningServer;
 use tollkey_verifier::testing::START;
 
 use crate::{
+    app::each_backend_with_replica,
     assert_response,
-    support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
+    support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
 fn path(key: &Key) -> String {
@@ -118,7 +121,94 @@ async fn list_returns_the_documented_fields() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDRZ60E914J7TKNP8Y7748
 
-        [{"key_id":"019b76dc-7cc0-7b9a-bb01-696bec22ee83","name":"Partner","scope":"commerce","status":"active","expires_at":null,"last_used_at":null,"created_at":1767225720,"revoked_at":null,"revoked_reason":null,"mode":"test","scopes":["sessions:write","links:read"],"prefix":"ck_test_zhqKD6","last4":"o91T","merchants":["m_1","m_2"],"features":["tokens.list"],"allowed_ips":["203.0.113.0/24","2001:db8::/32"],"rate_limit":{"limit":5,"window_seconds":60},"metadata":{"owner":"checkout"},"rotated_from":null,"rotated_to":null},{"key_id":"019b76db-9260-7503-9279-5d0b3f0c00aa","name":"Old","scope":"commerce","status":"revoked","expires_at":1767312000,"last_used_at":null,"created_at":1767225660,"revoked_at":1767225660,"revoked_reason":"leaked","mode":"live","scopes":["commerce"],"prefix":"ck_live_B9yQSD","last4":"4emO","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null},{"key_id":"019b76da-a800-7819-b062-c680488a0d74","name":"Commerce Server Key","scope":"commerce","status":"active","expires_at":null,"last_used_at":1767225720,"created_at":1767225600,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_aDz7zb","last4":"CHXQ","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null}]
+        [
+          {
+            "key_id": "019b76dc-7cc0-7b9a-bb01-696bec22ee83",
+            "name": "Partner",
+            "scope": "commerce",
+            "status": "active",
+            "expires_at": null,
+            "last_used_at": null,
+            "created_at": 1767225720,
+            "revoked_at": null,
+            "revoked_reason": null,
+            "mode": "test",
+            "scopes": [
+              "sessions:write",
+              "links:read"
+            ],
+            "prefix": "ck_test_zhqKD6",
+            "last4": "o91T",
+            "merchants": [
+              "m_1",
+              "m_2"
+            ],
+            "features": [
+              "tokens.list"
+            ],
+            "allowed_ips": [
+              "203.0.113.0/24",
+              "2001:db8::/32"
+            ],
+            "rate_limit": {
+              "limit": 5,
+              "window_seconds": 60
+            },
+            "metadata": {
+              "owner": "checkout"
+            },
+            "rotated_from": null,
+            "rotated_to": null
+          },
+          {
+            "key_id": "019b76db-9260-7503-9279-5d0b3f0c00aa",
+            "name": "Old",
+            "scope": "commerce",
+            "status": "revoked",
+            "expires_at": 1767312000,
+            "last_used_at": null,
+            "created_at": 1767225660,
+            "revoked_at": 1767225660,
+            "revoked_reason": "leaked",
+            "mode": "live",
+            "scopes": [
+              "commerce"
+            ],
+            "prefix": "ck_live_B9yQSD",
+            "last4": "4emO",
+            "merchants": null,
+            "features": null,
+            "allowed_ips": null,
+            "rate_limit": null,
+            "metadata": null,
+            "rotated_from": null,
+            "rotated_to": null
+          },
+          {
+            "key_id": "019b76da-a800-7819-b062-c680488a0d74",
+            "name": "Commerce Server Key",
+            "scope": "commerce",
+            "status": "active",
+            "expires_at": null,
+            "last_used_at": 1767225720,
+            "created_at": 1767225600,
+            "revoked_at": null,
+            "revoked_reason": null,
+            "mode": "live",
+            "scopes": [
+              "commerce"
+            ],
+            "prefix": "ck_live_aDz7zb",
+            "last4": "CHXQ",
+            "merchants": null,
+            "features": null,
+            "allowed_ips": null,
+            "rate_limit": null,
+            "metadata": null,
+            "rotated_from": null,
+            "rotated_to": null
+          }
+        ]
         "#);
     })
     .await;
@@ -361,7 +451,21 @@ async fn creation_returns_the_documented_fields() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"key_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Commerce Server Key","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_9yYtHh","merchants":null,"features":null,"created_at":1767225600}
+        {
+          "key_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Commerce Server Key",
+          "scope": "commerce",
+          "api_key": "ck_live_(32)",
+          "expires_at": null,
+          "mode": "live",
+          "scopes": [
+            "commerce"
+          ],
+          "prefix": "ck_live_9yYtHh",
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600
+        }
         "#);
         app.set_model("acme", "ecosystem").await;
         let body = json!({
@@ -378,7 +482,28 @@ async fn creation_returns_the_documented_fields() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00NCR9TXZM51K51CMX
 
-        {"key_id":"019b76da-a800-7e67-8170-5ac1f259c85a","name":"Partner","scope":"commerce","api_key":"ck_test_(32)","expires_at":1767225660,"mode":"test","scopes":["links:read","commerce"],"prefix":"ck_test_eDPB9y","merchants":["m_2","m_1"],"features":["cardholder_data.forward","tokens.list"],"created_at":1767225600}
+        {
+          "key_id": "019b76da-a800-7e67-8170-5ac1f259c85a",
+          "name": "Partner",
+          "scope": "commerce",
+          "api_key": "ck_test_(32)",
+          "expires_at": 1767225660,
+          "mode": "test",
+          "scopes": [
+            "links:read",
+            "commerce"
+          ],
+          "prefix": "ck_test_eDPB9y",
+          "merchants": [
+            "m_2",
+            "m_1"
+          ],
+          "features": [
+            "cardholder_data.forward",
+            "tokens.list"
+          ],
+          "created_at": 1767225600
+        }
         "#);
     })
     .await;
@@ -563,9 +688,7 @@ async fn invalid_creation_is_400_with_the_field_and_creates_nothing() {
             (json!({"name": "n", "features": []}), format!("/features {empty}")),
             (
                 json!({"name": "n", "features": ["tokens.delete"]}),
-                "/features must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, \
-                 cardholder_data.forward"
-                    .to_owned(),
+                format!("/features must be one of {}", Feature::ALL.map(Feature::as_str).join(", ")),
             ),
             (
                 json!({"name": "n", "allowed_ips": []}),
@@ -658,7 +781,9 @@ async fn revocation_has_the_documented_response() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNEW8D9XFSK1DK65GCCHR
 
-        {"message":"API key revoked successfully"}
+        {
+          "message": "API key revoked successfully"
+        }
         "#);
         assert_eq!(app.code(&key.text).await, "revoked");
         assert_eq!(app.code(&other.text).await, "valid");
@@ -848,7 +973,31 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGAQ4W691G5322W014
 
-        {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","family":"commerce","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Commerce Server Key","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
+        {
+          "id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "family": "commerce",
+          "mode": "live",
+          "status": "active",
+          "account_id": "acme",
+          "application_id": null,
+          "name": "Commerce Server Key",
+          "scopes": [
+            "commerce",
+            "links:read",
+            "links:write",
+            "sessions:read",
+            "sessions:write",
+            "webhooks:read",
+            "webhooks:write",
+            "events:read",
+            "customers:read",
+            "customers:write"
+          ],
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600,
+          "expires_at": null
+        }
         "#);
         assert_response!(app.get("/whoami").await, @r#"
         401
@@ -858,7 +1007,14 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGMMYS0CFFQTCVJ070
 
-        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is required","status":401,"detail":"Send a credential in the Authorization header with the scheme Bearer.","code":"missing_credentials","request_id":"req_01KDVDNKRGMMYS0CFFQTCVJ070"}
+        {
+          "type": "urn:tollkey:problem:missing_credentials",
+          "title": "A credential is required",
+          "status": 401,
+          "detail": "Send a credential in the Authorization header with the scheme Bearer.",
+          "code": "missing_credentials",
+          "request_id": "req_01KDVDNKRGMMYS0CFFQTCVJ070"
+        }
         "#);
         assert_response!(app.get("/whoami").header("x-commerce-api-key", &gone.text).await, @r#"
         401
@@ -868,7 +1024,14 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGXKQ6TD12KNEQ85FY
 
-        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or revoked. Check the key, or use another one.","code":"invalid_api_key","request_id":"req_01KDVDNKRGXKQ6TD12KNEQ85FY"}
+        {
+          "type": "urn:tollkey:problem:invalid_api_key",
+          "title": "The API key is not valid",
+          "status": 401,
+          "detail": "The API key is unknown or revoked. Check the key, or use another one.",
+          "code": "invalid_api_key",
+          "request_id": "req_01KDVDNKRGXKQ6TD12KNEQ85FY"
+        }
         "#);
         assert_response!(app.get("/whoami").header("x-commerce-api-key", &suspended.text).await, @r#"
         403
@@ -877,7 +1040,14 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGYAN7R9TDP6ZFX3V4
 
-        {"type":"urn:tollkey:problem:suspended","title":"Key suspended","status":403,"detail":"The key is suspended. Resume it, or use another key.","code":"suspended","request_id":"req_01KDVDNKRGYAN7R9TDP6ZFX3V4"}
+        {
+          "type": "urn:tollkey:problem:suspended",
+          "title": "Key suspended",
+          "status": 403,
+          "detail": "The key is suspended. Resume it, or use another key.",
+          "code": "suspended",
+          "request_id": "req_01KDVDNKRGYAN7R9TDP6ZFX3V4"
+        }
         "#);
         assert_response!(app.get("/whoami").header("x-commerce-api-key", &expired.text).await, @r#"
         403
@@ -886,7 +1056,14 @@ async fn commerce_operations_accept_x_commerce_api_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGJRMMAS0GCK8A4M5G
 
-        {"type":"urn:tollkey:problem:expired","title":"Key expired","status":403,"detail":"The key has expired. Use another key.","code":"expired","request_id":"req_01KDVDNKRGJRMMAS0GCK8A4M5G"}
+        {
+          "type": "urn:tollkey:problem:expired",
+          "title": "Key expired",
+          "status": 403,
+          "detail": "The key has expired. Use another key.",
+          "code": "expired",
+          "request_id": "req_01KDVDNKRGJRMMAS0GCK8A4M5G"
+        }
         "#);
 
         let unknown = app.generate_key(Family::Commerce, Mode::Live).expose().to_owned();
@@ -1099,26 +1276,67 @@ async fn suspended_key_is_denied_until_it_is_resumed() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00YGM6CM5JKNZ6EGBG
 
-        {"key_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Commerce Server Key","scope":"commerce","status":"suspended","expires_at":null,"last_used_at":null,"created_at":1767225600,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_9yYtHh","last4":"fmUQ","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null}
+        {
+          "key_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Commerce Server Key",
+          "scope": "commerce",
+          "status": "suspended",
+          "expires_at": null,
+          "last_used_at": null,
+          "created_at": 1767225600,
+          "revoked_at": null,
+          "revoked_reason": null,
+          "mode": "live",
+          "scopes": [
+            "commerce"
+          ],
+          "prefix": "ck_live_9yYtHh",
+          "last4": "fmUQ",
+          "merchants": null,
+          "features": null,
+          "allowed_ips": null,
+          "rate_limit": null,
+          "metadata": null,
+          "rotated_from": null,
+          "rotated_to": null
+        }
         "#);
         assert_eq!(app.code(&key.text).await, "suspended");
         let again = act(app, &token, &key, "suspend").json(json!({})).await;
-        assert_eq!((again.status, &again.json()), (200, &row(app, &token, &key).await));
+        assert_eq!(
+            (again.status, &again.json()),
+            (200, &row(app, &token, &key).await)
+        );
         let resumed = act(app, &token, &key, "resume").await;
         assert_eq!((resumed.status, &resumed.json()), (200, &active));
         assert_eq!(app.code(&key.text).await, "valid");
-        assert_eq!(act(app, &token, &key, "resume").json(json!({})).await.json(), active);
+        assert_eq!(
+            act(app, &token, &key, "resume")
+                .json(json!({}))
+                .await
+                .json(),
+            active
+        );
         // Repeated calls add no audit entry.
         assert_eq!(
             log(app, &token, &key).await[1..],
             [
-                ("api_key.suspended".to_owned(), json!({"status": "suspended"})),
+                (
+                    "api_key.suspended".to_owned(),
+                    json!({"status": "suspended"})
+                ),
                 ("api_key.resumed".to_owned(), json!({"status": "active"})),
             ]
         );
         for action in ["suspend", "resume"] {
-            let reply = act(app, &token, &key, action).json(json!({"reason": "x"})).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec!["/reason is unknown".to_owned()]), "{action}");
+            let reply = act(app, &token, &key, action)
+                .json(json!({"reason": "x"}))
+                .await;
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec!["/reason is unknown".to_owned()]),
+                "{action}"
+            );
         }
     })
     .await;
@@ -1143,7 +1361,14 @@ async fn revoked_and_expired_keys_cannot_be_changed() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ856T343WG6WYETWJ2
 
-        {"type":"urn:tollkey:problem:key_revoked","title":"The key is revoked","status":409,"detail":"The key is revoked. Revocation is final; create another key.","code":"key_revoked","request_id":"req_01KDVDNAZ856T343WG6WYETWJ2"}
+        {
+          "type": "urn:tollkey:problem:key_revoked",
+          "title": "The key is revoked",
+          "status": 409,
+          "detail": "The key is revoked. Revocation is final; create another key.",
+          "code": "key_revoked",
+          "request_id": "req_01KDVDNAZ856T343WG6WYETWJ2"
+        }
         "#);
         assert_response!(app.patch(&path(&expired), json!({"expires_at": null})).bearer(&token).await, @r#"
         409
@@ -1152,7 +1377,14 @@ async fn revoked_and_expired_keys_cannot_be_changed() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ8KJ4FK80SK4G2M22B
 
-        {"type":"urn:tollkey:problem:key_expired","title":"The key has expired","status":409,"detail":"The key has expired. Create another key.","code":"key_expired","request_id":"req_01KDVDNAZ8KJ4FK80SK4G2M22B"}
+        {
+          "type": "urn:tollkey:problem:key_expired",
+          "title": "The key has expired",
+          "status": 409,
+          "detail": "The key has expired. Create another key.",
+          "code": "key_expired",
+          "request_id": "req_01KDVDNAZ8KJ4FK80SK4G2M22B"
+        }
         "#);
         for key in [&revoked, &suspended] {
             let before = row(app, &token, key).await;
@@ -1627,7 +1859,14 @@ async fn key_limit_counts_usable_commerce_keys() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PHGSG3NSVB3Y7GEW
 
-        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account already has its maximum number of keys of this kind that are neither revoked nor expired (2). Revoke a key first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
+        {
+          "type": "urn:tollkey:problem:key_limit_reached",
+          "title": "Maximum number of API keys reached",
+          "status": 403,
+          "detail": "The account already has its maximum number of keys of this kind that are neither revoked nor expired (2). Revoke a key first.",
+          "code": "key_limit_reached",
+          "request_id": "req_01KDVDNA00PHGSG3NSVB3Y7GEW"
+        }
         "#);
         // Suspended keys count, revoked and expired keys do not.
         assert_eq!(act(app, &token, &second, "suspend").await.status, 200);

@@ -13,8 +13,12 @@ use tollkey_core::{
 
 use crate::{
     assert_response,
-    storlaunch::{create_key, error_code, key_request},
-    support::{App, Call, Key, Reply, each_backend, each_backend_with},
+    storlaunch::error_code,
+    support::{
+        App, Call, Key, Reply,
+        account_keys::{create_key, key_request},
+        each_backend, each_backend_with,
+    },
 };
 
 /// Creates a key of this family with this rate limit.
@@ -278,14 +282,47 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA003CSWMY1D5544XTEQ
 
-        {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"secret","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Example","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
+        {
+          "id": "019b76da-a800-7878-88e1-d9d87054ed4c",
+          "family": "secret",
+          "mode": "live",
+          "status": "active",
+          "account_id": "acme",
+          "application_id": null,
+          "name": "Example",
+          "scopes": [
+            "commerce",
+            "links:read",
+            "links:write",
+            "sessions:read",
+            "sessions:write",
+            "webhooks:read",
+            "webhooks:write",
+            "events:read",
+            "customers:read",
+            "customers:write"
+          ],
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600,
+          "expires_at": null
+        }
         "#);
         // The headers describe the calling key, not the verified one. The account API also has them.
-        let verified = app.post("/verify", json!({"key": other})).bearer(&key.text).await;
-        assert_eq!(fields(&verified), [Some("\"key\";q=3;w=30"), Some("\"key\";r=1;t=20"), None]);
+        let verified = app
+            .post("/verify", json!({"key": other}))
+            .bearer(&key.text)
+            .await;
+        assert_eq!(
+            fields(&verified),
+            [Some("\"key\";q=3;w=30"), Some("\"key\";r=1;t=20"), None]
+        );
         assert_eq!(verified.json()["rate_limit"], Value::Null);
         let listed = app.get("/v1/account/api-keys").bearer(&key.text).await;
-        assert_eq!(fields(&listed), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]);
+        assert_eq!(
+            fields(&listed),
+            [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]
+        );
         // If no use remains, `t` and `Retry-After` are the seconds until the next use.
         assert_response!(app.get("/whoami").bearer(&key.text).await, @r#"
         429
@@ -297,12 +334,22 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00SFYGHBK03XJ9FD31
 
-        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's rate limit is exceeded. Try again after the time in Retry-After.","code":"rate_limited","request_id":"req_01KDVDNA00SFYGHBK03XJ9FD31"}
+        {
+          "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+          "title": "Too many requests",
+          "status": 429,
+          "detail": "The key's rate limit is exceeded. Try again after the time in Retry-After.",
+          "code": "rate_limited",
+          "request_id": "req_01KDVDNA00SFYGHBK03XJ9FD31"
+        }
         "#);
         app.clock.advance(Duration::from_millis(2500));
         let account = app.get("/v1/account/api-keys").bearer(&key.text).await;
         assert_eq!(error_code(app, &account), (429, "RATE_LIMITED".to_owned()));
-        assert_eq!(fields(&account), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=8"), Some("8")]);
+        assert_eq!(
+            fields(&account),
+            [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=8"), Some("8")]
+        );
         for call in [
             app.post("/verify", json!({"key": other})),
             app.call("POST", "/introspect").form("token=x"),
@@ -311,17 +358,28 @@ async fn responses_report_the_rate_limit_of_the_calling_key() {
             app.post("/v1/account/api-keys", key_request("live", "secret")),
         ] {
             let reply = call.bearer(&key.text).await;
-            assert_eq!((reply.status, fields(&reply)), (429, fields(&account)), "{reply}");
+            assert_eq!(
+                (reply.status, fields(&reply)),
+                (429, fields(&account)),
+                "{reply}"
+            );
         }
-        assert_eq!(app.code(&key.text).await, "rate_limited", "the denied DELETE did not revoke it");
+        assert_eq!(
+            app.code(&key.text).await,
+            "rate_limited",
+            "the denied DELETE did not revoke it"
+        );
         // Responses to a key without a limit, a management token and a service key have no rate limit headers.
         let service_key = app.service_key().await.text;
         for call in [
             app.get("/whoami").bearer(&other),
-            app.get("/v1/account/api-keys").bearer(&app.management_token("acme")),
-            app.post("/verify", json!({"key": other})).bearer(&service_key),
+            app.get("/v1/account/api-keys")
+                .bearer(&app.management_token("acme")),
+            app.post("/verify", json!({"key": other}))
+                .bearer(&service_key),
             // The limit of the verified key is only in the body.
-            app.post("/verify", json!({"key": key.text})).bearer(&service_key),
+            app.post("/verify", json!({"key": key.text}))
+                .bearer(&service_key),
         ] {
             let reply = call.await;
             assert_eq!((reply.status, fields(&reply)), (200, NONE), "{reply}");
@@ -336,8 +394,12 @@ async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
         let key = limited(app, Family::Commerce, 6, 60).await.text;
         let calls = || {
             [
-                app.get("/authz/forward-auth").header("x-forwarded-method", "GET").header("x-forwarded-uri", "/x"),
-                app.get("/authz/auth-request").header("x-original-method", "GET").header("x-original-uri", "/x"),
+                app.get("/authz/forward-auth")
+                    .header("x-forwarded-method", "GET")
+                    .header("x-forwarded-uri", "/x"),
+                app.get("/authz/auth-request")
+                    .header("x-original-method", "GET")
+                    .header("x-original-uri", "/x"),
                 app.get("/authz/ext-authz/-/x"),
             ]
             .map(|call| call.bearer(&key))
@@ -349,7 +411,11 @@ async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
         let mut denied = Vec::new();
         for call in calls() {
             let reply = call.await;
-            let expected = [Some("\"key\";q=6;w=60"), Some("\"key\";r=0;t=10"), Some("10")];
+            let expected = [
+                Some("\"key\";q=6;w=60"),
+                Some("\"key\";r=0;t=10"),
+                Some("10"),
+            ];
             assert_eq!((reply.status, fields(&reply)), (429, expected), "{reply}");
             denied.push(reply);
         }
@@ -361,7 +427,14 @@ async fn gateway_responses_report_the_rate_limit_only_when_exceeded() {
         retry-after: 10
         x-request-id: req_01KDVDNA00RKT71WK8SCKGNFA3
 
-        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's rate limit is exceeded. Try again after the time in Retry-After.","code":"rate_limited","request_id":"req_01KDVDNA00RKT71WK8SCKGNFA3"}
+        {
+          "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+          "title": "Too many requests",
+          "status": 429,
+          "detail": "The key's rate limit is exceeded. Try again after the time in Retry-After.",
+          "code": "rate_limited",
+          "request_id": "req_01KDVDNA00RKT71WK8SCKGNFA3"
+        }
         "#);
     })
     .await;

@@ -10,8 +10,9 @@ use tollkey_server::server::RunningServer;
 use tollkey_verifier::testing::{ManualClock, START};
 
 use crate::{
+    app::each_backend_with_replica,
     assert_response,
-    support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
+    support::{App, Call, Key, Reply, each_backend, each_backend_with},
 };
 
 fn path(key: &Key) -> String {
@@ -73,7 +74,12 @@ async fn log(app: &App, token: &str) -> Vec<(String, String, Value)> {
 async fn predecessor_and_successor_both_work_during_the_overlap() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
-        let old = app.commerce_key(&token, json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]})).await;
+        let old = app
+            .commerce_key(
+                &token,
+                json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]}),
+            )
+            .await;
         app.clock.advance(Duration::from_secs(10));
         let reply = rotate(app, &token, &old, json!({"overlap_seconds": 3600})).await;
         assert_response!(reply, @r#"
@@ -84,10 +90,27 @@ async fn predecessor_and_successor_both_work_during_the_overlap() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRG0QT6EFQNM6ZM32RB
 
-        {"key_id":"019b76da-cf10-7cee-941f-6a00f65f1e53","name":"WooCommerce plugin","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["sessions:write"],"prefix":"ck_live_hMKncW","merchants":null,"features":null,"created_at":1767225610}
+        {
+          "key_id": "019b76da-cf10-7cee-941f-6a00f65f1e53",
+          "name": "WooCommerce plugin",
+          "scope": "commerce",
+          "api_key": "ck_live_(32)",
+          "expires_at": null,
+          "mode": "live",
+          "scopes": [
+            "sessions:write"
+          ],
+          "prefix": "ck_live_hMKncW",
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225610
+        }
         "#);
         let new = created(&reply);
-        assert_eq!(reply.header("location"), Some(format!("/api/v1/api-keys/{}", new.id).as_str()));
+        assert_eq!(
+            reply.header("location"),
+            Some(format!("/api/v1/api-keys/{}", new.id).as_str())
+        );
         assert_response!(app.get("/api-keys").bearer(&token).await, @r#"
         200
         cache-control: no-store
@@ -95,12 +118,67 @@ async fn predecessor_and_successor_both_work_during_the_overlap() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNKRGPHGSG3NSVB3Y7GEW
 
-        [{"key_id":"019b76da-cf10-7cee-941f-6a00f65f1e53","name":"WooCommerce plugin","scope":"commerce","status":"active","expires_at":null,"last_used_at":null,"created_at":1767225610,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["sessions:write"],"prefix":"ck_live_hMKncW","last4":"NsyM","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":"019b76da-a800-7474-bdc5-e24d2a413b15","rotated_to":null},{"key_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"WooCommerce plugin","scope":"commerce","status":"active","expires_at":1767229210,"last_used_at":null,"created_at":1767225600,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["sessions:write"],"prefix":"ck_live_9yYtHh","last4":"fmUQ","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":"019b76da-cf10-7cee-941f-6a00f65f1e53"}]
+        [
+          {
+            "key_id": "019b76da-cf10-7cee-941f-6a00f65f1e53",
+            "name": "WooCommerce plugin",
+            "scope": "commerce",
+            "status": "active",
+            "expires_at": null,
+            "last_used_at": null,
+            "created_at": 1767225610,
+            "revoked_at": null,
+            "revoked_reason": null,
+            "mode": "live",
+            "scopes": [
+              "sessions:write"
+            ],
+            "prefix": "ck_live_hMKncW",
+            "last4": "NsyM",
+            "merchants": null,
+            "features": null,
+            "allowed_ips": null,
+            "rate_limit": null,
+            "metadata": null,
+            "rotated_from": "019b76da-a800-7474-bdc5-e24d2a413b15",
+            "rotated_to": null
+          },
+          {
+            "key_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+            "name": "WooCommerce plugin",
+            "scope": "commerce",
+            "status": "active",
+            "expires_at": 1767229210,
+            "last_used_at": null,
+            "created_at": 1767225600,
+            "revoked_at": null,
+            "revoked_reason": null,
+            "mode": "live",
+            "scopes": [
+              "sessions:write"
+            ],
+            "prefix": "ck_live_9yYtHh",
+            "last4": "fmUQ",
+            "merchants": null,
+            "features": null,
+            "allowed_ips": null,
+            "rate_limit": null,
+            "metadata": null,
+            "rotated_from": null,
+            "rotated_to": "019b76da-cf10-7cee-941f-6a00f65f1e53"
+          }
+        ]
         "#);
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
         for key in [&old, &new] {
-            let reply = app.get("/authz/forward-auth?scope=sessions:write").bearer(&key.text).await;
-            assert_eq!((reply.status, reply.header("x-auth-key-id")), (200, Some(key.id.as_str())));
+            let reply = app
+                .get("/authz/forward-auth?scope=sessions:write")
+                .bearer(&key.text)
+                .await;
+            assert_eq!(
+                (reply.status, reply.header("x-auth-key-id")),
+                (200, Some(key.id.as_str()))
+            );
         }
         // The predecessor expires exactly at the end of the overlap.
         app.clock.advance(Duration::from_millis(3_599_999));
@@ -108,10 +186,22 @@ async fn predecessor_and_successor_both_work_during_the_overlap() {
         app.clock.advance(Duration::from_millis(1));
         assert_eq!(codes(app, [&old, &new]).await, ["expired", "valid"]);
         let (old, new) = (row(app, &token, &old).await, row(app, &token, &new).await);
-        assert_eq!([&old["status"], &old["expires_at"]], [&json!("expired"), &json!(START + 3610)]);
-        assert_eq!([&new["status"], &new["expires_at"]], [&json!("active"), &Value::Null]);
-        assert_eq!([&old["rotated_from"], &old["rotated_to"]], [&Value::Null, &new["key_id"]]);
-        assert_eq!([&new["rotated_from"], &new["rotated_to"]], [&old["key_id"], &Value::Null]);
+        assert_eq!(
+            [&old["status"], &old["expires_at"]],
+            [&json!("expired"), &json!(START + 3610)]
+        );
+        assert_eq!(
+            [&new["status"], &new["expires_at"]],
+            [&json!("active"), &Value::Null]
+        );
+        assert_eq!(
+            [&old["rotated_from"], &old["rotated_to"]],
+            [&Value::Null, &new["key_id"]]
+        );
+        assert_eq!(
+            [&new["rotated_from"], &new["rotated_to"]],
+            [&old["key_id"], &Value::Null]
+        );
     })
     .await;
 }
@@ -368,13 +458,19 @@ async fn only_active_keys_without_a_successor_can_be_rotated() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let suspended = app.commerce_key(&token, json!({})).await;
-        let reply = app.call("POST", &format!("{}/suspend", path(&suspended))).bearer(&token).await;
+        let reply = app
+            .call("POST", &format!("{}/suspend", path(&suspended)))
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 200);
         let revoked = app.commerce_key(&token, json!({})).await;
         revoke(app, &token, &revoked).await;
-        let expired = app.commerce_key(&token, json!({"expires_at": START + 1})).await;
+        let expired = app
+            .commerce_key(&token, json!({"expires_at": START + 1}))
+            .await;
         let rotated = app.commerce_key(&token, json!({})).await;
-        let successor = created(&rotate(app, &token, &rotated, json!({"overlap_seconds": 3600})).await);
+        let successor =
+            created(&rotate(app, &token, &rotated, json!({"overlap_seconds": 3600})).await);
         let over = app.commerce_key(&token, json!({})).await;
         created(&rotate(app, &token, &over, json!({})).await);
         let ended = app.commerce_key(&token, json!({})).await;
@@ -388,9 +484,24 @@ async fn only_active_keys_without_a_successor_can_be_rotated() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6
 
-        {"type":"urn:tollkey:problem:key_already_rotated","title":"The key is already rotated","status":409,"detail":"The key is already rotated. Rotate its successor instead.","code":"key_already_rotated","request_id":"req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6"}
+        {
+          "type": "urn:tollkey:problem:key_already_rotated",
+          "title": "The key is already rotated",
+          "status": 409,
+          "detail": "The key is already rotated. Rotate its successor instead.",
+          "code": "key_already_rotated",
+          "request_id": "req_01KDVDNAZ8QJ1Q3RPSQHNSCEE6"
+        }
         "#);
-        let count = async || app.get("/api-keys").bearer(&token).await.json().as_array().unwrap().len();
+        let count = async || {
+            app.get("/api-keys")
+                .bearer(&token)
+                .await
+                .json()
+                .as_array()
+                .unwrap()
+                .len()
+        };
         let before = (count().await, log(app, &token).await.len());
         for (key, code) in [
             (&suspended, "key_suspended"),
@@ -407,21 +518,47 @@ async fn only_active_keys_without_a_successor_can_be_rotated() {
             }
             assert_eq!(row(app, &token, key).await, was, "{code}");
         }
-        assert_eq!((count().await, log(app, &token).await.len()), before, "no key was created");
+        assert_eq!(
+            (count().await, log(app, &token).await.len()),
+            before,
+            "no key was created"
+        );
         // For a suspended key, suspension is reported first. After it is resumed, the overlap continues.
-        let act = |action: &str| app.call("POST", &format!("{}/{action}", path(&rotated))).bearer(&token);
+        let act = |action: &str| {
+            app.call("POST", &format!("{}/{action}", path(&rotated)))
+                .bearer(&token)
+        };
         assert_eq!(act("suspend").await.status, 200);
-        assert_eq!(codes(app, [&rotated, &successor]).await, ["suspended", "valid"]);
-        assert_eq!(rotate(app, &token, &rotated, json!({})).await.code(), "key_suspended");
+        assert_eq!(
+            codes(app, [&rotated, &successor]).await,
+            ["suspended", "valid"]
+        );
+        assert_eq!(
+            rotate(app, &token, &rotated, json!({})).await.code(),
+            "key_suspended"
+        );
         assert_eq!(act("resume").await.status, 200);
         assert_eq!(codes(app, [&rotated, &successor]).await, ["valid", "valid"]);
         // A resumed key can be rotated, and so can a successor.
-        assert_eq!(app.call("POST", &format!("{}/resume", path(&suspended))).bearer(&token).await.status, 200);
+        assert_eq!(
+            app.call("POST", &format!("{}/resume", path(&suspended)))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         created(&rotate(app, &token, &suspended, json!({})).await);
         let third = created(&rotate(app, &token, &successor, json!({"overlap_seconds": 60})).await);
         assert_eq!(codes(app, [&rotated, &successor]).await, ["valid", "valid"]);
-        let rows = [row(app, &token, &rotated).await, row(app, &token, &successor).await, row(app, &token, &third).await];
-        let chain: Vec<[&Value; 2]> = rows.iter().map(|row| [&row["rotated_from"], &row["rotated_to"]]).collect();
+        let rows = [
+            row(app, &token, &rotated).await,
+            row(app, &token, &successor).await,
+            row(app, &token, &third).await,
+        ];
+        let chain: Vec<[&Value; 2]> = rows
+            .iter()
+            .map(|row| [&row["rotated_from"], &row["rotated_to"]])
+            .collect();
         assert_eq!(
             chain,
             [

@@ -20,10 +20,10 @@ use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
-use crate::{
-    binary::{Server, Tollkey, merchant},
-    connections::{LIVEZ, TIMEOUT, connect, is_closed, read_response, send},
-    support::{App, Call, each_backend_with, eventually, source},
+use crate::support::{
+    App, Call, each_backend_with, eventually,
+    raw::{LIVEZ, TIMEOUT, connect, is_closed, read_response, send},
+    source,
 };
 
 const METRICS: &[(&str, &str)] = &[("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0")];
@@ -108,156 +108,6 @@ async fn draining_server_keeps_its_lease() {
         assert!(stats().hits > hits, "keys are verified from the cache");
     })
     .await;
-}
-
-/// Waits until a server refuses connections.
-async fn wait_until_refused(address: SocketAddr) {
-    eventually("connections are refused", async || {
-        TcpStream::connect(address).await.is_err()
-    })
-    .await;
-}
-
-/// The first and second half of a request that creates an application.
-fn request_halves(name: &str) -> (String, String) {
-    let (token, body) = (merchant("acme"), json!({"name": name}).to_string());
-    let head = format!(
-        "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n",
-        body.len()
-    );
-    (format!("{head}{}", &body[..2]), body[2..].to_owned())
-}
-
-#[actix_web::test]
-async fn request_in_flight_at_shutdown_gets_a_response() {
-    for database in backends() {
-        for drain in ["0", "1"] {
-            let server = Tollkey::on(&database)
-                .with("TOLLKEY_DRAIN_SECONDS", drain)
-                .serve()
-                .await;
-            let mut busy = connect(server.address).await;
-            send(&mut busy, LIVEZ).await;
-            read_response(&mut busy).await.expect("a response");
-            let (first, rest) = request_halves(&format!("In flight, drain {drain}"));
-            send(&mut busy, first).await;
-            server.signal("TERM").await;
-            wait_until_refused(server.address).await;
-            send(&mut busy, rest).await;
-            let (head, body) = read_response(&mut busy).await.expect("a response");
-            assert!(
-                head.starts_with("http/1.1 201") && head.contains("connection: close"),
-                "{head}{body}"
-            );
-            assert!(is_closed(&mut busy).await);
-            let finished = server.ended().await;
-            assert_eq!(finished.code, Some(0), "{finished}");
-        }
-    }
-}
-
-/// Pauses a server while `during` runs.
-#[cfg(target_os = "linux")]
-async fn while_paused(server: &Server, during: impl Future<Output = ()>) {
-    server.signal("STOP").await;
-    eventually("each thread has stopped", async || {
-        server.pid().is_stopped()
-    })
-    .await;
-    during.await;
-    server.signal("CONT").await;
-}
-
-#[cfg(target_os = "linux")]
-#[actix_web::test]
-async fn connections_queued_at_shutdown_get_a_response() {
-    for database in backends() {
-        let server = Tollkey::on(&database).serve().await;
-        let mut queued = Vec::new();
-        // The kernel accepts connections and requests for a paused server.
-        while_paused(&server, async {
-            for _ in 0..100 {
-                let mut stream = connect(server.address).await;
-                send(&mut stream, LIVEZ).await;
-                queued.push(stream);
-            }
-            server.signal("TERM").await;
-        })
-        .await;
-        for stream in &mut queued {
-            let (head, body) = read_response(stream).await.expect("a response");
-            assert!(head.starts_with("http/1.1 200"), "{head}{body}");
-            // `connection: close` is not asserted: the server may write the response before it handles the signal.
-            assert!(is_closed(stream).await);
-        }
-        let finished = server.ended().await;
-        assert_eq!(finished.code, Some(0), "{finished}");
-    }
-}
-
-#[actix_web::test]
-async fn second_signal_ends_the_drain() {
-    for (first, second) in [("TERM", "INT"), ("INT", "TERM")] {
-        let server = Tollkey::development()
-            .with("TOLLKEY_DRAIN_SECONDS", "300")
-            .serve()
-            .await;
-        server.signal(first).await;
-        eventually("the server drains", async || {
-            server.get("/readyz").await.status == 503
-        })
-        .await;
-        assert_eq!(server.get("/livez").await.status, 200);
-        server.signal(second).await;
-        let finished = server.ended().await;
-        assert_eq!(finished.code, Some(0), "{finished}");
-        assert!(
-            finished.stderr.contains("second signal: ending the drain"),
-            "{finished}"
-        );
-    }
-}
-
-#[actix_web::test]
-async fn further_signal_closes_connections_with_requests() {
-    for drain in ["0", "300"] {
-        let database = backends().into_iter().next().expect("a backend");
-        let server = Tollkey::on(&database)
-            .with("TOLLKEY_DRAIN_SECONDS", drain)
-            .serve()
-            .await;
-        let mut busy = connect(server.address).await;
-        send(&mut busy, LIVEZ).await;
-        read_response(&mut busy).await.expect("a response");
-        let (first, _rest) = request_halves("Cut off");
-        send(&mut busy, first).await;
-        server.signal("TERM").await;
-        if drain != "0" {
-            eventually("the server drains", async || {
-                server.get("/readyz").await.status == 503
-            })
-            .await;
-            server.signal("TERM").await;
-        }
-        wait_until_refused(server.address).await;
-        server.signal("INT").await;
-        assert!(is_closed(&mut busy).await);
-        let finished = server.ended().await;
-        assert_eq!(finished.code, Some(0), "{finished}");
-        assert!(
-            finished
-                .stderr
-                .contains("further signal: closing connections with requests in flight"),
-            "{finished}"
-        );
-        assert!(
-            finished
-                .stderr
-                .contains("closed connections with requests in flight"),
-            "{finished}"
-        );
-    }
 }
 
 /// Starts a server on each backend, with leases so long that a poll waits for 20 s.

@@ -9,40 +9,16 @@ use tollkey_store::Backend;
 
 use crate::{
     assert_response,
-    support::{App, Call, Key, Reply, each_backend, eventually},
+    support::{
+        App, Call, Key, Reply,
+        account_keys::{KEYS, create_key, created_key, key_request},
+        each_backend, eventually,
+    },
 };
 
 /// The prefix of the document, and the prefix of the other APIs.
 const MOUNTS: [&str; 2] = ["/v1", "/api/v1"];
-pub const KEYS: &str = "/v1/account/api-keys";
 const AUDIT_LOG: &str = "/v1/account/audit-log";
-
-/// A request body for a new account key.
-pub fn key_request(environment: &str, access: &str) -> Value {
-    json!({"name": "Production webhook handler", "environment": environment, "access": access})
-}
-
-/// Creates an account key.
-pub async fn create_key(app: &App, by: &str, body: Value) -> Key {
-    let reply = app.post(KEYS, body).bearer(by).await;
-    assert_eq!(reply.status, 201, "{reply}");
-    created_key(&reply)
-}
-
-/// Returns the created key of a response.
-pub fn created_key(reply: &Reply) -> Key {
-    let data = reply.json()["data"].clone();
-    let text = |field: &str| {
-        data[field]
-            .as_str()
-            .unwrap_or_else(|| panic!("no {field}: {reply}"))
-            .to_owned()
-    };
-    Key {
-        id: text("id"),
-        text: text("value"),
-    }
-}
 
 /// The field names of an object, in their order.
 fn names(object: &Value) -> Vec<&str> {
@@ -158,7 +134,13 @@ async fn list_has_metadata_of_keys_newest_first() {
         let first = secret_key(app, "live").await;
         app.clock.advance(Duration::from_secs(60));
         let second = create_key(app, &first.text, key_request("test", "publishable")).await;
-        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", second.id))
+                .bearer(&first.text)
+                .await
+                .status,
+            200
+        );
         app.running().state().service.flush_usage().await;
         assert_response!(app.get(KEYS).bearer(&first.text).await, @r#"
         200
@@ -167,17 +149,63 @@ async fn list_has_metadata_of_keys_newest_first() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDQ4K03R79WC4VYM43RKXG
 
-        {"data":[{"id":"key_01KDVDQ4K0FKQ987VA03V5Y7JK","name":"Production webhook handler","prefix":"pk_test_","last4":"NsyM","environment":"test","access":"publishable","createdAt":"2026-01-01T00:01:00Z","lastUsedAt":null,"revokedAt":"2026-01-01T00:01:00Z"},{"id":"key_01KDVDNA00EHTBVHF29MN42ERN","name":"Production webhook handler","prefix":"sk_live_","last4":"fmUQ","environment":"live","access":"secret","createdAt":"2026-01-01T00:00:00Z","lastUsedAt":"2026-01-01T00:01:00Z","revokedAt":null}],"error":null,"meta":{"requestId":"req_01KDVDQ4K03R79WC4VYM43RKXG","timestamp":"2026-01-01T00:01:00Z","nextCursor":null}}
+        {
+          "data": [
+            {
+              "id": "key_01KDVDQ4K0FKQ987VA03V5Y7JK",
+              "name": "Production webhook handler",
+              "prefix": "pk_test_",
+              "last4": "NsyM",
+              "environment": "test",
+              "access": "publishable",
+              "createdAt": "2026-01-01T00:01:00Z",
+              "lastUsedAt": null,
+              "revokedAt": "2026-01-01T00:01:00Z"
+            },
+            {
+              "id": "key_01KDVDNA00EHTBVHF29MN42ERN",
+              "name": "Production webhook handler",
+              "prefix": "sk_live_",
+              "last4": "fmUQ",
+              "environment": "live",
+              "access": "secret",
+              "createdAt": "2026-01-01T00:00:00Z",
+              "lastUsedAt": "2026-01-01T00:01:00Z",
+              "revokedAt": null
+            }
+          ],
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDQ4K03R79WC4VYM43RKXG",
+            "timestamp": "2026-01-01T00:01:00Z",
+            "nextCursor": null
+          }
+        }
         "#);
         let rows = data(app, KEYS, &first.text).await;
         for row in &rows {
-            let documented =
-                ["id", "name", "prefix", "last4", "environment", "access", "createdAt", "lastUsedAt", "revokedAt"];
+            let documented = [
+                "id",
+                "name",
+                "prefix",
+                "last4",
+                "environment",
+                "access",
+                "createdAt",
+                "lastUsedAt",
+                "revokedAt",
+            ];
             assert_eq!(names(row), documented);
         }
         // `prefix` and `last4` identify a key.
-        assert!(first.text.starts_with("sk_live_") && first.text.ends_with(rows[1]["last4"].as_str().unwrap()));
-        assert!(second.text.starts_with("pk_test_") && second.text.ends_with(rows[0]["last4"].as_str().unwrap()));
+        assert!(
+            first.text.starts_with("sk_live_")
+                && first.text.ends_with(rows[1]["last4"].as_str().unwrap())
+        );
+        assert!(
+            second.text.starts_with("pk_test_")
+                && second.text.ends_with(rows[0]["last4"].as_str().unwrap())
+        );
         let listed = app.get(KEYS).bearer(&first.text).await.body;
         assert!(!listed.contains(&first.text[8..]) && !listed.contains(&second.text[8..]));
     })
@@ -304,7 +332,21 @@ async fn creation_returns_the_key_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"data":{"id":"key_01KDVDNA00EHTBVHF29MN42ERN","name":"Production webhook handler","environment":"live","access":"secret","value":"sk_live_(32)","createdAt":"2026-01-01T00:00:00Z"},"error":null,"meta":{"requestId":"req_01KDVDNA00HXPX69B46WBKBWSC","timestamp":"2026-01-01T00:00:00Z"}}
+        {
+          "data": {
+            "id": "key_01KDVDNA00EHTBVHF29MN42ERN",
+            "name": "Production webhook handler",
+            "environment": "live",
+            "access": "secret",
+            "value": "sk_live_(32)",
+            "createdAt": "2026-01-01T00:00:00Z"
+          },
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNA00HXPX69B46WBKBWSC",
+            "timestamp": "2026-01-01T00:00:00Z"
+          }
+        }
         "#);
         let key = created_key(&first);
         app.clock.advance(Duration::from_millis(1700));
@@ -315,7 +357,21 @@ async fn creation_returns_the_key_once() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNBN40QT6EFQNM6ZM32RB
 
-        {"data":{"id":"key_01KDVDNBN4FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:01Z"},"error":null,"meta":{"requestId":"req_01KDVDNBN40QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:01Z"}}
+        {
+          "data": {
+            "id": "key_01KDVDNBN4FKQ987VA03V5Y7JK",
+            "name": "Production webhook handler",
+            "environment": "test",
+            "access": "publishable",
+            "value": "pk_test_(32)",
+            "createdAt": "2026-01-01T00:00:01Z"
+          },
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNBN40QT6EFQNM6ZM32RB",
+            "timestamp": "2026-01-01T00:00:01Z"
+          }
+        }
         "#);
         let data = first.json()["data"].clone();
         assert_eq!(names(&data), ["id", "name", "environment", "access", "value", "createdAt"]);
@@ -339,46 +395,101 @@ async fn invalid_creation_is_400_with_every_error() {
             ("name", Value::Null, "/name must be a string"),
             ("name", json!(""), "/name must have 1 to 100 characters"),
             ("name", json!("   "), "/name must have 1 to 100 characters"),
-            ("name", json!("é".repeat(101)), "/name must have 1 to 100 characters"),
-            ("name", json!("a\u{7}b"), "/name must not contain control characters"),
+            (
+                "name",
+                json!("é".repeat(101)),
+                "/name must have 1 to 100 characters",
+            ),
+            (
+                "name",
+                json!("a\u{7}b"),
+                "/name must not contain control characters",
+            ),
             ("name", json!(7), "/name must be a string"),
             ("environment", Value::Null, "/environment must be a string"),
-            ("environment", json!("Live"), "/environment must be one of live, test"),
-            ("environment", json!("sandbox"), "/environment must be one of live, test"),
-            ("environment", json!(["live"]), "/environment must be a string"),
-            ("access", json!("admin"), "/access must be one of secret, publishable"),
-            ("access", json!("Secret"), "/access must be one of secret, publishable"),
+            (
+                "environment",
+                json!("Live"),
+                "/environment must be one of live, test",
+            ),
+            (
+                "environment",
+                json!("sandbox"),
+                "/environment must be one of live, test",
+            ),
+            (
+                "environment",
+                json!(["live"]),
+                "/environment must be a string",
+            ),
+            (
+                "access",
+                json!("admin"),
+                "/access must be one of secret, publishable",
+            ),
+            (
+                "access",
+                json!("Secret"),
+                "/access must be one of secret, publishable",
+            ),
             ("access", json!(1), "/access must be a string"),
             ("scopes", json!(["commerce"]), "/scopes is unknown"),
             ("mode", json!("live"), "/mode is unknown"),
             ("accountId", json!("globex"), "/accountId is unknown"),
-            ("expires_at", json!(1), "/expires_at is unknown; use `expiresAt`"),
+            (
+                "expires_at",
+                json!(1),
+                "/expires_at is unknown; use `expiresAt`",
+            ),
             ("expiresAt", json!(now), "/expiresAt must be in the future"),
-            ("allowedIps", json!([]), "/allowedIps must not be empty; on creation, omit the field to set no restriction"),
+            (
+                "allowedIps",
+                json!([]),
+                "/allowedIps must not be empty; on creation, omit the field to set no restriction",
+            ),
             (
                 "allowedIps",
                 json!(["10.0.0.1/8"]),
                 "/allowedIps `10.0.0.1/8` has host bits set; did you mean `10.0.0.0/8`?",
             ),
-            ("rateLimit", json!({"limit": 0, "windowSeconds": 1}), "/rateLimit/limit must be between 1 and 1000000"),
+            (
+                "rateLimit",
+                json!({"limit": 0, "windowSeconds": 1}),
+                "/rateLimit/limit must be between 1 and 1000000",
+            ),
             (
                 "rateLimit",
                 json!({"limit": 1, "windowSeconds": 86_401}),
                 "/rateLimit/windowSeconds must be between 1 and 86400",
             ),
-            ("rateLimit", json!({"limit": 1}), "/rateLimit/windowSeconds is required"),
-            ("metadata", json!({"x": "y".repeat(4096)}), "/metadata must be at most 4096 bytes of JSON"),
+            (
+                "rateLimit",
+                json!({"limit": 1}),
+                "/rateLimit/windowSeconds is required",
+            ),
+            (
+                "metadata",
+                json!({"x": "y".repeat(4096)}),
+                "/metadata must be at most 4096 bytes of JSON",
+            ),
             ("metadata", json!(["x"]), "/metadata must be an object"),
         ] {
             let mut body = key_request("live", "secret");
             body[field] = value;
-            assert_eq!(field_errors(app, &app.post(KEYS, body.clone()).bearer(&token).await), [rule], "{body}");
+            assert_eq!(
+                field_errors(app, &app.post(KEYS, body.clone()).bearer(&token).await),
+                [rule],
+                "{body}"
+            );
         }
         for field in ["name", "environment", "access"] {
             let mut body = key_request("live", "secret");
             body.as_object_mut().unwrap().remove(field);
             let rule = format!("/{field} is required");
-            assert_eq!(field_errors(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
+            assert_eq!(
+                field_errors(app, &app.post(KEYS, body).bearer(&token).await),
+                [rule]
+            );
         }
         // All errors in one response.
         let mut body = key_request("live", "secret");
@@ -390,12 +501,44 @@ async fn invalid_creation_is_400_with_every_error() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
 
-        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"`x` is not in CIDR notation, such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
+        {
+          "data": null,
+          "error": {
+            "code": "VALIDATION_ERROR",
+            "message": "3 fields are invalid: /name, /expiresAt, /allowedIps",
+            "details": {
+              "code": "validation_failed",
+              "errors": [
+                {
+                  "pointer": "/name",
+                  "detail": "must have 1 to 100 characters"
+                },
+                {
+                  "pointer": "/expiresAt",
+                  "detail": "must be in the future"
+                },
+                {
+                  "pointer": "/allowedIps",
+                  "detail": "`x` is not in CIDR notation, such as 203.0.113.0/24"
+                }
+              ]
+            }
+          },
+          "meta": {
+            "requestId": "req_01KDVDNA007YN2G8RB5BG00N8E",
+            "timestamp": "2026-01-01T00:00:00Z"
+          }
+        }
         "#);
         assert_eq!(data(app, KEYS, &token).await, Vec::<Value>::new());
         assert_eq!(data(app, AUDIT_LOG, &token).await, Vec::<Value>::new());
         for name in ["a".repeat(100), "é".repeat(100)] {
-            let key = app.post(KEYS, json!({"name": name, "environment": "test", "access": "secret"})).bearer(&token);
+            let key = app
+                .post(
+                    KEYS,
+                    json!({"name": name, "environment": "test", "access": "secret"}),
+                )
+                .bearer(&token);
             assert_eq!(key.await.json()["data"]["name"], name);
         }
     })
@@ -411,7 +554,10 @@ async fn undocumented_fields_are_returned_only_if_they_are_set() {
             body[field] = Value::Null; // null is the same as an absent field
         }
         let plain = app.post(KEYS, body).bearer(&token).await.json();
-        assert_eq!(names(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
+        assert_eq!(
+            names(&plain["data"]),
+            ["id", "name", "environment", "access", "value", "createdAt"]
+        );
         let mut body = key_request("test", "publishable");
         body["expiresAt"] = json!("2026-02-01T01:00:00+01:00");
         body["allowedIps"] = json!(["203.0.113.0/24", "::ffff:10.0.0.0/104"]);
@@ -424,14 +570,51 @@ async fn undocumented_fields_are_returned_only_if_they_are_set() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
 
-        {"data":{"id":"key_01KDVDNA00FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:00Z","expiresAt":"2026-02-01T00:00:00Z","allowedIps":["203.0.113.0/24","10.0.0.0/8"],"rateLimit":{"limit":10,"windowSeconds":60},"metadata":{"owner":"checkout","b":[1,null],"a":{}}},"error":null,"meta":{"requestId":"req_01KDVDNA000QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:00Z"}}
+        {
+          "data": {
+            "id": "key_01KDVDNA00FKQ987VA03V5Y7JK",
+            "name": "Production webhook handler",
+            "environment": "test",
+            "access": "publishable",
+            "value": "pk_test_(32)",
+            "createdAt": "2026-01-01T00:00:00Z",
+            "expiresAt": "2026-02-01T00:00:00Z",
+            "allowedIps": [
+              "203.0.113.0/24",
+              "10.0.0.0/8"
+            ],
+            "rateLimit": {
+              "limit": 10,
+              "windowSeconds": 60
+            },
+            "metadata": {
+              "owner": "checkout",
+              "b": [
+                1,
+                null
+              ],
+              "a": {}
+            }
+          },
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNA000QT6EFQNM6ZM32RB",
+            "timestamp": "2026-01-01T00:00:00Z"
+          }
+        }
         "#);
         let row = data(app, KEYS, &token).await[0].clone();
-        assert_eq!(names(&row)[9..], ["expiresAt", "allowedIps", "rateLimit", "metadata"]);
+        assert_eq!(
+            names(&row)[9..],
+            ["expiresAt", "allowedIps", "rateLimit", "metadata"]
+        );
         assert_eq!(row["expiresAt"], "2026-02-01T00:00:00Z");
         assert_eq!(row["allowedIps"], json!(["203.0.113.0/24", "10.0.0.0/8"]));
         assert_eq!(row["rateLimit"], json!({"limit": 10, "windowSeconds": 60}));
-        assert_eq!(row["metadata"].to_string(), r#"{"owner":"checkout","b":[1,null],"a":{}}"#);
+        assert_eq!(
+            row["metadata"].to_string(),
+            r#"{"owner":"checkout","b":[1,null],"a":{}}"#
+        );
     })
     .await;
 }
@@ -458,7 +641,24 @@ async fn delete_and_post_revoke_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNEW897AARKP3R8654ZN1
 
-        {"data":{"id":"key_01KDVDNA00FKQ987VA03V5Y7JK","name":"Production webhook handler","prefix":"sk_live_","last4":"NsyM","environment":"live","access":"secret","createdAt":"2026-01-01T00:00:00Z","lastUsedAt":"2026-01-01T00:00:00Z","revokedAt":"2026-01-01T00:00:05Z"},"error":null,"meta":{"requestId":"req_01KDVDNEW897AARKP3R8654ZN1","timestamp":"2026-01-01T00:00:05Z"}}
+        {
+          "data": {
+            "id": "key_01KDVDNA00FKQ987VA03V5Y7JK",
+            "name": "Production webhook handler",
+            "prefix": "sk_live_",
+            "last4": "NsyM",
+            "environment": "live",
+            "access": "secret",
+            "createdAt": "2026-01-01T00:00:00Z",
+            "lastUsedAt": "2026-01-01T00:00:00Z",
+            "revokedAt": "2026-01-01T00:00:05Z"
+          },
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNEW897AARKP3R8654ZN1",
+            "timestamp": "2026-01-01T00:00:05Z"
+          }
+        }
         "#);
         let row = app.call("POST", &format!("{KEYS}/{}/revoke", posted.id)).bearer(&owner.text).await;
         assert_eq!(row.status, 200, "{row}");
@@ -477,7 +677,17 @@ async fn delete_and_post_revoke_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNEW8Q340Z7PASX79EXQC
 
-        {"data":null,"error":{"code":"INVALID_API_KEY","message":"The API key is unknown or revoked. Check the key, or use another one."},"meta":{"requestId":"req_01KDVDNEW8Q340Z7PASX79EXQC","timestamp":"2026-01-01T00:00:05Z"}}
+        {
+          "data": null,
+          "error": {
+            "code": "INVALID_API_KEY",
+            "message": "The API key is unknown or revoked. Check the key, or use another one."
+          },
+          "meta": {
+            "requestId": "req_01KDVDNEW8Q340Z7PASX79EXQC",
+            "timestamp": "2026-01-01T00:00:05Z"
+          }
+        }
         "#);
 
         // Repeated revocations return the same row and add no audit entry.
@@ -1003,7 +1213,13 @@ async fn creation_and_revocation_have_an_audit_entry() {
         app.clock.advance(Duration::from_secs(1));
         let second = create_key(app, &first.text, key_request("test", "publishable")).await;
         app.clock.advance(Duration::from_secs(1));
-        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", second.id))
+                .bearer(&first.text)
+                .await
+                .status,
+            200
+        );
         assert_response!(app.get(AUDIT_LOG).bearer(&first.text).await, @r#"
         200
         cache-control: no-store
@@ -1011,25 +1227,137 @@ async fn creation_and_revocation_have_an_audit_entry() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNBYG3R79WC4VYM43RKXG
 
-        {"data":[{"id":"aud_01KDVDNBYGFR9SZRSGRSN7NZ6C","occurredAt":"2026-01-01T00:00:02Z","action":"api_key.revoked","actor":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"target":{"type":"api_key","id":"key_01KDVDNAZ8FKQ987VA03V5Y7JK"},"requestId":"req_01KDVDNBYGPHGSG3NSVB3Y7GEW","ip":null,"changes":{"status":"revoked","reason":null},"hash":"bf2b9a924ebdc2f6236fbe081d44277211c42105d01d5c5138c9c22e33067e9a"},{"id":"aud_01KDVDNAZ8FXQT36S0382XCT5P","occurredAt":"2026-01-01T00:00:01Z","action":"api_key.created","actor":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"target":{"type":"api_key","id":"key_01KDVDNAZ8FKQ987VA03V5Y7JK"},"requestId":"req_01KDVDNAZ80QT6EFQNM6ZM32RB","ip":null,"changes":{"name":"Production webhook handler","family":"publishable","mode":"test","prefix":"pk_test_","last4":"NsyM","application_id":null,"scopes":[],"merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"expires_at":null,"created_by":"019b76da-a800-7474-bdc5-e24d2a413b15"},"hash":"5d16805f43e4167c2b10bd7b1493b13b042a88dd8c46dc00ecb59ff45b9f49e6"},{"id":"aud_01KDVDNA00EEQ8RFQSKE6Z4KM1","occurredAt":"2026-01-01T00:00:00Z","action":"api_key.created","actor":{"type":"merchant","id":"user_1"},"target":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"requestId":"req_01KDVDNA00HXPX69B46WBKBWSC","ip":null,"changes":{"name":"Production webhook handler","family":"secret","mode":"live","prefix":"sk_live_","last4":"fmUQ","application_id":null,"scopes":[],"merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"expires_at":null},"hash":"f247cd1a7afda70a5218fddfb519e6352d6590fa634ea5f2ac32b24add192b56"}],"error":null,"meta":{"requestId":"req_01KDVDNBYG3R79WC4VYM43RKXG","timestamp":"2026-01-01T00:00:02Z","nextCursor":null}}
+        {
+          "data": [
+            {
+              "id": "aud_01KDVDNBYGFR9SZRSGRSN7NZ6C",
+              "occurredAt": "2026-01-01T00:00:02Z",
+              "action": "api_key.revoked",
+              "actor": {
+                "type": "api_key",
+                "id": "key_01KDVDNA00EHTBVHF29MN42ERN"
+              },
+              "target": {
+                "type": "api_key",
+                "id": "key_01KDVDNAZ8FKQ987VA03V5Y7JK"
+              },
+              "requestId": "req_01KDVDNBYGPHGSG3NSVB3Y7GEW",
+              "ip": null,
+              "changes": {
+                "status": "revoked",
+                "reason": null
+              },
+              "hash": "bf2b9a924ebdc2f6236fbe081d44277211c42105d01d5c5138c9c22e33067e9a"
+            },
+            {
+              "id": "aud_01KDVDNAZ8FXQT36S0382XCT5P",
+              "occurredAt": "2026-01-01T00:00:01Z",
+              "action": "api_key.created",
+              "actor": {
+                "type": "api_key",
+                "id": "key_01KDVDNA00EHTBVHF29MN42ERN"
+              },
+              "target": {
+                "type": "api_key",
+                "id": "key_01KDVDNAZ8FKQ987VA03V5Y7JK"
+              },
+              "requestId": "req_01KDVDNAZ80QT6EFQNM6ZM32RB",
+              "ip": null,
+              "changes": {
+                "name": "Production webhook handler",
+                "family": "publishable",
+                "mode": "test",
+                "prefix": "pk_test_",
+                "last4": "NsyM",
+                "application_id": null,
+                "scopes": [],
+                "merchants": null,
+                "features": null,
+                "allowed_ips": null,
+                "rate_limit": null,
+                "expires_at": null,
+                "created_by": "019b76da-a800-7474-bdc5-e24d2a413b15"
+              },
+              "hash": "5d16805f43e4167c2b10bd7b1493b13b042a88dd8c46dc00ecb59ff45b9f49e6"
+            },
+            {
+              "id": "aud_01KDVDNA00EEQ8RFQSKE6Z4KM1",
+              "occurredAt": "2026-01-01T00:00:00Z",
+              "action": "api_key.created",
+              "actor": {
+                "type": "merchant",
+                "id": "user_1"
+              },
+              "target": {
+                "type": "api_key",
+                "id": "key_01KDVDNA00EHTBVHF29MN42ERN"
+              },
+              "requestId": "req_01KDVDNA00HXPX69B46WBKBWSC",
+              "ip": null,
+              "changes": {
+                "name": "Production webhook handler",
+                "family": "secret",
+                "mode": "live",
+                "prefix": "sk_live_",
+                "last4": "fmUQ",
+                "application_id": null,
+                "scopes": [],
+                "merchants": null,
+                "features": null,
+                "allowed_ips": null,
+                "rate_limit": null,
+                "expires_at": null
+              },
+              "hash": "f247cd1a7afda70a5218fddfb519e6352d6590fa634ea5f2ac32b24add192b56"
+            }
+          ],
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNBYG3R79WC4VYM43RKXG",
+            "timestamp": "2026-01-01T00:00:02Z",
+            "nextCursor": null
+          }
+        }
         "#);
         let log = data(app, AUDIT_LOG, &first.text).await;
-        let actions: Vec<&str> = log.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
-        assert_eq!(actions, ["api_key.revoked", "api_key.created", "api_key.created"]);
+        let actions: Vec<&str> = log
+            .iter()
+            .map(|entry| entry["action"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            actions,
+            ["api_key.revoked", "api_key.created", "api_key.created"]
+        );
         for entry in &log {
             assert!(entry["id"].as_str().unwrap().starts_with("aud_"), "{entry}");
-            assert!(is_request_id(entry["requestId"].as_str().unwrap()), "{entry}");
+            assert!(
+                is_request_id(entry["requestId"].as_str().unwrap()),
+                "{entry}"
+            );
         }
-        assert_eq!(log[0]["target"], json!({"type": "api_key", "id": second.id}));
+        assert_eq!(
+            log[0]["target"],
+            json!({"type": "api_key", "id": second.id})
+        );
         assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": first.id}));
         assert_eq!(log[2]["actor"], json!({"type": "merchant", "id": "user_1"}));
-        assert_eq!(log[1]["changes"]["created_by"], first.id.parse::<KeyId>().unwrap().to_string());
+        assert_eq!(
+            log[1]["changes"]["created_by"],
+            first.id.parse::<KeyId>().unwrap().to_string()
+        );
         assert_eq!(data(app, AUDIT_LOG, &token).await, log);
         // The account's whole audit log has the same entries, with IDs in the other format.
         let whole = app.get("/audit-log").bearer(&token).await.json();
-        let hashes = |log: &[Value]| log.iter().map(|entry| entry["hash"].clone()).collect::<Vec<_>>();
+        let hashes = |log: &[Value]| {
+            log.iter()
+                .map(|entry| entry["hash"].clone())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(hashes(whole.as_array().unwrap()), hashes(&log));
-        assert_eq!(whole[0]["target"]["id"], second.id.parse::<KeyId>().unwrap().to_string());
+        assert_eq!(
+            whole[0]["target"]["id"],
+            second.id.parse::<KeyId>().unwrap().to_string()
+        );
     })
     .await;
 }
@@ -1154,7 +1482,13 @@ async fn every_error_has_its_code_in_an_envelope() {
         let token = app.management_token("acme");
         let owner = secret_key(app, "live").await;
         let gone = create_key(app, &owner.text, key_request("live", "secret")).await;
-        assert_eq!(app.delete(&format!("{KEYS}/{}", gone.id)).bearer(&owner.text).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", gone.id))
+                .bearer(&owner.text)
+                .await
+                .status,
+            200
+        );
         let mut body = key_request("live", "secret");
         body["rateLimit"] = json!({"limit": 1, "windowSeconds": 60});
         let limited = create_key(app, &token, body).await;
@@ -1162,23 +1496,51 @@ async fn every_error_has_its_code_in_an_envelope() {
         for mount in MOUNTS {
             let keys = format!("{mount}/account/api-keys");
             let create = || app.post(&keys, key_request("live", "secret"));
-            let broken = |body: &str| app.call("POST", &keys).header("content-type", "application/json").body(body);
+            let broken = |body: &str| {
+                app.call("POST", &keys)
+                    .header("content-type", "application/json")
+                    .body(body)
+            };
             for (call, status, code) in [
                 (app.get(&keys), 401, "INVALID_API_KEY"),
-                (app.get(&keys).bearer(unknown.expose()), 401, "INVALID_API_KEY"),
+                (
+                    app.get(&keys).bearer(unknown.expose()),
+                    401,
+                    "INVALID_API_KEY",
+                ),
                 (app.get(&keys).bearer(&gone.text), 401, "INVALID_API_KEY"),
                 (app.get(&keys).bearer("x"), 401, "INVALID_API_KEY"),
-                (app.get(&keys).bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"), 401, "INVALID_API_KEY"),
-                (app.get(&keys).header("authorization", "Basic eDp5"), 401, "INVALID_API_KEY"),
+                (
+                    app.get(&keys).bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"),
+                    401,
+                    "INVALID_API_KEY",
+                ),
+                (
+                    app.get(&keys).header("authorization", "Basic eDp5"),
+                    401,
+                    "INVALID_API_KEY",
+                ),
                 (create(), 401, "INVALID_API_KEY"),
                 // Without a valid credential the body is not examined.
                 (broken("{"), 401, "INVALID_API_KEY"),
-                (app.get(&keys).bearer(&owner.text).bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (
+                    app.get(&keys).bearer(&owner.text).bearer(&owner.text),
+                    400,
+                    "VALIDATION_ERROR",
+                ),
                 (broken("{").bearer(&owner.text), 400, "VALIDATION_ERROR"),
                 (broken("[]").bearer(&owner.text), 400, "VALIDATION_ERROR"),
                 (broken("").bearer(&owner.text), 400, "VALIDATION_ERROR"),
-                (app.delete(&format!("{keys}/x")).bearer(&owner.text), 404, "NOT_FOUND"),
-                (app.get(&format!("{keys}/{}", owner.id)).bearer(&owner.text), 405, "METHOD_NOT_ALLOWED"),
+                (
+                    app.delete(&format!("{keys}/x")).bearer(&owner.text),
+                    404,
+                    "NOT_FOUND",
+                ),
+                (
+                    app.get(&format!("{keys}/{}", owner.id)).bearer(&owner.text),
+                    405,
+                    "METHOD_NOT_ALLOWED",
+                ),
                 (
                     broken(&format!("{{\"name\":\"{}\"}}", "x".repeat(70_000))).bearer(&owner.text),
                     413,
@@ -1193,26 +1555,65 @@ async fn every_error_has_its_code_in_an_envelope() {
                     "PAYLOAD_TOO_LARGE",
                 ),
                 (
-                    app.call("POST", &keys).header("content-type", "text/plain").body("{}").bearer(&owner.text),
+                    app.call("POST", &keys)
+                        .header("content-type", "text/plain")
+                        .body("{}")
+                        .bearer(&owner.text),
                     415,
                     "UNSUPPORTED_MEDIA_TYPE",
                 ),
-                (app.call("POST", &keys).body("{}").bearer(&owner.text), 415, "UNSUPPORTED_MEDIA_TYPE"),
-                (create().header("content-encoding", "gzip").bearer(&owner.text), 415, "UNSUPPORTED_MEDIA_TYPE"),
-                (create().header("idempotency-key", "short").bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (
+                    app.call("POST", &keys).body("{}").bearer(&owner.text),
+                    415,
+                    "UNSUPPORTED_MEDIA_TYPE",
+                ),
+                (
+                    create()
+                        .header("content-encoding", "gzip")
+                        .bearer(&owner.text),
+                    415,
+                    "UNSUPPORTED_MEDIA_TYPE",
+                ),
+                (
+                    create()
+                        .header("idempotency-key", "short")
+                        .bearer(&owner.text),
+                    400,
+                    "VALIDATION_ERROR",
+                ),
             ] {
                 let reply = call.await;
                 assert_eq!(error_code(app, &reply), failure(status, code), "{reply}");
             }
             // 409 and 422
             let key = format!("an idempotency key of {mount}");
-            assert_eq!(create().header("idempotency-key", &key).bearer(&owner.text).await.status, 201);
-            let other = app.post(&keys, key_request("test", "secret")).header("idempotency-key", &key).bearer(&owner.text);
-            assert_eq!(error_code(app, &other.await), failure(422, "IDEMPOTENCY_MISMATCH"));
-            app.database.sql("UPDATE kept_answers SET sealed = fingerprint");
-            let unreadable = create().header("idempotency-key", &key).bearer(&owner.text).await;
+            assert_eq!(
+                create()
+                    .header("idempotency-key", &key)
+                    .bearer(&owner.text)
+                    .await
+                    .status,
+                201
+            );
+            let other = app
+                .post(&keys, key_request("test", "secret"))
+                .header("idempotency-key", &key)
+                .bearer(&owner.text);
+            assert_eq!(
+                error_code(app, &other.await),
+                failure(422, "IDEMPOTENCY_MISMATCH")
+            );
+            app.database
+                .sql("UPDATE kept_answers SET sealed = fingerprint");
+            let unreadable = create()
+                .header("idempotency-key", &key)
+                .bearer(&owner.text)
+                .await;
             assert_eq!(error_code(app, &unreadable), failure(409, "CONFLICT"));
-            assert_eq!(unreadable.json()["error"]["details"]["code"], "idempotency_replay_unavailable");
+            assert_eq!(
+                unreadable.json()["error"]["details"]["code"],
+                "idempotency_replay_unavailable"
+            );
         }
         // 429
         assert_eq!(app.get(KEYS).bearer(&limited.text).await.status, 200);
@@ -1226,22 +1627,42 @@ async fn every_error_has_its_code_in_an_envelope() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA005Z6FVABXAW0DBHFX
 
-        {"data":null,"error":{"code":"RATE_LIMITED","message":"The key's rate limit is exceeded. Try again after the time in Retry-After."},"meta":{"requestId":"req_01KDVDNA005Z6FVABXAW0DBHFX","timestamp":"2026-01-01T00:00:00Z"}}
+        {
+          "data": null,
+          "error": {
+            "code": "RATE_LIMITED",
+            "message": "The key's rate limit is exceeded. Try again after the time in Retry-After."
+          },
+          "meta": {
+            "requestId": "req_01KDVDNA005Z6FVABXAW0DBHFX",
+            "timestamp": "2026-01-01T00:00:00Z"
+          }
+        }
         "#);
         // 500, without internal details.
         app.database.sql("ALTER TABLE audit_log RENAME TO lost");
         let reply = app.get(AUDIT_LOG).bearer(&owner.text).await;
         assert_eq!(error_code(app, &reply), failure(500, "INTERNAL_ERROR"));
-        assert!(!reply.body.contains("audit_log") && !reply.body.contains("lost"), "{reply}");
+        assert!(
+            !reply.body.contains("audit_log") && !reply.body.contains("lost"),
+            "{reply}"
+        );
         app.database.sql("ALTER TABLE lost RENAME TO audit_log");
         // 503
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
             let reply = app.get(KEYS).bearer(&token).await;
-            assert_eq!(error_code(app, &reply), failure(503, "UNAVAILABLE"), "{reply}");
+            assert_eq!(
+                error_code(app, &reply),
+                failure(503, "UNAVAILABLE"),
+                "{reply}"
+            );
             assert_eq!(reply.header("retry-after"), Some("1"));
             app.database.refuse_connections(false);
-            eventually("the database is reachable again", async || app.get(KEYS).bearer(&token).await.status == 200).await;
+            eventually("the database is reachable again", async || {
+                app.get(KEYS).bearer(&token).await.status == 200
+            })
+            .await;
         }
     })
     .await;

@@ -7,23 +7,22 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tollkey_core::{
     AccessRequest, Catalogue, Denial, Digest, Family, Mode, Position, Restrictions, Scope,
     VerifierId,
 };
 use tollkey_middleware::source::HttpSource;
-use tollkey_store::testing::backends;
 use tollkey_verifier::{
-    Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable,
-    Upstream as _, Verifier,
+    Poll, PollError, PollIds, Source as _, SourceError, Unavailable, Upstream as _,
 };
 use tracing_subscriber::prelude::*;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
-use crate::{
-    binary::{Tollkey, merchant},
-    support::{App, Call, each_backend, each_backend_with, source},
+use crate::support::{
+    App, Call, each_backend, each_backend_with,
+    resource_server::{outcome, subscriber},
+    source,
 };
 
 const SUBSCRIBER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
@@ -676,43 +675,6 @@ async fn rejected_service_key_is_logged_once_without_the_key() {
     .await;
 }
 
-fn subscriber(base: &str, service_key: &str) -> Verifier<HttpSource> {
-    let source = source(base, service_key);
-    Verifier::subscriber(
-        VerifierId::from_bytes([7; 16]),
-        source,
-        Arc::new(SystemClock),
-        Settings::default(),
-    )
-}
-
-/// The outcome of a verification within 20 s.
-async fn outcome(
-    guard: &Verifier<HttpSource>,
-    key: &str,
-) -> Result<Result<(), Denial>, Unavailable> {
-    let verdict = timeout(
-        Duration::from_secs(20),
-        guard.verify(key, &AccessRequest::default()),
-    )
-    .await;
-    verdict
-        .expect("a verdict within 20 s")
-        .map(|verdict| verdict.outcome)
-}
-
-async fn until(what: &str, is_met: impl AsyncFn() -> bool) {
-    let condition = async {
-        while !is_met().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(
-        timeout(Duration::from_secs(20), condition).await.is_ok(),
-        "{what}"
-    );
-}
-
 #[actix_web::test]
 async fn resource_server_enforces_every_restriction() {
     each_backend(async |app| {
@@ -802,52 +764,4 @@ async fn resource_server_with_a_rejected_service_key_is_unavailable() {
         );
     })
     .await;
-}
-
-#[actix_web::test]
-async fn resource_server_outlives_its_server_by_one_lease() {
-    for database in backends() {
-        let tollkey = Tollkey::on(&database);
-        let server = tollkey.serve().await;
-        let application = server.application(&merchant("acme"), "Web Store").await;
-        let key = server.key(&merchant("acme"), &application).await;
-        let gateway = server.service_key().await;
-        let guard = subscriber(&format!("http://{}", server.address), &gateway.text);
-        let running = tokio::spawn(guard.clone().subscribe(std::future::pending()));
-        until("a lease", async || !guard.stats().lease_left.is_zero()).await;
-        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
-
-        // A paused server accepts connections, but does not respond.
-        server.signal("STOP").await;
-        let hits = guard.stats().hits;
-        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
-        assert_eq!(guard.stats().hits, hits + 1, "a cache hit");
-        until("its lease ends", async || {
-            guard.stats().lease_left.is_zero()
-        })
-        .await;
-        assert_eq!(outcome(&guard, &key.text).await, Err(Unavailable));
-        server.signal("CONT").await;
-        until("a lease again", async || {
-            !guard.stats().lease_left.is_zero()
-        })
-        .await;
-        assert_eq!(outcome(&guard, &key.text).await, Ok(Ok(())));
-
-        // A revocation during the subscription applies immediately.
-        let path = format!("/applications/{application}/api-keys/{}", key.id);
-        assert_eq!(
-            server.delete(&path).bearer(&merchant("acme")).await.status,
-            204
-        );
-        assert_eq!(outcome(&guard, &key.text).await, Ok(Err(Denial::Revoked)));
-
-        server.kill().await;
-        until("its lease ends", async || {
-            guard.stats().lease_left.is_zero()
-        })
-        .await;
-        assert_eq!(outcome(&guard, &key.text).await, Err(Unavailable));
-        running.abort();
-    }
 }

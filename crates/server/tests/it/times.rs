@@ -6,10 +6,7 @@ use serde_json::{Value, json};
 use tollkey_core::{Family, Mode, Timestamp};
 use tollkey_verifier::testing::START;
 
-use crate::{
-    storlaunch,
-    support::{App, Key, each_backend},
-};
+use crate::support::{App, Key, account_keys, each_backend};
 
 /// A key, and how an API lists, returns and revokes it.
 struct CreatedKey {
@@ -45,9 +42,9 @@ async fn application(app: &App, token: &str, end: &Value) -> CreatedKey {
 }
 
 async fn account(app: &App, token: &str, end: &Value) -> CreatedKey {
-    let mut body = storlaunch::key_request("live", "secret");
+    let mut body = account_keys::key_request("live", "secret");
     body["expiresAt"] = end.clone();
-    let key = storlaunch::create_key(app, token, body).await;
+    let key = account_keys::create_key(app, token, body).await;
     let list = "/v1/account/api-keys";
     CreatedKey {
         revoke: ("POST", format!("{list}/{}/revoke", key.id), 200),
@@ -185,7 +182,7 @@ async fn expiration_within_the_current_second_is_rejected() {
         for passed in [0, 500] {
             app.clock.advance(Duration::from_millis(passed));
             let end = "2026-01-01T00:00:00.999999999Z";
-            let mut account_key = storlaunch::key_request("live", "secret");
+            let mut account_key = account_keys::key_request("live", "secret");
             account_key["expiresAt"] = json!(end);
             for (call, pointer) in [
                 (

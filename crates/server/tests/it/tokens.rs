@@ -109,7 +109,14 @@ async fn invalid_tokens_are_401_without_a_reason() {
         x-content-type-options: nosniff
         x-request-id: same
 
-        {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is invalid or has expired. Get a new token.","code":"invalid_token","request_id":"same"}
+        {
+          "type": "urn:tollkey:problem:invalid_token",
+          "title": "The management token is not valid",
+          "status": 401,
+          "detail": "The management token is invalid or has expired. Get a new token.",
+          "code": "invalid_token",
+          "request_id": "same"
+        }
         "#);
         // A token stays valid for 30 s after its expiration, because clocks may differ.
         let late = signed(&claims(app, "exp", json!(now - 29)));

@@ -9,6 +9,7 @@ use tollkey_core::{
 };
 
 use crate::{
+    app::valid_scopes,
     assert_response,
     support::{App, Key, each_backend, each_backend_with},
 };
@@ -61,7 +62,35 @@ async fn verification_returns_the_key_and_its_rate_limit() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00NV74KXA9TJP4XGY2
 
-        {"valid":true,"code":"valid","key":{"id":"019b76da-a800-7a88-a527-a819b062c680","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","family":"application","mode":"live","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"expires_at":null,"metadata":null},"rate_limit":null}
+        {
+          "valid": true,
+          "code": "valid",
+          "key": {
+            "id": "019b76da-a800-7a88-a527-a819b062c680",
+            "account_id": "acme",
+            "application_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+            "name": "Checkout",
+            "family": "application",
+            "mode": "live",
+            "scopes": [
+              "commerce",
+              "links:read",
+              "links:write",
+              "sessions:read",
+              "sessions:write",
+              "webhooks:read",
+              "webhooks:write",
+              "events:read",
+              "customers:read",
+              "customers:write"
+            ],
+            "merchants": null,
+            "features": null,
+            "expires_at": null,
+            "metadata": null
+          },
+          "rate_limit": null
+        }
         "#);
         let need = json!({
             "key": full.text, "method": "POST", "path": "/api/v1/sessions?draft=1", "scopes": ["sessions:write"],
@@ -74,7 +103,35 @@ async fn verification_returns_the_key_and_its_rate_limit() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00KBT51SJGTPW3GV2C
 
-        {"valid":true,"code":"valid","key":{"id":"019b76da-a800-785a-95eb-050352795d0b","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","family":"application","mode":"test","scopes":["links:read","sessions:write"],"merchants":null,"features":null,"expires_at":4102444800,"metadata":{"owner":"checkout","n":1.5}},"rate_limit":{"limit":5,"remaining":4,"reset_seconds":12,"window_seconds":60}}
+        {
+          "valid": true,
+          "code": "valid",
+          "key": {
+            "id": "019b76da-a800-785a-95eb-050352795d0b",
+            "account_id": "acme",
+            "application_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+            "name": "Checkout",
+            "family": "application",
+            "mode": "test",
+            "scopes": [
+              "links:read",
+              "sessions:write"
+            ],
+            "merchants": null,
+            "features": null,
+            "expires_at": 4102444800,
+            "metadata": {
+              "owner": "checkout",
+              "n": 1.5
+            }
+          },
+          "rate_limit": {
+            "limit": 5,
+            "remaining": 4,
+            "reset_seconds": 12,
+            "window_seconds": 60
+          }
+        }
         "#);
         assert_response!(verify(json!({"key": full.text})).await, @r#"
         200
@@ -83,7 +140,10 @@ async fn verification_returns_the_key_and_its_rate_limit() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00X10FT5EH97NQV0VD
 
-        {"valid":false,"code":"ip_not_allowed"}
+        {
+          "valid": false,
+          "code": "ip_not_allowed"
+        }
         "#);
         assert_response!(verify(json!({"key": "nonsense"})).await, @r#"
         200
@@ -92,7 +152,10 @@ async fn verification_returns_the_key_and_its_rate_limit() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA009GA2HK19PGS0Z41Q
 
-        {"valid":false,"code":"unknown_key"}
+        {
+          "valid": false,
+          "code": "unknown_key"
+        }
         "#);
     })
     .await;
@@ -102,12 +165,18 @@ async fn verification_returns_the_key_and_its_rate_limit() {
 async fn scoped_key_has_its_merchants_and_features_in_the_response() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
-        let restrictions = scoped(Some(&["m_1", "m_2"]), Some(&[Feature::TokensList, Feature::CardholderDataForward]));
+        let restrictions = scoped(
+            Some(&["m_1", "m_2"]),
+            Some(&[Feature::TokensList, Feature::CardholderDataForward]),
+        );
         let text = app.generate_key(Family::Commerce, Mode::Live);
         let key = app
             .insert("acme", &text, |key| {
                 key.restrictions = restrictions;
-                key.metadata = Some(Metadata::new(serde_json::Map::from_iter([("a".to_owned(), json!([1]))])).unwrap());
+                key.metadata = Some(
+                    Metadata::new(serde_json::Map::from_iter([("a".to_owned(), json!([1]))]))
+                        .unwrap(),
+                );
             })
             .await;
         let need = json!({"key": key.text, "method": "GET", "path": "/tokens", "merchant": "m_2"});
@@ -118,7 +187,45 @@ async fn scoped_key_has_its_merchants_and_features_in_the_response() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
 
-        {"valid":true,"code":"valid","key":{"id":"019b76da-a800-73ae-8c3e-f99b8df24e81","account_id":"acme","application_id":null,"name":"Example","family":"commerce","mode":"live","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":["m_1","m_2"],"features":["tokens.list","cardholder_data.forward"],"expires_at":null,"metadata":{"a":[1]}},"rate_limit":null}
+        {
+          "valid": true,
+          "code": "valid",
+          "key": {
+            "id": "019b76da-a800-73ae-8c3e-f99b8df24e81",
+            "account_id": "acme",
+            "application_id": null,
+            "name": "Example",
+            "family": "commerce",
+            "mode": "live",
+            "scopes": [
+              "commerce",
+              "links:read",
+              "links:write",
+              "sessions:read",
+              "sessions:write",
+              "webhooks:read",
+              "webhooks:write",
+              "events:read",
+              "customers:read",
+              "customers:write"
+            ],
+            "merchants": [
+              "m_1",
+              "m_2"
+            ],
+            "features": [
+              "tokens.list",
+              "cardholder_data.forward"
+            ],
+            "expires_at": null,
+            "metadata": {
+              "a": [
+                1
+              ]
+            }
+          },
+          "rate_limit": null
+        }
         "#);
     })
     .await;
@@ -841,22 +948,52 @@ async fn invalid_verification_requests_are_400_with_the_field() {
         for (body, expected) in [
             (json!({}), "/key is required"),
             (json!({"key": null}), "/key must be a string"),
-            (json!({"key": "x", "client_ip": "localhost"}), "/client_ip must be an IPv4 or IPv6 address"),
-            (json!({"key": "x", "client_ip": "203.0.113.7:80"}), "/client_ip must be an IPv4 or IPv6 address"),
-            (json!({"key": "x", "merchant": ""}), "/merchant must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -"),
-            (json!({"key": "x", "method": "M".repeat(33)}), "/method must have at most 32 bytes"),
-            (json!({"key": "x", "path": format!("/{}", "p".repeat(8192))}), "/path must have at most 8192 bytes"),
-            (json!({"key": "x", "mode": "Live"}), "/mode must be one of live, test"),
-            (json!({"key": "x", "scopes": "links:read"}), "/scopes must be an array"),
+            (
+                json!({"key": "x", "client_ip": "localhost"}),
+                "/client_ip must be an IPv4 or IPv6 address",
+            ),
+            (
+                json!({"key": "x", "client_ip": "203.0.113.7:80"}),
+                "/client_ip must be an IPv4 or IPv6 address",
+            ),
+            (
+                json!({"key": "x", "merchant": ""}),
+                "/merchant must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
+            ),
+            (
+                json!({"key": "x", "method": "M".repeat(33)}),
+                "/method must have at most 32 bytes",
+            ),
+            (
+                json!({"key": "x", "path": format!("/{}", "p".repeat(8192))}),
+                "/path must have at most 8192 bytes",
+            ),
+            (
+                json!({"key": "x", "mode": "Live"}),
+                "/mode must be one of live, test",
+            ),
+            (
+                json!({"key": "x", "scopes": "links:read"}),
+                "/scopes must be an array",
+            ),
             (
                 json!({"key": "x", "scopes": ["links:read", "link"]}),
-                "/scopes unknown scope `link`; valid scopes are commerce, links:read, links:write, sessions:read, \
-                 sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write",
+                &format!(
+                    "/scopes unknown scope `link`; valid scopes are {}",
+                    valid_scopes()
+                ),
             ),
-            (json!({"key": "x", "account_id": "acme"}), "/account_id is unknown"),
+            (
+                json!({"key": "x", "account_id": "acme"}),
+                "/account_id is unknown",
+            ),
         ] {
             let reply = app.post("/verify", body.clone()).bearer(&service).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{body}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![expected.to_owned()]),
+                "{body}"
+            );
         }
     })
     .await;
@@ -880,7 +1017,17 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00MHSCK1QQEGAR82JJ
 
-        {"active":true,"scope":"sessions:read sessions:write","client_id":"019b76da-a800-7474-bdc5-e24d2a413b15","sub":"acme","token_type":"Bearer","exp":4102444800,"iat":1767225600,"jti":"019b76da-a800-7a88-a527-a819b062c680","mode":"test"}
+        {
+          "active": true,
+          "scope": "sessions:read sessions:write",
+          "client_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "sub": "acme",
+          "token_type": "Bearer",
+          "exp": 4102444800,
+          "iat": 1767225600,
+          "jti": "019b76da-a800-7a88-a527-a819b062c680",
+          "mode": "test"
+        }
         "#);
         assert_response!(introspect(&format!("token={plain}")).await, @r#"
         200
@@ -889,7 +1036,15 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00JTGZBR614A5HCB9C
 
-        {"active":true,"scope":"commerce links:read links:write sessions:read sessions:write webhooks:read webhooks:write events:read customers:read customers:write","sub":"acme","token_type":"Bearer","iat":1767225600,"jti":"019b76da-a800-78b6-8bfd-08ae601f6497","mode":"live"}
+        {
+          "active": true,
+          "scope": "commerce links:read links:write sessions:read sessions:write webhooks:read webhooks:write events:read customers:read customers:write",
+          "sub": "acme",
+          "token_type": "Bearer",
+          "iat": 1767225600,
+          "jti": "019b76da-a800-78b6-8bfd-08ae601f6497",
+          "mode": "live"
+        }
         "#);
         assert_response!(introspect("token=nonsense").await, @r#"
         200
@@ -898,7 +1053,9 @@ async fn introspection_returns_the_rfc_7662_fields_of_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00NV74KXA9TJP4XGY2
 
-        {"active":false}
+        {
+          "active": false
+        }
         "#);
         // The optional fields of verification, as extensions.
         for (extension, active) in [

@@ -17,7 +17,8 @@ async fn whoami_returns_the_key_of_the_request() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let application = app.application(&token, "Web Store").await;
-        let body = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
+        let body =
+            json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
         let key = app.key(&token, &application, body).await.text;
         assert_response!(app.get("/whoami").bearer(&key).await, @r#"
         200
@@ -26,7 +27,22 @@ async fn whoami_returns_the_key_of_the_request() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PAEQWST1E1DC3WJS
 
-        {"id":"019b76da-a800-7a88-a527-a819b062c680","family":"application","mode":"test","status":"active","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","scopes":["links:read"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":4102444800}
+        {
+          "id": "019b76da-a800-7a88-a527-a819b062c680",
+          "family": "application",
+          "mode": "test",
+          "status": "active",
+          "account_id": "acme",
+          "application_id": "019b76da-a800-7474-bdc5-e24d2a413b15",
+          "name": "Checkout",
+          "scopes": [
+            "links:read"
+          ],
+          "merchants": null,
+          "features": null,
+          "created_at": 1767225600,
+          "expires_at": 4102444800
+        }
         "#);
         // The key is accepted in each of its headers, also by HEAD.
         let body = app.get("/whoami").bearer(&key).await.body;
@@ -39,7 +55,10 @@ async fn whoami_returns_the_key_of_the_request() {
         }
         let head = app.call("HEAD", "/whoami").bearer(&key).await;
         assert_eq!((head.status, head.body.as_str()), (200, ""));
-        assert_eq!(head.header("content-length"), Some(body.len().to_string().as_str()));
+        assert_eq!(
+            head.header("content-length"),
+            Some(body.len().to_string().as_str())
+        );
     })
     .await;
 }
@@ -47,7 +66,9 @@ async fn whoami_returns_the_key_of_the_request() {
 #[actix_web::test]
 async fn publishable_key_reads_only_id_family_mode_and_status() {
     each_backend(async |app: &App| {
-        let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let key = app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await;
         assert_response!(app.get("/whoami").bearer(&key).await, @r#"
         200
         cache-control: no-store
@@ -55,7 +76,12 @@ async fn publishable_key_reads_only_id_family_mode_and_status() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00REDGZ142A0ZS1JJ3
 
-        {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"publishable","mode":"live","status":"active"}
+        {
+          "id": "019b76da-a800-7878-88e1-d9d87054ed4c",
+          "family": "publishable",
+          "mode": "live",
+          "status": "active"
+        }
         "#);
     })
     .await;

@@ -9,9 +9,10 @@ use tollkey_core::{OperatingModel, feature::Feature};
 use tollkey_middleware::{Guard, GuardBuilder};
 use vault_axum::upstream::Upstream;
 
-use crate::{
-    storlaunch::{create_key, key_request},
-    support::{App, Call, Key, Reply, each_backend},
+use crate::support::{
+    App, Call, Key, Reply,
+    account_keys::{create_key, key_request},
+    each_backend,
 };
 
 struct Shop {

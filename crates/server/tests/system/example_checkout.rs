@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
-use tollkey_core::{Family, Mode};
+use tollkey_core::{Family, Mode, Scope};
 use tollkey_middleware::Guard;
 
 use crate::{
@@ -179,17 +179,11 @@ const ROUTES: [(&str, &str, bool, &str, u16); 18] = [
     ("PATCH", "customers", true, "customers:write", 200),
 ];
 
-const SCOPES: [&str; 9] = [
-    "links:read",
-    "links:write",
-    "sessions:read",
-    "sessions:write",
-    "webhooks:read",
-    "webhooks:write",
-    "events:read",
-    "customers:read",
-    "customers:write",
-];
+/// The scopes that `commerce` implies.
+fn scopes() -> Vec<&'static str> {
+    static BUILT_IN: &[Scope] = &Scope::BUILT_IN;
+    BUILT_IN[1..].iter().map(Scope::as_str).collect()
+}
 
 #[actix_web::test]
 async fn route_requires_only_its_scope() {
@@ -198,10 +192,10 @@ async fn route_requires_only_its_scope() {
         let all_scopes = app
             .commerce_key(&token, json!({"scopes": ["commerce"]}))
             .await;
-        for scopes in SCOPES
-            .map(|scope| vec![scope])
+        for scopes in scopes()
             .into_iter()
-            .chain([SCOPES.to_vec(), vec!["commerce"]])
+            .map(|scope| vec![scope])
+            .chain([scopes(), vec!["commerce"]])
         {
             let key = app.commerce_key(&token, json!({"scopes": scopes})).await;
             for kind in CREATED {
@@ -315,7 +309,7 @@ async fn accounts_and_modes_are_separate() {
             ("globex", "live"),
             ("globex", "test"),
         ] {
-            let body = json!({"mode": mode, "scopes": SCOPES});
+            let body = json!({"mode": mode, "scopes": scopes()});
             keys.push((
                 app.commerce_key(&app.management_token(account), body)
                     .await
@@ -398,7 +392,7 @@ async fn invalid_bodies_and_full_storage_are_rejected() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let key = app
-            .commerce_key(&app.management_token("acme"), json!({"scopes": SCOPES}))
+            .commerce_key(&app.management_token("acme"), json!({"scopes": scopes()}))
             .await
             .text;
         let amount =

@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     binary::{Server, Tollkey, member, merchant, operator},
-    support::{Call, Key, Reply, SECRET, eventually},
+    support::{Call, Key, Reply, SECRET, eventually, http::client},
 };
 
 /// The longest a gateway may take to start on a busy machine.
@@ -965,7 +965,10 @@ async fn restrictions_of_a_key_apply(world: &World) {
         .key(json!({"allowed_ips": [format!("{CLIENT}/32")]}))
         .await
         .text;
-    let links = |source| world.get("/api/v1/links").bearer(&bound).from(source);
+    let links = |source| Call {
+        client: client(Some(source)),
+        ..world.get("/api/v1/links").bearer(&bound)
+    };
     let received = world.allowed("an allowed address", links(CLIENT)).await;
     assert_eq!(
         received.header("x-forwarded-for"),

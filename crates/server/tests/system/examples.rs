@@ -16,8 +16,7 @@ use tollkey_store::testing::backends;
 
 use crate::{
     binary::{Connection, LEASE, Process, Server, Tollkey, member, merchant},
-    storlaunch,
-    support::{Call, Key, eventually},
+    support::{Call, Key, account_keys, eventually},
 };
 
 #[path = "../../../../examples/checkout-axum/src/main.rs"]
@@ -81,15 +80,16 @@ impl Example {
                 "/api-keys",
                 json!({"name": "Web", "scopes": ["links:read"]}),
             ),
-            Self::StorefrontActix => {
-                server.post(storlaunch::KEYS, storlaunch::key_request("live", "secret"))
-            }
+            Self::StorefrontActix => server.post(
+                account_keys::KEYS,
+                account_keys::key_request("live", "secret"),
+            ),
             Self::VaultAxum => server.post("/api-keys", json!({"name": "Vault"})),
         };
         let reply = creation.bearer(&merchant("acme")).await;
         assert_eq!(reply.status, 201, "{reply}");
         match self {
-            Self::StorefrontActix => storlaunch::created_key(&reply),
+            Self::StorefrontActix => account_keys::created_key(&reply),
             _ => Key {
                 id: member(&reply, "key_id"),
                 text: member(&reply, "api_key"),
@@ -99,7 +99,7 @@ impl Example {
 
     async fn revoke(self, server: &Server, key: &Key) {
         let revocation = match self {
-            Self::StorefrontActix => server.delete(&format!("{}/{}", storlaunch::KEYS, key.id)),
+            Self::StorefrontActix => server.delete(&format!("{}/{}", account_keys::KEYS, key.id)),
             _ => server.post(&format!("/api-keys/{}/revoke", key.id), json!({})),
         };
         let reply = revocation.bearer(&merchant("acme")).await;

@@ -185,17 +185,17 @@ pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--release", "--package", "xtask"])
+        .args(["build", "--release", "--package", "tollkey-bench"])
         .current_dir(crate::root());
     ensure!(
         command.status().context("cannot run cargo")?.success(),
-        "xtask does not build"
+        "tollkey-bench does not build"
     );
     let target = own
         .ancestors()
         .nth(2)
         .context("this program has no directory")?;
-    Ok(target.join("release").join("xtask"))
+    Ok(target.join("release").join("tollkey-bench"))
 }
 
 /// Tollkey in development mode, on an empty database, with one worker, metrics, and logs at `warn`.

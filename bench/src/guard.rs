@@ -116,13 +116,7 @@ impl Subject {
         processors: &Processors,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
-        command.args([
-            "bench",
-            "guard",
-            "--serve",
-            name,
-            &format!("http://{tollkey}"),
-        ]);
+        command.args(["guard", "--serve", name, &format!("http://{tollkey}")]);
         command.env(SERVICE_KEY, service_key).stdout(Stdio::piped());
         let mut process = processors.start(&mut command)?;
         let address = process.listening()?;
