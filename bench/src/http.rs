@@ -3,10 +3,11 @@
 //! Three tables: forward authentication compared to nginx with static maps of the same keys; `POST /verify` compared to
 //! forward authentication; and a hundred thousand and a million keys in turn compared to a thousand.
 //!
-//! Each server has one worker. The rows of a table are measured in turn, several times, so that other load affects them
-//! alike. The command prints medians over the rounds, and ratios within a round.
+//! Each server has one worker. The rows of the first two tables are measured in turn, several times, so that other load
+//! affects them alike. The command prints medians over the rounds, and ratios within a round. Each row of the third table
+//! is measured once, on a server of its own and for longer than the interval in which usage is written.
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::Context as _;
 
@@ -28,6 +29,8 @@ const MANY: Population = Population {
     keys: 1_150_000,
     accounts: 10_000,
 };
+/// The duration of the measurement of each row of the third table. Usage is written once a minute.
+const TIME_WITH_WRITES: Duration = Duration::from_secs(70);
 /// The numbers of keys that are presented in turn.
 const IN_TURN: [usize; 3] = [1_000, 100_000, 1_000_000];
 
@@ -137,13 +140,10 @@ fn compare_routes(
 
 /// Measures forward authentication with more and more keys in turn.
 fn compare_numbers_of_keys(program: &Path, processors: &Processors) -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
+    let generated = tempfile::tempdir()?;
     eprintln!("generating {} keys ...", MANY.keys);
-    servers::migrate(program, directory.path())?;
-    generate::fill(&servers::database_url(directory.path()), MANY)?;
-    // Enough for all keys.
-    let cache_bytes = Some(4 << 30);
-    let tollkey = Tollkey::start(program, directory.path(), processors, cache_bytes)?;
+    servers::migrate(program, generated.path())?;
+    generate::fill(&servers::database_url(generated.path()), MANY)?;
     let mut texts = Vec::with_capacity(IN_TURN[2]);
     for number in 0..MANY.keys {
         let restrictions = MANY.key(number)?.0.restrictions;
@@ -151,20 +151,26 @@ fn compare_numbers_of_keys(program: &Path, processors: &Processors) -> anyhow::R
             texts.push(MANY.text(number));
         }
     }
-    let subjects = IN_TURN
-        .map(|count| {
-            let texts = texts.get(..count).context("too few usable keys")?.to_vec();
-            let requests = Requests::new(texts, |key| forwarded(ROUTE, key))?;
-            Ok(Subject::new(
-                format!("{count} keys"),
-                &tollkey.server,
-                requests,
-                200,
-            ))
-        })
-        .into_iter()
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    compare(&subjects)
+    let (mut names, mut measured) = (Vec::new(), Vec::new());
+    for count in IN_TURN {
+        let directory = tempfile::tempdir()?;
+        fs::copy(
+            servers::database_file(generated.path()),
+            servers::database_file(directory.path()),
+        )?;
+        // Enough for all keys.
+        let cache_bytes = Some(4 << 30);
+        let tollkey = Tollkey::start(program, directory.path(), processors, cache_bytes)?;
+        let texts = texts.get(..count).context("too few usable keys")?.to_vec();
+        let requests = Requests::new(texts, |key| forwarded(ROUTE, key))?;
+        let subject = Subject::new(format!("{count} keys"), &tollkey.server, requests, 200);
+        eprintln!("caching {count} keys and measuring ...");
+        subject.measure(Until::AllSent)?;
+        measured.push(vec![subject.measure(Until::Elapsed(TIME_WITH_WRITES))?]);
+        names.push(subject.name);
+    }
+    print(&names, &measured);
+    Ok(())
 }
 
 /// Measures the subjects in turn and prints them, compared to the first one.
@@ -181,7 +187,11 @@ fn compare(subjects: &[Subject<'_>]) -> anyhow::Result<()> {
             measured.push(subject.measure(Until::Elapsed(TIME))?);
         }
     }
-    print(subjects, &measured);
+    let names: Vec<String> = subjects
+        .iter()
+        .map(|subject| subject.name.clone())
+        .collect();
+    print(&names, &measured);
     Ok(())
 }
 
@@ -215,9 +225,9 @@ fn verification(service_key: &str, key: &str) -> String {
     )
 }
 
-/// Prints the table, with ratios to the first subject.
+/// Prints a table, with ratios to the first row.
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>]) {
+fn print(names: &[String], measured: &[Vec<Measured>]) {
     println!(
         "\n{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
         "server",
@@ -231,7 +241,7 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>]) {
         "ratio",
         "generator"
     );
-    for (subject, own) in subjects.iter().zip(measured) {
+    for (name, own) in names.iter().zip(measured) {
         // Ratios are computed within a round, because consecutive measurements have similar load.
         let of = |value: &dyn Fn(&Measured) -> f64| -> (f64, f64) {
             let ratios = measured[0]
@@ -249,7 +259,7 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>]) {
             [rate_ratio, p50_ratio, p99_ratio, cpu_time, cpu_time_ratio].map(decimals);
         println!(
             "{:<18} {rate:>11.0} {rate_ratio:>6}  {p50:>8.0} {p50_ratio:>6}  {p99:>8.0} {p99_ratio:>6}  {cpu_time:>10} {cpu_time_ratio:>6}  {:>7.0} %",
-            subject.name,
+            name,
             busy * 100.0
         );
     }

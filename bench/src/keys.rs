@@ -156,14 +156,7 @@ impl Subject {
     fn measure(&mut self, program: &PathBuf, round: u64) -> anyhow::Result<()> {
         let (keys, round) = (self.population.keys.to_string(), round.to_string());
         let output = Command::new(program)
-            .args([
-                "bench",
-                "keys",
-                "--measure",
-                self.database.url(),
-                &keys,
-                &round,
-            ])
+            .args(["keys", "--measure", self.database.url(), &keys, &round])
             .stderr(Stdio::inherit())
             .output()?;
         ensure!(

@@ -4,6 +4,7 @@
 //! latencies are measured at full throughput, and a faster server gets more requests.
 
 use std::{
+    cell::Cell,
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
@@ -65,6 +66,8 @@ pub(super) struct Requests {
     keys: Vec<String>,
     /// From the key on.
     after: String,
+    /// The index of the next key. Measurements continue where the last one ended, so that all keys are used.
+    next: Cell<usize>,
 }
 
 impl Requests {
@@ -74,6 +77,10 @@ impl Requests {
         let text = request(first);
         let (before, after) = text.split_once(first.as_str()).context("no key")?;
         ensure!(
+            !after.contains(first.as_str()),
+            "the request contains the key twice"
+        );
+        ensure!(
             keys.iter().all(|key| key.len() == first.len()),
             "the keys differ in length, and so does Content-Length"
         );
@@ -81,17 +88,16 @@ impl Requests {
             before: before.to_owned(),
             after: after.to_owned(),
             keys,
+            next: Cell::new(0),
         })
     }
 
-    /// Writes the request with the given number into `bytes`. After the last key comes the first one again.
-    fn write<'a>(&self, number: usize, bytes: &'a mut Vec<u8>) -> &'a [u8] {
+    /// Writes the next request into `bytes`. After the last key comes the first one again.
+    fn write_next<'a>(&self, bytes: &'a mut Vec<u8>) -> &'a [u8] {
+        let key = self.next.get();
+        self.next.set((key + 1) % self.keys.len());
         bytes.clear();
-        for part in [
-            &self.before,
-            &self.keys[number % self.keys.len()],
-            &self.after,
-        ] {
+        for part in [&self.before, &self.keys[key], &self.after] {
             bytes.extend_from_slice(part.as_bytes());
         }
         bytes
@@ -239,7 +245,7 @@ pub(super) fn load(
     let (started, busy_before) = (Instant::now(), cpu_time());
     let mut in_flight = 0;
     for connection in &mut connections {
-        connection.send(requests.write(sent, &mut bytes), started)?;
+        connection.send(requests.write_next(&mut bytes), started)?;
         (sent, in_flight) = (sent + 1, in_flight + 1);
     }
     while in_flight > 0 {
@@ -262,7 +268,7 @@ pub(super) fn load(
                 Until::AllSent => sent < requests.keys.len(),
             };
             if has_next {
-                connection.send(requests.write(sent, &mut bytes), now)?;
+                connection.send(requests.write_next(&mut bytes), now)?;
                 sent += 1;
             } else {
                 in_flight -= 1;

@@ -20,11 +20,9 @@ mod revoke;
 #[cfg(target_os = "linux")]
 mod servers;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+#[cfg(target_os = "linux")]
+use std::path::{Path, PathBuf};
+use std::{env, process::ExitCode};
 
 use anyhow::bail;
 
@@ -55,10 +53,14 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["keys", more @ ..] => keys::run(more),
         #[cfg(target_os = "linux")]
         ["revoke"] => revoke::run(),
-        other => bail!("unknown benchmark {other:?}; `cargo xtask` lists them"),
+        other if cfg!(target_os = "linux") => {
+            bail!("unknown benchmark {other:?}; `cargo xtask` lists them")
+        }
+        _ => bail!("benchmarks run on Linux only"),
     }
 }
 
+#[cfg(target_os = "linux")]
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -66,6 +68,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Returns the root of the repository, independent of the current directory.
+#[cfg(target_os = "linux")]
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()

@@ -271,7 +271,11 @@ pub(super) fn tollkey(program: &Path, directory: &Path) -> Command {
 
 /// The URL of the database of the commands that run in this directory.
 pub(super) fn database_url(directory: &Path) -> String {
-    format!("sqlite://{}", directory.join("bench.db").display())
+    format!("sqlite://{}", database_file(directory).display())
+}
+
+pub(super) fn database_file(directory: &Path) -> PathBuf {
+    directory.join("bench.db")
 }
 
 pub(super) fn migrate(program: &Path, directory: &Path) -> anyhow::Result<()> {

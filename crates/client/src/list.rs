@@ -272,7 +272,8 @@ pub(crate) fn next_page<T>(
     Ok((page.has_next_page && !page.items.is_empty()).then(|| requested.saturating_add(1)))
 }
 
-/// Makes a list of a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
+/// Implements [`Paged`] for a builder with the fields `call`, `page` and `limit`, whose pages are numbered. Adds the setters
+/// of these fields, `items` and `pages`.
 macro_rules! by_page {
     ($builder:ty: $item:ty) => {
         $crate::list::lists!($builder: $item, $crate::applications::Page<$item>);
@@ -321,7 +322,8 @@ macro_rules! by_page {
 }
 pub(crate) use by_page;
 
-/// Makes a list of a builder with the fields `call` and `cursor`, whose page is a [`Page`].
+/// Implements [`Paged`] for a builder with the fields `call` and `cursor`, whose page is a [`Page`]. Adds the setter of
+/// `cursor`, `items` and `pages`.
 macro_rules! by_cursor {
     ($builder:ty: $item:ty) => {
         $crate::list::lists!($builder: $item, $crate::Page<$item>);

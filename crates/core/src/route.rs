@@ -273,13 +273,15 @@ impl Template {
         method == self.method && self.matches_segments(path) && path.is_unambiguous()
     }
 
-    /// Whether the segments match. The result is meaningless for an ambiguous path, such as one with an empty segment.
     fn matches_segments(&self, path: RequestPath<'_>) -> bool {
         let mut rest = path.0;
         for segment in &self.segments {
             let Some(behind_slash) = rest.strip_prefix('/') else {
                 return false;
             };
+            if behind_slash.is_empty() || behind_slash.starts_with('/') {
+                return false; // an empty segment
+            }
             rest = match segment {
                 Segment::Literal(literal) => match behind_slash.strip_prefix(literal) {
                     Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
@@ -313,6 +315,8 @@ mod tests {
         assert!(matches("/public/*", "/public/a/b/c?x=//;"));
         assert!(!matches("/public/*", "/public"));
         assert!(!matches("/public/*", "/public/"));
+        assert!(!matches("/{a}", "/"));
+        assert!(!matches("/*", "/"));
     }
 
     #[test]

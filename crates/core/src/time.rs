@@ -10,7 +10,8 @@ pub trait Clock: Send + Sync + 'static {
     /// because the clocks of two machines can differ.
     fn now(&self) -> Timestamp;
 
-    /// Returns the wall-clock time, up to ten milliseconds late if that is faster to read. Each verification reads it.
+    /// Like [`Clock::now`], but may be some milliseconds behind it if that is faster to read. For the times of uses and
+    /// of request IDs. Whether a key has expired is decided by [`Clock::now`].
     fn coarse_now(&self) -> Timestamp {
         self.now()
     }

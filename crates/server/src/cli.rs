@@ -27,7 +27,7 @@ use tollkey_verifier::SystemClock;
 
 use crate::{
     assembly,
-    config::{Options, Settings},
+    config::{Options, Settings, Warning},
     database,
     signals::Signals,
     telemetry,
@@ -153,7 +153,8 @@ fn dispatch(cli: Cli, options: &Options) -> anyhow::Result<ExitCode> {
     telemetry::init_logs(&settings.log)?;
     if !matches!(cli.command, Some(Command::Config(_))) {
         for warning in settings.warnings() {
-            tracing::warn!(warning, "a setting is probably a mistake");
+            let Warning { setting, text } = warning;
+            tracing::warn!(setting, warning = %text, "a setting is valid, but probably a mistake");
         }
     }
     let command = cli.command.unwrap_or(Command::Serve);

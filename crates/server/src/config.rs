@@ -27,7 +27,7 @@ pub use self::{
     files::PublicKeyFile,
     rules::LogFormat,
     setting::{CONFIG, SETTINGS, Setting, ValueType, markdown},
-    sources::{ConfigError, EffectiveSetting, Options, Origin, SettingSource},
+    sources::{ConfigError, EffectiveSetting, Options, Origin, SettingSource, Warning},
     unknown::UnknownVariable,
 };
 use self::{
@@ -72,7 +72,7 @@ pub struct Settings {
     /// All settings in effect, without secrets.
     pub effective: Vec<EffectiveSetting>,
     /// [`Settings::warnings`] also returns those about unknown variables.
-    pub configuration_warnings: Vec<String>,
+    pub configuration_warnings: Vec<Warning>,
 }
 
 #[derive(Debug, Clone)]
@@ -135,9 +135,11 @@ impl Settings {
         unknown::unknown_variables(std::env::vars_os())
     }
 
-    /// Returns what is valid, but probably a mistake. Never shows the value of a secret.
-    pub fn warnings(&self) -> impl Iterator<Item = String> {
-        let unknown = self.unknown_variables.iter().map(ToString::to_string);
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        let unknown = self
+            .unknown_variables
+            .iter()
+            .map(|variable| Warning::new(&variable.name, variable.to_string()));
         unknown.chain(self.configuration_warnings.iter().cloned())
     }
 
@@ -256,7 +258,13 @@ fn database(
 fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, ConfigError> {
     const PUBLIC_KEY_FILE: &str = "TOLLKEY_JWT_PUBLIC_KEY_FILE";
     const JWKS_URL: &str = "TOLLKEY_JWT_JWKS_URL";
-    sources.at_most_one(&[JWT_HS256_SECRET, PUBLIC_KEY_FILE, JWKS_URL])?;
+    const SECRET_FILE: &str = "TOLLKEY_JWT_HS256_SECRET_FILE";
+    // The content of the file is also the value of the secret.
+    let secret = match sources.get(SECRET_FILE) {
+        Some(_) => SECRET_FILE,
+        None => JWT_HS256_SECRET,
+    };
+    sources.at_most_one(&[secret, PUBLIC_KEY_FILE, JWKS_URL])?;
     sources.require(
         &["TOLLKEY_JWT_ISSUER", "TOLLKEY_JWT_AUDIENCE"],
         &[PUBLIC_KEY_FILE, JWKS_URL],
@@ -267,9 +275,10 @@ fn tokens(sources: &mut Sources, values: TokenValues) -> Result<TokenSettings, C
             // `TokenVerifier::open` checks whether the file can be used.
             let file = PublicKeyFile::read(path);
             if file.pem().is_ok_and(has_escaped_line_breaks) {
-                sources.warnings.push(format!(
+                let text = format!(
                     "{PUBLIC_KEY_FILE}: the file has the characters \\n instead of line breaks; write line breaks"
-                ));
+                );
+                sources.warnings.push(Warning::new(PUBLIC_KEY_FILE, text));
             }
             TokenSource::PublicKeyFile(file)
         }

@@ -214,13 +214,17 @@ fn find(table: &[(&str, &'static str)], message: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Returns the failure for libpq's message, in which `@HOST` stands for one address of the server.
+    /// Returns the failure for libpq's message, in which `@HOST` stands for one address of the server. libpq names the
+    /// address only if it knows it.
     fn failure(message: &str) -> ConnectFailure {
-        let message = message.replace(
-            "@HOST",
-            "connection to server at \"canary\" (::1), port 5432",
-        );
-        ConnectFailure::from(&ConnectionError::BadConnection(message))
+        let of = |host| {
+            let message = message.replace("@HOST", host);
+            ConnectFailure::from(&ConnectionError::BadConnection(message))
+        };
+        let failure = of("connection to server at \"canary\" (::1), port 5432");
+        let without_address = of("connection to server at \"canary\", port 5432");
+        assert_eq!(failure, without_address, "{message}");
+        failure
     }
 
     #[test]

@@ -260,7 +260,7 @@ impl Store {
         // A database in memory exists only in its connection, so its pool opens that one.
         if target != Target::Memory {
             let mut first =
-                establish(&target, Use::Write).map_err(|error| connecting(error, &url))?;
+                establish(&target, Use::Write).map_err(|error| open_error(error, &url))?;
             if let AnyConnection::Postgres(first) = &mut first {
                 check_pooling(&target, first)?;
             }
@@ -903,7 +903,7 @@ impl<E> Failure<E> {
 }
 
 /// Converts the error of the first connection.
-fn connecting(error: ConnectError, url: &DatabaseUrl) -> OpenError {
+fn open_error(error: ConnectError, url: &DatabaseUrl) -> OpenError {
     match error {
         ConnectError::UnsupportedServer(unsuitable) => OpenError::UnsupportedServer(unsuitable),
         ConnectError::OtherApplication => OpenError::NotADatabase {

@@ -1,4 +1,4 @@
-//! What a connection is opened to, and for which purpose.
+//! The target and the purpose of a connection.
 
 use std::fmt;
 

@@ -355,7 +355,7 @@ impl Cache {
         let Some(at) = state.by_key.get(&key).copied() else {
             return false;
         };
-        // Readers use this map, so the key is removed from it first: a panic below cannot leave an evicted key there.
+        // Readers use this set, so the key is removed from it first: a panic below cannot leave an evicted key there.
         self.keys.pin().remove(&state.entries[at as usize].digest);
         state.remove(key, at);
         true

@@ -16,7 +16,7 @@ impl Clock for SystemClock {
     }
 
     fn coarse_now(&self) -> Timestamp {
-        // The time of the last tick of the kernel, which are one to ten milliseconds apart.
+        // The time of the kernel's last tick; ticks are one to ten milliseconds apart.
         wall_clock(rustix::time::ClockId::RealtimeCoarse)
     }
 
@@ -74,6 +74,12 @@ mod tests {
     fn wall_clock_has_microseconds_and_elapsed_is_monotonic() {
         let clock = SystemClock;
         assert_eq!(clock.now().subsec_nanosecond() % 1000, 0);
+        let coarse = clock.coarse_now();
+        assert_eq!(coarse.subsec_nanosecond() % 1000, 0);
+        assert!(
+            coarse <= clock.now()
+                && clock.now().duration_since(coarse) < jiff::SignedDuration::from_secs(5)
+        );
         assert!(
             clock.now().duration_since(Timestamp::now()).abs() < jiff::SignedDuration::from_secs(5)
         );

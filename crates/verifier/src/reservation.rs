@@ -82,7 +82,7 @@ impl Reservation {
     /// # Errors
     /// The first [`Denial`] that applies.
     pub fn decide_requirements(&self, access: &AccessRequest<'_>) -> Result<(), Denial> {
-        decide_requirements(&self.key, access, self.verifier.clock().coarse_now())
+        decide_requirements(&self.key, access, self.verifier.clock().now())
     }
 
     /// Ends the reservation and counts a use of the key. Returns whether this call ended it.

@@ -34,7 +34,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// A million keys in 256 MiB; 64 look-ups at the same time and 1024 waiting ones per half; a limit of two seconds.
+    /// 256 MiB, and at most a million keys; 64 look-ups at the same time and 1024 waiting ones per half; a limit of two seconds.
     fn default() -> Self {
         Self {
             max_entries: 1_000_000,

@@ -66,7 +66,8 @@ impl Clock for ManualClock {
     }
 }
 
-/// A clock that follows tokio's. If a test pauses that, time passes only while all tasks wait.
+/// A clock that follows tokio's. If a test pauses that, time passes only while all tasks wait. Its coarse time is ten
+/// milliseconds behind.
 #[derive(Debug, Clone, Copy)]
 pub struct TokioClock(Instant);
 
@@ -86,6 +87,10 @@ impl Clock for TokioClock {
                 .saturating_add(self.0.elapsed())
                 .unwrap_or(Timestamp::MAX),
         )
+    }
+
+    fn coarse_now(&self) -> Timestamp {
+        self.now() - Duration::from_millis(10)
     }
 
     fn elapsed(&self) -> Duration {

@@ -520,11 +520,21 @@ impl<S> Inner<S> {
 }
 
 impl<S: Source> Inner<S> {
+    /// Returns the time of a decision. It matters only for a key with an expiration; reading the precise time takes
+    /// longer.
+    fn time_for(&self, entry: &Entry) -> Timestamp {
+        if entry.record.key.expiration().is_some() {
+            self.clock.now()
+        } else {
+            self.clock.coarse_now()
+        }
+    }
+
     fn verify(&self, found: Option<LookUpResult>, access: &AccessRequest<'_>) -> Verdict {
         let Some(found) = found else {
             return Verdict::unknown();
         };
-        let now = self.clock.coarse_now();
+        let now = self.time_for(&found.entry);
         let decision = Decision::with_rate(&found, access, now);
         self.ledger.count(&found.entry.tally, decision.outcome, now);
         decision.verdict(found.entry)
@@ -534,7 +544,7 @@ impl<S: Source> Inner<S> {
         let Some(LookUpResult { entry, .. }) = found else {
             return Verdict::unknown();
         };
-        Decision::without_rate(&entry, access, self.clock.coarse_now()).verdict(entry)
+        Decision::without_rate(&entry, access, self.time_for(&entry)).verdict(entry)
     }
 
     fn reserve(
@@ -545,7 +555,7 @@ impl<S: Source> Inner<S> {
         let Some(found) = found else {
             return Err(Verdict::unknown());
         };
-        let now = self.clock.coarse_now();
+        let now = self.time_for(&found.entry);
         let decision = Decision::with_rate(&found, access, now);
         if decision.outcome.is_ok() {
             let verifier = Arc::clone(self);

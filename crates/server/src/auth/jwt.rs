@@ -147,12 +147,6 @@ pub enum KeySetupError {
     NoSource,
 }
 
-impl From<&TokenSettings> for ClaimRules {
-    fn from(settings: &TokenSettings) -> Self {
-        settings.claims.clone()
-    }
-}
-
 impl ClaimRules {
     /// Returns the hash of the settings that a sign-in with this method and these keys depends on.
     pub(super) fn sign_in_settings(&self, method: &str, keys: &Digest) -> SignInSettingsHash {
@@ -323,7 +317,7 @@ impl TokenVerifier {
         settings: &TokenSettings,
         development: Option<&Secret>,
     ) -> Result<Self, KeySetupError> {
-        let rules = ClaimRules::from(settings);
+        let rules = settings.claims.clone();
         match &settings.source {
             TokenSource::Hs256(secret) => Self::hs256(secret, rules),
             TokenSource::PublicKeyFile(file) => {

@@ -52,7 +52,7 @@ type Outcome = Result<String, String>;
 
 pub(super) fn run(settings: &Settings, command: &Command) -> anyhow::Result<ExitCode> {
     let Command::Check { format } = command;
-    let warnings: Vec<String> = settings.warnings().collect();
+    let warnings: Vec<String> = settings.warnings().map(|warning| warning.text).collect();
     let checks = check_all(settings);
     match format {
         Format::Text => print_text(settings, &warnings, &checks)?,

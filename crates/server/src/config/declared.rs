@@ -5,7 +5,8 @@
 //! configuration file have the same name.
 //!
 //! `hide_env_values` marks a secret. The setting of the same name with `_FILE` names a file that
-//! holds it. Its value is not parsed here, because clap keeps copies that are not wiped:
+//! holds it. clap keeps copies of values that are not wiped, so it neither reads the variable of a
+//! secret, which is the `id` of the argument, nor parses its value:
 //! [`Settings::resolve`](super::Settings::resolve) sets the field. Every user of the machine can read
 //! a command line, so of the secrets only the database URL has a flag.
 
@@ -120,13 +121,13 @@ impl ServerSettings {
 pub struct DatabaseSettings {
     /// URL of the database: `sqlite://PATH`, `sqlite://:memory:` or
     /// `postgres://USER:PASSWORD@HOST/NAME`. A URL in the flag must not have a password
-    #[arg(long = "database-url", env = DATABASE_URL, value_name = "URL", hide_env_values = true,
+    #[arg(long = "database-url", id = DATABASE_URL, value_name = "URL", hide_env_values = true,
         default_value = "sqlite://tollkey.db", value_parser = DatabaseUrl::parse)]
     pub url: DatabaseUrl,
     /// Secret of at least 32 bytes, the same for all replicas, that encrypts idempotency records. By
     /// default it is derived from `TOLLKEY_JWT_HS256_SECRET`; without that, only the process that
     /// wrote a record can replay it
-    #[arg(env = SEALING_SECRET, value_name = "SECRET", hide_env_values = true)]
+    #[arg(id = SEALING_SECRET, value_name = "SECRET", hide_env_values = true)]
     pub sealing_secret: Option<Secret>,
     /// Database connections for management requests, at most 1000; verification, leases and
     /// sessions use separate connections
@@ -168,7 +169,7 @@ impl DatabaseSettings {
 #[command(next_help_heading = "Management tokens")]
 pub(super) struct TokenValues {
     /// Secret of at least 32 bytes that signs and verifies management tokens (HS256)
-    #[arg(env = JWT_HS256_SECRET, value_name = "SECRET", hide_env_values = true)]
+    #[arg(id = JWT_HS256_SECRET, value_name = "SECRET", hide_env_values = true)]
     pub(super) hs256_secret: Option<Secret>,
     /// PEM file of the public key that verifies management tokens: RSA, P-256, P-384 or Ed25519
     #[arg(
@@ -220,7 +221,7 @@ pub struct ClaimRules {
 #[command(next_help_heading = "Dashboard")]
 pub(super) struct DashboardValues {
     /// Client secret of this server at the provider; omit it for a public client
-    #[arg(env = OIDC_CLIENT_SECRET, value_name = "SECRET", hide_env_values = true)]
+    #[arg(id = OIDC_CLIENT_SECRET, value_name = "SECRET", hide_env_values = true)]
     pub(super) oidc_client_secret: Option<Secret>,
     /// Whether users can sign in to the dashboard with a management token; by default only in
     /// development mode

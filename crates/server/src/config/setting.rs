@@ -90,7 +90,8 @@ impl Setting {
         let text = |text: &OsStr| text.to_string_lossy().into_owned();
         let value_name = arg.get_value_names().unwrap_or_default().join(" ");
         Self {
-            env: arg.get_env().map(text).unwrap_or_default(),
+            // A secret has its variable as ID.
+            env: arg.get_env().map_or_else(|| arg.get_id().to_string(), text),
             flag: arg.get_long().map(str::to_owned),
             form: match value_name.as_str() {
                 "NUMBER" => ValueType::Number,

@@ -108,6 +108,21 @@ impl fmt::Display for Origin {
     }
 }
 
+/// A setting that is valid, but probably a mistake. Never shows the value of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The variable of the setting.
+    pub setting: String,
+    pub text: String,
+}
+
+impl Warning {
+    pub(super) fn new(setting: &str, text: String) -> Self {
+        let setting = setting.to_owned();
+        Self { setting, text }
+    }
+}
+
 /// Why a setting cannot be used. Names the setting, where its value is set and the rule, but never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -171,7 +186,7 @@ fn value(
 pub(super) struct Sources {
     values: BTreeMap<&'static str, Value>,
     file: Option<ConfigFile>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 impl Sources {
@@ -199,10 +214,11 @@ impl Sources {
             let Some(value) = value(former)? else {
                 continue;
             };
-            warnings.push(format!(
-                "{} was renamed to {name}; the former name is accepted in this release only",
-                former.env
-            ));
+            let former = &former.env;
+            let text = format!(
+                "{former} was renamed to {name}; the former name is accepted in this release only"
+            );
+            warnings.push(Warning::new(former, text));
             let origin = value.origin.clone();
             if let Some(own) = values.insert(name.as_str(), value) {
                 return Err(ConfigError::Exclusive(own.origin, origin));
@@ -238,9 +254,10 @@ impl Sources {
         rules::clean(text).map_err(|rule| origin.invalid(rule))?;
         let is_database = name == DATABASE_URL;
         if !is_database && let Some(weakness) = rules::weakness(text) {
-            self.warnings.push(format!(
+            let text = format!(
                 "{name} {weakness} and can be guessed; create one with `openssl rand -hex 32`"
-            ));
+            );
+            self.warnings.push(Warning::new(name, text));
         }
         let has_secret =
             !is_database || DatabaseUrl::parse(text).is_ok_and(|url| url.has_password());
@@ -361,11 +378,12 @@ pub struct EffectiveSetting {
 
 const HIDDEN: &str = "(hidden)";
 
-fn warn_if_readable(setting: &str, path: &Path, mode: u32) -> Option<String> {
+fn warn_if_readable(setting: &str, path: &Path, mode: u32) -> Option<Warning> {
     (mode & OTHERS_READ != 0).then(|| {
         let path = path.display();
-        format!(
+        let text = format!(
             "{setting}: every user of this machine can read {path} (mode {mode:o}); use chmod 600"
-        )
+        );
+        Warning::new(setting, text)
     })
 }

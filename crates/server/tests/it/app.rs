@@ -86,7 +86,7 @@ impl Reply {
             .as_array()
             .map(Vec::as_slice)
             .unwrap_or_default();
-        let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
+        let text = |error: &Value, field: &str| error[field].as_str().unwrap_or("?").to_owned();
         errors
             .iter()
             .map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail")))

@@ -884,7 +884,8 @@ async fn repeat_after_a_lost_response_returns_the_same_secret() {
                 .hold_body()
                 .await
                 .write_body()
-                .await;
+                .await
+                .expect("the server accepts the body");
             eventually("the request is processed", async || {
                 request.count(app).await == before + 1
             })

@@ -39,8 +39,9 @@ pub fn client(source: Option<IpAddr>) -> Client {
         .expect("a client")
 }
 
-/// A request; `.await` sends it. The server receives path and headers unchanged: a request that reqwest would change or
-/// reject is written to a socket (see [`super::raw`]).
+/// A request; `.await` sends it. The server receives path and headers unchanged, and `Accept: */*` unless the request
+/// has the header: a request that reqwest would change in another way or reject is written to a socket (see
+/// [`super::raw`]).
 pub struct Call {
     /// Sends the requests that are not written to a socket.
     pub client: Client,
@@ -224,8 +225,9 @@ impl fmt::Display for Reply {
             }
         }
         let body = match serde_json::from_str::<Value>(&self.body) {
-            Ok(json) => format!("{json:#}"),
-            Err(_) => self.body.clone(),
+            // Not if that would hide something, such as a repeated field.
+            Ok(json) if json.to_string() == self.body => format!("{json:#}"),
+            _ => self.body.clone(),
         };
         write!(f, "\n{}", without_secrets(&body))
     }

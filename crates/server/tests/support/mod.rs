@@ -215,7 +215,7 @@ impl App {
             .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
+        let text = |field: &str| json[field].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("fullKey"),
@@ -230,7 +230,7 @@ impl App {
         let reply = self.post("/api-keys", body).bearer(token).await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
+        let text = |field: &str| json[field].as_str().expect("a string").to_owned();
         Key {
             id: text("key_id"),
             text: text("api_key"),
@@ -255,7 +255,7 @@ impl App {
             .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
-        let text = |member: &str| json[member].as_str().expect("a string").to_owned();
+        let text = |field: &str| json[field].as_str().expect("a string").to_owned();
         Key {
             id: text("id"),
             text: text("key"),

@@ -23,7 +23,7 @@ pub async fn connect(address: SocketAddr) -> TcpStream {
 pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
     timeout(TIMEOUT, stream.write_all(text.as_ref()))
         .await
-        .expect("a read within the time limit")
+        .expect("a write within the time limit")
         .expect("an open connection");
 }
 
@@ -123,14 +123,14 @@ pub struct HeldBack {
 
 impl HeldBack {
     /// Sends the body. Dropping the value then closes the connection before the response.
-    pub async fn write_body(&mut self) {
-        // A server that rejects a body early may close the connection during the write; its response still counts.
-        let _ = self.stream.write_all(&self.call.body).await;
+    pub async fn write_body(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.call.body).await
     }
 
     /// Sends the body and reads the response, which must not be chunked.
     pub async fn send_body(mut self) -> Reply {
-        self.write_body().await;
+        // A server that rejects a body early may close the connection during the write; its response still counts.
+        let _ = self.write_body().await;
         let head = read_lines(&mut self.stream).await.expect("a response");
         let (status, headers) = head.split_once("\r\n").expect("a status line");
         let status = status.split(' ').nth(1).expect("a status");
