@@ -102,7 +102,7 @@ impl DevMode {
         Ok(Some(Self {
             secret,
             path,
-            rules: ClaimRules::from(&settings.tokens),
+            rules: settings.tokens.claims.clone(),
         }))
     }
 

@@ -9,7 +9,7 @@ use tollkey_verifier::SystemClock;
 
 use super::output;
 use crate::{
-    auth::jwt::{self, ClaimRules, NewToken},
+    auth::jwt::{self, NewToken},
     config::Settings,
     dev_mode,
 };
@@ -46,7 +46,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<E
     };
     output::line(jwt::create_token(
         &secret,
-        &ClaimRules::from(&settings.tokens),
+        &settings.tokens.claims,
         &token,
         SystemClock.now(),
     )?)?;

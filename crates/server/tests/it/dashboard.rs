@@ -878,7 +878,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
 async fn exported_csv_has_no_formula_whatever_the_list_separator() {
     each_backend_with(TOKENS, async |app: &App| {
         let actor = "=1+1;=cmd()";
-        let rules = tollkey_server::auth::jwt::ClaimRules::from(&app.settings.tokens);
+        let rules = app.settings.tokens.claims.clone();
         let token = tollkey_server::auth::jwt::NewToken {
             subject: actor.to_owned(),
             account: Some("acme".parse().expect("an account ID")),

@@ -13,7 +13,7 @@ use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, create_token},
+    auth::jwt::{NewToken, create_token},
     server,
 };
 use tollkey_service::Random;
@@ -303,13 +303,7 @@ async fn development_mode_rejects_management_through_a_proxy() {
         lifetime: jiff::SignedDuration::from_hours(1),
     };
     let secret = opened.development.as_ref().unwrap().secret().clone();
-    let token = create_token(
-        &secret,
-        &ClaimRules::from(&settings.tokens),
-        &new,
-        clock.now(),
-    )
-    .unwrap();
+    let token = create_token(&secret, &settings.tokens.claims, &new, clock.now()).unwrap();
     let running = server::start(&settings, opened.state, None).unwrap();
     let call = |method: &str, path: &str| Call::new(running.address(), method, path);
     let created = call("POST", "/service-keys")
@@ -513,7 +507,7 @@ async fn send_secrets_everywhere(
         };
         create_token(
             &tollkey_server::config::Secret::new(SECRET),
-            &ClaimRules::from(&settings.tokens),
+            &settings.tokens.claims,
             &new,
             clock.now(),
         )

@@ -11,7 +11,7 @@ use tollkey_core::{
 };
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, create_token},
+    auth::jwt::{NewToken, create_token},
     config::Secret,
     server,
 };
@@ -244,7 +244,7 @@ async fn cached_key_stays_valid_during_changes_and_lists() {
             };
             create_token(
                 &Secret::new(SECRET),
-                &ClaimRules::from(&settings.tokens),
+                &settings.tokens.claims,
                 &token,
                 SystemClock.now(),
             )

@@ -1430,7 +1430,7 @@ async fn token_session_ends_when_the_token_expires() {
         roles: Vec::new(),
         lifetime: jiff::SignedDuration::from_mins(10),
     };
-    let rules = tollkey_server::auth::jwt::ClaimRules::from(&app.settings.tokens);
+    let rules = app.settings.tokens.claims.clone();
     let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
     let token =
         tollkey_server::auth::jwt::create_token(&secret, &rules, &short, app.clock.now()).unwrap();

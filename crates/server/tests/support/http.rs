@@ -226,7 +226,9 @@ impl fmt::Display for Reply {
         }
         let body = match serde_json::from_str::<Value>(&self.body) {
             // Not if that would hide something, such as a repeated field.
-            Ok(json) if json.to_string() == self.body => format!("{json:#}"),
+            Ok(json) if serde_json::to_string(&json).is_ok_and(|text| text == self.body) => {
+                format!("{json:#}")
+            }
             _ => self.body.clone(),
         };
         write!(f, "\n{}", without_secrets(&body))

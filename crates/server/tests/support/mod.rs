@@ -12,7 +12,7 @@ use tollkey_core::{
 use tollkey_middleware::source::HttpSource;
 use tollkey_server::{
     assembly,
-    auth::jwt::{ClaimRules, NewToken, create_token},
+    auth::jwt::{NewToken, create_token},
     config::{Options, Secret, Settings},
     server::{self, RunningServer},
 };
@@ -162,8 +162,8 @@ impl App {
             roles: roles.iter().map(ToString::to_string).collect(),
             lifetime: jiff::SignedDuration::from_hours(24 * 365),
         };
-        let rules = ClaimRules::from(&self.settings.tokens);
-        create_token(&Secret::new(SECRET), &rules, &token, self.clock.now()).expect("a token")
+        let rules = &self.settings.tokens.claims;
+        create_token(&Secret::new(SECRET), rules, &token, self.clock.now()).expect("a token")
     }
 
     pub fn get(&self, path: &str) -> Call {

@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_server::{
-    auth::jwt::{ClaimRules, NewToken, create_token},
+    auth::jwt::{NewToken, create_token},
     config::Secret,
 };
 use tollkey_store::testing::Database;
@@ -487,7 +487,7 @@ pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String 
         roles: roles.iter().map(ToString::to_string).collect(),
         lifetime: jiff::SignedDuration::from_hours(1),
     };
-    let rules = ClaimRules::from(&settings("sqlite://tollkey.db", &[]).tokens);
+    let rules = settings("sqlite://tollkey.db", &[]).tokens.claims;
     create_token(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
 }
 
