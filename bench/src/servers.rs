@@ -30,6 +30,9 @@ pub(super) const SCOPE: &str = "links:read";
 pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
 pub(super) const ACCOUNT: &str = "bench";
 
+/// Linux reports CPU times to programs in hundredths of a second (`USER_HZ`).
+const MILLIS_OF_A_TICK: u64 = 10;
+
 /// The longest time for a server to start or to stop.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -109,14 +112,17 @@ impl Process {
         let pid = self.0.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         let children = children.split_ascii_whitespace().map(str::to_owned);
-        let mut nanos = 0;
+        let mut ticks = 0;
         for pid in std::iter::once(pid.to_string()).chain(children) {
-            for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-                let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-                nanos += text.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // proc(5): the name, which can contain spaces, is in parentheses. `utime` and `stime` are the 14th and 15th
+            // fields, and include threads that have ended.
+            let (_, fields) = text.rsplit_once(')')?;
+            for field in fields.split_ascii_whitespace().skip(11).take(2) {
+                ticks += field.parse::<u64>().ok()?;
             }
         }
-        Some(Duration::from_nanos(nanos))
+        Some(Duration::from_millis(ticks * MILLIS_OF_A_TICK))
     }
 }
 
