@@ -54,13 +54,12 @@ fn file(text: &str) -> Result<Settings, String> {
     resolve(&[], &[], Some(text))
 }
 
-/// Asserts that the error begins with `start`, contains `rule` and shows no canary. Returns the error.
+/// Asserts that the error begins with `start`, contains `rule` and shows no canary.
 #[track_caller]
-fn assert_rejected(result: Result<Settings, String>, start: &str, rule: &str) -> String {
+fn assert_rejected(result: Result<Settings, String>, start: &str, rule: &str) {
     let error = result.unwrap_err();
     assert!(error.starts_with(start) && error.contains(rule), "{error}");
     assert!(!error.to_lowercase().contains("canary"), "{error}");
-    error
 }
 
 fn warnings(settings: &Settings) -> Vec<String> {
@@ -489,13 +488,18 @@ fn invalid_value_is_rejected_by_a_rule_that_hides_it() {
     for (name, value, rule) in rows.chain([line_break]) {
         let start = format!("{name} (environment): ");
         let rejected = environment(&with_others(name, value));
-        let error = assert_rejected(rejected, &start, rule);
-        // Shorter values are also parts of rules.
-        assert!(value.len() < 6 || !error.contains(value), "{error}");
-        listed.insert(name);
+        assert_rejected(rejected, &start, rule);
+        // Only these rows show whether an error hides the value. Every path of a public key is valid until it is read.
+        let is_canary = value.to_lowercase().replace(' ', "").contains("canary");
+        if is_canary || name == "TOLLKEY_JWT_PUBLIC_KEY_FILE" {
+            listed.insert(name);
+        }
     }
     for Setting { env, .. } in SETTINGS.iter() {
-        assert!(listed.contains(env.as_str()), "{env} has no row");
+        assert!(
+            listed.contains(env.as_str()),
+            "{env} has no row with a canary"
+        );
     }
     let long = "canary".repeat(20);
     assert!(environment(&with_others("TOLLKEY_JWT_ISSUER", &long)).is_ok());
