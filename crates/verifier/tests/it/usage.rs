@@ -41,7 +41,7 @@ async fn outcomes_of_cached_and_looked_up_keys_are_counted() {
         assert_eq!(world.one.outcome(7).await, Err(Denial::UnknownKey));
     }
     sleep(Duration::from_millis(5)).await;
-    let last = world.clock.now();
+    let last = world.clock.coarse_now();
     assert_eq!(world.one.outcome(0).await, Ok(()));
 
     let rows = world.one.verifier.take_usage();
@@ -144,7 +144,7 @@ async fn collected_usage_is_merged_and_can_be_read_by_key() {
     for round in 1..4 {
         assert_eq!(world.one.outcome(0).await, Ok(()));
         assert_eq!(world.one.outcome(1).await, Ok(()));
-        let used_at = world.clock.now();
+        let used_at = world.clock.coarse_now();
         sleep(Duration::from_secs(1)).await;
         assert_eq!(verifier.collect_usage(), Some(2));
         let rows = verifier.waiting_usage(&key);
