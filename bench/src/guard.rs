@@ -16,9 +16,9 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    load::{CONNECTIONS, Requests, Round, Until, load},
+    load::{CONNECTIONS, Requests, Until},
     median,
-    servers::{self, Key, Process, Processors, SCOPE, Tollkey},
+    servers::{self, Key, Measured, Processors, SCOPE, Server, Tollkey},
 };
 
 const OPEN: &str = "/open/links";
@@ -96,15 +96,8 @@ fn serve_actix(url: &str) -> anyhow::Result<()> {
 /// A framework's process, and the measurements of its two paths.
 struct Subject {
     name: &'static str,
-    address: SocketAddr,
-    process: Process,
+    server: Server,
     rounds: Vec<[Measured; 2]>,
-}
-
-struct Measured {
-    round: Round,
-    /// The CPU time per request, in microseconds.
-    cpu_micros: f64,
 }
 
 impl Subject {
@@ -122,8 +115,7 @@ impl Subject {
         let address = process.listening()?;
         Ok(Self {
             name,
-            address,
-            process,
+            server: Server { address, process },
             rounds: Vec::new(),
         })
     }
@@ -135,16 +127,9 @@ impl Subject {
                 "GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {key}\r\n\r\n"
             )
         })?;
-        let before = self.process.cpu_time();
-        let round = load(self.address, &requests, 200, Until::Elapsed(time))
-            .with_context(|| format!("{} {path}", self.name))?;
-        let cpu_micros = before
-            .zip(self.process.cpu_time())
-            .map_or(f64::NAN, |(before, after)| {
-                after.saturating_sub(before).as_secs_f64() * 1_000_000.0
-                    / round.requests().max(1) as f64
-            });
-        Ok(Measured { round, cpu_micros })
+        self.server
+            .measure(&requests, 200, Until::Elapsed(time))
+            .with_context(|| format!("{} {path}", self.name))
     }
 }
 

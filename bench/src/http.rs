@@ -7,14 +7,14 @@
 //! affects them alike. The command prints medians over the rounds, and ratios within a round. Each row of the third table
 //! is measured once, on a server of its own and for longer than the interval in which usage is written.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::Context as _;
 
 use super::{
-    load::{CONNECTIONS, Requests, Round, Until, load},
+    load::{CONNECTIONS, Requests, Until},
     median,
-    servers::{self, Process, Processors, ROUTE, SCOPE, Server, Tollkey},
+    servers::{self, Measured, Processors, ROUTE, SCOPE, Server, Tollkey},
 };
 use crate::generate::{self, Population};
 
@@ -36,38 +36,25 @@ const IN_TURN: [usize; 3] = [1_000, 100_000, 1_000_000];
 
 struct Subject<'a> {
     name: String,
-    address: SocketAddr,
-    process: &'a Process,
+    server: &'a Server,
     requests: Requests,
     status: u16,
-}
-
-struct Measured {
-    round: Round,
-    /// CPU time of the server for a request, in microseconds.
-    cpu_time: Option<f64>,
 }
 
 impl<'a> Subject<'a> {
     fn new(name: impl Into<String>, server: &'a Server, requests: Requests, status: u16) -> Self {
         Self {
             name: name.into(),
-            address: server.address,
-            process: &server.process,
+            server,
             requests,
             status,
         }
     }
 
     fn measure(&self, until: Until) -> anyhow::Result<Measured> {
-        let before = self.process.cpu_time();
-        let round = load(self.address, &self.requests, self.status, until)
-            .with_context(|| format!("measuring {}", self.name))?;
-        let cpu_time = before.zip(self.process.cpu_time()).map(|(before, after)| {
-            after.saturating_sub(before).as_secs_f64() * 1_000_000.0
-                / round.requests().max(1) as f64
-        });
-        Ok(Measured { round, cpu_time })
+        self.server
+            .measure(&self.requests, self.status, until)
+            .with_context(|| format!("measuring {}", self.name))
     }
 }
 
@@ -253,7 +240,7 @@ fn print(names: &[String], measured: &[Vec<Measured>]) {
         let (rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, p50_ratio) = of(&|it| it.round.latency(0.50));
         let (p99, p99_ratio) = of(&|it| it.round.latency(0.99));
-        let (cpu_time, cpu_time_ratio) = of(&|it| it.cpu_time.unwrap_or(f64::NAN));
+        let (cpu_time, cpu_time_ratio) = of(&|it| it.cpu_micros);
         let (busy, _) = of(&|it| it.round.busy());
         let [rate_ratio, p50_ratio, p99_ratio, cpu_time, cpu_time_ratio] =
             [rate_ratio, p50_ratio, p99_ratio, cpu_time, cpu_time_ratio].map(decimals);

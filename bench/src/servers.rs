@@ -19,7 +19,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
-use super::load::ResponseHead;
+use super::load::{Requests, ResponseHead, Round, Until, load};
 
 /// An application has at most 20 keys by default.
 const APPLICATIONS: usize = 50;
@@ -108,7 +108,7 @@ impl Process {
     }
 
     /// The CPU time of the process and its children, or `None` if the kernel does not report it.
-    pub(super) fn cpu_time(&self) -> Option<Duration> {
+    fn cpu_time(&self) -> Option<Duration> {
         let pid = self.0.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         let children = children.split_ascii_whitespace().map(str::to_owned);
@@ -154,6 +154,31 @@ impl Drop for Paused {
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) process: Process,
+}
+
+pub(super) struct Measured {
+    pub(super) round: Round,
+    /// The server's CPU time for a request, in microseconds; NaN if the kernel does not report it.
+    pub(super) cpu_micros: f64,
+}
+
+impl Server {
+    /// Sends requests as [`load`] does, and measures the CPU time.
+    pub(super) fn measure(
+        &self,
+        requests: &Requests,
+        expected: u16,
+        until: Until,
+    ) -> anyhow::Result<Measured> {
+        let before = self.process.cpu_time();
+        let round = load(self.address, requests, expected, until)?;
+        let after = self.process.cpu_time();
+        let cpu_micros = before.zip(after).map_or(f64::NAN, |(before, after)| {
+            let micros = after.saturating_sub(before).as_secs_f64() * 1_000_000.0;
+            micros / round.requests().max(1) as f64
+        });
+        Ok(Measured { round, cpu_micros })
+    }
 }
 
 pub(super) struct Key {
