@@ -155,8 +155,8 @@ impl<'a> RequestPath<'a> {
         if bytes.next() != Some(b'/') {
             return false;
         }
-        // One pass, because each verification with a route runs it. `dots` is the number of characters of the segment so
-        // far if all are dots, and otherwise `NOT_DOTS`.
+        // One pass, because each verification with a route runs it. `dots` is the length of the segment so far while it is
+        // empty, `.` or `..`, and otherwise `NOT_DOTS`.
         const NOT_DOTS: u8 = 3;
         let (mut dots, mut escapes) = (0, false);
         for byte in bytes {
