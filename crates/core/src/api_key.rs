@@ -297,6 +297,12 @@ impl ApiKey {
         }
     }
 
+    /// Returns the reason of the revocation that applies, if it has one.
+    #[must_use]
+    pub fn revocation_reason(&self) -> Option<&str> {
+        self.revocation()?.reason
+    }
+
     /// Returns the earliest expiration of the key and its ancestors.
     #[must_use]
     pub fn expiration(&self) -> Option<Timestamp> {

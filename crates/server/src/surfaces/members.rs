@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
 use tollkey_core::{
-    ApiKey, Catalogue, FieldErrors, Invalid, IpList, Problem, RateLimit, Restrictions, Scope,
+    Catalogue, FieldErrors, Invalid, IpList, Problem, RateLimit, Restrictions, Scope,
     feature::Feature, time::from_micros,
 };
 use tollkey_store::KeyCursor;
@@ -73,11 +73,6 @@ pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
 pub fn shown_features(restrictions: &Restrictions) -> Option<Vec<Open<Feature>>> {
     let features = restrictions.features.as_ref();
     features.map(|features| features.iter().copied().map(Open::from).collect())
-}
-
-pub fn revoked_reason(key: &ApiKey) -> Option<String> {
-    let revocation = key.revocation();
-    revocation.and_then(|revocation| revocation.reason.map(str::to_owned))
 }
 
 pub fn listing(

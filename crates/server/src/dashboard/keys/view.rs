@@ -5,7 +5,6 @@ use tollkey_core::{ApiKey, Family, Mode, Status};
 use tollkey_store::DayUsage;
 
 use super::{super::page::Time, choice::Choice};
-use crate::surfaces::members;
 
 pub(super) const SECTION: &str = "keys";
 
@@ -150,7 +149,7 @@ impl KeyView {
             expires: restrictions.expires_at.map(Time),
             suspended: key.suspension().map(Time),
             revoked: key.revocation().map(|revocation| Time(revocation.at)),
-            reason: members::revoked_reason(key),
+            reason: key.revocation_reason().map(str::to_owned),
             rotated: key.rotated_at.map(Time),
             rotated_from: key.rotated_from.map(|id| id.to_string()),
             rotated_to: key.rotated_to.map(|id| id.to_string()),

@@ -64,7 +64,7 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         expires_at: restrictions.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
-        revoked_reason: members::revoked_reason(key),
+        revoked_reason: key.revocation_reason().map(str::to_owned),
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
         last_used_at: key.last_used_at.map(Into::into),
         created_at: key.created_at.into(),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
-        revoked_reason: members::revoked_reason(key),
+        revoked_reason: key.revocation_reason().map(str::to_owned),
         mode: key.mode.into(),
         scopes: restrictions.scopes.clone(),
         prefix: key.prefix.clone(),
