@@ -24,7 +24,7 @@ use crate::{auth::CallerAuthenticated, rejection::Rejection};
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 /// In bytes. The longest parameter is the code of an identity provider; most have stricter rules.
-const MAX_PARAMETER: usize = 4096;
+pub const MAX_PARAMETER: usize = 4096;
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 

@@ -1,17 +1,20 @@
 //! The OpenAPI document, generated from the mounted routes.
 //!
-//! A handler describes what is specific to its operation. This module adds what follows from the
-//! operation itself to all of them: the common errors, the parameter `account` and the header
-//! `Idempotency-Key`.
+//! A handler describes what is specific to its operation. The modules here add what follows from the operation itself
+//! to all of them: common parameters and their bounds, errors, headers and examples.
+
+mod bodies;
+mod examples;
+mod parameters;
+mod responses;
+mod security;
 
 use std::sync::LazyLock;
 
 use actix_web::{App, http::Method, web::Bytes};
 use utoipa::openapi::{
-    ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr,
-    ResponseBuilder, ServerBuilder, Type,
-    path::{Operation, ParameterBuilder, ParameterIn, PathItem},
-    security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
+    InfoBuilder, LicenseBuilder, OpenApi, Server, ServerBuilder,
+    path::{Operation, PathItem},
     tag::TagBuilder,
 };
 use utoipa_actix_web::AppExt as _;
@@ -19,7 +22,6 @@ use utoipa_actix_web::AppExt as _;
 use crate::{
     public_path::PublicPath,
     routes::{self, SURFACES},
-    surface::ProblemSchema,
 };
 
 #[must_use]
@@ -40,6 +42,7 @@ pub fn document() -> OpenApi {
         ))
         .contact(None::<utoipa::openapi::Contact>)
         .build();
+    api.servers = Some(vec![server("/")]);
     let tags = SURFACES.0.iter().filter_map(|surface| surface.document.tag);
     api.tags = Some(
         tags.map(|(name, description)| {
@@ -51,8 +54,11 @@ pub fn document() -> OpenApi {
         .collect(),
     );
     let components = api.components.get_or_insert_default();
-    for (name, scheme) in security_schemes() {
+    for (name, scheme) in security::schemes() {
         components.add_security_scheme(name, scheme);
+    }
+    for (name, header) in responses::headers() {
+        components.headers.insert(name.to_owned(), header.into());
     }
     for surface in SURFACES
         .0
@@ -81,15 +87,14 @@ pub fn json() -> &'static str {
     &JSON
 }
 
-/// Like [`json`], for clients under a path prefix, which becomes the document's only server. Its URL is relative, so
-/// that Swagger UI calls the server that it was loaded from.
+/// Like [`json`], for clients under a path prefix, which becomes the document's only server.
 #[must_use]
 pub fn json_under(prefix: &PublicPath) -> Bytes {
     if prefix.is_empty() {
         return Bytes::from_static(json().as_bytes());
     }
     let mut document = document();
-    document.servers = Some(vec![ServerBuilder::new().url(prefix.to_string()).build()]);
+    document.servers = Some(vec![server(&prefix.to_string())]);
     let mut json = document.to_pretty_json().unwrap_or_default();
     json.push('\n');
     json.into()
@@ -123,218 +128,18 @@ fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .filter_map(Option::as_mut)
 }
 
-fn bearer(format: &str, description: &str) -> SecurityScheme {
-    let http: Http = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .bearer_format(format)
-        .description(Some(description))
-        .build();
-    SecurityScheme::Http(http)
+/// Returns a server with a relative URL, so that Swagger UI calls the server that it was loaded from.
+fn server(url: &str) -> Server {
+    ServerBuilder::new().url(url).build()
 }
 
-fn header(name: &str) -> SecurityScheme {
-    SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
-        name,
-        "An API key of any family.",
-    )))
-}
-
-fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
-    [
-        (
-            "management_token",
-            bearer(
-                "JWT",
-                "A management token: a JWT with `sub`, `exp`, and the account claim or a role.",
-            ),
-        ),
-        (
-            "service_key",
-            bearer(
-                "tks_…",
-                "A service key, which an operator creates for a resource server or gateway.",
-            ),
-        ),
-        ("secret_key", bearer("sk_…", "A secret key of an account.")),
-        (
-            "api_key",
-            bearer("ck_… ks_… sk_… pk_…", "An API key of any family."),
-        ),
-        ("x_api_key", header("x-api-key")),
-        ("x_commerce_api_key", header("x-commerce-api-key")),
-    ]
-}
-
-/// Adds the parameters and responses that operations have in common.
+/// Adds what operations have in common. Each step keeps what the handler describes itself.
 fn complete(path: &str, operation: &mut Operation) {
-    let schemes: Vec<String> = operation
-        .security
-        .iter()
-        .flatten()
-        .flat_map(requirement_names)
-        .collect();
-    let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
-    let document = SURFACES.of(path).document;
-    if !document.has_common_responses {
-        return;
-    }
-    if document.has_account_parameter {
-        add_parameter(
-            operation,
-            "account",
-            ParameterIn::Query,
-            "The ID of the account. Required for operators, and only operators can use it.",
-        );
-    }
-    let creates = operation.responses.responses.contains_key("201");
-    if creates {
-        let description = "A unique value for this request: 16 to 255 printable ASCII characters. If the request is repeated \
-                     with the same value and body within 24 hours, the server returns the first response again, with \
-                     the header `Idempotent-Replayed: true`.";
-        add_parameter(
-            operation,
-            "Idempotency-Key",
-            ParameterIn::Header,
-            description,
-        );
-    }
-    let ProblemSchema {
-        name, media_type, ..
-    } = (document.problem)();
-    let mut add = |status: &str, description: &str, headers: &[(&str, &str)]| {
-        operation
-            .responses
-            .responses
-            .entry(status.to_owned())
-            .or_insert_with(|| problem(&name, media_type, description, headers));
-    };
-    if operation.request_body.is_some() {
-        add(
-            "408",
-            "`request_timeout`: the body did not arrive within 15 seconds.",
-            &[],
-        );
-        add(
-            "413",
-            "`payload_too_large`: the body is larger than 64 KiB.",
-            &[],
-        );
-        add(
-            "415",
-            "`unsupported_media_type`: the `Content-Type` is not supported.",
-            &[],
-        );
-    }
-    if creates {
-        add(
-            "409",
-            "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running. `idempotency_replay_unavailable`: its response cannot be replayed.",
-            &[],
-        );
-        add(
-            "422",
-            "`idempotency_mismatch`: this `Idempotency-Key` was already used with a different body.",
-            &[],
-        );
-    }
-    add(
-        "400",
-        "`validation_failed`, `malformed_json` or `multiple_credentials`.",
-        &[],
-    );
-    add(
-        "401",
-        if has("management_token") {
-            "`missing_credentials`, `invalid_token` or `invalid_api_key`."
-        } else {
-            "`missing_credentials`, `invalid_api_key` (for unknown and for revoked keys) or `invalid_token`."
-        },
-        &[("WWW-Authenticate", "The challenge of RFC 6750.")],
-    );
-    add("403", document.forbidden, &[]);
-    if has("api_key") || has("secret_key") {
-        add(
-            "429",
-            "`rate_limited`: the rate limit of the presented key is exceeded.",
-            &[
-                (
-                    "Retry-After",
-                    "The number of seconds after which the key can be used again.",
-                ),
-                (
-                    "RateLimit",
-                    "The remaining uses (draft-ietf-httpapi-ratelimit-headers-11).",
-                ),
-                (
-                    "RateLimit-Policy",
-                    "The rate limit (draft-ietf-httpapi-ratelimit-headers-11).",
-                ),
-            ],
-        );
-    }
-    if path.contains('{') && document.has_ids {
-        add(
-            "404",
-            "`not_found`: the resource does not exist or belongs to another account.",
-            &[],
-        );
-    }
-    add(
-        "503",
-        "`unavailable`: the server cannot process the request now.",
-        &[("Retry-After", "The number of seconds after which to retry.")],
-    );
-}
-
-fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<String> {
-    let value = serde_json::to_value(requirement).unwrap_or_default();
-    value
-        .as_object()
-        .map(|names| names.keys().cloned().collect())
-        .unwrap_or_default()
-}
-
-/// Adds a parameter, unless the operation already describes it.
-fn add_parameter(operation: &mut Operation, name: &str, location: ParameterIn, description: &str) {
-    let parameters = operation.parameters.get_or_insert_default();
-    if parameters
-        .iter()
-        .any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == name))
-    {
-        return;
-    }
-    parameters.push(
-        ParameterBuilder::new()
-            .name(name)
-            .parameter_in(location)
-            .description(Some(description))
-            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-            .build()
-            .into(),
-    );
-}
-
-fn problem(
-    schema: &str,
-    media_type: &str,
-    description: &str,
-    headers: &[(&str, &str)],
-) -> RefOr<utoipa::openapi::Response> {
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(schema)))
-        .build();
-    let mut response = ResponseBuilder::new()
-        .description(description)
-        .content(media_type, content);
-    for (name, description) in headers {
-        let schema = ObjectBuilder::new().schema_type(Type::String).build();
-        response = response.header(
-            *name,
-            HeaderBuilder::new()
-                .schema(Some(schema))
-                .description(Some(*description))
-                .build(),
-        );
-    }
-    response.build().into()
+    let surface = SURFACES.of(path);
+    let callers = security::Callers::of(operation);
+    bodies::complete(operation);
+    parameters::complete(path, surface, operation);
+    responses::complete(path, surface, &callers, operation);
+    security::complete(surface, &callers, operation);
+    examples::complete(surface, &callers, operation);
 }

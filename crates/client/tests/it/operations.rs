@@ -979,11 +979,15 @@ fn schema_fields(schema: &'static Value) -> BTreeSet<&'static str> {
         .collect()
 }
 
-/// Returns the schema of a body with a single media type.
+/// Returns the schema of a body, which is the same for each of its media types.
 fn only_schema(body: &'static Value) -> Option<&'static Value> {
-    let content = body["content"].as_object()?;
-    assert_eq!(content.len(), 1, "{body}");
-    content.values().next().map(|content| &content["schema"])
+    let mut schemas = body["content"]
+        .as_object()?
+        .values()
+        .map(|content| &content["schema"]);
+    let first = schemas.next()?;
+    assert!(schemas.all(|other| other == first), "{body}");
+    Some(first)
 }
 
 fn names(object: &Value) -> impl Iterator<Item = &str> {

@@ -142,7 +142,7 @@ pub async fn get(
     operation_id = "updateApplication",
     security(("management_token" = [])),
     params(("id" = String, Path, description = "The ID of the application.")),
-    request_body(content = api::UpdateApplication),
+    request_body(content((api::UpdateApplication = "application/json"), (api::UpdateApplication = "application/merge-patch+json"))),
     responses(
         (status = 200, description = "The application.", body = api::Application),
         (status = 409, description = "`application_name_taken`: the account already has an application with this name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),

@@ -170,7 +170,7 @@ pub async fn get(
     operation_id = "updateCommerceKey",
     security(("management_token" = [])),
     params(("id" = String, Path, description = "The ID of the key: a UUID, or `key_` and 26 characters.")),
-    request_body(content = api::UpdateKey),
+    request_body(content((api::UpdateKey = "application/json"), (api::UpdateKey = "application/merge-patch+json"))),
     responses(
         (status = 200, description = "The key.", body = api::Key),
         (status = 403, description = "`forbidden`; `scoped_keys_unavailable` or `feature_unavailable`: not included in the account's operating model.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),

@@ -41,7 +41,7 @@ pub const GATEWAYS: Surface = Surface {
     ..Surface::api(
         &["/api/v1/authz/"],
         Document {
-            forbidden: "The code of a denial; `invalid_requirement`: the requirement in the gateway's configuration is not valid.",
+            forbidden: "`insufficient_scope` or the code of another denial; `invalid_requirement`: the requirement in the gateway's configuration is not valid.",
             has_ids: false,
             ..Document::new(
                 "gateways",

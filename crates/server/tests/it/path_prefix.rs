@@ -136,13 +136,11 @@ async fn paths_in_responses_begin_with_the_prefix() {
                 .await
                 .json();
             assert_eq!(document["servers"], json!([{"url": "/keys"}]));
-            let mut without_servers = document;
-            without_servers
-                .as_object_mut()
-                .expect("an object")
-                .remove("servers");
-            let own: Value = serde_json::from_str(tollkey_server::openapi::json()).expect("JSON");
-            assert_eq!(without_servers, own, "only the servers differ");
+            let mut own: Value =
+                serde_json::from_str(tollkey_server::openapi::json()).expect("JSON");
+            assert_eq!(own["servers"], json!([{"url": "/"}]));
+            own["servers"] = document["servers"].clone();
+            assert_eq!(document, own, "only the servers differ");
         }
         for root in ["/keys", "/keys/", "/keys?a=b", "/"] {
             let reply = call(app, "GET", root).header("accept", "text/html").await;

@@ -307,7 +307,7 @@ fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     path = "/authz/forward-auth",
     tag = "gateways",
     operation_id = "forwardAuth",
-    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    security(("api_key" = [])),
     params(
         ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
         ("mode" = Option<Mode>, Query, description = "The required mode."),
@@ -341,7 +341,7 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     path = "/authz/auth-request",
     tag = "gateways",
     operation_id = "authRequest",
-    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    security(("api_key" = [])),
     params(
         ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
         ("mode" = Option<Mode>, Query, description = "The required mode."),
@@ -376,7 +376,7 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
     path = "/authz/ext-authz/{requirements}/{tail}",
     tag = "gateways",
     operation_id = "extAuthz",
-    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    security(("api_key" = [])),
     params(
         ("requirements" = String, Path, description = "The requirements: `scope` (repeatable) and `mode` as pairs separated by `;`, or `-` for none.", example = "scope=links:read;mode=live"),
         ("tail" = String, Path, description = "The path of the client's request, as it was sent."),

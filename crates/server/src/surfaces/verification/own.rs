@@ -15,7 +15,7 @@ use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
 #[utoipa::path(
     tag = "verification",
     operation_id = "whoami",
-    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    security(("api_key" = [])),
     responses((status = 200, description = "The key.", body = api::WhoAmI))
 )]
 #[get("/whoami")]
@@ -35,7 +35,7 @@ pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult
 #[utoipa::path(
     tag = "verification",
     operation_id = "revokeWhoami",
-    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    security(("api_key" = [])),
     responses((status = 204, description = "The key is revoked."))
 )]
 #[delete("/whoami")]

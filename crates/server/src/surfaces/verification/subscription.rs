@@ -25,10 +25,10 @@ const MAX_WAIT: u32 = 60_000;
 
 /// Subscribe to changes.
 ///
-/// For processes that verify keys from their own cache, such as `tollkey-verifier`. A poll
-/// acknowledges the changes whose keys were evicted (`cursor`), waits for further changes, and
-/// returns them with a lease. The process may use its cache for `lease_ms`, counted from before the
-/// poll was sent, once it has applied the changes of the response.
+/// For processes that verify keys from their own cache. A poll acknowledges the changes whose keys
+/// were evicted (`cursor`), waits for further changes, and returns them with a lease. The process
+/// may use its cache for `lease_ms`, counted from before the poll was sent, once it has applied the
+/// changes of the response.
 ///
 /// The server responds to the caller that makes a change only when every subscriber has
 /// acknowledged the change with its next poll, or its lease has ended. Therefore send the next poll
