@@ -84,5 +84,6 @@ pub struct ServiceKey {
     /// The time when the service key was created.
     pub created_at: UnixSeconds,
     /// The time when the service key was revoked, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<UnixSeconds>,
 }

@@ -1,5 +1,7 @@
 //! The OpenAPI document and the Swagger UI.
 
+mod schemas;
+
 use std::collections::BTreeSet;
 
 use serde_json::Value;
