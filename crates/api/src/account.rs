@@ -298,7 +298,7 @@ pub struct CreatedKey {
     pub access: Open<Access>,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "sk_live_abc123...xyz9z8a"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "sk_live_abc123...xyz9z8a"))]
     pub value: Secret,
     /// The time when the key was created.
     pub created_at: Rfc3339,

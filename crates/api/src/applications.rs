@@ -225,7 +225,7 @@ pub struct CreatedKey {
     pub application_id: String,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc123xyz..."))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ks_live_abc123xyz..."))]
     pub full_key: Secret,
     /// The first characters of the key. Later responses show them to identify it.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]

@@ -262,7 +262,7 @@ pub struct CreatedKey {
     pub scope: Open<KeyScope>,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123xyz..."))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_live_abc123xyz..."))]
     pub api_key: Secret,
     /// The time when the key expires, or null.
     #[cfg_attr(feature = "openapi", schema(required))]

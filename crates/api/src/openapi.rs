@@ -14,7 +14,7 @@ use utoipa::{
 };
 
 use crate::{
-    Secret, account, applications,
+    account, applications,
     time::{Moment, Rfc3339, UnixSeconds},
 };
 
@@ -60,7 +60,7 @@ named! {
 /// Rewrites the schemas of a document, because client generators misread them:
 ///
 /// - A flattened struct becomes fields of its object. In an `allOf`, generators lose the fields of an optional struct.
-/// - A time or [`Secret`] is not referenced but inlined. Generators create a wrapper class for it otherwise.
+/// - A time is not referenced but inlined. Generators create a wrapper class for it otherwise.
 /// - A reference in a `oneOf` has no description beside it, with which the generated code does not compile.
 /// - A free-form object allows additional properties. Generators drop its fields otherwise.
 pub fn complete(components: &mut Components) {
@@ -73,12 +73,11 @@ pub fn complete(components: &mut Components) {
 }
 
 /// The schemas that are inlined.
-fn inlined() -> [(Cow<'static, str>, RefOr<Schema>); 4] {
+fn inlined() -> [(Cow<'static, str>, RefOr<Schema>); 3] {
     [
         (UnixSeconds::name(), UnixSeconds::schema()),
         (Rfc3339::name(), Rfc3339::schema()),
         (Moment::name(), Moment::schema()),
-        (Secret::name(), Secret::schema()),
     ]
 }
 
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_secrets_are_inlined() {
+    fn times_are_inlined() {
         let created = &completed::<crate::commerce::CreatedKey>()["CreatedCommerceKey"];
         let created = &created["properties"];
         assert_eq!(
@@ -279,7 +278,10 @@ mod tests {
         );
         assert_eq!(
             created["api_key"],
-            json!({"type": "string", "description": "The full key. Store it now: it is not returned again."})
+            json!({
+                "type": "string", "example": "ck_live_abc123xyz...",
+                "description": "The full key. Store it now: it is not returned again.",
+            })
         );
         let create = &completed::<crate::commerce::CreateKey>()["CreateCommerceKey"];
         let expires_at = &create["properties"]["expires_at"];

@@ -58,7 +58,7 @@ pub struct CreatedServiceKey {
     pub name: String,
     /// The full service key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "tks_YOUR_SERVICE_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "tks_YOUR_SERVICE_KEY_HERE"))]
     pub key: Secret,
     /// The time when the service key was created.
     pub created_at: UnixSeconds,

@@ -16,7 +16,7 @@ use crate::{Open, Secret, object::from_objects, time::UnixSeconds};
 pub struct VerifyRequest {
     /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_test_YOUR_KEY_HERE"))]
     pub key: Secret,
     /// The method of the client's request, at most 32 bytes. HEAD counts as GET. Required for keys
     /// that are limited to features, and for publishable keys.
@@ -390,7 +390,7 @@ pub struct VerifyBatchResponse {
 pub struct IntrospectRequest {
     /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_test_YOUR_KEY_HERE"))]
     pub token: Secret,
     /// Accepted and ignored, because the prefix of a key identifies its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -528,7 +528,7 @@ pub struct WhoAmI {
 
 /// Reads the other fields. Without it, Serde would read them as `None` if one of them is invalid.
 fn whoami_rest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WhoAmIRest>, D::Error> {
-    let fields = Map::deserialize(deserializer)?;
+    let fields: Map<String, Value> = Map::deserialize(deserializer)?;
     if !fields.contains_key("account_id") {
         return Ok(None);
     }

@@ -193,8 +193,14 @@ fn lists_and_envelopes_reference_their_items() {
             "AccountAuditListEnvelope/properties/data/items",
             "AccountAuditEntry",
         ),
-        ("VerifyBatchRequest/properties/requests/items", "VerifyRequest"),
-        ("VerifyBatchResponse/properties/results/items", "VerifyResponse"),
+        (
+            "VerifyBatchRequest/properties/requests/items",
+            "VerifyRequest",
+        ),
+        (
+            "VerifyBatchResponse/properties/results/items",
+            "VerifyResponse",
+        ),
     ] {
         let schema = document.pointer(&format!("/components/schemas/{pointer}"));
         let reference = format!("#/components/schemas/{item}");
@@ -208,8 +214,9 @@ fn lists_and_envelopes_reference_their_items() {
     let components = &document["components"]["schemas"];
     let has_simple_fields = |schema: &Map<String, Value>| {
         let fields = schema.get("properties").and_then(Value::as_object);
-        let is_inline =
-            |field: &Value| field.get("properties").is_some() || field["items"].get("properties").is_some();
+        let is_inline = |field: &Value| {
+            field.get("properties").is_some() || field["items"].get("properties").is_some()
+        };
         !fields.into_iter().flat_map(Map::values).any(is_inline)
     };
     assert_eq!(broken(components, has_simple_fields), Vec::<String>::new());
@@ -224,7 +231,10 @@ fn unknown_code_of_a_verification_is_a_denial() {
         "#/components/schemas/VerifyValid",
         "#/components/schemas/VerifyInvalid",
     );
-    assert_eq!(response["oneOf"], json!([{"$ref": valid}, {"$ref": invalid}]));
+    assert_eq!(
+        response["oneOf"],
+        json!([{"$ref": valid}, {"$ref": invalid}])
+    );
     let mut mapping = Map::from_iter([("valid".to_owned(), json!(valid))]);
     mapping.extend(Denial::ALL.map(|denial| (denial.code().to_owned(), json!(invalid))));
     assert_eq!(
@@ -286,7 +296,11 @@ fn fields_of_a_merge_patch_are_nullable_if_null_is_accepted() {
         ),
     ] {
         assert_eq!(nullable(schema), fields, "{schema}");
-        assert_eq!(schemas(&document)[schema]["required"], json!(null), "{schema}");
+        assert_eq!(
+            schemas(&document)[schema]["required"],
+            json!(null),
+            "{schema}"
+        );
     }
 }
 
@@ -323,48 +337,103 @@ fn bounds_are_those_of_the_server() {
     let ranges = json!(IpList::MAX);
     let merchants = json!(MAX_EXTERNAL_IDS);
     for (pointer, bound) in [
-        ("CreateCommerceKeyRateLimit/properties/limit/maximum", &limit),
-        ("CreateCommerceKeyRateLimit/properties/window_seconds/maximum", &window),
-        ("CreateApplicationKeyRateLimit/properties/limit/maximum", &limit),
-        ("CreateApplicationKeyRateLimit/properties/windowSeconds/maximum", &window),
-        ("UpdateCommerceKeyRateLimit/properties/limit/maximum", &limit),
-        ("UpdateCommerceKeyRateLimit/properties/window_seconds/maximum", &window),
+        (
+            "CreateCommerceKeyRateLimit/properties/limit/maximum",
+            &limit,
+        ),
+        (
+            "CreateCommerceKeyRateLimit/properties/window_seconds/maximum",
+            &window,
+        ),
+        (
+            "CreateApplicationKeyRateLimit/properties/limit/maximum",
+            &limit,
+        ),
+        (
+            "CreateApplicationKeyRateLimit/properties/windowSeconds/maximum",
+            &window,
+        ),
+        (
+            "UpdateCommerceKeyRateLimit/properties/limit/maximum",
+            &limit,
+        ),
+        (
+            "UpdateCommerceKeyRateLimit/properties/window_seconds/maximum",
+            &window,
+        ),
         ("CreateCommerceKey/properties/scopes/maxItems", &scopes),
         ("CreateCommerceKey/properties/scopes/minItems", &json!(1)),
-        ("CreateCommerceKey/properties/merchants/maxItems", &merchants),
+        (
+            "CreateCommerceKey/properties/merchants/maxItems",
+            &merchants,
+        ),
         ("CreateCommerceKey/properties/merchants/minItems", &json!(1)),
-        ("CreateCommerceKey/properties/merchants/items/maxLength", &json!(128)),
+        (
+            "CreateCommerceKey/properties/merchants/items/maxLength",
+            &json!(128),
+        ),
         ("CreateCommerceKey/properties/features/maxItems", &features),
         ("CreateCommerceKey/properties/features/minItems", &json!(1)),
         ("CreateCommerceKey/properties/allowed_ips/maxItems", &ranges),
-        ("CreateCommerceKey/properties/allowed_ips/minItems", &json!(1)),
+        (
+            "CreateCommerceKey/properties/allowed_ips/minItems",
+            &json!(1),
+        ),
         ("CreateCommerceKey/properties/name/maxLength", &json!(255)),
         ("UpdateCommerceKey/properties/scopes/maxItems", &scopes),
-        ("UpdateCommerceKey/properties/merchants/maxItems", &merchants),
+        (
+            "UpdateCommerceKey/properties/merchants/maxItems",
+            &merchants,
+        ),
         ("UpdateCommerceKey/properties/features/maxItems", &features),
         ("UpdateCommerceKey/properties/allowed_ips/maxItems", &ranges),
         ("UpdateCommerceKey/properties/name/minLength", &json!(1)),
         ("UpdateCommerceKey/properties/name/maxLength", &json!(255)),
-        ("RotateCommerceKey/properties/overlap_seconds/maximum", &json!(Overlap::MAX_SECONDS)),
-        ("RotateCommerceKey/properties/overlap_seconds/minimum", &json!(0)),
+        (
+            "RotateCommerceKey/properties/overlap_seconds/maximum",
+            &json!(Overlap::MAX_SECONDS),
+        ),
+        (
+            "RotateCommerceKey/properties/overlap_seconds/minimum",
+            &json!(0),
+        ),
         ("RevokeCommerceKey/properties/reason/maxLength", &json!(255)),
         ("CreateApplication/properties/name/maxLength", &json!(100)),
-        ("CreateApplication/properties/description/maxLength", &json!(500)),
+        (
+            "CreateApplication/properties/description/maxLength",
+            &json!(500),
+        ),
         ("UpdateApplication/properties/name/minLength", &json!(1)),
-        ("CreateApplicationKey/properties/description/maxLength", &json!(255)),
+        (
+            "CreateApplicationKey/properties/description/maxLength",
+            &json!(255),
+        ),
         ("CreateApplicationKey/properties/scopes/maxItems", &scopes),
-        ("CreateApplicationKey/properties/allowedIps/maxItems", &ranges),
+        (
+            "CreateApplicationKey/properties/allowedIps/maxItems",
+            &ranges,
+        ),
         ("CreateAccountKey/properties/name/maxLength", &json!(100)),
         ("CreateAccountKey/properties/allowedIps/maxItems", &ranges),
         ("CreateServiceKey/properties/name/maxLength", &json!(100)),
         ("VerifyRequest/properties/scopes/maxItems", &scopes),
         ("VerifyRequest/properties/merchant/maxLength", &json!(128)),
-        ("VerifyBatchRequest/properties/requests/maxItems", &json!(100)),
-        ("SyncRequest/properties/previous_poll_ids/maxItems", &json!(PollIds::PREVIOUS)),
+        (
+            "VerifyBatchRequest/properties/requests/maxItems",
+            &json!(100),
+        ),
+        (
+            "SyncRequest/properties/previous_poll_ids/maxItems",
+            &json!(PollIds::PREVIOUS),
+        ),
         ("SyncRequest/properties/usage/maxItems", &json!(Poll::USAGE)),
         ("SyncUsage/properties/count/maximum", &json!(u32::MAX)),
     ] {
-        assert_eq!(schemas.pointer(&format!("/{pointer}")), Some(bound), "{pointer}");
+        assert_eq!(
+            schemas.pointer(&format!("/{pointer}")),
+            Some(bound),
+            "{pointer}"
+        );
     }
 }
 
@@ -384,8 +453,14 @@ fn every_example_matches_the_bounds_of_its_schema() {
         let bound = |name: &str| schema.get(name).and_then(Value::as_u64);
         if let Some(array) = array {
             let len = array.len() as u64;
-            assert!(bound("minItems").is_none_or(|least| least <= len), "{pointer}");
-            assert!(bound("maxItems").is_none_or(|most| len <= most), "{pointer}");
+            assert!(
+                bound("minItems").is_none_or(|least| least <= len),
+                "{pointer}"
+            );
+            assert!(
+                bound("maxItems").is_none_or(|most| len <= most),
+                "{pointer}"
+            );
         }
         let own = Value::Object(schema.clone());
         let rules = if array.is_some() { &own["items"] } else { &own };
@@ -393,13 +468,25 @@ fn every_example_matches_the_bounds_of_its_schema() {
             checked += 1;
             let len = text.chars().count() as u64;
             let bound = |name: &str| rules[name].as_u64();
-            assert!(bound("minLength").is_none_or(|least| least <= len), "{pointer}");
-            assert!(bound("maxLength").is_none_or(|most| len <= most), "{pointer}");
+            assert!(
+                bound("minLength").is_none_or(|least| least <= len),
+                "{pointer}"
+            );
+            assert!(
+                bound("maxLength").is_none_or(|most| len <= most),
+                "{pointer}"
+            );
         }
         for number in items.iter().filter_map(Value::as_i64) {
             let bound = |name: &str| rules[name].as_i64();
-            assert!(bound("minimum").is_none_or(|least| least <= number), "{pointer}");
-            assert!(bound("maximum").is_none_or(|most| number <= most), "{pointer}");
+            assert!(
+                bound("minimum").is_none_or(|least| least <= number),
+                "{pointer}"
+            );
+            assert!(
+                bound("maximum").is_none_or(|most| number <= most),
+                "{pointer}"
+            );
         }
     });
     assert!(checked > 50, "{checked}");
@@ -795,7 +882,10 @@ fn least_responses() -> Vec<(&'static str, Value)> {
                 id: text(),
             },
         ),
-        row("SyncLookupResponse", sync::LookupResponse { seq: 0, key: None }),
+        row(
+            "SyncLookupResponse",
+            sync::LookupResponse { seq: 0, key: None },
+        ),
         row("SyncKeyRecord", key_record),
         row(
             "SyncAncestorRateLimit",
@@ -816,8 +906,14 @@ fn responses_require_what_is_always_present() {
     }
     in_responses.retain(|name| schemas(&document)[name]["type"] == "object");
     let responses = least_responses();
-    let names: BTreeSet<String> = responses.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(names, in_responses, "the rows are not the types of responses");
+    let names: BTreeSet<String> = responses
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    assert_eq!(
+        names, in_responses,
+        "the rows are not the types of responses"
+    );
 
     for (name, least) in responses {
         let schema = &schemas(&document)[name];
