@@ -40,7 +40,7 @@ impl utoipa::PartialSchema for Moment {
             .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
         AnyOfBuilder::new()
             .description(Some("A time: Unix seconds or RFC 3339."))
-            .example(Some("2030-01-01T00:00:00Z".into()))
+            .examples(["2030-01-01T00:00:00Z"])
             .item(seconds)
             .item(text)
             .into()

@@ -180,7 +180,7 @@ impl utoipa::PartialSchema for VerifyResponse {
 #[cfg(feature = "openapi")]
 impl utoipa::ToSchema for VerifyResponse {
     fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
-        use utoipa::{PartialSchema as _, ToSchema as _};
+        use utoipa::PartialSchema as _;
 
         schemas.push((Valid::name().into_owned(), Valid::schema()));
         Valid::schemas(schemas);
@@ -284,7 +284,7 @@ fn denial_code() -> utoipa::openapi::Object {
              The key is denied with every code."
         )))
         .pattern(Some("^(?!valid$)"))
-        .example(Some(Denial::InsufficientScope.code().into()))
+        .examples([Denial::InsufficientScope.code()])
         .build()
 }
 
