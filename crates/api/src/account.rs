@@ -10,6 +10,8 @@ use tollkey_core::{
 };
 
 pub use crate::applications::RateLimit;
+#[cfg(feature = "openapi")]
+use crate::applications::RequestedRateLimit;
 use crate::{
     Open, Secret,
     problem::FieldError,
@@ -24,7 +26,7 @@ pub struct Envelope<T> {
     /// The result.
     pub data: T,
     /// Always null in a successful response.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>, example = json!(null)))]
     pub error: (),
     /// Information about the response.
     pub meta: Meta,
@@ -38,7 +40,7 @@ pub struct ListEnvelope<T> {
     /// The items, newest first.
     pub data: Vec<T>,
     /// Always null in a successful response.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>, example = json!(null)))]
     pub error: (),
     /// Information about the response.
     pub meta: ListMeta,
@@ -50,7 +52,7 @@ pub struct ListEnvelope<T> {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorEnvelope {
     /// Always null in an error response.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>, example = json!(null)))]
     pub data: (),
     /// The error.
     pub error: ErrorBody,
@@ -61,7 +63,7 @@ pub struct ErrorEnvelope {
 /// Information about a response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = EnvelopeMeta))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Meta {
     /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
@@ -74,7 +76,7 @@ pub struct Meta {
 /// Information about a response with a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ListEnvelopeMeta))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListMeta {
     /// The ID of the request, as in the header `X-Request-Id`: `req_` and a ULID.
@@ -83,6 +85,7 @@ pub struct ListMeta {
     /// The time of the response.
     pub timestamp: Rfc3339,
     /// The `cursor` of the next page. Null on the last page.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub next_cursor: Option<String>,
 }
 
@@ -103,12 +106,13 @@ pub struct ErrorBody {
     pub message: String,
     /// Details of the error. Absent for an error without details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub details: Option<ErrorDetails>,
 }
 
 /// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ErrorEnvelopeDetails))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorDetails {
     /// The code of the error in the other APIs of this server, which is more specific.
@@ -229,17 +233,17 @@ pub struct CreateKey {
     /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default it is the
     /// expiration of the parent key, or never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "2027-01-01T00:00:00Z"))]
     pub expires_at: Option<Moment>,
     /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
     /// default they are those of the parent key, or every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100, pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default it is that of
     /// the parent key, or there is no limit.
     #[serde(default, deserialize_with = "crate::applications::requested")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<RequestedRateLimit>))]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
@@ -257,16 +261,19 @@ pub struct CreateKey {
 pub struct Extras {
     /// The time when the key expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub expires_at: Option<Rfc3339>,
     /// The IP ranges that the key can be used from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub rate_limit: Option<RateLimit>,
     /// The metadata of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub metadata: Option<Map<String, Value>>,
 }
 
@@ -291,7 +298,7 @@ pub struct CreatedKey {
     pub access: Open<Access>,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "sk_live_abc123...xyz9z8a"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "sk_live_abc123...xyz9z8a"))]
     pub value: Secret,
     /// The time when the key was created.
     pub created_at: Rfc3339,
@@ -327,8 +334,10 @@ pub struct Key {
     /// The time when the key was created.
     pub created_at: Rfc3339,
     /// The time of the last successful verification, with a delay of up to a minute, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<Rfc3339>,
     /// Restrictions and metadata of the key.
     #[serde(flatten)]
@@ -349,6 +358,15 @@ pub struct ListKeys {
     pub cursor: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
 }
 
@@ -366,9 +384,19 @@ pub struct ListAuditLog {
     pub cursor: Option<String>,
     /// Returns only entries with this action, such as `api_key.created`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(schema_with = crate::audit::action))]
     pub action: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
 }
 
@@ -394,17 +422,17 @@ pub struct AuditEntry {
     /// The resource that was changed.
     pub target: Target,
     /// The ID of the request that made the change. Null if no request made it.
-    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
+    #[cfg_attr(feature = "openapi", schema(required, example = crate::examples::request_id))]
     pub request_id: Option<String>,
     /// The IP address of the client, or null if it is not known.
-    #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
+    #[cfg_attr(feature = "openapi", schema(required, example = "203.0.113.7"))]
     pub ip: Option<String>,
     /// The changed fields. Contains no secret.
     #[cfg_attr(feature = "openapi", schema(value_type = Object, example = json!({"status": "revoked"})))]
     pub changes: Value,
     /// The SHA-256 over this entry and the hash of the previous entry of the account, in
     /// hexadecimal digits.
-    #[cfg_attr(feature = "openapi", schema(min_length = 64, max_length = 64))]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::hash, pattern = "^[0-9a-f]{64}$"))]
     pub hash: String,
 }
 

@@ -38,7 +38,7 @@ pub struct CreateApplication {
 pub struct UpdateApplication {
     /// The new name: 1 to 100 characters. It cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "Web Store EU", max_length = 100))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "Web Store EU", min_length = 1, max_length = 100))]
     pub name: Patch<String>,
     /// The new description: at most 500 characters. Null removes it.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
@@ -69,7 +69,10 @@ pub struct Application {
     #[cfg_attr(feature = "openapi", schema(example = "Production Web Store"))]
     pub name: String,
     /// The description, or null.
-    #[cfg_attr(feature = "openapi", schema(example = "Primary e-commerce backend"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(required, example = "Primary e-commerce backend")
+    )]
     pub description: Option<String>,
     /// Whether the application is enabled. The keys of a disabled application are denied.
     #[cfg_attr(feature = "openapi", schema(example = true))]
@@ -78,13 +81,14 @@ pub struct Application {
     pub created_at: Rfc3339,
     /// The keys of the application, newest first, at most 100. Present only with `include=apiKeys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, max_items = 100))]
     pub api_keys: Option<Vec<IncludedKey>>,
 }
 
 /// A key in the list of its application, with `include=apiKeys`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = IncludedApplicationKey))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IncludedKey {
     /// The ID of the key.
@@ -104,7 +108,7 @@ pub struct IncludedKey {
 /// The body of `POST /applications/{id}/api-keys`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateApplicationKey))]
 pub struct CreateKey {
     /// The description of the key: 1 to 255 characters after trimming white space.
     #[cfg_attr(
@@ -118,22 +122,22 @@ pub struct CreateKey {
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1, max_items = 128, pattern = "^[a-z][a-z0-9._:-]{0,63}$"))]
     pub scopes: Option<Vec<String>>,
     /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default the key
     /// does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "2027-01-01T00:00:00Z"))]
     pub expires_at: Option<Moment>,
     /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
     /// default every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100, pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default the key has no
     /// limit.
     #[serde(default, deserialize_with = "crate::applications::requested")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<RequestedRateLimit>))]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
@@ -146,11 +150,20 @@ pub struct CreateKey {
 /// A limit on how often a key can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ApplicationKeyRateLimit))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 100, minimum = 1, maximum = 1_000_000)
+    )]
     pub limit: i64,
     /// The length of the window in seconds: 1 to 86,400.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 60, minimum = 1, maximum = 86_400)
+    )]
     pub window_seconds: i64,
 }
 
@@ -166,16 +179,12 @@ impl RateLimit {
     }
 }
 
-/// A rate limit in a request, where an unknown field is an error. It is also the schema of
-/// [`RateLimit`].
+/// A limit on how often a key can be used.
+// In a request, an unknown field is an error.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[cfg_attr(
-    feature = "openapi",
-    derive(utoipa::ToSchema),
-    schema(as = ApplicationKeyRateLimit, description = "A limit on how often a key can be used.")
-)]
-struct RequestedRateLimit {
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateApplicationKeyRateLimit))]
+pub(crate) struct RequestedRateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
     #[cfg_attr(
         feature = "openapi",
@@ -188,19 +197,6 @@ struct RequestedRateLimit {
         schema(example = 60, minimum = 1, maximum = 86_400)
     )]
     window_seconds: i64,
-}
-
-#[cfg(feature = "openapi")]
-impl utoipa::PartialSchema for RateLimit {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        RequestedRateLimit::schema()
-    }
-}
-#[cfg(feature = "openapi")]
-impl utoipa::ToSchema for RateLimit {
-    fn name() -> std::borrow::Cow<'static, str> {
-        RequestedRateLimit::name()
-    }
 }
 
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
@@ -229,7 +225,7 @@ pub struct CreatedKey {
     pub application_id: String,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc123xyz..."))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ks_live_abc123xyz..."))]
     pub full_key: Secret,
     /// The first characters of the key. Later responses show them to identify it.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
@@ -272,21 +268,27 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
     /// The IP ranges that the key can be used from. Null allows every IP address.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rate_limit: Option<RateLimit>,
     /// The metadata of the key, or null.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
     /// The time when the key was created.
     pub created_at: Rfc3339,
     /// The time when the key expires, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<Rfc3339>,
     /// The time of the last successful verification, with a delay of up to a minute, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub last_used_at: Option<Rfc3339>,
     /// The time when the key was revoked, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<Rfc3339>,
     /// The reason for the revocation, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_reason: Option<String>,
 }
 
@@ -372,6 +374,15 @@ pub struct ListApplications {
     pub limit: Option<u32>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
 }
 
@@ -399,5 +410,14 @@ pub struct ListKeys {
     pub limit: Option<u32>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+#[cfg(feature = "openapi")]
+use tollkey_core::audit::Action;
 use tollkey_core::audit::{ActorKind, TargetKind};
 
 use crate::{Open, time::UnixSeconds};
@@ -27,17 +29,17 @@ pub struct AuditEntry {
     /// The resource that was changed.
     pub target: AuditTarget,
     /// The ID of the request that made the change. Null if no request made it.
-    #[cfg_attr(feature = "openapi", schema(example = crate::examples::request_id))]
+    #[cfg_attr(feature = "openapi", schema(required, example = crate::examples::request_id))]
     pub request_id: Option<String>,
     /// The IP address of the client, or null if it is not known.
-    #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
+    #[cfg_attr(feature = "openapi", schema(required, example = "203.0.113.7"))]
     pub ip: Option<String>,
     /// The changed fields. Contains no secret.
     #[cfg_attr(feature = "openapi", schema(value_type = Object, example = json!({"status": "revoked"})))]
     pub changes: Value,
     /// The SHA-256 over this entry and the hash of the previous entry of the account, in
     /// hexadecimal digits.
-    #[cfg_attr(feature = "openapi", schema(min_length = 64, max_length = 64))]
+    #[cfg_attr(feature = "openapi", schema(example = crate::examples::hash, pattern = "^[0-9a-f]{64}$"))]
     pub hash: String,
 }
 
@@ -81,12 +83,16 @@ pub struct ListAuditLog {
     pub cursor: Option<String>,
     /// Returns only entries with this action, such as `api_key.revoked`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(schema_with = action))]
     pub action: Option<String>,
     /// Returns only entries about the resource with this ID: at most 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(max_length = 255))]
     pub target_id: Option<String>,
-    /// Returns only entries of this actor: the `sub` of a token, or the ID of a key.
+    /// Returns only entries of this actor: the `sub` of a token, or the ID of a key, at most 255
+    /// characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(max_length = 255))]
     pub actor_id: Option<String>,
     /// Returns only entries at or after this time: Unix seconds or RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,5 +102,23 @@ pub struct ListAuditLog {
     pub until: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
+}
+
+/// The actions that the log can be filtered by.
+#[cfg(feature = "openapi")]
+pub(crate) fn action() -> utoipa::openapi::Object {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .enum_values(Some(Action::ALL.map(<&'static str>::from)))
+        .build()
 }

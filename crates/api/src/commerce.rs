@@ -45,11 +45,20 @@ impl fmt::Display for KeyScope {
 
 /// A limit on how often a key can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CommerceKeyRateLimit))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 100, minimum = 1, maximum = 1_000_000)
+    )]
     pub limit: i64,
     /// The length of the window in seconds: 1 to 86,400.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 60, minimum = 1, maximum = 86_400)
+    )]
     pub window_seconds: i64,
 }
 
@@ -65,15 +74,11 @@ impl RateLimit {
     }
 }
 
-/// A rate limit in a request, where an unknown field is an error. It is also the schema of
-/// [`RateLimit`].
+/// A limit on how often a key can be used.
+// In a request, an unknown field is an error.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(
-    feature = "openapi",
-    derive(utoipa::ToSchema),
-    schema(as = CommerceKeyRateLimit, description = "A limit on how often a key can be used.")
-)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateCommerceKeyRateLimit))]
 struct RequestedRateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
     #[cfg_attr(
@@ -87,19 +92,6 @@ struct RequestedRateLimit {
         schema(example = 60, minimum = 1, maximum = 86_400)
     )]
     window_seconds: i64,
-}
-
-#[cfg(feature = "openapi")]
-impl utoipa::PartialSchema for RateLimit {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        RequestedRateLimit::schema()
-    }
-}
-#[cfg(feature = "openapi")]
-impl utoipa::ToSchema for RateLimit {
-    fn name() -> std::borrow::Cow<'static, str> {
-        RequestedRateLimit::name()
-    }
 }
 
 /// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
@@ -151,33 +143,33 @@ pub struct CreateKey {
     pub mode: Option<Mode>,
     /// The scopes of the key. Default: `["commerce"]`. An empty list is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), min_items = 1, max_items = 128, pattern = "^[a-z][a-z0-9._:-]{0,63}$"))]
     pub scopes: Option<Vec<String>>,
     /// The time when the key expires: Unix seconds or RFC 3339, in the future. By default the key
     /// does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = 1_798_761_600))]
     pub expires_at: Option<Moment>,
     /// The merchants that the key is limited to: 1 to 100 IDs, each with 1 to 128 characters from
     /// `A-Z a-z 0-9 . _ : @ -`. Makes the key a scoped key, which requires the operating model
     /// `ecosystem` or `managed_ecosystem`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["merchant-1"]), min_items = 1, max_items = 100))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["merchant-1"]), min_items = 1, max_items = 100, min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:@-]+$"))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to. Makes the key a scoped key. With `merchants` alone,
     /// the key has all features of the account's operating model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, example = json!(["tokens.list"]), min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, example = json!(["tokens.list"]), min_items = 1, max_items = 5))]
     pub features: Option<Vec<String>>,
     /// The IP ranges that the key can be used from: 1 to 100 CIDRs whose host bits are zero. By
     /// default every IP address is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100, pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, which each verifier counts for itself. By default the key has no
     /// limit.
     #[serde(default, deserialize_with = "crate::commerce::requested")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<RequestedRateLimit>))]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4,096 bytes of JSON and 64 levels of nesting, which is stored and
     /// returned with the key. Integers beyond 64 bits are returned as floating-point numbers.
@@ -195,33 +187,35 @@ pub struct CreateKey {
 pub struct UpdateKey {
     /// The new label: 1 to 255 characters. It cannot be cleared.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 255))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, min_length = 1, max_length = 255))]
     pub name: Patch<String>,
     /// The current mode. It cannot be changed, because it is part of the key.
     #[serde(default, deserialize_with = "crate::enum_value::patch")]
     #[serde(skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Patch<Mode>,
     /// The new scopes, which replace the old ones. Null sets the default, `["commerce"]`.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 128, pattern = "^[a-z][a-z0-9._:-]{0,63}$"))]
     pub scopes: Patch<Vec<String>>,
     /// The new expiration: Unix seconds or RFC 3339, in the future. Null means that the key does
     /// not expire. A rotated key cannot get a later expiration.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Moment>))]
     pub expires_at: Patch<Moment>,
-    /// The new merchants, which replace the old ones. They cannot be cleared.
+    /// The new merchants, which replace the old ones. They cannot be cleared: null is accepted only
+    /// for a key without merchants.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 100, min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:@-]+$"))]
     pub merchants: Patch<Vec<String>>,
-    /// The new features, which replace the old ones. They cannot be cleared.
+    /// The new features, which replace the old ones. They cannot be cleared: null is accepted only
+    /// for a key without features.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>, min_items = 1, max_items = 5))]
     pub features: Patch<Vec<String>>,
     /// The new IP ranges, which replace the old ones. Null allows every IP address.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 100, pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))]
     pub allowed_ips: Patch<Vec<String>>,
     /// The fields of the rate limit to change. Null removes the limit.
     #[serde(default, deserialize_with = "crate::object::patch")]
@@ -243,11 +237,11 @@ pub struct UpdateKey {
 pub struct UpdateRateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 1_000_000))]
+    #[cfg_attr(feature = "openapi", schema(value_type = i64, example = 100, minimum = 1, maximum = 1_000_000))]
     pub limit: Patch<i64>,
     /// The length of the window in seconds: 1 to 86,400.
     #[serde(default, skip_serializing_if = "Patch::is_absent")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 86_400))]
+    #[cfg_attr(feature = "openapi", schema(value_type = i64, example = 60, minimum = 1, maximum = 86_400))]
     pub window_seconds: Patch<i64>,
 }
 
@@ -268,9 +262,10 @@ pub struct CreatedKey {
     pub scope: Open<KeyScope>,
     /// The full key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123xyz..."))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_live_abc123xyz..."))]
     pub api_key: Secret,
     /// The time when the key expires, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<UnixSeconds>,
     /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
@@ -282,9 +277,10 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123"))]
     pub prefix: String,
     /// The merchants that the key is limited to, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to, or null.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,
@@ -308,14 +304,18 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
     /// The time when the key expires, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<UnixSeconds>,
     /// The time of the last successful verification, with a delay of up to a minute, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub last_used_at: Option<UnixSeconds>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,
     /// The time when the key was revoked, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<UnixSeconds>,
     /// The reason for the revocation, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_reason: Option<String>,
     /// The mode of the key.
     #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
@@ -330,20 +330,25 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
     /// The merchants that the key is limited to, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to, or null.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
     /// The IP ranges that the key can be used from. Null allows every IP address.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub allowed_ips: Option<Vec<String>>,
     /// The rate limit of the key, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rate_limit: Option<RateLimit>,
     /// The metadata of the key, or null.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
     /// The ID of the predecessor, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rotated_from: Option<String>,
     /// The ID of the successor, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rotated_to: Option<String>,
 }
 
@@ -365,6 +370,15 @@ pub struct ListKeys {
     pub cursor: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        param(
+            example = "acme",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub account: Option<String>,
 }
 
@@ -382,7 +396,7 @@ pub struct RevokeKey {
 /// A body without fields, which can be empty.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = EmptyBody))]
 pub struct Nothing {}
 
 /// The body of `POST /api-keys/{id}/rotate`, which can be empty.
@@ -402,7 +416,7 @@ pub struct RotateKey {
 
 /// The response to a revocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RevocationMessage))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Message {
     /// Always `API key revoked successfully`.

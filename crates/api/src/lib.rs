@@ -23,6 +23,8 @@ mod examples;
 mod metadata;
 mod object;
 pub mod open;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 pub mod operator;
 pub mod patch;
 pub mod problem;

@@ -58,7 +58,7 @@ pub struct CreatedServiceKey {
     pub name: String,
     /// The full service key. Store it now: it is not returned again.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "tks_YOUR_SERVICE_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "tks_YOUR_SERVICE_KEY_HERE"))]
     pub key: Secret,
     /// The time when the service key was created.
     pub created_at: UnixSeconds,
@@ -84,5 +84,6 @@ pub struct ServiceKey {
     /// The time when the service key was created.
     pub created_at: UnixSeconds,
     /// The time when the service key was revoked, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<UnixSeconds>,
 }

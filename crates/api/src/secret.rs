@@ -35,7 +35,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// A full key, in a request or in the response to its creation.
 #[derive(Clone, PartialEq, Eq, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = "password"))]
 pub struct Secret(String);
 
 impl Secret {

@@ -28,7 +28,7 @@ pub struct SyncRequest {
         feature = "openapi",
         schema(
             example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
-            pattern = "^[0-9a-f]{32}$"
+            pattern = "^[0-9A-Fa-f]{32}$"
         )
     )]
     pub subscriber: String,
@@ -50,7 +50,7 @@ pub struct SyncRequest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "openapi",
-        schema(max_items = 512, example = json!(["60303ae22b998861"]))
+        schema(max_items = 512, pattern = "^[0-9a-f]{16}$", example = json!(["60303ae22b998861"]))
     )]
     pub previous_poll_ids: Vec<String>,
     /// The `cursor` of the last response whose changes were all applied, that is, every changed key
@@ -58,13 +58,19 @@ pub struct SyncRequest {
     /// empty: a poll without a cursor acknowledges nothing, so every change waits until the lease
     /// ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "42-1771848000000000"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "42-1771848000000000", pattern = "^[0-9]+-[0-9]+$")
+    )]
     pub cursor: Option<String>,
     /// The maximum time that the server waits for changes, in milliseconds: 0 to 60,000. The server
     /// waits for at most a third of a lease. Must be 0 while the subscriber has no lease. Default:
     /// 0.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 1000, minimum = 0, maximum = 60_000)
+    )]
     pub wait_ms: u32,
     /// The uses of keys since the last poll that got a response: at most 400 items. With a
     /// `poll_id`, a replica does not count them again if the poll is repeated within 15 minutes.
@@ -111,7 +117,7 @@ pub struct Usage {
     #[cfg_attr(feature = "openapi", schema(example = crate::examples::key_id))]
     pub key_id: String,
     /// `valid`, or the code of a denial other than `unknown_key`.
-    #[cfg_attr(feature = "openapi", schema(example = "valid"))]
+    #[cfg_attr(feature = "openapi", schema(schema_with = outcome))]
     pub outcome: String,
     /// The number of verifications: 1 to 4,294,967,295.
     #[cfg_attr(
@@ -122,6 +128,27 @@ pub struct Usage {
     /// With the outcome `valid`: the time of the last verification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<UnixSeconds>,
+}
+
+/// `valid` or a denial that is counted.
+#[cfg(feature = "openapi")]
+fn outcome() -> utoipa::openapi::Object {
+    use tollkey_core::{Denial, usage::outcome_code};
+
+    let denials = Denial::ALL
+        .into_iter()
+        .filter(|denial| *denial != Denial::UnknownKey);
+    let codes = [None]
+        .into_iter()
+        .chain(denials.map(Some))
+        .map(outcome_code);
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .description(Some(
+            "`valid`, or the code of a denial other than `unknown_key`.",
+        ))
+        .enum_values(Some(codes))
+        .build()
 }
 
 /// The response of `POST /sync`.
@@ -175,14 +202,14 @@ pub struct Change {
 /// The body of `POST /sync/lookup`.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncLookupRequest))]
 pub struct LookupRequest {
     /// The SHA-256 of the full key, as 64 hexadecimal digits.
     #[cfg_attr(
         feature = "openapi",
         schema(
             example = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-            pattern = "^[0-9a-f]{64}$"
+            pattern = "^[0-9A-Fa-f]{64}$"
         )
     )]
     pub digest: String,
@@ -197,7 +224,7 @@ impl fmt::Debug for LookupRequest {
 /// The response of `POST /sync/lookup`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncLookupResponse))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct LookupResponse {
     /// The sequence number of a change: this response reflects that change and every earlier one.
@@ -208,6 +235,7 @@ pub struct LookupResponse {
     pub seq: i64,
     /// The key, with any status. Null if it does not exist.
     #[serde(deserialize_with = "crate::object::option")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub key: Option<KeyRecord>,
 }
 
@@ -215,7 +243,7 @@ from_objects!(SyncResponse: "SyncResponse::deserialize", LookupResponse: "Lookup
 
 /// All data about a key that a verification needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncKeyRecord))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct KeyRecord {
     /// The ID of the key.
@@ -226,6 +254,7 @@ pub struct KeyRecord {
     pub account_id: String,
     /// The ID of the application. Null for a key that is not an application key.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub application_id: Option<String>,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -245,36 +274,43 @@ pub struct KeyRecord {
     pub scopes: Vec<String>,
     /// The merchants that the key is limited to. Null allows every merchant.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to. Null means that the key is not limited to features.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub features: Option<Vec<Feature>>,
     /// The IP ranges that the key can be used from. Null allows every IP address.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
+    #[cfg_attr(feature = "openapi", schema(required, example = json!(["203.0.113.0/24"])))]
     pub allowed_ips: Option<Vec<String>>,
     // An unknown field is an error, as in a request: a verifier that ignored it could allow too many uses.
     /// The rate limit of the key, which each verifier counts for itself, or null.
     #[serde(deserialize_with = "crate::commerce::requested")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rate_limit: Option<RateLimit>,
     /// The time when the key expires, or null.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<UnixSeconds>,
     /// The metadata of the key, or null.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>))]
     pub metadata: Option<Metadata>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,
     /// The time when the key was suspended. Null if it is not suspended.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub suspended_at: Option<UnixSeconds>,
     /// The time when the key was revoked. Null if it is not revoked.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked_at: Option<UnixSeconds>,
     /// The time when the key was rotated. Null if it was not rotated. A key whose `expires_at` is
     /// not later than this time is expired, whatever the verifier's clock shows.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rotated_at: Option<UnixSeconds>,
     /// False while the application of the key is disabled.
     pub application_enabled: bool,

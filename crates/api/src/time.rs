@@ -22,21 +22,33 @@ pub struct UnixSeconds(Timestamp);
 
 /// A time in a request: Unix seconds or RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = MomentSchema))]
 pub struct Moment(Timestamp);
 
-/// A time: Unix seconds or RFC 3339, at most 9999-12-31T23:59:59Z.
 #[cfg(feature = "openapi")]
-#[derive(utoipa::ToSchema, Serialize)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only its schema is used")]
-enum MomentSchema {
-    /// Whole seconds since 1970-01-01T00:00:00Z.
-    Unix(i64),
-    /// RFC 3339, such as `2027-01-01T00:00:00Z`.
-    #[schema(format = DateTime)]
-    Text(String),
+impl utoipa::PartialSchema for Moment {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::{
+            KnownFormat, ObjectBuilder, SchemaFormat, Type, schema::AnyOfBuilder,
+        };
+
+        let seconds = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .maximum(Some(END_OF_9999));
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
+        AnyOfBuilder::new()
+            .description(Some("A time: Unix seconds or RFC 3339."))
+            .examples(["2030-01-01T00:00:00Z"])
+            .item(seconds)
+            .item(text)
+            .into()
+    }
 }
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Moment {}
 
 impl From<Timestamp> for Rfc3339 {
     fn from(at: Timestamp) -> Self {

@@ -2,18 +2,11 @@
 
 use std::fmt;
 
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{Error as _, IntoDeserializer},
-};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Scope, Status, feature::Feature};
 
-use crate::{
-    Open, Patch, Secret,
-    object::{self, from_objects},
-    time::UnixSeconds,
-};
+use crate::{Open, Secret, object::from_objects, time::UnixSeconds};
 
 /// The body of `POST /verify`: a presented key, and the requirements of the request with that key.
 /// The key is denied if a restriction of the key needs a field that is absent.
@@ -23,7 +16,7 @@ use crate::{
 pub struct VerifyRequest {
     /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_test_YOUR_KEY_HERE"))]
     pub key: Secret,
     /// The method of the client's request, at most 32 bytes. HEAD counts as GET. Required for keys
     /// that are limited to features, and for publishable keys.
@@ -40,7 +33,7 @@ pub struct VerifyRequest {
     pub path: Option<String>,
     /// The scopes that the request requires. The key must have all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128, pattern = "^[a-z][a-z0-9._:-]{0,63}$"))]
     pub scopes: Option<Vec<String>>,
     /// The mode that the request requires. By default both modes are allowed.
     #[serde(default, deserialize_with = "crate::enum_value::option")]
@@ -48,18 +41,36 @@ pub struct VerifyRequest {
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "merchant_42", max_length = 128))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "merchant_42",
+            min_length = 1,
+            max_length = 128,
+            pattern = "^[A-Za-z0-9._:@-]+$"
+        )
+    )]
     pub merchant: Option<String>,
     /// The IP address of the client. Required for keys with an IP allowlist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "203.0.113.7",
+            min_length = 2,
+            max_length = 45,
+            pattern = "^[0-9A-Fa-f:.]+$"
+        )
+    )]
     pub client_ip: Option<String>,
 }
+
+/// The `code` of a response for a valid key.
+const VALID: &str = "valid";
 
 /// The response of `POST /verify`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[expect(clippy::large_enum_variant, reason = "lives for one response")]
 pub enum VerifyResponse {
     /// The key is valid for this request.
@@ -118,84 +129,163 @@ impl VerifyResponse {
     }
 }
 
-/// The fields of a response before its `valid` is known. Additional fields of a denial are ignored.
-#[derive(Deserialize)]
-struct ReadResponse {
-    valid: bool,
-    code: String,
-    key: Option<Value>,
-    #[serde(default)]
-    rate_limit: Patch<Value>,
-    missing_scopes: Option<Value>,
+impl<'de> Deserialize<'de> for VerifyResponse {
+    /// Only a response with `valid` true is read as valid, and only if all of its fields can be read: an absent
+    /// restriction is not "no restriction".
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Some(fields) = crate::metadata::object(deserializer)? else {
+            return Err(D::Error::custom("must be an object"));
+        };
+        let is_valid = fields.get("valid") == Some(&Value::Bool(true));
+        let fields = Value::Object(fields);
+        if is_valid {
+            serde_json::from_value(fields).map(Self::Valid)
+        } else {
+            serde_json::from_value(fields).map(Self::Invalid)
+        }
+        .map_err(D::Error::custom)
+    }
 }
 
-impl<'de> Deserialize<'de> for VerifyResponse {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let read: ReadResponse = object::required(deserializer)?;
-        if !read.valid {
-            let code = Open::deserialize(read.code.into_deserializer())?;
-            // The scopes are optional information: the key is denied even if they cannot be read.
-            let missing_scopes = read
-                .missing_scopes
-                .and_then(|scopes| serde_json::from_value(scopes).ok());
-            return Ok(Self::Invalid(Invalid {
-                valid: false,
-                code,
-                missing_scopes,
-            }));
-        }
-        if read.code != "valid" {
-            return Err(D::Error::custom(
-                "`valid` is true, but `code` is not `valid`",
-            ));
-        }
-        let key = read.key.ok_or_else(|| D::Error::missing_field("key"))?;
-        let rate_limit = match read.rate_limit {
-            Patch::Absent => return Err(D::Error::missing_field("rate_limit")),
-            Patch::Null => None,
-            Patch::Value(limit) => Some(object::required(limit).map_err(D::Error::custom)?),
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for VerifyResponse {
+    /// Generated clients select the schema by `code`. They read an unknown code as a denial, because the code of a
+    /// denial is any string except `valid`.
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::{
+            ToSchema as _,
+            openapi::{
+                Ref,
+                schema::{Discriminator, OneOfBuilder},
+            },
         };
-        Ok(Self::Valid(Valid {
-            valid: true,
-            code: read.code,
-            key: object::required(key).map_err(D::Error::custom)?,
-            rate_limit,
-        }))
+
+        let valid = Ref::from_schema_name(Valid::name());
+        let invalid = Ref::from_schema_name(Invalid::name());
+        let denials = Denial::ALL.map(|denial| (denial.code(), invalid.ref_location.clone()));
+        let mapping = [(VALID, valid.ref_location.clone())]
+            .into_iter()
+            .chain(denials);
+        OneOfBuilder::new()
+            .description(Some(
+                "The result: `VerifyValid` if `code` is `valid`, and `VerifyInvalid` with any other `code`.",
+            ))
+            .discriminator(Some(Discriminator::with_mapping("code", mapping)))
+            .item(valid)
+            .item(invalid)
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for VerifyResponse {
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        use utoipa::PartialSchema as _;
+
+        schemas.push((Valid::name().into_owned(), Valid::schema()));
+        Valid::schemas(schemas);
+        schemas.push((Invalid::name().into_owned(), Invalid::schema()));
+        Invalid::schemas(schemas);
     }
 }
 
 /// The key is valid for this request.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyValid))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Valid {
     /// Always true.
+    #[serde(deserialize_with = "is_true")]
     #[cfg_attr(feature = "openapi", schema(example = true))]
     pub valid: bool,
     /// Always `valid`.
-    #[cfg_attr(feature = "openapi", schema(example = "valid"))]
+    #[serde(deserialize_with = "is_valid_code")]
+    #[cfg_attr(feature = "openapi", schema(schema_with = valid_code))]
     pub code: String,
     /// The key.
+    #[serde(deserialize_with = "crate::object::required")]
     pub key: VerifiedKey,
     /// The state of the rate limit at this verifier. Null for a key without a limit.
+    #[serde(deserialize_with = "crate::object::option")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub rate_limit: Option<RateLimitState>,
 }
 
 /// The key is denied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyInvalid))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Invalid {
     /// Always false.
+    #[serde(deserialize_with = "is_false")]
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub valid: bool,
     /// The reason for the denial: the first that applies.
-    #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
+    #[cfg_attr(feature = "openapi", schema(schema_with = denial_code))]
     pub code: Open<Denial>,
+    // The scopes are optional information: the key is denied even if they cannot be read.
     /// With `insufficient_scope`: the required scopes that the key lacks.
+    #[serde(default, deserialize_with = "if_readable")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, nullable = false, example = json!(["links:write"])))]
     pub missing_scopes: Option<Vec<Scope>>,
+}
+
+fn is_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    only(deserializer, "`valid` must be true", |valid| *valid)
+}
+
+fn is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    only(deserializer, "`valid` must be false", |valid| !valid)
+}
+
+fn is_valid_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let rule = "`valid` is true, but `code` is not `valid`";
+    only(deserializer, rule, |code| code == VALID)
+}
+
+fn only<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+    rule: &str,
+    is_expected: impl FnOnce(&T) -> bool,
+) -> Result<T, D::Error> {
+    let value = T::deserialize(deserializer)?;
+    if is_expected(&value) {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(rule))
+    }
+}
+
+fn if_readable<'de, T: serde::de::DeserializeOwned, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Value::deserialize(deserializer).map(|value| serde_json::from_value(value).ok())
+}
+
+#[cfg(feature = "openapi")]
+fn valid_code() -> utoipa::openapi::Object {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .description(Some("Always `valid`."))
+        .enum_values(Some([VALID]))
+        .build()
+}
+
+/// Any string except `valid`, so that a value is an instance of exactly one of the two schemas. An `enum` would make
+/// clients fail on the codes of a newer server.
+#[cfg(feature = "openapi")]
+fn denial_code() -> utoipa::openapi::Object {
+    let known = Denial::ALL.map(|denial| format!("`{denial}`")).join(", ");
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .description(Some(format!(
+            "The reason for the denial: the first that applies of {known}. A newer server can send other codes. \
+             The key is denied with every code."
+        )))
+        .pattern(Some("^(?!valid$)"))
+        .examples([Denial::InsufficientScope.code()])
+        .build()
 }
 
 impl fmt::Display for Invalid {
@@ -219,7 +309,7 @@ pub struct VerifiedKey {
     pub account_id: String,
     /// The ID of the application. Null for a key that is not an application key.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(example = crate::examples::application_id))]
+    #[cfg_attr(feature = "openapi", schema(required, example = crate::examples::application_id))]
     pub application_id: Option<String>,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -235,17 +325,19 @@ pub struct VerifiedKey {
     pub scopes: Vec<Scope>,
     /// The merchants that the key is limited to. Null allows every merchant.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to. Null means that the key is not limited to features.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
     /// The time when the key expires, or null.
     #[serde(deserialize_with = "crate::object::present")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<UnixSeconds>,
     /// The metadata of the key, or null.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
 }
 
@@ -298,30 +390,45 @@ pub struct VerifyBatchResponse {
 pub struct IntrospectRequest {
     /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_test_YOUR_KEY_HERE"))]
     pub token: Secret,
     /// Accepted and ignored, because the prefix of a key identifies its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "access_token"))]
     pub token_type_hint: Option<String>,
     /// The method of the client's request, at most 32 bytes. HEAD counts as GET.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "POST", max_length = 32))]
     pub method: Option<String>,
     /// The path of the client's request, as it was sent, at most 8,192 bytes. A query is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = String, example = "/api/v1/sessions", max_length = 8192)
+    )]
     pub path: Option<String>,
     /// The scopes that the request requires, separated by spaces. The key must have all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "sessions:read sessions:write"))]
     pub scopes: Option<String>,
     /// The mode that the request requires. By default both modes are allowed.
     #[serde(default, deserialize_with = "crate::enum_value::option")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Option<Mode>,
     /// The merchant of the request. Required for keys that are limited to merchants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = String, example = "merchant_42", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:@-]+$")
+    )]
     pub merchant: Option<String>,
     /// The IP address of the client. Required for keys with an IP allowlist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = String, example = "203.0.113.7", min_length = 2, max_length = 45, pattern = "^[0-9A-Fa-f:.]+$")
+    )]
     pub client_ip: Option<String>,
 }
 
@@ -337,30 +444,38 @@ pub struct IntrospectResponse {
     pub active: bool,
     /// All scopes that the key has, separated by spaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(nullable = false, example = "sessions:read sessions:write")
+    )]
     pub scope: Option<String>,
     /// The ID of the application. Absent for a key that is not an application key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, example = crate::examples::application_id))]
     pub client_id: Option<String>,
     /// The ID of the account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, example = "acme"))]
     pub sub: Option<String>,
     /// Always `Bearer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, example = "Bearer"))]
     pub token_type: Option<String>,
     /// The time when the key expires. Absent for a key that does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub exp: Option<UnixSeconds>,
     /// The time when the key was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub iat: Option<UnixSeconds>,
     /// The ID of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, example = crate::examples::key_id))]
     pub jti: Option<String>,
     /// The mode of the key (an extension of RFC 7662).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
     pub mode: Option<Open<Mode>>,
 }
 
@@ -389,7 +504,7 @@ impl IntrospectResponse {
 
 /// The response of `GET /whoami`: the presented key. For a publishable key it has only `id`,
 /// `family`, `mode` and `status`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmI {
@@ -406,45 +521,19 @@ pub struct WhoAmI {
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
     /// The other fields. Absent for a publishable key.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[serde(flatten, deserialize_with = "whoami_rest")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rest: Option<WhoAmIRest>,
 }
 
-/// The fields of a response. `rest` is read separately, because Serde reads an invalid flattened `Option` as `None`.
-#[derive(Deserialize)]
-struct ReadWhoAmI {
-    id: String,
-    family: Open<Family>,
-    mode: Open<Mode>,
-    status: Open<Status>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-impl<'de> Deserialize<'de> for WhoAmI {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ReadWhoAmI {
-            id,
-            family,
-            mode,
-            status,
-            rest,
-        } = ReadWhoAmI::deserialize(deserializer)?;
-        let rest = rest
-            .contains_key("account_id")
-            .then_some(Value::Object(rest));
-        let rest = rest
-            .map(serde_json::from_value)
-            .transpose()
-            .map_err(D::Error::custom)?;
-        Ok(Self {
-            id,
-            family,
-            mode,
-            status,
-            rest,
-        })
+/// Reads the other fields. Without it, Serde would read them as `None` if one of them is invalid.
+fn whoami_rest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WhoAmIRest>, D::Error> {
+    let fields: Map<String, Value> = Map::deserialize(deserializer)?;
+    if !fields.contains_key("account_id") {
+        return Ok(None);
     }
+    let rest = serde_json::from_value(Value::Object(fields));
+    rest.map(Some).map_err(D::Error::custom)
 }
 
 /// The fields that are absent for a publishable key.
@@ -456,6 +545,7 @@ pub struct WhoAmIRest {
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
     /// The ID of the application. Null for a key that is not an application key.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub application_id: Option<String>,
     /// The label of the key.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -464,13 +554,15 @@ pub struct WhoAmIRest {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
     pub scopes: Vec<Scope>,
     /// The merchants that the key is limited to. Null allows every merchant.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub merchants: Option<Vec<String>>,
     /// The features that the key is limited to. Null means that the key is not limited to features.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    #[cfg_attr(feature = "openapi", schema(required, value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
     /// The time when the key was created.
     pub created_at: UnixSeconds,
     /// The time when the key expires, or null.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub expires_at: Option<UnixSeconds>,
 }
 

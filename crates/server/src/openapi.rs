@@ -69,6 +69,7 @@ pub fn document() -> OpenApi {
             .schemas
             .extend((surface.document.problem)().schemas);
     }
+    tollkey_api::openapi::complete(components);
     for (path, item) in &mut api.paths.paths {
         for operation in operations_mut(item) {
             complete(path, operation);

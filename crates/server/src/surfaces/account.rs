@@ -88,7 +88,7 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
     security(("secret_key" = []), ("management_token" = [])),
     request_body(content = api::CreateKey),
     responses(
-        (status = 201, description = "The new key, including the full key.", body = api::Envelope<api::CreatedKey>),
+        (status = 201, description = "The new key, including the full key.", body = tollkey_api::openapi::CreatedAccountKeyEnvelope),
         (status = 403, description = "`forbidden`: the credential does not allow this operation, or the new key exceeds its parent key; `key_limit_reached`: the account has the maximum number of keys; `key_depth_limit_reached`: the parent key has the maximum depth.", body = api::ErrorEnvelope),
     )
 )]
@@ -128,7 +128,7 @@ pub async fn create(
     operation_id = "listAccountKeys",
     security(("secret_key" = []), ("management_token" = [])),
     params(api::ListKeys),
-    responses((status = 200, description = "A page of keys.", body = api::ListEnvelope<api::Key>))
+    responses((status = 200, description = "A page of keys.", body = tollkey_api::openapi::AccountKeyListEnvelope))
 )]
 #[get("/account/api-keys")]
 pub async fn list(
@@ -161,7 +161,7 @@ pub async fn list(
     operation_id = "deleteAccountKey",
     security(("secret_key" = []), ("management_token" = [])),
     params(("id" = String, Path, description = "The ID of the key: `key_` and 26 characters, or a UUID.")),
-    responses((status = 200, description = "The revoked key.", body = api::Envelope<api::Key>))
+    responses((status = 200, description = "The revoked key.", body = tollkey_api::openapi::AccountKeyEnvelope))
 )]
 #[delete("/account/api-keys/{id}")]
 pub async fn delete(
@@ -182,7 +182,7 @@ pub async fn delete(
     security(("secret_key" = []), ("management_token" = [])),
     params(("id" = String, Path, description = "The ID of the key: `key_` and 26 characters, or a UUID.")),
     request_body(content = Option<tollkey_api::commerce::Nothing>),
-    responses((status = 200, description = "The revoked key.", body = api::Envelope<api::Key>))
+    responses((status = 200, description = "The revoked key.", body = tollkey_api::openapi::AccountKeyEnvelope))
 )]
 #[post("/account/api-keys/{id}/revoke")]
 pub async fn revoke(
@@ -223,7 +223,7 @@ async fn revoke_key(
     operation_id = "listAccountAuditLog",
     security(("secret_key" = []), ("management_token" = [])),
     params(api::ListAuditLog),
-    responses((status = 200, description = "A page of entries.", body = api::ListEnvelope<api::AuditEntry>))
+    responses((status = 200, description = "A page of entries.", body = tollkey_api::openapi::AccountAuditListEnvelope))
 )]
 #[get("/account/audit-log")]
 pub async fn audit_log(

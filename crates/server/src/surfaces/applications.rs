@@ -93,7 +93,7 @@ pub async fn create(
     operation_id = "listApplications",
     security(("management_token" = [])),
     params(api::ListApplications),
-    responses((status = 200, description = "A page of applications.", body = api::Page<api::Application>))
+    responses((status = 200, description = "A page of applications.", body = tollkey_api::openapi::ApplicationPage))
 )]
 #[get("/applications")]
 pub async fn list(
@@ -277,7 +277,7 @@ pub async fn create_key(
     operation_id = "listApplicationKeys",
     security(("management_token" = [])),
     params(("id" = String, Path, description = "The ID of the application."), api::ListKeys),
-    responses((status = 200, description = "A page of keys.", body = api::Page<api::Key>))
+    responses((status = 200, description = "A page of keys.", body = tollkey_api::openapi::ApplicationKeyPage))
 )]
 #[get("/applications/{id}/api-keys")]
 pub async fn list_keys(

@@ -1,6 +1,7 @@
 //! The OpenAPI document and the Swagger UI.
 
 mod examples;
+mod schemas;
 
 use std::collections::BTreeSet;
 
