@@ -2,19 +2,20 @@
 
 use std::{
     fmt,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use actix_web::{http::header::HeaderName, web::Bytes};
+use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
+use tokio::sync::OnceCell;
 use tollkey_core::{RouteBase, credential::CredentialHeaders};
 use tollkey_service::Service;
 use tollkey_verifier::LogLimit;
 
-use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods};
+use crate::{
+    auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods,
+    static_file::StaticFile,
+};
 
 pub struct State {
     pub service: Service,
@@ -23,7 +24,7 @@ pub struct State {
     pub request_settings: RequestSettings,
     pub public_path: PublicPath,
     /// The OpenAPI document for clients under `public_path`.
-    pub document: OnceLock<Bytes>,
+    pub document: OnceCell<StaticFile>,
     pub draining: AtomicBool,
     pub log_limits: LogLimits,
 }

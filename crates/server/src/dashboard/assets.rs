@@ -2,16 +2,18 @@
 
 use std::sync::LazyLock;
 
-use actix_web::{HttpResponse, get, http::header, web};
+use actix_web::{HttpRequest, get, web};
+use tokio::sync::OnceCell;
 use tollkey_core::{Digest, Problem, hex};
 
-use crate::{rejection::HandlerResult, transport::SharedBody};
+use crate::{rejection::HandlerResult, static_file::StaticFile};
 
 struct Asset {
     name: &'static str,
     content_type: &'static str,
     content: &'static str,
     version: String,
+    file: OnceCell<StaticFile>,
 }
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
@@ -22,6 +24,7 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
             content_type,
             content,
             version,
+            file: OnceCell::new(),
         }
     };
     vec![
@@ -58,7 +61,10 @@ pub(super) fn url(name: &str) -> String {
 
 /// Not cached for another version: during a rolling update a page of one server can load another one's asset.
 #[get("/assets/{version}/{name}")]
-pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
+pub(super) async fn file(
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+) -> HandlerResult {
     let (version, name) = path.into_inner();
     let asset = ASSETS
         .iter()
@@ -69,12 +75,12 @@ pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
     } else {
         "no-store"
     };
-    let mut response = HttpResponse::Ok();
-    response
-        .insert_header((header::CACHE_CONTROL, kept))
-        .content_type(asset.content_type);
-    Ok(SharedBody::of(
-        response,
-        web::Bytes::from_static(asset.content.as_bytes()),
-    ))
+    let content = asset.content.as_bytes();
+    let prepare = || {
+        StaticFile::prepare(asset.content_type.to_owned(), move || {
+            web::Bytes::from_static(content)
+        })
+    };
+    let file = asset.file.get_or_try_init(prepare).await?;
+    Ok(file.respond(&request, kept))
 }

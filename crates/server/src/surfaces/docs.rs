@@ -1,17 +1,22 @@
-//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
+//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them ([`StaticFile`]). The handler of
 //! utoipa-swagger-ui would copy a file for each request, and keep the copy until the client has read the response.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
-use actix_web::{HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use tokio::sync::OnceCell;
 use tollkey_core::{Problem, ProblemCode};
 use utoipa_swagger_ui::Config;
 
 use crate::{
     rejection::HandlerResult,
     state::State,
+    static_file::{REVALIDATED, StaticFile},
     surface::{Document, Surface, secure_html, uncached_errors},
-    transport::SharedBody,
 };
 
 /// The hash is that of the only inline style sheet of Swagger UI. Without it, the logo is black on black.
@@ -39,7 +44,15 @@ async fn redirect() -> HttpResponse {
         .finish()
 }
 
-async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult {
+/// The prepared files, by path. Only paths of existing files are added.
+static FILES: LazyLock<Mutex<HashMap<String, Arc<OnceCell<StaticFile>>>>> =
+    LazyLock::new(Mutex::default);
+
+async fn file(
+    request: HttpRequest,
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> HandlerResult {
     let config = Config::from(state.public_path.path("/openapi.json")).validator_url("none");
     let found = utoipa_swagger_ui::serve(&path, Arc::new(config)).map_err(|error| {
         tracing::error!(%error, "cannot serve a file of Swagger UI");
@@ -51,14 +64,22 @@ async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult
             "No resource exists at this path. Check the URL.",
         )
     })?;
-    let mut response = HttpResponse::Ok();
-    response.content_type(file.content_type);
-    if file.gzpipped {
-        response.insert_header((header::CONTENT_ENCODING, "gzip"));
-    }
     match file.bytes {
-        Cow::Borrowed(bytes) => Ok(SharedBody::of(response, web::Bytes::from_static(bytes))),
+        Cow::Borrowed(bytes) => {
+            let prepared = {
+                let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(files.entry(path.into_inner()).or_default())
+            };
+            let prepare = || {
+                StaticFile::prepare(file.content_type, move || web::Bytes::from_static(bytes))
+            };
+            let file = prepared.get_or_try_init(prepare).await?;
+            Ok(file.respond(&request, REVALIDATED))
+        }
         // Only the configuration, about a kilobyte, is generated for each request.
-        Cow::Owned(bytes) => Ok(response.body(bytes)),
+        Cow::Owned(bytes) => {
+            let file = StaticFile::uncompressed(file.content_type, bytes.into());
+            Ok(file.respond(&request, REVALIDATED))
+        }
     }
 }
