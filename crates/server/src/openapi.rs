@@ -4,6 +4,9 @@
 //! operation itself to all of them: the common errors, the parameter `account` and the header
 //! `Idempotency-Key`.
 
+mod basic;
+mod conditional;
+
 use std::sync::LazyLock;
 
 use actix_web::{App, http::Method, web::Bytes};
@@ -54,6 +57,7 @@ pub fn document() -> OpenApi {
     for (name, scheme) in security_schemes() {
         components.add_security_scheme(name, scheme);
     }
+    components.add_security_scheme(basic::NAME, basic::scheme());
     for surface in SURFACES
         .0
         .iter()
@@ -66,6 +70,7 @@ pub fn document() -> OpenApi {
     for (path, item) in &mut api.paths.paths {
         for operation in operations_mut(item) {
             complete(path, operation);
+            conditional::describe(path, operation);
         }
     }
     api
@@ -221,7 +226,7 @@ fn complete(path: &str, operation: &mut Operation) {
         );
         add(
             "415",
-            "`unsupported_media_type`: the `Content-Type` is not supported.",
+            "`unsupported_media_type`: the `Content-Type`, its charset or the `Content-Encoding` is not supported.",
             &[],
         );
     }

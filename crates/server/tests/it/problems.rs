@@ -59,7 +59,8 @@ fn next(code: ProblemCode) -> Option<ProblemCode> {
         Code::KeyUnchangeable(TransitionError::AlreadyRotated) => Code::IdempotencyInProgress,
         Code::IdempotencyInProgress => Code::IdempotencyReplayUnavailable,
         Code::IdempotencyReplayUnavailable => Code::SubscriberIdShared,
-        Code::SubscriberIdShared => Code::PayloadTooLarge,
+        Code::SubscriberIdShared => Code::PreconditionFailed,
+        Code::PreconditionFailed => Code::PayloadTooLarge,
         Code::PayloadTooLarge => Code::UnsupportedMediaType,
         Code::UnsupportedMediaType => Code::IdempotencyMismatch,
         Code::IdempotencyMismatch => Code::RateLimited,
@@ -126,6 +127,7 @@ fn of_core() -> Vec<Row> {
         TransitionError::Suspended.into(),
         TransitionError::AlreadyRotated.into(),
         Problem::idempotency_in_progress(),
+        Problem::precondition_failed(),
         Problem::internal(),
         Problem::unavailable(),
     ]
