@@ -1,9 +1,8 @@
 //! Creates the state of requests from the settings.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use anyhow::Context as _;
-use tokio::sync::OnceCell;
 use tollkey_core::{Clock, VerifierId};
 use tollkey_service::{
     Limits, Random, Revocations, Service, StoreSource, audit::AuditCheckLimiter,
@@ -97,7 +96,7 @@ fn assemble(
         sign_in,
         request_settings,
         public_path: settings.public_path.clone(),
-        document: OnceCell::new(),
+        document: OnceLock::new(),
         draining: AtomicBool::new(false),
         log_limits: LogLimits::default(),
     })

@@ -2,12 +2,14 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tokio::sync::OnceCell;
 use tollkey_core::{RouteBase, credential::CredentialHeaders};
 use tollkey_service::Service;
 use tollkey_verifier::LogLimit;
@@ -24,7 +26,7 @@ pub struct State {
     pub request_settings: RequestSettings,
     pub public_path: PublicPath,
     /// The OpenAPI document for clients under `public_path`.
-    pub document: OnceCell<StaticFile>,
+    pub document: OnceLock<StaticFile>,
     pub draining: AtomicBool,
     pub log_limits: LogLimits,
 }

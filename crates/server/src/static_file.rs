@@ -1,7 +1,7 @@
 //! Files that are the same for every client: the OpenAPI document, Swagger UI, and the assets of the dashboard.
 //!
-//! A file is compressed once, at its first request. Each representation has a strong `ETag`, and a client that has it
-//! gets 304. Nothing else is ever compressed: the length of a compressed response with a secret could reveal the secret
+//! A file is compressed once, for the first client that accepts gzip. Each representation has a strong `ETag`, and a
+//! client that has it gets 304. Nothing else is ever compressed: the length of a compressed response with a secret could reveal the secret
 //! to somebody who controls another part of the response.
 
 use std::io::Write as _;
@@ -16,7 +16,8 @@ use actix_web::{
 };
 use aws_lc_rs::digest;
 use flate2::{Compression, write::GzEncoder};
-use tollkey_core::{Problem, hex};
+use tokio::sync::OnceCell;
+use tollkey_core::hex;
 
 use crate::transport::SharedBody;
 
@@ -28,7 +29,7 @@ pub struct StaticFile {
     content_type: String,
     identity: Representation,
     /// `None` if it would not be shorter.
-    gzip: Option<Representation>,
+    gzip: OnceCell<Option<Representation>>,
 }
 
 #[derive(Debug)]
@@ -37,55 +38,46 @@ struct Representation {
     tag: EntityTag,
 }
 
-impl Representation {
-    /// `suffix` distinguishes the encodings of a file, whose bytes differ.
-    fn new(bytes: Bytes, hash: &str, suffix: &str) -> Self {
-        Self {
-            bytes,
-            tag: EntityTag::new_strong(format!("{hash}{suffix}")),
-        }
-    }
-}
-
 impl StaticFile {
-    /// Creates the content and compresses it, on a thread for blocking work.
-    pub async fn prepare(
-        content_type: String,
-        create: impl FnOnce() -> Bytes + Send + 'static,
-    ) -> Result<Self, Problem> {
-        let prepare = move || {
-            let bytes = create();
-            let hash = hash(&bytes);
-            let compressed = gzip(&bytes).filter(|compressed| compressed.len() < bytes.len());
-            Self {
-                content_type,
-                identity: Representation::new(bytes, &hash, ""),
-                gzip: compressed
-                    .map(|compressed| Representation::new(compressed.into(), &hash, "-gzip")),
-            }
-        };
-        let prepared = tokio::task::spawn_blocking(prepare).await;
-        prepared.map_err(|error| {
-            tracing::error!(%error, "cannot prepare a static file");
-            Problem::internal()
-        })
+    #[must_use]
+    pub fn new(content_type: impl Into<String>, bytes: Bytes) -> Self {
+        let hash = digest::digest(&digest::SHA256, &bytes);
+        let tag = EntityTag::new_strong(hex::encode(&hash.as_ref()[..16]));
+        Self {
+            content_type: content_type.into(),
+            identity: Representation { bytes, tag },
+            gzip: OnceCell::new(),
+        }
     }
 
-    /// For a short content that is created for each request.
-    #[must_use]
-    pub fn uncompressed(content_type: String, bytes: Bytes) -> Self {
-        let hash = hash(&bytes);
-        Self {
-            content_type,
-            identity: Representation::new(bytes, &hash, ""),
-            gzip: None,
-        }
+    /// Compresses the file on a thread for blocking work. The encodings have different tags, because their bytes differ.
+    async fn compressed(&self) -> Option<&Representation> {
+        let compress = || async {
+            let bytes = self.identity.bytes.clone();
+            let compressed = tokio::task::spawn_blocking(move || gzip(&bytes)).await;
+            let compressed = compressed.unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot compress a static file");
+                None
+            });
+            compressed.map(|bytes| Representation {
+                bytes: bytes.into(),
+                tag: EntityTag::new_strong(format!("{}-gzip", self.identity.tag.tag())),
+            })
+        };
+        self.gzip.get_or_init(compress).await.as_ref()
     }
 
     /// Responds with the representation that the request prefers, or with 304 if the client has it.
-    #[must_use]
-    pub fn respond(&self, request: &HttpRequest, cache_control: &'static str) -> HttpResponse {
-        let gzip = self.gzip.as_ref().filter(|_| accepts_gzip(request));
+    pub async fn respond(
+        &self,
+        request: &HttpRequest,
+        cache_control: &'static str,
+    ) -> HttpResponse {
+        let gzip = if accepts_gzip(request) {
+            self.compressed().await
+        } else {
+            None
+        };
         let Representation { bytes, tag } = gzip.unwrap_or(&self.identity);
         let is_current = match IfNoneMatch::parse(request) {
             Ok(IfNoneMatch::Any) => true,
@@ -121,12 +113,10 @@ fn accepts_gzip(request: &HttpRequest) -> bool {
         .is_some_and(|encoding| encoding == Encoding::gzip())
 }
 
-fn hash(bytes: &[u8]) -> String {
-    hex::encode(&digest::digest(&digest::SHA256, bytes).as_ref()[..16])
-}
-
+/// Returns `None` if the result is not shorter.
 fn gzip(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).ok()?;
-    encoder.finish().ok()
+    let compressed = encoder.finish().ok()?;
+    (compressed.len() < bytes.len()).then_some(compressed)
 }

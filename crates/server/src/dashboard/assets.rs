@@ -3,28 +3,23 @@
 use std::sync::LazyLock;
 
 use actix_web::{HttpRequest, get, web};
-use tokio::sync::OnceCell;
 use tollkey_core::{Digest, Problem, hex};
 
 use crate::{rejection::HandlerResult, static_file::StaticFile};
 
 struct Asset {
     name: &'static str,
-    content_type: &'static str,
-    content: &'static str,
     version: String,
-    file: OnceCell<StaticFile>,
+    file: StaticFile,
 }
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
-    let asset = |name, content_type, content: &'static str| {
+    let asset = |name, content_type: &'static str, content: &'static str| {
         let version = hex::encode(&Digest::of_key(content).as_bytes()[..6]);
         Asset {
             name,
-            content_type,
-            content,
             version,
-            file: OnceCell::new(),
+            file: StaticFile::new(content_type, web::Bytes::from_static(content.as_bytes())),
         }
     };
     vec![
@@ -75,12 +70,5 @@ pub(super) async fn file(
     } else {
         "no-store"
     };
-    let content = asset.content.as_bytes();
-    let prepare = || {
-        StaticFile::prepare(asset.content_type.to_owned(), move || {
-            web::Bytes::from_static(content)
-        })
-    };
-    let file = asset.file.get_or_try_init(prepare).await?;
-    Ok(file.respond(&request, kept))
+    Ok(asset.file.respond(&request, kept).await)
 }

@@ -44,7 +44,9 @@ pub(super) fn describe(path: &str, operation: &mut Operation) {
         return;
     };
     let responses = &mut operation.responses.responses;
-    if let Some(RefOr::T(response)) = tagged.and_then(|status| responses.get_mut(status)) {
+    if let Some(status) = tagged
+        && let Some(RefOr::T(response)) = responses.get_mut(status)
+    {
         let description = match id {
             Some("rotateCommerceKey") => "The tag of the state of the successor.",
             Some("whoami") => "The tag of the state of the key. Absent for a publishable key.",

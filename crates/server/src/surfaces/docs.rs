@@ -1,4 +1,4 @@
-//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them ([`StaticFile`]). The handler of
+//! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
 //! utoipa-swagger-ui would copy a file for each request, and keep the copy until the client has read the response.
 
 use std::{
@@ -8,7 +8,6 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use tokio::sync::OnceCell;
 use tollkey_core::{Problem, ProblemCode};
 use utoipa_swagger_ui::Config;
 
@@ -44,9 +43,8 @@ async fn redirect() -> HttpResponse {
         .finish()
 }
 
-/// The prepared files, by path. Only paths of existing files are added.
-static FILES: LazyLock<Mutex<HashMap<String, Arc<OnceCell<StaticFile>>>>> =
-    LazyLock::new(Mutex::default);
+/// The files that were requested, by URL path. Only paths of existing files are added.
+static FILES: LazyLock<Mutex<HashMap<String, Arc<StaticFile>>>> = LazyLock::new(Mutex::default);
 
 async fn file(
     request: HttpRequest,
@@ -64,22 +62,18 @@ async fn file(
             "No resource exists at this path. Check the URL.",
         )
     })?;
-    match file.bytes {
-        Cow::Borrowed(bytes) => {
-            let prepared = {
-                let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-                Arc::clone(files.entry(path.into_inner()).or_default())
+    // One of the files depends on the path prefix of the server.
+    let url = state.public_path.path(&format!("/docs/{path}"));
+    let shared = {
+        let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = files.entry(url).or_insert_with(|| {
+            let bytes = match file.bytes {
+                Cow::Borrowed(bytes) => web::Bytes::from_static(bytes),
+                Cow::Owned(bytes) => bytes.into(),
             };
-            let prepare = || {
-                StaticFile::prepare(file.content_type, move || web::Bytes::from_static(bytes))
-            };
-            let file = prepared.get_or_try_init(prepare).await?;
-            Ok(file.respond(&request, REVALIDATED))
-        }
-        // Only the configuration, about a kilobyte, is generated for each request.
-        Cow::Owned(bytes) => {
-            let file = StaticFile::uncompressed(file.content_type, bytes.into());
-            Ok(file.respond(&request, REVALIDATED))
-        }
-    }
+            Arc::new(StaticFile::new(file.content_type, bytes))
+        });
+        Arc::clone(shared)
+    };
+    Ok(shared.respond(&request, REVALIDATED).await)
 }

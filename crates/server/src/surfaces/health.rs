@@ -80,13 +80,10 @@ pub async fn ready(state: web::Data<State>) -> HandlerResult {
 /// Returns this document as JSON.
 #[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
 #[get("/openapi.json")]
-pub async fn document(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let generate = || {
-        let prefix = state.public_path.clone();
-        StaticFile::prepare("application/json".to_owned(), move || {
-            openapi::json_under(&prefix)
-        })
-    };
-    let file = state.document.get_or_try_init(generate).await?;
-    Ok(file.respond(&request, REVALIDATED))
+pub async fn document(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    let file = state.document.get_or_init(|| {
+        let json = openapi::json_under(&state.public_path);
+        StaticFile::new("application/json", json)
+    });
+    file.respond(&request, REVALIDATED).await
 }
