@@ -338,23 +338,16 @@ async fn if_match_is_any_state_or_a_list_of_strong_tags() {
         // A caller without a valid credential learns nothing about the header.
         let unauthenticated = app.put("/accounts/acme", json!({})).header("if-match", "abc").await;
         assert_eq!(unauthenticated.status, 401);
-        for model in ["platform", "ecosystem"] {
-            let current = get().await;
-            for matching in [
-                "*".to_owned(),
-                current.clone(),
-                format!("W/\"x\", {OTHER} ,\t{current},"),
-            ] {
-                let reply = put("primary_merchant").header("if-match", &matching).await;
-                assert_eq!(reply.status, 200, "{matching}: {reply}");
-                assert_eq!(put(model).await.status, 200);
-                let again = put(model).header("if-match", "*").await;
-                assert_eq!(again.json()["operating_model"], model);
-                if matching != "*" {
-                    continue;
-                }
-                assert_eq!(put("primary_merchant").await.status, 200);
-            }
+        let forms: [fn(&str) -> String; 3] = [
+            |_| "*".to_owned(),
+            |tag| tag.to_owned(),
+            |tag| format!("W/\"x\", {OTHER} ,\t{tag},"),
+        ];
+        for (form, model) in forms.into_iter().zip(["platform", "ecosystem", "primary_merchant"]) {
+            let matching = form(&get().await);
+            let reply = put(model).header("if-match", &matching).await;
+            assert_eq!(reply.status, 200, "{matching}: {reply}");
+            assert_eq!(reply.json()["operating_model"], model);
         }
         // Other accounts have other tags, and an unknown resource is 404 for every value.
         let globex = tag_of(app.get("/accounts/globex").bearer(&operator)).await;
