@@ -762,7 +762,7 @@ async fn trace_and_connect_are_405_on_every_path() {
             ("/dashboard/keys", ALL),
             ("/api/v1/nothing", ALL),
             ("/api/v1/verify", "POST"),
-            ("/v1/account/api-keys", "POST, GET, HEAD"),
+            ("/v1/account/api-keys", "GET, POST, HEAD"),
         ] {
             let reply = Call::to(address, "TRACE", path).await;
             assert_eq!((reply.status, reply.header("allow")), (405, Some(allow)), "{path}: {reply}");

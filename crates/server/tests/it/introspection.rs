@@ -130,7 +130,7 @@ async fn wrong_client_secrets_are_401_with_two_challenges() {
         assert_eq!(app.delete(&path).bearer(&app.operator()).await.status, 204);
         let service_token = app.service();
         let invalid = "Bearer realm=\"tollkey\", error=\"invalid_token\"";
-        for secret in [&unknown, &revoked.text, &service_token, "canary"] {
+        for secret in [unknown.as_str(), &revoked.text, &service_token, "canary"] {
             for call in [
                 introspect(app, "token=x").header("authorization", basic(&format!("c:{secret}"))),
                 introspect(app, &format!("token=x&client_secret={secret}")),
@@ -245,7 +245,7 @@ async fn rejected_client_is_not_told_to_send_the_form() {
         let unknown = app.generate_key(Family::Secret, Mode::Live);
         let service = app.service_key().await.text;
         let form = "token=x";
-        for (key, first) in [(unknown.expose(), "http/1.1 401"), (&service, "http/1.1 100")] {
+        for (key, first) in [(unknown.expose(), "http/1.1 401"), (service.as_str(), "http/1.1 100")] {
             let authorization = basic(&format!("client:{key}"));
             let length = form.len();
             let head = format!(

@@ -108,7 +108,7 @@ async fn client_that_has_a_static_file_gets_304() {
                     format!("\"other\", {tag}"),
                     "*".to_owned(),
                 ] {
-                    let again = fetch(app, &path, &[accepted, ("if-none-match", &known)]).await;
+                    let again = fetch(app, &path, &[accepted, ("if-none-match", known.as_str())]).await;
                     assert_eq!((again.status, again.bytes.len()), (304, 0), "{path} {known}");
                     assert_eq!(again.tag(), tag, "{path}");
                     assert_eq!(again.header("vary"), Some("Accept-Encoding"), "{path}");
