@@ -136,6 +136,7 @@ impl ErrorBody {
             405 => "METHOD_NOT_ALLOWED",
             408 => "REQUEST_TIMEOUT",
             409 => "CONFLICT",
+            412 => "PRECONDITION_FAILED",
             413 => "PAYLOAD_TOO_LARGE",
             415 => "UNSUPPORTED_MEDIA_TYPE",
             422 => "IDEMPOTENCY_MISMATCH",

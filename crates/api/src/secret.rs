@@ -81,6 +81,20 @@ pub(crate) fn write<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::
     serializer.serialize_str(&secret.0)
 }
 
+/// Like [`write`], for an optional field.
+///
+/// # Errors
+/// Those of the serializer.
+pub(crate) fn write_option<S: Serializer>(
+    secret: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => write(secret, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(redacted)")

@@ -430,6 +430,18 @@ pub struct IntrospectRequest {
         schema(value_type = String, example = "203.0.113.7", min_length = 2, max_length = 45, pattern = "^[0-9A-Fa-f:.]+$")
     )]
     pub client_ip: Option<String>,
+    /// Accepted and ignored, because the key identifies the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, max_length = 2048))]
+    pub client_id: Option<String>,
+    /// The service key or secret key of the caller, if no header has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "crate::secret::write_option")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = Option<String>, nullable = false, max_length = 2048)
+    )]
+    pub client_secret: Option<Secret>,
 }
 
 /// The response of `POST /introspect` (RFC 7662, section 2.2). For an inactive key it is exactly

@@ -270,6 +270,8 @@ impl Introspect {
             mode,
             merchant,
             client_ip,
+            client_id: None,
+            client_secret: None,
         };
         self.call.form(&form).reading()
     }

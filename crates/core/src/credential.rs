@@ -3,6 +3,7 @@
 //! [`Credential::read`] returns the credential. [`Expected::problem`] describes what is wrong with a rejected
 //! credential. It examines only the form, so it does not reveal whether a key exists.
 
+pub mod client;
 mod form;
 
 use crate::{

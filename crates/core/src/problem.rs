@@ -62,6 +62,8 @@ pub enum ProblemCode {
     IdempotencyReplayUnavailable,
     /// Another process polls with the same subscriber ID; neither of them gets a lease.
     SubscriberIdShared,
+    /// The resource is not in a state that `If-Match` requires.
+    PreconditionFailed,
     /// The Idempotency-Key was already used with a different body.
     IdempotencyMismatch,
     /// The body is larger than the limit.
@@ -112,6 +114,7 @@ impl ProblemCode {
             Self::IdempotencyInProgress => (409, "The first request is still running"),
             Self::IdempotencyReplayUnavailable => (409, "The first response cannot be replayed"),
             Self::SubscriberIdShared => (409, "Another process uses this subscriber ID"),
+            Self::PreconditionFailed => (412, "The resource was changed"),
             Self::IdempotencyMismatch => (422, "The Idempotency-Key was already used"),
             Self::PayloadTooLarge => (413, "The body is too large"),
             Self::UnsupportedMediaType => (415, "Unsupported media type"),
@@ -168,6 +171,10 @@ pub struct Problem {
     pub missing_scopes: Box<[Scope]>,
     /// The methods that the path supports, for `Allow`.
     pub allowed_methods: Box<[String]>,
+    /// What the operation accepts instead of the rejected body: header fields of the response, by name.
+    pub accepted: Box<[(&'static str, String)]>,
+    /// Whether the operation also accepts HTTP Basic, so that a 401 has its challenge in addition to that of Bearer.
+    pub offers_basic: bool,
 }
 
 impl Problem {
@@ -182,6 +189,8 @@ impl Problem {
             needed_scopes: Box::default(),
             missing_scopes: Box::default(),
             allowed_methods: Box::default(),
+            accepted: Box::default(),
+            offers_basic: false,
         }
     }
 
@@ -267,6 +276,15 @@ impl Problem {
         Self::new(
             ProblemCode::RequestTimeout,
             "The body did not arrive in time. Send the request again.",
+        )
+    }
+
+    /// Creates the problem of a change for which the resource is not in the state that the caller requires.
+    #[must_use]
+    pub fn precondition_failed() -> Self {
+        Self::new(
+            ProblemCode::PreconditionFailed,
+            "The current ETag of the resource is not in If-Match, so nothing was changed. Get the resource again, and repeat the change with its ETag.",
         )
     }
 

@@ -6,6 +6,7 @@
 //! | [`AccountHolder`] | a [`ManagementCaller`], or an `sk_` key for its own account |
 //! | [`Operator`] | a management token with the role `operator` |
 //! | [`VerificationCaller`] | a [`Service`], or an `sk_` key for keys of its own account |
+//! | [`IntrospectionCaller`] | a [`VerificationCaller`], also with HTTP Basic or in the form |
 //! | [`Service`] | a service key, or a management token with the role `service` |
 //! | [`PresentedKey`] | an API key of any family, for operations on the key itself |
 //!
@@ -16,6 +17,7 @@ mod authenticate;
 mod client_ip;
 mod credential;
 mod extractors;
+mod introspection;
 pub mod jwks;
 pub mod jwt;
 pub mod oidc;
@@ -30,5 +32,6 @@ pub use self::{
         AccountHolder, CallerAuthenticated, ManagementCaller, Operator, PresentedKey, Service,
         VerificationCaller,
     },
+    introspection::IntrospectionCaller,
     request_parts::RequestParts,
 };

@@ -12,7 +12,10 @@ use std::time::Duration;
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest,
     dev::Payload,
-    http::header::{CONTENT_ENCODING, CONTENT_LENGTH},
+    http::{
+        Method,
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    },
     web::{Bytes, BytesMut},
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
@@ -37,6 +40,9 @@ const FORM: &str = "application/x-www-form-urlencoded";
 pub struct Body {
     bytes: Result<Bytes, Problem>,
     content_type: String,
+    /// Whether the `Content-Type` names a charset other than UTF-8.
+    has_other_charset: bool,
+    is_patch: bool,
 }
 
 impl FromRequest for Body {
@@ -45,14 +51,18 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let content_type = request.content_type().to_ascii_lowercase();
+        let has_other_charset = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(has_other_charset);
+        let is_patch = request.method() == Method::PATCH;
         let length = request
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        let encoded = request
-            .headers()
-            .get(CONTENT_ENCODING)
-            .is_some_and(|value| value != "identity");
+        let mut encodings = request.headers().get_all(CONTENT_ENCODING);
+        let encoded = encodings.any(|value| !is_identity(value.as_bytes()));
         let payload = payload.take();
         let identified = request.extensions().get::<CallerAuthenticated>().cloned();
         Box::pin(async move {
@@ -61,9 +71,9 @@ impl FromRequest for Body {
                 let _ = tokio::time::timeout(BODY_TIMEOUT, identified.notified()).await;
             }
             let bytes = if encoded {
-                Err(Problem::new(
-                    ProblemCode::UnsupportedMediaType,
+                Err(unsupported(
                     "The body must not be compressed. Send it without Content-Encoding.",
+                    [("accept-encoding", "identity".to_owned())],
                 ))
             } else if length.is_some_and(|length: usize| length > MAX_BODY) {
                 Err(too_large())
@@ -75,6 +85,8 @@ impl FromRequest for Body {
             Ok(Self {
                 bytes,
                 content_type,
+                has_other_charset,
+                is_patch,
             })
         })
     }
@@ -95,6 +107,41 @@ async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.freeze())
+}
+
+/// `accepted` are header fields that say what the operation accepts.
+fn unsupported(
+    detail: impl Into<String>,
+    accepted: impl IntoIterator<Item = (&'static str, String)>,
+) -> Problem {
+    Problem {
+        accepted: accepted.into_iter().collect(),
+        ..Problem::new(ProblemCode::UnsupportedMediaType, detail)
+    }
+}
+
+/// Whether a `Content-Encoding` names no coding that changes the body.
+fn is_identity(codings: &[u8]) -> bool {
+    let mut codings = codings.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a `Content-Type` has the parameter `charset` with another value than UTF-8.
+fn has_other_charset(content_type: &str) -> bool {
+    let mut is_quoted = false;
+    let parts = content_type.split(move |character| {
+        is_quoted ^= character == '"';
+        character == ';' && !is_quoted
+    });
+    parts.skip(1).any(|parameter| {
+        parameter.split_once('=').is_some_and(|(name, value)| {
+            let value = value.trim().trim_matches('"');
+            let is_utf8 = ["utf-8", "utf8"]
+                .iter()
+                .any(|utf8| value.eq_ignore_ascii_case(utf8));
+            name.trim().eq_ignore_ascii_case("charset") && !is_utf8
+        })
+    })
 }
 
 fn too_large() -> Problem {
@@ -153,6 +200,11 @@ impl Body {
         json::read_form(self.typed(&[FORM])?)
     }
 
+    /// Returns the fields of a form in their order, including repeated ones; none if the body is not a form.
+    pub fn form_fields(&self) -> form_urlencoded::Parse<'_> {
+        form_urlencoded::parse(self.typed(&[FORM]).map_or(&b""[..], |bytes| bytes))
+    }
+
     /// Returns the fields of a form in their order, including repeated ones.
     pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
         Ok(form_urlencoded::parse(self.typed(&[FORM])?)
@@ -162,14 +214,22 @@ impl Body {
 
     fn typed(&self, expected: &[&str]) -> Result<&Bytes, Problem> {
         let bytes = self.bytes()?;
-        if !expected.contains(&self.content_type.as_str()) {
-            let expected = expected.join(" or ");
-            return Err(Problem::new(
-                ProblemCode::UnsupportedMediaType,
-                format!("The Content-Type header must be {expected}."),
-            ));
-        }
-        Ok(bytes)
+        let detail = if !expected.contains(&self.content_type.as_str()) {
+            format!("The Content-Type header must be {}.", expected.join(" or "))
+        } else if self.has_other_charset {
+            "The charset in the Content-Type header must be UTF-8. Encode the body as UTF-8."
+                .to_owned()
+        } else {
+            return Ok(bytes);
+        };
+        // `Accept` by RFC 9110, section 15.5.16, and `Accept-Patch` by RFC 5789, section 2.2.
+        let names = if self.is_patch {
+            &["accept", "accept-patch"][..]
+        } else {
+            &["accept"]
+        };
+        let accepted = names.iter().map(|name| (*name, expected.join(", ")));
+        Err(unsupported(detail, accepted))
     }
 }
 
@@ -281,6 +341,8 @@ mod tests {
         Body {
             bytes: Ok(Bytes::copy_from_slice(bytes.as_ref())),
             content_type: content_type.to_owned(),
+            has_other_charset: false,
+            is_patch: false,
         }
     }
 
@@ -484,6 +546,36 @@ mod tests {
         let patch = body("null", JSON).read_merge_patch_or_nothing::<UpdateKey>();
         assert!(patch.is_err());
         assert_errors::<CreateKey>("null -> The body must be a JSON object.");
+    }
+
+    #[test]
+    fn charset_other_than_utf_8_is_recognized() {
+        for (content_type, expected) in [
+            ("application/json", false),
+            ("application/json;", false),
+            ("application/json; charset", false),
+            ("application/json; charset=utf-8", false),
+            ("application/json;CHARSET=\"UTF-8\"", false),
+            ("application/json ; charset = Utf8 ; x=y", false),
+            ("application/json; x=\"a;charset=latin1\"", false),
+            ("application/json; xcharset=latin1", false),
+            ("application/json; charset=iso-8859-1", true),
+            ("application/json; charset=\"us-ascii\"", true),
+            ("application/json; charset=", true),
+            ("application/json; charset=utf-8; charset=utf-16", true),
+            ("application/json; x=\"a;b\"; charset=utf-16", true),
+        ] {
+            assert_eq!(has_other_charset(content_type), expected, "{content_type}");
+        }
+        for (codings, expected) in [
+            ("", true),
+            ("identity", true),
+            ("Identity, identity", true),
+            ("gzip", false),
+            ("identity, gzip", false),
+        ] {
+            assert_eq!(is_identity(codings.as_bytes()), expected, "{codings}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use tollkey_core::{Problem, ProblemCode};
+use tollkey_core::{Problem, ProblemCode, credential::client};
 use ulid::Ulid;
 
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
     transport::{self, SharedBody},
 };
 
+/// Names the API in challenges.
+const REALM: &str = "tollkey";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 // draft-ietf-httpapi-ratelimit-headers-11.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -225,14 +227,20 @@ fn problem_response(problem: &Problem) -> HttpResponseBuilder {
     let status =
         StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
-    if let Some(challenge) = problem.challenge("tollkey") {
+    if let Some(challenge) = problem.challenge(REALM) {
         response.insert_header((header::WWW_AUTHENTICATE, challenge));
+    }
+    if problem.offers_basic && status == StatusCode::UNAUTHORIZED {
+        response.append_header((header::WWW_AUTHENTICATE, client::basic_challenge(REALM)));
     }
     if let Some(seconds) = problem.retry_after {
         response.insert_header((header::RETRY_AFTER, seconds));
     }
     if !problem.allowed_methods.is_empty() {
         response.insert_header((header::ALLOW, problem.allowed_methods.join(", ")));
+    }
+    for (name, value) in &problem.accepted {
+        response.insert_header((*name, value.as_str()));
     }
     response
 }

@@ -1,18 +1,24 @@
-//! The root, and paths that no route matches.
+//! The root, paths that no route matches, and methods that no path supports.
 
 use std::sync::LazyLock;
 
 use actix_web::{
-    HttpRequest, HttpResponse,
-    dev::ResourceDef,
+    Error, HttpRequest, HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ResourceDef, ServiceRequest, ServiceResponse},
     http::{
         Method,
         header::{self, Header as _},
     },
+    middleware::Next,
 };
 use tollkey_core::{Problem, ProblemCode};
 
-use crate::{openapi, rejection::HandlerResult, routes::SURFACES};
+use crate::{
+    openapi,
+    rejection::{HandlerResult, Rejection},
+    routes::SURFACES,
+};
 
 /// Redirects browsers to the dashboard. Other clients get 404.
 pub async fn home(request: HttpRequest) -> HandlerResult {
@@ -38,30 +44,65 @@ pub async fn not_found() -> HandlerResult {
     .into())
 }
 
-/// Handles requests that no route matches: 405 if the path exists with another method, otherwise 404.
-pub async fn unmatched(request: HttpRequest) -> HandlerResult {
+/// The methods of other paths than those of the OpenAPI document.
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+
+/// Returns the methods of a path of the OpenAPI document; empty for other paths.
+fn documented_methods(path: &str) -> Vec<String> {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
         openapi::operations()
             .map(|(path, method)| (ResourceDef::new(path), method))
             .collect()
     });
-    let path = SURFACES.documented(request.match_info().as_str());
+    let path = SURFACES.documented(path);
     let mut allowed: Vec<String> = PATHS
         .iter()
         .filter(|(template, _)| template.is_match(&path))
         .map(|(_, method)| method.to_string())
         .collect();
-    if allowed.is_empty() {
-        return not_found().await;
-    }
     if allowed.iter().any(|method| method == "GET") {
         allowed.push("HEAD".to_owned());
     }
+    allowed
+}
+
+fn method_not_allowed(allowed: Vec<String>) -> Rejection {
     let detail = format!(
         "This path does not support the method of the request. Use one of {}.",
         allowed.join(", ")
     );
-    let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
-    problem.allowed_methods = allowed.into();
-    Err(problem.into())
+    Rejection(Problem {
+        allowed_methods: allowed.into(),
+        ..Problem::new(ProblemCode::MethodNotAllowed, detail)
+    })
+}
+
+/// Handles requests that no route matches: 405 if the path exists with another method, otherwise 404.
+pub async fn unmatched(request: HttpRequest) -> HandlerResult {
+    let allowed = documented_methods(request.match_info().as_str());
+    if allowed.is_empty() {
+        return not_found().await;
+    }
+    Err(method_not_allowed(allowed))
+}
+
+/// Middleware that responds to TRACE and CONNECT with 405 on every path, before any page redirects them. Gateways send
+/// the method of the request that they authorize, so their routes take every method.
+pub async fn reject_trace_and_connect<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let path = request.match_info().as_str();
+    let is_rejected = matches!(*request.method(), Method::TRACE | Method::CONNECT)
+        && !SURFACES.of(path).is_for_gateways;
+    if !is_rejected {
+        let response = next.call(request).await?;
+        return Ok(response.map_into_left_body());
+    }
+    let mut allowed = documented_methods(path);
+    if allowed.is_empty() {
+        allowed = METHODS.map(str::to_owned).to_vec();
+    }
+    let response = request.error_response(method_not_allowed(allowed));
+    Ok(response.map_into_right_body())
 }

@@ -11,7 +11,7 @@
 //! | [`surfaces`], [`dashboard`] | handlers, and the formats of their requests and responses |
 //! | [`auth`], [`sign_in`] | authentication of callers; sign-in to the dashboard |
 //! | [`body`], [`rejection`], [`request_id`], [`public_path`], [`state`] | what handlers receive, use and return |
-//! | [`openapi`], [`telemetry`] | the OpenAPI document; logs and metrics |
+//! | [`openapi`], [`static_file`], [`telemetry`] | the OpenAPI document; compressed files; logs and metrics |
 //!
 //! The operations themselves are in `tollkey-service`.
 #![forbid(unsafe_code)]
@@ -38,6 +38,7 @@ pub mod server;
 pub mod sign_in;
 pub mod signals;
 pub mod state;
+pub mod static_file;
 pub mod surface;
 pub mod surfaces;
 pub mod telemetry;

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use crate::{
     edge::edge,
-    fallback::not_found,
+    fallback::{not_found, reject_trace_and_connect},
     routes,
     state::State,
     telemetry::{self, Metrics},
@@ -63,7 +63,8 @@ impl MetricsListener {
                         .app_data(web::Data::from(Arc::clone(&api_connections)))
                         .route("/metrics", web::get().to(render_metrics));
                 }
-                app.wrap(from_fn(edge))
+                app.wrap(from_fn(reject_trace_and_connect))
+                    .wrap(from_fn(edge))
             },
         )?;
         Ok(Self {

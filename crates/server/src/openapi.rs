@@ -4,6 +4,7 @@
 //! to all of them: common parameters and their bounds, errors, headers and examples.
 
 mod bodies;
+mod conditional;
 mod examples;
 mod parameters;
 mod responses;
@@ -139,6 +140,7 @@ fn complete(path: &str, operation: &mut Operation) {
     let surface = SURFACES.of(path);
     let callers = security::Callers::of(operation);
     bodies::complete(operation);
+    conditional::complete(surface, operation);
     parameters::complete(path, surface, operation);
     responses::complete(path, surface, &callers, operation);
     security::complete(surface, &callers, operation);

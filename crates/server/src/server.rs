@@ -13,7 +13,7 @@ use crate::{
     background,
     config::Settings,
     edge::edge,
-    fallback::{home, unmatched},
+    fallback::{home, reject_trace_and_connect, unmatched},
     metrics_listener::MetricsListener,
     routes::{self, SURFACES},
     signals::Signals,
@@ -74,6 +74,8 @@ pub fn start(
             .configure(routes::other_routes)
             .route("/", web::get().to(home))
             .default_service(web::to(unmatched))
+            .wrap(from_fn(reject_trace_and_connect))
+            // The last one is the outermost.
             .wrap(from_fn(edge))
     })?;
 

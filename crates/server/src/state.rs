@@ -8,13 +8,16 @@ use std::{
     },
 };
 
-use actix_web::{http::header::HeaderName, web::Bytes};
+use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{RouteBase, credential::CredentialHeaders};
 use tollkey_service::Service;
 use tollkey_verifier::LogLimit;
 
-use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods};
+use crate::{
+    auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods,
+    static_file::StaticFile,
+};
 
 pub struct State {
     pub service: Service,
@@ -23,7 +26,7 @@ pub struct State {
     pub request_settings: RequestSettings,
     pub public_path: PublicPath,
     /// The OpenAPI document for clients under `public_path`.
-    pub document: OnceLock<Bytes>,
+    pub document: OnceLock<StaticFile>,
     pub draining: AtomicBool,
     pub log_limits: LogLimits,
 }

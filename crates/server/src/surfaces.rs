@@ -7,6 +7,7 @@ pub mod account;
 pub mod applications;
 pub mod audit;
 pub mod commerce;
+pub mod conditional;
 pub mod docs;
 pub mod health;
 pub mod members;

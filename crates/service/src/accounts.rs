@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tollkey_core::{
-    Account, AccountId, OperatingModel, Problem,
+    Account, AccountId, OperatingModel, Preconditions, Problem,
     audit::{Action, Target},
 };
 
@@ -17,11 +17,13 @@ pub async fn get(service: &Service, id: AccountId) -> Result<Account, Problem> {
         .await
 }
 
-/// Sets the operating model of the managed account, which also applies to existing keys.
+/// Sets the operating model of the managed account, which also applies to existing keys. Fails with
+/// `precondition_failed`.
 pub async fn set_operating_model(
     service: &Service,
     by: &RequestActor,
     model: OperatingModel,
+    preconditions: Preconditions,
 ) -> Result<Account, Problem> {
     let now = service.clock.now();
     let account_id = by.account_id.clone();
@@ -35,9 +37,11 @@ pub async fn set_operating_model(
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             account.lock()?;
-            let before = account.get()?.operating_model;
+            let before = account.get()?;
+            preconditions.check(before.entity_tag())?;
             if account.set_operating_model(model, now)? {
-                draft.changes = json!({"operating_model": [before.as_str(), model.as_str()]});
+                draft.changes =
+                    json!({"operating_model": [before.operating_model.as_str(), model.as_str()]});
                 account.append(draft)?;
             }
             Ok(Account {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    AccountId, ApiKey, Application, ApplicationId, Problem, ProblemCode, Timestamp,
+    AccountId, ApiKey, Application, ApplicationId, Preconditions, Problem, ProblemCode, Timestamp,
     audit::{Action, Target},
     lineage::Root,
 };
@@ -121,19 +121,21 @@ pub async fn newest_and(
     service.read(by, work).await
 }
 
-/// `None` leaves a field unchanged. Fails with `not_found` or `application_name_taken`.
+/// `None` leaves a field unchanged. Fails with `not_found`, `application_name_taken` or `precondition_failed`.
 pub async fn update(
     service: &Service,
     by: &RequestActor,
     id: ApplicationId,
     name: Option<String>,
     description: Option<Option<String>>,
+    preconditions: Preconditions,
 ) -> Result<Application, Problem> {
     modify(
         service,
         by,
         id,
         Action::ApplicationUpdated,
+        preconditions,
         move |application| {
             let mut changes = Map::new();
             if let Some(name) = name.filter(|name| *name != application.name) {
@@ -155,19 +157,21 @@ pub async fn update(
     .await
 }
 
-/// When this returns, the change applies to all of its keys on every replica. Fails with `not_found`.
+/// When this returns, the change applies to all of its keys on every replica. Fails with `not_found` or
+/// `precondition_failed`.
 pub async fn set_enabled(
     service: &Service,
     by: &RequestActor,
     id: ApplicationId,
     enabled: bool,
+    preconditions: Preconditions,
 ) -> Result<Application, Problem> {
     let action = if enabled {
         Action::ApplicationEnabled
     } else {
         Action::ApplicationDisabled
     };
-    modify(service, by, id, action, move |application| {
+    modify(service, by, id, action, preconditions, move |application| {
         let mut changes = Map::new();
         if application.is_enabled != enabled {
             changes.insert(
@@ -188,6 +192,7 @@ async fn modify(
     by: &RequestActor,
     id: ApplicationId,
     action: Action,
+    preconditions: Preconditions,
     edit: impl FnOnce(&mut Application) -> Map<String, Value> + Clone + Send + 'static,
 ) -> Result<Application, Problem> {
     let mut draft = by.draft(service, action, Target::application(id), Value::Null);
@@ -198,6 +203,7 @@ async fn modify(
             let mut application = account
                 .lock_application(&id)?
                 .ok_or_else(Problem::not_found)?;
+            preconditions.check(application.entity_tag())?;
             let changes = edit(&mut application);
             if !changes.is_empty() {
                 draft.changes = Value::Object(changes);
@@ -209,11 +215,13 @@ async fn modify(
         .await
 }
 
-/// Also revokes its unexpired keys. When this returns, every replica rejects them. Fails with `not_found`.
+/// Also revokes its unexpired keys. When this returns, every replica rejects them. Fails with `not_found` or
+/// `precondition_failed`.
 pub async fn delete(
     service: &Service,
     by: &RequestActor,
     id: ApplicationId,
+    preconditions: Preconditions,
 ) -> Result<(), Problem> {
     let now = service.clock.now();
     let draft = by.draft(
@@ -227,9 +235,10 @@ pub async fn delete(
     let deleted = service
         .change(by, move |tx| {
             let mut account = tx.account(&account_id);
-            account
+            let application = account
                 .lock_application(&id)?
                 .ok_or_else(Problem::not_found)?;
+            preconditions.check(application.entity_tag())?;
             account.delete_application(&id, now)?;
             account.add_pending_revocation(&pending)?;
             account.append(draft)?;

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use tollkey_core::{
-    PlainKey, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition,
+    PlainKey, Preconditions, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition,
     key_format::CredentialKind,
 };
 
@@ -144,17 +144,29 @@ pub async fn list(service: &Service) -> Result<Vec<ServiceKey>, Problem> {
         .await
 }
 
-/// Revoking it again changes nothing. When this returns, every replica rejects it. Fails with `not_found`.
-pub async fn revoke(service: &Service, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
+/// Revokes the service key on every replica, and returns it. Idempotent: preconditions apply only while it is not revoked.
+/// Fails with `not_found` or `precondition_failed`.
+pub async fn revoke(
+    service: &Service,
+    by: &str,
+    id: ServiceKeyId,
+    preconditions: Preconditions,
+) -> Result<ServiceKey, Problem> {
     let now = service.clock.now();
-    let transition = service
+    let (key, transition) = service
         .ensure(Owner::Operator, move |tx| {
-            tx.revoke_service_key(&id, now)?
-                .ok_or_else(Problem::not_found)
+            let before = tx.service_key(&id)?.ok_or_else(Problem::not_found)?;
+            if before.revoked_at.is_none() {
+                preconditions.check(before.entity_tag())?;
+            }
+            let transition = tx.revoke_service_key(&id, now)?;
+            let transition = transition.ok_or_else(Problem::not_found)?;
+            let revoked = tx.service_key(&id)?.ok_or_else(Problem::not_found)?;
+            Ok((revoked, transition))
         })
         .await?;
     if transition == Transition::Changed {
         tracing::info!(service_key = %id, by, "service key revoked");
     }
-    Ok(())
+    Ok(key)
 }

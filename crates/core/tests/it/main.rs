@@ -4,6 +4,7 @@
 mod access;
 mod audit;
 mod ceiling;
+mod etag;
 mod id;
 mod key_format;
 mod lineage;

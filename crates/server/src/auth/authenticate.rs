@@ -166,7 +166,17 @@ pub(super) async fn authenticate(
 ) -> Result<Caller, Problem> {
     let headers = CredentialHeaders::default();
     let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
-    match Presented::from(text) {
+    authenticate_as(request, state, Presented::from(text), accepted).await
+}
+
+/// Like [`authenticate`], with a credential that was found elsewhere in the request.
+pub(super) async fn authenticate_as(
+    request: &impl RequestParts,
+    state: &State,
+    presented: Presented<'_>,
+    accepted: &[Family],
+) -> Result<Caller, Problem> {
+    match presented {
         Presented::ApiKey(family, key) => {
             let access = AccessRequest {
                 identity_only: true,

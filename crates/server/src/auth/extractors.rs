@@ -15,6 +15,7 @@ use tollkey_verifier::{CachedKey, Requester};
 use super::{
     authenticate::{Caller, NEEDS_KEY, authenticate, not_forwarded},
     client_ip::client_ip,
+    introspection::IntrospectionCaller,
     jwt,
 };
 use crate::{rejection::Rejection, request_id::request_id, state::State};
@@ -35,7 +36,7 @@ impl CallerAuthenticated {
     }
 }
 
-fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
+pub(super) fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
     request
         .app_data::<web::Data<State>>()
         .cloned()
@@ -257,7 +258,13 @@ impl Operator {
 impl VerificationCaller {
     async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
-        match authenticate(request, &state, &[Family::Secret]).await? {
+        let caller = authenticate(request, &state, &[Family::Secret]).await?;
+        Ok(Self::of(caller)?)
+    }
+
+    /// Fails with `forbidden` for a caller of another kind.
+    pub(super) fn of(caller: Caller) -> Result<Self, Problem> {
+        match caller {
             Caller::ServiceKey(id) => {
                 tracing::trace!(service_key = %id, "service key authenticated");
                 Ok(Self::Service(Service(id.to_string().into())))
@@ -270,8 +277,7 @@ impl VerificationCaller {
             }
             _ => Err(Problem::forbidden(
                 "This operation requires a service key, a management token with the role `service`, or a secret key.",
-            )
-            .into()),
+            )),
         }
     }
 }
@@ -334,6 +340,7 @@ from_request!(
     AccountHolder,
     Operator,
     VerificationCaller,
+    IntrospectionCaller,
     Service,
     PresentedKey
 );

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tollkey_core::{Account, AccountId, OperatingModel};
+use tollkey_core::{Account, AccountId, OperatingModel, Preconditions};
 use tollkey_service::accounts;
 
 use super::{actor, open, output};
@@ -33,7 +33,11 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         Command::Set {
             id,
             operating_model,
-        } => accounts::set_operating_model(&service, &actor(id), operating_model).await?,
+        } => {
+            let actor = actor(id);
+            accounts::set_operating_model(&service, &actor, operating_model, Preconditions::NONE)
+                .await?
+        }
     };
     output::line(format_args!(
         "{}  operating_model={}",

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use tollkey_core::{ServiceKey, ServiceKeyId};
+use tollkey_core::{Preconditions, ServiceKey, ServiceKeyId};
 use tollkey_service::service_keys::{self, CreatedServiceKey};
 
 use super::{open, output, user};
@@ -57,7 +57,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         }
         Command::Revoke { id } => {
             let id: ServiceKeyId = id.parse()?;
-            service_keys::revoke(&service, &user(), id).await?;
+            service_keys::revoke(&service, &user(), id, Preconditions::NONE).await?;
             output::line(format_args!("revoked {id}"))?;
         }
     }

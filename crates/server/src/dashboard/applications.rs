@@ -3,7 +3,9 @@
 use actix_web::{HttpRequest, HttpResponse, get, post, web};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{Application, ApplicationId, Family, FieldErrors, Problem, Status};
+use tollkey_core::{
+    Application, ApplicationId, Family, FieldErrors, Preconditions, Problem, Status,
+};
 use tollkey_service::{Outcome, api_keys, applications, idempotency::CreationPermit};
 
 use super::{
@@ -186,7 +188,9 @@ pub(super) async fn update(
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let updated = match read(&fields) {
         Ok((name, description)) => {
-            applications::update(&state.service, by, id, Some(name), Some(description)).await
+            let (name, description) = (Some(name), Some(description));
+            let always = Preconditions::NONE;
+            applications::update(&state.service, by, id, name, description, always).await
         }
         Err(problem) => Err(problem),
     };
@@ -308,7 +312,7 @@ pub(super) async fn disable(
     id: web::Path<String>,
 ) -> HandlerResult {
     let id = path_id(&id)?;
-    applications::set_enabled(&state.service, &visitor.by, id, false).await?;
+    applications::set_enabled(&state.service, &visitor.by, id, false, Preconditions::NONE).await?;
     Ok(see_application(id, "disabled"))
 }
 
@@ -319,7 +323,7 @@ pub(super) async fn enable(
     id: web::Path<String>,
 ) -> HandlerResult {
     let id = path_id(&id)?;
-    applications::set_enabled(&state.service, &visitor.by, id, true).await?;
+    applications::set_enabled(&state.service, &visitor.by, id, true, Preconditions::NONE).await?;
     Ok(see_application(id, "enabled"))
 }
 
@@ -347,6 +351,6 @@ pub(super) async fn delete(
         let page = StopPage::new(&visitor, whole, true, fields.with_errors(&problem));
         return page::rejected(&problem, &page);
     }
-    applications::delete(&state.service, &visitor.by, id).await?;
+    applications::delete(&state.service, &visitor.by, id, Preconditions::NONE).await?;
     Ok(see_other("/dashboard/applications?done=deleted"))
 }

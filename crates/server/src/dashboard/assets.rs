@@ -2,26 +2,24 @@
 
 use std::sync::LazyLock;
 
-use actix_web::{HttpResponse, get, http::header, web};
+use actix_web::{HttpRequest, get, web};
 use tollkey_core::{Digest, Problem, hex};
 
-use crate::{rejection::HandlerResult, transport::SharedBody};
+use crate::{rejection::HandlerResult, static_file::StaticFile};
 
 struct Asset {
     name: &'static str,
-    content_type: &'static str,
-    content: &'static str,
     version: String,
+    file: StaticFile,
 }
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
-    let asset = |name, content_type, content: &'static str| {
+    let asset = |name, content_type: &'static str, content: &'static str| {
         let version = hex::encode(&Digest::of_key(content).as_bytes()[..6]);
         Asset {
             name,
-            content_type,
-            content,
             version,
+            file: StaticFile::new(content_type, web::Bytes::from_static(content.as_bytes())),
         }
     };
     vec![
@@ -58,7 +56,7 @@ pub(super) fn url(name: &str) -> String {
 
 /// Not cached for another version: during a rolling update a page of one server can load another one's asset.
 #[get("/assets/{version}/{name}")]
-pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
+pub(super) async fn file(request: HttpRequest, path: web::Path<(String, String)>) -> HandlerResult {
     let (version, name) = path.into_inner();
     let asset = ASSETS
         .iter()
@@ -69,12 +67,5 @@ pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
     } else {
         "no-store"
     };
-    let mut response = HttpResponse::Ok();
-    response
-        .insert_header((header::CACHE_CONTROL, kept))
-        .content_type(asset.content_type);
-    Ok(SharedBody::of(
-        response,
-        web::Bytes::from_static(asset.content.as_bytes()),
-    ))
+    Ok(asset.file.respond(&request, kept).await)
 }

@@ -2,7 +2,7 @@
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
-use tollkey_core::{AccountId, OperatingModel, Problem, ServiceKey, ServiceKeyId};
+use tollkey_core::{AccountId, OperatingModel, Preconditions, Problem, ServiceKey, ServiceKeyId};
 use tollkey_service::{
     Outcome, accounts,
     idempotency::CreationPermit,
@@ -157,7 +157,8 @@ pub(super) async fn set_model(
     let model = fields.get("operating_model").parse();
     let model: OperatingModel =
         model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
-    accounts::set_operating_model(&state.service, &visitor.by, model).await?;
+    let by = &visitor.by;
+    accounts::set_operating_model(&state.service, by, model, Preconditions::NONE).await?;
     Ok(see_other("/dashboard/settings?done=model"))
 }
 
@@ -235,7 +236,8 @@ pub(super) async fn revoke_service_key(
     id: web::Path<String>,
 ) -> HandlerResult {
     let actor = visitor.operator()?;
-    service_keys::revoke(&state.service, &actor.id, path_id(&id)?).await?;
+    let id = path_id(&id)?;
+    service_keys::revoke(&state.service, &actor.id, id, Preconditions::NONE).await?;
     Ok(see_other("/dashboard/settings?done=service-key-revoked"))
 }
 

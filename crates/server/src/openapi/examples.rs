@@ -163,6 +163,7 @@ impl Context<'_> {
                 Code::IdempotencyMismatch,
                 "This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.",
             ),
+            "precondition_failed" => Problem::precondition_failed(),
             "payload_too_large" => Problem::new(
                 Code::PayloadTooLarge,
                 format!("The body must have at most {MAX_BODY} bytes."),

@@ -127,7 +127,7 @@ fn add_problems(
             );
             add(
                 "415",
-                "`unsupported_media_type`: the `Content-Type` is not supported.",
+                "`unsupported_media_type`: the `Content-Type`, its charset or the `Content-Encoding` is not supported.",
             );
         }
         if is_creation {

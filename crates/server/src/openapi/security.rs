@@ -17,6 +17,7 @@ pub(super) const MANAGEMENT_TOKEN: &str = "management_token";
 pub(super) const SERVICE_KEY: &str = "service_key";
 pub(super) const SECRET_KEY: &str = "secret_key";
 pub(super) const API_KEY: &str = "api_key";
+const CLIENT_SECRET_BASIC: &str = "client_secret_basic";
 
 /// The names of the security schemes of the credentials that an operation accepts.
 pub(super) struct Callers(Vec<String>);
@@ -78,7 +79,7 @@ fn scheme_names(requirement: &SecurityRequirement) -> Vec<String> {
     }
 }
 
-pub(super) fn schemes() -> [(&'static str, SecurityScheme); 4] {
+pub(super) fn schemes() -> [(&'static str, SecurityScheme); 5] {
     [
         (
             MANAGEMENT_TOKEN,
@@ -102,7 +103,18 @@ pub(super) fn schemes() -> [(&'static str, SecurityScheme); 4] {
                 "An API key of any family. It can also be in the header `x-api-key` or `x-commerce-api-key` instead.",
             ),
         ),
+        (CLIENT_SECRET_BASIC, basic()),
     ]
+}
+
+fn basic() -> SecurityScheme {
+    let description =
+        "HTTP Basic with a service key or secret key as the password. The user name is ignored.";
+    let http = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Basic)
+        .description(Some(description))
+        .build();
+    SecurityScheme::Http(http)
 }
 
 fn bearer(format: &str, description: &str) -> SecurityScheme {

@@ -17,7 +17,9 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
-    audit, members,
+    audit,
+    conditional::{self, IfMatch},
+    members,
     parameters::path_id,
     retry::{IdempotencyHeader, Representation, respond},
 };
@@ -111,6 +113,7 @@ pub async fn create(
     let outcome = retry.once(&state, by, &body, run).await?;
     let show = |created: &CreatedKey| Representation {
         location: None,
+        tag: created.key.entity_tag(),
         body: created_key(&created.key, &created.text),
     };
     respond(outcome, show, |json| {
@@ -169,8 +172,9 @@ pub async fn delete(
     state: web::Data<State>,
     holder: AccountHolder,
     id: web::Path<String>,
+    if_match: IfMatch,
 ) -> HandlerResult {
-    revoke_key(&request, &state, &holder, &id).await
+    revoke_key(&request, &state, &holder, &id, if_match).await
 }
 
 /// Revoke an account key with POST.
@@ -190,10 +194,11 @@ pub async fn revoke(
     state: web::Data<State>,
     holder: AccountHolder,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let tollkey_api::commerce::Nothing {} = body.json_or_nothing()?;
-    revoke_key(&request, &state, &holder, &id).await
+    revoke_key(&request, &state, &holder, &id, if_match).await
 }
 
 async fn revoke_key(
@@ -201,6 +206,7 @@ async fn revoke_key(
     state: &State,
     holder: &AccountHolder,
     id: &str,
+    if_match: IfMatch,
 ) -> HandlerResult {
     let revoked = api_keys::revoke(
         &state.service,
@@ -208,9 +214,10 @@ async fn revoke_key(
         api_keys::ACCOUNT,
         path_id(id)?,
         None,
+        if_match.preconditions()?,
     )
     .await?;
-    Ok(HttpResponse::Ok().json(enveloped(request, state, key(&revoked))))
+    Ok(conditional::ok(revoked.entity_tag()).json(enveloped(request, state, key(&revoked))))
 }
 
 /// List the audit log of the account.

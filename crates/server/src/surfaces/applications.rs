@@ -2,7 +2,7 @@
 
 mod present;
 
-use actix_web::{HttpResponse, delete, get, patch, post, web};
+use actix_web::{HttpResponse, delete, get, http::StatusCode, patch, post, web};
 use tollkey_api::{Patch, applications as api};
 use tollkey_core::{Application, Id, Invalid, Problem};
 use tollkey_service::{api_keys, applications};
@@ -10,6 +10,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, included_key, key, shown};
 use super::{
+    conditional::{self, IfMatch},
     parameters::{paging, path_id},
     retry::{IdempotencyHeader, Representation, plain},
 };
@@ -80,6 +81,7 @@ pub async fn create(
     plain(retry.once(&state, by, &body, run).await?, |application| {
         Representation {
             location: Some(format!("/api/v1/applications/{}", application.id)),
+            tag: application.entity_tag(),
             body: shown(application, None),
         }
     })
@@ -130,7 +132,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> HandlerResult {
     let application = applications::get(&state.service, &caller.0, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(shown(&application, None)))
+    Ok(conditional::ok(application.entity_tag()).json(shown(&application, None)))
 }
 
 /// Update an application.
@@ -153,6 +155,7 @@ pub async fn update(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let (name, description) =
@@ -176,10 +179,17 @@ pub async fn update(
                 );
                 Some((name?, description?))
             })?;
-    let id = path_id(&id)?;
-    let application =
-        applications::update(&state.service, &caller.0, id, name, description).await?;
-    Ok(HttpResponse::Ok().json(shown(&application, None)))
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let update = applications::update(
+        &state.service,
+        &caller.0,
+        id,
+        name,
+        description,
+        preconditions,
+    );
+    let application = update.await?;
+    Ok(conditional::ok(application.entity_tag()).json(shown(&application, None)))
 }
 
 /// Delete an application.
@@ -198,8 +208,10 @@ pub async fn delete(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
 ) -> HandlerResult {
-    applications::delete(&state.service, &caller.0, path_id(&id)?).await?;
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    applications::delete(&state.service, &caller.0, id, preconditions).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -220,13 +232,15 @@ pub async fn set_status(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let body: api::SetApplicationStatus = body.json()?;
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let is_enabled = body.is_enabled;
     let application =
-        applications::set_enabled(&state.service, &caller.0, path_id(&id)?, body.is_enabled)
-            .await?;
-    Ok(HttpResponse::Ok().json(shown(&application, None)))
+        applications::set_enabled(&state.service, &caller.0, id, is_enabled, preconditions).await?;
+    Ok(conditional::ok(application.entity_tag()).json(shown(&application, None)))
 }
 
 /// Create an application key.
@@ -263,6 +277,7 @@ pub async fn create_key(
     plain(retry.once(&state, by, &body, run).await?, |created| {
         Representation {
             location: None,
+            tag: created.key.entity_tag(),
             body: created_key(created),
         }
     })
@@ -318,11 +333,15 @@ pub async fn revoke_key(
     state: web::Data<State>,
     caller: ManagementCaller,
     path: web::Path<(String, String)>,
+    if_match: IfMatch,
 ) -> HandlerResult {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
-    if !api_keys::revoke_of_application(&state.service, &caller.0, application, key).await? {
+    let preconditions = if_match.preconditions()?;
+    let revoke =
+        api_keys::revoke_of_application(&state.service, &caller.0, application, key, preconditions);
+    let Some(revoked) = revoke.await? else {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
         return Err(Problem::new(code, "The key is already revoked. Nothing was changed.").into());
-    }
-    Ok(HttpResponse::NoContent().finish())
+    };
+    Ok(conditional::tagged(StatusCode::NO_CONTENT, revoked.entity_tag()).finish())
 }

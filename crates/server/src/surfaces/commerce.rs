@@ -11,6 +11,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, edit, key, new_key};
 use super::{
+    conditional::{self, IfMatch},
     members,
     parameters::path_id,
     retry::{IdempotencyHeader, Representation, plain},
@@ -53,6 +54,7 @@ fn shown(created: &CreatedKey) -> Representation<api::CreatedKey> {
     let location = format!("/api/v1/api-keys/{}", created.key.id);
     Representation {
         location: Some(location),
+        tag: created.key.entity_tag(),
         body: created_key(&created.key, &created.text),
     }
 }
@@ -157,7 +159,7 @@ pub async fn get(
     id: web::Path<String>,
 ) -> HandlerResult {
     let found = api_keys::get(&state.service, &caller.0, api_keys::COMMERCE, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&found, state.service.clock.now())))
+    Ok(conditional::ok(found.entity_tag()).json(key(&found, state.service.clock.now())))
 }
 
 /// Update a commerce key.
@@ -182,15 +184,16 @@ pub async fn update(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let now = state.service.clock.now();
     let edit = body
         .read_merge_patch_or_nothing()?
         .check(|body, checks| edit(body, &state.service.catalogue, now, checks))?;
-    let id = path_id(&id)?;
-    let changed = api_keys::update(&state.service, &caller.0, id, edit).await?;
-    Ok(HttpResponse::Ok().json(key(&changed, now)))
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let changed = api_keys::update(&state.service, &caller.0, id, preconditions, edit).await?;
+    Ok(conditional::ok(changed.entity_tag()).json(key(&changed, now)))
 }
 
 /// Revoke a commerce key.
@@ -210,6 +213,7 @@ pub async fn revoke(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let reason = body
@@ -217,11 +221,20 @@ pub async fn revoke(
         .check(|body: api::RevokeKey, checks| {
             checks.check("/reason", text::optional(body.reason.as_deref(), 255))
         })?;
-    let id = path_id(&id)?;
-    api_keys::revoke(&state.service, &caller.0, api_keys::COMMERCE, id, reason).await?;
-    Ok(HttpResponse::Ok().json(api::Message {
-        message: REVOKED.to_owned(),
-    }))
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let revoke = api_keys::revoke(
+        &state.service,
+        &caller.0,
+        api_keys::COMMERCE,
+        id,
+        reason,
+        preconditions,
+    );
+    Ok(
+        conditional::ok(revoke.await?.entity_tag()).json(api::Message {
+            message: REVOKED.to_owned(),
+        }),
+    )
 }
 
 /// Suspend a commerce key.
@@ -244,11 +257,13 @@ pub async fn suspend(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::suspend(&state.service, &caller.0, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let changed = api_keys::suspend(&state.service, &caller.0, id, preconditions).await?;
+    Ok(conditional::ok(changed.entity_tag()).json(key(&changed, state.service.clock.now())))
 }
 
 /// Resume a commerce key.
@@ -270,11 +285,13 @@ pub async fn resume(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::resume(&state.service, &caller.0, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let changed = api_keys::resume(&state.service, &caller.0, id, preconditions).await?;
+    Ok(conditional::ok(changed.entity_tag()).json(key(&changed, state.service.clock.now())))
 }
 
 /// Rotate a commerce key.
@@ -301,6 +318,7 @@ pub async fn rotate(
     state: web::Data<State>,
     caller: ManagementCaller,
     id: web::Path<String>,
+    if_match: IfMatch,
     retry: IdempotencyHeader,
     body: Body,
 ) -> HandlerResult {
@@ -314,8 +332,8 @@ pub async fn rotate(
                     Overlap::parse(body.overlap_seconds.unwrap_or_default()),
                 )
             })?;
-        let id = path_id(&id)?;
-        api_keys::rotate(&state.service, by, id, overlap, creating).await
+        let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+        api_keys::rotate(&state.service, by, id, overlap, preconditions, creating).await
     };
     plain(retry.once(&state, by, &body, run).await?, shown)
 }

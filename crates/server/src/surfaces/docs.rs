@@ -1,17 +1,21 @@
 //! Swagger UI at `/docs/`. Its files are part of the binary, and all responses share them. The handler of
 //! utoipa-swagger-ui would copy a file for each request, and keep the copy until the client has read the response.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
-use actix_web::{HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use tollkey_core::{Problem, ProblemCode};
 use utoipa_swagger_ui::Config;
 
 use crate::{
     rejection::HandlerResult,
     state::State,
+    static_file::{REVALIDATED, StaticFile},
     surface::{Document, Surface, secure_html, uncached_errors},
-    transport::SharedBody,
 };
 
 /// The hash is that of the only inline style sheet of Swagger UI. Without it, the logo is black on black.
@@ -39,7 +43,14 @@ async fn redirect() -> HttpResponse {
         .finish()
 }
 
-async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult {
+/// The files that were requested, by URL path. Only paths of existing files are added.
+static FILES: LazyLock<Mutex<HashMap<String, Arc<StaticFile>>>> = LazyLock::new(Mutex::default);
+
+async fn file(
+    request: HttpRequest,
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> HandlerResult {
     let config = Config::from(state.public_path.path("/openapi.json")).validator_url("none");
     let found = utoipa_swagger_ui::serve(&path, Arc::new(config)).map_err(|error| {
         tracing::error!(%error, "cannot serve a file of Swagger UI");
@@ -51,14 +62,18 @@ async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult
             "No resource exists at this path. Check the URL.",
         )
     })?;
-    let mut response = HttpResponse::Ok();
-    response.content_type(file.content_type);
-    if file.gzpipped {
-        response.insert_header((header::CONTENT_ENCODING, "gzip"));
-    }
-    match file.bytes {
-        Cow::Borrowed(bytes) => Ok(SharedBody::of(response, web::Bytes::from_static(bytes))),
-        // Only the configuration, about a kilobyte, is generated for each request.
-        Cow::Owned(bytes) => Ok(response.body(bytes)),
-    }
+    // One of the files depends on the path prefix of the server.
+    let url = state.public_path.path(&format!("/docs/{path}"));
+    let shared = {
+        let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = files.entry(url).or_insert_with(|| {
+            let bytes = match file.bytes {
+                Cow::Borrowed(bytes) => web::Bytes::from_static(bytes),
+                Cow::Owned(bytes) => bytes.into(),
+            };
+            Arc::new(StaticFile::new(file.content_type, bytes))
+        });
+        Arc::clone(shared)
+    };
+    Ok(shared.respond(&request, REVALIDATED).await)
 }

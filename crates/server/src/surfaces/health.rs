@@ -1,6 +1,6 @@
 //! Health checks, and the OpenAPI document.
 
-use actix_web::{HttpResponse, get, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, get, web};
 use tollkey_core::Problem;
 use utoipa_actix_web::service_config::ServiceConfig;
 
@@ -8,8 +8,8 @@ use crate::{
     openapi,
     rejection::HandlerResult,
     state::State,
+    static_file::{REVALIDATED, StaticFile},
     surface::{Document, Surface, uncached_errors},
-    transport::SharedBody,
 };
 
 /// The surface of health checks and the OpenAPI document, and of every path that no other surface has.
@@ -80,16 +80,10 @@ pub async fn ready(state: web::Data<State>) -> HandlerResult {
 /// Returns this document as JSON.
 #[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
 #[get("/openapi.json")]
-pub async fn document(state: web::Data<State>) -> HttpResponse {
-    let mut response = HttpResponse::Ok();
-    response
-        .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .content_type("application/json");
-    SharedBody::of(
-        response,
-        state
-            .document
-            .get_or_init(|| openapi::json_under(&state.public_path))
-            .clone(),
-    )
+pub async fn document(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    let file = state.document.get_or_init(|| {
+        let json = openapi::json_under(&state.public_path);
+        StaticFile::new("application/json", json)
+    });
+    file.respond(&request, REVALIDATED).await
 }

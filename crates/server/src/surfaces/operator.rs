@@ -1,6 +1,6 @@
 //! Operations of operators on accounts and service keys.
 
-use actix_web::{HttpResponse, delete, get, post, put, web};
+use actix_web::{HttpResponse, delete, get, http::StatusCode, post, put, web};
 use tollkey_api::{Secret, operator as api};
 use tollkey_core::{Account, AccountId, Problem, ServiceKey};
 use tollkey_service::{
@@ -10,6 +10,7 @@ use tollkey_service::{
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{
+    conditional::{self, IfMatch},
     parameters::path_id,
     retry::{IdempotencyHeader, Representation, plain},
 };
@@ -56,7 +57,7 @@ pub async fn get_account(
     id: web::Path<String>,
 ) -> HandlerResult {
     let account = accounts::get(&state.service, account_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(shown_account(&account)))
+    Ok(conditional::ok(account.entity_tag()).json(shown_account(&account)))
 }
 
 /// Set the operating model of an account.
@@ -76,13 +77,15 @@ pub async fn put_account(
     state: web::Data<State>,
     operator: Operator,
     id: web::Path<String>,
+    if_match: IfMatch,
     body: Body,
 ) -> HandlerResult {
     let body: api::PutAccount = body.json()?;
     let actor = operator.manage(account_id(&id)?);
+    let (model, preconditions) = (body.operating_model, if_match.preconditions()?);
     let account =
-        accounts::set_operating_model(&state.service, &actor, body.operating_model).await?;
-    Ok(HttpResponse::Ok().json(shown_account(&account)))
+        accounts::set_operating_model(&state.service, &actor, model, preconditions).await?;
+    Ok(conditional::ok(account.entity_tag()).json(shown_account(&account)))
 }
 
 /// Create a service key.
@@ -116,6 +119,7 @@ pub async fn create_service_key(
         .await?;
     plain(outcome, |CreatedServiceKey { key, text }| Representation {
         location: None,
+        tag: key.entity_tag(),
         body: api::CreatedServiceKey {
             id: key.id.to_string(),
             name: key.name.clone(),
@@ -163,10 +167,12 @@ pub async fn revoke_service_key(
     state: web::Data<State>,
     operator: Operator,
     id: web::Path<String>,
+    if_match: IfMatch,
 ) -> HandlerResult {
-    let id = path_id(&id)?;
-    service_keys::revoke(&state.service, &operator.actor.id, id).await?;
-    Ok(HttpResponse::NoContent().finish())
+    let (id, preconditions) = (path_id(&id)?, if_match.preconditions()?);
+    let by = &operator.actor.id;
+    let revoked = service_keys::revoke(&state.service, by, id, preconditions).await?;
+    Ok(conditional::tagged(StatusCode::NO_CONTENT, revoked.entity_tag()).finish())
 }
 
 /// A malformed ID gets the same response as an unknown one.

@@ -10,7 +10,7 @@ use actix_web::{
     web,
 };
 use serde::Serialize;
-use tollkey_core::{Problem, audit::Actor};
+use tollkey_core::{EntityTag, Problem, audit::Actor};
 use tollkey_service::{
     Outcome, RequestActor,
     idempotency::{self, BeginOutcome, CreationPermit, IdempotencyKey, Recorded, RequestTarget},
@@ -115,6 +115,8 @@ impl IdempotencyHeader {
 pub struct Representation<B> {
     /// The value of `Location`, for operations that document this header.
     pub location: Option<String>,
+    /// The tag of the created resource. A replay has the tag of the first response.
+    pub tag: EntityTag,
     pub body: B,
 }
 
@@ -125,21 +127,28 @@ pub fn respond<T, B: Serialize>(
     wrap: impl FnOnce(&str) -> Result<String, Problem>,
 ) -> Result<HttpResponse, Rejection> {
     let replayed = !matches!(outcome, Outcome::Created(_));
-    let (status, location, body) = match outcome {
+    let (status, location, tag, body) = match outcome {
         Outcome::Created(created) | Outcome::Replayed(created) => {
-            let Representation { location, body } = show(&created);
+            let Representation {
+                location,
+                tag,
+                body,
+            } = show(&created);
             let json =
                 Zeroizing::new(serde_json::to_string(&body).map_err(|_| Problem::internal())?);
-            (StatusCode::CREATED, location, wrap(&json)?)
+            (StatusCode::CREATED, location, Some(tag), wrap(&json)?)
         }
         Outcome::ReplayedResponse(stored) => {
             let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::CREATED);
-            (status, stored.location, wrap(stored.body.expose())?)
+            (status, stored.location, None, wrap(stored.body.expose())?)
         }
     };
     let mut response = HttpResponse::build(status);
     if let Some(location) = location {
         response.insert_header((header::LOCATION, location));
+    }
+    if let Some(tag) = tag {
+        response.insert_header((header::ETAG, tag.to_string()));
     }
     if replayed {
         response.insert_header((IDEMPOTENT_REPLAYED, "true"));

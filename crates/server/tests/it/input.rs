@@ -8,7 +8,10 @@ use tokio::{
 
 use crate::{
     assert_response,
-    support::{App, Call, Reply, each_backend},
+    support::{
+        App, Call, Reply, each_backend,
+        raw::{connect, read_response, send},
+    },
 };
 
 /// Asserts that a problem has every required field and reveals no internals.
@@ -605,6 +608,9 @@ async fn wrong_content_type_or_compressed_body_is_415() {
                 Some("application/x-www-form-urlencoded"),
                 Some("multipart/form-data; boundary=x"),
                 Some("application/json, text/plain"),
+                Some("application/json; charset=iso-8859-1"),
+                Some("application/json;charset=\"UTF-16\""),
+                Some("application/json; charset=utf-8; charset=us-ascii"),
             ] {
                 let call = app
                     .call(method, path)
@@ -620,6 +626,16 @@ async fn wrong_content_type_or_compressed_body_is_415() {
                     (415, "unsupported_media_type"),
                     "{context}"
                 );
+                let types = match path.as_str() {
+                    path if *method == "PATCH" && !path.ends_with("/status") => {
+                        "application/json, application/merge-patch+json"
+                    }
+                    _ => "application/json",
+                };
+                let accepted =
+                    ["accept", "accept-patch", "accept-encoding"].map(|name| reply.header(name));
+                let patch = (*method == "PATCH").then_some(types);
+                assert_eq!(accepted, [Some(types), patch, None], "{context}");
                 assert_problem(&reply, &context);
             }
             for encoding in ["gzip", "br", "deflate", "identity, gzip", "x"] {
@@ -634,6 +650,8 @@ async fn wrong_content_type_or_compressed_body_is_415() {
                     (415, "unsupported_media_type"),
                     "{context}"
                 );
+                let accepted = ["accept", "accept-encoding"].map(|name| reply.header(name));
+                assert_eq!(accepted, [None, Some("identity")], "{context}");
                 assert_problem(&reply, &context);
             }
         }
@@ -642,17 +660,29 @@ async fn wrong_content_type_or_compressed_body_is_415() {
             "application/json",
             "application/json; charset=utf-8",
             "Application/JSON;charset=UTF-8",
+            "application/json; charset=\"utf-8\"",
+            "application/json; profile=\"a;charset=latin1\"",
         ] {
             let call = app
                 .call("POST", "/applications")
                 .bearer(&token)
                 .header("content-type", content_type);
             let reply = call
-                .header("content-encoding", "identity")
+                .header("content-encoding", "Identity")
                 .body(json!({"name": content_type}).to_string())
                 .await;
             assert_eq!(reply.status, 201, "{content_type}: {reply}");
         }
+        let form = |content_type: &str| {
+            app.call("POST", "/introspect")
+                .bearer(&app.service())
+                .header("content-type", content_type)
+                .body("token=x")
+        };
+        const FORM: &str = "application/x-www-form-urlencoded";
+        assert_eq!(form(&format!("{FORM}; charset=UTF-8")).await.status, 200);
+        let reply = form(&format!("{FORM}; charset=iso-8859-1")).await;
+        assert_eq!((reply.status, reply.header("accept")), (415, Some(FORM)));
     })
     .await;
 }
@@ -714,6 +744,57 @@ async fn wrong_method_is_405_with_the_allowed_methods() {
             assert_eq!(head.status == 405, !allow.contains("HEAD"), "HEAD {path}: {head}");
             assert_eq!(head.body, "", "HEAD {path}");
         }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn trace_and_connect_are_405_on_every_path() {
+    each_backend(async |app: &App| {
+        const ALL: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
+        let address = app.running().address();
+        for (path, allow) in [
+            ("/", ALL),
+            ("/nothing", ALL),
+            ("/livez", "GET, HEAD"),
+            ("/docs/", ALL),
+            ("/dashboard", ALL),
+            ("/dashboard/keys", ALL),
+            ("/api/v1/nothing", ALL),
+            ("/api/v1/verify", "POST"),
+            ("/v1/account/api-keys", "GET, POST, HEAD"),
+        ] {
+            let reply = Call::to(address, "TRACE", path).await;
+            assert_eq!(
+                (reply.status, reply.header("allow")),
+                (405, Some(allow)),
+                "{path}: {reply}"
+            );
+            let is_html = path.starts_with("/dashboard");
+            let code = if path.starts_with("/v1") {
+                "METHOD_NOT_ALLOWED"
+            } else {
+                "method_not_allowed"
+            };
+            assert!(is_html || reply.body.contains(code), "{path}: {reply}");
+            // An HTTP client would send CONNECT with a host and a port instead of a path.
+            for target in [path, "example.com:443"] {
+                let mut stream = connect(address).await;
+                send(
+                    &mut stream,
+                    format!("CONNECT {target} HTTP/1.1\r\nhost: x\r\n\r\n"),
+                )
+                .await;
+                let (head, _) = read_response(&mut stream).await.expect("a response");
+                let allow = if target == path { allow } else { ALL };
+                assert!(head.starts_with("http/1.1 405"), "{target}: {head}");
+                let line = format!("allow: {}\r\n", allow.to_ascii_lowercase());
+                assert!(head.contains(&line), "{target}: {head}");
+            }
+        }
+        // The method is that of the request that a gateway authorizes.
+        let gateway = Call::new(address, "TRACE", "/authz/forward-auth").await;
+        assert_eq!(gateway.status, 401, "{gateway}");
     })
     .await;
 }

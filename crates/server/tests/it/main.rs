@@ -8,6 +8,7 @@ mod authorization;
 mod ceiling;
 mod changes;
 mod client;
+mod conditional;
 mod connections;
 #[path = "../../../core/tests/it/credential_forms.rs"]
 mod credential_forms;
@@ -21,6 +22,7 @@ mod guard;
 mod hellgate;
 mod idempotency;
 mod input;
+mod introspection;
 mod lineage;
 mod openapi;
 mod operator;
@@ -30,6 +32,7 @@ mod problems;
 mod rate_limits;
 mod rotation;
 mod sign_in;
+mod static_files;
 mod stopping;
 mod storlaunch;
 #[path = "../support/mod.rs"]

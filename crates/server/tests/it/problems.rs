@@ -59,7 +59,8 @@ fn next(code: ProblemCode) -> Option<ProblemCode> {
         Code::KeyUnchangeable(TransitionError::AlreadyRotated) => Code::IdempotencyInProgress,
         Code::IdempotencyInProgress => Code::IdempotencyReplayUnavailable,
         Code::IdempotencyReplayUnavailable => Code::SubscriberIdShared,
-        Code::SubscriberIdShared => Code::PayloadTooLarge,
+        Code::SubscriberIdShared => Code::PreconditionFailed,
+        Code::PreconditionFailed => Code::PayloadTooLarge,
         Code::PayloadTooLarge => Code::UnsupportedMediaType,
         Code::UnsupportedMediaType => Code::IdempotencyMismatch,
         Code::IdempotencyMismatch => Code::RateLimited,
@@ -126,6 +127,7 @@ fn of_core() -> Vec<Row> {
         TransitionError::Suspended.into(),
         TransitionError::AlreadyRotated.into(),
         Problem::idempotency_in_progress(),
+        Problem::precondition_failed(),
         Problem::internal(),
         Problem::unavailable(),
     ]
@@ -329,6 +331,8 @@ async fn all_problems_are_in_this_table() {
             The first request succeeded, but its response cannot be decrypted: the sealing secret of the server was changed, or a newer release stored the response. Look up what the request created before you send another Idempotency-Key.
         subscriber_id_shared | 409 | Another process uses this subscriber ID
             Another process polls with this subscriber ID. Evict every cached key and continue with a new random ID.
+        precondition_failed | 412 | The resource was changed
+            The current ETag of the resource is not in If-Match, so nothing was changed. Get the resource again, and repeat the change with its ETag.
         payload_too_large | 413 | The body is too large
             The body must have at most 65536 bytes.
         unsupported_media_type | 415 | Unsupported media type

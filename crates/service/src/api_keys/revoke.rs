@@ -1,8 +1,8 @@
 //! Revokes a key and all of its descendants.
 
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, KeyId, Problem, api_key::Transition, audit::Action,
-    lineage::Root,
+    ApiKey, ApplicationId, Family, KeyId, Preconditions, Problem, api_key::Transition,
+    audit::Action, lineage::Root,
 };
 
 use super::{
@@ -11,30 +11,35 @@ use super::{
 };
 use crate::{actor::RequestActor, service::Service};
 
-/// Revokes the key and its descendants on every replica. Idempotent. Fails with `not_found`.
+/// Revokes the key and its descendants on every replica. Idempotent: preconditions apply only while it is not revoked.
+/// Fails with `not_found` or `precondition_failed`.
 pub async fn revoke(
     service: &Service,
     by: &RequestActor,
     families: &'static [Family],
     id: KeyId,
     reason: Option<String>,
+    preconditions: Preconditions,
 ) -> Result<ApiKey, Problem> {
-    let selector = KeySelector::of(families, id);
+    let selector = KeySelector::of(families, id, preconditions);
     Ok(revoke_selected(service, by, selector, reason).await?.0)
 }
 
-/// Revokes the key on every replica. Returns `false` if it was already revoked. Fails with `not_found`.
+/// Revokes the key on every replica, and returns it; `None` if it was already revoked. Preconditions apply only while it
+/// is not revoked. Fails with `not_found` or `precondition_failed`.
 pub async fn revoke_of_application(
     service: &Service,
     by: &RequestActor,
     application_id: ApplicationId,
     id: KeyId,
-) -> Result<bool, Problem> {
+    preconditions: Preconditions,
+) -> Result<Option<ApiKey>, Problem> {
     let selector = KeySelector {
         application_id: Some(application_id),
-        ..KeySelector::of(APPLICATION, id)
+        ..KeySelector::of(APPLICATION, id, preconditions)
     };
-    Ok(revoke_selected(service, by, selector, None).await?.1)
+    let (key, is_revoked_now) = revoke_selected(service, by, selector, None).await?;
+    Ok(is_revoked_now.then_some(key))
 }
 
 async fn revoke_selected(

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tollkey_core::{
-    KeyId, PlainKey, Problem, Status,
+    KeyId, PlainKey, Preconditions, Problem, Status,
     api_key::Overlap,
     audit::{Action, Target},
     key_format::CredentialKind,
@@ -23,7 +23,8 @@ use crate::{
 /// Creates a successor of a commerce key with the same restrictions. The key itself expires when the overlap ends.
 ///
 /// # Errors
-/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when the
+/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `precondition_failed`, which is
+/// about the predecessor; `key_limit_reached` when the
 /// overlap would exceed the limit; `scoped_keys_unavailable`, `feature_unavailable` when the account's model no longer
 /// allows the successor's restrictions; and the errors of [`idempotency::create`].
 pub async fn rotate<R: Recorded<CreatedKey> + Send + 'static>(
@@ -31,6 +32,7 @@ pub async fn rotate<R: Recorded<CreatedKey> + Send + 'static>(
     by: &RequestActor,
     id: KeyId,
     overlap: Overlap,
+    preconditions: Preconditions,
     creating: CreationPermit<R>,
 ) -> Result<Outcome<CreatedKey, R>, Problem> {
     let now = service.clock.now();
@@ -50,6 +52,7 @@ pub async fn rotate<R: Recorded<CreatedKey> + Send + 'static>(
             )
         });
         let successor = key.rotate(new_id, &text, overlap, now)?;
+        preconditions.check(before.entity_tag())?;
         account
             .get()?
             .operating_model

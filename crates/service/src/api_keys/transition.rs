@@ -1,7 +1,7 @@
 //! Changes the status of a key.
 
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, KeyId, Problem,
+    ApiKey, ApplicationId, Family, KeyId, Preconditions, Problem,
     api_key::Transition,
     audit::{Action, Target},
 };
@@ -16,14 +16,17 @@ pub(super) struct KeySelector {
     /// The application that the key must belong to, and which must exist; `None` for any or no application.
     pub(super) application_id: Option<ApplicationId>,
     pub(super) id: KeyId,
+    /// What the caller requires of its current state.
+    pub(super) preconditions: Preconditions,
 }
 
 impl KeySelector {
-    pub(super) fn of(families: &'static [Family], id: KeyId) -> Self {
+    pub(super) fn of(families: &'static [Family], id: KeyId, preconditions: Preconditions) -> Self {
         Self {
             families,
             application_id: None,
             id,
+            preconditions,
         }
     }
 }
@@ -45,6 +48,7 @@ pub(super) async fn transition(
         families,
         application_id,
         id,
+        preconditions,
     } = selector;
     let (account_id, visible_mode) = (by.account_id.clone(), by.visible_mode());
     let drafts = by.drafts(service);
@@ -62,7 +66,12 @@ pub(super) async fn transition(
                     && (application_id.is_none() || key.application_id == application_id)
             };
             let mut key = key.filter(is_selected).ok_or_else(Problem::not_found)?;
+            let before = key.entity_tag();
             let changed = step(&mut account, &mut key)? == Transition::Changed;
+            // The repeat of a revocation succeeds, whatever state the caller has seen.
+            if changed || action != Action::ApiKeyRevoked {
+                preconditions.check(before)?;
+            }
             if changed {
                 account.save_key(&key)?;
                 account.append(drafts(

@@ -1,7 +1,7 @@
 //! Updates a key.
 
 use tollkey_core::{
-    ApiKey, KeyId, Problem,
+    ApiKey, KeyId, Preconditions, Problem,
     audit::{Action, Target},
 };
 
@@ -11,12 +11,13 @@ use crate::{actor::RequestActor, service::Service};
 /// Updates a commerce key, which `edit` changes in place. Writes nothing if nothing differs.
 ///
 /// # Errors
-/// `not_found`, `key_revoked`, `key_expired`, the error of `edit`, and `scoped_keys_unavailable` or
+/// `not_found`, `key_revoked`, `key_expired`, `precondition_failed`, the error of `edit`, and `scoped_keys_unavailable` or
 /// `feature_unavailable` for restrictions that the account's model does not support.
 pub async fn update(
     service: &Service,
     by: &RequestActor,
     id: KeyId,
+    preconditions: Preconditions,
     edit: impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<ApiKey, Problem> {
     let now = service.clock.now();
@@ -29,6 +30,7 @@ pub async fn update(
                 .lock_key(COMMERCE, &id)?
                 .ok_or_else(Problem::not_found)?;
             before.check_changeable(now)?;
+            preconditions.check(before.entity_tag())?;
             let mut key = before.clone();
             edit(&mut key)?;
             if (&key.restrictions.merchants, &key.restrictions.features)
@@ -39,15 +41,17 @@ pub async fn update(
             {
                 account.get()?.operating_model.check(&key.restrictions)?;
             }
-            if key != before {
-                account.save_key(&key)?;
-                let changes = differences(&before, &key).into();
-                account.append(drafts(
-                    Action::ApiKeyUpdated,
-                    Target::key(id, key.mode),
-                    changes,
-                ))?;
+            // Equal metadata can have its fields in another order, which is not written either.
+            if key == before {
+                return Ok(before);
             }
+            account.save_key(&key)?;
+            let changes = differences(&before, &key).into();
+            account.append(drafts(
+                Action::ApiKeyUpdated,
+                Target::key(id, key.mode),
+                changes,
+            ))?;
             Ok(key)
         })
         .await?;

@@ -2,7 +2,7 @@
 
 use actix_web::{get, post, web};
 use askama::Template;
-use tollkey_core::{Family, FieldErrors, Invalid, KeyId, Problem, text};
+use tollkey_core::{Family, FieldErrors, Invalid, KeyId, Preconditions, Problem, text};
 use tollkey_service::api_keys;
 
 use super::{
@@ -77,6 +77,7 @@ pub(in super::super) async fn revoke(
             &RevokePage::new(&state, &visitor, id, fields.with_errors(&problem)).await?,
         );
     };
-    api_keys::revoke(&state.service, by, &Family::ALL, id, reason).await?;
+    let always = Preconditions::NONE;
+    api_keys::revoke(&state.service, by, &Family::ALL, id, reason, always).await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=revoked")))
 }

@@ -1,6 +1,7 @@
 //! Suspending and resuming a key.
 
 use actix_web::{post, web};
+use tollkey_core::Preconditions;
 use tollkey_service::api_keys;
 
 use super::super::{page::see_other, session::SignedIn};
@@ -13,7 +14,7 @@ pub(in super::super) async fn suspend(
     id: web::Path<String>,
 ) -> HandlerResult {
     let id = path_id(&id)?;
-    api_keys::suspend(&state.service, &visitor.by, id).await?;
+    api_keys::suspend(&state.service, &visitor.by, id, Preconditions::NONE).await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=suspended")))
 }
 
@@ -24,6 +25,6 @@ pub(in super::super) async fn resume(
     id: web::Path<String>,
 ) -> HandlerResult {
     let id = path_id(&id)?;
-    api_keys::resume(&state.service, &visitor.by, id).await?;
+    api_keys::resume(&state.service, &visitor.by, id, Preconditions::NONE).await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=resumed")))
 }

@@ -5,9 +5,16 @@ use tollkey_api::verification as api;
 use tollkey_core::{AccessRequest, FieldErrors, Invalid, RequestPath, text::is_external_id};
 
 use super::present;
-use crate::{auth::VerificationCaller, body::Body, rejection::HandlerResult, state::State};
+use crate::{
+    auth::{IntrospectionCaller, VerificationCaller},
+    body::Body,
+    rejection::HandlerResult,
+    state::State,
+};
 
 const MAX_BATCH: usize = 100;
+/// In characters.
+const MAX_CLIENT_ID: usize = 2048;
 
 /// Verify a key.
 ///
@@ -99,22 +106,27 @@ pub async fn verify_batch(
 /// Returns whether a presented key is valid for a request, in the format of RFC 7662, with the
 /// optional fields of `POST /verify` as extensions. For a denied key the response is exactly
 /// `{"active":false}`.
+///
+/// A service key or secret key can also be the password of HTTP Basic, with any user name, or
+/// `client_secret` in the form. Exactly one credential is required.
 #[utoipa::path(
     tag = "verification",
     operation_id = "introspect",
-    security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
+    security(("service_key" = []), ("client_secret_basic" = []), ("secret_key" = []), ("management_token" = [])),
     request_body(content = api::IntrospectRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, description = "The state of the key.", body = api::IntrospectResponse))
 )]
 #[post("/introspect")]
 pub async fn introspect(
     state: web::Data<State>,
-    caller: VerificationCaller,
+    caller: IntrospectionCaller,
     body: Body,
 ) -> HandlerResult {
-    let request = body
-        .read_form()?
-        .map(|form: api::IntrospectRequest| api::VerifyRequest {
+    let caller = caller.authenticate(&state, &body).await?;
+    let mut client_id = None;
+    let request = body.read_form()?.map(|form: api::IntrospectRequest| {
+        client_id = form.client_id;
+        api::VerifyRequest {
             key: form.token,
             method: form.method,
             path: form.path,
@@ -124,9 +136,15 @@ pub async fn introspect(
             mode: form.mode,
             merchant: form.merchant,
             client_ip: form.client_ip,
-        });
-    let (key, access) =
-        request.check_ref(|request, checks| read_request(&state, &caller, request, checks))?;
+        }
+    });
+    let (key, access) = request.check_ref(|request, checks| {
+        if client_id.is_some_and(|id| id.chars().count() > MAX_CLIENT_ID) {
+            let rule = format!("must have at most {MAX_CLIENT_ID} characters");
+            checks.add("/client_id", rule);
+        }
+        read_request(&state, &caller, request, checks)
+    })?;
     let verdict = state
         .service
         .verify(|| caller.requester(), key, &access)

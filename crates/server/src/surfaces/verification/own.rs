@@ -1,12 +1,17 @@
 //! Operations of a key on itself.
 
-use actix_web::{HttpResponse, delete, get, web};
+use actix_web::{HttpResponse, delete, get, http::StatusCode, web};
 use tollkey_api::verification as api;
 use tollkey_core::{Family, Problem};
 use tollkey_service::api_keys;
 
 use super::present;
-use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
+use crate::{
+    auth::PresentedKey,
+    rejection::HandlerResult,
+    state::State,
+    surfaces::conditional::{self, IfMatch},
+};
 
 /// Get the presented key.
 ///
@@ -20,7 +25,13 @@ use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
 )]
 #[get("/whoami")]
 pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
-    Ok(HttpResponse::Ok().json(present::whoami(
+    // The tag of a publishable key would reveal whether fields change that its holder cannot see.
+    let mut response = if key.record.key.family == Family::Publishable {
+        HttpResponse::Ok()
+    } else {
+        conditional::ok(key.record.key.entity_tag())
+    };
+    Ok(response.json(present::whoami(
         &key.record,
         &state.service.catalogue,
         state.service.clock.now(),
@@ -39,18 +50,23 @@ pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult
     responses((status = 204, description = "The key is revoked."))
 )]
 #[delete("/whoami")]
-pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
+pub async fn revoke_whoami(
+    state: web::Data<State>,
+    key: PresentedKey,
+    if_match: IfMatch,
+) -> HandlerResult {
     if key.record.key.family == Family::Publishable {
         return Err(Problem::forbidden("A publishable key cannot revoke itself. Revoke it with a secret key or a management token.").into());
     }
     let reason = Some("self_revoked".to_owned());
-    api_keys::revoke(
+    let revoked = api_keys::revoke(
         &state.service,
         &key.manager,
         &Family::ALL,
         key.record.key.id,
         reason,
+        if_match.preconditions()?,
     )
     .await?;
-    Ok(HttpResponse::NoContent().finish())
+    Ok(conditional::tagged(StatusCode::NO_CONTENT, revoked.entity_tag()).finish())
 }
