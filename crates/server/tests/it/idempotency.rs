@@ -460,7 +460,7 @@ async fn account_surface_also_reads_x_idempotency_key() {
             &[(ALIAS, KEY)][..],
             &[(IDEMPOTENCY_KEY, KEY)],
             &[(IDEMPOTENCY_KEY, KEY), (ALIAS, KEY)],
-            &[(IDEMPOTENCY_KEY, &quoted), (ALIAS, KEY)],
+            &[(IDEMPOTENCY_KEY, quoted.as_str()), (ALIAS, KEY)],
         ] {
             let again = account(headers).await;
             assert_eq!(
