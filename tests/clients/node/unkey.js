@@ -36,10 +36,10 @@ expect(!unknown.valid && unknown.code === "NOT_FOUND", "an unknown key is not fo
 for (const [permissions, code] of [
   ["links:read", "VALID"],
   ["links:read AND sessions:write", "VALID"],
-  ["links:read AND products:read", "INSUFFICIENT_PERMISSIONS"],
-  ["products:read OR links:read", "VALID"],
-  ["products:read OR (links:read AND sessions:write)", "VALID"],
-  ["(products:read OR links:read) AND products:read", "INSUFFICIENT_PERMISSIONS"],
+  ["links:read AND events:read", "INSUFFICIENT_PERMISSIONS"],
+  ["events:read OR links:read", "VALID"],
+  ["events:read OR (links:read AND sessions:write)", "VALID"],
+  ["(events:read OR links:read) AND events:read", "INSUFFICIENT_PERMISSIONS"],
   ["no.such.permission", "INSUFFICIENT_PERMISSIONS"],
 ]) {
   const response = await verify({ permissions });

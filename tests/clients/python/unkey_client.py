@@ -30,10 +30,10 @@ with Unkey(root_key=SERVICE_KEY, server_url=URL) as unkey:
     for permissions, code in (
         ("links:read", "VALID"),
         ("links:read AND sessions:write", "VALID"),
-        ("links:read AND products:read", "INSUFFICIENT_PERMISSIONS"),
-        ("products:read OR links:read", "VALID"),
-        ("products:read OR (links:read AND sessions:write)", "VALID"),
-        ("(products:read OR links:read) AND products:read", "INSUFFICIENT_PERMISSIONS"),
+        ("links:read AND events:read", "INSUFFICIENT_PERMISSIONS"),
+        ("events:read OR links:read", "VALID"),
+        ("events:read OR (links:read AND sessions:write)", "VALID"),
+        ("(events:read OR links:read) AND events:read", "INSUFFICIENT_PERMISSIONS"),
         ("no.such.permission", "INSUFFICIENT_PERMISSIONS"),
     ):
         response = unkey.keys.verify_key(key=key, permissions=permissions).data
