@@ -84,6 +84,9 @@ def requirements(name):
 def node():
     """Installs the locked npm packages and copies the sources beside them. Returns the directory of the programs."""
     require("node", "npm")
+    version = run("node", "--version", quiet=True).strip()
+    if tuple(int(number) for number in version.lstrip("v").split(".")[:2]) < (20, 19):
+        raise Missing(f"Node.js {version} is older than 20.19")
 
     def install():
         for name in ("package.json", "package-lock.json"):

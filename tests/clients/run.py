@@ -206,17 +206,18 @@ def main():
     parser.add_argument("command", nargs="+", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--server", metavar="PATH", help="the program `tollkey`; by default the one in `target`")
     arguments = parser.parse_args()
-    try:
-        for name in arguments.command:
-            print(f"== {name}", flush=True)
+    status = 0
+    for name in arguments.command:
+        print(f"== {name}", flush=True)
+        try:
             COMMANDS[name](binary(arguments.server) if name != "document" else None)
-    except Missing as error:
-        print(f"tests/clients: skipped, because {error}", file=sys.stderr)
-        return 1 if os.environ.get("TOLLKEY_TEST_REQUIRE_CLIENTS") == "1" else 0
-    except Failed as error:
-        print(f"tests/clients: FAILED: {error}", file=sys.stderr)
-        return 1
-    return 0
+        except Missing as error:
+            print(f"tests/clients: skipped {name}, because {error}", file=sys.stderr)
+            status |= os.environ.get("TOLLKEY_TEST_REQUIRE_CLIENTS") == "1"
+        except Failed as error:
+            print(f"tests/clients: FAILED: {name}: {error}", file=sys.stderr)
+            status = 1
+    return int(status)
 
 
 if __name__ == "__main__":
