@@ -1,34 +1,20 @@
-"""Drives the Python package `storlaunch` against a Tollkey server.
+"""Drives the Python package `forjio-storlaunch` 0.4.0 against a Tollkey server. Nothing of the package is changed.
 
-The package signs each request. Tollkey accepts secret keys as Bearer credentials, so the HTTP client that is passed to
-the package replaces its Authorization header. Nothing else of the package is changed.
+The package sends a Bearer credential. It says that keys cannot create keys; with Tollkey, secret keys can.
 """
 
 import os
 import sys
-from typing import Iterator
+from datetime import datetime, timedelta, timezone
 
-import httpx
 from storlaunch import StorlaunchClient, StorlaunchError
 
 BASE_URL = os.environ.get("TOLLKEY_URL", "http://127.0.0.1:8080")
-
-
-class Bearer(httpx.Auth):
-    """Replaces the package's signature by a credential."""
-
-    def __init__(self, credential: str) -> None:
-        self._credential = credential
-
-    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
-        request.headers["Authorization"] = f"Bearer {self._credential}"
-        yield request
+KEYS = "/api/v1/account/api-keys"
 
 
 def client(credential: str) -> StorlaunchClient:
-    http = httpx.Client(auth=Bearer(credential), timeout=30)
-    # The key ID and secret produce the signature, which is replaced.
-    return StorlaunchClient(key_id="unused", secret="unused", base_url=BASE_URL, http=http)
+    return StorlaunchClient(api_key=credential, base_url=BASE_URL)
 
 
 def expect(condition: bool, what: str) -> None:
@@ -52,39 +38,56 @@ def main() -> None:
         sys.exit("Set TOLLKEY_TOKEN to a management token; `tollkey token --account acme` creates one.")
 
     # A management token creates the first secret key of an account.
-    first = client(token).account.api_keys.create({"name": "First key", "environment": "live", "access": "secret"})
+    first = client(token).account.api_keys.create(name="First key", environment="production")
     expect(first["value"].startswith("sk_live_") and first["id"].startswith("key_"), "the first secret key")
+    expect((first["environment"], first["access"]) == ("live", "secret"), "the response has the document's values")
 
-    keys = client(first["value"]).account.api_keys
-    created = keys.create({"name": "Mobile app", "environment": "test", "access": "publishable"})
-    expect(
-        list(created) == ["id", "name", "environment", "access", "value", "createdAt"] and created["value"].startswith("pk_test_"),
-        "a secret key creates another key",
+    storlaunch = client(first["value"])
+    keys = storlaunch.account.api_keys
+    worker = keys.create(name="Worker", environment="sandbox")
+    expect(worker["value"].startswith("sk_test_"), "a secret key creates a test key")
+    generated = storlaunch.api.account_create_api_keys(
+        name="Mobile app", environment="sandbox", json_body={"access": "publishable"}
     )
+    expect(generated["value"].startswith("pk_test_"), "the generated part of the package creates a publishable key")
+    rejects(lambda: keys.create(name="", environment="sandbox"), 400, "VALIDATION_ERROR", "a name is required")
+    rejects(lambda: keys.create(name="x", environment="staging"), 400, "VALIDATION_ERROR", "an unknown environment")
+
     rows = {row["id"]: row for row in keys.list()}
-    row = rows[created["id"]]
-    expect(
-        list(row)
-        == ["id", "name", "prefix", "last4", "environment", "access", "createdAt", "lastUsedAt", "revokedAt"],
-        "the list has the documented fields",
-    )
-    expect(created["value"].endswith(row["last4"]) and "value" not in row, "the list does not contain the full key")
-    rejects(lambda: keys.create(), 400, "VALIDATION_ERROR", "a key without a name is rejected")
-    rejects(lambda: client(created["value"]).account.api_keys.list(), 403, "FORBIDDEN", "a publishable key cannot list keys")
+    row = rows[worker["id"]]
+    expect(worker["value"].endswith(row["last4"]) and "value" not in row, "the list does not contain the full key")
+    expect(len(storlaunch.api.account_api_keys()) == 3, "the list has all keys")
 
-    revoked = keys.revoke(created["id"])
+    # The package sends this key in both of its headers.
+    body = {"name": "Repeated", "environment": "production"}
+    repeated = [
+        storlaunch.request("POST", KEYS, body=body, idempotency_key="idem_tour-of-tollkey")["value"] for _ in range(2)
+    ]
+    expect(repeated[0] == repeated[1], "a repeated creation returns the same key")
+
+    revoked = keys.revoke(worker["id"])
     expect(revoked["revokedAt"] is not None, "a key is revoked")
-    rejects(
-        lambda: client(created["value"]).account.api_keys.list(), 401, "INVALID_API_KEY", "the revoked key is rejected"
-    )
+    rejects(lambda: client(worker["value"]).account.api_keys.list(), 401, "INVALID_API_KEY", "it is rejected")
+    expect(storlaunch.api.account_delete_api_keys(generated["id"])["id"] == generated["id"], "another is revoked")
 
-    entries = client(first["value"]).account.audit_log.list({"limit": 2})
+    entries = storlaunch.account.audit_log.list({"limit": 2})
     expect(
         [(entry["action"], entry["target"]["id"]) for entry in entries]
-        == [("api_key.revoked", created["id"]), ("api_key.created", created["id"])],
-        "the audit log contains both changes",
+        == [("api_key.revoked", generated["id"]), ("api_key.revoked", worker["id"])],
+        "the audit log has the latest changes",
     )
+    now = datetime.now(timezone.utc)
+    log = lambda **filters: storlaunch.api.account_audit_log(**filters)
+    expect(len(log(entity_type="api_key")) == 6, "the log is filtered by type")
+    expect(log(entity_type="order") == [], "no entry has a type of another product")
+    yesterday, tomorrow = [(now + timedelta(days=days)).isoformat() for days in (-1, 1)]
+    expect(len(log(from_=yesterday, to=tomorrow, action="api_key.revoked")) == 2, "the log is filtered by time")
+    expect(log(to=yesterday) == [] and log(from_=tomorrow) == [], "no entry is older or newer")
 
+    try:
+        storlaunch.storefront.products.list()
+    except StorlaunchError as error:
+        expect(error.status == 404, "Tollkey has none of the package's other routes")
     keys.revoke(first["id"])
     rejects(lambda: keys.list(), 401, "INVALID_API_KEY", "a key can revoke itself")
 

@@ -213,6 +213,52 @@ impl FromStr for Access {
     }
 }
 
+/// The mode of a new key, in the values of the document (`live`, `test`) or of the vendor's client
+/// libraries (`production`, `sandbox`). Responses have the values of the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountKeyEnvironment))]
+pub enum Environment {
+    /// A live key.
+    Live,
+    /// A test key.
+    Test,
+    /// The same as `live`.
+    Production,
+    /// The same as `test`.
+    Sandbox,
+}
+
+impl Environment {
+    /// Returns the mode of a key with this environment.
+    #[must_use]
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Live | Self::Production => Mode::Live,
+            Self::Test | Self::Sandbox => Mode::Test,
+        }
+    }
+
+    /// Returns the access of a key whose request has none. The document requires `access`; the
+    /// vendor's client libraries, which send the other two values, do not know it.
+    #[must_use]
+    pub fn default_access(self) -> Option<Access> {
+        match self {
+            Self::Live | Self::Test => None,
+            Self::Production | Self::Sandbox => Some(Access::Secret),
+        }
+    }
+}
+
+impl From<Mode> for Environment {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Live => Self::Live,
+            Mode::Test => Self::Test,
+        }
+    }
+}
+
 /// The body of `POST /account/api-keys`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -224,13 +270,16 @@ pub struct CreateKey {
         schema(example = "Production CI", min_length = 1, max_length = 100)
     )]
     pub name: String,
-    /// The mode of the key. A test key can read and manage only test keys.
+    /// The mode of the key: `live` or `test`, also accepted as `production` or `sandbox`. A test
+    /// key can read and manage only test keys.
     #[serde(deserialize_with = "crate::enum_value::required")]
-    pub environment: Mode,
+    pub environment: Environment,
     /// The access of the key. `secret` is full access; `publishable` is read-only access to the
-    /// public catalog.
-    #[serde(deserialize_with = "crate::enum_value::required")]
-    pub access: Access,
+    /// public catalog. Required with the environment `live` or `test`. Default with `production`
+    /// or `sandbox`: `secret`.
+    #[serde(default, deserialize_with = "crate::enum_value::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// The time when the key expires: RFC 3339 or Unix seconds, in the future. By default it is the
     /// expiration of the parent key, or never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -387,6 +436,17 @@ pub struct ListAuditLog {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", param(schema_with = crate::audit::action))]
     pub action: Option<String>,
+    /// Returns only entries about a resource of this type: `api_key`, `application` or `account`.
+    /// With another value, the list is empty.
+    #[serde(rename = "entityType", default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entity_type: Option<String>,
+    /// Returns only entries at or after this time: RFC 3339 or Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Returns only entries before this time: RFC 3339 or Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(

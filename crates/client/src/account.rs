@@ -4,14 +4,14 @@
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 use tollkey_api::account::{self as api, Envelope, ListEnvelope};
-use tollkey_core::Mode;
+use tollkey_core::{Mode, Timestamp, audit::TargetKind};
 
 pub use tollkey_api::account::{
     Access, Actor, AuditEntry, CreatedKey, Extras, Key, RateLimit, Target,
 };
 
 use crate::{
-    Client, Error, Page, Request,
+    Client, Error, Moment, Page, Request,
     list::by_cursor,
     members::{idempotent, restrictions},
     request::{Call, Reply, sends},
@@ -77,8 +77,8 @@ impl ApiKeys {
                 .creating(),
             body: api::CreateKey {
                 name: name.into(),
-                environment,
-                access,
+                environment: environment.into(),
+                access: Some(access),
                 expires_at: None,
                 allowed_ips: None,
                 rate_limit: None,
@@ -206,6 +206,9 @@ impl AuditLog {
             limit: None,
             cursor: None,
             action: None,
+            entity_type: None,
+            from: None,
+            to: None,
         }
     }
 }
@@ -218,6 +221,9 @@ pub struct ListAuditLog {
     limit: Option<u32>,
     cursor: Option<UrlText>,
     action: Option<UrlText>,
+    entity_type: Option<UrlText>,
+    from: Option<Moment>,
+    to: Option<Moment>,
 }
 
 impl ListAuditLog {
@@ -233,12 +239,33 @@ impl ListAuditLog {
         self
     }
 
+    /// Only entries about a resource of this type.
+    pub fn entity_type(mut self, kind: TargetKind) -> Self {
+        self.entity_type = Some(UrlText::new(kind.as_str()));
+        self
+    }
+
+    /// Only entries at or after this time.
+    pub fn from(mut self, at: impl Into<Moment>) -> Self {
+        self.from = Some(at.into());
+        self
+    }
+
+    /// Only entries before this time.
+    pub fn to(mut self, at: impl Into<Moment>) -> Self {
+        self.to = Some(at.into());
+        self
+    }
+
     fn request(self) -> Request<Page<AuditEntry>> {
         let call = self
             .call
             .query("limit", self.limit)
             .query("cursor", self.cursor)
-            .query("action", self.action);
+            .query("action", self.action)
+            .query("entityType", self.entity_type)
+            .query("from", self.from.map(Timestamp::from))
+            .query("to", self.to.map(Timestamp::from));
         call.reading_with(page)
     }
 }

@@ -448,12 +448,12 @@ mod tests {
         assert_errors::<account::CreateKey>(
             r#"
             {"environment":7,"access":"s3cret"} -> /environment must be a string; /access must be one of secret, publishable; /name is required
-            {} -> /name is required; /environment is required; /access is required
+            {} -> /name is required; /environment is required
             "#,
         );
         assert_errors::<Nothing>(r#"{"a":1,"b":2} -> /a is unknown; /b is unknown"#);
         let none = json::<account::CreateKey>("{}").unwrap_err();
-        let detail = "3 fields are invalid: /name, /environment, /access";
+        let detail = "2 fields are invalid: /name, /environment";
         assert_eq!(none.detail, detail);
         let not_utf8 = body(b"{\"description\":\"\xff\"}", JSON);
         let problem = not_utf8.json::<CreateKey>().unwrap_err();

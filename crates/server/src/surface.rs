@@ -30,6 +30,8 @@ pub struct Surface {
     pub set_headers: fn(&mut HeaderMap, StatusCode),
     /// Whether this ID of a client is accepted from `X-Request-Id`. Otherwise the server assigns one.
     pub keeps_request_id: fn(&str) -> bool,
+    /// A header that counts as `Idempotency-Key` if it is sent alone, and must equal it otherwise.
+    pub idempotency_alias: Option<&'static str>,
     /// Whether gateways pass on the responses. HEAD is then not treated as GET, and only a 429 has rate limit fields.
     pub is_for_gateways: bool,
     /// Routes that are requested all the time: a success is logged at `debug`.
@@ -109,6 +111,7 @@ impl Surface {
             render: problem_details,
             set_headers: uncached,
             keeps_request_id: is_request_id,
+            idempotency_alias: None,
             is_for_gateways: false,
             quiet_routes: &[],
             document,

@@ -10,7 +10,7 @@ use std::{
 use jiff::Timestamp;
 use tollkey_core::{
     AccountId, Problem, ProblemCode,
-    audit::{self, Action, ChainError, Entry, Hash, Head},
+    audit::{self, Action, ChainError, Entry, Hash, Head, TargetKind},
 };
 use tollkey_store::{AuditFilter, AuditPage, Reader};
 
@@ -23,6 +23,7 @@ pub struct Filter {
     /// Only entries with a smaller number: the `next` of the previous page.
     pub before: Option<u64>,
     pub action: Option<Action>,
+    pub target_kind: Option<TargetKind>,
     pub target_id: Option<String>,
     pub actor_id: Option<String>,
     /// Inclusive.
@@ -50,6 +51,7 @@ pub async fn list(
         .read(by, move |db| {
             let conditions = AuditFilter {
                 action: filter.action,
+                target_kind: filter.target_kind,
                 target_id: filter.target_id,
                 actor_id: filter.actor_id,
                 since: filter.since,

@@ -629,7 +629,8 @@ fn account() -> Vec<Row> {
             }),
         Row::new(
             "listAccountAuditLog",
-            "GET /api/v1/account/audit-log?limit=50&cursor=c1&action=api_key.revoked",
+            "GET /api/v1/account/audit-log?limit=50&cursor=c1&action=api_key.revoked&entityType=api_key\
+             &from=2026-02-23T12%3A00%3A00Z&to=2027-01-01T00%3A00%3A00Z",
         )
         .returns(
             200,
@@ -642,7 +643,10 @@ fn account() -> Vec<Row> {
                 .list()
                 .limit(50)
                 .cursor("c1")
-                .action("api_key.revoked");
+                .action("api_key.revoked")
+                .entity_type(TargetKind::ApiKey)
+                .from(noon())
+                .to(end());
             let page = list.await?;
             assert_eq!(page.next_cursor.as_deref(), Some("c2"));
             let entry = &page.items[0];

@@ -7,7 +7,7 @@
 mod present;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
-use tollkey_api::{account as api, audit::ListAuditLog};
+use tollkey_api::account as api;
 use tollkey_service::{
     self as service,
     api_keys::{self, CreatedKey},
@@ -15,9 +15,8 @@ use tollkey_service::{
 use ulid::Ulid;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use self::present::{created_key, enveloped, enveloped_list, key, new_key};
+use self::present::{audit_filter, created_key, enveloped, enveloped_list, key, new_key};
 use super::{
-    audit,
     conditional::{self, IfMatch},
     members,
     parameters::path_id,
@@ -46,6 +45,8 @@ pub const SURFACE: Surface = Surface {
     alias: Some(("/v1/account", "/api/v1/account")),
     render: present::enveloped_problem,
     keeps_request_id: is_ulid,
+    // The vendor's client libraries send both headers.
+    idempotency_alias: Some("X-Idempotency-Key"),
     ..Surface::api(
         &["/v1", "/api/v1/account"],
         Document {
@@ -84,6 +85,9 @@ pub fn configure(config: &mut ServiceConfig<'_>) {
 /// key: a test key creates only test keys, and the expiration, the IP allowlist and the rate limit
 /// must be within those of the parent key. Limits that the request omits are taken from the parent
 /// key. A key at the maximum depth (a setting, default 3) cannot create keys.
+///
+/// The header `X-Idempotency-Key` counts as `Idempotency-Key` if it is sent alone. If both are sent,
+/// they must be equal.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "createAccountKey",
@@ -239,20 +243,13 @@ pub async fn audit_log(
     holder: AccountHolder,
     query: Query,
 ) -> HandlerResult {
-    let api::ListAuditLog {
-        limit,
-        cursor,
-        action,
-        account: _,
-    } = query.read()?;
-    let filter = audit::filter(&ListAuditLog {
-        limit,
-        cursor,
-        action,
-        ..ListAuditLog::default()
-    })?;
-    let found = service::audit::list(&state.service, &holder.0, filter).await?;
-    let entries = found.entries.iter().map(present::entry).collect();
-    let next = found.next.map(|next| next.to_string());
+    let (entries, next) = match audit_filter(query.read()?)? {
+        Some(filter) => {
+            let found = service::audit::list(&state.service, &holder.0, filter).await?;
+            let entries = found.entries.iter().map(present::entry).collect();
+            (entries, found.next.map(|next| next.to_string()))
+        }
+        None => (Vec::new(), None),
+    };
     Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, entries, next)))
 }

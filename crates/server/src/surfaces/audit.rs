@@ -14,7 +14,7 @@ use tollkey_api::audit as api;
 use tollkey_service::audit;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-pub(super) use self::present::filter;
+pub(super) use self::present::{filter, filter_named};
 
 pub const SURFACE: Surface = Surface::api(
     &["/api/v1/audit-log"],

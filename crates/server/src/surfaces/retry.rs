@@ -5,7 +5,7 @@ use actix_web::{
     dev::Payload,
     http::{
         StatusCode,
-        header::{self, HeaderName},
+        header::{self, HeaderMap, HeaderName},
     },
     web,
 };
@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::{body::Body, rejection::Rejection, state::State, surface::Surfaces};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The Idempotency-Key of a request, if any, with the method and path that it applies to.
@@ -38,18 +38,37 @@ impl FromRequest for IdempotencyHeader {
         let Some(surfaces) = request.app_data::<web::Data<Surfaces>>() else {
             return std::future::ready(Err(Problem::internal().into()));
         };
-        let path = surfaces.documented(request.match_info().as_str());
+        let path = request.match_info().as_str();
+        let alias = surfaces.of(path).idempotency_alias;
+        let path = surfaces.documented(path);
         std::future::ready(Ok(Self {
-            key: key(request),
+            key: key(request.headers(), alias),
             method: request.method().to_string(),
             path,
         }))
     }
 }
 
-fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
-    let wrong = |rule: &str| Problem::field("Idempotency-Key", rule);
-    let mut values = request.headers().get_all(IDEMPOTENCY_KEY);
+fn key(
+    headers: &HeaderMap,
+    alias: Option<&'static str>,
+) -> Result<Option<IdempotencyKey>, Problem> {
+    let key = header_key(headers, IDEMPOTENCY_KEY)?;
+    let Some(alias) = alias else {
+        return Ok(key);
+    };
+    match (key, header_key(headers, alias)?) {
+        (Some(key), Some(other)) if key != other => Err(Problem::field(
+            alias,
+            "must equal Idempotency-Key if both are sent; send one of them",
+        )),
+        (key, other) => Ok(key.or(other)),
+    }
+}
+
+fn header_key(headers: &HeaderMap, name: &'static str) -> Result<Option<IdempotencyKey>, Problem> {
+    let wrong = |rule: &str| Problem::field(name, rule);
+    let mut values = headers.get_all(name);
     let Some(value) = values.next() else {
         return Ok(None);
     };

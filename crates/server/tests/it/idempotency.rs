@@ -8,7 +8,7 @@ use tollkey_core::KeyId;
 
 use crate::{
     assert_response,
-    storlaunch::envelope,
+    storlaunch::{envelope, field_errors},
     support::{
         App, Call, Reply,
         account_keys::{create_key, key_request},
@@ -428,6 +428,90 @@ async fn header_has_16_to_255_printable_characters() {
             .header(IDEMPOTENCY_KEY, "short")
             .await;
         assert_eq!((get.status, get.header("idempotent-replayed")), (200, None));
+    })
+    .await;
+}
+
+/// The vendor's client libraries send both headers.
+#[actix_web::test]
+async fn account_surface_also_reads_x_idempotency_key() {
+    const ALIAS: &str = "x-idempotency-key";
+    each_backend(async |app: &App| {
+        let by = app.management_token("acme");
+        let send = async |path: &str, body: Value, headers: &[(&str, &str)]| {
+            let mut call = app.post(path, body).bearer(&by);
+            for (name, value) in headers {
+                call = call.header(name, value);
+            }
+            call.await
+        };
+        let account = async |headers: &[(&str, &str)]| {
+            let body = key_request("live", "secret");
+            send("/v1/account/api-keys", body, headers).await
+        };
+        let first = account(&[(ALIAS, KEY)]).await;
+        assert_eq!(
+            (first.status, first.header("idempotent-replayed")),
+            (201, None),
+            "{first}"
+        );
+        let quoted = format!("\"{KEY}\"");
+        for headers in [
+            &[(ALIAS, KEY)][..],
+            &[(IDEMPOTENCY_KEY, KEY)],
+            &[(IDEMPOTENCY_KEY, KEY), (ALIAS, KEY)],
+            &[(IDEMPOTENCY_KEY, quoted.as_str()), (ALIAS, KEY)],
+        ] {
+            let again = account(headers).await;
+            assert_eq!(
+                (again.status, again.header("idempotent-replayed")),
+                (201, Some("true")),
+                "{headers:?}: {again}"
+            );
+            assert_eq!(
+                envelope(app, &again)["data"],
+                envelope(app, &first)["data"],
+                "{headers:?}"
+            );
+        }
+        let other = format!("{KEY}2");
+        let length = "must have 16 to 255 printable ASCII characters without quotation marks and backslashes";
+        for (headers, rule) in [
+            (
+                &[(IDEMPOTENCY_KEY, KEY), (ALIAS, other.as_str())][..],
+                "X-Idempotency-Key must equal Idempotency-Key if both are sent; send one of them".to_owned(),
+            ),
+            (
+                &[(ALIAS, KEY), (ALIAS, KEY)],
+                "X-Idempotency-Key must not be repeated".to_owned(),
+            ),
+            (&[(ALIAS, "short")], format!("X-Idempotency-Key {length}")),
+            (
+                &[(IDEMPOTENCY_KEY, "short"), (ALIAS, KEY)],
+                format!("Idempotency-Key {length}"),
+            ),
+        ] {
+            assert_eq!(
+                field_errors(app, &account(headers).await),
+                [rule],
+                "{headers:?}"
+            );
+        }
+        assert_eq!(
+            envelope(app, &app.get("/v1/account/api-keys").bearer(&by).await)["data"]
+                .as_array()
+                .map(Vec::len),
+            Some(1)
+        );
+        // The other APIs do not know the header.
+        for _ in 0..2 {
+            let reply = send("/api-keys", json!({"name": "x"}), &[(ALIAS, KEY)]).await;
+            assert_eq!(
+                (reply.status, reply.header("idempotent-replayed")),
+                (201, None),
+                "{reply}"
+            );
+        }
     })
     .await;
 }

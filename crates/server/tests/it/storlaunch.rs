@@ -410,12 +410,12 @@ async fn invalid_creation_is_400_with_every_error() {
             (
                 "environment",
                 json!("Live"),
-                "/environment must be one of live, test",
+                "/environment must be one of live, test, production, sandbox",
             ),
             (
                 "environment",
-                json!("sandbox"),
-                "/environment must be one of live, test",
+                json!("staging"),
+                "/environment must be one of live, test, production, sandbox",
             ),
             (
                 "environment",
@@ -485,7 +485,10 @@ async fn invalid_creation_is_400_with_every_error() {
         for field in ["name", "environment", "access"] {
             let mut body = key_request("live", "secret");
             body.as_object_mut().unwrap().remove(field);
-            let rule = format!("/{field} is required");
+            let rule = match field {
+                "access" => "/access is required with the environment `live` or `test`".to_owned(),
+                _ => format!("/{field} is required"),
+            };
             assert_eq!(
                 field_errors(app, &app.post(KEYS, body).bearer(&token).await),
                 [rule]
@@ -540,6 +543,85 @@ async fn invalid_creation_is_400_with_every_error() {
                 )
                 .bearer(&token);
             assert_eq!(key.await.json()["data"]["name"], name);
+        }
+    })
+    .await;
+}
+
+/// These are the values of the vendor's client libraries, which send no `access`.
+#[actix_web::test]
+async fn production_and_sandbox_count_as_live_and_test() {
+    each_backend(async |app: &App| {
+        let token = app.management_token("acme");
+        let create = async |by: &str, environment: &str, access: Value| {
+            let body = json!({"name": "Worker", "environment": environment, "access": access});
+            app.post(KEYS, body).bearer(by).await
+        };
+        let body = json!({"name": "Worker", "environment": "production"});
+        let first = app.post(KEYS, body).bearer(&token).await;
+        assert_response!(first, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
+
+        {
+          "data": {
+            "id": "key_01KDVDNA00EHTBVHF29MN42ERN",
+            "name": "Worker",
+            "environment": "live",
+            "access": "secret",
+            "value": "sk_live_(32)",
+            "createdAt": "2026-01-01T00:00:00Z"
+          },
+          "error": null,
+          "meta": {
+            "requestId": "req_01KDVDNA00HXPX69B46WBKBWSC",
+            "timestamp": "2026-01-01T00:00:00Z"
+          }
+        }
+        "#);
+        for (environment, access, shown, prefix) in [
+            ("production", Value::Null, ["live", "secret"], "sk_live_"),
+            ("sandbox", Value::Null, ["test", "secret"], "sk_test_"),
+            ("sandbox", json!("secret"), ["test", "secret"], "sk_test_"),
+            (
+                "production",
+                json!("publishable"),
+                ["live", "publishable"],
+                "pk_live_",
+            ),
+            (
+                "sandbox",
+                json!("publishable"),
+                ["test", "publishable"],
+                "pk_test_",
+            ),
+        ] {
+            let reply = create(&token, environment, access).await;
+            assert_eq!(reply.status, 201, "{reply}");
+            let key = &envelope(app, &reply)["data"];
+            assert_eq!([&key["environment"], &key["access"]], shown, "{reply}");
+            assert!(created_key(&reply).text.starts_with(prefix), "{reply}");
+            let listed = data(app, KEYS, &token).await;
+            let row = listed.iter().find(|row| row["id"] == key["id"]);
+            let row = row.expect("the key in the list");
+            assert_eq!([&row["environment"], &row["access"]], shown, "{reply}");
+        }
+        // The rules of the modes apply.
+        let test = secret_key(app, "test").await;
+        let live = create(&test.text, "production", Value::Null).await;
+        assert_eq!(error_code(app, &live), failure(403, "FORBIDDEN"));
+        let sandbox = create(&test.text, "sandbox", Value::Null).await;
+        assert_eq!(sandbox.status, 201, "{sandbox}");
+        // The values are compared exactly.
+        for environment in ["Production", "SANDBOX", "prod"] {
+            let reply = create(&token, environment, json!("secret")).await;
+            assert_eq!(
+                field_errors(app, &reply),
+                ["/environment must be one of live, test, production, sandbox"]
+            );
         }
     })
     .await;
@@ -1470,6 +1552,97 @@ async fn audit_log_is_paginated_and_filtered() {
             .bearer(&live.text)
             .await;
         assert_eq!(field_errors(app, &unknown_action).len(), 1);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn audit_log_is_filtered_by_entity_type_and_time() {
+    each_backend(async |app: &App| {
+        let token = app.management_token("acme");
+        let live = secret_key(app, "live").await;
+        app.clock.advance(Duration::from_secs(60));
+        app.application(&token, "Web Store").await;
+        app.clock.advance(Duration::from_secs(60));
+        let model = app.put("/accounts/acme", json!({"operating_model": "ecosystem"}));
+        assert_eq!(model.bearer(&app.operator()).await.status, 200);
+        let actions = async |query: &str, by: &str| -> Vec<String> {
+            let entries = data(app, &format!("{AUDIT_LOG}?{query}"), by).await;
+            let action = |entry: &Value| entry["action"].as_str().unwrap().to_owned();
+            entries.iter().map(action).collect()
+        };
+        let (key, application, account) =
+            ("api_key.created", "application.created", "account.updated");
+        for (query, expected) in [
+            ("", &[account, application, key][..]),
+            ("entityType=api_key", &[key]),
+            ("entityType=application", &[application]),
+            ("entityType=account", &[account]),
+            // No entry has another type.
+            ("entityType=order", &[]),
+            ("entityType=API_KEY", &[]),
+            ("entityType=", &[]),
+            ("entityType=account&action=account.updated", &[account]),
+            ("entityType=account&action=application.created", &[]),
+            ("from=2026-01-01T00:01:00Z", &[account, application]),
+            ("from=2026-01-01T00:01:01Z", &[account]),
+            ("to=2026-01-01T00:01:00Z", &[key]),
+            (
+                "from=2026-01-01T01:01:00%2B01:00&to=2026-01-01T00:02:00Z",
+                &[application],
+            ),
+            ("from=1767225600&to=1767225661", &[application, key]),
+            ("from=1767225660&to=1767225660", &[]),
+            (
+                "entityType=api_key&from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z&limit=1",
+                &[key],
+            ),
+        ] {
+            assert_eq!(actions(query, &live.text).await, expected, "{query}");
+            assert_eq!(actions(query, &token).await, expected, "{query}");
+        }
+        // A test key sees only entries about test keys, whatever it filters by.
+        let test = secret_key(app, "test").await;
+        assert_eq!(actions("entityType=api_key", &test.text).await, [key]);
+        assert_eq!(actions("entityType=account", &test.text).await, [""; 0]);
+        // The cursor of a page leads to the rest of the filtered log.
+        let page = async |query: &str| {
+            let reply = app
+                .get(&format!("{AUDIT_LOG}?entityType=api_key&limit=1{query}"))
+                .bearer(&live.text)
+                .await;
+            let json = envelope(app, &reply);
+            let next = json["meta"]["nextCursor"].as_str().map(str::to_owned);
+            (json["data"][0]["target"]["id"].clone(), next)
+        };
+        let (newest, next) = page("").await;
+        assert_eq!(newest, test.id);
+        let next = format!("&cursor={}", next.expect("a cursor"));
+        assert_eq!(page(&next).await, (json!(live.id), None));
+        let time = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
+        for (query, rules) in [
+            ("from=yesterday", &[format!("from {time}")][..]),
+            (
+                "from=&to=x",
+                &[format!("from {time}"), format!("to {time}")],
+            ),
+            (
+                "entityType=order&limit=0",
+                &["limit must be between 1 and 100".to_owned()],
+            ),
+            (
+                "entityType=order&entityType=order",
+                &["entityType must not be repeated".to_owned()],
+            ),
+            (
+                "entity_type=order",
+                &["entity_type is unknown; use `entityType`".to_owned()],
+            ),
+        ] {
+            let path = format!("{AUDIT_LOG}?{query}");
+            let reply = app.get(&path).bearer(&live.text).await;
+            assert_eq!(field_errors(app, &reply), rules, "{query}");
+        }
     })
     .await;
 }

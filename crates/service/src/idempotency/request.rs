@@ -33,7 +33,7 @@ const SNAPSHOT: u8 = 1;
 const STORED_RESPONSE: u8 = b'{';
 
 /// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop, because it is needed to decrypt the record.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(Zeroizing<String>);
 
 impl IdempotencyKey {

@@ -7,7 +7,7 @@ use diesel::{
 };
 use tollkey_core::{
     Mode, Timestamp,
-    audit::{Action, Draft, Entry, Hash, Head},
+    audit::{Action, Draft, Entry, Hash, Head, TargetKind},
     time::to_micros,
 };
 
@@ -22,6 +22,7 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditFilter {
     pub action: Option<Action>,
+    pub target_kind: Option<TargetKind>,
     /// Hyphenated.
     pub target_id: Option<String>,
     pub actor_id: Option<String>,
@@ -89,6 +90,9 @@ impl IndexScan {
 fn filtered<'a>(mut query: EntryQuery<'a>, filter: &AuditFilter) -> EntryQuery<'a> {
     if let Some(action) = filter.action {
         query = query.filter(audit_log::action.eq(action.as_str()));
+    }
+    if let Some(kind) = filter.target_kind {
+        query = query.filter(audit_log::target_kind.eq(kind.as_str()));
     }
     if let Some(target) = &filter.target_id {
         query = query.filter(audit_log::target_id.eq(target.clone()));

@@ -2,7 +2,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use tollkey_core::{
     AccountId, Mode,
-    audit::{self, Action, ChainError, Draft, Entry, Head, Target},
+    audit::{self, Action, ChainError, Draft, Entry, Head, Target, TargetKind},
 };
 use tollkey_store::{AuditFilter, Error, Reader, Store};
 
@@ -156,6 +156,15 @@ fn entries_are_filtered_and_paged_within_the_account() {
             list(AuditFilter { target_id, ..all() }, None, 9).await,
             [4, 1]
         );
+        let of_kind = |kind| AuditFilter {
+            target_kind: Some(kind),
+            ..all()
+        };
+        assert_eq!(
+            list(of_kind(TargetKind::ApiKey), None, 9).await,
+            [6, 5, 4, 3, 2, 1]
+        );
+        assert_eq!(list(of_kind(TargetKind::Account), None, 9).await, [0; 0]);
         let by = |actor: &str| AuditFilter {
             actor_id: Some(actor.to_owned()),
             ..all()
@@ -173,6 +182,7 @@ fn entries_are_filtered_and_paged_within_the_account() {
         assert_eq!(list(times, None, 9).await, [3, 2]);
         let everything = AuditFilter {
             action: Some(Action::ApiKeyRevoked),
+            target_kind: Some(TargetKind::ApiKey),
             mode: Some(Mode::Live),
             since: Some(at(4)),
             until: Some(at(100)),

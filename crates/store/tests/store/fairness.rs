@@ -498,6 +498,12 @@ fn audit_search_examines_a_bounded_number_of_entries() {
             old.len() as u64,
             ENTRIES.div_ceil(u64::from(EXAMINED_ENTRIES))
         );
+        // No index serves the kind of the target.
+        let accounts = AuditFilter {
+            target_kind: Some(tollkey_core::audit::TargetKind::Account),
+            ..Default::default()
+        };
+        assert_eq!(pages(accounts, 50).await, [[0; 0]; 3]);
         // An index serves only one of the two conditions.
         let rare = AuditFilter {
             action: Some(tollkey_core::audit::Action::ApiKeyCreated),

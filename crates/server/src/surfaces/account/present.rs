@@ -1,17 +1,22 @@
 //! Converts account keys, their requests and audit entries, and creates envelopes.
 
-use crate::{request_id::request_id, state::State, surface::Rendered, surfaces::members};
+use crate::{
+    request_id::request_id,
+    state::State,
+    surface::Rendered,
+    surfaces::{audit, members},
+};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use tollkey_api::{Secret, account as api};
+use tollkey_api::{Secret, account as api, audit::ListAuditLog};
 use tollkey_core::{
-    ApiKey, Family, FieldErrors, KeyId, PlainKey, Problem, Restrictions,
+    ApiKey, Family, FieldErrors, Invalid, KeyId, PlainKey, Problem, Restrictions,
     audit::{ActorKind, Entry, TargetKind},
     metadata::Metadata,
     text,
 };
-use tollkey_service::api_keys::NewKey;
+use tollkey_service::{api_keys::NewKey, audit::Filter};
 
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
     let meta = api::Meta {
@@ -129,7 +134,11 @@ pub(super) fn new_key(
     );
     let rate_limit = members::camel_rate_limit(body.rate_limit, checks);
     let metadata = checks.check("/metadata", body.metadata.map(Metadata::new).transpose());
-    let family = match body.access {
+    let access = body
+        .access
+        .or(body.environment.default_access())
+        .ok_or_else(|| Invalid::new("is required with the environment `live` or `test`"));
+    let family = match checks.check("/access", access)? {
         api::Access::Secret => Family::Secret,
         api::Access::Publishable => Family::Publishable,
     };
@@ -143,11 +152,40 @@ pub(super) fn new_key(
         family,
         NewKey {
             name: name?,
-            mode: body.environment,
+            mode: body.environment.mode(),
             restrictions,
             metadata: metadata?,
         },
     ))
+}
+
+/// Returns `None` if the query is valid but no entry can match it.
+pub(super) fn audit_filter(query: api::ListAuditLog) -> Result<Option<Filter>, Problem> {
+    let api::ListAuditLog {
+        limit,
+        cursor,
+        action,
+        entity_type,
+        from,
+        to,
+        account: _,
+    } = query;
+    let common = ListAuditLog {
+        limit,
+        cursor,
+        action,
+        since: from,
+        until: to,
+        ..ListAuditLog::default()
+    };
+    let filter = audit::filter_named(&common, ["from", "to"])?;
+    Ok(match entity_type {
+        None => Some(filter),
+        Some(kind) => kind.parse().ok().map(|kind| Filter {
+            target_kind: Some(kind),
+            ..filter
+        }),
+    })
 }
 
 /// IDs of keys have the form of this surface.

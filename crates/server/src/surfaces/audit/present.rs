@@ -40,6 +40,14 @@ fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
 }
 
 pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
+    filter_named(query, ["since", "until"])
+}
+
+/// Like [`filter`], for a surface where the parameters `since` and `until` have these names.
+pub(crate) fn filter_named(
+    query: &api::ListAuditLog,
+    [since_name, until_name]: [&str; 2],
+) -> Result<Filter, Problem> {
     let mut checks = FieldErrors::default();
     let time = |text: &Option<String>| {
         let moment = text.as_deref().map(str::parse::<Moment>).transpose();
@@ -58,8 +66,8 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
         "action",
         query.action.as_deref().map(str::parse).transpose(),
     );
-    let since = checks.check("since", time(&query.since));
-    let until = checks.check("until", time(&query.until));
+    let since = checks.check(since_name, time(&query.since));
+    let until = checks.check(until_name, time(&query.until));
     checks.check("target_id", filter_id(query.target_id.as_deref()));
     checks.check("actor_id", filter_id(query.actor_id.as_deref()));
     // The ID of a key can have two forms; every other ID is compared unchanged.
@@ -72,6 +80,7 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
             limit: limit?,
             before: before?,
             action: action?,
+            target_kind: None,
             target_id: query.target_id.as_ref().map(canonical),
             actor_id: query.actor_id.as_ref().map(canonical),
             since: since?,

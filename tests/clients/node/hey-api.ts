@@ -1,0 +1,40 @@
+// The story of keys, with the client that @hey-api/openapi-ts generates.
+
+import * as api from "./client";
+import { createClient } from "./client/client";
+import { expect, inAnHour, serviceKey, token, url } from "./story";
+
+async function main() {
+  const client = createClient({ baseUrl: url, auth: token });
+  const service = createClient({ baseUrl: url, auth: serviceKey });
+  const throwOnError = true;
+  const verify = async (key: string) => (await api.verify({ client: service, body: { key }, throwOnError })).data;
+
+  const application = await api.createApplication({ client, body: { name: "Web Store" }, throwOnError });
+  expect(application.data.name === "Web Store", "an application is created");
+
+  const body = { name: "Checkout", scopes: ["links:read"], expires_at: inAnHour };
+  const { data: created } = await api.createCommerceKey({ client, body, throwOnError });
+  expect(created.api_key.startsWith("ck_live_"), "a key is created");
+
+  const valid = await verify(created.api_key);
+  expect("key" in valid, "the key is valid");
+  expect(valid.code === "valid" && valid.key.id === created.key_id, "the response has the key");
+  expect(valid.key.scopes.join() === "links:read", "the response has the scopes");
+  expect(Number(valid.key.expires_at) === inAnHour, "the expiration was sent, and is returned");
+
+  const rotation = await api.rotateCommerceKey({ client, path: { id: created.key_id }, throwOnError });
+  const successor = rotation.data;
+  expect((await verify(created.api_key)).code === "expired", "a rotated key is expired");
+  expect((await verify(successor.api_key)).valid, "its successor is valid");
+
+  await api.revokeCommerceKey({ client, path: { id: successor.key_id }, throwOnError });
+  const denied = await verify(successor.api_key);
+  expect(!denied.valid && denied.code === "revoked" && !("key" in denied), "a revoked key is denied");
+
+  // The client checks nothing at run time. This must compile: the type of the code is open.
+  const newer: typeof denied = JSON.parse('{"valid": false, "code": "a_code_of_a_newer_server"}');
+  expect(!newer.valid && !("key" in newer), "an unknown code reads as a denial");
+}
+
+main().catch((error) => expect(false, JSON.stringify(error) ?? String(error)));

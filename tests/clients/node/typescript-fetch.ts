@@ -1,0 +1,47 @@
+// The story of keys, with the client that openapi-generator generates for `typescript-fetch`.
+
+import {
+  ApplicationsApi,
+  CommerceKeysApi,
+  Configuration,
+  CreateCommerceKeyFromJSON,
+  VerificationApi,
+  VerifyResponseFromJSON,
+} from "./client";
+import { expect, inAnHour, serviceKey, token, url } from "./story";
+
+async function main() {
+  const management = new Configuration({ basePath: url, accessToken: token });
+  const service = new Configuration({ basePath: url, accessToken: serviceKey });
+  const keys = new CommerceKeysApi(management);
+  const verify = (key: string) => new VerificationApi(service).verify({ verifyRequest: { key } });
+
+  const application = await new ApplicationsApi(management).createApplication({
+    createApplication: { name: "Web Store" },
+  });
+  expect(application.name === "Web Store" && application.id.length === 36, "an application is created");
+
+  const created = await keys.createCommerceKey({
+    createCommerceKey: CreateCommerceKeyFromJSON({ name: "Checkout", scopes: ["links:read"], expires_at: inAnHour }),
+  });
+  expect(created.apiKey.startsWith("ck_live_"), "a key is created");
+
+  const valid = await verify(created.apiKey);
+  expect("key" in valid, "the key is valid");
+  expect(valid.code === "valid" && valid.key.id === created.keyId, "the response has the key");
+  expect(valid.key.scopes.join() === "links:read", "the response has the scopes");
+  expect(Number(valid.key.expiresAt) === inAnHour, "the expiration was sent, and is returned");
+
+  const successor = await keys.rotateCommerceKey({ id: created.keyId });
+  expect((await verify(created.apiKey)).code === "expired", "a rotated key is expired");
+  expect((await verify(successor.apiKey)).valid, "its successor is valid");
+
+  await keys.revokeCommerceKey({ id: successor.keyId });
+  const denied = await verify(successor.apiKey);
+  expect(!denied.valid && denied.code === "revoked" && !("key" in denied), "a revoked key is denied");
+
+  const newer = VerifyResponseFromJSON({ valid: false, code: "a_code_of_a_newer_server" });
+  expect(newer.valid === false && !("key" in newer), "an unknown code reads as a denial");
+}
+
+main().catch((error) => expect(false, String(error?.stack ?? error)));

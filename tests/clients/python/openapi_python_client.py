@@ -1,0 +1,25 @@
+"""The story of keys, with the client that openapi-python-client generates."""
+
+import httpx
+from story import NEWER_DENIAL, SERVICE_KEY, TOKEN, URL, expect_denial, tell
+from tollkey_api import AuthenticatedClient
+from tollkey_api.api.applications import create_application
+from tollkey_api.api.commerce_keys import create_commerce_key, revoke_commerce_key, rotate_commerce_key
+from tollkey_api.api.verification import verify
+from tollkey_api.models import CreateApplication, CreateCommerceKey, VerifyRequest
+
+management = AuthenticatedClient(base_url=URL, token=TOKEN)
+service = AuthenticatedClient(base_url=URL, token=SERVICE_KEY)
+
+tell(
+    create_application=lambda body: create_application.sync(client=management, body=CreateApplication.from_dict(body)),
+    create_key=lambda body: create_commerce_key.sync(client=management, body=CreateCommerceKey.from_dict(body)),
+    verify=lambda body: verify.sync(client=service, body=VerifyRequest.from_dict(body)),
+    rotate=lambda key_id: rotate_commerce_key.sync(key_id, client=management),
+    revoke=lambda key_id: revoke_commerce_key.sync(key_id, client=management),
+)
+
+newer = AuthenticatedClient(base_url=URL, token=SERVICE_KEY)
+responding = httpx.MockTransport(lambda request: httpx.Response(200, json=NEWER_DENIAL))
+newer.set_httpx_client(httpx.Client(base_url=URL, transport=responding))
+expect_denial(verify.sync(client=newer, body=VerifyRequest(key="ck_test_EXAMPLE")))

@@ -1,0 +1,62 @@
+"""What the tests of all clients in Python share."""
+
+import json
+import os
+import sys
+import time
+import urllib.request
+
+URL = os.environ.get("TOLLKEY_URL", "")
+TOKEN = os.environ.get("TOLLKEY_TOKEN", "")
+SERVICE_KEY = os.environ.get("TOLLKEY_SERVICE_KEY", "")
+#: In Unix seconds.
+IN_AN_HOUR = int(time.time()) + 3600
+#: A code that this release does not have.
+NEWER_DENIAL = {"valid": False, "code": "a_code_of_a_newer_server"}
+
+
+def expect(condition, what):
+    if not condition:
+        sys.exit(f"FAILED: {what}")
+    print(f"ok: {what}")
+
+
+def post(path, body):
+    """Sends a POST below `/api/v1` with the management token, and returns the JSON of the response."""
+    request = urllib.request.Request(
+        f"{URL}/api/v1{path}", json.dumps(body).encode(),
+        {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        return json.load(response)
+
+
+def plain(secret):
+    """The value of a `str`, or of the type for secrets that some generators use for `format: password`."""
+    return secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
+
+
+def tell(create_application, create_key, verify, rotate, revoke):
+    """The story of keys, with the calls of a generated client."""
+    expect(create_application({"name": "Web Store"}).name == "Web Store", "an application is created")
+
+    created = create_key({"name": "Checkout", "scopes": ["links:read"], "expires_at": IN_AN_HOUR})
+    key = plain(created.api_key)
+    expect(key.startswith("ck_live_"), "a key is created")
+
+    valid = verify({"key": key})
+    expect(valid.valid and valid.code == "valid" and valid.key.id == created.key_id, "the key is valid")
+    expect(valid.key.scopes == ["links:read"], "the response has the scopes")
+    expect(valid.key.expires_at == IN_AN_HOUR, "the expiration was sent, and is returned")
+
+    successor = rotate(created.key_id)
+    expect(verify({"key": key}).code == "expired", "a rotated key is expired")
+    expect(verify({"key": plain(successor.api_key)}).valid, "its successor is valid")
+
+    revoke(successor.key_id)
+    denied = verify({"key": plain(successor.api_key)})
+    expect(not denied.valid and denied.code == "revoked" and not hasattr(denied, "key"), "a revoked key is denied")
+
+
+def expect_denial(response):
+    expect(response.valid is False and not hasattr(response, "key"), "an unknown code reads as a denial")
