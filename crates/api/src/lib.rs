@@ -29,6 +29,7 @@ pub mod problem;
 pub mod secret;
 pub mod sync;
 pub mod time;
+pub mod unkey;
 pub mod verification;
 
 pub use open::Open;
