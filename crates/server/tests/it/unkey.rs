@@ -17,6 +17,9 @@ const PATH: &str = "/v2/keys.verifyKey";
 /// The ID of the key in snapshots.
 const KEY_ID: &str = "0198c0de-0000-7000-8000-000000000002";
 
+/// A change to a key before it is inserted.
+type Edit = Box<dyn FnOnce(&mut ApiKey)>;
+
 /// A request with a fixed request ID and without a credential.
 fn request(app: &App, body: Value) -> Call {
     app.post(PATH, body).header("x-request-id", "req-1")
@@ -157,7 +160,6 @@ async fn each_denial_has_its_code() {
     each_backend(async |app: &App| {
         app.set_model("acme", "ecosystem").await;
         let now = app.clock.now();
-        type Edit = Box<dyn FnOnce(&mut ApiKey)>;
         let rows: Vec<(&str, Edit, Value, &str)> = vec![
             ("unrestricted", Box::new(|_| ()), json!({}), "VALID"),
             (
