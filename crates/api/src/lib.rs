@@ -31,6 +31,7 @@ pub mod problem;
 pub mod secret;
 pub mod sync;
 pub mod time;
+pub mod unkey;
 pub mod verification;
 
 pub use open::Open;

@@ -12,7 +12,7 @@ use strum::{AsRefStr, Display, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApiKey, Application, Catalogue, Family, Invalid, Mode, OperatingModel, RequestPath,
-    ScopeSet, Status,
+    ScopeExpression, ScopeSet, Status,
     feature::Feature,
     route::Template,
     spelling::{array, unknown_value},
@@ -178,6 +178,8 @@ pub struct AccessRequest<'a> {
     pub identity_only: bool,
     /// The required scopes. The key must have all of them.
     pub scopes: ScopeSet,
+    /// A condition on the scopes of the key, in addition to `scopes`.
+    pub scope_expression: Option<&'a ScopeExpression>,
     /// The required mode; `None` accepts both modes.
     pub mode: Option<Mode>,
     /// The method of the request, as it was sent, if known.
@@ -290,10 +292,18 @@ fn decide_merchant_and_scopes(
     if !merchant_allowed(record, access) {
         return Err(Denial::MerchantNotAllowed);
     }
-    if !record.scopes.contains_all(access.scopes) {
+    if !scopes_sufficient(record.scopes, access) {
         return Err(Denial::InsufficientScope);
     }
     Ok(())
+}
+
+#[inline]
+fn scopes_sufficient(scopes: ScopeSet, access: &AccessRequest<'_>) -> bool {
+    scopes.contains_all(access.scopes)
+        && access
+            .scope_expression
+            .is_none_or(|expression| expression.is_satisfied_by(scopes))
 }
 
 /// A publishable key allows a fixed list of routes. A scoped key allows the routes of those of its features that the

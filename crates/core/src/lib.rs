@@ -49,7 +49,7 @@ pub use network::IpList;
 pub use problem::{FieldError, FieldErrors, Invalid, Problem, ProblemCode};
 pub use rate_limit::RateLimit;
 pub use route::{RequestPath, RouteBase};
-pub use scope::{Catalogue, Scope, ScopeSet};
+pub use scope::{Catalogue, Scope, ScopeExpression, ScopeSet};
 pub use service_key::ServiceKey;
 pub use time::Clock;
 pub use usage::Usage;

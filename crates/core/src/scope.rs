@@ -1,7 +1,12 @@
 //! Scopes, the permissions of a key, and the catalogue of available scopes.
 //!
 //! A [`Scope`] is a name. A [`Catalogue`] contains all valid scopes, and records which of them `commerce` implies. A
-//! [`ScopeSet`] is a bit set, so checking a request is one bitwise operation.
+//! [`ScopeSet`] is a bit set, so checking a request is one bitwise operation. A [`ScopeExpression`] is a condition on
+//! such a set.
+
+mod expression;
+
+pub use expression::ScopeExpression;
 
 use std::{borrow::Cow, fmt};
 

@@ -16,9 +16,11 @@ use tollkey_core::Invalid;
 /// Maximum length of the prefix, in bytes.
 const MAX: usize = 255;
 /// The server's own paths. A prefix equal to or under one of them would be ambiguous.
-const OWN: [&str; 7] = [
+const OWN: [&str; 9] = [
     "/api/v1",
+    "/api/v2",
     "/v1",
+    "/v2",
     "/dashboard",
     "/docs",
     "/livez",
@@ -156,6 +158,8 @@ mod tests {
             ("/api/v1/keys", None),
             ("/v1", None),
             ("/v1/keys", None),
+            ("/v2/keys", None),
+            ("/api/v2/keys", None),
             ("/dashboard", None),
             ("/dashboard/keys", None),
             ("/docs", None),

@@ -6,7 +6,9 @@ use utoipa_actix_web::{scope, service_config::ServiceConfig};
 use crate::{
     dashboard,
     surface::{Document, Surface, Surfaces},
-    surfaces::{account, applications, audit, commerce, docs, health, operator, verification},
+    surfaces::{
+        account, applications, audit, commerce, docs, health, operator, unkey, verification,
+    },
 };
 
 /// API paths of no other surface: no cache may store their responses.
@@ -19,6 +21,7 @@ pub const SURFACES: Surfaces = Surfaces(&[
     &account::SURFACE,
     &verification::SURFACE,
     &verification::GATEWAYS,
+    &unkey::SURFACE,
     &audit::SURFACE,
     &operator::SURFACE,
     &dashboard::SURFACE,
@@ -28,17 +31,20 @@ pub const SURFACES: Surfaces = Surfaces(&[
 ]);
 
 pub fn documented_routes(config: &mut ServiceConfig<'_>) {
-    config.configure(health::configure).service(
-        scope("/api/v1")
-            // First, because routes are tried in order, and most requests come from resource servers and gateways.
-            .configure(verification::configure)
-            .configure(verification::configure_gateways)
-            .configure(applications::configure)
-            .configure(commerce::configure)
-            .configure(account::configure)
-            .configure(audit::configure)
-            .configure(operator::configure),
-    );
+    config
+        .configure(health::configure)
+        .service(
+            scope("/api/v1")
+                // First, because routes are tried in order, and most requests come from resource servers and gateways.
+                .configure(verification::configure)
+                .configure(verification::configure_gateways)
+                .configure(applications::configure)
+                .configure(commerce::configure)
+                .configure(account::configure)
+                .configure(audit::configure)
+                .configure(operator::configure),
+        )
+        .service(scope("/v2").configure(unkey::configure));
 }
 
 /// Mounts the routes of probes, for a listener that has no others.
@@ -49,6 +55,7 @@ pub fn probes(config: &mut web::ServiceConfig) {
 pub fn other_routes(config: &mut web::ServiceConfig) {
     config
         .configure(account::under_v1)
+        .configure(unkey::under_api)
         .configure(dashboard::configure)
         .configure(docs::configure);
 }

@@ -14,4 +14,5 @@ pub mod members;
 pub mod operator;
 pub mod parameters;
 pub mod retry;
+pub mod unkey;
 pub mod verification;

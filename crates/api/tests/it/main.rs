@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tollkey_api::{
     Open, account, applications, audit, commerce, operator,
     problem::{FieldError, Problem},
-    sync, verification,
+    sync, unkey, verification,
 };
 use tollkey_core::{
     Mode, Scope, Status,
@@ -284,6 +284,34 @@ fn newer_verification_responses_are_read() {
     let rest = own.rest.unwrap();
     assert_scopes(&rest.scopes);
     assert_features(rest.features);
+}
+
+#[test]
+fn newer_unkey_responses_are_read() {
+    let response: unkey::VerifyKeyResponse = read(
+        r#"{
+            "+", "meta": {"+", "requestId": "req_1"},
+            "data": {
+                "+", "valid": false, "code": "a_new_value", "keyId": "k1", "name": "Checkout", "enabled": true,
+                "permissions": ["links:read", "a_new_value"], "identity": {"+", "id": "acme", "externalId": "acme"}
+            }
+        }"#,
+    );
+    assert!(!response.data.valid);
+    assert_unknown(&response.data.code);
+    assert_scopes(&response.data.permissions.unwrap());
+    assert_eq!(response.data.identity.unwrap().external_id, "acme");
+
+    let error: unkey::ErrorResponse = read(
+        r#"{
+            "+", "meta": {"requestId": "req_1"},
+            "error": {
+                "+", "title": "t", "detail": "d", "status": 400, "type": "u",
+                "errors": [{"+", "location": "body.key", "message": "is required"}]
+            }
+        }"#,
+    );
+    assert_eq!(error.error.errors.unwrap()[0].location, "body.key");
 }
 
 #[test]

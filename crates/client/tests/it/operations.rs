@@ -1020,7 +1020,8 @@ fn matches_template(path: &str, template: &str) -> bool {
 fn every_documented_operation_has_a_call() {
     let not_for_clients = |operation: &Value| {
         let tags: Vec<_> = operation["tags"].as_array().unwrap().iter().collect();
-        tags == ["gateways"] || tags == ["health"]
+        // A client of Tollkey verifies keys with `verify`.
+        tags == ["gateways"] || tags == ["health"] || tags == ["unkey"]
     };
     let documented: BTreeSet<_> = operations()
         .filter(|(_, _, operation)| !not_for_clients(operation))

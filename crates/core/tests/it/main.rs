@@ -13,6 +13,7 @@ mod network;
 mod restrictions;
 mod route;
 mod scope;
+mod scope_expression;
 mod support;
 mod text;
 mod vectors;

@@ -96,6 +96,7 @@ impl Request {
             }),
             identity_only: self.identity_only,
             scopes: self.scopes,
+            scope_expression: None,
             mode: self.mode,
             method: self.method.as_deref(),
             path: self

@@ -30,7 +30,7 @@ enum AllowedCaller {
 use AllowedCaller::{Account, Key, Merchant, Operator, Public, Service, Verifying};
 
 /// One row per operation. A new operation without a row fails `every_operation_has_a_row`.
-const TABLE: [(&str, &str, AllowedCaller); 41] = [
+const TABLE: [(&str, &str, AllowedCaller); 42] = [
     ("GET", "/livez", Public),
     ("GET", "/readyz", Public),
     ("GET", "/openapi.json", Public),
@@ -63,6 +63,7 @@ const TABLE: [(&str, &str, AllowedCaller); 41] = [
     ("POST", "/api/v1/verify", Verifying),
     ("POST", "/api/v1/verify/batch", Verifying),
     ("POST", "/api/v1/introspect", Verifying),
+    ("POST", "/v2/keys.verifyKey", Verifying),
     ("POST", "/api/v1/sync", Service),
     ("POST", "/api/v1/sync/lookup", Service),
     ("GET", "/api/v1/whoami", Key),
@@ -78,18 +79,26 @@ const TABLE: [(&str, &str, AllowedCaller); 41] = [
     ("DELETE", "/api/v1/service-keys/{id}", Operator),
 ];
 
-/// The table, with the account operations a second time under the path of their document.
+/// The table, with the operations that have a second path: the account operations under the path of their document.
 fn rows() -> impl Iterator<Item = (&'static str, &'static str, AllowedCaller)> {
     let again = TABLE
         .into_iter()
         .filter(|(_, _, allowed)| *allowed == Account);
-    TABLE.into_iter().chain(
-        again.map(|(method, path, allowed)| (method, path.trim_start_matches("/api"), allowed)),
-    )
+    TABLE
+        .into_iter()
+        .chain(
+            again.map(|(method, path, allowed)| (method, path.trim_start_matches("/api"), allowed)),
+        )
+        .chain([("POST", "/api/v2/keys.verifyKey", Verifying)])
 }
 
 /// The code of a rejection, in the form of the operation's API.
 fn code(reply: &Reply, template: &str) -> String {
+    if template.contains("/v2/") {
+        let json = reply.json();
+        let kind = json["error"]["type"].as_str().unwrap_or_default();
+        return kind.trim_start_matches("urn:tollkey:problem:").to_owned();
+    }
     if !template.contains("/account/") {
         return reply.code();
     }
@@ -221,7 +230,7 @@ fn body(method: &str, template: &str) -> Option<Value> {
         ("POST", "/account/api-keys") => {
             json!({"name": "Another", "environment": "test", "access": "secret"})
         }
-        ("POST", "/verify") => json!({"key": "x"}),
+        ("POST", "/verify" | "/v2/keys.verifyKey") => json!({"key": "x"}),
         ("POST", "/verify/batch") => json!({"requests": [{"key": "x"}]}),
         ("POST", "/sync") => json!({"subscriber": "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}),
         ("POST", "/sync/lookup") => json!({"digest": "00".repeat(32)}),

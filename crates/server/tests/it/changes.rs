@@ -169,11 +169,12 @@ const CREATIONS: [&str; 5] = [
     "POST /api/v1/service-keys",
 ];
 /// Operations that change nothing in a verification, or that `replicas.rs` tests.
-const NO_CHANGE: [&str; 7] = [
+const NO_CHANGE: [&str; 8] = [
     "PATCH /api/v1/applications/{id}",
     "POST /api/v1/verify",
     "POST /api/v1/verify/batch",
     "POST /api/v1/introspect",
+    "POST /v2/keys.verifyKey",
     "POST /api/v1/sync",
     "POST /api/v1/sync/lookup",
     "DELETE /api/v1/service-keys/{id}",

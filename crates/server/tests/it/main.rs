@@ -40,5 +40,6 @@ mod support;
 mod sync;
 mod times;
 mod tokens;
+mod unkey;
 mod verification;
 mod whoami;

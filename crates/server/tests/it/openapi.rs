@@ -98,13 +98,15 @@ fn every_operation_is_documented() {
                 "{name} {status}"
             );
             if !status.starts_with('2') {
-                let account = name.contains("/account/");
-                let media_type = if account {
-                    "application/json"
+                let (schema, media_type) = if name.contains("/account/") {
+                    ("ErrorEnvelope", "application/json")
+                } else if name.contains("/v2/") && status != "429" {
+                    ("UnkeyErrorResponse", "application/json")
+                } else if name.contains("/v2/") {
+                    ("UnkeyErrorResponse", "application/problem+json")
                 } else {
-                    "application/problem+json"
+                    ("Problem", "application/problem+json")
                 };
-                let schema = if account { "ErrorEnvelope" } else { "Problem" };
                 let reference = format!("#/components/schemas/{schema}");
                 assert_eq!(
                     response["content"][media_type]["schema"]["$ref"],
@@ -529,6 +531,9 @@ fn every_operation_has_a_prefix_of_its_api() {
         ("/api/v1/nothing", "/api"),
         ("/v1/account/api-keys", "/v1"),
         ("/v1x", ""),
+        ("/v2/keys.verifyKey", "/v2"),
+        ("/api/v2/keys.verifyKey", "/api/v2"),
+        ("/v2x", ""),
         ("/dashboard", "/dashboard"),
         ("/dashboards", ""),
         ("/", ""),

@@ -63,6 +63,7 @@ impl Call {
             "/metrics",
             "/api/",
             "/v1",
+            "/v2",
             "/%761",
             "/nothing",
             "/_tollkey",

@@ -239,6 +239,7 @@ async fn authorize(
         viewer: None,
         identity_only: false,
         scopes: requirement.scopes,
+        scope_expression: None,
         mode: requirement.mode,
         method: authorization.method,
         path: authorization

@@ -195,6 +195,7 @@ fn read_request<'a>(
         viewer: caller.viewer(),
         identity_only: false,
         scopes: scopes?,
+        scope_expression: None,
         mode: request.mode,
         method: method?,
         path: path?.map(|path| RequestPath::new(path, &state.request_settings.route_base)),
