@@ -25,6 +25,9 @@ pub(crate) mod published;
 mod request_parts;
 pub mod sign_in_links;
 
+#[cfg(feature = "grpc")]
+pub(crate) use self::request_parts::{FORWARDED_FOR, is_forwarding_header};
+pub(crate) use self::request_parts::{is_forwarded, values};
 pub use self::{
     authenticate::{KeyRateLimit, authorize_presented, not_forwarded, peek_presented},
     client_ip::{client_ip, forwarded_ip},

@@ -152,6 +152,7 @@ impl Settings {
     ) -> Result<Self, ConfigError> {
         let mut sources = Sources::read(options, env, default_file)?;
         let mut values = sources.parse()?;
+        check_grpc(&sources, cfg!(feature = "grpc"))?;
         values.database.sealing_secret = strong_secret(&sources, SEALING_SECRET)?;
         values.tokens.hs256_secret = strong_secret(&sources, JWT_HS256_SECRET)?;
         values.dashboard.oidc_client_secret = sources.get(OIDC_CLIENT_SECRET).map(secret);
@@ -197,6 +198,16 @@ impl Settings {
             ),
         ]
     }
+}
+
+/// Rejects the address of a listener that this build does not have.
+fn check_grpc(sources: &Sources, has_grpc: bool) -> Result<(), ConfigError> {
+    const GRPC_LISTEN: &str = "TOLLKEY_GRPC_LISTEN";
+    if has_grpc || sources.get(GRPC_LISTEN).is_none() {
+        return Ok(());
+    }
+    let rule = "needs gRPC, which this build does not have; build the server with `--features grpc`, or remove the setting";
+    Err(sources.invalid(GRPC_LISTEN, rule))
 }
 
 fn secret(value: &Value) -> Secret {

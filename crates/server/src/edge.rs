@@ -20,7 +20,7 @@ use tollkey_core::{Problem, ProblemCode, credential::client};
 use ulid::Ulid;
 
 use crate::{
-    auth::KeyRateLimit,
+    auth::{self, KeyRateLimit},
     rejection::Rejection,
     request_id::RequestId,
     routes::SURFACES,
@@ -32,7 +32,7 @@ use crate::{
 
 /// Names the API in challenges.
 const REALM: &str = "tollkey";
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 // draft-ietf-httpapi-ratelimit-headers-11.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -44,9 +44,14 @@ pub(crate) struct RequestTrace {
 }
 
 impl RequestTrace {
-    pub(crate) fn begin(state: &State, headers: &HeaderMap, surface: &'static Surface) -> Self {
+    /// `request_ids` are the values of [`X_REQUEST_ID`].
+    pub(crate) fn begin<'a>(
+        state: &State,
+        request_ids: impl Iterator<Item = &'a [u8]>,
+        surface: &'static Surface,
+    ) -> Self {
         let started = Instant::now();
-        let id = inbound_request_id(headers, surface).unwrap_or_else(|| new_request_id(state));
+        let id = inbound_request_id(request_ids, surface).unwrap_or_else(|| new_request_id(state));
         Self {
             started,
             surface,
@@ -69,12 +74,12 @@ impl RequestTrace {
         &self,
         state: &State,
         requests: &telemetry::Requests,
-        (method, route): (&Method, Option<&str>),
+        (method, route): (&str, Option<&str>),
         (status, headers): (StatusCode, &mut HeaderMap),
         rate_limit: Option<&KeyRateLimit>,
     ) {
         if let Ok(id) = HeaderValue::from_str(&self.id) {
-            headers.insert(X_REQUEST_ID, id);
+            headers.insert(X_REQUEST_ID.clone(), id);
         }
         (self.surface.set_headers)(headers, status);
         state.public_path.add_to(headers);
@@ -91,11 +96,8 @@ impl RequestTrace {
         }
 
         let elapsed = self.started.elapsed();
-        requests.record(method.as_str(), route, status.as_u16(), elapsed);
-        let (method, route) = (
-            telemetry::known_method(method.as_str()),
-            route.unwrap_or("-"),
-        );
+        requests.record(method, route, status.as_u16(), elapsed);
+        let (method, route) = (telemetry::known_method(method), route.unwrap_or("-"));
         let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let id = &self.id;
         // Two calls, because the level of an event is static.
@@ -124,7 +126,8 @@ pub async fn edge<B: MessageBody + 'static>(
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }
-    let trace = RequestTrace::begin(&state, request.headers(), surface);
+    let request_ids = auth::values(request.headers(), &X_REQUEST_ID);
+    let trace = RequestTrace::begin(&state, request_ids, surface);
     request
         .extensions_mut()
         .insert(RequestId(Arc::clone(&trace.id)));
@@ -155,20 +158,21 @@ pub async fn edge<B: MessageBody + 'static>(
     trace.end(
         &state,
         &requests,
-        (&method, route.as_deref()),
+        (method.as_str(), route.as_deref()),
         (status, response.headers_mut()),
         http_request.extensions().get::<KeyRateLimit>(),
     );
     Ok(ServiceResponse::new(http_request, response))
 }
 
-fn inbound_request_id(headers: &HeaderMap, surface: &Surface) -> Option<Arc<str>> {
-    let mut values = headers.get_all(X_REQUEST_ID);
+fn inbound_request_id<'a>(
+    mut values: impl Iterator<Item = &'a [u8]>,
+    surface: &Surface,
+) -> Option<Arc<str>> {
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
     };
-    value
-        .to_str()
+    std::str::from_utf8(value)
         .ok()
         .filter(|text| (surface.keeps_request_id)(text))
         .map(Arc::from)

@@ -7,6 +7,7 @@
 //! | [`server`], [`background`], [`signals`] | listeners and graceful shutdown; background tasks; SIGTERM and SIGINT |
 //! | [`transport`] | the layer between the sockets and actix |
 //! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
+//! | `grpc` | the gateway protocol of Envoy over gRPC (feature `grpc`) |
 //! | [`surface`], [`routes`] | the type of a group of routes; the list of all groups |
 //! | [`surfaces`], [`dashboard`] | handlers, and the formats of their requests and responses |
 //! | [`auth`], [`sign_in`] | authentication of callers; sign-in to the dashboard |
@@ -27,6 +28,8 @@ pub mod database;
 pub mod dev_mode;
 pub mod edge;
 pub mod fallback;
+#[cfg(feature = "grpc")]
+mod grpc;
 pub mod issuer_url;
 mod metrics_listener;
 pub mod openapi;

@@ -4,7 +4,7 @@ use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{App, middleware::from_fn, web};
 use anyhow::Context as _;
-use futures_util::future::select_all;
+use futures_util::future::{FutureExt as _, join, select_all};
 use tokio::{sync::watch, task::JoinHandle};
 use tollkey_store::Listener;
 use utoipa_actix_web::AppExt as _;
@@ -33,6 +33,7 @@ pub struct RunningServer {
     server: Server,
     connections: Arc<Connections>,
     metrics_listener: Option<MetricsListener>,
+    grpc: Option<(SocketAddr, Server)>,
     drain: Duration,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -93,6 +94,14 @@ pub fn start(
         None => None,
     };
 
+    let grpc = match settings.server.grpc_listen {
+        #[cfg(feature = "grpc")]
+        Some(listen) => Some(crate::grpc::start(listen, &state, &connections, &options)?),
+        #[cfg(not(feature = "grpc"))]
+        Some(_) => anyhow::bail!("this build has no gRPC"),
+        None => None,
+    };
+
     let verifier = state.service.verifier.clone();
     let listener = state
         .service
@@ -106,6 +115,7 @@ pub fn start(
         server,
         connections,
         metrics_listener,
+        grpc,
         drain: settings.server.drain,
         background,
         stop,
@@ -122,6 +132,17 @@ impl RunningServer {
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_listener.as_ref().map(MetricsListener::address)
+    }
+
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Returns how many connections are open to the listeners of the API and of gRPC.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.connections.open()
     }
 
     #[must_use]
@@ -164,8 +185,15 @@ impl RunningServer {
                 None => pending().await,
             }
         };
+        let grpc = async {
+            match &mut self.grpc {
+                Some((_, server)) => server.ended().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             () = self.server.ended() => anyhow::anyhow!("the server ended unexpectedly"),
+            () = grpc => anyhow::anyhow!("the gRPC listener ended unexpectedly"),
             () = metrics_listener => anyhow::anyhow!("the metrics listener ended unexpectedly"),
             (ended, ..) = select_all(self.background.iter_mut()) => match ended {
                 Ok(()) => anyhow::anyhow!("a background task ended unexpectedly"),
@@ -192,9 +220,18 @@ impl RunningServer {
     /// Like [`RunningServer::stop`]. Connections with requests in flight are closed when `cut` resolves.
     async fn stop_unless(self, cut: impl Future<Output = ()>) {
         self.begin_drain();
-        self.server
-            .finish_within(&self.connections, FINISH, cut)
-            .await;
+        let cut = cut.shared();
+        let grpc = async {
+            if let Some((_, server)) = self.grpc {
+                server
+                    .finish_within(&self.connections, FINISH, cut.clone())
+                    .await;
+            }
+        };
+        let finished = self
+            .server
+            .finish_within(&self.connections, FINISH, cut.clone());
+        join(finished, grpc).await;
         // Probes get responses until here.
         if let Some(listener) = self.metrics_listener {
             listener.stop().await;

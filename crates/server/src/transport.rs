@@ -1,16 +1,19 @@
-//! HTTP/1.1 between the sockets and the application, with limits on what slow and stalled clients cost.
+//! HTTP/1.1, and HTTP/2 for gRPC, between the sockets and the application, with limits on what slow and stalled clients cost.
 //!
 //! | module | purpose |
 //! |---|---|
 //! | [`Server`] | accepts connections and passes them to workers; stops without a reset where the kernel allows that |
 //! | `stream` | how long a client may leave a response unread, over TCP and Unix sockets |
 //! | [`Connections`] | how many connections are open, and how many bytes of responses wait for clients |
+//! | `http2` | HTTP/2 without TLS for gRPC, with the same limits (feature `grpc`) |
 //! | `exchange` | unread request bodies; `Expect: 100-continue`; how much of a response is copied at a time |
 //!
 //! actix-web's `HttpServer` supports none of these. Limits and reasons: `docs/operating.md`, `docs/security.md`.
 
 mod connections;
 mod exchange;
+#[cfg(feature = "grpc")]
+mod http2;
 pub mod open_files;
 mod server;
 mod stream;

@@ -125,7 +125,7 @@ fn presented_key<'a>(
     request: &'a impl RequestParts,
     state: &State,
 ) -> Result<ParsedKey<'a>, (Credential<'a>, Option<Presented<'a>>)> {
-    match credential(request.headers(), state.request_settings.credential_headers) {
+    match credential(request, state.request_settings.credential_headers) {
         Credential::One(text) => match Presented::from(text) {
             Presented::ApiKey(_, key) => Ok(key),
             presented => Err((Credential::One(text), Some(presented))),
@@ -165,7 +165,7 @@ pub(super) async fn authenticate(
     accepted: &[Family],
 ) -> Result<Caller, Problem> {
     let headers = CredentialHeaders::default();
-    let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
+    let text = credential(request, headers).one(headers, Expected::Any)?;
     authenticate_as(request, state, Presented::from(text), accepted).await
 }
 
@@ -218,10 +218,7 @@ async fn verify_token(
 
 /// Rejects a management request through a proxy in development mode, because other machines may reach the proxy.
 pub fn not_forwarded(request: &impl RequestParts, state: &State) -> Result<(), Problem> {
-    let mut names = request.headers().keys();
-    let is_forwarded =
-        names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
-    if state.request_settings.development && is_forwarded {
+    if state.request_settings.development && request.is_forwarded() {
         return Err(Problem::forbidden(
             "In development mode, the server rejects management requests with Forwarded or X-Forwarded-* headers. Connect to it directly, or configure management tokens.",
         ));

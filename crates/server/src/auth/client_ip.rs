@@ -2,13 +2,10 @@
 
 use std::net::IpAddr;
 
-use actix_web::http::header::{HeaderName, HeaderValue};
 use tollkey_core::network::{InvalidHop, client_address};
 
 use super::RequestParts;
 use crate::state::State;
-
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`
 /// that is not a trusted proxy. `None` if the peer is unknown, or if no hop is left.
@@ -17,14 +14,7 @@ pub fn forwarded_ip(
     state: &State,
 ) -> Result<Option<IpAddr>, InvalidHop> {
     let peer = request.peer_ip();
-    let hops = || {
-        request
-            .headers()
-            .get_all(FORWARDED_FOR)
-            .map(HeaderValue::as_bytes)
-            .collect()
-    };
-    client_address(peer, hops, &state.request_settings.trusted_proxies).inspect_err(|InvalidHop| {
+    client_address(peer, || request.hops(), &state.request_settings.trusted_proxies).inspect_err(|InvalidHop| {
         if state.log_limits.unreadable_hop.allows(state.service.clock.elapsed()) {
             tracing::warn!(
                 request_id = %request.request_id(), peer = peer.map(tracing::field::display),

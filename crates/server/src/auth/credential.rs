@@ -1,7 +1,9 @@
-//! Finds the credential in the headers of an actix request.
+//! Finds the credential in the headers of a request.
 
-use actix_web::http::header::{self, HeaderMap, HeaderName};
+use actix_web::http::header::{self, HeaderName};
 use tollkey_core::credential::{Credential, CredentialHeaders};
+
+use super::RequestParts;
 
 /// [`tollkey_core::credential::HEADERS`] as header names.
 static HEADERS: [HeaderName; 3] = [
@@ -10,17 +12,13 @@ static HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-commerce-api-key"),
 ];
 
-/// Finds the credential in these headers. The query is never read.
-pub fn credential(headers: &HeaderMap, from: CredentialHeaders) -> Credential<'_> {
+/// Finds the credential in these headers of a request. The query is never read.
+pub fn credential(request: &impl RequestParts, from: CredentialHeaders) -> Credential<'_> {
     let read = HEADERS
         .iter()
         .enumerate()
         .filter(|(index, _)| from.has(*index));
-    let found = read.flat_map(|(_, name)| {
-        headers
-            .get_all(name)
-            .map(|value| (name.as_str(), value.as_bytes()))
-    });
+    let found = read.flat_map(|(_, name)| request.values(name).map(|value| (name.as_str(), value)));
     Credential::read(found)
 }
 

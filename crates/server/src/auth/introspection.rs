@@ -29,7 +29,7 @@ pub struct IntrospectionCaller {
 impl IntrospectionCaller {
     pub(super) async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
-        let by_header = match credential(request.headers(), CredentialHeaders::default()) {
+        let by_header = match credential(request, CredentialHeaders::default()) {
             Credential::None => None,
             Credential::NotBearer(value) if client::is_basic(value) => {
                 Some(by_basic(request, &state, value).await)

@@ -59,6 +59,7 @@ fn log_summary(settings: &Settings, running: &RunningServer) {
         version = env!("CARGO_PKG_VERSION"),
         listen = %running.address(),
         metrics_listen = running.metrics_address().map_or_else(off, |address| address.to_string()),
+        grpc_listen = running.grpc_address().map_or_else(off, |address| address.to_string()),
         database = %settings.database.url,
         token_source = settings.tokens.source.name(),
         development_mode = matches!(settings.tokens.source, TokenSource::Development),

@@ -84,6 +84,11 @@ pub struct ServerSettings {
     #[arg(long, env = "TOLLKEY_METRICS_LISTEN", value_name = "ADDRESS:PORT",
         value_parser = rules::socket_address)]
     pub metrics_listen: Option<SocketAddr>,
+    /// Address and port that serve Envoy's `ext_authz` over gRPC, without TLS; off by default. Needs a
+    /// build with the feature `grpc`
+    #[arg(long, env = "TOLLKEY_GRPC_LISTEN", value_name = "ADDRESS:PORT",
+        value_parser = rules::socket_address)]
+    pub grpc_listen: Option<SocketAddr>,
     /// CIDRs of the proxies whose entry in `X-Forwarded-For` is trusted; `none` trusts no proxy
     #[arg(long, env = "TOLLKEY_TRUSTED_PROXIES", value_name = "CIDR,...",
         default_value = "127.0.0.0/8,::1/128", value_parser = rules::trusted_proxies)]

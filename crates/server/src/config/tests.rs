@@ -95,6 +95,7 @@ fn settings_have_the_documented_defaults() {
     assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8080");
     assert!(settings.server.workers() >= 1);
     assert_eq!(settings.server.metrics_listen, None);
+    assert_eq!(settings.server.grpc_listen, None);
     let loopback = IpList::parse(["127.0.0.0/8", "::1/128"]).unwrap();
     assert_eq!(settings.server.trusted_proxies, Some(loopback));
     assert_eq!(settings.server.merchant_header, "x-merchant-id");
@@ -364,6 +365,7 @@ TOLLKEY_LISTEN=example.com:80 -> must be an address and a port
 TOLLKEY_LISTEN=canary:80 -> must be an address and a port
 TOLLKEY_METRICS_LISTEN=off -> must be an address and a port
 TOLLKEY_METRICS_LISTEN=canary -> must be an address and a port
+TOLLKEY_GRPC_LISTEN=canary -> must be an address and a port
 TOLLKEY_WORKERS=0 -> must be a whole number from 1 to 1024
 TOLLKEY_WORKERS=many -> must be a whole number from 1 to 1024
 TOLLKEY_WORKERS=111111111111111111111111111111111111111111111111111111111111 -> must be a whole number from 1 to 1024
@@ -511,6 +513,18 @@ fn with_others<'a>(name: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
     let others = PROVIDER.into_iter().chain(token_claims);
     let others = others.filter(|(other, _)| *other != name);
     others.chain([(name, value)]).collect()
+}
+
+#[test]
+fn grpc_listener_is_rejected_in_a_build_without_grpc() {
+    let env =
+        |name: &str| (name == "TOLLKEY_GRPC_LISTEN").then(|| OsString::from("127.0.0.1:9000"));
+    let file = Path::new("no such file");
+    let sources = Sources::read(&options(&[]).unwrap(), &env, file).unwrap();
+    let error = check_grpc(&sources, false).unwrap_err().to_string();
+    let rule = "needs gRPC, which this build does not have; build the server with `--features grpc`, or remove the setting";
+    assert_eq!(error, format!("TOLLKEY_GRPC_LISTEN (environment): {rule}"));
+    assert!(check_grpc(&sources, true).is_ok());
 }
 
 #[test]

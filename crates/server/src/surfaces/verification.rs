@@ -9,6 +9,8 @@ mod subscription;
 
 pub use gateway::DirectGateway;
 use gateway::{AuthRequest, ExtAuthz, ForwardAuth};
+#[cfg(feature = "grpc")]
+pub(crate) use gateway::{allowed, decision};
 use handlers::{introspect, verify, verify_batch};
 use own::{revoke_whoami, whoami};
 use subscription::{sync, sync_lookup};

@@ -205,12 +205,14 @@ impl Connections {
     }
 
     /// Ends every connection, including those admitted later, with the next response whose head is written: it has
-    /// `Connection: close`. Connections without a request stay open.
+    /// `Connection: close`. Connections without a request stay open. With HTTP/2, ends every connection that has had a
+    /// request.
     pub fn announce_close(&self) {
         let clock = self.clock();
         self.initial_flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
         for connection in clock.slots.iter().flatten() {
-            connection.flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
+            // Wakes it, because a connection of HTTP/2 announces its end without a response.
+            connection.end(LAST_RESPONSE);
         }
     }
 
@@ -265,6 +267,7 @@ impl Connections {
             reading: Reading::default(),
             is_final: Cell::new(false),
             has_rejected_request: Cell::new(false),
+            closes_with_goaway: Cell::new(false),
             _permit: permit,
         }))
     }
@@ -337,6 +340,8 @@ pub(super) struct Peer {
     is_final: Cell<bool>,
     /// A request arrived after that.
     has_rejected_request: Cell<bool>,
+    /// The connection ends with GOAWAY (HTTP/2) and not with the end of its input.
+    closes_with_goaway: Cell<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -359,6 +364,17 @@ impl Peer {
 
     pub(super) fn is_closing(&self) -> bool {
         self.connection.has(CLOSING)
+    }
+
+    /// Whether the connection is closing, and no further input is needed for that.
+    pub(super) fn ends_input(&self) -> bool {
+        self.is_closing() && !self.closes_with_goaway.get()
+    }
+
+    /// Marks a connection that closes itself with GOAWAY.
+    #[cfg(feature = "grpc")]
+    pub(super) fn close_with_goaway(&self) {
+        self.closes_with_goaway.set(true);
     }
 
     pub(super) fn has_unread_body(&self) -> bool {

@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    net::{TcpListener, TcpStream as StdTcpStream},
+    net::{SocketAddr, TcpListener, TcpStream as StdTcpStream},
     os::unix::net::UnixStream,
     rc::Rc,
     sync::{Arc, mpsc as blocking},
@@ -15,10 +15,7 @@ use std::{
 };
 
 use actix_http::{Protocol, Request, error::DispatchError};
-use actix_service::{
-    IntoServiceFactory, Service as _, ServiceFactory,
-    boxed::{BoxService, BoxServiceFactory},
-};
+use actix_service::{IntoServiceFactory, Service as _, ServiceFactory, boxed::BoxService};
 use actix_web::{
     body::MessageBody,
     dev::{AppConfig, ServiceResponse},
@@ -64,7 +61,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Fails if the listener cannot be used, no thread can be started, or a worker cannot start its application.
+    /// Serves HTTP/1.1. Fails if the listener cannot be used, no thread can be started, or a worker cannot start its
+    /// application.
     pub fn start<R, G, F, I, S, B>(
         listener: TcpListener,
         connections: &Arc<Connections>,
@@ -86,6 +84,33 @@ impl Server {
         S::InitError: fmt::Debug,
         B: MessageBody + Unpin + 'static,
     {
+        Self::start_workers(listener, connections, options, move || {
+            // Created here, because parts of it start tasks of this runtime.
+            let factory = http(Rc::new(front()), application());
+            async move {
+                let service = factory
+                    .new_service(())
+                    .await
+                    .map_err(|()| io::Error::other("a worker cannot start its application"))?;
+                let service = Rc::new(service);
+                Ok(move |stream, address| serve(Rc::clone(&service), stream, address))
+            }
+        })
+    }
+
+    /// Starts the threads. Each worker calls `worker` for the handler of its connections.
+    pub(super) fn start_workers<W, C, H, F>(
+        listener: TcpListener,
+        connections: &Arc<Connections>,
+        options: &Options,
+        worker: W,
+    ) -> io::Result<Self>
+    where
+        W: Fn() -> C + Send + Clone + 'static,
+        C: Future<Output = io::Result<H>>,
+        H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F + 'static,
+        F: Future<Output = ()> + 'static,
+    {
         listener.set_nonblocking(true)?;
         let (abort, aborted) = watch::channel(false);
         let (started, starts) = blocking::channel();
@@ -93,12 +118,8 @@ impl Server {
         for number in 0..options.workers {
             let (sender, queue) = mpsc::channel(QUEUE);
             let (ended, end) = oneshot::channel();
-            let (front, application, connections, started) = (
-                front.clone(),
-                application.clone(),
-                Arc::clone(connections),
-                started.clone(),
-            );
+            let (worker, connections, started) =
+                (worker.clone(), Arc::clone(connections), started.clone());
             let (write_timeout, aborted) = (options.write_timeout, aborted.clone());
             thread::Builder::new()
                 .name(format!("tollkey worker {number}"))
@@ -109,10 +130,8 @@ impl Server {
                     };
                     runtime.block_on(async {
                         let mut aborted = aborted;
-                        // Created here, because parts of it start tasks of this runtime.
-                        let factory = http(Rc::new(front()), application());
                         tokio::select! {
-                            () = work(factory, queue, connections, write_timeout, started) => {}
+                            () = work(worker(), queue, connections, write_timeout, started) => {}
                             _ = aborted.wait_for(|aborted| *aborted) => {}
                         }
                     });
@@ -340,19 +359,20 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Serves the connections of one worker until the acceptor and all connections have ended.
-async fn work(
-    factory: BoxServiceFactory<(), Accepted<TcpStream>, (), DispatchError, ()>,
+async fn work<H, F>(
+    handler: impl Future<Output = io::Result<H>>,
     mut queue: mpsc::Receiver<Socket>,
     connections: Arc<Connections>,
     write_timeout: Duration,
     started: blocking::Sender<io::Result<()>>,
-) {
-    let Ok(service) = factory.new_service(()).await else {
-        return drop(started.send(Err(io::Error::other(
-            "a worker cannot start its application",
-        ))));
+) where
+    H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let handler = match handler.await {
+        Ok(handler) => Rc::new(handler),
+        Err(error) => return drop(started.send(Err(error))),
     };
-    let service = Rc::new(service);
     // An error means that another worker could not start.
     if started.send(Ok(())).is_err() {
         return;
@@ -363,8 +383,8 @@ async fn work(
         tokio::select! {
             socket = queue.recv() => match socket {
                 Some(socket) => {
-                    let (service, connections) = (Rc::clone(&service), Arc::clone(&connections));
-                    open.spawn_local(serve(service, connections, write_timeout, socket));
+                    let (handler, connections) = (Rc::clone(&handler), Arc::clone(&connections));
+                    open.spawn_local(handle(handler, connections, write_timeout, socket));
                 }
                 None => break,
             },
@@ -386,12 +406,16 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve(
-    service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
+/// Admits a connection, and handles it until it ends.
+async fn handle<H, F>(
+    handler: Rc<H>,
     connections: Arc<Connections>,
     write_timeout: Duration,
     socket: Socket,
-) {
+) where
+    H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F,
+    F: Future<Output = ()>,
+{
     // The permit is released when the socket is closed.
     let Socket {
         stream: socket,
@@ -410,11 +434,15 @@ async fn serve(
     let Some(peer) = connections.admit().await else {
         return;
     };
-    let connection = (
-        Stream::new(socket, peer, write_timeout),
-        Protocol::Http1,
-        address,
-    );
+    handler(Stream::new(socket, peer, write_timeout), address).await;
+}
+
+async fn serve(
+    service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
+    stream: Stream<TcpStream>,
+    address: Option<SocketAddr>,
+) {
+    let connection = (stream, Protocol::Http1, address);
     let served = match poll_fn(|cx| service.poll_ready(cx)).await {
         Ok(()) => service.call(connection).await,
         Err(error) => Err(error),

@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
         if read.is_pending() {
             peer.register(cx.waker());
             let has_read = std::mem::take(has_read);
-            if peer.is_closing() {
+            if peer.ends_input() {
                 if has_read {
                     cx.waker().wake_by_ref(); // the bytes may be a request, which is processed first
                 } else if !has_input(&*io) {

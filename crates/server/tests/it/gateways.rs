@@ -1,4 +1,4 @@
-//! Authorization requests of gateways, in their three protocols.
+//! Authorization requests of gateways, in each of their protocols.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tollkey_store::Backend;
 
 use crate::{
     assert_response,
-    support::{App, Call, Reply, each_backend, each_backend_with, eventually},
+    support::{self, App, Call, Reply, eventually},
 };
 
 #[derive(Debug, Clone, Copy)]
@@ -16,11 +16,37 @@ enum Dialect {
     ForwardAuth,
     AuthRequest,
     ExtAuthz,
+    /// Envoy's protocol over gRPC.
+    #[cfg(feature = "grpc")]
+    Grpc,
 }
 
 use Dialect::{AuthRequest, ExtAuthz, ForwardAuth};
 
-const DIALECTS: [Dialect; 3] = [ForwardAuth, AuthRequest, ExtAuthz];
+const DIALECTS: &[Dialect] = &[
+    ForwardAuth,
+    AuthRequest,
+    ExtAuthz,
+    #[cfg(feature = "grpc")]
+    Dialect::Grpc,
+];
+
+const ENVOY: &[Dialect] = &[
+    ExtAuthz,
+    #[cfg(feature = "grpc")]
+    Dialect::Grpc,
+];
+
+async fn each_backend(test: impl AsyncFn(&App)) {
+    each_backend_with(&[], test).await;
+}
+
+/// Runs a test on each backend, with these settings and with every protocol.
+async fn each_backend_with(settings: &[(&str, &str)], test: impl AsyncFn(&App)) {
+    let grpc = cfg!(feature = "grpc").then_some(("TOLLKEY_GRPC_LISTEN", "127.0.0.1:0"));
+    let settings: Vec<_> = settings.iter().copied().chain(grpc).collect();
+    support::each_backend_with(&settings, test).await;
+}
 
 impl Dialect {
     /// The authorization request for a request, with requirements such as `scope=links:read;mode=live`.
@@ -43,6 +69,8 @@ impl Dialect {
                 let segment = if required.is_empty() { "-" } else { required };
                 app.call(method, &format!("/authz/ext-authz/{segment}{uri}"))
             }
+            #[cfg(feature = "grpc")]
+            Self::Grpc => crate::envoy::call(app, required, method, uri),
         }
     }
 }
@@ -239,7 +267,7 @@ async fn allowed_response_has_exactly_the_identity_headers() {
                 |_| (),
             )
             .await;
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             for method in ["GET", "POST", "DELETE"] {
                 let reply = dialect
                     .authz(
@@ -353,7 +381,7 @@ async fn denials_have_their_status_and_code_in_every_protocol() {
             .text;
         let unknown = live().expose().to_owned();
         let service_key = app.service_key().await.text;
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             let authz = |required, uri| dialect.authz(app, required, "GET", uri);
             for (call, expected) in [
                 (authz("", "/x"), denied(401, "missing_credentials")),
@@ -553,7 +581,7 @@ async fn rejections_have_the_challenge_of_rfc_6750() {
 async fn exceeded_rate_limit_is_429_with_retry_after() {
     each_backend(async |app: &App| {
         let rate_limit = RateLimit::new(2, 60).ok();
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             let key = commerce_key(
                 app,
                 Restrictions {
@@ -709,7 +737,7 @@ async fn invalid_requirement_is_reported_only_with_a_valid_key() {
             )
             .await
             .text;
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             for required in [
                 "scope=links:delete",
                 "scope=",
@@ -829,17 +857,17 @@ async fn envoy_requests_are_authorized_by_raw_path_and_method() {
             (&free, "OPTIONS", "/", true),
             (&free, "HEAD", "/a/../b//c;d%2f", true),
         ] {
-            let reply = app
-                .call(method, &format!("/authz/ext-authz/-{uri}"))
-                .bearer(key)
-                .await;
-            assert_eq!(
-                reply.status,
-                if allowed { 200 } else { 403 },
-                "{method} {uri}"
-            );
-            if !allowed && method != "HEAD" {
-                assert_eq!(reply.code(), "route_not_allowed", "{method} {uri}");
+            for dialect in ENVOY {
+                let reply = dialect.authz(app, "", method, uri).bearer(key).await;
+                assert_eq!(
+                    reply.status,
+                    if allowed { 200 } else { 403 },
+                    "{dialect:?} {method} {uri}"
+                );
+                if !allowed && method != "HEAD" {
+                    let code = reply.code();
+                    assert_eq!(code, "route_not_allowed", "{dialect:?} {method} {uri}");
+                }
             }
         }
         // Dot segments that lead to another route are part of the checked path.
@@ -886,7 +914,7 @@ async fn merchant_comes_from_the_configured_header_sent_once() {
             let bound = commerce_key(app, scoped(Some(&["m_1", "m_2"]), None)).await;
             let free = commerce_key(app, scoped(None, None)).await;
             let denial = denied(403, "merchant_not_allowed");
-            for dialect in DIALECTS {
+            for &dialect in DIALECTS {
                 let authz = |key| dialect.authz(app, "", "GET", "/tokens").bearer(key);
                 for (call, expected, merchant) in [
                     (authz(&bound).header("x-shop", "m_1"), &ALLOWED, "m_1"),
@@ -946,7 +974,7 @@ async fn unreadable_hop_denies_every_key() {
         async |app: &App| {
             let key = commerce_key(app, scoped(None, None)).await;
             let unknown = app.generate_key(Family::Commerce, Mode::Live);
-            for dialect in DIALECTS {
+            for &dialect in DIALECTS {
                 for hop in [
                     &b"unknown"[..],
                     b"203.0.113.9, _hidden",
@@ -1016,7 +1044,7 @@ async fn client_ip_is_the_rightmost_untrusted_hop() {
             )
             .await;
             let denial = denied(403, "ip_not_allowed");
-            for dialect in DIALECTS {
+            for &dialect in DIALECTS {
                 for (hops, expected) in [
                     (&["203.0.113.9"][..], &ALLOWED),
                     (&["198.51.100.1, 203.0.113.9"], &ALLOWED),
@@ -1081,7 +1109,7 @@ async fn client_ip_is_the_peer_without_trusted_proxies() {
             },
         )
         .await;
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             for hops in [&[][..], &["203.0.113.9"], &["nonsense"]] {
                 assert_eq!(
                     from(app, &elsewhere, dialect, hops).await,
@@ -1107,7 +1135,7 @@ async fn credential_in_a_query_is_not_read() {
             "authorization",
         ] {
             let query = format!("?{name}={key}");
-            for dialect in DIALECTS {
+            for &dialect in DIALECTS {
                 let reply = dialect.authz(app, "", "GET", &format!("/x{query}")).await;
                 assert_eq!(
                     outcome(&reply),
@@ -1143,7 +1171,7 @@ async fn credential_in_a_query_is_not_read() {
 async fn request_body_is_not_read() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             // The announced body is never sent, so waiting for it would time out.
             let call = dialect
                 .authz(app, "", "POST", "/x")
@@ -1174,7 +1202,7 @@ async fn only_cached_keys_are_authorized_without_the_database() {
         let other = commerce_key(app, scoped(None, None)).await;
         assert_eq!(from(app, &known, ForwardAuth, &[]).await, ALLOWED);
         app.database.refuse_connections(true);
-        for dialect in DIALECTS {
+        for &dialect in DIALECTS {
             assert_eq!(
                 from(app, &known, dialect, &[]).await,
                 ALLOWED,

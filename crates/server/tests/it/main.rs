@@ -16,8 +16,12 @@ mod credentials;
 mod crypto_checkout;
 mod dashboard;
 mod edge;
+#[cfg(feature = "grpc")]
+mod envoy;
 mod fairness;
 mod gateways;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod guard;
 mod hellgate;
 mod idempotency;

@@ -1309,6 +1309,7 @@ async fn start_up_summary_is_one_line_of_the_log() {
             ("version", json!(env!("CARGO_PKG_VERSION"))),
             ("listen", json!(address)),
             ("metrics_listen", json!("off")),
+            ("grpc_listen", json!("off")),
             ("token_source", json!("hs256_secret")),
             ("development_mode", json!(false)),
             ("oidc_issuer", json!("off")),

@@ -293,3 +293,76 @@ async fn invalid_forwarded_address_is_logged_once_without_its_value() {
     );
     assert!(!finished.stderr.contains("hop-of-a-proxy"));
 }
+
+/// No level of any library shows a header that Envoy sends, and no bytes cause a line above `debug`.
+#[cfg(feature = "grpc")]
+#[actix_web::test]
+async fn grpc_requests_are_logged_without_their_headers() {
+    use envoy_types::pb::envoy::{
+        config::core::v3::{HeaderMap, HeaderValue},
+        service::auth::v3::{
+            AttributeContext, CheckRequest,
+            attribute_context::{HttpRequest, Request},
+            authorization_client::AuthorizationClient,
+        },
+    };
+
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port");
+    let tollkey = logging("trace").with("TOLLKEY_GRPC_LISTEN", &listen.to_string());
+    let server = tollkey.serve().await;
+    for bytes in [
+        &b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"[..],
+        b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03EXAMPLEEXAMPLE\x00\x02\x13\x01\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x01\x63\x00",
+    ] {
+        let mut stream = TcpStream::connect(listen).await.expect("a connection");
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let _ = timeout(Duration::from_secs(3), stream.read_to_end(&mut Vec::new())).await;
+    }
+    let canary = format!("ck_live_{}", "Canary00".repeat(4));
+    let header = HeaderValue {
+        key: "x-api-key".to_owned(),
+        raw_value: canary.clone().into_bytes(),
+        ..HeaderValue::default()
+    };
+    let http = HttpRequest {
+        method: "GET".to_owned(),
+        path: format!("/x?key={canary}"),
+        header_map: Some(HeaderMap {
+            headers: vec![header],
+        }),
+        ..HttpRequest::default()
+    };
+    let attributes = AttributeContext {
+        request: Some(Request {
+            http: Some(http),
+            ..Request::default()
+        }),
+        context_extensions: [("scope".to_owned(), "-".to_owned())].into(),
+        ..AttributeContext::default()
+    };
+    let mut client = AuthorizationClient::connect(format!("http://{listen}"))
+        .await
+        .expect("a connection");
+    let check = CheckRequest {
+        attributes: Some(attributes),
+    };
+    client.check(check).await.expect("a decision");
+    drop(client);
+    let finished = server.stop().await;
+    assert!(!finished.stderr.contains("Canary00"), "{finished}");
+    let completed = lines(&finished).into_iter().find(|line| {
+        line["route"] == "/envoy.service.auth.v3.Authorization/Check" && line["status"] == 401
+    });
+    assert!(completed.is_some(), "{finished}");
+    for line in lines(&finished) {
+        let is_ours = line["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("SEALING"));
+        let level = line["level"].as_str().expect("a level");
+        assert!(is_ours || !matches!(level, "ERROR" | "WARN"), "{line}");
+    }
+}

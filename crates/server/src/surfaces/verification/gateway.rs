@@ -5,9 +5,10 @@
 //! no body. A response that allows a request is exactly 200 with all `X-Auth-*` headers, so that a
 //! gateway that copies them replaces headers of the client with the same names.
 
+pub(crate) mod decision;
 mod direct;
 
-use std::rc::Rc;
+use std::borrow::Cow;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -18,78 +19,28 @@ use actix_web::{
     },
     web::{self, Bytes},
 };
-use tollkey_core::{
-    AccessRequest, Denial, Invalid, Mode, Problem, ProblemCode, RequestPath, Scope, ScopeSet,
-    text::external_id_in,
-};
+use tollkey_core::{Invalid, Mode, Problem};
 use utoipa_actix_web::OpenApiFactory;
 
+use self::decision::{Authorization, Identity, Requirement, decide};
 pub use self::direct::DirectGateway;
-use crate::{
-    auth::{RequestParts, authorize_presented, forwarded_ip, peek_presented},
-    rejection::HandlerResult,
-    state::State,
-    surface::is_like_credential,
-};
+use crate::{auth::RequestParts, rejection::HandlerResult, state::State};
 
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 const X_ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
 const X_ORIGINAL_URI: HeaderName = HeaderName::from_static("x-original-uri");
-const X_AUTH_KEY_ID: HeaderName = HeaderName::from_static("x-auth-key-id");
-const X_AUTH_ACCOUNT_ID: HeaderName = HeaderName::from_static("x-auth-account-id");
-const X_AUTH_APPLICATION_ID: HeaderName = HeaderName::from_static("x-auth-application-id");
-const X_AUTH_MODE: HeaderName = HeaderName::from_static("x-auth-mode");
-const X_AUTH_SCOPES: HeaderName = HeaderName::from_static("x-auth-scopes");
-const X_AUTH_MERCHANT_ID: HeaderName = HeaderName::from_static("x-auth-merchant-id");
-
-/// The requirements that the operator configured for a route.
-#[derive(Debug, Default)]
-struct Requirement {
-    scopes: ScopeSet,
-    names: Vec<Scope>,
-    mode: Option<Mode>,
-}
+/// The names of [`Identity::into_values`].
+const IDENTITY: [HeaderName; 6] = [
+    HeaderName::from_static("x-auth-key-id"),
+    HeaderName::from_static("x-auth-account-id"),
+    HeaderName::from_static("x-auth-application-id"),
+    HeaderName::from_static("x-auth-mode"),
+    HeaderName::from_static("x-auth-scopes"),
+    HeaderName::from_static("x-auth-merchant-id"),
+];
 
 impl Requirement {
-    /// Reads `scope` (repeatable) and `mode` (at most once).
-    fn read<T: AsRef<str>>(
-        state: &State,
-        pairs: impl IntoIterator<Item = (T, T)>,
-    ) -> Result<Self, Invalid> {
-        let mut requirement = Self::default();
-        for (name, value) in pairs {
-            let value = value.as_ref();
-            match name.as_ref() {
-                "scope" => {
-                    let scope = state
-                        .service
-                        .catalogue
-                        .parse(value)
-                        .map_err(|_| unknown_scope(value))?;
-                    requirement.scopes = requirement
-                        .scopes
-                        .union(state.service.catalogue.needed([scope.as_str()])?);
-                    requirement.names.push(scope);
-                }
-                "mode" if requirement.mode.is_none() => {
-                    requirement.mode = Some(
-                        value
-                            .parse()
-                            .map_err(|_| Invalid::new("mode must be `live` or `test`"))?,
-                    );
-                }
-                "mode" => return Err(Invalid::new("mode must not be repeated")),
-                _ => {
-                    return Err(Invalid::new(
-                        "the requirements can only have `scope` and `mode`",
-                    ));
-                }
-            }
-        }
-        Ok(requirement)
-    }
-
     fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
         Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
@@ -113,25 +64,6 @@ impl Requirement {
             state,
             pairs.ok_or_else(|| Invalid::new("the requirements must be `-`, or pairs such as `scope=links:read` separated by `;`"))?,
         )
-    }
-}
-
-/// Longest part of an unknown scope that is logged. Parts of scopes are short; keys and tokens are not.
-const LONGEST_WORD: usize = 24;
-
-/// The error contains the scope only if that cannot be a credential: the gateway may pass on a client's text.
-fn unknown_scope(scope: &str) -> Invalid {
-    let is_scope = (1..=64).contains(&scope.len())
-        && scope.bytes().all(|b| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b':' | b'-')
-        });
-    let is_short = scope
-        .split(['_', '.', ':', '-'])
-        .all(|word| word.len() <= LONGEST_WORD);
-    if is_scope && is_short && !is_like_credential(scope) {
-        Invalid::new(format!("scope {scope:?} is unknown"))
-    } else {
-        Invalid::new("the requirements have an unknown scope")
     }
 }
 
@@ -159,7 +91,7 @@ impl Dialect {
         self,
         head: &'a RequestHead,
         path: &'a str,
-        requirement: Result<Rc<Requirement>, Invalid>,
+        requirement: Result<&'a Requirement, &'a Invalid>,
     ) -> Authorization<'a> {
         let headers = head.headers();
         let (method, uri) = match self {
@@ -195,99 +127,29 @@ fn ext_authz_parts(path: &str) -> Option<(&str, &str)> {
     Some(rest.split_at(rest.find('/')?))
 }
 
-struct Authorization<'a> {
-    method: Option<&'a str>,
-    uri: Option<&'a str>,
-    requirement: Result<Rc<Requirement>, Invalid>,
-}
-
 async fn authorize(
     request: &impl RequestParts,
     state: &State,
     authorization: Authorization<'_>,
 ) -> HandlerResult {
-    let merchant = merchant(request.headers(), &state.request_settings.merchant_header);
-    let client_ip = forwarded_ip(request, state);
-    let is_client_ip_unreadable = client_ip.is_err();
-    let client_ip = client_ip.unwrap_or_default();
-    let requirement = match authorization.requirement {
-        Ok(requirement) => requirement,
-        Err(rule) => {
-            // The credential is verified first, so that a client without a key learns nothing about the configuration.
-            let identity = AccessRequest {
-                identity_only: true,
-                client_ip,
-                is_client_ip_unreadable,
-                ..AccessRequest::default()
-            };
-            peek_presented(request, state, &identity).await?;
-            if state
-                .log_limits
-                .gateway_requirement
-                .allows(state.service.clock.elapsed())
-            {
-                tracing::warn!(
-                    request_id = %request.request_id(), %rule,
-                    "gateway route has invalid requirements; its requests are denied"
-                );
-            }
-            let detail = "The gateway's requirement is not valid. The log of the Tollkey server has the reason.";
-            return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
-        }
-    };
-    let access = AccessRequest {
-        viewer: None,
-        identity_only: false,
-        scopes: requirement.scopes,
-        scope_expression: None,
-        mode: requirement.mode,
-        method: authorization.method,
-        path: authorization
-            .uri
-            .map(|uri| RequestPath::new(uri, &state.request_settings.route_base)),
-        merchant: merchant.as_deref(),
-        client_ip,
-        is_client_ip_unreadable,
-    };
-    let record = authorize_presented(request, state, &access)
-        .await
-        .map_err(|mut problem| {
-            if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-                problem.needed_scopes = requirement.names.as_slice().into();
-            }
-            problem
-        })?;
-    let key = &record.key;
-    let application = key.application_id.map(|id| id.to_string());
+    let identity = decide(request, state, authorization).await?;
+    Ok(allowed(identity, state)?)
+}
+
+/// Returns the response that allows a request.
+pub(crate) fn allowed(identity: Identity, state: &State) -> Result<HttpResponse, Problem> {
     let mut response = HttpResponse::new(StatusCode::OK);
-    for (name, value) in [
-        (X_AUTH_KEY_ID, field_value(key.id.to_string())?),
-        (X_AUTH_ACCOUNT_ID, field_value(key.account_id.to_string())?),
-        (X_AUTH_APPLICATION_ID, optional_field_value(application)?),
-        (X_AUTH_MODE, HeaderValue::from_static(key.mode.as_str())),
-        (
-            X_AUTH_SCOPES,
-            field_value(state.service.catalogue.joined(record.scopes))?,
-        ),
-        (X_AUTH_MERCHANT_ID, optional_field_value(merchant)?),
-    ] {
+    let values = identity.into_values(&state.service.catalogue);
+    for (name, value) in IDENTITY.into_iter().zip(values) {
+        let value = match value {
+            Cow::Borrowed(text) => HeaderValue::from_static(text),
+            // Without copying the text.
+            Cow::Owned(text) => HeaderValue::from_maybe_shared(Bytes::from(text))
+                .map_err(|_| Problem::internal())?,
+        };
         response.headers_mut().insert(name, value);
     }
     Ok(response)
-}
-
-/// Converts a text into the value of a header without copying it.
-fn field_value(text: String) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
-}
-
-/// Returns an empty value for an absent text.
-fn optional_field_value(text: Option<String>) -> Result<HeaderValue, Problem> {
-    text.map_or(Ok(HeaderValue::from_static("")), field_value)
-}
-
-fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    external_id_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }
 
 /// Returns the value of a header, unless it is absent or repeated.
@@ -326,9 +188,9 @@ fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     )))
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let requirement = Requirement::from_query(&state, request.query_string());
     let authorization =
-        Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement);
+        Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement.as_ref());
     authorize(&request, &state, authorization).await
 }
 
@@ -360,9 +222,9 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     )))
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let requirement = Requirement::from_query(&state, request.query_string());
     let authorization =
-        Dialect::AuthRequest.authorization(request.head(), request.path(), requirement);
+        Dialect::AuthRequest.authorization(request.head(), request.path(), requirement.as_ref());
     authorize(&request, &state, authorization).await
 }
 
@@ -396,8 +258,8 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
     // From the raw path, because the router has already decoded the matched parts.
     let path = request.uri().path();
     let segment = ext_authz_parts(path).map(|(segment, _)| segment);
-    let requirement = Requirement::from_segment(&state, segment).map(Rc::new);
-    let authorization = Dialect::ExtAuthz.authorization(request.head(), path, requirement);
+    let requirement = Requirement::from_segment(&state, segment);
+    let authorization = Dialect::ExtAuthz.authorization(request.head(), path, requirement.as_ref());
     authorize(&request, &state, authorization).await
 }
 

@@ -13,13 +13,13 @@ use std::{
 };
 
 use actix_http::{Request, Response, body::BoxBody};
-use actix_web::{HttpResponse, dev::RequestHead, http::header::HeaderMap, web};
+use actix_web::{HttpResponse, dev::RequestHead, http::header::HeaderName, web};
 use tollkey_core::Invalid;
 
 use super::{super::GATEWAYS, Dialect, EXT_AUTHZ, Requirement, authorize, ext_authz_parts};
 use crate::{
-    auth::{KeyRateLimit, RequestParts},
-    edge::RequestTrace,
+    auth::{self, KeyRateLimit, RequestParts},
+    edge::{RequestTrace, X_REQUEST_ID},
     rejection::Rejection,
     state::State,
     telemetry,
@@ -83,8 +83,12 @@ struct GatewayRequest<'a> {
 }
 
 impl RequestParts for GatewayRequest<'_> {
-    fn headers(&self) -> &HeaderMap {
-        self.head.headers()
+    fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        auth::values(self.head.headers(), name)
+    }
+
+    fn is_forwarded(&self) -> bool {
+        auth::is_forwarded(self.head.headers())
     }
 
     fn peer_ip(&self) -> Option<IpAddr> {
@@ -109,7 +113,8 @@ impl EarlyHandler for DirectGateway {
         let Some(dialect) = dialect(path) else {
             return Err(request);
         };
-        let trace = RequestTrace::begin(state, head.headers(), &GATEWAYS);
+        let request_ids = auth::values(head.headers(), &X_REQUEST_ID);
+        let trace = RequestTrace::begin(state, request_ids, &GATEWAYS);
         let requirement = match dialect {
             Dialect::ExtAuthz => match ext_authz_parts(path) {
                 Some((segment, _)) => self
@@ -128,6 +133,7 @@ impl EarlyHandler for DirectGateway {
             id: &trace.id,
             rate_limit: Cell::new(None),
         };
+        let requirement = requirement.as_deref();
         let authorization = dialect.authorization(head, path, requirement);
         let mut response: HttpResponse =
             match authorize(&gateway_request, state, authorization).await {
@@ -137,7 +143,7 @@ impl EarlyHandler for DirectGateway {
         trace.end(
             state,
             &self.requests,
-            (&head.method, Some(dialect.pattern())),
+            (head.method.as_str(), Some(dialect.pattern())),
             (response.status(), response.headers_mut()),
             gateway_request.rate_limit.get().as_ref(),
         );

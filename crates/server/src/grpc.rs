@@ -1,0 +1,332 @@
+//! The gateway protocol of Envoy over gRPC: `envoy.service.auth.v3.Authorization/Check`.
+//!
+//! A request becomes the same decision as at `/authz/ext-authz`, and the response of that route becomes the response
+//! over gRPC. What is read from a request: `docs/gateways.md`.
+
+use std::{
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix_web::{
+    HttpResponse,
+    body::MessageBody as _,
+    http::{
+        StatusCode,
+        header::{HeaderName, HeaderValue},
+    },
+    web,
+};
+use anyhow::Context as _;
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{
+            HeaderValue as EnvoyHeader, HeaderValueOption, address::Address,
+            header_value_option::HeaderAppendAction,
+        },
+        service::auth::v3::{
+            CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
+            attribute_context::Peer, check_response,
+        },
+        r#type::v3::HttpStatus,
+    },
+    google::rpc,
+};
+use futures_util::future::LocalBoxFuture;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+use tollkey_core::Invalid;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http,
+    server::{Grpc, UnaryService},
+};
+use tonic_prost::ProstCodec;
+
+use crate::{
+    auth::{FORWARDED_FOR, KeyRateLimit, RequestParts, is_forwarding_header},
+    edge::{RequestTrace, X_REQUEST_ID},
+    state::State,
+    surfaces::verification::{
+        GATEWAYS, allowed,
+        decision::{Authorization, Requirement, decide, invalid_requirement},
+    },
+    telemetry,
+    transport::{self, Connections, Server},
+};
+
+/// The path of the only operation, which is also its route in logs and metrics.
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// Maximum size of a request in bytes. Envoy accepts 60 KiB of headers by default, and sends the path twice.
+const MAX_MESSAGE: usize = 128 * 1024;
+/// How long a request may take, from its headers to its response.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Starts the listener. Returns its address. It shares the limit of `connections` with the other listener.
+pub(crate) fn start(
+    listen: SocketAddr,
+    state: &web::Data<State>,
+    connections: &Arc<Connections>,
+    options: &transport::Options,
+) -> anyhow::Result<(SocketAddr, Server)> {
+    let listener =
+        transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener
+        .local_addr()
+        .context("cannot read the address of the socket")?;
+    let state = state.clone();
+    let server = Server::start_http2(listener, connections, options, move || {
+        let worker = Rc::new(Worker {
+            state: state.clone(),
+            requests: telemetry::Requests::default(),
+        });
+        move |request: http::Request<Incoming>, peer: Option<SocketAddr>| {
+            respond(Rc::clone(&worker), request, peer.map(|peer| peer.ip()))
+        }
+    })?;
+    Ok((address, server))
+}
+
+/// What the requests of one thread share.
+struct Worker {
+    state: web::Data<State>,
+    requests: telemetry::Requests,
+}
+
+async fn respond(
+    worker: Rc<Worker>,
+    request: http::Request<Incoming>,
+    peer: Option<IpAddr>,
+) -> http::Response<Body> {
+    if request.uri().path() != CHECK {
+        return Status::unimplemented(format!("this server has only {CHECK}")).into_http();
+    }
+    let codec = ProstCodec::<CheckResponse, CheckRequest>::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
+    timeout(DEADLINE, grpc.unary(Check { worker, peer }, request))
+        .await
+        .unwrap_or_else(|_| Status::deadline_exceeded("the request took too long").into_http())
+}
+
+struct Check {
+    worker: Rc<Worker>,
+    peer: Option<IpAddr>,
+}
+
+impl UnaryService<CheckRequest> for Check {
+    type Response = CheckResponse;
+    type Future = LocalBoxFuture<'static, Result<tonic::Response<CheckResponse>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<CheckRequest>) -> Self::Future {
+        let (worker, peer) = (Rc::clone(&self.worker), self.peer);
+        Box::pin(async move {
+            let response = check(&worker, peer, request.into_inner()).await?;
+            Ok(tonic::Response::new(response))
+        })
+    }
+}
+
+/// Decides about the request that Envoy describes. `peer` is Envoy.
+async fn check(
+    worker: &Worker,
+    peer: Option<IpAddr>,
+    request: CheckRequest,
+) -> Result<CheckResponse, Status> {
+    let attributes = request.attributes.unwrap_or_default();
+    let http = attributes.request.and_then(|request| request.http);
+    let http = http.ok_or_else(|| {
+        Status::invalid_argument(
+            "attributes.request.http is required; use the HTTP filter ext_authz",
+        )
+    })?;
+    let state = &*worker.state;
+    let raw_headers = http.header_map.map(|map| map.headers);
+    let headers = raw_headers.as_deref().unwrap_or_default();
+    let request_ids = values(headers, &X_REQUEST_ID);
+    let trace = RequestTrace::begin(state, request_ids, &GATEWAYS);
+    let source = attributes.source.and_then(source_address);
+    let request = DescribedRequest {
+        headers,
+        peer,
+        source: source.as_deref(),
+        id: &trace.id,
+        rate_limit: Cell::new(None),
+    };
+    let extensions = attributes.context_extensions.iter();
+    let requirement = requirement(
+        state,
+        extensions.map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    let decision = if raw_headers.is_some() {
+        let authorization = Authorization {
+            method: present(&http.method),
+            uri: present(&http.path),
+            requirement: requirement.as_ref(),
+        };
+        decide(&request, state, authorization).await
+    } else {
+        let rule = Invalid::new("the filter ext_authz must have `encode_raw_headers: true`");
+        Err(invalid_requirement(&request, state, &rule))
+    };
+    let mut response = decision
+        .and_then(|identity| allowed(identity, state))
+        .unwrap_or_else(|problem| trace.render(state, &problem));
+    trace.end(
+        state,
+        &worker.requests,
+        (&http.method, Some(CHECK)),
+        (response.status(), response.headers_mut()),
+        request.rate_limit.get().as_ref(),
+    );
+    Ok(check_response(response))
+}
+
+fn present(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// Reads the `context_extensions` of a route: `scope`, with spaces between several scopes or `-` for none, and `mode`.
+fn requirement<'a>(
+    state: &State,
+    extensions: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<Requirement, Invalid> {
+    let mut pairs = Vec::new();
+    let mut has_any = false;
+    for (name, value) in extensions {
+        has_any = true;
+        match (name, value) {
+            ("scope", "-") => {}
+            ("scope", scopes) => pairs.extend(scopes.split(' ').map(|scope| (name, scope))),
+            pair => pairs.push(pair),
+        }
+    }
+    if !has_any {
+        return Err(Invalid::new(
+            "`context_extensions` must have `scope` or `mode`; `scope: \"-\"` requires no scope",
+        ));
+    }
+    Requirement::read(state, pairs)
+}
+
+/// Returns the IP address that connected to Envoy.
+fn source_address(source: Peer) -> Option<String> {
+    match source.address?.address? {
+        Address::SocketAddress(address) => Some(address.address),
+        Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,
+    }
+}
+
+fn values<'a>(headers: &'a [EnvoyHeader], name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let named = headers
+        .iter()
+        .filter(|header| header.key.eq_ignore_ascii_case(name.as_str()));
+    named.map(|header| match header.raw_value.as_slice() {
+        [] => header.value.as_bytes(),
+        raw => raw,
+    })
+}
+
+/// The request of a client, as Envoy describes it.
+struct DescribedRequest<'a> {
+    headers: &'a [EnvoyHeader],
+    /// Envoy.
+    peer: Option<IpAddr>,
+    /// The address that connected to Envoy; `None` for another socket than one of IP.
+    source: Option<&'a str>,
+    id: &'a Arc<str>,
+    rate_limit: Cell<Option<KeyRateLimit>>,
+}
+
+impl RequestParts for DescribedRequest<'_> {
+    fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        values(self.headers, name)
+    }
+
+    fn is_forwarded(&self) -> bool {
+        self.headers
+            .iter()
+            .any(|header| is_forwarding_header(&header.key.to_ascii_lowercase()))
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// Envoy is the peer, and the address that connected to it is the last hop. Without that address, any client could
+    /// have written the header, so no hop counts.
+    fn hops(&self) -> Vec<&[u8]> {
+        let Some(source) = self.source else {
+            return Vec::new();
+        };
+        let mut hops: Vec<_> = self.values(&FORWARDED_FOR).collect();
+        // An empty header counts as absent.
+        if hops.iter().all(|hop| hop.trim_ascii().is_empty()) {
+            hops.clear();
+        }
+        hops.push(source.as_bytes());
+        hops
+    }
+
+    fn request_id(&self) -> Arc<str> {
+        Arc::clone(self.id)
+    }
+
+    fn set_rate_limit(&self, rate_limit: KeyRateLimit) {
+        self.rate_limit.set(Some(rate_limit));
+    }
+}
+
+/// Converts the response of the HTTP route.
+fn check_response(response: HttpResponse) -> CheckResponse {
+    let is_allowed = response.status() == StatusCode::OK;
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| overwrite(name, value))
+        .collect();
+    let (code, http_response) = if is_allowed {
+        let allowed = OkHttpResponse {
+            headers,
+            ..OkHttpResponse::default()
+        };
+        (Code::Ok, check_response::HttpResponse::OkResponse(allowed))
+    } else {
+        let code = i32::from(response.status().as_u16());
+        // The body of a problem is a text in memory.
+        let body = response.into_body().try_into_bytes().unwrap_or_default();
+        let denied = DeniedHttpResponse {
+            status: Some(HttpStatus { code }),
+            headers,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        };
+        let denied = check_response::HttpResponse::DeniedResponse(denied);
+        (Code::PermissionDenied, denied)
+    };
+    CheckResponse {
+        status: Some(rpc::Status {
+            code: code.into(),
+            ..rpc::Status::default()
+        }),
+        http_response: Some(http_response),
+        ..CheckResponse::default()
+    }
+}
+
+/// Returns a header that replaces those of the client with the same name, even if its value is empty.
+fn overwrite(name: &HeaderName, value: &HeaderValue) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(EnvoyHeader {
+            key: name.as_str().to_owned(),
+            // Envoy ignores `raw_value` here. The values are texts.
+            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            raw_value: Vec::new(),
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        keep_empty_value: true,
+        ..HeaderValueOption::default()
+    }
+}
