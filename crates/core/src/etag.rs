@@ -214,7 +214,10 @@ fn read_tags(list: &[u8], tags: &mut Vec<EntityTag>) -> Option<usize> {
         let quoted = strong.strip_prefix(b"\"")?;
         let end = quoted.iter().position(|byte| *byte == b'"')?;
         let (opaque, after) = quoted.split_at(end);
-        if !opaque.iter().all(|byte| matches!(byte, b'!'..=b'~' | 0x80..)) {
+        if !opaque
+            .iter()
+            .all(|byte| matches!(byte, b'!'..=b'~' | 0x80..))
+        {
             return None;
         }
         tags.extend(EntityTag::parse(opaque).filter(|_| !is_weak));

@@ -40,7 +40,8 @@ pub async fn set_operating_model(
             let before = account.get()?;
             preconditions.check(before.entity_tag())?;
             if account.set_operating_model(model, now)? {
-                draft.changes = json!({"operating_model": [before.operating_model.as_str(), model.as_str()]});
+                draft.changes =
+                    json!({"operating_model": [before.operating_model.as_str(), model.as_str()]});
                 account.append(draft)?;
             }
             Ok(Account {

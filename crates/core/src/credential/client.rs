@@ -58,7 +58,9 @@ fn percent_decoded(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
             decoded.push(*byte);
             continue;
         }
-        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = after
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         let Some(Ok([escaped])) = digits.map(hex::read) else {
             return Zeroizing::new(bytes.to_owned());
         };
@@ -151,7 +153,7 @@ mod tests {
             "Basic",
             "Basic ",
             "Basic canary",
-            "Basic Y2FuYXJ5",        // no colon
+            "Basic Y2FuYXJ5",         // no colon
             "Basic Yzpj, Basic Yzpj", // joined by a proxy
         ] {
             assert_eq!(of(value), malformed(), "{value}");

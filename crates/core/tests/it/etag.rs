@@ -25,7 +25,9 @@ fn each_managed_field_changes_the_tag_of_a_key() {
     let edits: [(&str, &dyn Fn(&mut ApiKey)); 13] = [
         ("id", &|key| key.id = id),
         ("name", &|key| key.name = "Till".to_owned()),
-        ("scopes", &|key| key.restrictions.scopes = vec![Scope::LINKS_READ]),
+        ("scopes", &|key| {
+            key.restrictions.scopes = vec![Scope::LINKS_READ]
+        }),
         ("merchants", &|key| {
             key.restrictions.merchants = Some(vec!["m_1".to_owned()])
         }),
@@ -38,7 +40,9 @@ fn each_managed_field_changes_the_tag_of_a_key() {
         ("rate_limit", &|key| {
             key.restrictions.rate_limit = RateLimit::new(10, 60).ok()
         }),
-        ("expires_at", &|key| key.restrictions.expires_at = Some(at(9))),
+        ("expires_at", &|key| {
+            key.restrictions.expires_at = Some(at(9))
+        }),
         ("metadata", &|key| {
             key.metadata = Metadata::parse(r#"{"a":1}"#).ok()
         }),

@@ -56,10 +56,7 @@ pub(super) fn url(name: &str) -> String {
 
 /// Not cached for another version: during a rolling update a page of one server can load another one's asset.
 #[get("/assets/{version}/{name}")]
-pub(super) async fn file(
-    request: HttpRequest,
-    path: web::Path<(String, String)>,
-) -> HandlerResult {
+pub(super) async fn file(request: HttpRequest, path: web::Path<(String, String)>) -> HandlerResult {
     let (version, name) = path.into_inner();
     let asset = ASSETS
         .iter()

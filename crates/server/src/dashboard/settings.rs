@@ -2,9 +2,7 @@
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
-use tollkey_core::{
-    AccountId, OperatingModel, Preconditions, Problem, ServiceKey, ServiceKeyId,
-};
+use tollkey_core::{AccountId, OperatingModel, Preconditions, Problem, ServiceKey, ServiceKeyId};
 use tollkey_service::{
     Outcome, accounts,
     idempotency::CreationPermit,

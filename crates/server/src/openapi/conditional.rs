@@ -68,7 +68,9 @@ pub(super) fn describe(path: &str, operation: &mut Operation) {
         .schema(Some(Ref::from_schema_name(name)))
         .build();
     let rejected = ResponseBuilder::new()
-        .description("`precondition_failed`: the current `ETag` of the resource is not in `If-Match`.")
+        .description(
+            "`precondition_failed`: the current `ETag` of the resource is not in `If-Match`.",
+        )
         .content(media_type, content)
         .build();
     responses

@@ -337,13 +337,8 @@ pub async fn revoke_key(
 ) -> HandlerResult {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
     let preconditions = if_match.preconditions()?;
-    let revoke = api_keys::revoke_of_application(
-        &state.service,
-        &caller.0,
-        application,
-        key,
-        preconditions,
-    );
+    let revoke =
+        api_keys::revoke_of_application(&state.service, &caller.0, application, key, preconditions);
     let Some(revoked) = revoke.await? else {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
         return Err(Problem::new(code, "The key is already revoked. Nothing was changed.").into());

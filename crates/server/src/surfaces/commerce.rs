@@ -230,9 +230,11 @@ pub async fn revoke(
         reason,
         preconditions,
     );
-    Ok(conditional::ok(revoke.await?.entity_tag()).json(api::Message {
-        message: REVOKED.to_owned(),
-    }))
+    Ok(
+        conditional::ok(revoke.await?.entity_tag()).json(api::Message {
+            message: REVOKED.to_owned(),
+        }),
+    )
 }
 
 /// Suspend a commerce key.

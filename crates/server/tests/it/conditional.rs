@@ -77,7 +77,10 @@ async fn change_of_another_state_is_412() {
 async fn commerce_key_has_the_tag_of_its_state() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
-        let created = app.post("/api-keys", json!({"name": "Till"})).bearer(&token).await;
+        let created = app
+            .post("/api-keys", json!({"name": "Till"}))
+            .bearer(&token)
+            .await;
         let path = format!("/api-keys/{}", created.json()["key_id"].as_str().unwrap());
         let get = || tag_of(app.get(&path).bearer(&token));
         let first = tag(&created);
@@ -86,21 +89,33 @@ async fn commerce_key_has_the_tag_of_its_state() {
         for (method, part, body) in [
             ("PATCH", "", json!({"name": "Till 2"})),
             ("PATCH", "", json!({"metadata": {"a": 1}})),
-            ("PATCH", "", json!({"scopes": ["links:read", "links:write"]})),
+            (
+                "PATCH",
+                "",
+                json!({"scopes": ["links:read", "links:write"]}),
+            ),
             ("PATCH", "", json!({"allowed_ips": ["203.0.113.0/24"]})),
-            ("PATCH", "", json!({"rate_limit": {"limit": 10, "window_seconds": 60}})),
+            (
+                "PATCH",
+                "",
+                json!({"rate_limit": {"limit": 10, "window_seconds": 60}}),
+            ),
             ("PATCH", "", json!({"expires_at": "2100-01-01T00:00:00Z"})),
             ("POST", "/suspend", json!({})),
             ("POST", "/revoke", json!({"reason": "lost"})),
         ] {
-            let call = app.call(method, &format!("{path}{part}")).json(body.clone());
+            let call = app
+                .call(method, &format!("{path}{part}"))
+                .json(body.clone());
             let changed = tag_of(call.bearer(&token)).await;
             assert_eq!(get().await, changed, "{body}");
             assert!(!seen.contains(&changed), "{part} {body}");
             seen.push(changed);
         }
         // What changes nothing has the same tag.
-        let key = app.commerce_key(&token, json!({"metadata": {"a": 1, "b": 2}})).await;
+        let key = app
+            .commerce_key(&token, json!({"metadata": {"a": 1, "b": 2}}))
+            .await;
         let path = format!("/api-keys/{}", key.id);
         let get = || tag_of(app.get(&path).bearer(&token));
         let before = get().await;
@@ -108,8 +123,12 @@ async fn commerce_key_has_the_tag_of_its_state() {
             let patched = tag_of(app.patch(&path, body).bearer(&token)).await;
             assert_eq!(patched, before);
         }
-        let suspend = app.post(&format!("{path}/suspend"), json!({})).bearer(&token);
-        let resume = app.post(&format!("{path}/resume"), json!({})).bearer(&token);
+        let suspend = app
+            .post(&format!("{path}/suspend"), json!({}))
+            .bearer(&token);
+        let resume = app
+            .post(&format!("{path}/resume"), json!({}))
+            .bearer(&token);
         assert_ne!(tag_of(suspend).await, before);
         assert_eq!(tag_of(resume).await, before);
     })
@@ -121,7 +140,9 @@ async fn usage_and_time_do_not_change_the_tag() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
         let expires_at = app.in_seconds(60);
-        let key = app.commerce_key(&token, json!({"expires_at": expires_at})).await;
+        let key = app
+            .commerce_key(&token, json!({"expires_at": expires_at}))
+            .await;
         let path = format!("/api-keys/{}", key.id);
         let row = || app.get(&path).bearer(&token);
         let before = row().await;
@@ -157,11 +178,17 @@ async fn rotation_compares_the_predecessor() {
         let rotated = rotate(&before).await;
         assert_eq!(rotated.status, 201, "{rotated}");
         let successor = format!("/api-keys/{}", rotated.json()["key_id"].as_str().unwrap());
-        assert_eq!(tag_of(app.get(&successor).bearer(&token)).await, tag(&rotated));
+        assert_eq!(
+            tag_of(app.get(&successor).bearer(&token)).await,
+            tag(&rotated)
+        );
         assert_ne!(tag_of(app.get(&path).bearer(&token)).await, before);
         // The status of the key has precedence (RFC 9110, section 13.2.1).
         let again = rotate(&before).await;
-        assert_eq!((again.status, again.code().as_str()), (409, "key_already_rotated"));
+        assert_eq!(
+            (again.status, again.code().as_str()),
+            (409, "key_already_rotated")
+        );
     })
     .await;
 }
@@ -170,7 +197,10 @@ async fn rotation_compares_the_predecessor() {
 async fn application_and_its_keys_have_tags() {
     each_backend(async |app: &App| {
         let token = app.management_token("acme");
-        let created = app.post("/applications", json!({"name": "Web Store"})).bearer(&token).await;
+        let created = app
+            .post("/applications", json!({"name": "Web Store"}))
+            .bearer(&token)
+            .await;
         let path = format!("/applications/{}", created.json()["id"].as_str().unwrap());
         let get = || tag_of(app.get(&path).bearer(&token));
         let first = tag(&created);
@@ -199,7 +229,9 @@ async fn application_and_its_keys_have_tags() {
             .await;
         let key_path = format!("{path}/api-keys/{}", key.json()["id"].as_str().unwrap());
         let revoke = |if_match: &str| {
-            app.delete(&key_path).bearer(&token).header("if-match", if_match)
+            app.delete(&key_path)
+                .bearer(&token)
+                .header("if-match", if_match)
         };
         assert_failed(&revoke(OTHER).await);
         let revoked = revoke(&tag(&key)).await;
@@ -207,10 +239,17 @@ async fn application_and_its_keys_have_tags() {
         assert_ne!(tag(&revoked), tag(&key));
         // A repeat gets the documented response, whatever tag it has.
         let again = revoke(&tag(&key)).await;
-        assert_eq!((again.status, again.code().as_str()), (400, "key_already_revoked"));
+        assert_eq!(
+            (again.status, again.code().as_str()),
+            (400, "key_already_revoked")
+        );
         // The keys are not part of the state of the application.
         assert_eq!(get().await, second);
-        let deleted = app.delete(&path).bearer(&token).header("if-match", &second).await;
+        let deleted = app
+            .delete(&path)
+            .bearer(&token)
+            .header("if-match", &second)
+            .await;
         assert_eq!((deleted.status, deleted.header("etag")), (204, None));
     })
     .await;
@@ -257,7 +296,9 @@ async fn repeated_revocation_ignores_if_match() {
         let key = app.commerce_key(&token, json!({})).await;
         let path = format!("/api-keys/{}/revoke", key.id);
         let revoke = |if_match: &str| {
-            app.post(&path, json!({})).bearer(&token).header("if-match", if_match)
+            app.post(&path, json!({}))
+                .bearer(&token)
+                .header("if-match", if_match)
         };
         assert_failed(&revoke(OTHER).await);
         assert_eq!(app.code(&key.text).await, "valid");
@@ -275,10 +316,15 @@ async fn repeated_revocation_ignores_if_match() {
         assert_eq!(tag_of(suspend().header("if-match", &tag)).await, tag);
 
         let operator = app.operator();
-        let created = app.post("/service-keys", json!({"name": "gateway"})).bearer(&operator).await;
+        let created = app
+            .post("/service-keys", json!({"name": "gateway"}))
+            .bearer(&operator)
+            .await;
         let path = format!("/service-keys/{}", created.json()["id"].as_str().unwrap());
         let revoke = |if_match: &str| {
-            app.delete(&path).bearer(&operator).header("if-match", if_match)
+            app.delete(&path)
+                .bearer(&operator)
+                .header("if-match", if_match)
         };
         assert_failed(&revoke(OTHER).await);
         let revoked = tag_of(revoke(&self::tag(&created))).await;
@@ -293,13 +339,17 @@ async fn key_compares_if_match_when_it_revokes_itself() {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let before = tag_of(app.get("/whoami").bearer(&key)).await;
         let revoke = |if_match: &str| {
-            app.delete("/whoami").bearer(&key).header("if-match", if_match)
+            app.delete("/whoami")
+                .bearer(&key)
+                .header("if-match", if_match)
         };
         assert_failed(&revoke(OTHER).await);
         let revoked = revoke(&before).await;
         assert_eq!(revoked.status, 204);
         assert_ne!(tag(&revoked), before);
-        let publishable = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let publishable = app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await;
         let own = app.get("/whoami").bearer(&publishable).await;
         assert_eq!((own.status, own.header("etag")), (200, None));
     })
@@ -312,7 +362,8 @@ async fn if_match_is_any_state_or_a_list_of_strong_tags() {
         let operator = app.operator();
         let get = || tag_of(app.get("/accounts/acme").bearer(&operator));
         let put = |model: &str| {
-            app.put("/accounts/acme", json!({"operating_model": model})).bearer(&operator)
+            app.put("/accounts/acme", json!({"operating_model": model}))
+                .bearer(&operator)
         };
         let current = get().await;
         let upper = current.to_ascii_uppercase();
@@ -330,20 +381,39 @@ async fn if_match_is_any_state_or_a_list_of_strong_tags() {
             .await;
         assert_failed(&two_headers);
         assert_eq!(get().await, current);
-        for malformed in ["", "abc", "\"abc", "*, *", "\"a\" \"b\"", "\"a\",*", ",", "\"a b\""] {
+        for malformed in [
+            "",
+            "abc",
+            "\"abc",
+            "*, *",
+            "\"a\" \"b\"",
+            "\"a\",*",
+            ",",
+            "\"a b\"",
+        ] {
             let reply = put("platform").header("if-match", malformed).await;
             let rule = "If-Match must be * or a list of ETag values with their quotation marks";
-            assert_eq!((reply.status, reply.errors()), (400, vec![rule.to_owned()]), "{malformed}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![rule.to_owned()]),
+                "{malformed}"
+            );
         }
         // A caller without a valid credential learns nothing about the header.
-        let unauthenticated = app.put("/accounts/acme", json!({})).header("if-match", "abc").await;
+        let unauthenticated = app
+            .put("/accounts/acme", json!({}))
+            .header("if-match", "abc")
+            .await;
         assert_eq!(unauthenticated.status, 401);
         let forms: [fn(&str) -> String; 3] = [
             |_| "*".to_owned(),
             |tag| tag.to_owned(),
             |tag| format!("W/\"x\", {OTHER} ,\t{tag},"),
         ];
-        for (form, model) in forms.into_iter().zip(["platform", "ecosystem", "primary_merchant"]) {
+        for (form, model) in forms
+            .into_iter()
+            .zip(["platform", "ecosystem", "primary_merchant"])
+        {
             let matching = form(&get().await);
             let reply = put(model).header("if-match", &matching).await;
             assert_eq!(reply.status, 200, "{matching}: {reply}");
@@ -369,8 +439,14 @@ async fn replayed_creation_has_the_tag_of_the_first_response() {
         for (path, body) in [
             ("/api-keys".to_owned(), body),
             ("/applications".to_owned(), json!({"name": "Shop"})),
-            (format!("/applications/{application}/api-keys"), json!({"description": "Till"})),
-            ("/account/api-keys".to_owned(), key_request("live", "secret")),
+            (
+                format!("/applications/{application}/api-keys"),
+                json!({"description": "Till"}),
+            ),
+            (
+                "/account/api-keys".to_owned(),
+                key_request("live", "secret"),
+            ),
         ] {
             let create = || {
                 app.post(&path, body.clone())
@@ -440,7 +516,8 @@ async fn lists_and_verifications_have_no_tag() {
             app.get("/account/api-keys").bearer(&token),
             app.get("/audit-log").bearer(&token),
             app.get("/service-keys").bearer(&app.operator()),
-            app.post("/verify", json!({"key": key.text})).bearer(&app.service()),
+            app.post("/verify", json!({"key": key.text}))
+                .bearer(&app.service()),
             app.get("/authz/forward-auth").bearer(&key.text),
         ] {
             let reply = call.await;

@@ -765,14 +765,26 @@ async fn trace_and_connect_are_405_on_every_path() {
             ("/v1/account/api-keys", "GET, POST, HEAD"),
         ] {
             let reply = Call::to(address, "TRACE", path).await;
-            assert_eq!((reply.status, reply.header("allow")), (405, Some(allow)), "{path}: {reply}");
+            assert_eq!(
+                (reply.status, reply.header("allow")),
+                (405, Some(allow)),
+                "{path}: {reply}"
+            );
             let is_html = path.starts_with("/dashboard");
-            let code = if path.starts_with("/v1") { "METHOD_NOT_ALLOWED" } else { "method_not_allowed" };
+            let code = if path.starts_with("/v1") {
+                "METHOD_NOT_ALLOWED"
+            } else {
+                "method_not_allowed"
+            };
             assert!(is_html || reply.body.contains(code), "{path}: {reply}");
             // An HTTP client would send CONNECT with a host and a port instead of a path.
             for target in [path, "example.com:443"] {
                 let mut stream = connect(address).await;
-                send(&mut stream, format!("CONNECT {target} HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+                send(
+                    &mut stream,
+                    format!("CONNECT {target} HTTP/1.1\r\nhost: x\r\n\r\n"),
+                )
+                .await;
                 let (head, _) = read_response(&mut stream).await.expect("a response");
                 let allow = if target == path { allow } else { ALL };
                 assert!(head.starts_with("http/1.1 405"), "{target}: {head}");

@@ -25,7 +25,11 @@ fn basic(user_and_password: &str) -> String {
 
 /// Asserts a 401 that offers Bearer, whose challenge begins like this, and Basic.
 fn assert_challenged(reply: &Reply, code: &str, bearer: &str) {
-    assert_eq!((reply.status, reply.code().as_str()), (401, code), "{reply}");
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (401, code),
+        "{reply}"
+    );
     let challenges = reply.all("www-authenticate");
     assert_eq!(challenges.len(), 2, "{reply}");
     assert_eq!(challenges[0], BASIC, "{reply}");
@@ -42,9 +46,8 @@ async fn client_authenticates_with_basic_or_client_secret() {
         for (key, sees_other) in [(&service, true), (&secret, false)] {
             let form = |token: &str, more: &str| introspect(app, &format!("token={token}{more}"));
             let scheme = format!("secret-token%3A{key}");
-            let with_basic = |token: &str, pair: String| {
-                form(token, "").header("authorization", basic(&pair))
-            };
+            let with_basic =
+                |token: &str, pair: String| form(token, "").header("authorization", basic(&pair));
             for (name, active, of_other) in [
                 (
                     "Basic",
@@ -78,7 +81,11 @@ async fn client_authenticates_with_basic_or_client_secret() {
                 ),
             ] {
                 let active = active.await;
-                assert_eq!((active.status, &active.json()["active"]), (200, &json!(true)), "{name}: {active}");
+                assert_eq!(
+                    (active.status, &active.json()["active"]),
+                    (200, &json!(true)),
+                    "{name}: {active}"
+                );
                 assert_eq!(of_other.await.json()["active"], sees_other, "{name}");
             }
         }
@@ -124,7 +131,10 @@ async fn missing_client_credentials_are_401_with_two_challenges() {
 #[actix_web::test]
 async fn wrong_client_secrets_are_401_with_two_challenges() {
     each_backend(async |app: &App| {
-        let unknown = app.generate_key(Family::Secret, Mode::Live).expose().to_owned();
+        let unknown = app
+            .generate_key(Family::Secret, Mode::Live)
+            .expose()
+            .to_owned();
         let revoked = app.service_key().await;
         let path = format!("/service-keys/{}", revoked.id);
         assert_eq!(app.delete(&path).bearer(&app.operator()).await.status, 204);
@@ -141,7 +151,9 @@ async fn wrong_client_secrets_are_401_with_two_challenges() {
             }
         }
         for value in ["Basic", "Basic canary", "Basic Y2FuYXJ5"] {
-            let reply = introspect(app, "token=x").header("authorization", value).await;
+            let reply = introspect(app, "token=x")
+                .header("authorization", value)
+                .await;
             assert_challenged(&reply, "invalid_api_key", invalid);
             assert!(!reply.body.contains("anary"), "{reply}");
         }
@@ -163,10 +175,25 @@ async fn more_than_one_client_credential_is_400() {
         let with_secret = || introspect(app, &format!("token=x&client_secret={key}"));
         for (name, call) in [
             ("Bearer and form", with_secret().bearer(&key)),
-            ("x-api-key and form", with_secret().header("x-api-key", &key)),
-            ("Basic and form", with_secret().header("authorization", basic(&format!("c:{key}")))),
-            ("wrong Basic and form", with_secret().header("authorization", basic("c:wrong"))),
-            ("two in the form", introspect(app, &format!("token=x&client_secret={key}&client_secret={key}"))),
+            (
+                "x-api-key and form",
+                with_secret().header("x-api-key", &key),
+            ),
+            (
+                "Basic and form",
+                with_secret().header("authorization", basic(&format!("c:{key}"))),
+            ),
+            (
+                "wrong Basic and form",
+                with_secret().header("authorization", basic("c:wrong")),
+            ),
+            (
+                "two in the form",
+                introspect(
+                    app,
+                    &format!("token=x&client_secret={key}&client_secret={key}"),
+                ),
+            ),
             (
                 "Basic twice",
                 introspect(app, "token=x")
@@ -181,7 +208,11 @@ async fn more_than_one_client_credential_is_400() {
             ),
         ] {
             let reply = call.await;
-            assert_eq!((reply.status, reply.code().as_str()), (400, "multiple_credentials"), "{name}: {reply}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (400, "multiple_credentials"),
+                "{name}: {reply}"
+            );
         }
     })
     .await;
@@ -231,7 +262,9 @@ async fn other_routes_do_not_read_basic_or_forms() {
                 assert_eq!(reply.status, 401, "{reply}");
                 assert_eq!(reply.all("www-authenticate"), [BEARER], "{reply}");
             }
-            let form = app.call("POST", "/verify").form(&format!("key=x&client_secret={key}"));
+            let form = app
+                .call("POST", "/verify")
+                .form(&format!("key=x&client_secret={key}"));
             assert_eq!(form.await.status, 401);
         }
     })
@@ -245,7 +278,10 @@ async fn rejected_client_is_not_told_to_send_the_form() {
         let unknown = app.generate_key(Family::Secret, Mode::Live);
         let service = app.service_key().await.text;
         let form = "token=x";
-        for (key, first) in [(unknown.expose(), "http/1.1 401"), (service.as_str(), "http/1.1 100")] {
+        for (key, first) in [
+            (unknown.expose(), "http/1.1 401"),
+            (service.as_str(), "http/1.1 100"),
+        ] {
             let authorization = basic(&format!("client:{key}"));
             let length = form.len();
             let head = format!(

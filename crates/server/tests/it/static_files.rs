@@ -27,8 +27,7 @@ impl Fetched {
 
 /// Like [`App::get`], with the bytes of the body.
 async fn fetch(app: &App, path: &str, headers: &[(&str, &str)]) -> Fetched {
-    let mut request =
-        http::client(None).get(format!("http://{}{path}", app.running().address()));
+    let mut request = http::client(None).get(format!("http://{}{path}", app.running().address()));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -64,27 +63,48 @@ async fn static_file_is_compressed_for_clients_that_accept_gzip() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app: &App| {
         for (path, kept) in files(app).await {
             let plain = fetch(app, &path, &[]).await;
-            assert_eq!((plain.status, plain.header("content-encoding")), (200, None), "{path}");
+            assert_eq!(
+                (plain.status, plain.header("content-encoding")),
+                (200, None),
+                "{path}"
+            );
             for accepted in ["gzip", "br, gzip;q=0.5, *;q=0.1", "GZIP"] {
                 let zipped = fetch(app, &path, &[("accept-encoding", accepted)]).await;
                 let found = (zipped.status, zipped.header("content-encoding"));
                 assert_eq!(found, (200, Some("gzip")), "{path} {accepted}");
                 let mut bytes = Vec::new();
-                GzDecoder::new(&*zipped.bytes).read_to_end(&mut bytes).expect("a gzip stream");
+                GzDecoder::new(&*zipped.bytes)
+                    .read_to_end(&mut bytes)
+                    .expect("a gzip stream");
                 assert!(bytes == plain.bytes, "{path}");
                 assert!(zipped.bytes.len() < plain.bytes.len(), "{path}");
                 let length = zipped.bytes.len().to_string();
-                assert_eq!(zipped.header("content-length"), Some(length.as_str()), "{path}");
+                assert_eq!(
+                    zipped.header("content-length"),
+                    Some(length.as_str()),
+                    "{path}"
+                );
                 // The bytes differ, so the strong tags do.
                 assert_ne!(zipped.tag(), plain.tag(), "{path}");
                 for file in [&plain, &zipped] {
                     assert!(file.tag().starts_with('"'), "{path}: a strong tag");
                     assert_eq!(file.header("vary"), Some("Accept-Encoding"), "{path}");
                     assert_eq!(file.header("cache-control"), Some(kept), "{path}");
-                    assert_eq!(file.header("content-type"), plain.header("content-type"), "{path}");
+                    assert_eq!(
+                        file.header("content-type"),
+                        plain.header("content-type"),
+                        "{path}"
+                    );
                 }
             }
-            for accepted in ["", "identity", "br", "gzip;q=0", "*;q=0", "identity, gzip;q=0.5"] {
+            for accepted in [
+                "",
+                "identity",
+                "br",
+                "gzip;q=0",
+                "*;q=0",
+                "identity, gzip;q=0.5",
+            ] {
                 let own = fetch(app, &path, &[("accept-encoding", accepted)]).await;
                 assert_eq!(own.header("content-encoding"), None, "{path} {accepted}");
                 assert_eq!(own.tag(), plain.tag(), "{path} {accepted}");
@@ -108,8 +128,13 @@ async fn client_that_has_a_static_file_gets_304() {
                     format!("\"other\", {tag}"),
                     "*".to_owned(),
                 ] {
-                    let again = fetch(app, &path, &[accepted, ("if-none-match", known.as_str())]).await;
-                    assert_eq!((again.status, again.bytes.len()), (304, 0), "{path} {known}");
+                    let again =
+                        fetch(app, &path, &[accepted, ("if-none-match", known.as_str())]).await;
+                    assert_eq!(
+                        (again.status, again.bytes.len()),
+                        (304, 0),
+                        "{path} {known}"
+                    );
                     assert_eq!(again.tag(), tag, "{path}");
                     assert_eq!(again.header("vary"), Some("Accept-Encoding"), "{path}");
                     assert_eq!(again.header("cache-control"), Some(kept), "{path}");
@@ -157,9 +182,14 @@ async fn responses_with_secrets_are_never_compressed() {
         let of_application = json!({"description": "Till", "metadata": metadata});
         for call in [
             app.post("/api-keys", body).bearer(&token),
-            app.post(&format!("/applications/{application}/api-keys"), of_application).bearer(&token),
+            app.post(
+                &format!("/applications/{application}/api-keys"),
+                of_application,
+            )
+            .bearer(&token),
             app.post("/account/api-keys", account_key).bearer(&token),
-            app.post("/service-keys", json!({"name": "gateway"})).bearer(&app.operator()),
+            app.post("/service-keys", json!({"name": "gateway"}))
+                .bearer(&app.operator()),
             app.get("/api-keys").bearer(&token),
             app.get("/account/api-keys").bearer(&key),
             app.get("/audit-log").bearer(&token),
@@ -169,7 +199,10 @@ async fn responses_with_secrets_are_never_compressed() {
         ] {
             let path = call.path.clone();
             let reply = call.header("accept-encoding", "gzip, br, deflate").await;
-            assert!(reply.status < 300 || path.contains("sign-in"), "{path}: {reply}");
+            assert!(
+                reply.status < 300 || path.contains("sign-in"),
+                "{path}: {reply}"
+            );
             assert_eq!(reply.header("content-encoding"), None, "{path}: {reply}");
         }
     })

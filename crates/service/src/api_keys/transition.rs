@@ -21,11 +21,7 @@ pub(super) struct KeySelector {
 }
 
 impl KeySelector {
-    pub(super) fn of(
-        families: &'static [Family],
-        id: KeyId,
-        preconditions: Preconditions,
-    ) -> Self {
+    pub(super) fn of(families: &'static [Family], id: KeyId, preconditions: Preconditions) -> Self {
         Self {
             families,
             application_id: None,

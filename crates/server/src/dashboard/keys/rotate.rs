@@ -69,7 +69,15 @@ pub(in super::super) async fn rotate(
     let run = async |creating: CreationPermit<KeyId>| {
         let overlap =
             form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
-        api_keys::rotate(&state.service, by, id, overlap, Preconditions::NONE, creating).await
+        api_keys::rotate(
+            &state.service,
+            by,
+            id,
+            overlap,
+            Preconditions::NONE,
+            creating,
+        )
+        .await
     };
     let creator = (by.account_id.as_str(), &by.actor);
     let form = (request.path(), &fields, &body);
