@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
@@ -701,6 +702,16 @@ async fn send_secrets_everywhere(
             calls.push(
                 call("POST", "/introspect")
                     .bearer(credential)
+                    .form(&format!("token={key}")),
+            );
+            calls.push(
+                call("POST", "/introspect")
+                    .form(&format!("token={key}&client_secret={credential}")),
+            );
+            let basic = STANDARD.encode(format!("client:{credential}"));
+            calls.push(
+                call("POST", "/introspect")
+                    .header("authorization", format!("Basic {basic}"))
                     .form(&format!("token={key}")),
             );
         }
