@@ -1,8 +1,8 @@
 //! Usage counts of verifications per key, day and outcome, which are kept in memory and taken in batches.
 //!
 //! Nothing is written per request. Each cached key has a `Tally` of counts. The first use after the counts were taken puts
-//! the tally into the queue of the key's account, which keeps it even if the key is evicted, so no count is lost. The bytes
-//! that wait to be taken are bounded, with fair shares for accounts: above the bound, the account with the most loses some.
+//! the tally into a queue, which keeps it even if the key is evicted, so no count is lost. The bytes that wait to be taken
+//! are bounded, with fair shares for accounts: above the bound, the account with the most loses some.
 //!
 //! Counts also wait as rows: those of subscribers, those that could not be written, and those that
 //! [`crate::Verifier::collect_usage`] moved there. Rows are merged until they are written, and can be read by key.
@@ -87,10 +87,16 @@ pub(crate) struct Ledger {
 
 #[derive(Debug)]
 struct Waiting {
+    max_tally_bytes: usize,
+    /// Tallies of all accounts while there is room for them. Counting the bytes of each account would make the first use
+    /// of a key more expensive than all of its verification.
+    inbox: VecDeque<Arc<Tally>>,
+    /// The tallies of each account, into which the inbox is sorted when there is no more room.
     queues: Shares<VecDeque<Arc<Tally>>>,
     /// The accounts with a queue, in the order in which their counts are taken.
     turns: VecDeque<AccountId>,
-    tallies: usize,
+    /// The number of tallies in `queues`.
+    sorted: usize,
     rows: BTreeMap<RowKey, Sum>,
     dropped: u64,
     /// Counts by outcome since the last [`Ledger::take_outcomes`], of taken tallies and of subscribers.
@@ -109,9 +115,11 @@ struct Sum {
 impl Ledger {
     pub(crate) fn new(bounds: &Bounds) -> Self {
         let waiting = Waiting {
+            max_tally_bytes: bounds.tally_bytes,
+            inbox: VecDeque::new(),
             queues: Shares::new(bounds.tally_bytes),
             turns: VecDeque::new(),
-            tallies: 0,
+            sorted: 0,
             rows: BTreeMap::new(),
             dropped: 0,
             outcomes: BTreeMap::new(),
@@ -145,12 +153,12 @@ impl Ledger {
 
     pub(crate) fn len(&self) -> usize {
         let waiting = self.waiting();
-        waiting.tallies + waiting.rows.len()
+        waiting.inbox.len() + waiting.sorted + waiting.rows.len()
     }
 
     pub(crate) fn bytes(&self) -> usize {
         let waiting = self.waiting();
-        waiting.queues.held() + waiting.rows.len() * ROW
+        waiting.tally_bytes() + waiting.rows.len() * ROW
     }
 
     /// Takes rows that were put back and then tallies of keys, at most `max` together.
@@ -250,14 +258,29 @@ impl Waiting {
         }
     }
 
-    /// Takes at most `max` tallies, of all accounts in turn.
+    fn tally_bytes(&self) -> usize {
+        self.inbox.len() * TALLY + self.queues.held()
+    }
+
+    /// Takes at most `max` tallies: of all accounts in turn, and then the inbox.
     fn pop_some(&mut self, max: usize) -> Vec<Arc<Tally>> {
-        (0..max).map_while(|_| self.pop()).collect()
+        let next = |_| self.pop_sorted().or_else(|| self.inbox.pop_front());
+        (0..max).map_while(next).collect()
+    }
+
+    fn push(&mut self, tally: &Arc<Tally>) {
+        if self.tally_bytes() + TALLY <= self.max_tally_bytes {
+            return self.inbox.push_back(Arc::clone(tally));
+        }
+        for unsorted in std::mem::take(&mut self.inbox) {
+            self.push_sorted(&unsorted);
+        }
+        self.push_sorted(tally);
     }
 
     /// Puts a tally into the queue of its account. Above the bound, the last tally of the account with the most tallies is
     /// removed from its queue. A removed tally keeps its counts, and the next use of its key queues it again.
-    fn push(&mut self, tally: &Arc<Tally>) {
+    fn push_sorted(&mut self, tally: &Arc<Tally>) {
         while !self.queues.fits(&tally.account, TALLY) {
             self.dropped += 1;
             let own = self
@@ -278,18 +301,18 @@ impl Waiting {
             };
             other.queued.store(false, Ordering::SeqCst);
             self.queues.remove(&account, TALLY);
-            self.tallies -= 1;
+            self.sorted -= 1;
         }
         let queue = self.queues.add(&tally.account, TALLY);
         queue.push_back(Arc::clone(tally));
         if queue.len() == 1 {
             self.turns.push_back(tally.account.clone());
         }
-        self.tallies += 1;
+        self.sorted += 1;
     }
 
     /// Removes and returns the next tally of the account whose turn it is.
-    fn pop(&mut self) -> Option<Arc<Tally>> {
+    fn pop_sorted(&mut self) -> Option<Arc<Tally>> {
         let account = self.turns.pop_front()?;
         let queue = self.queues.get_mut(&account)?;
         let tally = queue.pop_front()?;
@@ -298,7 +321,7 @@ impl Waiting {
         if more {
             self.turns.push_back(account);
         }
-        self.tallies -= 1;
+        self.sorted -= 1;
         Some(tally)
     }
 }
