@@ -15,7 +15,7 @@ use crate::{Open, Secret};
 pub struct VerifyKeyRequest {
     /// The key, as the client presented it.
     #[serde(serialize_with = "crate::secret::write")]
-    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "ck_test_YOUR_KEY_HERE"))]
     pub key: Secret,
     /// Up to 20 tags, each of 1 to 256 characters from `A-Z a-z 0-9 _ = / . : -`. Accepted and
     /// ignored.
