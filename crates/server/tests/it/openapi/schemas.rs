@@ -75,13 +75,14 @@ fn is_nullable(schema: &Value) -> bool {
 fn referenced(document: &Value, value: &Value, names: &mut BTreeSet<String>) {
     let mut references = Vec::new();
     all(value, "$ref", &mut references);
-    for reference in references {
-        let name = reference
-            .as_str()
-            .and_then(|text| text.strip_prefix("#/components/schemas/"))
-            .expect("a reference to a schema");
-        if names.insert(name.to_owned()) {
-            referenced(document, &schemas(document)[name], names);
+    // Other references are to headers, which have no schema in the components.
+    let schema = |reference: &Value| -> Option<String> {
+        let name = reference.as_str()?.strip_prefix("#/components/schemas/")?;
+        Some(name.to_owned())
+    };
+    for name in references.into_iter().filter_map(schema) {
+        if names.insert(name.clone()) {
+            referenced(document, &schemas(document)[&name], names);
         }
     }
 }
