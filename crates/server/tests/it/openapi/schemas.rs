@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tollkey_api::{
-    Open, Secret, account, applications, audit, commerce, operator, problem, sync, verification,
+    Open, Secret, account, applications, audit, commerce, operator, problem, sync, unkey,
+    verification,
 };
 use tollkey_core::{
     Catalogue, Denial, Family, IpList, Mode, OperatingModel, RateLimit, Status, Timestamp,
@@ -74,13 +75,14 @@ fn is_nullable(schema: &Value) -> bool {
 fn referenced(document: &Value, value: &Value, names: &mut BTreeSet<String>) {
     let mut references = Vec::new();
     all(value, "$ref", &mut references);
-    for reference in references {
-        let name = reference
-            .as_str()
-            .and_then(|text| text.strip_prefix("#/components/schemas/"))
-            .expect("a reference to a schema");
-        if names.insert(name.to_owned()) {
-            referenced(document, &schemas(document)[name], names);
+    // Other references are to headers, which have no schema in the components.
+    let schema = |reference: &Value| -> Option<String> {
+        let name = reference.as_str()?.strip_prefix("#/components/schemas/")?;
+        Some(name.to_owned())
+    };
+    for name in references.into_iter().filter_map(schema) {
+        if names.insert(name.clone()) {
+            referenced(document, &schemas(document)[&name], names);
         }
     }
 }
@@ -633,6 +635,14 @@ fn least_responses() -> Vec<(&'static str, Value)> {
         operating_model: OperatingModel::Platform,
         ancestor_rate_limits: Vec::new(),
     };
+    let unkey_meta = unkey::Meta { request_id: text() };
+    let unkey_error = unkey::ErrorBody {
+        title: text(),
+        detail: text(),
+        status: 400,
+        r#type: text(),
+        errors: None,
+    };
     vec![
         row(
             "CommerceKey",
@@ -887,6 +897,50 @@ fn least_responses() -> Vec<(&'static str, Value)> {
             sync::LookupResponse { seq: 0, key: None },
         ),
         row("SyncKeyRecord", key_record),
+        row(
+            "UnkeyVerifyKeyResponse",
+            unkey::VerifyKeyResponse {
+                meta: unkey_meta.clone(),
+                data: unkey::Verification::not_found(),
+            },
+        ),
+        row("UnkeyVerification", unkey::Verification::not_found()),
+        row(
+            "UnkeyIdentity",
+            unkey::Identity {
+                id: text(),
+                external_id: text(),
+            },
+        ),
+        row(
+            "UnkeyRateLimitState",
+            unkey::RateLimitState {
+                exceeded: false,
+                id: text(),
+                name: text(),
+                limit: 100,
+                duration: 60_000,
+                reset: 0,
+                remaining: 42,
+                auto_apply: true,
+            },
+        ),
+        row(
+            "UnkeyErrorResponse",
+            unkey::ErrorResponse {
+                meta: unkey_meta.clone(),
+                error: unkey_error.clone(),
+            },
+        ),
+        row("UnkeyMeta", unkey_meta),
+        row("UnkeyErrorBody", unkey_error),
+        row(
+            "UnkeyValidationError",
+            unkey::ValidationError {
+                location: text(),
+                message: text(),
+            },
+        ),
         row(
             "SyncAncestorRateLimit",
             sync::AncestorRateLimit {
