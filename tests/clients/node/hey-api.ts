@@ -12,6 +12,14 @@ async function main() {
 
   const application = await api.createApplication({ client, body: { name: "Web Store" }, throwOnError });
   expect(application.data.name === "Web Store", "an application is created");
+  const path = { id: application.data.id };
+  const description = { description: "Checkout", expiresAt: inAnHour };
+  const { data: its } = await api.createApplicationKey({ client, path, body: description, throwOnError });
+  const ofApplication = await verify(its.fullKey);
+  expect("key" in ofApplication && ofApplication.key.application_id === path.id, "its key is valid");
+  expect(Number(ofApplication.key.expires_at) === inAnHour, "its key has an expiration");
+  await api.revokeApplicationKey({ client, path: { ...path, keyId: its.id }, throwOnError });
+  expect((await verify(its.fullKey)).code === "revoked", "its revoked key is denied");
 
   const body = { name: "Checkout", scopes: ["links:read"], expires_at: inAnHour };
   const { data: created } = await api.createCommerceKey({ client, body, throwOnError });

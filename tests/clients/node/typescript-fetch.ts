@@ -4,6 +4,7 @@ import {
   ApplicationsApi,
   CommerceKeysApi,
   Configuration,
+  CreateApplicationKeyFromJSON,
   CreateCommerceKeyFromJSON,
   VerificationApi,
   VerifyResponseFromJSON,
@@ -16,10 +17,18 @@ async function main() {
   const keys = new CommerceKeysApi(management);
   const verify = (key: string) => new VerificationApi(service).verify({ verifyRequest: { key } });
 
-  const application = await new ApplicationsApi(management).createApplication({
-    createApplication: { name: "Web Store" },
-  });
+  const applications = new ApplicationsApi(management);
+  const application = await applications.createApplication({ createApplication: { name: "Web Store" } });
   expect(application.name === "Web Store" && application.id.length === 36, "an application is created");
+  const its = await applications.createApplicationKey({
+    id: application.id,
+    createApplicationKey: CreateApplicationKeyFromJSON({ description: "Checkout", expiresAt: inAnHour }),
+  });
+  const ofApplication = await verify(its.fullKey);
+  expect("key" in ofApplication && ofApplication.key.applicationId === application.id, "its key is valid");
+  expect(Number(ofApplication.key.expiresAt) === inAnHour, "its key has an expiration");
+  await applications.revokeApplicationKey({ id: application.id, keyId: its.id });
+  expect((await verify(its.fullKey)).code === "revoked", "its revoked key is denied");
 
   const created = await keys.createCommerceKey({
     createCommerceKey: CreateCommerceKeyFromJSON({ name: "Checkout", scopes: ["links:read"], expires_at: inAnHour }),

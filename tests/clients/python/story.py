@@ -36,9 +36,16 @@ def plain(secret):
     return secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
 
 
-def tell(create_application, create_key, verify, rotate, revoke):
+def tell(create_application, create_application_key, revoke_application_key, create_key, verify, rotate, revoke):
     """The story of keys, with the calls of a generated client."""
-    expect(create_application({"name": "Web Store"}).name == "Web Store", "an application is created")
+    application = create_application({"name": "Web Store"})
+    expect(application.name == "Web Store", "an application is created")
+    its = create_application_key(application.id, {"description": "Checkout", "expiresAt": IN_AN_HOUR})
+    valid = verify({"key": plain(its.full_key)})
+    expect(valid.valid and valid.key.application_id == application.id, "its key is valid")
+    expect(valid.key.expires_at == IN_AN_HOUR, "its key has an expiration")
+    revoke_application_key(application.id, its.id)
+    expect(verify({"key": plain(its.full_key)}).code == "revoked", "its revoked key is denied")
 
     created = create_key({"name": "Checkout", "scopes": ["links:read"], "expires_at": IN_AN_HOUR})
     key = plain(created.api_key)

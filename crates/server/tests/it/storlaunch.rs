@@ -1535,6 +1535,14 @@ async fn audit_log_is_paginated_and_filtered() {
                 "cursor=x",
                 "cursor must be a cursor from an earlier response",
             ),
+            (
+                "cursor=007",
+                "cursor must be a cursor from an earlier response",
+            ),
+            (
+                "cursor=%2B7",
+                "cursor must be a cursor from an earlier response",
+            ),
             ("since=2026-01-01T00:00:00Z", "since is unknown"),
         ] {
             assert_eq!(

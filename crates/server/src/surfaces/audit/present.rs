@@ -39,6 +39,14 @@ fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
     }
 }
 
+/// A cursor is the number of an entry, without leading zeros and without a sign.
+fn cursor(text: &str) -> Result<u64, Invalid> {
+    text.parse()
+        .ok()
+        .filter(|seq: &u64| seq.to_string() == text)
+        .ok_or_else(|| Invalid::new("must be a cursor from an earlier response"))
+}
+
 pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     filter_named(query, ["since", "until"])
 }
@@ -54,14 +62,7 @@ pub(crate) fn filter_named(
         moment.map(|moment| moment.map(Timestamp::from))
     };
     let limit = checks.check("limit", within(query.limit, 100, 1..=100));
-    let before = checks.check(
-        "cursor",
-        match query.cursor.as_deref().map(str::parse::<u64>) {
-            None => Ok(None),
-            Some(Ok(seq)) => Ok(Some(seq)),
-            Some(Err(_)) => Err(Invalid::new("must be a cursor from an earlier response")),
-        },
-    );
+    let before = checks.check("cursor", query.cursor.as_deref().map(cursor).transpose());
     let action = checks.check(
         "action",
         query.action.as_deref().map(str::parse).transpose(),
