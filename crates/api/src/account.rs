@@ -434,7 +434,6 @@ pub struct ListAuditLog {
     pub cursor: Option<String>,
     /// Returns only entries with this action, such as `api_key.created`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", param(schema_with = crate::audit::action))]
     pub action: Option<String>,
     /// Returns only entries about a resource of this type: `api_key`, `application` or `account`.
     /// With another value, the list is empty.

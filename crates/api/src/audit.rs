@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 #[cfg(feature = "openapi")]
-use tollkey_core::audit::Action;
 use tollkey_core::audit::{ActorKind, TargetKind};
 
 use crate::{Open, time::UnixSeconds};
@@ -83,7 +82,6 @@ pub struct ListAuditLog {
     pub cursor: Option<String>,
     /// Returns only entries with this action, such as `api_key.revoked`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", param(schema_with = action))]
     pub action: Option<String>,
     /// Returns only entries about the resource with this ID: at most 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,13 +110,4 @@ pub struct ListAuditLog {
         )
     )]
     pub account: Option<String>,
-}
-
-/// The actions that the log can be filtered by.
-#[cfg(feature = "openapi")]
-pub(crate) fn action() -> utoipa::openapi::Object {
-    utoipa::openapi::ObjectBuilder::new()
-        .schema_type(utoipa::openapi::Type::String)
-        .enum_values(Some(Action::ALL.map(<&'static str>::from)))
-        .build()
 }

@@ -9,14 +9,16 @@ use serde_json::{Value, json};
 use tollkey_core::{
     Denial, Problem, ProblemCode, Scope,
     api_key::TransitionError,
-    credential::{CredentialHeaders, Expected},
+    credential::{CredentialHeaders, Expected, client},
 };
 use utoipa::openapi::{
     RefOr,
     path::{Operation, Parameter},
 };
 
-use super::security::{API_KEY, Callers, MANAGEMENT_TOKEN, SECRET_KEY, SERVICE_KEY};
+use super::security::{
+    API_KEY, CLIENT_SECRET_BASIC, Callers, MANAGEMENT_TOKEN, SECRET_KEY, SERVICE_KEY,
+};
 use crate::{
     body::MAX_BODY,
     public_path::PublicPath,
@@ -81,6 +83,7 @@ fn request(operation_id: &str) -> Option<RequestExample> {
             json!({"requests": [{"key": PLACEHOLDER}]}),
             ("/requests", "must have 1 to 100 items"),
         ),
+        "unkeyVerifyKey" => (json!({"key": PLACEHOLDER}), ("/key", is_required)),
         "introspect" => (json!({"token": PLACEHOLDER}), ("/token", is_required)),
         "sync" => (
             json!({"subscriber": "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}),
@@ -105,6 +108,7 @@ struct Context<'a> {
     request: Option<&'a RequestExample>,
     media_types: Vec<String>,
     has_account_parameter: bool,
+    has_preconditions: bool,
     is_for_operators: bool,
     is_for_gateways: bool,
     callers: &'a Callers,
@@ -122,6 +126,10 @@ impl Context<'_> {
                         "account",
                         "is required when an operator calls this operation",
                     ),
+                    None if self.has_preconditions => (
+                        "If-Match",
+                        "must be * or a list of ETag values with their quotation marks",
+                    ),
                     None => return None,
                 };
                 Problem::field(pointer, rule)
@@ -134,6 +142,7 @@ impl Context<'_> {
                 Code::KeyAlreadyRevoked,
                 "The key is already revoked. Nothing was changed.",
             ),
+            "missing_credentials" if self.callers.has(CLIENT_SECRET_BASIC) => client::missing(),
             "missing_credentials" => {
                 let expected = if self.is_for_gateways {
                     Expected::ApiKey
@@ -211,12 +220,16 @@ pub(super) fn complete(surface: &Surface, callers: &Callers, operation: &mut Ope
             }
         }
     }
-    let is_account = |own: &RefOr<Parameter>| matches!(own, RefOr::T(own) if own.name == "account");
+    let has_parameter = |name: &str| {
+        let is_named = |own: &RefOr<Parameter>| matches!(own, RefOr::T(own) if own.name == name);
+        operation.parameters.iter().flatten().any(is_named)
+    };
     let mut tags = operation.tags.iter().flatten();
     let context = Context {
         request: request.as_ref(),
         media_types,
-        has_account_parameter: operation.parameters.iter().flatten().any(is_account),
+        has_account_parameter: has_parameter("account"),
+        has_preconditions: has_parameter("If-Match"),
         is_for_operators: tags.any(|tag| tag == "operator"),
         is_for_gateways: surface.is_for_gateways,
         callers,

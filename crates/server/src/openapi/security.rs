@@ -17,7 +17,7 @@ pub(super) const MANAGEMENT_TOKEN: &str = "management_token";
 pub(super) const SERVICE_KEY: &str = "service_key";
 pub(super) const SECRET_KEY: &str = "secret_key";
 pub(super) const API_KEY: &str = "api_key";
-const CLIENT_SECRET_BASIC: &str = "client_secret_basic";
+pub(super) const CLIENT_SECRET_BASIC: &str = "client_secret_basic";
 
 /// The names of the security schemes of the credentials that an operation accepts.
 pub(super) struct Callers(Vec<String>);

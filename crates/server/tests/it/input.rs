@@ -849,7 +849,7 @@ async fn unknown_path_is_404_with_a_problem() {
             "/api",
             "/api/v1",
             "/api/v1/",
-            "/api/v2/applications",
+            "/api/v3/applications",
             "/api/v1/applications/",
             "/api/v1//applications",
             "/api/v1/APPLICATIONS",

@@ -107,12 +107,12 @@ fn every_error_has_an_example_of_its_schema() {
             if status.starts_with('2') {
                 continue;
             }
-            for (media_type, content) in response["content"].as_object().expect("a body") {
+            for content in response["content"].as_object().expect("a body").values() {
                 let context = format!("{name} {status}");
                 let example = &content["example"];
                 assert!(example.is_object(), "{context} has no example");
                 assert_matches(&document, &content["schema"], example, &context);
-                if media_type == "application/problem+json" {
+                if content["schema"]["$ref"] == "#/components/schemas/Problem" {
                     let expected = status.parse().unwrap_or(500);
                     assert_eq!(example["status"], json!(expected), "{context}");
                     let code = example["code"].as_str().expect("a code");
@@ -199,7 +199,10 @@ async fn every_request_example_works() {
     each_backend(async |app: &App| {
         let document = document();
         let callers = Callers::of(app).await;
-        for (name, operation) in operations(&document) {
+        let mut operations = operations(&document);
+        // Last, because it adds a subscriber, for which changes would wait.
+        operations.sort_by_key(|(_, operation)| operation["operationId"] == "sync");
+        for (name, operation) in operations {
             let (method, template) = name.split_once(' ').expect("a method and a path");
             let content = operation["requestBody"]["content"].as_object();
             for (media_type, content) in content.into_iter().flatten() {
