@@ -169,12 +169,8 @@ pub struct Problem {
     pub needed_scopes: Box<[Scope]>,
     /// Those of the required scopes that the key lacks.
     pub missing_scopes: Box<[Scope]>,
-    /// The methods that the path supports, for `Allow`.
-    pub allowed_methods: Box<[String]>,
-    /// What the operation accepts instead of the rejected body: header fields of the response, by name.
-    pub accepted: Box<[(&'static str, String)]>,
-    /// Whether the operation also accepts HTTP Basic, so that a 401 has its challenge in addition to that of Bearer.
-    pub offers_basic: bool,
+    /// What the path accepts instead: fields of the response, such as `Allow`, `Accept` and further challenges.
+    pub headers: Box<[(&'static str, String)]>,
 }
 
 impl Problem {
@@ -188,9 +184,7 @@ impl Problem {
             retry_after: None,
             needed_scopes: Box::default(),
             missing_scopes: Box::default(),
-            allowed_methods: Box::default(),
-            accepted: Box::default(),
-            offers_basic: false,
+            headers: Box::default(),
         }
     }
 

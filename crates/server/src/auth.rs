@@ -38,3 +38,6 @@ pub use self::{
     introspection::IntrospectionCaller,
     request_parts::RequestParts,
 };
+
+/// Names the API in challenges.
+pub(crate) const REALM: &str = "tollkey";

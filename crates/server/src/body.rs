@@ -115,7 +115,7 @@ fn unsupported(
     accepted: impl IntoIterator<Item = (&'static str, String)>,
 ) -> Problem {
     Problem {
-        accepted: accepted.into_iter().collect(),
+        headers: accepted.into_iter().collect(),
         ..Problem::new(ProblemCode::UnsupportedMediaType, detail)
     }
 }

@@ -16,11 +16,11 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use tollkey_core::{Problem, ProblemCode, credential::client};
+use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
-    auth::{self, KeyRateLimit},
+    auth::{self, KeyRateLimit, REALM},
     rejection::Rejection,
     request_id::RequestId,
     routes::SURFACES,
@@ -30,8 +30,6 @@ use crate::{
     transport::{self, SharedBody},
 };
 
-/// Names the API in challenges.
-const REALM: &str = "tollkey";
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 // draft-ietf-httpapi-ratelimit-headers-11.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -234,17 +232,11 @@ fn problem_response(problem: &Problem) -> HttpResponseBuilder {
     if let Some(challenge) = problem.challenge(REALM) {
         response.insert_header((header::WWW_AUTHENTICATE, challenge));
     }
-    if problem.offers_basic && status == StatusCode::UNAUTHORIZED {
-        response.append_header((header::WWW_AUTHENTICATE, client::basic_challenge(REALM)));
-    }
     if let Some(seconds) = problem.retry_after {
         response.insert_header((header::RETRY_AFTER, seconds));
     }
-    if !problem.allowed_methods.is_empty() {
-        response.insert_header((header::ALLOW, problem.allowed_methods.join(", ")));
-    }
-    for (name, value) in &problem.accepted {
-        response.insert_header((*name, value.as_str()));
+    for (name, value) in &problem.headers {
+        response.append_header((*name, value.as_str()));
     }
     response
 }

@@ -72,7 +72,7 @@ fn method_not_allowed(allowed: Vec<String>) -> Rejection {
         allowed.join(", ")
     );
     Rejection(Problem {
-        allowed_methods: allowed.into(),
+        headers: [("allow", allowed.join(", "))].into(),
         ..Problem::new(ProblemCode::MethodNotAllowed, detail)
     })
 }

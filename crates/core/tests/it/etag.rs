@@ -19,10 +19,12 @@ fn key() -> ApiKey {
     ApiKey::new(id, "acme".parse().unwrap(), &text, kind, at(1))
 }
 
+type Edit<'a> = (&'a str, &'a dyn Fn(&mut ApiKey));
+
 #[test]
 fn each_managed_field_changes_the_tag_of_a_key() {
     let id: KeyId = "0198c0de-0000-7000-8000-000000000001".parse().unwrap();
-    let edits: [(&str, &dyn Fn(&mut ApiKey)); 13] = [
+    let edits: [Edit; 13] = [
         ("id", &|key| key.id = id),
         ("name", &|key| key.name = "Till".to_owned()),
         ("scopes", &|key| {

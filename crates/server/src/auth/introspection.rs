@@ -8,6 +8,7 @@ use tollkey_core::{
 use zeroize::Zeroizing;
 
 use super::{
+    REALM,
     authenticate::{authenticate, authenticate_as},
     credential::credential,
     extractors::{VerificationCaller, state},
@@ -104,8 +105,12 @@ async fn by_secret(
 
 /// Adds the challenge of HTTP Basic to a 401.
 fn challenged(problem: Problem) -> Problem {
+    if problem.code.status() != 401 {
+        return problem;
+    }
+    let challenge = ("www-authenticate", client::basic_challenge(REALM));
     Problem {
-        offers_basic: true,
+        headers: [challenge].into(),
         ..problem
     }
 }
