@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-#[cfg(feature = "openapi")]
 use tollkey_core::audit::{ActorKind, TargetKind};
 
 use crate::{Open, time::UnixSeconds};

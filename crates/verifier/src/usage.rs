@@ -71,6 +71,12 @@ const TALLY: usize = allocation(16 + size_of::<Tally>()) + 2 * size_of::<Arc<Tal
 /// The bytes of a row that was put back: its slot in a tree whose nodes are two thirds full.
 const ROW: usize = (size_of::<RowKey>() + size_of::<Sum>()) * 3 / 2;
 
+/// The inbox gets tallies until one part in this many of the bytes for tallies is used.
+const INBOX_PART: usize = 2;
+
+/// The number of tallies that a push moves from the inbox to the queues of their accounts, once it gets no more.
+const SORTED_BY_A_PUSH: usize = 16;
+
 /// The maximum bytes that wait to be taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
@@ -88,10 +94,10 @@ pub(crate) struct Ledger {
 #[derive(Debug)]
 struct Waiting {
     max_tally_bytes: usize,
-    /// Tallies of all accounts while there is room for them. Counting the bytes of each account would make the first use
-    /// of a key more expensive than all of its verification.
+    /// Tallies of all accounts while there is plenty of room. Counting the bytes of each account would make the first use
+    /// of a key more expensive than the rest of its verification.
     inbox: VecDeque<Arc<Tally>>,
-    /// The tallies of each account, into which the inbox is sorted when there is no more room.
+    /// The tallies of each account, into which the inbox is sorted when room becomes scarce.
     queues: Shares<VecDeque<Arc<Tally>>>,
     /// The accounts with a queue, in the order in which their counts are taken.
     turns: VecDeque<AccountId>,
@@ -269,10 +275,14 @@ impl Waiting {
     }
 
     fn push(&mut self, tally: &Arc<Tally>) {
-        if self.tally_bytes() + TALLY <= self.max_tally_bytes {
+        if self.tally_bytes() + TALLY <= self.max_tally_bytes / INBOX_PART {
             return self.inbox.push_back(Arc::clone(tally));
         }
-        for unsorted in std::mem::take(&mut self.inbox) {
+        // A few at a time, because other verifications wait for the lock. The inbox is empty long before the bytes are.
+        for _ in 0..SORTED_BY_A_PUSH {
+            let Some(unsorted) = self.inbox.pop_front() else {
+                break;
+            };
             self.push_sorted(&unsorted);
         }
         self.push_sorted(tally);

@@ -479,3 +479,24 @@ async fn rows_that_are_put_back_are_merged_and_bounded() {
         tollkey_verifier::usage::BATCH
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn counts_of_all_accounts_survive_when_room_becomes_scarce() {
+    let keys = 3600;
+    let name = |n: usize| format!("account-{}", n % 7);
+    let of = |n: usize| (n, of_account(&name(n), ordinary(n)));
+    let world = world(4 * MIB, (0..keys).map(of)).await;
+    let verifier = &world.one.verifier;
+    // Twice, so that the counts wait in a queue for all accounts, then in those of the accounts, and then in the first.
+    for _ in 0..2 {
+        let mut waiting = 0;
+        for begin in (0..keys).step_by(100) {
+            world.verify_all(begin..begin + 100, 4 * MIB).await;
+            assert_eq!(verifier.usage_waiting(), waiting + 100);
+            waiting += 100;
+        }
+        assert_eq!(verifier.stats().usage_dropped, 0);
+        assert_eq!(counted(&world, |_| true, keys), keys as u64);
+        assert_eq!(verifier.usage_waiting(), 0);
+    }
+}
