@@ -57,7 +57,7 @@ named! {
     AccountAuditListEnvelope = account::ListEnvelope<account::AuditEntry>, of account::AuditEntry;
 }
 
-/// Rewrites the schemas of a document, because client generators misread them:
+/// Rewrites the schemas in the components of a document, because client generators misread them:
 ///
 /// - A flattened struct becomes fields of its object. In an `allOf`, generators lose the fields of an optional struct.
 /// - A time is not referenced but inlined. Generators create a wrapper class for it otherwise.
@@ -70,6 +70,11 @@ pub fn complete(components: &mut Components) {
     for (name, _) in inlined() {
         schemas.remove(&*name);
     }
+}
+
+/// Rewrites a schema outside of the components in the same way.
+pub fn complete_inline(schema: &mut RefOr<Schema>) {
+    rewrite(schema);
 }
 
 /// The schemas that are inlined.
@@ -313,6 +318,15 @@ mod tests {
         let metadata = &key["properties"]["metadata"];
         assert_eq!(metadata["additionalProperties"], json!(true));
         assert_eq!(metadata["type"], json!(["object", "null"]));
+    }
+
+    #[test]
+    fn inline_free_form_object_allows_additional_properties() {
+        let object = ObjectBuilder::new().schema_type(Type::Object).build();
+        let mut schema = RefOr::T(Schema::Object(object));
+        complete_inline(&mut schema);
+        let expected = json!({"type": "object", "additionalProperties": true});
+        assert_eq!(serde_json::to_value(schema).unwrap(), expected);
     }
 
     #[test]

@@ -143,7 +143,7 @@ pub struct Preconditions {
 enum IfMatch {
     /// Any state of a resource that exists.
     Any,
-    /// One of these states. A weak tag, and one that is not of the form of ours, matches no state and is left out.
+    /// One of these states. A weak tag, or one that Tollkey cannot have created, matches no state.
     OneOf(Vec<EntityTag>),
 }
 

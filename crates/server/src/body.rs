@@ -200,9 +200,16 @@ impl Body {
         json::read_form(self.typed(&[FORM])?)
     }
 
-    /// Returns the fields of a form in their order, including repeated ones; none if the body is not a form.
-    pub fn form_fields(&self) -> form_urlencoded::Parse<'_> {
-        form_urlencoded::parse(self.typed(&[FORM]).map_or(&b""[..], |bytes| bytes))
+    /// Returns the fields of a form in their order, including repeated ones; none if the body is empty or has another
+    /// media type. Fails with 400, 408, 413 or 415 if the media type is that of a form and the body cannot be read.
+    pub fn form_fields(&self) -> Result<form_urlencoded::Parse<'_>, Problem> {
+        let is_empty = self.bytes.as_ref().is_ok_and(Bytes::is_empty);
+        let form: &[u8] = if self.content_type == FORM && !is_empty {
+            self.typed(&[FORM])?
+        } else {
+            b""
+        };
+        Ok(form_urlencoded::parse(form))
     }
 
     /// Returns the fields of a form in their order, including repeated ones.
@@ -348,6 +355,34 @@ mod tests {
 
     fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
         body(text, JSON).json()
+    }
+
+    #[test]
+    fn form_that_cannot_be_read_is_not_an_empty_form() {
+        let fields = |body: &Body| body.form_fields().map(Iterator::count);
+        assert_eq!(fields(&body("a=1&b=2&a=3", FORM)), Ok(3));
+        for empty in [body("", FORM), body("a=1", JSON), body("a=1", "")] {
+            assert_eq!(fields(&empty), Ok(0), "{empty:?}");
+        }
+        let unread = |problem: Problem, content_type: &str| Body {
+            bytes: Err(problem),
+            ..body("", content_type)
+        };
+        for problem in [
+            Problem::request_timeout(),
+            too_large(),
+            unsupported("", [("accept-encoding", "identity".to_owned())]),
+        ] {
+            assert_eq!(fields(&unread(problem.clone(), FORM)), Err(problem.clone()));
+            assert_eq!(fields(&unread(problem, JSON)), Ok(0));
+        }
+        let latin = |text: &str| Body {
+            has_other_charset: true,
+            ..body(text, FORM)
+        };
+        assert_eq!(fields(&latin("")), Ok(0));
+        let problem = fields(&latin("a=1")).unwrap_err();
+        assert_eq!(problem.code, ProblemCode::UnsupportedMediaType);
     }
 
     #[test]

@@ -15,9 +15,10 @@ use actix_web::{
 use tollkey_core::{Problem, ProblemCode};
 
 use crate::{
-    openapi,
+    dashboard, openapi,
     rejection::{HandlerResult, Rejection},
     routes::SURFACES,
+    surfaces::docs,
 };
 
 /// Redirects browsers to the dashboard. Other clients get 404.
@@ -44,9 +45,6 @@ pub async fn not_found() -> HandlerResult {
     .into())
 }
 
-/// The methods of other paths than those of the OpenAPI document.
-const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
-
 /// Returns the methods of a path of the OpenAPI document; empty for other paths.
 fn documented_methods(path: &str) -> Vec<String> {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
@@ -66,13 +64,30 @@ fn documented_methods(path: &str) -> Vec<String> {
     allowed
 }
 
-fn method_not_allowed(allowed: Vec<String>) -> Rejection {
-    let detail = format!(
-        "This path does not support the method of the request. Use one of {}.",
-        allowed.join(", ")
-    );
+/// Returns the methods of any path; empty for a path that no route has.
+fn methods(path: &str) -> Vec<String> {
+    let documented = documented_methods(path);
+    if !documented.is_empty() {
+        return documented;
+    }
+    let others: &[&str] = if path == "/" || docs::SURFACE.has(path) {
+        &["GET", "HEAD"]
+    } else if dashboard::SURFACE.has(path) {
+        &["GET", "HEAD", "POST"]
+    } else {
+        &[]
+    };
+    others.iter().map(|method| (*method).to_owned()).collect()
+}
+
+fn method_not_allowed(allowed: &[String]) -> Rejection {
+    let allowed = allowed.join(", ");
+    let mut detail = "This path does not support the method of the request.".to_owned();
+    if !allowed.is_empty() {
+        detail = format!("{detail} Use one of {allowed}.");
+    }
     Rejection(Problem {
-        headers: [("allow", allowed.join(", "))].into(),
+        headers: [("allow", allowed)].into(),
         ..Problem::new(ProblemCode::MethodNotAllowed, detail)
     })
 }
@@ -83,7 +98,7 @@ pub async fn unmatched(request: HttpRequest) -> HandlerResult {
     if allowed.is_empty() {
         return not_found().await;
     }
-    Err(method_not_allowed(allowed))
+    Err(method_not_allowed(&allowed))
 }
 
 /// Middleware that responds to TRACE and CONNECT with 405 on every path, before any page redirects them. Gateways send
@@ -99,10 +114,7 @@ pub async fn reject_trace_and_connect<B: MessageBody + 'static>(
         let response = next.call(request).await?;
         return Ok(response.map_into_left_body());
     }
-    let mut allowed = documented_methods(path);
-    if allowed.is_empty() {
-        allowed = METHODS.map(str::to_owned).to_vec();
-    }
-    let response = request.error_response(method_not_allowed(allowed));
+    let rejection = method_not_allowed(&methods(path));
+    let response = request.error_response(rejection);
     Ok(response.map_into_right_body())
 }

@@ -1,8 +1,9 @@
 //! Files that are the same for every client: the OpenAPI document, Swagger UI, and the assets of the dashboard.
 //!
-//! A file is compressed once, for the first client that accepts gzip. Each representation has a strong `ETag`, and a
-//! client that has it gets 304. Nothing else is ever compressed: the length of a compressed response with a secret could reveal the secret
-//! to somebody who controls another part of the response.
+//! A file is compressed once, for the first client that accepts gzip. Each representation has a
+//! strong `ETag`, and a client that has it gets 304. Nothing else is ever compressed: the length of a
+//! compressed response with a secret could reveal the secret to an attacker who controls another part
+//! of the response.
 
 use std::io::Write as _;
 

@@ -20,10 +20,30 @@ pub fn is_basic(value: &str) -> bool {
     scheme.eq_ignore_ascii_case("basic")
 }
 
+/// Whether the value of an `Authorization` header has the scheme Basic with an empty password, or with nothing after
+/// the scheme. Such a credential counts as absent.
+///
+/// ```
+/// use tollkey_core::credential::client::is_basic_without_password;
+/// // me:
+/// assert!(is_basic_without_password(b"Basic bWU6"));
+/// assert!(is_basic_without_password(b"Basic"));
+/// assert!(!is_basic_without_password(b"Basic bWU6YTpi"));
+/// ```
+#[must_use]
+pub fn is_basic_without_password(value: &[u8]) -> bool {
+    let value = std::str::from_utf8(value.trim_ascii());
+    value.is_ok_and(|value| {
+        let is_empty = |problem: Problem| problem.code == ProblemCode::MissingCredentials;
+        is_basic(value) && (!value.contains(' ') || basic_password(value).is_err_and(is_empty))
+    })
+}
+
 /// Returns the password in the value of an `Authorization` header with the scheme Basic. The user name is ignored.
 ///
 /// # Errors
-/// `invalid_api_key` if the value is malformed, `missing_credentials` if the password is empty.
+/// `multiple_credentials` if the value has a comma, because a proxy joins repeated headers with one; `invalid_api_key`
+/// if the value is malformed; `missing_credentials` if the password is empty.
 ///
 /// ```
 /// use tollkey_core::credential::client::basic_password;
@@ -32,15 +52,16 @@ pub fn is_basic(value: &str) -> bool {
 /// ```
 pub fn basic_password(value: &str) -> Result<Zeroizing<String>, Problem> {
     let encoded = value.split_once(' ').map_or("", |(_, encoded)| encoded);
+    // Base64 has no comma.
+    if encoded.contains(',') {
+        return Err(several());
+    }
     let decoded = STANDARD.decode(encoded.trim_ascii()).map(Zeroizing::new);
     let decoded = decoded.map_err(|_| malformed())?;
     let colon = decoded.iter().position(|byte| *byte == b':');
     let password = percent_decoded(&decoded[colon.ok_or_else(malformed)? + 1..]);
     if password.is_empty() {
-        return Err(Problem::new(
-            ProblemCode::MissingCredentials,
-            "The password of HTTP Basic is empty. Send a service key or a secret key as the password.",
-        ));
+        return Err(missing());
     }
     let text = std::str::from_utf8(&password).ok();
     let text = text.filter(|text| text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
@@ -153,13 +174,10 @@ mod tests {
             "Basic",
             "Basic ",
             "Basic canary",
-            "Basic Y2FuYXJ5",         // no colon
-            "Basic Yzpj, Basic Yzpj", // joined by a proxy
+            "Basic Y2FuYXJ5", // no colon
         ] {
             assert_eq!(of(value), malformed(), "{value}");
         }
-        let empty = password("client:").unwrap_err();
-        assert_eq!(empty.code, ProblemCode::MissingCredentials);
         for text in ["client:canary\u{e9}", "client:canary\n", "client:canary%00"] {
             let problem = password(text).unwrap_err();
             assert_eq!(problem.code, ProblemCode::InvalidApiKey);
@@ -168,6 +186,49 @@ mod tests {
         for value in ["Bearer YTpi", "Basics YTpi", ""] {
             assert!(!is_basic(value), "{value}");
         }
+    }
+
+    #[test]
+    fn joined_basic_credentials_count_as_several() {
+        for value in [
+            "Basic Yzpj, Basic Yzpj",
+            "Basic Yzpj,Basic Yzpj",
+            "Basic Yzpj, Bearer canary",
+            "Basic Yzo=, Basic Yzpj",
+            "Basic canary, x",
+        ] {
+            assert_eq!(basic_password(value).unwrap_err(), several(), "{value}");
+            assert!(!is_basic_without_password(value.as_bytes()), "{value}");
+        }
+    }
+
+    #[test]
+    fn basic_without_a_password_counts_as_absent() {
+        let encoded = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for value in [
+            "Basic",
+            "basic ",
+            " BASIC\t",
+            &encoded("client:"),
+            &encoded(":"),
+        ] {
+            assert!(is_basic_without_password(value.as_bytes()), "{value:?}");
+        }
+        assert_eq!(password("client:"), Err(missing()));
+        for value in [
+            "",
+            "Bearer",
+            "Basics",
+            "Digest YTo=",
+            "Basic canary",
+            "Basic caf\u{e9}",
+            &encoded("client"),
+            &encoded("client: "),
+            &encoded("client:a"),
+        ] {
+            assert!(!is_basic_without_password(value.as_bytes()), "{value:?}");
+        }
+        assert!(!is_basic_without_password(b"Basic caf\xe9"));
     }
 
     /// RFC 6750, section 3.

@@ -1,7 +1,7 @@
 //! Finds the credential in the headers of a request.
 
 use actix_web::http::header::{self, HeaderName};
-use tollkey_core::credential::{Credential, CredentialHeaders};
+use tollkey_core::credential::{AUTHORIZATION, Credential, CredentialHeaders, client};
 
 use super::RequestParts;
 
@@ -14,12 +14,31 @@ static HEADERS: [HeaderName; 3] = [
 
 /// Finds the credential in these headers of a request. The query is never read.
 pub fn credential(request: &impl RequestParts, from: CredentialHeaders) -> Credential<'_> {
+    Credential::read(values(request, from))
+}
+
+/// Finds the credential of a client of introspection in all headers. HTTP Basic without a password counts as absent.
+pub(super) fn client_credential(request: &impl RequestParts) -> Credential<'_> {
+    let values = values(request, CredentialHeaders::default());
+    Credential::read(values.filter(|(name, value)| {
+        *name != AUTHORIZATION || !client::is_basic_without_password(value)
+    }))
+}
+
+/// Returns the values of these headers, each with its name in lower case.
+fn values(
+    request: &impl RequestParts,
+    from: CredentialHeaders,
+) -> impl Iterator<Item = (&str, &[u8])> {
     let read = HEADERS
         .iter()
         .enumerate()
-        .filter(|(index, _)| from.has(*index));
-    let found = read.flat_map(|(_, name)| request.values(name).map(|value| (name.as_str(), value)));
-    Credential::read(found)
+        .filter(move |(index, _)| from.has(*index));
+    read.flat_map(move |(_, name)| {
+        request
+            .values(name)
+            .map(move |value| (name.as_str(), value))
+    })
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 use actix_web::HttpRequest;
 use tollkey_core::{
     Family, Problem,
-    credential::{Credential, CredentialHeaders, Presented, client},
+    credential::{Credential, CredentialHeaders, Expected, Presented, client},
 };
 use zeroize::Zeroizing;
 
 use super::{
     REALM,
-    authenticate::{authenticate, authenticate_as},
-    credential::credential,
+    authenticate::authenticate_as,
+    credential::client_credential,
     extractors::{VerificationCaller, state},
 };
 use crate::{body::Body, rejection::Rejection, state::State};
@@ -30,15 +30,12 @@ pub struct IntrospectionCaller {
 impl IntrospectionCaller {
     pub(super) async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
-        let by_header = match credential(request, CredentialHeaders::default()) {
+        let by_header = match client_credential(request) {
             Credential::None => None,
             Credential::NotBearer(value) if client::is_basic(value) => {
                 Some(by_basic(request, &state, value).await)
             }
-            _ => {
-                let caller = authenticate(request, &state, CALLERS).await;
-                Some(caller.and_then(VerificationCaller::of))
-            }
+            credential => Some(by_bearer(request, &state, credential).await),
         };
         match by_header {
             // Rejected here, because the client has not sent the form yet.
@@ -60,9 +57,14 @@ impl IntrospectionCaller {
     }
 
     async fn one(self, state: &State, body: &Body) -> Result<VerificationCaller, Problem> {
+        let form = body.form_fields();
+        // The form that cannot be read may have a secret, in which a client would look for the mistake after a 401.
+        if let (None, Err(problem)) = (&self.by_header, &form) {
+            return Err(problem.clone());
+        }
         let mut secrets = Vec::new();
         let mut unsupported = Ok(());
-        for (name, value) in body.form_fields() {
+        for (name, value) in form.into_iter().flatten() {
             if name == CLIENT_SECRET && !value.is_empty() {
                 secrets.push(Zeroizing::new(value.into_owned()));
             } else if ASSERTIONS.contains(&&*name) && unsupported.is_ok() {
@@ -80,6 +82,18 @@ impl IntrospectionCaller {
         };
         unsupported.map(|()| caller)
     }
+}
+
+/// Authenticates with a credential in a header, as other routes do.
+async fn by_bearer(
+    request: &HttpRequest,
+    state: &State,
+    credential: Credential<'_>,
+) -> Result<VerificationCaller, Problem> {
+    let text = credential.one(CredentialHeaders::default(), Expected::Any)?;
+    authenticate_as(request, state, Presented::from(text), CALLERS)
+        .await
+        .and_then(VerificationCaller::of)
 }
 
 async fn by_basic(

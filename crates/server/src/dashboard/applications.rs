@@ -189,8 +189,15 @@ pub(super) async fn update(
     let updated = match read(&fields) {
         Ok((name, description)) => {
             let (name, description) = (Some(name), Some(description));
-            let always = Preconditions::NONE;
-            applications::update(&state.service, by, id, name, description, always).await
+            applications::update(
+                &state.service,
+                by,
+                id,
+                name,
+                description,
+                Preconditions::NONE,
+            )
+            .await
         }
         Err(problem) => Err(problem),
     };

@@ -49,7 +49,9 @@ pub(super) fn complete(surface: &Surface, operation: &mut Operation) {
     {
         let description = match id {
             Some("rotateCommerceKey") => "The tag of the state of the successor.",
-            Some("whoami") => "The tag of the state of the key. Absent for a publishable key.",
+            Some("whoami" | "revokeWhoami") => {
+                "The tag of the state of the key. Only for a secret key."
+            }
             _ => "The tag of the state of the resource, which usage does not change.",
         };
         let header = HeaderBuilder::new()

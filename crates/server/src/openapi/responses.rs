@@ -89,7 +89,19 @@ pub(super) fn complete(
     add_problems(path, surface, callers, is_creation, operation);
     for (status, response) in &mut operation.responses.responses {
         if let RefOr::T(response) = response {
+            complete_schemas(response);
             add_headers(status, surface, callers, is_creation, response);
+        }
+    }
+}
+
+/// Rewrites the schemas that are not references to components.
+fn complete_schemas(response: &mut Response) {
+    for content in response.content.values_mut() {
+        if let RefOr::T(content) = content
+            && let Some(schema) = &mut content.schema
+        {
+            tollkey_api::openapi::complete_inline(schema);
         }
     }
 }

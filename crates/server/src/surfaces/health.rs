@@ -78,7 +78,15 @@ pub async fn ready(state: web::Data<State>) -> HandlerResult {
 /// Get the OpenAPI document.
 ///
 /// Returns this document as JSON.
-#[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
+#[utoipa::path(
+    tag = "health",
+    operation_id = "openapi",
+    params(("If-None-Match" = Option<String>, Header, description = "The `ETag` values of the documents that the client has, or `*`. If the current document is one of them, the response is 304.")),
+    responses(
+        (status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json", headers(("ETag" = String, description = "The tag of the document in this content encoding."))),
+        (status = 304, description = "The client has the current document.", headers(("ETag" = String, description = "The tag of the document in this content encoding."))),
+    )
+)]
 #[get("/openapi.json")]
 pub async fn document(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
     let file = state.document.get_or_init(|| {

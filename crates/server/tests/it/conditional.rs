@@ -336,22 +336,52 @@ async fn repeated_revocation_ignores_if_match() {
 #[actix_web::test]
 async fn key_compares_if_match_when_it_revokes_itself() {
     each_backend(async |app: &App| {
-        let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
-        let before = tag_of(app.get("/whoami").bearer(&key)).await;
-        let revoke = |if_match: &str| {
-            app.delete("/whoami")
-                .bearer(&key)
-                .header("if-match", if_match)
-        };
-        assert_failed(&revoke(OTHER).await);
-        let revoked = revoke(&before).await;
-        assert_eq!(revoked.status, 204);
-        assert_ne!(tag(&revoked), before);
-        let publishable = app
-            .insert_key("acme", Family::Publishable, Mode::Live)
-            .await;
-        let own = app.get("/whoami").bearer(&publishable).await;
-        assert_eq!((own.status, own.header("etag")), (200, None));
+        let token = app.management_token("acme");
+        let commerce = app.commerce_key(&token, json!({})).await;
+        let get = app.get(&format!("/api-keys/{}", commerce.id));
+        let commerce_tag = tag_of(get.bearer(&token)).await;
+        let secret = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        let secret_tag = tag_of(app.get("/whoami").bearer(&secret)).await;
+        for (key, before) in [(&commerce.text, commerce_tag), (&secret, secret_tag)] {
+            let revoke = |if_match: &str| {
+                app.delete("/whoami")
+                    .bearer(key)
+                    .header("if-match", if_match)
+            };
+            assert_failed(&revoke(OTHER).await);
+            assert_eq!(app.code(key).await, "valid");
+            let revoked = revoke(&before).await;
+            assert_eq!(revoked.status, 204, "{revoked}");
+            assert_eq!(app.code(key).await, "revoked");
+            if key == &secret {
+                assert_ne!(tag(&revoked), before);
+            } else {
+                assert_eq!(revoked.header("etag"), None);
+            }
+        }
+    })
+    .await;
+}
+
+/// The holder of another key could compare it with the tags of guesses about fields that it cannot see.
+#[actix_web::test]
+async fn only_a_secret_key_gets_its_own_tag() {
+    each_backend(async |app: &App| {
+        for family in Family::ALL {
+            let key = app.insert_key("acme", family, Mode::Live).await;
+            let is_secret = family == Family::Secret;
+            let own = app.get("/whoami").bearer(&key).await;
+            let found = (own.status, own.header("etag").is_some());
+            assert_eq!(found, (200, is_secret), "{family:?}: {own}");
+            let status = if family == Family::Publishable {
+                403
+            } else {
+                204
+            };
+            let revoked = app.delete("/whoami").bearer(&key).await;
+            let found = (revoked.status, revoked.header("etag").is_some());
+            assert_eq!(found, (status, is_secret), "{family:?}: {revoked}");
+        }
     })
     .await;
 }

@@ -75,6 +75,21 @@ async fn client_authenticates_with_basic_or_client_secret() {
                     form(&other, &format!("&client_secret={key}")).header("x-api-key", " "),
                 ),
                 (
+                    "form, with Basic without a password",
+                    form(&own, &format!("&client_secret={key}")).header("authorization", "Basic"),
+                    form(&other, &format!("&client_secret={key}"))
+                        .header("authorization", basic("client:")),
+                ),
+                (
+                    "x-api-key, with Basic without a password",
+                    form(&own, "")
+                        .header("authorization", basic(":"))
+                        .header("x-api-key", key),
+                    form(&other, "")
+                        .header("authorization", "basic ")
+                        .header("x-api-key", key),
+                ),
+                (
                     "Bearer, with an empty secret and an ignored ID",
                     form(&own, "&client_id=any&client_secret=").bearer(key),
                     form(&other, "&client_secret=").bearer(key),
@@ -119,6 +134,7 @@ async fn missing_client_credentials_are_401_with_two_challenges() {
             introspect(app, "nonsense=x&client_secret="),
             app.post("/introspect", json!({"token": "x", "client_secret": "x"})),
             app.call("POST", "/introspect"),
+            introspect(app, "token=x").header("authorization", "Basic"),
             introspect(app, "token=x").header("authorization", basic("client:")),
             introspect(app, "token=x").header("authorization", "Digest YTpi"),
         ] {
@@ -150,7 +166,8 @@ async fn wrong_client_secrets_are_401_with_two_challenges() {
                 assert!(!reply.body.contains(secret), "{reply}");
             }
         }
-        for value in ["Basic", "Basic canary", "Basic Y2FuYXJ5"] {
+        let malformed: [&[u8]; 3] = [b"Basic canary", b"Basic Y2FuYXJ5", b"Basic canary\xe9"];
+        for value in malformed {
             let reply = introspect(app, "token=x")
                 .header("authorization", value)
                 .await;
@@ -201,6 +218,20 @@ async fn more_than_one_client_credential_is_400() {
                     .header("authorization", basic(&format!("c:{key}"))),
             ),
             (
+                "Basic twice, joined by a proxy",
+                introspect(app, "token=x").header(
+                    "authorization",
+                    format!("{0}, {0}", basic(&format!("c:{key}"))),
+                ),
+            ),
+            (
+                "Basic without a password and Basic, joined by a proxy",
+                introspect(app, "token=x").header(
+                    "authorization",
+                    format!("{}, {}", basic("c:"), basic(&format!("c:{key}"))),
+                ),
+            ),
+            (
                 "Basic and x-api-key",
                 introspect(app, "token=x")
                     .header("authorization", basic(&format!("c:{key}")))
@@ -214,6 +245,64 @@ async fn more_than_one_client_credential_is_400() {
                 "{name}: {reply}"
             );
         }
+    })
+    .await;
+}
+
+/// With a 401, the client would look for the mistake in its secret.
+#[actix_web::test]
+async fn form_that_cannot_be_read_has_its_own_error() {
+    each_backend(async |app: &App| {
+        const FORM: &str = "application/x-www-form-urlencoded";
+        let key = app.service_key().await.text;
+        let form = format!("token=x&client_secret={key}");
+        let empty = |content_type: &str| {
+            app.call("POST", "/introspect")
+                .header("content-type", content_type)
+        };
+        let with_type = |content_type: &str| empty(content_type).body(form.as_str());
+        let latin = format!("{FORM}; charset=iso-8859-1");
+        let large = format!("{form}&path={}", "x".repeat(64 * 1024));
+        for (name, call, status, code) in [
+            ("charset", with_type(&latin), 415, "unsupported_media_type"),
+            (
+                "charset, with Basic without a password",
+                with_type(&latin).header("authorization", "Basic"),
+                415,
+                "unsupported_media_type",
+            ),
+            (
+                "encoding",
+                with_type(FORM).header("content-encoding", "gzip"),
+                415,
+                "unsupported_media_type",
+            ),
+            ("size", introspect(app, &large), 413, "payload_too_large"),
+        ] {
+            let reply = call.await;
+            let found = (reply.status, reply.code());
+            assert_eq!(found, (status, code.to_owned()), "{name}: {reply}");
+            assert_eq!(reply.header("www-authenticate"), None, "{name}: {reply}");
+            assert!(!reply.body.contains(&key), "{name}: {reply}");
+        }
+        let accepted = with_type(&latin).await;
+        assert_eq!(accepted.header("accept"), Some(FORM), "{accepted}");
+        // A body of another type has no client secret, and neither has an empty one.
+        for call in [
+            with_type("text/plain"),
+            with_type("application/json; charset=iso-8859-1"),
+            with_type("text/plain").header("content-encoding", "gzip"),
+            empty("text/plain").body(large.as_str()),
+            empty(FORM),
+            empty(&latin),
+        ] {
+            assert_challenged(&call.await, "missing_credentials", BEARER);
+        }
+        // A rejected credential in a header has precedence over the body.
+        let unknown = app.generate_key(Family::Secret, Mode::Live);
+        let reply = with_type(&latin).bearer(unknown.expose()).await;
+        let invalid = "Bearer realm=\"tollkey\", error=\"invalid_token\"";
+        assert_challenged(&reply, "invalid_api_key", invalid);
     })
     .await;
 }

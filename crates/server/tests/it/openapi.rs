@@ -97,7 +97,7 @@ fn every_operation_is_documented() {
                     .is_some_and(|text| !text.is_empty()),
                 "{name} {status}"
             );
-            if !status.starts_with('2') {
+            if !status.starts_with(['2', '3']) {
                 let (schema, media_type) = if name.contains("/account/") {
                     ("ErrorEnvelope", "application/json")
                 } else if name.contains("/v2/") && status != "429" {
@@ -259,6 +259,27 @@ fn every_response_has_its_headers() {
     assert!(
         has(whoami, "RateLimit") && has(whoami, "RateLimit-Policy"),
         "{whoami}"
+    );
+}
+
+#[test]
+fn openapi_document_is_described_as_revalidated() {
+    let document = document();
+    let operation = &document["paths"]["/openapi.json"]["get"];
+    let parameters = operation["parameters"].as_array().expect("parameters");
+    assert_eq!(parameters.len(), 1, "{parameters:?}");
+    assert_eq!(parameters[0]["name"], "If-None-Match");
+    assert_eq!(parameters[0]["in"], "header");
+    assert_eq!(parameters[0]["required"], false);
+    let responses = &operation["responses"];
+    for status in ["200", "304"] {
+        let tag = &responses[status]["headers"]["ETag"];
+        assert_eq!(tag["schema"]["type"], "string", "{status}");
+    }
+    assert_eq!(responses["304"]["content"], json!(null));
+    assert_eq!(
+        responses["200"]["content"]["application/json"]["schema"],
+        json!({"type": "object", "additionalProperties": true})
     );
 }
 

@@ -24,9 +24,9 @@ use crate::{
 ///
 /// # Errors
 /// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `precondition_failed`, which is
-/// about the predecessor; `key_limit_reached` when the
-/// overlap would exceed the limit; `scoped_keys_unavailable`, `feature_unavailable` when the account's model no longer
-/// allows the successor's restrictions; and the errors of [`idempotency::create`].
+/// about the predecessor; `key_limit_reached` when the overlap would exceed the limit; `scoped_keys_unavailable`,
+/// `feature_unavailable` when the account's model no longer allows the successor's restrictions; and the errors of
+/// [`idempotency::create`].
 pub async fn rotate<R: Recorded<CreatedKey> + Send + 'static>(
     service: &Service,
     by: &RequestActor,

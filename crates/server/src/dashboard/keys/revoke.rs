@@ -77,7 +77,14 @@ pub(in super::super) async fn revoke(
             &RevokePage::new(&state, &visitor, id, fields.with_errors(&problem)).await?,
         );
     };
-    let always = Preconditions::NONE;
-    api_keys::revoke(&state.service, by, &Family::ALL, id, reason, always).await?;
+    api_keys::revoke(
+        &state.service,
+        by,
+        &Family::ALL,
+        id,
+        reason,
+        Preconditions::NONE,
+    )
+    .await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=revoked")))
 }

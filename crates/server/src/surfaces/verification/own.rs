@@ -1,8 +1,8 @@
 //! Operations of a key on itself.
 
-use actix_web::{HttpResponse, delete, get, http::StatusCode, web};
+use actix_web::{HttpResponse, HttpResponseBuilder, delete, get, http::StatusCode, web};
 use tollkey_api::verification as api;
-use tollkey_core::{Family, Problem};
+use tollkey_core::{ApiKey, Family, Problem};
 use tollkey_service::api_keys;
 
 use super::present;
@@ -25,17 +25,12 @@ use crate::{
 )]
 #[get("/whoami")]
 pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
-    // The tag of a publishable key would reveal whether fields change that its holder cannot see.
-    let mut response = if key.record.key.family == Family::Publishable {
-        HttpResponse::Ok()
-    } else {
-        conditional::ok(key.record.key.entity_tag())
-    };
-    Ok(response.json(present::whoami(
+    let own = present::whoami(
         &key.record,
         &state.service.catalogue,
         state.service.clock.now(),
-    )))
+    );
+    Ok(response(StatusCode::OK, &key.record.key).json(own))
 }
 
 /// Revoke the presented key.
@@ -68,5 +63,16 @@ pub async fn revoke_whoami(
         if_match.preconditions()?,
     )
     .await?;
-    Ok(conditional::tagged(StatusCode::NO_CONTENT, revoked.entity_tag()).finish())
+    Ok(response(StatusCode::NO_CONTENT, &revoked).finish())
+}
+
+/// Begins a response to the holder of a key. It has the tag of the key only for a secret key, which
+/// can read every field of account keys. The holder of another key cannot see some fields, and could
+/// compare the tag with tags that it computes for guesses of their values.
+fn response(status: StatusCode, key: &ApiKey) -> HttpResponseBuilder {
+    if key.family == Family::Secret {
+        conditional::tagged(status, key.entity_tag())
+    } else {
+        HttpResponse::build(status)
+    }
 }
