@@ -94,6 +94,8 @@ def main() -> None:
         storlaunch.storefront.products.list()
     except StorlaunchError as error:
         expect(error.status == 404, "Tollkey has none of the package's other routes")
+    else:
+        sys.exit("FAILED: Tollkey has none of the package's other routes: the call was not rejected")
     keys.revoke(first["id"])
     rejects(lambda: keys.list(), 401, "INVALID_API_KEY", "a key can revoke itself")
 

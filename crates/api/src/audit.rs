@@ -99,14 +99,6 @@ pub struct ListAuditLog {
     pub until: Option<String>,
     /// The ID of the account. Required for operators, and only operators can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(
-        feature = "openapi",
-        param(
-            example = "acme",
-            min_length = 1,
-            max_length = 128,
-            pattern = "^[A-Za-z0-9._:@-]+$"
-        )
-    )]
+    #[cfg_attr(feature = "openapi", param(example = "acme"))]
     pub account: Option<String>,
 }

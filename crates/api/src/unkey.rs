@@ -20,7 +20,7 @@ pub struct VerifyKeyRequest {
     /// Up to 20 tags, each of 1 to 256 characters from `A-Z a-z 0-9 _ = / . : -`. Accepted and
     /// ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = json!(["region=eu"]), max_items = 20))]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["region=eu"]), max_items = 20, min_length = 1, max_length = 256, pattern = "^[A-Za-z0-9_=/.:-]+$"))]
     pub tags: Option<Vec<String>>,
     /// The scopes that the request requires: names of scopes, `AND`, `OR` and parentheses. `AND`
     /// binds more strongly than `OR`. At most 1,000 characters and 32 nested parentheses.
@@ -29,6 +29,7 @@ pub struct VerifyKeyRequest {
         feature = "openapi",
         schema(
             example = "links:read AND (sessions:read OR sessions:write)",
+            min_length = 1,
             max_length = 1000
         )
     )]
@@ -286,8 +287,8 @@ pub struct ErrorBody {
     /// The HTTP status.
     #[cfg_attr(feature = "openapi", schema(example = 400))]
     pub status: u16,
-    /// The URI of the type of the error, which ends in its code. It does not change between
-    /// releases.
+    /// The URI of the type of the error. It ends in the code of the error, except for 429, whose
+    /// type is the one that IANA registers. It does not change between releases.
     #[cfg_attr(
         feature = "openapi",
         schema(example = "urn:tollkey:problem:validation_failed")

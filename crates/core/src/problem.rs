@@ -419,6 +419,12 @@ impl FieldErrors {
         }
     }
 
+    /// Whether the field with this pointer has an error.
+    #[must_use]
+    pub fn contains(&self, pointer: &str) -> bool {
+        self.0.iter().any(|error| error.pointer == pointer)
+    }
+
     /// The number of errors.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -2,9 +2,9 @@
 
 from openapi_client import (
     ApiClient, ApplicationsApi, CommerceKeysApi, Configuration, CreateApplication, CreateApplicationKey,
-    CreateCommerceKey, VerificationApi, VerifyRequest, VerifyResponse,
+    CreateCommerceKey, VerificationApi, VerifyRequest,
 )
-from story import NEWER_DENIAL, SERVICE_KEY, TOKEN, URL, expect_denial, tell
+from story import SERVICE_KEY, TOKEN, URL, expect_denial, newer_server, tell
 
 management = ApiClient(Configuration(host=URL, access_token=TOKEN))
 service = ApiClient(Configuration(host=URL, access_token=SERVICE_KEY))
@@ -22,4 +22,6 @@ tell(
     rotate=lambda key_id: keys.rotate_commerce_key(key_id),
     revoke=lambda key_id: keys.revoke_commerce_key(key_id),
 )
-expect_denial(VerifyResponse.from_dict(NEWER_DENIAL).actual_instance)
+with newer_server() as url:
+    newer = VerificationApi(ApiClient(Configuration(host=url, access_token=SERVICE_KEY)))
+    expect_denial(newer.verify(VerifyRequest(key="ck_test_EXAMPLE")).actual_instance)

@@ -1,7 +1,6 @@
 """The story of keys, with the client that openapi-python-client generates."""
 
-import httpx
-from story import NEWER_DENIAL, SERVICE_KEY, TOKEN, URL, expect_denial, tell
+from story import SERVICE_KEY, TOKEN, URL, expect_denial, newer_server, tell
 from tollkey_api import AuthenticatedClient
 from tollkey_api.api.applications import create_application, create_application_key, revoke_application_key
 from tollkey_api.api.commerce_keys import create_commerce_key, revoke_commerce_key, rotate_commerce_key
@@ -25,7 +24,6 @@ tell(
     revoke=lambda key_id: revoke_commerce_key.sync(key_id, client=management),
 )
 
-newer = AuthenticatedClient(base_url=URL, token=SERVICE_KEY)
-responding = httpx.MockTransport(lambda request: httpx.Response(200, json=NEWER_DENIAL))
-newer.set_httpx_client(httpx.Client(base_url=URL, transport=responding))
-expect_denial(verify.sync(client=newer, body=VerifyRequest(key="ck_test_EXAMPLE")))
+with newer_server() as url:
+    newer = AuthenticatedClient(base_url=url, token=SERVICE_KEY)
+    expect_denial(verify.sync(client=newer, body=VerifyRequest(key="ck_test_EXAMPLE")))

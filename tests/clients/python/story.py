@@ -1,8 +1,11 @@
 """What the tests of all clients in Python share."""
 
+import contextlib
+import http.server
 import json
 import os
 import sys
+import threading
 import time
 import urllib.request
 
@@ -63,6 +66,29 @@ def tell(create_application, create_application_key, revoke_application_key, cre
     revoke(successor.key_id)
     denied = verify({"key": plain(successor.api_key)})
     expect(not denied.valid and denied.code == "revoked" and not hasattr(denied, "key"), "a revoked key is denied")
+
+
+class NewerServer(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.dumps(NEWER_DENIAL).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def newer_server():
+    """Runs a server whose every response is a denial with a code that this release does not have."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NewerServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def expect_denial(response):

@@ -383,6 +383,14 @@ fn identity_request_ignores_routes_merchants_and_scopes() {
     assert_first_denial(true, |denial| denial <= Denial::IpNotAllowed);
 }
 
+/// The OpenAPI document describes the code of a denial as a string of at least 6 characters, which `valid` is not.
+#[test]
+fn code_of_a_denial_is_longer_than_valid() {
+    for denial in Denial::ALL {
+        assert!(denial.code().len() >= 6, "{denial}");
+    }
+}
+
 fn assert_first_denial(identity_only: bool, matters: fn(Denial) -> bool) {
     assert_eq!(BREAKAGES.map(|(denial, _)| denial)[..], Denial::ALL[..10]);
     // Every combination of edits: digit d of `combination` is 0 for no edit, otherwise the number of the edit.

@@ -34,7 +34,8 @@ pub const SURFACE: Surface = Surface {
             ..Document::new(
                 "unkey",
                 "Verification compatible with the SDKs of Unkey's API, version 2: `@unkey/api` 2.5 and `unkey.py` 3.2. The \
-                 code of an error is at the end of its `type`. The path also exists under `/api`.",
+                 code of an error is at the end of its `type`, except for 429, whose type is the one that IANA \
+                 registers. The path also exists under `/api`.",
             )
         },
     )
@@ -67,7 +68,7 @@ pub fn under_api(config: &mut web::ServiceConfig) {
     request_body(content = api::VerifyKeyRequest),
     responses(
         (status = 200, description = "The result: the key is valid or denied.", body = api::VerifyKeyResponse),
-        (status = 429, description = "`rate_limited`: the rate limit of the presented secret key is exceeded.", body = api::ErrorResponse, content_type = "application/problem+json", headers(("Retry-After" = String, description = "The number of seconds after which the key can be used again."))),
+        (status = 429, description = "`rate_limited`: the rate limit of the presented secret key is exceeded.", body = api::ErrorResponse, content_type = "application/problem+json"),
     )
 )]
 #[post("/keys.verifyKey")]

@@ -494,6 +494,25 @@ async fn invalid_creation_is_400_with_every_error() {
                 [rule]
             );
         }
+        // Whether `access` is required depends on the environment.
+        for (environment, rule) in [
+            (None, "/environment is required"),
+            (Some(json!(["live"])), "/environment must be a string"),
+            (
+                Some(json!("staging")),
+                "/environment must be one of live, test, production, sandbox",
+            ),
+        ] {
+            let mut body = json!({"name": "Worker"});
+            if let Some(environment) = environment {
+                body["environment"] = environment;
+            }
+            assert_eq!(
+                field_errors(app, &app.post(KEYS, body.clone()).bearer(&token).await),
+                [rule],
+                "{body}"
+            );
+        }
         // All errors in one response.
         let mut body = key_request("live", "secret");
         (body["name"], body["expiresAt"], body["allowedIps"]) = (json!(""), json!(0), json!(["x"]));

@@ -9,7 +9,8 @@ use tollkey_api::{
     verification,
 };
 use tollkey_core::{
-    Catalogue, Denial, Family, IpList, Mode, OperatingModel, RateLimit, Status, Timestamp,
+    Catalogue, Denial, Family, IpList, Mode, OperatingModel, RateLimit, ScopeExpression, Status,
+    Timestamp,
     api_key::Overlap,
     audit::{ActorKind, TargetKind},
     feature::Feature,
@@ -244,11 +245,11 @@ fn unknown_code_of_a_verification_is_a_denial() {
     );
     let code = |schema: &str| schemas[schema]["properties"]["code"].clone();
     assert_eq!(code("VerifyValid")["enum"], json!(["valid"]));
-    // Every string except `valid`. A response is an instance of exactly one schema, whatever its code is.
+    // Every string that is longer than `valid`. A response is an instance of exactly one schema.
     let denial = code("VerifyInvalid");
     assert_eq!(
-        (&denial["type"], &denial["enum"], &denial["pattern"]),
-        (&json!("string"), &json!(null), &json!("^(?!valid$)"))
+        (&denial["type"], &denial["enum"], &denial["minLength"]),
+        (&json!("string"), &json!(null), &json!(6))
     );
     for schema in ["VerifyValid", "VerifyInvalid"] {
         let required = schemas[schema]["required"].as_array().expect("required");
@@ -346,14 +347,8 @@ fn bounds_are_those_of_the_server() {
             "CreateCommerceKeyRateLimit/properties/window_seconds/maximum",
             &window,
         ),
-        (
-            "CreateApplicationKeyRateLimit/properties/limit/maximum",
-            &limit,
-        ),
-        (
-            "CreateApplicationKeyRateLimit/properties/windowSeconds/maximum",
-            &window,
-        ),
+        ("KeyRateLimit/properties/limit/maximum", &limit),
+        ("KeyRateLimit/properties/windowSeconds/maximum", &window),
         (
             "UpdateCommerceKeyRateLimit/properties/limit/maximum",
             &limit,
@@ -429,6 +424,27 @@ fn bounds_are_those_of_the_server() {
         ),
         ("SyncRequest/properties/usage/maxItems", &json!(Poll::USAGE)),
         ("SyncUsage/properties/count/maximum", &json!(u32::MAX)),
+        ("UnkeyVerifyKeyRequest/properties/tags/maxItems", &json!(20)),
+        (
+            "UnkeyVerifyKeyRequest/properties/tags/items/minLength",
+            &json!(1),
+        ),
+        (
+            "UnkeyVerifyKeyRequest/properties/tags/items/maxLength",
+            &json!(256),
+        ),
+        (
+            "UnkeyVerifyKeyRequest/properties/tags/items/pattern",
+            &json!("^[A-Za-z0-9_=/.:-]+$"),
+        ),
+        (
+            "UnkeyVerifyKeyRequest/properties/permissions/minLength",
+            &json!(1),
+        ),
+        (
+            "UnkeyVerifyKeyRequest/properties/permissions/maxLength",
+            &json!(ScopeExpression::MAX_LENGTH),
+        ),
     ] {
         assert_eq!(
             schemas.pointer(&format!("/{pointer}")),
