@@ -1399,8 +1399,8 @@ async fn only_tollkey_allows_requests_over_grpc(world: &World) {
             response,
             peers: Arc::clone(&peers),
         });
-        let mut server = tonic::transport::Server::builder();
-        let serving = rt::spawn(server.add_service(other).serve(address));
+        let server = tonic::transport::Server::builder();
+        let serving = rt::spawn(server.serve(address, other));
         let running = RunningGateway::start(
             world.gateway,
             &world.program,
