@@ -19,9 +19,9 @@ use super::{
 use crate::generate::{self, Population};
 
 /// The number of measurements of each row.
-const ROUNDS: usize = 7;
+pub(super) const ROUNDS: usize = 7;
 /// The duration of each measurement.
-const TIME: Duration = Duration::from_secs(2);
+pub(super) const TIME: Duration = Duration::from_secs(2);
 /// A scope that no key has.
 const OTHER_SCOPE: &str = "links:write";
 /// The keys of the third table.
@@ -214,7 +214,7 @@ fn verification(service_key: &str, key: &str) -> String {
 
 /// Prints a table, with ratios to the first row.
 #[expect(clippy::print_stdout, reason = "the result of the command")]
-fn print(names: &[String], measured: &[Vec<Measured>]) {
+pub(super) fn print(names: &[String], measured: &[Vec<Measured>]) {
     println!(
         "\n{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
         "server",

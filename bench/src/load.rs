@@ -36,6 +36,16 @@ pub(super) struct Round {
 }
 
 impl Round {
+    /// `busy` is the CPU time of the generator.
+    pub(super) fn new(mut latencies: Vec<u32>, took: Duration, busy: Duration) -> Self {
+        latencies.sort_unstable();
+        Self {
+            latencies,
+            took,
+            busy,
+        }
+    }
+
     pub(super) fn requests(&self) -> usize {
         self.latencies.len()
     }
@@ -276,16 +286,11 @@ pub(super) fn load(
         }
     }
     let (took, busy) = (started.elapsed(), cpu_time().saturating_sub(busy_before));
-    latencies.sort_unstable();
-    Ok(Round {
-        latencies,
-        took,
-        busy,
-    })
+    Ok(Round::new(latencies, took, busy))
 }
 
 /// The CPU time of this thread.
-fn cpu_time() -> Duration {
+pub(super) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),

@@ -8,6 +8,8 @@ mod dashboard;
 mod descendants;
 mod generate;
 #[cfg(target_os = "linux")]
+mod grpc;
+#[cfg(target_os = "linux")]
 mod guard;
 #[cfg(target_os = "linux")]
 mod http;
@@ -47,6 +49,8 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["dashboard"] => dashboard::run(),
         #[cfg(target_os = "linux")]
         ["descendants"] => descendants::run(),
+        #[cfg(target_os = "linux")]
+        ["grpc"] => grpc::run(),
         #[cfg(target_os = "linux")]
         ["guard", more @ ..] => guard::run(more),
         #[cfg(target_os = "linux")]

@@ -170,8 +170,16 @@ impl Server {
         expected: u16,
         until: Until,
     ) -> anyhow::Result<Measured> {
+        self.measure_load(|| load(self.address, requests, expected, until))
+    }
+
+    /// Measures the CPU time while `load` sends requests.
+    pub(super) fn measure_load(
+        &self,
+        load: impl FnOnce() -> anyhow::Result<Round>,
+    ) -> anyhow::Result<Measured> {
         let before = self.process.cpu_time();
-        let round = load(self.address, requests, expected, until)?;
+        let round = load()?;
         let after = self.process.cpu_time();
         let cpu_micros = before.zip(after).map_or(f64::NAN, |(before, after)| {
             let micros = after.saturating_sub(before).as_secs_f64() * 1_000_000.0;
@@ -189,10 +197,16 @@ pub(super) struct Key {
 
 /// Builds Tollkey in release mode. Returns the path of the binary.
 pub(super) fn build() -> anyhow::Result<PathBuf> {
+    build_with(&[])
+}
+
+/// Builds Tollkey as [`build`] does, with these features.
+pub(super) fn build_with(features: &[&str]) -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
         .args(["build", "--release", "--package", "tollkey-server"])
+        .args(features.iter().flat_map(|name| ["--features", *name]))
         .current_dir(crate::root());
     ensure!(
         command.status().context("cannot run cargo")?.success(),
@@ -242,10 +256,19 @@ impl Tollkey {
         processors: &Processors,
         cache_bytes: Option<u64>,
     ) -> anyhow::Result<Self> {
+        let setting = cache_bytes.map(|bytes| ("TOLLKEY_CACHE_BYTES", bytes.to_string()));
+        Self::start_with(program, directory, processors, setting)
+    }
+
+    /// Starts a server with another setting.
+    pub(super) fn start_with(
+        program: &Path,
+        directory: &Path,
+        processors: &Processors,
+        setting: Option<(&str, String)>,
+    ) -> anyhow::Result<Self> {
         let mut serve = tollkey(program, directory);
-        if let Some(bytes) = cache_bytes {
-            serve.env("TOLLKEY_CACHE_BYTES", bytes.to_string());
-        }
+        serve.envs(setting);
         serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = processors.start(serve.stdout(Stdio::piped()))?;

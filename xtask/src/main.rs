@@ -34,6 +34,7 @@ Benchmarks run on Linux only, and build the server in release mode first:
   bench dashboard  compare the pages of an account with 10,000 keys to those of an account with 100
   bench descendants
                    measure whether revocations depend on the number of descendants (takes about 15 minutes)
+  bench grpc       compare Envoy's ext_authz over gRPC to ext_authz over HTTP
   bench guard      compare an app with and without our middleware, in axum and actix
   bench keys [--keys N]
                    compare a database of ten million keys, or N, with one of ten thousand (takes about 15 minutes and

@@ -41,10 +41,14 @@ pub enum DevModeError {
     )]
     NotSqlite,
     #[error(
-        "listening on {0}, which is not a loopback address, needs a key source for management tokens: set one of \
-         TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or listen on 127.0.0.1"
+        "listening on {address}, which is not a loopback address, needs a key source for management tokens: set one of \
+         TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or set {setting} to a loopback \
+         address"
     )]
-    NotLoopback(SocketAddr),
+    NotLoopback {
+        setting: &'static str,
+        address: SocketAddr,
+    },
     /// An unknown variable is set. It may be the misspelled key source that would turn development mode off.
     #[error(
         "development mode does not start while the unknown variable {name} is set; did you mean {nearest}? Correct it, \
@@ -114,8 +118,14 @@ impl DevMode {
                 nearest: unknown.nearest,
             });
         }
-        if !is_loopback(settings.server.listen.ip()) {
-            return Err(DevModeError::NotLoopback(settings.server.listen));
+        let listeners = [
+            ("TOLLKEY_LISTEN", Some(settings.server.listen)),
+            ("TOLLKEY_GRPC_LISTEN", settings.server.grpc_listen),
+        ];
+        for (setting, address) in listeners {
+            if let Some(address) = address.filter(|address| !is_loopback(address.ip())) {
+                return Err(DevModeError::NotLoopback { setting, address });
+            }
         }
         match settings.database.kind() {
             DatabaseKind::Postgres => Err(DevModeError::NotSqlite),

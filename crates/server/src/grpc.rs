@@ -6,9 +6,10 @@
 use std::{
     cell::Cell,
     net::{IpAddr, SocketAddr},
+    panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::Instant,
 };
 
 use actix_web::{
@@ -35,10 +36,10 @@ use envoy_types::pb::{
     },
     google::rpc,
 };
-use futures_util::future::LocalBoxFuture;
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use hyper::body::Incoming;
-use tokio::time::timeout;
-use tollkey_core::Invalid;
+use tokio::{sync::Semaphore, time::timeout};
+use tollkey_core::{FieldError, Invalid, Problem};
 use tonic::{
     Code, Status,
     body::Body,
@@ -56,15 +57,16 @@ use crate::{
         decision::{Authorization, Requirement, decide, invalid_requirement},
     },
     telemetry,
-    transport::{self, Connections, Server},
+    transport::{self, Connections, REQUEST_DEADLINE, Server},
 };
 
 /// The path of the only operation, which is also its route in logs and metrics.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// Maximum size of a request in bytes. Envoy accepts 60 KiB of headers by default, and sends the path twice.
 const MAX_MESSAGE: usize = 128 * 1024;
-/// How long a request may take, from its headers to its response.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How many requests of all connections are read or decided at the same time. The buffer of one grows to at most 256 KiB,
+/// so all take at most 128 MiB.
+const MAX_REQUESTS: usize = 512;
 
 /// Starts the listener. Returns its address. It shares the limit of `connections` with the other listener.
 pub(crate) fn start(
@@ -79,9 +81,11 @@ pub(crate) fn start(
         .local_addr()
         .context("cannot read the address of the socket")?;
     let state = state.clone();
+    let permits = Arc::new(Semaphore::new(MAX_REQUESTS));
     let server = Server::start_http2(listener, connections, options, move || {
         let worker = Rc::new(Worker {
             state: state.clone(),
+            permits: Arc::clone(&permits),
             requests: telemetry::Requests::default(),
         });
         move |request: http::Request<Incoming>, peer: Option<SocketAddr>| {
@@ -94,6 +98,8 @@ pub(crate) fn start(
 /// What the requests of one thread share.
 struct Worker {
     state: web::Data<State>,
+    /// All threads share them.
+    permits: Arc<Semaphore>,
     requests: telemetry::Requests,
 }
 
@@ -105,11 +111,48 @@ async fn respond(
     if request.uri().path() != CHECK {
         return Status::unimplemented(format!("this server has only {CHECK}")).into_http();
     }
+    let started = Instant::now();
+    // Taken before the body is read.
+    let Ok(_permit) = worker.permits.try_acquire() else {
+        let status = Status::resource_exhausted("the server has too many requests in flight");
+        return worker.fail(started, &status, StatusCode::SERVICE_UNAVAILABLE);
+    };
     let codec = ProstCodec::<CheckResponse, CheckRequest>::default();
     let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE);
-    timeout(DEADLINE, grpc.unary(Check { worker, peer }, request))
-        .await
-        .unwrap_or_else(|_| Status::deadline_exceeded("the request took too long").into_http())
+    let check = Check {
+        worker: Rc::clone(&worker),
+        peer,
+    };
+    let response = AssertUnwindSafe(grpc.unary(check, request)).catch_unwind();
+    match timeout(REQUEST_DEADLINE, response).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => {
+            transport::log_panic();
+            let status = Status::internal("the server failed");
+            worker.fail(started, &status, StatusCode::INTERNAL_SERVER_ERROR)
+        }
+        Err(_) => {
+            let status = Status::deadline_exceeded("the request took too long");
+            worker.fail(started, &status, StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
+}
+
+impl Worker {
+    /// Counts and logs a request without a decision. Its method is unknown. Returns the response.
+    fn fail(
+        &self,
+        started: Instant,
+        status: &Status,
+        counted_as: StatusCode,
+    ) -> http::Response<Body> {
+        let elapsed = started.elapsed();
+        let http_status = counted_as.as_u16();
+        self.requests.record("-", Some(CHECK), http_status, elapsed);
+        let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        tracing::info!(target: "tollkey::http", route = CHECK, status = http_status, duration_us, reason = status.message(), "gRPC request failed");
+        status.clone().into_http()
+    }
 }
 
 struct Check {
@@ -146,7 +189,7 @@ async fn check(
     let state = &*worker.state;
     let raw_headers = http.header_map.map(|map| map.headers);
     let headers = raw_headers.as_deref().unwrap_or_default();
-    let request_ids = values(headers, &X_REQUEST_ID);
+    let request_ids = values(headers, X_REQUEST_ID.as_str());
     let trace = RequestTrace::begin(state, request_ids, &GATEWAYS);
     let source = attributes.source.and_then(source_address);
     let request = DescribedRequest {
@@ -162,12 +205,17 @@ async fn check(
         extensions.map(|(name, value)| (name.as_str(), value.as_str())),
     );
     let decision = if raw_headers.is_some() {
-        let authorization = Authorization {
-            method: present(&http.method),
-            uri: present(&http.path),
-            requirement: requirement.as_ref(),
-        };
-        decide(&request, state, authorization).await
+        match path(headers, &http.path) {
+            Ok(path) => {
+                let authorization = Authorization {
+                    method: present(&http.method),
+                    uri: Some(path),
+                    requirement: requirement.as_ref(),
+                };
+                decide(&request, state, authorization).await
+            }
+            Err(problem) => Err(problem),
+        }
     } else {
         let rule = Invalid::new("the filter ext_authz must have `encode_raw_headers: true`");
         Err(invalid_requirement(&request, state, &rule))
@@ -189,24 +237,48 @@ fn present(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
+/// Returns the path that Envoy forwards. Envoy replaces invalid bytes in `described` (`attributes.request.http.path`) with
+/// `!`, and forwards them as they were sent, so `described` alone could be another path than the one that the API gets.
+fn path<'a>(headers: &'a [EnvoyHeader], described: &str) -> Result<&'a str, Problem> {
+    let mut paths = values(headers, ":path");
+    let path = match (paths.next(), paths.next()) {
+        (Some(path), None) if path == described.as_bytes() => path,
+        _ => return Err(malformed_path()),
+    };
+    if path.is_empty() || !path.iter().all(u8::is_ascii_graphic) {
+        return Err(malformed_path());
+    }
+    str::from_utf8(path).map_err(|_| malformed_path())
+}
+
+fn malformed_path() -> Problem {
+    Problem::validation(vec![FieldError {
+        pointer: String::new(),
+        detail: "The path of the request is malformed. Percent-encode every byte that is not visible ASCII.".to_owned(),
+    }])
+}
+
 /// Reads the `context_extensions` of a route: `scope`, with spaces between several scopes or `-` for none, and `mode`.
+///
+/// `scope` is required. Envoy merges the extensions of the virtual host and the route, so a route whose `scope` was
+/// forgotten could have the `mode` of its virtual host.
 fn requirement<'a>(
     state: &State,
     extensions: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<Requirement, Invalid> {
     let mut pairs = Vec::new();
-    let mut has_any = false;
+    let mut has_scope = false;
     for (name, value) in extensions {
-        has_any = true;
+        has_scope |= name == "scope";
         match (name, value) {
             ("scope", "-") => {}
             ("scope", scopes) => pairs.extend(scopes.split(' ').map(|scope| (name, scope))),
             pair => pairs.push(pair),
         }
     }
-    if !has_any {
+    if !has_scope {
         return Err(Invalid::new(
-            "`context_extensions` must have `scope` or `mode`; `scope: \"-\"` requires no scope",
+            "`context_extensions` must have `scope`; `scope: \"-\"` requires no scope",
         ));
     }
     Requirement::read(state, pairs)
@@ -220,10 +292,10 @@ fn source_address(source: Peer) -> Option<String> {
     }
 }
 
-fn values<'a>(headers: &'a [EnvoyHeader], name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+fn values<'a>(headers: &'a [EnvoyHeader], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     let named = headers
         .iter()
-        .filter(|header| header.key.eq_ignore_ascii_case(name.as_str()));
+        .filter(move |header| header.key.eq_ignore_ascii_case(name));
     named.map(|header| match header.raw_value.as_slice() {
         [] => header.value.as_bytes(),
         raw => raw,
@@ -243,7 +315,7 @@ struct DescribedRequest<'a> {
 
 impl RequestParts for DescribedRequest<'_> {
     fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        values(self.headers, name)
+        values(self.headers, name.as_str())
     }
 
     fn is_forwarded(&self) -> bool {

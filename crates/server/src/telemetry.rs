@@ -202,7 +202,7 @@ fn describe() {
     describe_gauge!(
         CONNECTIONS,
         Unit::Count,
-        "Open connections to the main listener and the listener of gRPC."
+        "Open connections to the main listener and the gRPC listener."
     );
     describe_counter!(
         CONNECTIONS_CLOSED,

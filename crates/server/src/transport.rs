@@ -42,6 +42,8 @@ use actix_web::{
 };
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+#[cfg(feature = "grpc")]
+pub(crate) use self::http2::{REQUEST_DEADLINE, log_panic};
 pub use self::{
     connections::Connections,
     exchange::{EarlyHandler, NoEarlyHandler, SharedBody},

@@ -53,6 +53,21 @@ fn development_mode_requires_sqlite_and_a_loopback_address() {
     }
 }
 
+#[test]
+fn development_mode_requires_loopback_for_grpc() {
+    let mut settings = settings(&[IN_MEMORY, "--listen=127.0.0.1:0"]);
+    settings.server.grpc_listen = Some("0.0.0.0:9000".parse().unwrap());
+    let error = enter(&settings).unwrap_err().to_string();
+    for part in [
+        "0.0.0.0:9000, which is not a loopback address",
+        "or set TOLLKEY_GRPC_LISTEN to a loopback address",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    settings.server.grpc_listen = Some("[::1]:9000".parse().unwrap());
+    enter(&settings).unwrap();
+}
+
 #[tokio::test]
 async fn secret_is_created_only_next_to_a_usable_database() {
     let directory = tempfile::tempdir().unwrap();

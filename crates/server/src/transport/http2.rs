@@ -11,15 +11,17 @@ use std::{
     future::{poll_fn, ready},
     io,
     net::{SocketAddr, TcpListener},
-    pin::pin,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
+use futures_util::FutureExt as _;
 use hyper::{
     Request, Response,
-    body::{Body, Incoming},
+    body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
     server::conn::http2,
     service::service_fn,
@@ -37,15 +39,17 @@ use super::{
     stream::Stream,
 };
 
+/// How long a request may take, from its headers to its response. Services enforce it.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How many requests of one connection are in flight at the same time. Further ones wait at the client.
-const MAX_STREAMS: u32 = 256;
+const MAX_STREAMS: u32 = 100;
 /// How many bytes of one request, and of all requests of a connection, the server takes before it has read them.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// Maximum size of the headers of a request. Those of gRPC are small.
 const MAX_HEADERS: u32 = 16 * 1024;
-/// How long the client may take to acknowledge GOAWAY when no request is in flight.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long the client may take to acknowledge the end of the connection when no request is in flight.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the tasks of a connection on the thread of its worker.
 #[derive(Clone, Copy)]
@@ -57,8 +61,17 @@ where
     F::Output: 'static,
 {
     fn execute(&self, task: F) {
-        spawn_local(task);
+        spawn_local(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                log_panic();
+            }
+        });
     }
+}
+
+/// Logs that the server panicked. Without the panic message, which could contain secrets.
+pub fn log_panic() {
+    tracing::error!(is_panic = true, "request failed because of a server error");
 }
 
 impl Server {
@@ -74,7 +87,7 @@ impl Server {
         G: Fn() -> S + Send + Clone + 'static,
         S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + 'static,
         F: Future<Output = Response<B>> + 'static,
-        B: Body + 'static,
+        B: Body + Unpin + 'static,
         B::Data: 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
@@ -93,12 +106,14 @@ struct Activity {
     /// How many requests are in flight, and what keeps the connection busy meanwhile.
     in_flight: RefCell<(usize, Option<InFlight>)>,
     has_request: Cell<bool>,
-    idle_since: Cell<Instant>,
+    /// When the connection was opened, or the last request began or ended.
+    changed: Cell<Instant>,
 }
 
 impl Activity {
     fn begin(self: &Rc<Self>) -> ActiveRequest {
         self.has_request.set(true);
+        self.changed.set(Instant::now());
         let (count, busy) = &mut *self.in_flight.borrow_mut();
         *count += 1;
         if busy.is_none() {
@@ -119,14 +134,24 @@ impl Activity {
         self.in_flight.borrow().0 > 0
     }
 
-    /// Returns when the connection ends if no request arrives.
+    /// Returns when the connection ends if no request begins or ends until then. This also applies to requests in flight:
+    /// their deadline is shorter, so their client does not read the responses.
     fn due(&self) -> Instant {
-        if self.is_busy() {
-            Instant::now() + KEEP_ALIVE
-        } else if self.has_request.get() {
-            self.idle_since.get() + KEEP_ALIVE
+        let limit = if self.has_request.get() {
+            KEEP_ALIVE
         } else {
-            self.idle_since.get() + HEAD_TIMEOUT
+            HEAD_TIMEOUT
+        };
+        self.changed.get() + limit
+    }
+
+    /// Returns when a connection is closed that has been ending since this time, whatever its client does.
+    fn closes(&self, ending_since: Instant) -> Instant {
+        let limit = ending_since + REQUEST_DEADLINE;
+        if self.is_busy() {
+            limit
+        } else {
+            limit.min(self.changed.get().max(ending_since) + CLOSE_GRACE)
         }
     }
 }
@@ -136,7 +161,7 @@ struct ActiveRequest(Rc<Activity>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.idle_since.set(Instant::now());
+        self.0.changed.set(Instant::now());
         let (count, busy) = &mut *self.0.in_flight.borrow_mut();
         *count -= 1;
         if *count == 0 {
@@ -145,12 +170,38 @@ impl Drop for ActiveRequest {
     }
 }
 
+/// The body of a response. Its request is in flight until the body has been passed to the connection.
+struct ActiveBody<B> {
+    body: B,
+    _active: ActiveRequest,
+}
+
+impl<B: Body + Unpin> Body for ActiveBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Serves one connection.
 async fn serve<S, F, B>(service: Rc<S>, stream: Stream<TcpStream>, address: Option<SocketAddr>)
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + 'static,
     F: Future<Output = Response<B>> + 'static,
-    B: Body + 'static,
+    B: Body + Unpin + 'static,
     B::Data: 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
@@ -160,15 +211,17 @@ where
         peer,
         in_flight: RefCell::default(),
         has_request: Cell::new(false),
-        idle_since: Cell::new(Instant::now()),
+        changed: Cell::new(Instant::now()),
     });
     let requests = Rc::clone(&activity);
     let respond = service_fn(move |request| {
         let active = requests.begin();
         let response = service(request, address);
         async move {
-            let response = response.await;
-            drop(active);
+            let response = response.await.map(|body| ActiveBody {
+                body,
+                _active: active,
+            });
             Ok::<_, Infallible>(response)
         }
     });
@@ -180,7 +233,7 @@ where
         .max_header_list_size(MAX_HEADERS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let mut timer = pin!(sleep_until(activity.due()));
-    let mut is_ending = false;
+    let mut ending_since = None;
     let served = poll_fn(|cx| {
         loop {
             if let Poll::Ready(served) = connection.as_mut().poll(cx) {
@@ -188,16 +241,17 @@ where
             }
             let is_due = timer.as_mut().poll(cx).is_ready();
             let now = Instant::now();
-            if is_ending {
-                match (is_due, activity.is_busy()) {
-                    (false, _) => return Poll::Pending,
-                    // The deadline of each request limits this.
-                    (true, true) => timer.as_mut().reset(now + GOODBYE),
-                    (true, false) => return Poll::Ready(Ok(())),
+            if let Some(since) = ending_since {
+                let closes = activity.closes(since);
+                if !is_due {
+                    return Poll::Pending;
+                } else if closes <= now {
+                    return Poll::Ready(Ok(()));
                 }
+                timer.as_mut().reset(closes.min(now + CLOSE_GRACE));
             } else if activity.is_ending() || is_due && activity.due() <= now {
-                is_ending = true;
-                timer.as_mut().reset(now + GOODBYE);
+                ending_since = Some(now);
+                timer.as_mut().reset(now + CLOSE_GRACE);
                 connection.as_mut().graceful_shutdown();
             } else if is_due {
                 timer.as_mut().reset(activity.due());

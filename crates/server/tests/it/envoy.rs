@@ -1,4 +1,4 @@
-//! A stand-in for Envoy with `ext_authz` over gRPC: it asks the gRPC listener about each request that it receives, and
+//! A stand-in for Envoy with `ext_authz` over gRPC: it sends each request that it receives to the gRPC listener, and
 //! responds with what Envoy would send on, or with the denial. `../system/gateway_examples.rs` has the real Envoy.
 
 use std::{
@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 
 use crate::support::{App, Call};
 
-/// The listener of Tollkey that the stand-in asks, and the `context_extensions` of the route.
+/// The gRPC listener of Tollkey, and the `context_extensions` of the route.
 const LISTENER: &str = "x-test-listener";
 const EXTENSIONS: &str = "x-test-extensions";
 
@@ -43,10 +43,11 @@ static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
 
 /// A request through the stand-in, for a route with requirements such as `scope=links:read;mode=live`.
 pub fn call(app: &App, required: &str, method: &str, uri: &str) -> Call {
-    let required = if required.is_empty() {
-        "scope=-"
-    } else {
-        required
+    // Over gRPC, `scope` is required.
+    let required = match required {
+        "" => "scope=-".to_owned(),
+        _ if required.contains("scope") => required.to_owned(),
+        _ => format!("scope=-;{required}"),
     };
     let listener = app.running().grpc_address().expect("a gRPC listener");
     Call::to(*ADDRESS, method, uri)
@@ -72,7 +73,10 @@ pub fn check(
     headers: impl IntoIterator<Item = (String, Vec<u8>)>,
     extensions: &[(&str, &str)],
 ) -> CheckRequest {
-    let headers = headers.into_iter().map(|(key, raw_value)| HeaderValue {
+    let pseudo_headers = [(":method", method), (":path", path)]
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+    let headers = pseudo_headers.into_iter().chain(headers);
+    let headers = headers.map(|(key, raw_value)| HeaderValue {
         key,
         raw_value,
         ..HeaderValue::default()

@@ -2,12 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use actix_web::rt;
 use envoy_types::pb::envoy::{
-    config::core::v3::{Pipe, address::Address},
+    config::core::v3::{HeaderValue, Pipe, address::Address},
     service::auth::v3::{CheckRequest, CheckResponse, check_response::HttpResponse as Decision},
 };
+use futures_util::stream;
 use serde_json::Value;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tollkey_core::{Family, IpList, Mode, Restrictions, Scope};
 use tollkey_store::testing::Database;
 use tonic::{Code, codegen::http::uri::PathAndQuery, transport::Endpoint};
@@ -132,9 +138,14 @@ async fn route_without_requirements_denies_every_key() {
                 &[("scope", "links:read links:write")],
                 &denied(403, "insufficient_scope"),
             ),
-            (&[("mode", "test")], &denied(403, "wrong_mode")),
+            (
+                &[("scope", "-"), ("mode", "test")],
+                &denied(403, "wrong_mode"),
+            ),
             (&[("scope", "-")], &allowed()),
-            (&[("mode", "live")], &allowed()),
+            (&[("scope", "-"), ("mode", "live")], &allowed()),
+            // Envoy merges the mode of the virtual host into a route whose scope was forgotten.
+            (&[("mode", "live")], &invalid),
             (
                 &[("scope", "links:read links:read"), ("mode", "live")],
                 &allowed(),
@@ -164,6 +175,47 @@ async fn request_without_raw_headers_is_denied() {
         http.header_map = None;
         http.headers.insert("x-api-key".to_owned(), key);
         assert_eq!(decide(app, check).await, denied(403, "invalid_requirement"));
+    })
+    .await;
+}
+
+/// Envoy describes a byte that is not visible ASCII as `!`, and forwards it as it was sent.
+#[actix_web::test]
+async fn path_other_than_the_forwarded_one_is_rejected() {
+    each_backend_with(&[GRPC], async |app: &App| {
+        let key = key(app, None).await;
+        let malformed = &denied(400, "validation_failed");
+        let cases: [(&[&[u8]], &str, &(i32, String)); 10] = [
+            (&[b"/x!%C3%A9?y"], "/x!%C3%A9?y", &allowed()),
+            (&[b"/x\xff"], "/x!", malformed),
+            (&[b"/x"], "/y", malformed),
+            (&[b"/x", b"/x"], "/x", malformed),
+            (&[], "/x", malformed),
+            (&[], "", malformed),
+            (&[b""], "", malformed),
+            (&["/\u{e9}".as_bytes()], "/\u{e9}", malformed),
+            (&[b"/x y"], "/x y", malformed),
+            (&[b"/x\x7f"], "/x\x7f", malformed),
+        ];
+        for (raw, described, expected) in cases {
+            let mut check = request(&key, NONE);
+            let attributes = check.attributes.as_mut().expect("attributes");
+            let http = attributes
+                .request
+                .as_mut()
+                .and_then(|request| request.http.as_mut());
+            let http = http.expect("an HTTP request");
+            http.path = described.to_owned();
+            let headers = &mut http.header_map.as_mut().expect("raw headers").headers;
+            headers.retain(|header| header.key != ":path");
+            headers.extend(raw.iter().map(|path| HeaderValue {
+                key: ":path".to_owned(),
+                raw_value: path.to_vec(),
+                ..HeaderValue::default()
+            }));
+            let decision = decide(app, check).await;
+            assert_eq!(decision, *expected, "{raw:?} {described:?}");
+        }
     })
     .await;
 }
@@ -279,6 +331,42 @@ async fn malformed_grpc_request_gets_a_status() {
     .await;
 }
 
+/// Six connections have 512 requests whose bodies do not arrive.
+#[actix_web::test]
+async fn requests_beyond_the_limit_of_the_listener_are_rejected() {
+    let app = App::start(Database::sqlite(), &[GRPC]).await;
+    let address = app.running().grpc_address().expect("a listener");
+    let mut waiting = Vec::new();
+    for _ in 0..6 {
+        let channel = Endpoint::new(format!("http://{address}")).expect("a URL");
+        let channel = channel.connect().await.expect("a connection");
+        for _ in 0..100 {
+            let mut client = tonic::client::Grpc::new(channel.clone());
+            waiting.push(rt::spawn(async move {
+                client.ready().await.expect("a connection");
+                let path = PathAndQuery::from_static("/envoy.service.auth.v3.Authorization/Check");
+                let codec = tonic_prost::ProstCodec::<CheckRequest, CheckResponse>::default();
+                let endless = tonic::Request::new(stream::pending::<CheckRequest>());
+                let _ = client.client_streaming(endless, path, codec).await;
+            }));
+        }
+    }
+    let client = client(&app).await;
+    let code = async || match client.clone().check(request("", NONE)).await {
+        Ok(_) => Code::Ok,
+        Err(status) => status.code(),
+    };
+    eventually("the limit is reached", async || {
+        code().await == Code::ResourceExhausted
+    })
+    .await;
+    for request in waiting {
+        request.abort();
+    }
+    eventually("the requests have ended", async || code().await == Code::Ok).await;
+    app.stop().await;
+}
+
 #[actix_web::test]
 async fn idle_grpc_connection_is_closed_for_a_new_one() {
     each_backend_with(
@@ -320,6 +408,77 @@ async fn draining_server_responds_over_grpc_and_closes() {
         assert_eq!(check().await, allowed());
     })
     .await;
+}
+
+/// Reads an HTTP/2 frame. Returns its type and its payload.
+async fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.expect("a frame");
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload).await.expect("a payload");
+    (head[3], payload)
+}
+
+async fn read_frame_of(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
+    let frame = async {
+        loop {
+            let (received, payload) = read_frame(stream).await;
+            if received == kind {
+                return payload;
+            }
+        }
+    };
+    let frame = timeout(Duration::from_secs(20), frame).await;
+    frame.expect("a frame of this type")
+}
+
+/// The client reads the body 1.5 s after the connection has begun to end, and acknowledges neither GOAWAY nor PING.
+#[actix_web::test]
+async fn closing_grpc_connection_waits_for_the_body_of_a_response() {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    let app = App::start(Database::sqlite(), &[GRPC]).await;
+    let address = app.running().grpc_address().expect("a listener");
+    // HPACK (RFC 7541): two fields of the static table, three with names of it, and one with a name of its own.
+    let mut block = vec![0x83, 0x86];
+    let fields: [(&[u8], &str); 4] = [
+        (&[0x04], "/envoy.service.auth.v3.Authorization/Check"),
+        (&[0x01], "tollkey"),
+        (&[0x0f, 0x10], "application/grpc"),
+        (&[0x00, 2, b't', b'e'], "trailers"),
+    ];
+    for (name, value) in fields {
+        block.extend_from_slice(name);
+        block.push(u8::try_from(value.len()).expect("a short value"));
+        block.extend_from_slice(value.as_bytes());
+    }
+    // An empty `attributes.request.http`.
+    let message = [0, 0, 0, 0, 6, 0x0a, 4, 0x22, 2, 0x12, 0];
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS: the client accepts no byte of a body.
+    bytes.extend_from_slice(&[0, 0, 6, 4, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&[0, 4, 0, 0, 0, 0]);
+    let length = u8::try_from(block.len()).expect("a short block");
+    bytes.extend_from_slice(&[0, 0, length, HEADERS, 4, 0, 0, 0, 1]);
+    bytes.extend_from_slice(&block);
+    bytes.extend_from_slice(&[0, 0, 11, DATA, 1, 0, 0, 0, 1]);
+    bytes.extend_from_slice(&message);
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(&bytes).await.expect("a request");
+    read_frame_of(&mut stream, HEADERS).await;
+
+    app.running().begin_drain();
+    sleep(Duration::from_millis(1500)).await;
+    let window_update = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff];
+    stream.write_all(&window_update).await.expect("an update");
+    let body = read_frame_of(&mut stream, DATA).await;
+    let body = String::from_utf8_lossy(&body);
+    assert!(body.contains("invalid_requirement"), "{body}");
+    let mut rest = Vec::new();
+    let ended = timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+    ended.expect("the end of the connection").expect("no reset");
+    app.stop().await;
 }
 
 #[actix_web::test]

@@ -16,6 +16,11 @@ use std::{
 };
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, rt, web};
+#[cfg(feature = "grpc")]
+use envoy_types::pb::envoy::service::auth::v3::{
+    CheckRequest, CheckResponse,
+    authorization_server::{Authorization, AuthorizationServer},
+};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -125,7 +130,7 @@ impl Gateway {
         }
     }
 
-    /// Adds the listener that the gateway asks, if that is not the one of HTTP. Returns its address.
+    /// Adds the listener that the gateway connects to, if that is not the HTTP listener. Returns its address.
     fn listener(self, tollkey: Tollkey) -> (Tollkey, Option<SocketAddr>) {
         if self != EnvoyGrpc {
             return (tollkey, None);
@@ -477,7 +482,7 @@ struct World {
     program: PathBuf,
     tollkey: Tollkey,
     server: Option<Server>,
-    /// The listener that the gateway asks.
+    /// The listener that the gateway connects to.
     listener: SocketAddr,
     api: Api,
     running: RunningGateway,
@@ -668,6 +673,13 @@ async fn example_works(gateway: Gateway) {
     revoked_key_is_denied(&world).await;
     accepted_mode_is_configurable(&world).await;
     authorization_header_is_left_to_the_api(&world).await;
+    if gateway.is_envoy() {
+        path_with_a_byte_outside_ascii_is_rejected(&world).await;
+    }
+    #[cfg(feature = "grpc")]
+    if gateway == EnvoyGrpc {
+        only_tollkey_allows_requests_over_grpc(&world).await;
+    }
     // Their servers in Tollkey's place do not speak gRPC, so Envoy would reject any response.
     if gateway != EnvoyGrpc {
         only_tollkey_allows_requests(&world).await;
@@ -1147,6 +1159,76 @@ async fn ambiguous_paths_are_rejected(world: &World) {
     }
 }
 
+/// Sends a GET request with these bytes as its path over HTTP/2. Returns the first byte of the response's header block.
+async fn first_byte_over_http2(gateway: SocketAddr, path: &[u8], key: &str) -> u8 {
+    const HEADERS: u8 = 1;
+    // HPACK (RFC 7541): `:method: GET` and `:scheme: http` of the static table, and three fields with names of it.
+    let mut block = vec![0x82, 0x86];
+    let credential = format!("Bearer {key}");
+    let fields: [(&[u8], &[u8]); 3] = [
+        (&[0x04], path),
+        (&[0x01], b"api.example.com"),
+        (&[0x0f, 0x08], credential.as_bytes()),
+    ];
+    for (name, value) in fields {
+        block.extend_from_slice(name);
+        block.push(u8::try_from(value.len()).expect("a short value"));
+        block.extend_from_slice(value);
+    }
+    let length = u8::try_from(block.len()).expect("a short block");
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]); // SETTINGS
+    bytes.extend_from_slice(&[0, 0, length, HEADERS, 5, 0, 0, 0, 1]); // the end of the headers and of the stream
+    bytes.extend_from_slice(&block);
+    let mut stream = TcpStream::connect(gateway).await.expect("a connection");
+    stream.write_all(&bytes).await.expect("a request");
+    let response = async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.expect("a frame");
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            stream.read_exact(&mut payload).await.expect("a payload");
+            if head[3] == HEADERS {
+                // Updates of the size of the dynamic table come first.
+                let mut block = payload.into_iter();
+                return block.find(|byte| byte >> 5 != 1).expect("a field");
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, response)
+        .await
+        .expect("a response")
+}
+
+/// Envoy forwards such a byte over HTTP/2 as it was sent, but sends `!` to Tollkey over gRPC.
+async fn path_with_a_byte_outside_ascii_is_rejected(world: &World) {
+    // Fields of the static table.
+    const OK: u8 = 0x88;
+    const BAD_REQUEST: u8 = 0x8c;
+    let key = world.key(json!({})).await.text;
+    let gateway = world.running.address;
+    for (path, status) in [
+        (&b"/api/v1/links/l_1!"[..], OK),
+        (b"/api/v1/links/\xff", BAD_REQUEST),
+        (b"/api/v1/links/\xc3\xa9", BAD_REQUEST),
+        (b"/api/v1/links?\xff", BAD_REQUEST),
+        (b"/api/tokens/\xff", BAD_REQUEST),
+        (b"/nothing/\xff", BAD_REQUEST),
+    ] {
+        let received = first_byte_over_http2(gateway, path, &key).await;
+        let path = String::from_utf8_lossy(path);
+        assert_eq!(received, status, "{:?}, {path}", world.gateway);
+        let forwarded = world.api.take().len();
+        assert_eq!(
+            forwarded,
+            usize::from(status == OK),
+            "{:?}, {path}",
+            world.gateway
+        );
+    }
+}
+
 async fn bodies_are_forwarded(world: &World) {
     let key = world.key(json!({})).await.text;
     let body: Vec<u8> = (0..100_000_u32)
@@ -1273,6 +1355,76 @@ async fn only_tollkey_allows_requests(world: &World) {
             world.gateway
         );
         assert!(world.api.take().is_empty(), "{:?}", world.gateway);
+    }
+}
+
+/// A gRPC server in Tollkey's place.
+#[cfg(feature = "grpc")]
+struct OtherGrpc {
+    response: fn() -> Result<CheckResponse, tonic::Status>,
+    /// The peer of each request.
+    peers: Arc<Mutex<Vec<Option<SocketAddr>>>>,
+}
+
+#[cfg(feature = "grpc")]
+#[tonic::async_trait]
+impl Authorization for OtherGrpc {
+    async fn check(
+        &self,
+        request: tonic::Request<CheckRequest>,
+    ) -> Result<tonic::Response<CheckResponse>, tonic::Status> {
+        let mut peers = self.peers.lock().expect("no poisoned lock");
+        peers.push(request.remote_addr());
+        (self.response)().map(tonic::Response::new)
+    }
+}
+
+/// A server that allows requests without an identity is not Tollkey. The requests to it share a connection.
+#[cfg(feature = "grpc")]
+async fn only_tollkey_allows_requests_over_grpc(world: &World) {
+    let key = world.key(json!({})).await.text;
+    let responses: [fn() -> Result<CheckResponse, tonic::Status>; 2] = [
+        || {
+            Ok(CheckResponse {
+                status: Some(envoy_types::pb::google::rpc::Status::default()),
+                ..CheckResponse::default()
+            })
+        },
+        || Err(tonic::Status::unimplemented("not Tollkey")),
+    ];
+    for response in responses {
+        let address = free(GATEWAY_HOST);
+        let peers = Arc::new(Mutex::new(Vec::new()));
+        let other = AuthorizationServer::new(OtherGrpc {
+            response,
+            peers: Arc::clone(&peers),
+        });
+        let server = tonic::transport::Server::builder();
+        let serving = rt::spawn(server.serve(address, other));
+        let running = RunningGateway::start(
+            world.gateway,
+            &world.program,
+            address,
+            world.api.address,
+            "live",
+        )
+        .await;
+        for (path, method) in [
+            ("/api/v1/links", "GET"),
+            ("/api/v1/links", "POST"),
+            ("/api/tokens", "GET"),
+        ] {
+            let call = Call::new(running.address, method, path)
+                .header("x-auth-key-id", SOME_ID)
+                .bearer(&key);
+            let reply = call.await;
+            assert_eq!(reply.status, 503, "{reply}\n{}", running.log());
+        }
+        assert!(world.api.take().is_empty());
+        serving.abort();
+        let peers = std::mem::take(&mut *peers.lock().expect("no poisoned lock"));
+        assert_eq!(peers.len(), 3, "{peers:?}");
+        assert!(peers.iter().all(|peer| *peer == peers[0]), "{peers:?}");
     }
 }
 

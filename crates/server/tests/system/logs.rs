@@ -294,7 +294,25 @@ async fn invalid_forwarded_address_is_logged_once_without_its_value() {
     assert!(!finished.stderr.contains("hop-of-a-proxy"));
 }
 
-/// No level of any library shows a header that Envoy sends, and no bytes cause a line above `debug`.
+/// Sends a request whose body does not arrive. Returns the status of the response.
+#[cfg(feature = "grpc")]
+async fn request_without_an_end(listen: std::net::SocketAddr) -> tonic::Status {
+    use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+    use tonic::codegen::http::uri::PathAndQuery;
+
+    let channel = tonic::transport::Endpoint::new(format!("http://{listen}")).expect("a URL");
+    let mut client = tonic::client::Grpc::new(channel.connect().await.expect("a connection"));
+    client.ready().await.expect("a connection");
+    let path = PathAndQuery::from_static("/envoy.service.auth.v3.Authorization/Check");
+    let codec = tonic_prost::ProstCodec::<CheckRequest, CheckResponse>::default();
+    let endless = tonic::Request::new(futures_util::stream::pending::<CheckRequest>());
+    client
+        .client_streaming(endless, path, codec)
+        .await
+        .expect_err("no decision")
+}
+
+/// No level of any library shows a header that Envoy sends, and no bytes cause a warning or an error.
 #[cfg(feature = "grpc")]
 #[actix_web::test]
 async fn grpc_requests_are_logged_without_their_headers() {
@@ -328,11 +346,17 @@ async fn grpc_requests_are_logged_without_their_headers() {
         raw_value: canary.clone().into_bytes(),
         ..HeaderValue::default()
     };
+    let path = format!("/x?key={canary}");
+    let raw_path = HeaderValue {
+        key: ":path".to_owned(),
+        raw_value: path.clone().into_bytes(),
+        ..HeaderValue::default()
+    };
     let http = HttpRequest {
         method: "GET".to_owned(),
-        path: format!("/x?key={canary}"),
+        path,
         header_map: Some(HeaderMap {
-            headers: vec![header],
+            headers: vec![raw_path, header],
         }),
         ..HttpRequest::default()
     };
@@ -352,8 +376,17 @@ async fn grpc_requests_are_logged_without_their_headers() {
     };
     client.check(check).await.expect("a decision");
     drop(client);
+    let status = request_without_an_end(listen).await;
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     let finished = server.stop().await;
     assert!(!finished.stderr.contains("Canary00"), "{finished}");
+    let failed = lines(&finished).into_iter().find(|line| {
+        line["message"] == "gRPC request failed"
+            && line["route"] == "/envoy.service.auth.v3.Authorization/Check"
+            && line["status"] == 503
+            && line["reason"] == "the request took too long"
+    });
+    assert!(failed.is_some(), "{finished}");
     let completed = lines(&finished).into_iter().find(|line| {
         line["route"] == "/envoy.service.auth.v3.Authorization/Check" && line["status"] == 401
     });
