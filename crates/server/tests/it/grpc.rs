@@ -179,25 +179,27 @@ async fn request_without_raw_headers_is_denied() {
     .await;
 }
 
+/// The values of `:path`, the described path, and whether the request is allowed.
+type PathCase<'a> = (&'a [&'a [u8]], &'a str, bool);
+
 /// Envoy describes a byte that is not visible ASCII as `!`, and forwards it as it was sent.
 #[actix_web::test]
 async fn path_other_than_the_forwarded_one_is_rejected() {
     each_backend_with(&[GRPC], async |app: &App| {
         let key = key(app, None).await;
-        let malformed = &denied(400, "validation_failed");
-        let cases: [(&[&[u8]], &str, &(i32, String)); 10] = [
-            (&[b"/x!%C3%A9?y"], "/x!%C3%A9?y", &allowed()),
-            (&[b"/x\xff"], "/x!", malformed),
-            (&[b"/x"], "/y", malformed),
-            (&[b"/x", b"/x"], "/x", malformed),
-            (&[], "/x", malformed),
-            (&[], "", malformed),
-            (&[b""], "", malformed),
-            (&["/\u{e9}".as_bytes()], "/\u{e9}", malformed),
-            (&[b"/x y"], "/x y", malformed),
-            (&[b"/x\x7f"], "/x\x7f", malformed),
+        let cases: [PathCase<'_>; 10] = [
+            (&[b"/x!%C3%A9?y"], "/x!%C3%A9?y", true),
+            (&[b"/x\xff"], "/x!", false),
+            (&[b"/x"], "/y", false),
+            (&[b"/x", b"/x"], "/x", false),
+            (&[], "/x", false),
+            (&[], "", false),
+            (&[b""], "", false),
+            (&["/\u{e9}".as_bytes()], "/\u{e9}", false),
+            (&[b"/x y"], "/x y", false),
+            (&[b"/x\x7f"], "/x\x7f", false),
         ];
-        for (raw, described, expected) in cases {
+        for (raw, described, is_allowed) in cases {
             let mut check = request(&key, NONE);
             let attributes = check.attributes.as_mut().expect("attributes");
             let http = attributes
@@ -213,8 +215,13 @@ async fn path_other_than_the_forwarded_one_is_rejected() {
                 raw_value: path.to_vec(),
                 ..HeaderValue::default()
             }));
+            let expected = if is_allowed {
+                allowed()
+            } else {
+                denied(400, "validation_failed")
+            };
             let decision = decide(app, check).await;
-            assert_eq!(decision, *expected, "{raw:?} {described:?}");
+            assert_eq!(decision, expected, "{raw:?} {described:?}");
         }
     })
     .await;
