@@ -521,7 +521,7 @@ async fn invalid_creation_is_400_with_every_error() {
         cache-control: no-store
         content-type: application/json
         x-content-type-options: nosniff
-        x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
+        x-request-id: req_01KDVDNA00XC5CNGJQSCFHJKAH
 
         {
           "data": null,
@@ -547,7 +547,7 @@ async fn invalid_creation_is_400_with_every_error() {
             }
           },
           "meta": {
-            "requestId": "req_01KDVDNA007YN2G8RB5BG00N8E",
+            "requestId": "req_01KDVDNA00XC5CNGJQSCFHJKAH",
             "timestamp": "2026-01-01T00:00:00Z"
           }
         }
