@@ -7,7 +7,7 @@ use tollkey_core::{
 };
 use tollkey_verifier::{CachedKey, RateStatus, Requester, Verdict};
 
-use super::{RequestParts, client_ip::client_ip, credential::credential, jwt};
+use super::{client_ip::client_ip, credential::credential, jwt, request_parts::RequestParts};
 use crate::state::State;
 
 pub(super) const NEEDS_KEY: &str =

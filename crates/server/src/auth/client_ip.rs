@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use tollkey_core::network::{InvalidHop, client_address};
 
-use super::RequestParts;
+use super::request_parts::RequestParts;
 use crate::state::State;
 
 /// Returns the IP address of the client: the peer or, if that is a trusted proxy, the last hop of `X-Forwarded-For`

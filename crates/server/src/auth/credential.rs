@@ -3,7 +3,7 @@
 use actix_web::http::header::{self, HeaderName};
 use tollkey_core::credential::{AUTHORIZATION, Credential, CredentialHeaders, client};
 
-use super::RequestParts;
+use super::request_parts::RequestParts;
 
 /// [`tollkey_core::credential::HEADERS`] as header names.
 static HEADERS: [HeaderName; 3] = [

@@ -1,6 +1,7 @@
 //! The caller of introspection: a client of RFC 7662, which can also authenticate with HTTP Basic or in the form.
 
 use actix_web::HttpRequest;
+use form_urlencoded::Parse;
 use tollkey_core::{
     Family, Problem,
     credential::{Credential, CredentialHeaders, Expected, Presented, client},
@@ -13,7 +14,7 @@ use super::{
     credential::client_credential,
     extractors::{VerificationCaller, state},
 };
-use crate::{body::Body, rejection::Rejection, state::State};
+use crate::{rejection::Rejection, state::State};
 
 const CALLERS: &[Family] = &[Family::Secret];
 const CLIENT_SECRET: &str = "client_secret";
@@ -47,17 +48,20 @@ impl IntrospectionCaller {
         }
     }
 
-    /// Returns the caller, by its one credential: in a header or in the form.
+    /// Returns the caller, by its one credential: in a header or in the fields of the form.
     pub async fn authenticate(
         self,
         state: &State,
-        body: &Body,
+        form: Result<Parse<'_>, Problem>,
     ) -> Result<VerificationCaller, Problem> {
-        self.one(state, body).await.map_err(challenged)
+        self.one(state, form).await.map_err(challenged)
     }
 
-    async fn one(self, state: &State, body: &Body) -> Result<VerificationCaller, Problem> {
-        let form = body.form_fields();
+    async fn one(
+        self,
+        state: &State,
+        form: Result<Parse<'_>, Problem>,
+    ) -> Result<VerificationCaller, Problem> {
         // The form that cannot be read may have a secret, in which a client would look for the mistake after a 401.
         if let (None, Err(problem)) = (&self.by_header, &form) {
             return Err(problem.clone());

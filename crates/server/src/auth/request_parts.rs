@@ -7,7 +7,7 @@ use actix_web::{
     http::header::{HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::KeyRateLimit;
+use super::authenticate::KeyRateLimit;
 use crate::request_id::request_id;
 
 pub(crate) static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -122,7 +122,7 @@ pub async fn introspect(
     caller: IntrospectionCaller,
     body: Body,
 ) -> HandlerResult {
-    let caller = caller.authenticate(&state, &body).await?;
+    let caller = caller.authenticate(&state, body.form_fields()).await?;
     let mut client_id = None;
     let request = body.read_form()?.map(|form: api::IntrospectRequest| {
         client_id = form.client_id;
