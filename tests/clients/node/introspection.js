@@ -2,21 +2,7 @@
 
 import * as oauth from "openid-client";
 
-const { TOLLKEY_URL: url, TOLLKEY_TOKEN: token, TOLLKEY_SERVICE_KEY: serviceKey } = process.env;
-
-function expect(condition, what) {
-  if (!condition) {
-    console.error(`FAILED: ${what}`);
-    process.exit(1);
-  }
-  console.log(`ok: ${what}`);
-}
-
-async function post(path, body) {
-  const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
-  const response = await fetch(`${url}/api/v1${path}`, { method: "POST", headers, body: JSON.stringify(body) });
-  return response.json();
-}
+import { expect, post, serviceKey, url } from "./tollkey.js";
 
 const server = { issuer: url, introspection_endpoint: `${url}/api/v1/introspect` };
 const methods = { client_secret_basic: oauth.ClientSecretBasic, client_secret_post: oauth.ClientSecretPost };

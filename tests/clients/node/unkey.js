@@ -8,23 +8,8 @@ import {
   UnauthorizedErrorResponse,
 } from "@unkey/api/models/errors";
 
-const { TOLLKEY_URL: serverURL, TOLLKEY_TOKEN: token, TOLLKEY_SERVICE_KEY: rootKey } = process.env;
+import { expect, post, serviceKey as rootKey, url as serverURL } from "./tollkey.js";
 
-function expect(condition, what) {
-  if (!condition) {
-    console.error(`FAILED: ${what}`);
-    process.exit(1);
-  }
-  console.log(`ok: ${what}`);
-}
-
-async function post(path, body) {
-  const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
-  const response = await fetch(`${serverURL}/api/v1${path}`, { method: "POST", headers, body: JSON.stringify(body) });
-  const text = await response.text();
-  expect(response.ok, `POST ${path}${response.ok ? "" : `: ${text}`}`);
-  return JSON.parse(text);
-}
 const create = (body) => post("/api-keys", { name: "Checkout", ...body });
 
 const retryConfig = { strategy: "none" };
