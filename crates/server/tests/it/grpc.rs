@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use actix_web::rt;
 use envoy_types::pb::envoy::{
     config::core::v3::{HeaderValue, Pipe, address::Address},
-    service::auth::v3::{CheckRequest, CheckResponse, check_response::HttpResponse as Decision},
+    service::auth::v3::{
+        CheckRequest, CheckResponse, attribute_context::HttpRequest,
+        check_response::HttpResponse as Decision,
+    },
 };
 use futures_util::stream;
 use serde_json::Value;
@@ -161,17 +164,19 @@ async fn route_without_requirements_denies_every_key() {
     .await;
 }
 
+/// The request that a check describes.
+fn http_of(check: &mut CheckRequest) -> &mut HttpRequest {
+    let attributes = check.attributes.as_mut().expect("attributes");
+    let request = attributes.request.as_mut().expect("a request");
+    request.http.as_mut().expect("an HTTP request")
+}
+
 #[actix_web::test]
 async fn request_without_raw_headers_is_denied() {
     each_backend_with(&[GRPC], async |app: &App| {
         let key = key(app, None).await;
         let mut check = request(&key, NONE);
-        let attributes = check.attributes.as_mut().expect("attributes");
-        let http = attributes
-            .request
-            .as_mut()
-            .and_then(|request| request.http.as_mut());
-        let http = http.expect("an HTTP request");
+        let http = http_of(&mut check);
         http.header_map = None;
         http.headers.insert("x-api-key".to_owned(), key);
         assert_eq!(decide(app, check).await, denied(403, "invalid_requirement"));
@@ -201,12 +206,7 @@ async fn path_other_than_the_forwarded_one_is_rejected() {
         ];
         for (raw, described, is_allowed) in cases {
             let mut check = request(&key, NONE);
-            let attributes = check.attributes.as_mut().expect("attributes");
-            let http = attributes
-                .request
-                .as_mut()
-                .and_then(|request| request.http.as_mut());
-            let http = http.expect("an HTTP request");
+            let http = http_of(&mut check);
             http.path = described.to_owned();
             let headers = &mut http.header_map.as_mut().expect("raw headers").headers;
             headers.retain(|header| header.key != ":path");
