@@ -1,11 +1,12 @@
 //! Describes the headers `ETag` and `If-Match`, and the response 412.
 
 use utoipa::openapi::{
-    ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
-    path::{Operation, ParameterBuilder, ParameterIn},
+    HeaderBuilder, ObjectBuilder, RefOr, Type,
+    path::{Operation, ParameterIn},
 };
 
-use crate::surface::{ProblemSchema, Surface};
+use super::{parameters, responses};
+use crate::surface::Surface;
 
 /// The operations on one key, application or account: the status of the response that has an `ETag`, and whether the
 /// operation compares `If-Match`.
@@ -43,9 +44,9 @@ pub(super) fn complete(surface: &Surface, operation: &mut Operation) {
     else {
         return;
     };
-    let responses = &mut operation.responses.responses;
+    let described = &mut operation.responses.responses;
     if let Some(status) = tagged
-        && let Some(RefOr::T(response)) = responses.get_mut(status)
+        && let Some(RefOr::T(response)) = described.get_mut(status)
     {
         let description = match id {
             Some("rotateCommerceKey") => "The tag of the state of the successor.",
@@ -63,33 +64,19 @@ pub(super) fn complete(surface: &Surface, operation: &mut Operation) {
     if !compares {
         return;
     }
-    let ProblemSchema {
-        name, media_type, ..
-    } = (surface.document.problem)();
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(name)))
-        .build();
-    let rejected = ResponseBuilder::new()
-        .description(
+    described.entry("412".to_owned()).or_insert_with(|| {
+        responses::problem(
+            surface,
             "`precondition_failed`: the current `ETag` of the resource is not in `If-Match`.",
         )
-        .content(media_type, content)
-        .build();
-    responses
-        .entry("412".to_owned())
-        .or_insert_with(|| rejected.into());
-    let description = "The `ETag` values of the states in which the resource is changed, or `*` for any state. In another \
-                       state, the response is 412. A revocation that is already done can be repeated with any value.";
-    let parameter = ParameterBuilder::new()
-        .name("If-Match")
-        .parameter_in(ParameterIn::Header)
-        .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .build();
-    operation
-        .parameters
-        .get_or_insert_default()
-        .push(parameter.into());
+    });
+    parameters::add(
+        operation,
+        "If-Match",
+        ParameterIn::Header,
+        "The `ETag` values of the states in which the resource is changed, or `*` for any state. In another \
+         state, the response is 412. A revocation that is already done can be repeated with any value.",
+    );
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ fn add_common(surface: &Surface, operation: &mut Operation) {
 }
 
 /// Adds a parameter, unless the operation already describes it.
-fn add(operation: &mut Operation, name: &str, location: ParameterIn, description: &str) {
+pub(super) fn add(operation: &mut Operation, name: &str, location: ParameterIn, description: &str) {
     let parameters = operation.parameters.get_or_insert_default();
     if parameters
         .iter()

@@ -115,9 +115,6 @@ fn add_problems(
     operation: &mut Operation,
 ) {
     let document = surface.document;
-    let ProblemSchema {
-        name, media_type, ..
-    } = (document.problem)();
     let invalid = invalid_request(surface, operation);
     let has_body = operation.request_body.is_some();
     let mut add = |status: &str, description: &str| {
@@ -125,7 +122,7 @@ fn add_problems(
             .responses
             .responses
             .entry(status.to_owned())
-            .or_insert_with(|| problem(&name, media_type, description));
+            .or_insert_with(|| problem(surface, description));
     };
     if document.has_common_responses {
         if has_body {
@@ -199,9 +196,13 @@ fn invalid_request(surface: &Surface, operation: &Operation) -> &'static str {
     }
 }
 
-fn problem(schema: &str, media_type: &str, description: &str) -> RefOr<Response> {
+/// Describes an error in the format of the surface.
+pub(super) fn problem(surface: &Surface, description: &str) -> RefOr<Response> {
+    let ProblemSchema {
+        name, media_type, ..
+    } = (surface.document.problem)();
     let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(schema)))
+        .schema(Some(Ref::from_schema_name(name)))
         .build();
     ResponseBuilder::new()
         .description(description)
