@@ -51,6 +51,11 @@ impl StaticFile {
         }
     }
 
+    /// Returns the hash of the content, in hexadecimal.
+    pub fn hash(&self) -> &str {
+        self.identity.tag.tag()
+    }
+
     /// Compresses the file on a thread for blocking work. The encodings have different tags, because their bytes differ.
     async fn compressed(&self) -> Option<&Representation> {
         let compress = || async {
@@ -62,7 +67,7 @@ impl StaticFile {
             });
             compressed.map(|bytes| Representation {
                 bytes: bytes.into(),
-                tag: EntityTag::new_strong(format!("{}-gzip", self.identity.tag.tag())),
+                tag: EntityTag::new_strong(format!("{}-gzip", self.hash())),
             })
         };
         self.gzip.get_or_init(compress).await.as_ref()

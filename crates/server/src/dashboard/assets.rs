@@ -3,23 +3,28 @@
 use std::sync::LazyLock;
 
 use actix_web::{HttpRequest, get, web};
-use tollkey_core::{Digest, Problem, hex};
+use tollkey_core::Problem;
 
 use crate::{rejection::HandlerResult, static_file::StaticFile};
 
 struct Asset {
     name: &'static str,
-    version: String,
     file: StaticFile,
+}
+
+impl Asset {
+    /// The first 12 digits of the hash of the content.
+    fn version(&self) -> &str {
+        &self.file.hash()[..12]
+    }
 }
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     let asset = |name, content_type: &'static str, content: &'static str| {
-        let version = hex::encode(&Digest::of_key(content).as_bytes()[..6]);
+        let content = web::Bytes::from_static(content.as_bytes());
         Asset {
             name,
-            version,
-            file: StaticFile::new(content_type, web::Bytes::from_static(content.as_bytes())),
+            file: StaticFile::new(content_type, content),
         }
     };
     vec![
@@ -50,7 +55,7 @@ pub(super) fn url(name: &str) -> String {
     let version = ASSETS
         .iter()
         .find(|asset| asset.name == name)
-        .map_or("", |asset| asset.version.as_str());
+        .map_or("", Asset::version);
     format!("/dashboard/assets/{version}/{name}")
 }
 
@@ -62,7 +67,7 @@ pub(super) async fn file(request: HttpRequest, path: web::Path<(String, String)>
         .iter()
         .find(|asset| asset.name == name)
         .ok_or_else(Problem::not_found)?;
-    let kept = if version == asset.version {
+    let kept = if version == asset.version() {
         "public, max-age=31536000, immutable"
     } else {
         "no-store"
