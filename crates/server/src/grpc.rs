@@ -39,7 +39,7 @@ use envoy_types::pb::{
 use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use hyper::body::Incoming;
 use tokio::{sync::Semaphore, time::timeout};
-use tollkey_core::{FieldError, Invalid, Problem};
+use tollkey_core::{Invalid, Problem};
 use tonic::{
     Code, Status,
     body::Body,
@@ -252,10 +252,10 @@ fn path<'a>(headers: &'a [EnvoyHeader], described: &str) -> Result<&'a str, Prob
 }
 
 fn malformed_path() -> Problem {
-    Problem::validation(vec![FieldError {
-        pointer: String::new(),
-        detail: "The path of the request is malformed. Percent-encode every byte that is not visible ASCII.".to_owned(),
-    }])
+    Problem::field(
+        "",
+        "The path of the request is malformed. Percent-encode every byte that is not visible ASCII.",
+    )
 }
 
 /// Reads the `context_extensions` of a route: `scope`, with spaces between several scopes or `-` for none, and `mode`.

@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{rejection::Rejection, state::State};
 
-const CALLERS: &[Family] = &[Family::Secret];
 const CLIENT_SECRET: &str = "client_secret";
 /// Methods of authentication that need keys of the client, which Tollkey does not have.
 const ASSERTIONS: [&str; 2] = ["client_assertion", "client_assertion_type"];
@@ -95,9 +94,7 @@ async fn by_bearer(
     credential: Credential<'_>,
 ) -> Result<VerificationCaller, Problem> {
     let text = credential.one(CredentialHeaders::default(), Expected::Any)?;
-    authenticate_as(request, state, Presented::from(text), CALLERS)
-        .await
-        .and_then(VerificationCaller::of)
+    by_presented(request, state, Presented::from(text)).await
 }
 
 async fn by_basic(
@@ -115,10 +112,18 @@ async fn by_secret(
 ) -> Result<VerificationCaller, Problem> {
     match Presented::from(secret) {
         Presented::Token(_) => Err(client::token()),
-        presented => authenticate_as(request, state, presented, CALLERS)
-            .await
-            .and_then(VerificationCaller::of),
+        presented => by_presented(request, state, presented).await,
     }
+}
+
+async fn by_presented(
+    request: &HttpRequest,
+    state: &State,
+    presented: Presented<'_>,
+) -> Result<VerificationCaller, Problem> {
+    authenticate_as(request, state, presented, &[Family::Secret])
+        .await
+        .and_then(VerificationCaller::of)
 }
 
 /// Adds the challenge of HTTP Basic to a 401.
