@@ -22,8 +22,8 @@ use crate::{
     schema_error::{LockHolder, SchemaError},
 };
 
-const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
-const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
+const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// The key of the migration lock: "tollkey" in ASCII.
 const ADVISORY_LOCK: i64 = 0x0074_6f6c_6c6b_6579;

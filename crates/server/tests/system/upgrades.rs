@@ -504,7 +504,7 @@ fn statements_that_contract_a_schema_are_recognized() {
 #[test]
 fn migrations_after_0_1_0_only_expand_the_schema() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
-        let migrations = entries(&directory("migrations").join(backend.as_str()));
+        let migrations = entries(&directory("crates/store/migrations").join(backend.as_str()));
         let name = |path: &Path| {
             path.file_name()
                 .and_then(|name| name.to_str())
