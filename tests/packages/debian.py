@@ -4,11 +4,17 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 from environment import CACHE, ROOT, Failed, Missing, fresh, program, run
 
 SUITE = "bookworm"
+#: How many seconds a container may take to boot, and to shut down.
+BOOT_LIMIT = 120
 ROOTS = CACHE / "roots"
 #: What a command in a root receives of the environment of the tests.
 PASSED_ON = ("http_proxy", "https_proxy", "no_proxy")
@@ -38,13 +44,17 @@ def inside(root, *command, env=None, **options):
 
     It uses the network of this machine. Processes that it leaves behind are killed.
     """
+    return run(program("unshare"), "--mount", "--pid", "--fork", "--kill-child", "--root", root, "--mount-proc",
+               "/usr/bin/env", "-i", *environment(env), *command, **options)
+
+
+def environment(extra=None):
+    """Returns the assignments of a clean environment for commands in a root."""
     settings = {
         "PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
-        **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, **(env or {}),
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, **(extra or {}),
     }
-    assignments = [f"{name}={value}" for name, value in settings.items()]
-    return run(program("unshare"), "--mount", "--pid", "--fork", "--kill-child", "--root", root, "--mount-proc",
-               "/usr/bin/env", "-i", *assignments, *command, **options)
+    return [f"{name}={value}" for name, value in settings.items()]
 
 
 def root(name, packages=()):
@@ -109,3 +119,72 @@ def delete(directory):
     """Deletes a root."""
     (ROOTS / f"{directory.name}.sha256").unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+class Machine:
+    """A Debian root that systemd has booted in a container without a network, as a context manager.
+
+    The root needs the package systemd. Raises `Missing` if containers do not work on this machine.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __enter__(self):
+        log = self._log = tempfile.TemporaryFile("w+", errors="replace")
+        self._process = subprocess.Popen(
+            [program("systemd-nspawn"), "--boot", "--quiet", "--directory", self.directory, "--register=no",
+             "--keep-unit", "--private-network", "--link-journal=no"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + BOOT_LIMIT
+            while not self._booted():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    print(log.read(), file=sys.stderr)
+                    raise Missing("systemd-nspawn cannot boot a Debian root on this machine")
+                time.sleep(0.2)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _booted(self):
+        self._leader = None
+        for task in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
+            for child in task.read_text().split():
+                status = Path(f"/proc/{child}/status").read_text()
+                if re.search(r"(?m)^NSpid:.*\t1$", status):
+                    self._leader = child
+        if self._leader is None:
+            return False
+        asked = subprocess.run(
+            self._command("systemctl", "is-system-running"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, check=False, timeout=BOOT_LIMIT,
+        )
+        # Degraded: a unit that Debian starts does not work in a container.
+        return asked.stdout.strip() in ("running", "degraded")
+
+    def _command(self, *command, env=None):
+        return [str(part) for part in (
+            program("nsenter"), "--target", self._leader, "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup",
+            "--root", "--wdns=/root", "/usr/bin/env", "-i", *environment(env), *command,
+        )]
+
+    def run(self, *command, env=None, **options):
+        """Runs a command in the machine as root, as `environment.run` does."""
+        return run(*self._command(*command, env=env), **options)
+
+    def sh(self, script, **options):
+        """Runs a script in the machine, in which each failing command ends the script."""
+        return self.run("bash", "-euo", "pipefail", "-c", script, **options)
+
+    def __exit__(self, *_):
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=BOOT_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()

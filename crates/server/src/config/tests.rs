@@ -389,7 +389,9 @@ fn file_of_the_package_lists_every_setting_with_its_default() {
         // A line of help can have an equals sign, too.
         let Some(setting) = setting else { continue };
         fields.push(name);
-        let own = setting::PACKAGED.iter().find(|(env, _)| *env == setting.env);
+        let own = setting::PACKAGED
+            .iter()
+            .find(|(env, _)| *env == setting.env);
         assert_eq!(own.is_none(), is_comment, "{line}");
         match own {
             Some((_, own)) => assert_eq!(value, format!("{own:?}")),
