@@ -23,6 +23,12 @@ pub(crate) const SETTINGS: Generated = Generated {
     content: tollkey_server::config::markdown,
 };
 
+pub(crate) const CONFIGURATION: Generated = Generated {
+    path: "deploy/debian/tollkey.toml",
+    command: "settings",
+    content: tollkey_server::config::configuration_file,
+};
+
 impl Generated {
     pub(crate) fn write(&self) -> anyhow::Result<()> {
         fs::write(crate::root().join(self.path), (self.content)())

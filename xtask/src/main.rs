@@ -5,6 +5,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod generated;
+mod package_files;
 
 use std::{
     env,
@@ -18,8 +19,10 @@ Tasks: cargo xtask <task>
   openapi [--check]
                    write openapi/tollkey.json from the mounted routes
   settings [--check]
-                   write docs/settings.md from the declarations of the settings
+                   write docs/settings.md and deploy/debian/tollkey.toml from the declarations of the settings
                    (--check only compares, and exits with 1 if the file is out of date)
+  package-files    write shell completions and man pages to dist/generated in the target directory
+  deb [OPTIONS]    write them, and build the Debian package with cargo-deb, which receives the options
   generate --keys N [--accounts M] DATABASE_URL
                    fill a migrated, empty database with reproducible keys, for measurements
   chaos [--revocations N] [--minutes N] [--seed N]
@@ -47,8 +50,14 @@ fn main() -> ExitCode {
     let done = match arguments.as_slice() {
         ["openapi"] => generated::OPENAPI.write(),
         ["openapi", "--check"] => generated::OPENAPI.check(),
-        ["settings"] => generated::SETTINGS.write(),
-        ["settings", "--check"] => generated::SETTINGS.check(),
+        ["settings"] => generated::SETTINGS
+            .write()
+            .and_then(|()| generated::CONFIGURATION.write()),
+        ["settings", "--check"] => generated::SETTINGS
+            .check()
+            .and_then(|()| generated::CONFIGURATION.check()),
+        ["package-files"] => package_files::write(),
+        ["deb", more @ ..] => package_files::deb(more),
         ["bench", benchmark @ ..] if !benchmark.is_empty() => bench::run(benchmark),
         ["generate", ..] => bench::run(&arguments),
         ["chaos", more @ ..] => chaos::run(more),

@@ -3,6 +3,7 @@
 
 mod account;
 mod audit;
+mod completions;
 mod config;
 mod dashboard_link;
 mod healthcheck;
@@ -17,6 +18,7 @@ mod token;
 
 use std::{process::ExitCode, sync::Arc, thread};
 
+pub use self::completions::completions;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tollkey_core::{
     audit::{Actor, ActorKind},
@@ -71,12 +73,20 @@ enum Command {
     Config(config::Command),
     /// Print a new sign-in link to the dashboard of a server in development mode.
     DashboardLink,
+    /// Print the completions of commands and flags for a shell.
+    Completions(completions::Arguments),
 }
 
+/// Returns the command line of this program. The flags of settings are hidden, because the help lists them once.
+#[must_use]
+pub fn command() -> clap::Command {
+    Options::add_to(Cli::command()).mut_subcommands(with_settings_hint)
+}
+
+/// Runs the command of this process's arguments.
 #[must_use]
 pub fn run() -> ExitCode {
-    let command = Options::add_to(Cli::command()).mut_subcommands(with_settings_hint);
-    let parsed = command.try_get_matches().and_then(|matches| {
+    let parsed = command().try_get_matches().and_then(|matches| {
         Ok((
             Cli::from_arg_matches(&matches)?,
             Options::from_matches(&matches),
@@ -141,8 +151,10 @@ fn is_like_a_credential(text: &str) -> bool {
 }
 
 fn dispatch(cli: Cli, options: &Options) -> anyhow::Result<ExitCode> {
-    if matches!(cli.command, Some(Command::Openapi)) {
-        return openapi::run();
+    match &cli.command {
+        Some(Command::Openapi) => return openapi::run(),
+        Some(Command::Completions(arguments)) => return completions::run(arguments),
+        _ => {}
     }
     let settings = Settings::load(options).inspect_err(|_| {
         // The name of a required variable may be misspelled.
@@ -173,6 +185,7 @@ fn dispatch(cli: Cli, options: &Options) -> anyhow::Result<ExitCode> {
         Command::Healthcheck => healthcheck::run(&settings),
         Command::Config(command) => config::run(&settings, &command),
         Command::DashboardLink => dashboard_link::run(&settings),
+        Command::Completions(arguments) => completions::run(&arguments),
     }
 }
 

@@ -26,7 +26,7 @@ pub use self::{
     },
     files::PublicKeyFile,
     rules::LogFormat,
-    setting::{CONFIG, SETTINGS, Setting, ValueType, markdown},
+    setting::{CONFIG, SETTINGS, Setting, ValueType, configuration_file, markdown},
     sources::{ConfigError, EffectiveSetting, Options, Origin, SettingSource, Warning},
     unknown::UnknownVariable,
 };
@@ -46,8 +46,9 @@ pub const HS256_SECRET_MIN: usize = 32;
 /// the time, so that a slow client receives its whole response.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The configuration file that is read if it exists and `TOLLKEY_CONFIG` is not set.
-pub const DEFAULT_FILE: &str = "tollkey.toml";
+/// The configuration files of which the first that exists is read if `TOLLKEY_CONFIG` is not set: in the working
+/// directory, and that of the Debian package.
+pub const DEFAULT_FILES: [&str; 2] = ["tollkey.toml", "/etc/tollkey/tollkey.toml"];
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -125,7 +126,8 @@ impl Settings {
     /// Reads the settings of this process: these flags, its environment and its configuration file.
     pub fn load(options: &Options) -> Result<Self, ConfigError> {
         let env = |name: &str| std::env::var_os(name);
-        let mut settings = Self::resolve(options, &env, Path::new(DEFAULT_FILE))?;
+        let default_file = default_file(&DEFAULT_FILES.map(Path::new));
+        let mut settings = Self::resolve(options, &env, default_file)?;
         settings.unknown_variables = Self::unknown_variables();
         Ok(settings)
     }
@@ -197,6 +199,17 @@ impl Settings {
                 self.tokens.claims.roles_claim.clone(),
             ),
         ]
+    }
+}
+
+/// Returns the first of these files that exists, or the last one. A link that points nowhere counts as a file, so that
+/// it is reported. A file in a working directory that this user cannot search does not exist for it.
+fn default_file<'a>(files: &[&'a Path; 2]) -> &'a Path {
+    let [first, last] = *files;
+    if first.symlink_metadata().is_ok() {
+        first
+    } else {
+        last
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`cli`], [`config`], [`dev_mode`] | commands, settings, development mode |
 //! | [`assembly`], [`database`] | creating the state of requests from the settings; opening the database |
 //! | [`server`], [`background`], [`signals`] | listeners and graceful shutdown; background tasks; SIGTERM and SIGINT |
+//! | `service_manager` | notifications to systemd |
 //! | [`transport`] | the layer between the sockets and actix |
 //! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
 //! | `grpc` | the gateway protocol of Envoy over gRPC (feature `grpc`) |
@@ -38,6 +39,7 @@ pub mod rejection;
 pub mod request_id;
 pub mod routes;
 pub mod server;
+mod service_manager;
 pub mod sign_in;
 pub mod signals;
 pub mod state;

@@ -16,6 +16,7 @@ use crate::{
     fallback::{home, reject_trace_and_connect, unmatched},
     metrics_listener::MetricsListener,
     routes::{self, SURFACES},
+    service_manager,
     signals::Signals,
     state::State,
     surfaces::verification::DirectGateway,
@@ -158,6 +159,7 @@ impl RunningServer {
             error = self.ended() => return Err(error),
         };
         self.begin_drain();
+        service_manager::stopping(self.drain);
         tracing::info!(signal, drain_seconds = self.drain.as_secs(), "stopping");
         if !self.drain.is_zero() {
             tokio::select! {

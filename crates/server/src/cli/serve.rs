@@ -13,6 +13,7 @@ use crate::{
     assembly,
     config::{Settings, TokenSource},
     server::{self, RunningServer},
+    service_manager,
     signals::Signals,
     telemetry::Metrics,
     transport::open_files,
@@ -47,6 +48,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
                 development.message(&base_url, clock.now(), &random)?
             );
         }
+        service_manager::ready();
         running.until_signal(signals).await?;
         Ok(ExitCode::SUCCESS)
     })

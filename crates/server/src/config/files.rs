@@ -42,6 +42,12 @@ impl ConfigFile {
             {
                 Ok(None)
             }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let rule = format!(
+                    "{error}; run the command as the user of the server, or name another file with --config"
+                );
+                Err(file_error(path, rule))
+            }
             Err(error) => Err(file_error(path, error.to_string())),
         }
     }

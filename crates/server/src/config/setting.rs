@@ -72,7 +72,10 @@ pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| {
             .long("config")
             .env("TOLLKEY_CONFIG")
             .value_name("PATH")
-            .help("Configuration file; by default `tollkey.toml` in the working directory, if it exists")
+            .help(
+                "Configuration file; by default `tollkey.toml` in the working directory or, if that does not exist, \
+                 `/etc/tollkey/tollkey.toml`",
+            )
             .help_heading("Configuration file"),
     )
 });
@@ -129,6 +132,16 @@ impl Setting {
         name.to_ascii_lowercase()
     }
 
+    /// Returns its default as it is written in the configuration file, or a placeholder if it has none.
+    fn field_value(&self) -> String {
+        let text = self.default.as_ref().unwrap_or(&self.value_name);
+        match (self.form, &self.default) {
+            (ValueType::Number | ValueType::Boolean, _) => text.clone(),
+            (ValueType::List, None) => format!("[{:?}]", text.trim_end_matches(",...")),
+            (ValueType::Text | ValueType::List, _) => format!("{text:?}"),
+        }
+    }
+
     #[must_use]
     pub fn help_line(&self) -> String {
         let default = match &self.default {
@@ -183,4 +196,49 @@ pub fn markdown() -> String {
         let _ = writeln!(page, "| `{env}` | {default} | {help}{no_flag}. |");
     }
     page
+}
+
+/// The settings that the Debian package sets in its configuration file, with their values.
+pub(super) const PACKAGED: [(&str, &str); 2] = [
+    ("DATABASE_URL", "sqlite:///var/lib/tollkey/tollkey.db"),
+    (
+        "TOLLKEY_JWT_HS256_SECRET_FILE",
+        "/etc/tollkey/jwt-hs256-secret",
+    ),
+];
+
+/// The width of the comments in the configuration file.
+const WIDTH: usize = 100;
+
+/// Returns the configuration file of the Debian package, `deploy/debian/tollkey.toml`: every setting with its default
+/// as a comment, and the settings of the package.
+#[must_use]
+pub fn configuration_file() -> String {
+    let mut file = String::from(include_str!("tollkey.toml"));
+    let mut heading = "";
+    for setting in SETTINGS.iter() {
+        if heading != setting.heading {
+            heading = &setting.heading;
+            let _ = write!(file, "\n\n### {heading}\n");
+        }
+        file.push('\n');
+        let mut line = String::from("#");
+        for word in format!("{}.", setting.help).split_whitespace() {
+            if line.chars().count() + 1 + word.chars().count() > WIDTH {
+                let _ = writeln!(file, "{line}");
+                line.truncate(1);
+            }
+            line.push(' ');
+            line.push_str(word);
+        }
+        let _ = writeln!(file, "{line}");
+        let packaged = PACKAGED.iter().find(|(env, _)| *env == setting.env);
+        let comment = if packaged.is_some() { "" } else { "#" };
+        let value = match packaged {
+            Some((_, value)) => format!("{value:?}"),
+            None => setting.field_value(),
+        };
+        let _ = writeln!(file, "{comment}{} = {value}", setting.field());
+    }
+    file
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{
-    Arg, ArgMatches, Args as _, Command, FromArgMatches as _,
+    Arg, ArgMatches, Args as _, Command, FromArgMatches as _, ValueHint,
     error::{ContextKind, ContextValue},
 };
 use tollkey_core::Invalid;
@@ -33,20 +33,20 @@ impl Options {
     #[must_use]
     pub fn add_to(command: Command) -> Command {
         // clap shows global flags in the help of every subcommand. These are hidden; `after_long_help` shows them once.
-        let args = setting::all().filter_map(|setting| {
-            let flag = setting.flag.as_deref()?;
-            let name = setting.value_name.as_str();
-            let arg = Arg::new(flag).long(flag).value_name(name);
-            let arg = arg.global(true).hide(true);
-            Some(match setting.form {
-                ValueType::Boolean => arg
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value("true"),
-                _ => arg,
-            })
-        });
+        let args = setting::all().filter_map(flag).map(|arg| arg.hide(true));
         command.args(args).after_long_help(setting::help())
+    }
+
+    /// Adds a flag with its help for each documented setting to a command, for completions.
+    pub(crate) fn add_documented_to(command: Command) -> Command {
+        let args = setting::documented().filter_map(|setting| {
+            let hint = match setting.value_name.as_str() {
+                "PATH" => ValueHint::FilePath,
+                _ => ValueHint::Other,
+            };
+            Some(flag(setting)?.value_hint(hint).help(&setting.help))
+        });
+        command.args(args)
     }
 
     /// Reads the flags that [`Options::add_to`] added.
@@ -59,6 +59,20 @@ impl Options {
         });
         Self(flags.collect())
     }
+}
+
+/// Returns the flag of a setting, unless it is a secret.
+fn flag(setting: &'static Setting) -> Option<Arg> {
+    let flag = setting.flag.as_deref()?;
+    let name = setting.value_name.as_str();
+    let arg = Arg::new(flag).long(flag).value_name(name).global(true);
+    Some(match setting.form {
+        ValueType::Boolean => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        _ => arg,
+    })
 }
 
 impl fmt::Debug for Options {

@@ -30,7 +30,7 @@ fn resolve(
     file: Option<&str>,
 ) -> Result<Settings, String> {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join(DEFAULT_FILE);
+    let path = directory.path().join(DEFAULT_FILES[0]);
     if let Some(text) = file {
         fs::write(&path, text).unwrap();
     }
@@ -356,6 +356,54 @@ fn unreadable_default_file_is_rejected() {
         assert!(error.starts_with(&start), "{error}");
     }
     assert!(resolve(&missing).is_ok());
+}
+
+#[test]
+fn file_of_the_package_is_read_if_the_working_directory_has_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let [own, packaged] = ["own.toml", "packaged.toml"].map(|name| directory.path().join(name));
+    let files = [own.as_path(), packaged.as_path()];
+    assert_eq!(default_file(&files), packaged);
+    fs::write(&own, "").unwrap();
+    assert_eq!(default_file(&files), own);
+    fs::remove_file(&own).unwrap();
+    symlink("nowhere", &own).unwrap();
+    assert_eq!(default_file(&files), own, "the link is reported");
+}
+
+#[test]
+fn file_of_the_package_lists_every_setting_with_its_default() {
+    let packaged = configuration_file();
+    let mut defaults = String::new();
+    let mut fields = Vec::new();
+    for line in packaged.lines() {
+        let (is_comment, line) = match line.strip_prefix('#') {
+            Some(line) => (true, line),
+            None => (false, line),
+        };
+        let Some((name, value)) = line.split_once(" = ") else {
+            assert!(is_comment || line.is_empty(), "{line}");
+            continue;
+        };
+        let setting = SETTINGS.iter().find(|setting| setting.field() == name);
+        // A line of help can have an equals sign, too.
+        let Some(setting) = setting else { continue };
+        fields.push(name);
+        let own = setting::PACKAGED
+            .iter()
+            .find(|(env, _)| *env == setting.env);
+        assert_eq!(own.is_none(), is_comment, "{line}");
+        match own {
+            Some((_, own)) => assert_eq!(value, format!("{own:?}")),
+            None if setting.default.is_some() => defaults += &format!("{line}\n"),
+            None => {}
+        }
+    }
+    let all: Vec<_> = SETTINGS.iter().map(Setting::field).collect();
+    assert_eq!(fields, all);
+    let values = |settings: Settings| settings.effective.into_iter().map(|it| (it.name, it.value));
+    let expected = values(file("").unwrap());
+    assert!(values(file(&defaults).unwrap()).eq(expected), "{defaults}");
 }
 
 /// Invalid values of every setting, each with a part of the rule that rejects it.

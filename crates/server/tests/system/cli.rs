@@ -24,6 +24,7 @@ async fn help_names_every_command_and_setting() {
         "healthcheck",
         "config",
         "dashboard-link",
+        "completions",
     ] {
         assert!(
             help.lines()
@@ -123,6 +124,21 @@ async fn openapi_prints_the_document_in_the_repository() {
             .body
             .contains("\"openapi\"")
     );
+}
+
+#[actix_web::test]
+async fn completions_name_every_command_and_documented_flag() {
+    for shell in ["bash", "zsh", "fish"] {
+        let tollkey = Tollkey::bare().with("TOLLKEY_LISTEN", "invalid");
+        let script = tollkey.output_of(&["completions", shell]).await;
+        for word in ["service-key", "completions", "database-url", "config"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        // The former name of a setting is accepted, but not documented.
+        assert!(!script.contains("remembered-keys"), "{shell}");
+    }
+    let unknown = Tollkey::bare().run(&["completions", "sh"]).await;
+    unknown.assert_rejected(&["bash", "zsh", "fish"]);
 }
 
 #[actix_web::test]

@@ -1,9 +1,12 @@
 //! The signals that stop a server, from the perspective of its clients.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpStream, UnixDatagram},
+    time::timeout,
+};
 use tollkey_store::testing::backends;
 
 use crate::{
@@ -59,6 +62,51 @@ async fn request_in_flight_at_shutdown_gets_a_response() {
             assert_eq!(finished.code, Some(0), "{finished}");
         }
     }
+}
+
+/// Waits for the next message to the service manager.
+async fn notification(socket: &UnixDatagram) -> String {
+    let mut message = [0; 256];
+    let received = timeout(Duration::from_secs(30), socket.recv(&mut message)).await;
+    let length = received.expect("a message").expect("a message");
+    String::from_utf8_lossy(&message[..length]).into_owned()
+}
+
+#[actix_web::test]
+async fn service_manager_is_notified_of_start_and_drain() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    let server = Tollkey::development()
+        .with("NOTIFY_SOCKET", path.to_str().expect("UTF-8"))
+        .with("TOLLKEY_DRAIN_SECONDS", "300")
+        .serve()
+        .await;
+    assert_eq!(notification(&socket).await, "READY=1\n");
+    server.signal("TERM").await;
+    // The drain and a minute: the unit's limit alone would kill the server.
+    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=360000000\n";
+    assert_eq!(notification(&socket).await, stopping);
+    server.signal("TERM").await;
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "{finished}");
+}
+
+#[actix_web::test]
+async fn server_runs_without_its_service_manager() {
+    let server = Tollkey::development()
+        .with("NOTIFY_SOCKET", "/no/such/socket")
+        .serve()
+        .await;
+    server.signal("TERM").await;
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(
+        finished
+            .stderr
+            .contains("cannot notify the service manager"),
+        "{finished}"
+    );
 }
 
 /// Pauses a server while `during` runs.
