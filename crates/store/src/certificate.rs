@@ -45,7 +45,8 @@ struct Rejection {
 impl Rejection {
     fn of(context: &X509StoreContextRef) -> Self {
         let certificate = context.current_cert();
-        let validity = certificate.map(|it| [it.not_before(), it.not_after()].map(ToString::to_string));
+        let validity =
+            certificate.map(|it| [it.not_before(), it.not_after()].map(ToString::to_string));
         let [not_before, not_after] = validity.unwrap_or_default();
         Self {
             result: context.error(),

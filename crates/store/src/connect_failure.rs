@@ -288,9 +288,7 @@ impl ConnectFailure {
                 let (attempt, reason) = line.split_once(FAILED).unwrap_or((line, ""));
                 let untrusted = reason.contains(UNTRUSTED);
                 Self {
-                    untrusted: untrusted
-                        .then(|| UntrustedServer::parse(attempt))
-                        .flatten(),
+                    untrusted: untrusted.then(|| UntrustedServer::parse(attempt)).flatten(),
                     ..Self::from_line(reason)
                 }
             })
@@ -550,7 +548,10 @@ mod tests {
                 "set sslrootcert",
             ),
         ] {
-            let message = message.replace("@HOST", "connection to server at \"canary\" (::1), port 5432");
+            let message = message.replace(
+                "@HOST",
+                "connection to server at \"canary\" (::1), port 5432",
+            );
             let failure = ConnectFailure::from_message(&message);
             let shown = failure.to_string();
             assert!(
@@ -589,11 +590,7 @@ mod tests {
                 "db.example",
                 "[2001:db8::1]:6432",
             ),
-            (
-                "at \"192.0.2.1\", port 5432",
-                "192.0.2.1",
-                "192.0.2.1:5432",
-            ),
+            ("at \"192.0.2.1\", port 5432", "192.0.2.1", "192.0.2.1:5432"),
         ] {
             let message = format!(
                 "connection to server {server} failed: SSL error: certificate verify failed\n"
@@ -605,7 +602,8 @@ mod tests {
             let failure = ConnectFailure::from_message(&message);
             assert_eq!(failure.untrusted, Some(expected), "{message}");
         }
-        let refused = "connection to server at \"db\" (192.0.2.1), port 5432 failed: Connection refused\n";
+        let refused =
+            "connection to server at \"db\" (192.0.2.1), port 5432 failed: Connection refused\n";
         assert_eq!(ConnectFailure::from_message(refused).untrusted, None);
     }
 }

@@ -645,10 +645,7 @@ fn decode(text: &str) -> Result<String, BadUrl> {
 
 /// In a build without TLS: returns an error unless TLS is turned off, or everything libpq could connect to is on this
 /// machine.
-fn check_tls(
-    parameters: &Parameters,
-    env: &impl Fn(&str) -> Option<String>,
-) -> Result<(), BadUrl> {
+fn check_tls(parameters: &Parameters, env: &impl Fn(&str) -> Option<String>) -> Result<(), BadUrl> {
     match parameters.get("sslmode").map(String::as_str) {
         Some("require" | "verify-ca" | "verify-full") => Err(BadUrl::TlsDemanded),
         Some("disable") => Ok(()),

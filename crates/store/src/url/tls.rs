@@ -85,8 +85,7 @@ pub(super) fn complete(
     }
     for (name, variable) in FILES {
         if let Some(path) = effective(&completed, env, name, variable) {
-            let is_in_environment =
-                !parameters.contains_key(name) && get(name, variable).is_some();
+            let is_in_environment = !parameters.contains_key(name) && get(name, variable).is_some();
             let setting = if is_in_environment { variable } else { name };
             check(setting, Path::new(&path), name == "sslcrldir")?;
         }
@@ -127,7 +126,9 @@ fn check(setting: &'static str, path: &Path, is_directory: bool) -> Result<(), B
     // Opening something else, such as a pipe, could block.
     let read = match fs::metadata(path) {
         Ok(found) if is_directory && found.is_dir() => fs::read_dir(path).map(drop),
-        Ok(_) if is_directory => return Err(fail("it is not a directory; correct the path".into())),
+        Ok(_) if is_directory => {
+            return Err(fail("it is not a directory; correct the path".into()));
+        }
         Ok(found) if found.is_file() => fs::File::open(path).map(drop),
         Ok(_) => return Err(fail("it is not a file; correct the path".into())),
         Err(error) => Err(error),
