@@ -3,6 +3,8 @@
 //! diesel passes on libpq's message as one string. The part from the PostgreSQL server is shown; libpq's own messages
 //! are replaced, because they quote hosts, values and whole connection strings.
 
+use std::net::{IpAddr, SocketAddr};
+
 use diesel::ConnectionError;
 
 /// The reason for which a connection could not be opened. Quotes nothing of the URL.
@@ -15,6 +17,37 @@ pub(crate) struct ConnectFailure {
     /// Whether a later attempt may succeed without a change to settings or database: the server is starting, or cannot
     /// be reached yet.
     pub(crate) is_transient: bool,
+    /// The server whose certificate was rejected. libpq does not say why; see the module `certificate`.
+    pub(crate) untrusted: Option<UntrustedServer>,
+}
+
+/// A server whose certificate OpenSSL rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UntrustedServer {
+    /// The host name, or the address if the URL has `hostaddr`.
+    pub(crate) host: String,
+    pub(crate) address: SocketAddr,
+}
+
+impl UntrustedServer {
+    /// Parses libpq's text about an address: `connection to server at "db" (192.0.2.1), port 5432`, or the same without
+    /// the part in parentheses.
+    fn parse(attempt: &str) -> Option<Self> {
+        let (host, rest) = attempt
+            .strip_prefix(ATTEMPT)?
+            .strip_prefix("at \"")?
+            .split_once('"')?;
+        let (address, port) = rest.split_once(", port ")?;
+        let address = address
+            .strip_prefix(" (")
+            .and_then(|address| address.strip_suffix(')'))
+            .unwrap_or(host);
+        let address: IpAddr = address.parse().ok()?;
+        Some(Self {
+            host: host.to_owned(),
+            address: (address, port.parse().ok()?).into(),
+        })
+    }
 }
 
 impl From<&ConnectionError> for ConnectFailure {
@@ -41,7 +74,7 @@ const NO_ADDRESS: &str =
 const CLOSED: &str = "the connection was closed by the server";
 
 /// libpq's messages about servers that may become available, and their replacements.
-const TRANSIENT: [(&str, &str); 14] = [
+const TRANSIENT: [(&str, &str); 16] = [
     (
         "could not translate host name",
         "its host name cannot be resolved",
@@ -68,35 +101,102 @@ const TRANSIENT: [(&str, &str); 14] = [
     ("Connection reset by peer", CLOSED),
     ("server closed the connection unexpectedly", CLOSED),
     ("Broken pipe", CLOSED),
+    ("SSL SYSCALL error", CLOSED),
+    ("SSL connection has been closed unexpectedly", CLOSED),
 ];
 
-/// libpq's messages about wrong settings, and their replacements.
-const PERMANENT: [(&str, &str); 11] = [
+/// libpq's message about a certificate that OpenSSL rejects.
+const UNTRUSTED: &str = "certificate verify failed";
+
+/// libpq's messages about TLS, and their replacements. They are checked first, because some contain paths and messages
+/// of the operating system.
+const TLS: [(&str, &str); 20] = [
     (
         "does not support SSL",
-        "the server has no TLS, and sslmode requires it; enable TLS at the server",
+        "the server has no TLS, and sslmode requires it; enable TLS at the server (ssl = on), or set sslmode=disable if \
+         the network in between is trusted",
     ),
     (
         "SSL support is not compiled in",
         "this build has no TLS for PostgreSQL; build with `--features pg-tls`",
     ),
     (
-        "root certificate",
-        "the file of root certificates (sslrootcert) is missing or cannot be read",
+        UNTRUSTED,
+        "the server's certificate is not signed by a trusted CA, or is not valid now; set sslrootcert to the CA \
+         certificate of the server, or replace the certificate at the server",
     ),
     (
-        "certificate verify failed",
-        "the server's certificate is not signed by a trusted authority (sslrootcert)",
+        "could not get server's host name",
+        "the server's certificate names no host; give the server a certificate with its host name",
     ),
     (
-        "does not match host name",
-        "the server's certificate is for another host",
+        "host name must be specified",
+        "sslmode=verify-full compares the host with the server's certificate, and DATABASE_URL has only hostaddr; add \
+         the host",
     ),
+    (
+        "root certificate file",
+        "the file of CA certificates is missing or has no PEM certificate; set sslrootcert to the file with the CA \
+         certificate of the server",
+    ),
+    (
+        "has group or world access",
+        "other users can read the private key of the client certificate (sslkey); set its mode to 0600, or to 0640 if \
+         root owns it",
+    ),
+    (
+        "could not load private key file",
+        "the private key of the client certificate (sslkey) cannot be loaded; it must be in PEM or DER, and \
+         sslpassword must be its password if it is encrypted",
+    ),
+    (
+        "does not match private key file",
+        "the private key (sslkey) is not that of the client certificate (sslcert); correct one of the two",
+    ),
+    (
+        "private key file",
+        "the private key of the client certificate is missing or cannot be read; set sslkey to its file",
+    ),
+    (
+        "certificate file",
+        "the client certificate cannot be read or is not in PEM; set sslcert to its file",
+    ),
+    (
+        "alert unknown ca",
+        "the server rejects the client certificate (sslcert), because its CA is not in the server's ssl_ca_file; use a \
+         certificate of that CA",
+    ),
+    (
+        "alert certificate expired",
+        "the server rejects the client certificate (sslcert), because it has expired; replace it",
+    ),
+    (
+        "alert certificate revoked",
+        "the server rejects the client certificate (sslcert), because it was revoked; replace it",
+    ),
+    ("alert bad certificate", CLIENT_REJECTED),
+    ("alert unsupported certificate", CLIENT_REJECTED),
+    ("alert certificate unknown", CLIENT_REJECTED),
+    (
+        "alert certificate required",
+        "the server requires a client certificate; set sslcert and sslkey in DATABASE_URL",
+    ),
+    ("wrong version number", NO_PROTOCOL),
+    ("protocol version", NO_PROTOCOL),
+];
+
+const CLIENT_REJECTED: &str =
+    "the server rejects the client certificate (sslcert); its log has the reason";
+const NO_PROTOCOL: &str = "TLS failed: the server and Tollkey have no version of TLS in common, or the port is not that of \
+                           PostgreSQL; check the port, ssl_min_protocol_version and ssl_max_protocol_version";
+
+/// libpq's other messages about wrong settings, and their replacements.
+const PERMANENT: [(&str, &str); 6] = [
     (
         "certificate",
-        "TLS failed: a certificate is missing, cannot be read or is not accepted",
+        "TLS failed: a certificate is missing, cannot be read or is not accepted; check sslrootcert, sslcert and sslkey",
     ),
-    ("SSL", "TLS failed"),
+    ("SSL", "TLS failed; the server's log has the reason"),
     (
         "no password supplied",
         "the server requires a password, and DATABASE_URL has none",
@@ -122,7 +222,17 @@ const SERVER_TRANSIENT: [&str; 5] = [
     "remaining connection slots",
 ];
 
-const NEXT_STEPS: [(&str, &str); 4] = [
+const NEXT_STEPS: [(&str, &str); 8] = [
+    (
+        "requires a valid client certificate",
+        "set sslcert and sslkey in DATABASE_URL",
+    ),
+    (
+        "certificate authentication failed",
+        "the common name of the client certificate (sslcert) must be the user name, or pg_ident.conf must map it to that",
+    ),
+    ("no encryption", UNENCRYPTED),
+    ("SSL off", UNENCRYPTED),
     (
         "authentication failed",
         "correct the user name and the password in DATABASE_URL",
@@ -138,12 +248,16 @@ const NEXT_STEPS: [(&str, &str); 4] = [
     ),
 ];
 
+const UNENCRYPTED: &str =
+    "set sslmode=verify-full, or allow connections without TLS in the server's pg_hba.conf";
+
 impl ConnectFailure {
     fn known(reason: impl Into<String>, is_transient: bool) -> Self {
         Self {
             reason: reason.into(),
             is_known: true,
             is_transient,
+            untrusted: None,
         }
     }
 
@@ -170,7 +284,14 @@ impl ConnectFailure {
         }
         let failures: Vec<Self> = attempts
             .into_iter()
-            .map(|line| Self::from_line(line.split_once(FAILED).map_or("", |(_, reason)| reason)))
+            .map(|line| {
+                let (attempt, reason) = line.split_once(FAILED).unwrap_or((line, ""));
+                let untrusted = reason.contains(UNTRUSTED);
+                Self {
+                    untrusted: untrusted.then(|| UntrustedServer::parse(attempt)).flatten(),
+                    ..Self::from_line(reason)
+                }
+            })
             .collect();
         let known = || failures.iter().filter(|failure| failure.is_known);
         let decisive = known()
@@ -187,7 +308,11 @@ impl ConnectFailure {
         {
             return Self::from_server(message.trim_end());
         }
-        if let Some(reason) = find(&TRANSIENT, line) {
+        if let Some(reason) = other_host(line) {
+            Self::known(reason, false)
+        } else if let Some(reason) = find(&TLS, line) {
+            Self::known(reason, false)
+        } else if let Some(reason) = find(&TRANSIENT, line) {
             Self::known(reason, true)
         } else if let Some(reason) = find(&PERMANENT, line) {
             Self::known(reason, false)
@@ -202,6 +327,25 @@ impl ConnectFailure {
         let next = next.map(|step| format!("; {step}")).unwrap_or_default();
         Self::known(format!("the server says: {message}{next}"), is_transient)
     }
+}
+
+/// Returns the reason for libpq's message about a certificate for another host, which it quotes.
+fn other_host(line: &str) -> Option<String> {
+    let (names, _) = line
+        .strip_prefix("server certificate for \"")?
+        .split_once(" does not match host name")?;
+    let (first, _) = names.split_once('"')?;
+    // A server could put anything here.
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:*".contains(c);
+    let named = if !first.is_empty() && first.len() <= 255 && first.chars().all(is_host) {
+        first
+    } else {
+        "another host"
+    };
+    Some(format!(
+        "the server's certificate is for {named}, not for the host in DATABASE_URL; use the name in the certificate, or \
+         give the server a certificate for this host"
+    ))
 }
 
 /// Returns the second text of the first row whose first text is in the message.
@@ -278,6 +422,19 @@ mod tests {
                 "the server has no TLS",
             ),
             (
+                "@HOST failed: FATAL:  connection requires a valid client certificate\n",
+                "client certificate; set sslcert and sslkey",
+            ),
+            (
+                "@HOST failed: FATAL:  certificate authentication failed for user \"shop\"\n",
+                "the common name of the client certificate",
+            ),
+            (
+                "@HOST failed: FATAL:  no pg_hba.conf entry for host \"10.0.0.2\", user \"shop\", database \"keys\", no \
+                 encryption\n",
+                "no encryption; set sslmode=verify-full",
+            ),
+            (
                 "@HOST failed: fe_sendauth: no password supplied\n",
                 "DATABASE_URL has none",
             ),
@@ -309,5 +466,144 @@ mod tests {
             );
             assert!(!shown.contains("canary"), "{shown}");
         }
+    }
+
+    #[test]
+    fn tls_failures_are_permanent_and_name_the_next_step() {
+        for (message, words) in [
+            (
+                "@HOST failed: SSL error: certificate verify failed\n",
+                "set sslrootcert",
+            ),
+            (
+                "@HOST failed: server certificate for \"db.example\" does not match host name \"canary\"\n",
+                "the server's certificate is for db.example, not for the host in DATABASE_URL",
+            ),
+            (
+                "@HOST failed: server certificate for \"*.db.example\" (and 2 other names) does not match host name \
+                 \"canary\"\n",
+                "for *.db.example, not",
+            ),
+            (
+                "@HOST failed: server certificate for \"canary canary\" does not match host name \"canary\"\n",
+                "for another host, not",
+            ),
+            // The path and the operating system's message do not decide.
+            (
+                "@HOST failed: could not read root certificate file \"/canary/timed out\": No such file or directory\n",
+                "set sslrootcert",
+            ),
+            (
+                "@HOST failed: root certificate file \"/canary\" does not exist\nEither provide the file, or canary.\n",
+                "set sslrootcert",
+            ),
+            (
+                "@HOST failed: could not open certificate file \"/canary\": Permission denied\n",
+                "set sslcert",
+            ),
+            (
+                "@HOST failed: certificate present, but not private key file \"/canary\"\n",
+                "set sslkey",
+            ),
+            (
+                "@HOST failed: private key file \"/canary\" has group or world access; file must have permissions u=rw\n",
+                "set its mode to 0600",
+            ),
+            (
+                "@HOST failed: could not load private key file \"/canary\": bad decrypt\n",
+                "sslpassword",
+            ),
+            (
+                "@HOST failed: certificate does not match private key file \"/canary\": key values mismatch\n",
+                "not that of the client certificate",
+            ),
+            (
+                "@HOST failed: SSL error: tlsv1 alert unknown ca\n",
+                "ssl_ca_file",
+            ),
+            (
+                "@HOST failed: SSL error: ssl/tls alert certificate expired\n",
+                "it has expired; replace it",
+            ),
+            (
+                "@HOST failed: SSL error: tlsv13 alert certificate required\n",
+                "set sslcert and sslkey",
+            ),
+            (
+                "@HOST failed: SSL error: tlsv1 alert protocol version\n",
+                "no version of TLS in common",
+            ),
+            (
+                "@HOST failed: SSL error: canary\n",
+                "the server's log has the reason",
+            ),
+            (
+                "@HOST failed: host name must be specified for a verified SSL connection\n",
+                "add the host",
+            ),
+            // One address refuses connections, as when only one of IPv4 and IPv6 is used.
+            (
+                "@HOST failed: Connection refused\n\tIs the server running?\n\
+                 @HOST failed: SSL error: certificate verify failed\n",
+                "set sslrootcert",
+            ),
+        ] {
+            let message = message.replace(
+                "@HOST",
+                "connection to server at \"canary\" (::1), port 5432",
+            );
+            let failure = ConnectFailure::from_message(&message);
+            let shown = failure.to_string();
+            assert!(
+                !failure.is_transient && shown.contains(words),
+                "{message}: {shown}"
+            );
+            assert!(!shown.contains("canary"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn connection_lost_during_the_tls_handshake_is_transient() {
+        for message in [
+            "@HOST failed: SSL SYSCALL error: EOF detected\n",
+            "@HOST failed: SSL SYSCALL error: Connection reset by peer\n",
+            "@HOST failed: SSL connection has been closed unexpectedly\n",
+        ] {
+            assert_eq!(
+                failure(message),
+                ConnectFailure::known(CLOSED, true),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn server_with_an_untrusted_certificate_is_named() {
+        for (server, host, address) in [
+            (
+                "at \"db.example\" (192.0.2.1), port 5432",
+                "db.example",
+                "192.0.2.1:5432",
+            ),
+            (
+                "at \"db.example\" (2001:db8::1), port 6432",
+                "db.example",
+                "[2001:db8::1]:6432",
+            ),
+            ("at \"192.0.2.1\", port 5432", "192.0.2.1", "192.0.2.1:5432"),
+        ] {
+            let message = format!(
+                "connection to server {server} failed: SSL error: certificate verify failed\n"
+            );
+            let expected = UntrustedServer {
+                host: host.to_owned(),
+                address: address.parse().unwrap(),
+            };
+            let failure = ConnectFailure::from_message(&message);
+            assert_eq!(failure.untrusted, Some(expected), "{message}");
+        }
+        let refused =
+            "connection to server at \"db\" (192.0.2.1), port 5432 failed: Connection refused\n";
+        assert_eq!(ConnectFailure::from_message(refused).untrusted, None);
     }
 }

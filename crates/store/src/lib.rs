@@ -21,6 +21,8 @@ pub mod account;
 pub mod audit_export;
 #[cfg(feature = "bulk")]
 pub mod bulk;
+#[cfg(feature = "pg-tls")]
+mod certificate;
 mod connect_failure;
 mod connection;
 mod error;
@@ -68,5 +70,3 @@ pub use wake::Listener;
 
 // Dependencies of diesel, named here to set their build features (see the workspace manifest). `wake` uses libpq.
 use libsqlite3_sys as _;
-#[cfg(feature = "pg-tls")]
-use openssl_sys as _;

@@ -21,6 +21,8 @@ use tollkey_core::{
 };
 use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 
+#[cfg(feature = "pg-tls")]
+use crate::certificate;
 use crate::{
     Error,
     connection::{AnyConnection, ConnectError, Manager, establish, is_english, postgres_setting},
@@ -917,9 +919,24 @@ fn open_error(error: ConnectError, url: &DatabaseUrl) -> OpenError {
         other => OpenError::Connect {
             target: url.target(),
             is_transient: other.is_transient(),
-            reason: other.to_string(),
+            reason: untrusted_reason(&other, url).unwrap_or_else(|| other.to_string()),
         },
     }
+}
+
+/// Returns why the server's certificate was rejected, if that is the error.
+#[cfg(feature = "pg-tls")]
+fn untrusted_reason(error: &ConnectError, url: &DatabaseUrl) -> Option<String> {
+    let ConnectError::Connect(failure) = error else {
+        return None;
+    };
+    let server = failure.untrusted.as_ref()?;
+    certificate::explain(server, &url.handshake(|name| std::env::var(name).ok())?)
+}
+
+#[cfg(not(feature = "pg-tls"))]
+fn untrusted_reason(_: &ConnectError, _: &DatabaseUrl) -> Option<String> {
+    None
 }
 
 /// Returns an error if a connection pooler shares server sessions among clients.

@@ -14,6 +14,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -39,6 +40,8 @@ use crate::{
 pub struct Postgres {
     directory: String,
     bin: PathBuf,
+    /// `None` if it listens on its socket only.
+    tcp_port: Option<u16>,
     next: AtomicU32,
     /// The shell. It stops the cluster when its standard input, a pipe, closes.
     _watchdog: Child,
@@ -87,7 +90,7 @@ impl Postgres {
                         "PostgreSQL is not installed (no initdb): its half of these tests does NOT run",
                     );
                 }
-                bin.map(|bin| Self::start(bin, ""))
+                bin.map(|bin| Self::start(bin, "", None))
             })
             .as_ref()
     }
@@ -96,18 +99,27 @@ impl Postgres {
     /// `postgresql.conf`. It runs until the process ends. `None` if [`Postgres::shared`] is `None`.
     pub fn private(settings: &str) -> Option<&'static Self> {
         let shared = Self::shared()?; // warns if PostgreSQL is not installed
-        Some(Box::leak(Box::new(Self::start(
-            shared.bin.clone(),
-            settings,
-        ))))
+        let server = Self::start(shared.bin.clone(), settings, None);
+        Some(Box::leak(Box::new(server)))
     }
 
-    fn start(bin: PathBuf, settings: &str) -> Self {
+    /// Like [`Postgres::private`], and also listens on a port of 127.0.0.1: see [`Database::url_on_tcp`].
+    pub fn private_on_tcp(settings: &str) -> Option<&'static Self> {
+        let shared = Self::shared()?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
+        let port = port.expect("a free port").port();
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{settings}");
+        let server = Self::start(shared.bin.clone(), &settings, Some(port));
+        Some(Box::leak(Box::new(server)))
+    }
+
+    fn start(bin: PathBuf, settings: &str, tcp_port: Option<u16>) -> Self {
         let mut script = shell(WATCHDOG, &bin);
         let (watchdog, directory) = watch(script.env("TOLLKEY_TEST_PG_SETTINGS", settings));
         Self {
             directory,
             bin,
+            tcp_port,
             next: AtomicU32::new(0),
             _watchdog: watchdog,
         }
@@ -130,6 +142,15 @@ impl Postgres {
         let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
         run(&mut shell(&script, &self.bin));
         self.control("reload");
+    }
+
+    /// Writes a file into the data directory, which only PostgreSQL can read.
+    pub fn write(&self, name: &str, content: &str) {
+        let script = format!(
+            "umask 077; printf %s \"$TOLLKEY_TEST_PG_FILE\" >{}/data/{name}",
+            self.directory
+        );
+        run(shell(&script, &self.bin).env("TOLLKEY_TEST_PG_FILE", content));
     }
 
     /// Restarts the cluster as a standby, which is read-only until `pg_ctl promote`.
@@ -162,13 +183,16 @@ impl Postgres {
 
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        Path::new(&self.directory).join(".s.PGSQL.5432")
+        let port = self.tcp_port.unwrap_or(5432);
+        Path::new(&self.directory).join(format!(".s.PGSQL.{port}"))
     }
 
     fn url(&self, database: &str) -> String {
+        let port = self.tcp_port.map(|port| format!("&port={port}"));
         format!(
-            "postgres:///{database}?host={}&user=postgres",
-            self.directory
+            "postgres:///{database}?host={}&user=postgres{}",
+            self.directory,
+            port.unwrap_or_default()
         )
     }
 
@@ -312,6 +336,15 @@ impl Database {
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
         let (_, name) = self.on_server();
         format!("postgres://postgres@{address}/{name}")
+    }
+
+    /// Returns the URL of a database of [`Postgres::private_on_tcp`] with this role, host and parameters. Whatever the
+    /// host is, the address is that of the server.
+    #[must_use]
+    pub fn url_on_tcp(&self, role: &str, host: &str, parameters: &str) -> String {
+        let (server, name) = self.on_server();
+        let port = server.tcp_port.expect("a server that listens on TCP");
+        format!("postgres://{role}@{host}:{port}/{name}?hostaddr=127.0.0.1&{parameters}")
     }
 
     /// Returns the URL for this role, without a password.

@@ -14,10 +14,12 @@ use std::{
 
 use crate::target::{Backend, Target};
 
+mod tls;
+
 /// How long libpq tries to reach one address of the server, and how long sent data may stay unacknowledged.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The database URL cannot be used. Never quotes the URL, which may contain a password.
+/// The database URL cannot be used. Never quotes the URL, which may contain a password, except for the paths of TLS files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     #[error(
@@ -101,6 +103,33 @@ pub enum BadUrl {
         "requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`"
     )]
     TlsDemanded,
+    #[error(
+        "must not combine sslrootcert=system with another sslmode than verify-full, because every host can have a \
+         certificate of these CAs; set sslmode=verify-full, or sslrootcert to the file of one CA"
+    )]
+    WeakSystemCas,
+    #[error(
+        "requires by sslmode=verify-ca that sslrootcert names the file with the CA certificate of the server; add it, or \
+         set sslmode=verify-full, which uses the CA certificates of the system"
+    )]
+    NoCa,
+    #[error(
+        "needs the CA certificates of the system, and none were found; install them (Debian: the package \
+         ca-certificates), or set sslrootcert to the file with the CA certificate of the server"
+    )]
+    NoSystemCas,
+    #[error("has sslkey without sslcert; add sslcert with the file of the client certificate")]
+    NoClientCertificate,
+    /// A file for TLS cannot be read.
+    #[error("cannot be used with the file {path} of {setting}: {reason}")]
+    File {
+        /// The parameter of the URL, or the environment variable that replaces it.
+        setting: &'static str,
+        /// The absolute path.
+        path: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// `target_session_attrs` selects a standby. A standby may lag and accept a revoked key.
     #[error("must not select a standby; remove target_session_attrs, or set it to read-write")]
     Standby,
@@ -118,9 +147,11 @@ pub struct DatabaseUrl {
 enum Location {
     Memory,
     File(String),
-    /// Keywords of libpq with decoded values.
-    Postgres(BTreeMap<&'static str, String>),
+    Postgres(Parameters),
 }
+
+/// Keywords of libpq with decoded values.
+type Parameters = BTreeMap<&'static str, String>;
 
 /// The connection parameters of libpq 18 that a URL can have. Not `replication`, which is another protocol.
 const PARAMETERS: [&str; 50] = [
@@ -291,7 +322,8 @@ impl DatabaseUrl {
         }
     }
 
-    /// `env` returns the environment variables that libpq reads by itself.
+    /// Returns what to open. `tls` is whether this build has TLS for PostgreSQL, and `env` returns environment variables,
+    /// some of which libpq reads by itself.
     pub(crate) fn resolve(
         &self,
         tls: bool,
@@ -303,10 +335,45 @@ impl DatabaseUrl {
             Location::File(path) if path.starts_with('/') => Ok(Target::File(path.clone())),
             Location::File(path) => Ok(Target::File(format!("./{path}"))),
             Location::Postgres(parameters) => {
-                check_tls(parameters, tls, env)?;
-                Ok(Target::Postgres(conninfo(parameters)))
+                let parameters = if tls {
+                    tls::complete(parameters, &env)?
+                } else {
+                    check_tls(parameters, &env)?;
+                    parameters.clone()
+                };
+                Ok(Target::Postgres(conninfo(&parameters)))
             }
         }
+    }
+}
+
+/// What a TLS handshake with a PostgreSQL server needs, apart from its address.
+#[cfg(feature = "pg-tls")]
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    /// The file of trusted CA certificates.
+    pub(crate) cas: PathBuf,
+    /// The host, if the URL has exactly one.
+    pub(crate) host: Option<String>,
+    /// Whether TLS begins without PostgreSQL's own request for it (`sslnegotiation=direct`).
+    pub(crate) is_direct: bool,
+}
+
+#[cfg(feature = "pg-tls")]
+impl DatabaseUrl {
+    /// Returns what libpq uses for the handshake. `None` for SQLite, and if a service file of libpq determines it.
+    pub(crate) fn handshake(&self, env: impl Fn(&str) -> Option<String>) -> Option<Handshake> {
+        let Location::Postgres(parameters) = &self.location else {
+            return None;
+        };
+        let parameters = tls::complete(parameters, &env).ok()?;
+        let get = |name, variable| effective(&parameters, &env, name, variable);
+        let negotiation = get("sslnegotiation", "PGSSLNEGOTIATION");
+        Some(Handshake {
+            cas: get("sslrootcert", "PGSSLROOTCERT")?.into(),
+            host: get("host", "PGHOST").filter(|host| !host.contains(',')),
+            is_direct: negotiation.as_deref() == Some("direct"),
+        })
     }
 }
 
@@ -358,7 +425,7 @@ fn sqlite(path: &str) -> Result<Location, BadUrl> {
 }
 
 /// Parses the part after the scheme. Rejects URLs that libpq and RFC 3986 split differently.
-fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
+fn postgres(rest: &str) -> Result<Parameters, BadUrl> {
     if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(BadUrl::WhiteSpace);
     }
@@ -414,7 +481,7 @@ fn has_second_at(more: &str) -> bool {
 }
 
 /// Parses `HOST:PORT`, or several separated by commas.
-fn authority(hosts: &str, parameters: &mut BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
+fn authority(hosts: &str, parameters: &mut Parameters) -> Result<(), BadUrl> {
     if hosts.is_empty() {
         return Ok(());
     }
@@ -455,7 +522,7 @@ fn authority(hosts: &str, parameters: &mut BTreeMap<&'static str, String>) -> Re
     Ok(())
 }
 
-fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
+fn query_parameters(query: &str) -> Result<Parameters, BadUrl> {
     let mut parameters = BTreeMap::new();
     if query.contains('#') {
         return Err(BadUrl::Path);
@@ -486,7 +553,7 @@ fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUr
     Ok(parameters)
 }
 
-fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
+fn check_values(parameters: &Parameters) -> Result<(), BadUrl> {
     let get = |name: &str| parameters.get(name).map(String::as_str);
     for host in get("host").into_iter().flat_map(|hosts| hosts.split(',')) {
         // Addresses in parameters have no brackets; those with a zone have a percent sign.
@@ -529,7 +596,8 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
         Some(_) => return wrong("target_session_attrs", "read-write, or omitted"),
     }
     // Error messages name these.
-    for name in ["user", "dbname", "service"] {
+    let files = tls::FILES.into_iter().map(|(name, _)| name);
+    for name in ["user", "dbname", "service"].into_iter().chain(files) {
         if get(name).is_some_and(|value| value.contains(char::is_control)) {
             return Err(BadUrl::WhiteSpace);
         }
@@ -575,31 +643,41 @@ fn decode(text: &str) -> Result<String, BadUrl> {
     String::from_utf8(bytes).map_err(|_| BadUrl::NotUtf8)
 }
 
-/// Returns an error unless TLS is built in, is turned off, or everything libpq could connect to is on this machine.
-/// Also checks `hostaddr`, which replaces the host, and the environment variables and service file that replace missing
-/// parts.
-fn check_tls(
-    parameters: &BTreeMap<&'static str, String>,
-    tls: bool,
-    env: impl Fn(&str) -> Option<String>,
-) -> Result<(), BadUrl> {
-    if tls {
-        return Ok(());
+/// In a build without TLS: returns an error unless TLS is turned off, or everything libpq could connect to is on this
+/// machine.
+fn check_tls(parameters: &Parameters, env: &impl Fn(&str) -> Option<String>) -> Result<(), BadUrl> {
+    match parameters.get("sslmode").map(String::as_str) {
+        Some("require" | "verify-ca" | "verify-full") => Err(BadUrl::TlsDemanded),
+        Some("disable") => Ok(()),
+        _ if is_on_this_machine(parameters, env) => Ok(()),
+        _ => Err(BadUrl::NeedsTls),
     }
-    let get = |name: &str, variable: &str| parameters.get(name).cloned().or_else(|| env(variable));
-    let addresses = [get("host", "PGHOST"), get("hostaddr", "PGHOSTADDR")];
-    let is_local = addresses
+}
+
+/// Returns a parameter of the URL, or else the value of the environment variable that libpq reads in its place.
+fn effective(
+    parameters: &Parameters,
+    env: &impl Fn(&str) -> Option<String>,
+    name: &str,
+    variable: &str,
+) -> Option<String> {
+    let value = parameters.get(name).cloned().or_else(|| env(variable));
+    value.filter(|value| !value.is_empty())
+}
+
+/// Returns whether everything libpq could connect to is on this machine. Also considers `hostaddr`, which replaces the
+/// host, and the environment variables and service file that replace missing parts.
+fn is_on_this_machine(parameters: &Parameters, env: &impl Fn(&str) -> Option<String>) -> bool {
+    let addresses = [
+        effective(parameters, env, "host", "PGHOST"),
+        effective(parameters, env, "hostaddr", "PGHOSTADDR"),
+    ];
+    addresses
         .iter()
         .flatten()
         .flat_map(|list| list.split(','))
         .all(is_local)
-        && get("service", "PGSERVICE").is_none_or(|service| service.is_empty());
-    match parameters.get("sslmode").map(String::as_str) {
-        Some("require" | "verify-ca" | "verify-full") => Err(BadUrl::TlsDemanded),
-        Some("disable") => Ok(()),
-        _ if is_local => Ok(()),
-        _ => Err(BadUrl::NeedsTls),
-    }
+        && effective(parameters, env, "service", "PGSERVICE").is_none()
 }
 
 /// Returns whether the host is the directory of a socket, or an abstract socket.
@@ -617,7 +695,7 @@ fn is_local(host: &str) -> bool {
 }
 
 /// Returns libpq's connection string. The defaults bound the time of a lost connection, and require a primary.
-fn conninfo(parameters: &BTreeMap<&'static str, String>) -> String {
+fn conninfo(parameters: &Parameters) -> String {
     let defaults = [
         ("connect_timeout", CONNECT_TIMEOUT.as_secs().to_string()),
         ("tcp_user_timeout", CONNECT_TIMEOUT.as_millis().to_string()),

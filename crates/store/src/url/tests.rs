@@ -282,8 +282,6 @@ fn remote_server_requires_tls_unless_sslmode_is_disable() {
     let elsewhere = |name: &str| (name == "PGHOST").then(|| "db.example".to_owned());
     let default = parse("postgres:///tollkey").unwrap();
     assert_eq!(default.resolve(false, elsewhere), Err(BadUrl::NeedsTls));
-    let remote = parse("postgres://db.example/tollkey").unwrap();
-    assert!(remote.resolve(true, |_| None).is_ok());
     assert_eq!(
         resolve("postgres://localhost/t?sslmode=verify-full"),
         Err(BadUrl::TlsDemanded)
@@ -346,4 +344,159 @@ fn target_names_the_database_without_credentials() {
         relative,
         format!("SQLite database {}", directory.join("tollkey.db").display())
     );
+}
+
+/// Returns the parameters for libpq in a build with TLS. `env` has pairs of a variable and its value.
+fn with_tls(url: &str, env: &[(&str, &str)]) -> Result<Parameters, BadUrl> {
+    let Location::Postgres(parameters) = parse(url)?.location else {
+        panic!("{url} is not a PostgreSQL URL")
+    };
+    tls::complete(&parameters, &|name: &str| {
+        let found = env.iter().find(|(variable, _)| *variable == name);
+        found.map(|(_, value)| (*value).to_owned())
+    })
+}
+
+#[test]
+fn tls_to_another_machine_is_verified_by_default() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().display().to_string();
+    let system = directory.path().join("system.crt").display().to_string();
+    std::fs::write(&system, "").unwrap();
+    let env = [("HOME", home.as_str()), ("SSL_CERT_FILE", &system)];
+    let settings = |url: &str, more: &[(&'static str, &'static str)]| {
+        let env: Vec<(&str, &str)> = env.iter().chain(more).copied().collect();
+        let parameters = with_tls(url, &env).unwrap();
+        let get = |name: &str| parameters.get(name).cloned().unwrap_or_default();
+        (get("sslmode"), get("sslrootcert"))
+    };
+    let of = |mode: &str, cas: &str| (mode.to_owned(), cas.to_owned());
+    for url in [
+        "postgres://db.example/keys",
+        "postgres://localhost,db.example/keys",
+        "postgres://localhost/keys?hostaddr=192.0.2.1",
+        "postgres://db.example/keys?sslmode=verify-full",
+        "postgres://localhost/keys?sslmode=verify-full",
+        "postgres://localhost/keys?sslrootcert=system",
+        "postgres://db.example/keys?sslmode=verify-full&sslrootcert=system",
+    ] {
+        assert_eq!(settings(url, &[]), of("verify-full", &system), "{url}");
+    }
+    for (variables, expected) in [
+        (&[("PGHOST", "db.example")][..], of("verify-full", &system)),
+        (&[("PGSSLROOTCERT", "system")], of("verify-full", &system)),
+        (&[("PGSSLMODE", "verify-full")], of("verify-full", &system)),
+        (&[("PGSSLMODE", "require")], of("require", "")),
+        (&[("PGSSLMODE", "")], of("", "")),
+        (&[], of("", "")),
+    ] {
+        let url = "postgres:///keys";
+        assert_eq!(settings(url, variables), expected, "{variables:?}");
+    }
+    for (url, expected) in [
+        // On this machine, the mode is that of libpq.
+        ("postgres://localhost/keys", of("", "")),
+        (
+            "postgres://db.example/keys?sslmode=disable",
+            of("disable", ""),
+        ),
+        (
+            "postgres://db.example/keys?sslmode=require",
+            of("require", ""),
+        ),
+        // A service file may set both.
+        ("postgres:///keys?service=remote", of("", "")),
+        (
+            "postgres:///keys?service=remote&sslmode=verify-full",
+            of("verify-full", ""),
+        ),
+    ] {
+        assert_eq!(settings(url, &[]), expected, "{url}");
+    }
+
+    // libpq's default file takes precedence over the system.
+    let own = directory.path().join(".postgresql/root.crt");
+    std::fs::create_dir(own.parent().unwrap()).unwrap();
+    std::fs::write(&own, "").unwrap();
+    for mode in ["verify-full", "verify-ca"] {
+        let url = format!("postgres://db.example/keys?sslmode={mode}");
+        assert_eq!(
+            settings(&url, &[]),
+            of(mode, &own.display().to_string()),
+            "{mode}"
+        );
+    }
+}
+
+#[test]
+fn cas_of_the_distribution_are_found() {
+    let known = openssl_probe::probe().cert_file;
+    let found = with_tls(
+        "postgres://db.example/keys?sslrootcert=system",
+        &[("HOME", "/nonexistent")],
+    );
+    match known {
+        Some(file) => {
+            let file = file.display().to_string();
+            assert_eq!(found.unwrap().get("sslrootcert"), Some(&file));
+        }
+        None => assert_eq!(found, Err(BadUrl::NoSystemCas)),
+    }
+}
+
+#[test]
+fn unsafe_tls_parameters_are_rejected() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file").display().to_string();
+    std::fs::write(&file, "").unwrap();
+    for (query, error) in [
+        (
+            "sslrootcert=system&sslmode=verify-ca",
+            BadUrl::WeakSystemCas,
+        ),
+        ("sslrootcert=system&sslmode=require", BadUrl::WeakSystemCas),
+        ("sslrootcert=system&sslmode=disable", BadUrl::WeakSystemCas),
+        ("sslmode=verify-ca", BadUrl::NoCa),
+        (
+            &format!("sslrootcert={file}&sslkey={file}"),
+            BadUrl::NoClientCertificate,
+        ),
+    ] {
+        let url = format!("postgres://db.example/keys?{query}");
+        let found = with_tls(&url, &[("HOME", "/nonexistent")]);
+        assert_eq!(found, Err(error), "{query}");
+    }
+    // The environment can have the certificate.
+    let url = format!("postgres://db.example/keys?sslrootcert={file}&sslkey={file}");
+    assert!(with_tls(&url, &[("PGSSLCERT", &file)]).is_ok());
+    // The setting with the wrong path is named.
+    let url = format!("postgres://db.example/keys?sslrootcert={file}");
+    for variable in ["PGSSLCERT", "PGSSLCRL", "PGSSLCRLDIR"] {
+        let error = with_tls(&url, &[(variable, "/nonexistent/tls")]).unwrap_err();
+        let BadUrl::File { setting, path, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!((*setting, path.as_str()), (variable, "/nonexistent/tls"));
+    }
+    assert_eq!(
+        parse("postgres://db/keys?sslcert=a%0Ab"),
+        Err(BadUrl::WhiteSpace)
+    );
+}
+
+/// OpenSSL asks for the password of a private key on the terminal if libpq has none.
+#[test]
+fn password_of_a_private_key_is_never_asked_for() {
+    let password = |url: &str| {
+        let parameters = with_tls(url, &[]).unwrap();
+        parameters.get("sslpassword").cloned()
+    };
+    assert!(password("postgres://localhost/keys").is_some_and(|text| !text.is_empty()));
+    assert_eq!(
+        password("postgres://localhost/keys?sslpassword=canary").as_deref(),
+        Some("canary")
+    );
+    let url = parse("postgres://localhost/keys?sslpassword=canary").unwrap();
+    assert!(url.has_password() && !format!("{url:?} {url}").contains("canary"));
+    assert!(!parse("postgres://localhost/keys").unwrap().has_password());
 }

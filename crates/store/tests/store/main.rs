@@ -16,6 +16,8 @@ mod roles;
 mod server_settings;
 mod service_keys;
 mod sessions;
+#[cfg(feature = "pg-tls")]
+mod tls;
 mod transactions;
 mod usage;
 mod verification;
