@@ -174,6 +174,18 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
         state.waiting + state.urgent.len()
     }
 
+    /// Returns the number of permits, free and in use.
+    #[must_use]
+    pub fn permits(&self) -> usize {
+        self.0.limits.permits
+    }
+
+    /// Returns the number of permits that are held.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.0.limits.permits - self.0.lock().free
+    }
+
     fn release(&self, owner: &K, priority: Priority) {
         let mut state = self.0.lock();
         state.free += 1;

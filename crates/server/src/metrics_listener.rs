@@ -99,8 +99,13 @@ async fn render_metrics(
     metrics: web::Data<Metrics>,
     connections: web::Data<Connections>,
 ) -> HttpResponse {
-    telemetry::record_verifier(&state.service.verifier.stats());
-    telemetry::record_connections(connections.open(), connections.pending_bytes());
+    // At most two seconds, also while the database does not respond.
+    let is_ready = state.is_ready().await;
+    let service = &state.service;
+    telemetry::record_server(is_ready, service.clock.now());
+    telemetry::record_verifier(&service.verifier.stats());
+    telemetry::record_pools(&service.store.pools());
+    telemetry::record_connections(&connections);
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .body(metrics.render())

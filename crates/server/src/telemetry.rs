@@ -15,14 +15,20 @@ use metrics::{
     histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tollkey_service::measures::{PROPAGATION_WAIT, VERIFICATIONS};
+use metrics_process::Collector;
+use tollkey_core::Timestamp;
+use tollkey_service::measures::{self, PROPAGATION_WAIT, VERIFICATIONS};
+use tollkey_store::PoolStats;
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{LogFormat, LogSettings};
+use crate::{
+    config::{LogFormat, LogSettings},
+    transport::Connections,
+};
 
 pub const HTTP_REQUESTS: &str = "tollkey_http_requests_total";
 pub const HTTP_REQUEST_DURATION: &str = "tollkey_http_request_duration_seconds";
@@ -31,6 +37,7 @@ pub const VERIFICATION_MISSES: &str = "tollkey_verification_misses_total";
 pub const CACHED_KEYS: &str = "tollkey_cached_keys";
 pub const CACHE_BYTES: &str = "tollkey_cache_bytes";
 pub const EVICTIONS: &str = "tollkey_evictions_total";
+pub const LEASE_LENGTH: &str = "tollkey_lease_length_seconds";
 pub const LEASE_LEFT: &str = "tollkey_lease_left_seconds";
 pub const CHANGE_SEQ: &str = "tollkey_change_seq";
 pub const PROPAGATION_LAPSES: &str = "tollkey_propagation_lapsed_leases_total";
@@ -39,10 +46,20 @@ pub const PROPAGATION_WAITS: &str = "tollkey_propagation_waits_total";
 pub const SUBSCRIBERS: &str = "tollkey_subscribers";
 pub const CACHE_RESETS: &str = "tollkey_cache_resets_total";
 pub const CONNECTIONS: &str = "tollkey_connections";
-/// Connections that the server closed or did not admit, by `reason`: `idle`, `limit`, `memory` or `write_timeout`.
+pub const MAX_CONNECTIONS: &str = "tollkey_max_connections";
+pub const CONNECTIONS_ACCEPTED: &str = "tollkey_connections_accepted_total";
+/// Connections that the server closed or did not admit, by `reason`: one of [`CLOSE_REASONS`].
 pub const CONNECTIONS_CLOSED: &str = "tollkey_connections_closed_total";
 pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
+pub const POOL_SIZE: &str = "tollkey_database_pool_size";
+pub const POOL_IN_USE: &str = "tollkey_database_pool_in_use";
+pub const POOL_WAITING: &str = "tollkey_database_pool_waiting";
+pub const POOL_REJECTED: &str = "tollkey_database_pool_rejected_total";
+pub const READY: &str = "tollkey_ready";
+pub const TIME: &str = "tollkey_time_seconds";
 pub const BUILD_INFO: &str = "tollkey_build_info";
+
+const CLOSE_REASONS: [&str; 4] = ["idle", "limit", "memory", "write_timeout"];
 
 /// From well below the verification of a cached key to a change that waits for a lease.
 const REQUEST_BUCKETS: [f64; 13] = [
@@ -98,27 +115,50 @@ fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
 }
 
 #[derive(Clone)]
-pub struct Metrics(PrometheusHandle);
+pub struct Metrics {
+    exporter: PrometheusHandle,
+    process: Collector,
+}
 
 impl Metrics {
     /// Fails on a second call.
     pub fn install() -> Result<Self, TelemetryError> {
-        let handle = builder()?.install_recorder()?;
-        describe();
-        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        Ok(Self(handle))
+        let metrics = Self::of(builder()?.install_recorder()?);
+        metrics.begin();
+        Ok(metrics)
     }
 
+    fn of(exporter: PrometheusHandle) -> Self {
+        Self {
+            exporter,
+            process: Collector::default(),
+        }
+    }
+
+    /// Describes all metrics, and creates the series that are known. Prometheus does not see the first count of a
+    /// series as an increase.
+    fn begin(&self) {
+        describe();
+        self.process.describe();
+        measures::register();
+        for reason in CLOSE_REASONS {
+            counter!(CONNECTIONS_CLOSED, "reason" => reason).increment(0);
+        }
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    }
+
+    /// Returns all metrics in the text format of Prometheus, those of the process as of now.
     #[must_use]
     pub fn render(&self) -> String {
-        self.0.run_upkeep();
-        self.0.render()
+        self.process.collect();
+        self.exporter.run_upkeep();
+        self.exporter.render()
     }
 
     /// Aggregates recent measurements into buckets. Must be called every few seconds: until then each measured
     /// duration is stored separately, and memory would grow without limit if nothing scrapes the metrics.
     pub fn upkeep(&self) {
-        self.0.run_upkeep();
+        self.exporter.run_upkeep();
     }
 }
 
@@ -165,6 +205,11 @@ fn describe() {
         "Keys evicted from the cache, for space or because they changed."
     );
     describe_gauge!(
+        LEASE_LENGTH,
+        Unit::Seconds,
+        "Length of a lease. It is renewed every third of this time."
+    );
+    describe_gauge!(
         LEASE_LEFT,
         Unit::Seconds,
         "Time for which this replica can still verify keys from its cache."
@@ -204,6 +249,16 @@ fn describe() {
         Unit::Count,
         "Open connections to the main listener and the gRPC listener."
     );
+    describe_gauge!(
+        MAX_CONNECTIONS,
+        Unit::Count,
+        "Maximum number of open connections to the main listener and the gRPC listener."
+    );
+    describe_counter!(
+        CONNECTIONS_ACCEPTED,
+        Unit::Count,
+        "Connections that were accepted, including those that were closed because of the limit."
+    );
     describe_counter!(
         CONNECTIONS_CLOSED,
         Unit::Count,
@@ -213,6 +268,36 @@ fn describe() {
         PENDING_RESPONSE_BYTES,
         Unit::Bytes,
         "Bytes of responses that clients have not read yet."
+    );
+    describe_gauge!(
+        POOL_SIZE,
+        Unit::Count,
+        "Maximum number of database connections in use at the same time, by pool."
+    );
+    describe_gauge!(
+        POOL_IN_USE,
+        Unit::Count,
+        "Database connections in use, by pool."
+    );
+    describe_gauge!(
+        POOL_WAITING,
+        Unit::Count,
+        "Operations that wait for a database connection, by pool."
+    );
+    describe_counter!(
+        POOL_REJECTED,
+        Unit::Count,
+        "Operations that failed because no database connection became free in time, or because too many were waiting, by pool."
+    );
+    describe_gauge!(
+        READY,
+        Unit::Count,
+        "1 if the server is ready, as /readyz says; otherwise 0."
+    );
+    describe_gauge!(
+        TIME,
+        Unit::Seconds,
+        "Wall-clock time of the server since the Unix epoch."
     );
     describe_gauge!(BUILD_INFO, Unit::Count, "Version of the server.");
 }
@@ -286,13 +371,32 @@ pub fn record_verifier(stats: &Stats) {
     gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
     gauge!(CACHED_KEYS).set(stats.entries as f64);
     gauge!(CACHE_BYTES).set(stats.bytes as f64);
+    gauge!(LEASE_LENGTH).set(stats.lease_length.as_secs_f64());
     gauge!(LEASE_LEFT).set(stats.lease_left.as_secs_f64());
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);
 }
 
-pub fn record_connections(open: usize, pending_bytes: usize) {
-    gauge!(CONNECTIONS).set(open as f64);
-    gauge!(PENDING_RESPONSE_BYTES).set(pending_bytes as f64);
+pub fn record_connections(connections: &Connections) {
+    gauge!(CONNECTIONS).set(connections.open() as f64);
+    gauge!(MAX_CONNECTIONS).set(connections.limit() as f64);
+    counter!(CONNECTIONS_ACCEPTED).absolute(connections.accepted());
+    gauge!(PENDING_RESPONSE_BYTES).set(connections.pending_bytes() as f64);
+}
+
+/// Records the database connections. The store chooses the names of the pools.
+pub fn record_pools(pools: &[PoolStats]) {
+    for pool in pools {
+        gauge!(POOL_SIZE, "pool" => pool.name).set(pool.size as f64);
+        gauge!(POOL_IN_USE, "pool" => pool.name).set(pool.in_use as f64);
+        gauge!(POOL_WAITING, "pool" => pool.name).set(pool.waiting as f64);
+        counter!(POOL_REJECTED, "pool" => pool.name).absolute(pool.rejected);
+    }
+}
+
+/// Records whether the server is ready, and its wall-clock time.
+pub fn record_server(is_ready: bool, now: Timestamp) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+    gauge!(TIME).set(now.as_microsecond() as f64 / 1e6);
 }
 
 #[cfg(test)]
@@ -304,12 +408,12 @@ mod tests {
     /// Renders with a local recorder, because the global one can be installed only once.
     fn rendered(record: impl FnOnce()) -> String {
         let recorder = builder().unwrap().build_recorder();
-        let metrics = Metrics(recorder.handle());
+        let metrics = Metrics::of(recorder.handle());
         metrics::with_local_recorder(&recorder, || {
-            describe();
+            metrics.begin();
             record();
-        });
-        metrics.render()
+            metrics.render()
+        })
     }
 
     #[test]

@@ -129,7 +129,7 @@ fn counted(verdict: Result<Verdict, Unavailable>) -> Result<Verdict, Problem> {
     match &verdict {
         Ok(verdict) if verdict.outcome != Err(Denial::UnknownKey) => {}
         Ok(_) => measures::record_verifications(Denial::UnknownKey.code(), 1),
-        Err(_) => measures::record_verifications("unavailable", 1),
+        Err(_) => measures::record_verifications(measures::UNAVAILABLE, 1),
     }
     verdict.map_err(|_| Problem::unavailable())
 }

@@ -62,7 +62,7 @@ pub use open_error::OpenError;
 pub use postgres_session::UnsupportedServer;
 pub use readiness::NotReady;
 pub use schema_error::{LockHolder, SchemaError};
-pub use store::{Change, Committed, OpenOptions, Owner, Reader, Store, Writer};
+pub use store::{Change, Committed, OpenOptions, Owner, PoolStats, Reader, Store, Writer};
 pub use target::Backend;
 pub use url::{BadUrl, DatabaseUrl};
 pub use verification::{FoundKey, Snapshot};

@@ -6,7 +6,10 @@ use std::{
     net::IpAddr,
     ops::{Deref, DerefMut},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -129,6 +132,8 @@ struct Connections {
     verification: ConnectionGroup,
     /// Look-ups of dashboard sessions.
     session: ConnectionGroup,
+    /// The groups that do not share a semaphore, by the name in [`PoolStats`].
+    pools: Vec<(&'static str, ConnectionGroup)>,
 }
 
 /// A pool with a semaphore that limits its concurrent users to the number of its connections. Clones share both.
@@ -139,6 +144,24 @@ struct ConnectionGroup {
     semaphore: FairSemaphore<Owner>,
     priority: Priority,
     file: Option<Arc<SqliteFile>>,
+    /// The number of calls that failed with [`Error::Busy`].
+    rejected: Arc<AtomicU64>,
+}
+
+/// The use of the connections of one role, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolStats {
+    /// `management` (on SQLite only its reads), `changes` (only on SQLite), `lease`, `verification` or `sessions`. A
+    /// database in memory has only `management`, which all roles use.
+    pub name: &'static str,
+    /// The maximum number of connections in use at the same time.
+    pub size: usize,
+    /// Connections in use.
+    pub in_use: usize,
+    /// Calls that wait for a connection.
+    pub waiting: usize,
+    /// Calls since the start that failed with [`Error::Busy`].
+    pub rejected: u64,
 }
 
 /// The party on whose behalf a connection is used. Connections are shared fairly among owners: an owner can use at most
@@ -324,6 +347,21 @@ impl Store {
 
     pub(crate) fn target(&self) -> &Target {
         &self.inner.target
+    }
+
+    /// Returns how many connections of each role are in use.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolStats> {
+        let pools = self.inner.connections.pools.iter();
+        pools
+            .map(|(name, group)| PoolStats {
+                name,
+                size: group.semaphore.permits(),
+                in_use: group.semaphore.in_use(),
+                waiting: group.semaphore.waiting(),
+                rejected: group.rejected.load(Ordering::Relaxed),
+            })
+            .collect()
     }
 
     /// Migrates the schema to this version. Several processes can call it at the same time. Blocks; on PostgreSQL it
@@ -616,6 +654,7 @@ impl Store {
             }
             Err(_) => tracing::warn!("no database connection became free in time"),
         }
+        group.rejected.fetch_add(1, Ordering::Relaxed);
         Err(Error::Busy)
     }
 
@@ -671,6 +710,7 @@ impl Connections {
             )),
             priority: Priority::Normal,
             file: file.cloned(),
+            rejected: Arc::default(),
         };
         let pool = |purpose: Use, connections: u32| pool(target, purpose, connections, file);
         // For roles that have one owner.
@@ -684,6 +724,7 @@ impl Connections {
                 let only = group(&pool(Use::Write, 1), 1);
                 let first = urgent(&only);
                 Self {
+                    pools: vec![("management", only.clone())],
                     read: only.clone(),
                     write: only,
                     lease: first.clone(),
@@ -695,13 +736,24 @@ impl Connections {
             Target::File(_) => {
                 let readers = |connections| group(&pool(Use::Read, connections), connections);
                 let write = group(&pool(Use::Write, 1), 1);
+                let read = readers(size);
+                let lease_read = urgent(&readers(LEASE_CONNECTIONS));
+                let verification = urgent(&readers(verification));
+                let session = readers(SESSION_CONNECTIONS);
                 Self {
-                    read: readers(size),
+                    pools: vec![
+                        ("management", read.clone()),
+                        ("changes", write.clone()),
+                        ("lease", lease_read.clone()),
+                        ("verification", verification.clone()),
+                        ("sessions", session.clone()),
+                    ],
+                    read,
                     lease: urgent(&write),
                     write,
-                    lease_read: urgent(&readers(LEASE_CONNECTIONS)),
-                    verification: urgent(&readers(verification)),
-                    session: readers(SESSION_CONNECTIONS),
+                    lease_read,
+                    verification,
+                    session,
                 }
             }
             // One shared pool, so that an idle connection can serve any role; the semaphores limit each role's share.
@@ -710,13 +762,21 @@ impl Connections {
                 let all = pool(Use::Write, all);
                 let requests = group(&all, size);
                 let lease = urgent(&group(&all, LEASE_CONNECTIONS));
+                let verification = urgent(&group(&all, verification));
+                let session = group(&all, SESSION_CONNECTIONS);
                 Self {
+                    pools: vec![
+                        ("management", requests.clone()),
+                        ("lease", lease.clone()),
+                        ("verification", verification.clone()),
+                        ("sessions", session.clone()),
+                    ],
                     read: requests.clone(),
                     write: requests,
                     lease: lease.clone(),
                     lease_read: lease,
-                    verification: urgent(&group(&all, verification)),
-                    session: group(&all, SESSION_CONNECTIONS),
+                    verification,
+                    session,
                 }
             }
         }

@@ -29,6 +29,9 @@ pub struct Stats {
     pub resets: u64,
     /// The change up to which everything is applied.
     pub seq: Seq,
+    /// The length of leases. For a subscriber, whose server chooses the length of each lease, the longest time for a
+    /// response.
+    pub lease_length: Duration,
     /// The remaining time of the lease.
     pub lease_left: Duration,
     /// Calls of [`crate::Verifier::wait_until_propagated`].

@@ -384,6 +384,7 @@ impl<S: Source> Verifier<S> {
             counters,
             clock,
             ledger,
+            lease,
             ..
         } = &*self.0;
         let [evictions, changed, resets] = cache.evicted();
@@ -399,6 +400,7 @@ impl<S: Source> Verifier<S> {
             changed,
             resets,
             seq: cache.applied().0.seq,
+            lease_length: *lease,
             lease_left: Duration::from_nanos(left),
             propagations: counters.propagations.load(Ordering::Relaxed),
             propagation_wait: Duration::from_nanos(

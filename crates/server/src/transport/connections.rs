@@ -150,7 +150,9 @@ impl Clock {
 
 /// The connections of a listener, shared by its workers. A request on an open connection does not lock it.
 pub struct Connections {
+    limit: usize,
     permits: Arc<Semaphore>,
+    accepted: AtomicU64,
     sockets: Arc<Semaphore>,
     waiting: AtomicUsize,
     pending_bytes: AtomicUsize,
@@ -173,7 +175,9 @@ impl Connections {
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
+            limit,
             permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            accepted: AtomicU64::new(0),
             sockets: Arc::new(Semaphore::new(
                 (limit + MAX_WAITING + MAX_CLOSING).min(Semaphore::MAX_PERMITS),
             )),
@@ -196,6 +200,18 @@ impl Connections {
     pub fn open(&self) -> usize {
         let clock = self.clock();
         clock.slots.len() - clock.free.len()
+    }
+
+    /// Returns the maximum number of open connections.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Returns how many connections were accepted, including those that were closed because of the limit.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Returns how many bytes of responses wait for clients, without static files.
@@ -241,6 +257,7 @@ impl Connections {
     /// Admits a new connection. Over the limit, an idle connection is closed for it; if none is idle, it waits for up
     /// to a second. Returns `None` when the new connection must be closed.
     pub(super) async fn admit(self: &Arc<Self>) -> Option<Rc<Peer>> {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
         let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => self.wait().await.or_else(|| {
