@@ -28,9 +28,9 @@ const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Fish, "tollkey.fish"),
 ];
 
-/// Writes completions and man pages to `dist/generated` in the target directory, where cargo-deb finds them.
+/// Writes completions and man pages to `release/generated` in the target directory, where cargo-deb finds them.
 pub(crate) fn write() -> anyhow::Result<()> {
-    let directory = target_directory()?.join("dist/generated");
+    let directory = target_directory()?.join("release/generated");
     let (completions, man) = (directory.join("completions"), directory.join("man"));
     if directory.exists() {
         // Files of commands that no longer exist.
