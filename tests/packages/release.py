@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 import tomllib
 
 import pypi
@@ -29,18 +31,36 @@ def workflows():
 
 
 def notes():
-    """The notes are the section of the version, and a version without a section has none."""
+    """The notes are the whole section of the version; other versions, and versions with an empty section, have none."""
     with open(ROOT / "Cargo.toml", "rb") as manifest:
         version = tomllib.load(manifest)["workspace"]["package"]["version"]
-    text = execute(NOTES, version, quiet=True)
-    changelog = (ROOT / "CHANGELOG.md").read_text()
-    if text.strip() not in changelog or re.search(r"(?m)^## ", text):
+    sections = re.split(r"(?m)^(?=## )", (ROOT / "CHANGELOG.md").read_text())
+    expected = [section.partition("\n")[2].strip() for section in sections if section.startswith(f"## [{version}]")]
+    text = execute(NOTES, version, quiet=True).strip()
+    if expected != [text]:
         raise Failed(f"the notes of {version} are not its section of CHANGELOG.md: {text[:200]}")
-    try:
-        execute(NOTES, "99.0.0", quiet=True)
-    except Failed:
-        return
-    raise Failed("a version that the crates do not have has notes")
+    rejected("99.0.0", f"version 99.0.0 is not the version of the crates, {version}")
+    rejected("", "usage: .ci/release-notes VERSION")
+
+    copy = fresh(CACHE / "release-notes")
+    (copy / ".ci").mkdir(parents=True)
+    shutil.copy(NOTES, copy / ".ci")
+    (copy / "Cargo.toml").write_text('[workspace.package]\nversion = "2.0.0"\n')
+    script = copy / ".ci" / NOTES.name
+    missing = 'CHANGELOG.md has no section "## [2.0.0]", or it is empty'
+    for changelog in ("## [2.0.0-rc.1]\n\nX\n", "## [2.0.0] - 2030-01-02\n\n## [1.0.0]\n\nX\n", "## 2.0.0\n\nX\n"):
+        (copy / "CHANGELOG.md").write_text(changelog)
+        rejected("2.0.0", missing, script)
+    (copy / "CHANGELOG.md").write_text("# Changelog\n\n## [2.0.0] - 2030-01-02\n\n### Added\n\n- X\n\n## [1.0.0]\n\nY\n")
+    if execute(script, "2.0.0", quiet=True) != "### Added\n\n- X\n":
+        raise Failed("the notes of a version with a date are not its section")
+
+
+def rejected(version, message, script=NOTES):
+    """Fails unless the script rejects this version with this message."""
+    done = subprocess.run([script, *version.split()], capture_output=True, text=True, check=False)
+    if done.returncode == 0 or done.stdout or message not in done.stderr:
+        raise Failed(f"the notes of {version!r}: expected {message!r}, and status {done.returncode}: {done.stderr}")
 
 
 def bill_of_materials():

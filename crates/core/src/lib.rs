@@ -2,6 +2,8 @@
 //!
 //! Nothing here reads a clock, a socket, a database or an environment variable. Time and randomness are arguments, so a
 //! test can state each rule as a row of a table.
+//!
+//! The feature `openapi` adds schemas of the types for utoipa.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

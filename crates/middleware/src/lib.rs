@@ -33,16 +33,3 @@ pub use tollkey_core::{
     Timestamp, feature::Feature, metadata::Metadata,
 };
 pub use tollkey_verifier::{Seq, Stats};
-
-// These doctests are in this crate because its tests have both frameworks and the client.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-mod project_readme {}
-
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/rust-client.md")]
-mod client_chapter {}
-
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/middleware.md")]
-mod middleware_chapter {}

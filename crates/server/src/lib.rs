@@ -16,6 +16,11 @@
 //! | [`openapi`], [`static_file`], [`telemetry`] | the OpenAPI document; compressed files; logs and metrics |
 //!
 //! The operations themselves are in `tollkey-service`.
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `pg-tls` | TLS to PostgreSQL, with an OpenSSL that is built from source; needs perl and make |
+//! | `grpc` | Envoy's `ext_authz` over gRPC: `TOLLKEY_GRPC_LISTEN` |
 #![forbid(unsafe_code)]
 
 pub mod assembly;

@@ -15,6 +15,12 @@
 //! | [`pending_revocations`] | any replica can finish a revocation |
 //! | [`audit_export`] | the operator verifies all chains |
 //! | `bulk` | benchmarks need keys of many accounts |
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `pg-tls` | TLS to PostgreSQL, with an OpenSSL that is built from source; needs perl and make |
+//! | `bulk` | the module `bulk`, which fills an empty database with many keys |
+//! | `test-util` | the module `testing`: a private PostgreSQL and fresh databases for tests |
 #![deny(unsafe_code)]
 
 pub mod account;
