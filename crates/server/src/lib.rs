@@ -6,6 +6,7 @@
 //! | [`assembly`], [`database`] | creating the state of requests from the settings; opening the database |
 //! | [`server`], [`background`], [`signals`] | listeners and graceful shutdown; background tasks; SIGTERM and SIGINT |
 //! | [`transport`] | the layer between the sockets and actix |
+//! | [`listen_address`] | the addresses of listeners: TCP and Unix sockets |
 //! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
 //! | `grpc` | the gateway protocol of Envoy over gRPC (feature `grpc`) |
 //! | [`surface`], [`routes`] | the type of a group of routes; the list of all groups |
@@ -31,6 +32,7 @@ pub mod fallback;
 #[cfg(feature = "grpc")]
 mod grpc;
 pub mod issuer_url;
+pub mod listen_address;
 mod metrics_listener;
 pub mod openapi;
 pub mod public_path;

@@ -92,7 +92,7 @@ fn secret_file(text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn settings_have_the_documented_defaults() {
     let settings = environment(&[]).unwrap();
-    assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(settings.server.listen.first().to_string(), "127.0.0.1:8080");
     assert!(settings.server.workers() >= 1);
     assert_eq!(settings.server.metrics_listen, None);
     assert_eq!(settings.server.grpc_listen, None);
@@ -256,7 +256,7 @@ fn file_can_set_typed_values() {
         canary()
     );
     let settings = file(&text).unwrap();
-    assert_eq!(settings.server.listen.to_string(), "[::1]:0");
+    assert_eq!(settings.server.listen.first().to_string(), "[::1]:0");
     assert_eq!(settings.database.kind(), DatabaseKind::Postgres);
     assert_eq!(settings.database.pool, 4);
     assert!(settings.database.migrate);
@@ -292,7 +292,8 @@ fn file_with_unknown_field_or_wrong_type_is_rejected() {
         ("[listen]\nport = 1", "TOLLKEY_LISTEN"),
         ("config = \"x\"", "unknown field \"config\""),
         ("workers = \"2\"", "must be an integer"),
-        ("listen = 8080", "must be a string"),
+        ("listen = 8080", list),
+        ("socket_mode = 0o660", "must be a string"),
         ("migrate = \"yes\"", "must be true or false"),
         ("scopes = [1]", commas),
         ("scopes = [\"a,b\"]", commas),
