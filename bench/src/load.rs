@@ -139,8 +139,8 @@ fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 fn connect_unix(to: &PathBuf) -> anyhow::Result<UnixStream> {
-    let stream = UnixStream::connect(to)
-        .with_context(|| format!("cannot connect to {}", to.display()))?;
+    let stream =
+        UnixStream::connect(to).with_context(|| format!("cannot connect to {}", to.display()))?;
     stream.set_nonblocking(true)?;
     Ok(stream)
 }

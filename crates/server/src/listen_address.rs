@@ -1,4 +1,4 @@
-//! The addresses of the server's listeners: TCP addresses and paths of Unix sockets.
+//! The addresses of the server's listeners: TCP addresses and paths of Unix sockets, with the access to those.
 
 use std::{
     fmt,
@@ -161,6 +161,26 @@ impl From<SocketAddr> for ListenAddresses {
     }
 }
 
+/// The owning group of a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketGroup {
+    Id(u32),
+    Name(String),
+}
+
+/// Which users may connect to a Unix socket.
+#[derive(Debug, Clone)]
+pub struct SocketAccess {
+    /// The permission bits of the socket.
+    pub mode: u32,
+    /// `None` leaves the group that the operating system assigns, usually that of the process.
+    pub group: Option<SocketGroup>,
+}
+
+/// The data of a connection over a Unix socket, whose peer has no address.
+#[derive(Debug, Clone, Copy)]
+pub struct UnixSocketPeer;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,10 +203,7 @@ mod tests {
         );
         assert_eq!(ListenAddresses::parse(&shown.join(",")).unwrap(), parsed);
         assert_eq!(parsed.first().tcp(), "127.0.0.1:8080".parse().ok());
-        assert_eq!(
-            parsed.unix(),
-            Some(Path::new("/run/tollkey/tollkey.sock"))
-        );
+        assert_eq!(parsed.unix(), Some(Path::new("/run/tollkey/tollkey.sock")));
         assert_eq!(ListenAddresses::parse("[::]:8080").unwrap().unix(), None);
     }
 

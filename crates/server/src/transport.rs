@@ -41,10 +41,11 @@ pub(crate) use self::http2::{REQUEST_DEADLINE, log_panic};
 pub use self::{
     connections::Connections,
     exchange::{EarlyHandler, NoEarlyHandler, SharedBody},
-    listener::{ListenError, Listener, SocketAccess, SocketGroup, listen},
+    listener::{ListenError, Listener, listen},
     server::Server,
 };
 use self::{connections::Peer, exchange::Responder, listener::ClientStream, stream::Stream};
+use crate::listen_address::UnixSocketPeer;
 
 /// Length of the kernel's queue of connections that the server has not accepted yet.
 const BACKLOG: i32 = 1024;
@@ -60,10 +61,6 @@ pub struct Options {
     /// How long a client may read nothing of a response before its connection is closed.
     pub write_timeout: Duration,
 }
-
-/// The data of a connection over a Unix socket, whose peer has no address.
-#[derive(Debug, Clone, Copy)]
-pub struct UnixSocketPeer;
 
 type Accepted = (Stream<ClientStream>, Protocol, Option<SocketAddr>);
 

@@ -12,7 +12,7 @@ use actix_web::{
 };
 
 use super::authenticate::KeyRateLimit;
-use crate::{request_id::request_id, transport::UnixSocketPeer};
+use crate::{listen_address::UnixSocketPeer, request_id::request_id};
 
 pub(crate) static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 

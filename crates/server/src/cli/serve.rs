@@ -61,7 +61,11 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
 /// Writes a summary of the configuration to the log, in one line, for the diagnosis of problems.
 fn log_summary(settings: &Settings, running: &RunningServer) {
     let off = || "off".to_owned();
-    let addresses: Vec<_> = running.addresses().iter().map(ToString::to_string).collect();
+    let addresses: Vec<_> = running
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = addresses.join(","),

@@ -26,8 +26,7 @@ use tollkey_store::{Backend, DatabaseUrl};
 use super::rules::{self, LogFormat, PublicUrl};
 use crate::{
     issuer_url::JwksUrl,
-    listen_address::ListenAddresses,
-    transport::{SocketAccess, SocketGroup},
+    listen_address::{ListenAddresses, SocketAccess, SocketGroup},
 };
 
 /// The entries of a list. It is an alias, because clap would parse a field declared as `Vec` entry by entry.

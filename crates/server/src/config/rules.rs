@@ -1,11 +1,6 @@
 //! The rules for values. Each rule parses a text, or returns what is wrong with it.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    str::FromStr,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use reqwest::Url;
 use tollkey_core::{
@@ -15,9 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     issuer_url::trusted_url,
-    listen_address::{is_unix, parse_tcp},
+    listen_address::{SocketGroup, is_unix, parse_tcp},
     public_path::PublicPath,
-    transport::SocketGroup,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use clap::{Command, error::ErrorKind};
 use tollkey_core::{Family, IpList, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
-use crate::{auth::jwt::TokenVerifier, transport::SocketGroup};
+use crate::{auth::jwt::TokenVerifier, listen_address::SocketGroup};
 
 /// Parses the flags of a command line with one subcommand, `serve`.
 fn options(flags: &[&str]) -> Result<Options, clap::Error> {
@@ -595,9 +595,17 @@ fn several_listeners_can_be_set() {
     }
     let repeated = [("TOLLKEY_LISTEN", "[::1]:1,[::1]:1")];
     let rule = "entry 2 repeats entry 1";
-    assert_rejected(environment(&repeated), "TOLLKEY_LISTEN (environment): ", rule);
+    assert_rejected(
+        environment(&repeated),
+        "TOLLKEY_LISTEN (environment): ",
+        rule,
+    );
     let relative = flags(&["--listen", "unix:canary.sock"]);
-    assert_rejected(relative, "TOLLKEY_LISTEN (flag --listen): ", "absolute path");
+    assert_rejected(
+        relative,
+        "TOLLKEY_LISTEN (flag --listen): ",
+        "absolute path",
+    );
 }
 
 #[test]
@@ -618,7 +626,17 @@ fn mode_of_unix_sockets_is_octal_and_lets_the_owner_connect() {
         assert_eq!(mode(text).unwrap().server.socket_mode, expected, "{text}");
     }
     for text in [
-        "66", "066", "0o660", "1660", "4660", "00660", "668", "rw-rw----", "0060", "0400", "+66",
+        "66",
+        "066",
+        "0o660",
+        "1660",
+        "4660",
+        "00660",
+        "668",
+        "rw-rw----",
+        "0060",
+        "0400",
+        "+66",
     ] {
         let rule = "must be three octal digits after an optional 0";
         assert_rejected(mode(text), "TOLLKEY_SOCKET_MODE (environment): ", rule);
@@ -663,7 +681,10 @@ fn setting_of_unix_sockets_that_is_probably_a_mistake_is_reported() {
     let [open] = &open[..] else {
         panic!("one warning: {open:?}");
     };
-    assert!(open.starts_with("TOLLKEY_SOCKET_MODE: every user"), "{open}");
+    assert!(
+        open.starts_with("TOLLKEY_SOCKET_MODE: every user"),
+        "{open}"
+    );
 }
 
 #[test]

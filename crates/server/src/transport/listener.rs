@@ -36,28 +36,12 @@ use tokio::{
 };
 
 use super::{BACKLOG, SEND_BUFFER};
-use crate::listen_address::ListenAddress;
+use crate::listen_address::{ListenAddress, SocketAccess, SocketGroup};
 
 /// How often, and how many times, a starting server tries to lock the directory of a socket.
 const LOCK_TRIES: (Duration, u32) = (Duration::from_millis(50), 100);
 /// No access for the group and for others.
 const OWNER_ONLY: Mode = Mode::from_raw_mode(0o077);
-
-/// The owning group of a Unix socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketGroup {
-    Id(u32),
-    Name(String),
-}
-
-/// Which users may connect to a Unix socket.
-#[derive(Debug, Clone)]
-pub struct SocketAccess {
-    /// The permission bits of the socket.
-    pub mode: u32,
-    /// `None` leaves the group that the operating system assigns, usually that of the process.
-    pub group: Option<SocketGroup>,
-}
 
 /// Why the server cannot listen on an address. Names what to do next.
 #[derive(Debug, thiserror::Error)]

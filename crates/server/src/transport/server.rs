@@ -260,10 +260,7 @@ enum Pause {
 }
 
 impl Acceptor {
-    fn new(
-        queues: Vec<mpsc::Sender<Socket>>,
-        permits: Arc<Semaphore>,
-    ) -> io::Result<Self> {
+    fn new(queues: Vec<mpsc::Sender<Socket>>, permits: Arc<Semaphore>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         // Linux queues one more than the backlog.
         let backlog = BACKLOG as usize + 1;
@@ -464,11 +461,8 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use super::{
-        super::{SocketAccess, listen},
-        *,
-    };
-    use crate::listen_address::ListenAddress;
+    use super::{super::listen, *};
+    use crate::listen_address::{ListenAddress, SocketAccess};
 
     /// An acceptor, its only queue, its listeners, and clients whose connections the kernel has queued.
     struct Accepting {
@@ -570,7 +564,9 @@ mod tests {
         let (stop, stopped) = UnixStream::pair().unwrap();
         let (acceptor, listeners) = (it.acceptor, it.listeners);
         let accepting = thread::spawn(move || acceptor.run(listeners, &stopped));
-        let _clients: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let _clients: Vec<_> = (0..2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
         let streams: Vec<_> = (0..5)
             .map(|_| it.queue.blocking_recv().unwrap().stream)
             .collect();
@@ -587,7 +583,9 @@ mod tests {
         let (unix, directory) = unix_listener();
         let path = directory.path().join("tollkey.sock");
         it.listeners.insert(0, unix);
-        let _clients: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let _clients: Vec<_> = (0..2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
         let (stop, stopped) = UnixStream::pair().unwrap();
         drop(stop);
         it.acceptor.run(it.listeners, &stopped).unwrap();

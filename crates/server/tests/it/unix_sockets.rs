@@ -215,7 +215,9 @@ async fn connection_limit_counts_all_listeners_together() {
         // One of the two earlier ones was idle and was closed for the third.
         let closed = async |stream: &mut UnixStream| {
             let mut rest = Vec::new();
-            timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.is_ok()
+            timeout(TIMEOUT, stream.read_to_end(&mut rest))
+                .await
+                .is_ok()
         };
         let one_closed = tokio::select! {
             closed = is_closed(&mut oldest) => closed,

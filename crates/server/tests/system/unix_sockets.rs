@@ -184,7 +184,9 @@ async fn healthcheck_connects_to_a_unix_socket() {
     let server = socket.tollkey.serve().await;
     let ready = format!("ready: /readyz at {listener}");
     let bare = Tollkey::bare();
-    let output = bare.output_of(&["healthcheck", "--listen", &listener]).await;
+    let output = bare
+        .output_of(&["healthcheck", "--listen", &listener])
+        .await;
     assert_eq!(output, ready);
     // The first listener of the setting.
     let first = Tollkey::bare().with("TOLLKEY_LISTEN", &format!("{listener},127.0.0.1:1"));
@@ -226,7 +228,10 @@ async fn server_can_listen_on_a_unix_socket_only() {
     let socket = Socket::new();
     let listener = socket.listener();
     let only = socket.tollkey.clone().with("TOLLKEY_LISTEN", &listener);
-    let mut process = only.command(&["serve"]).spawn().expect("the program starts");
+    let mut process = only
+        .command(&["serve"])
+        .spawn()
+        .expect("the program starts");
     let check = ["healthcheck", "--listen", &listener];
     while !only.run(&check).await.success() {
         let ended = process.try_wait().expect("the status of the process");

@@ -58,8 +58,7 @@ fn mode_and_group_of_a_unix_socket_are_set() {
         (0o666, Some(SocketGroup::Name(name))),
     ] {
         let access = SocketAccess { mode, group };
-        let listener =
-            Listener::bind(&ListenAddress::Unix(directory.socket()), &access).unwrap();
+        let listener = Listener::bind(&ListenAddress::Unix(directory.socket()), &access).unwrap();
         let metadata = fs::symlink_metadata(directory.socket()).unwrap();
         assert_eq!(metadata.mode() & 0o7777, mode, "{access:?}");
         assert_eq!(metadata.gid(), own, "{access:?}");
@@ -72,8 +71,7 @@ fn unix_socket_is_created_for_its_owner_only() {
     let directory = Directory::new();
     let before = umask(Mode::empty());
     umask(before);
-    let socket =
-        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags(), None).unwrap();
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags(), None).unwrap();
     bind_for_owner(&socket, &directory.socket()).unwrap();
     let mode = fs::symlink_metadata(directory.socket()).unwrap().mode();
     assert_eq!(mode & 0o077, 0, "{mode:o}");
