@@ -1,10 +1,11 @@
 //! `cargo xtask bench http`: verifications over HTTP.
 //!
-//! Three tables: forward authentication compared to nginx with static maps of the same keys; `POST /verify` compared to
-//! forward authentication; and a hundred thousand and a million keys in turn compared to a thousand.
+//! Four tables: forward authentication compared to nginx with static maps of the same keys; `POST /verify` compared to
+//! forward authentication; a Unix socket compared to TCP; and a hundred thousand and a million keys in turn compared to a
+//! thousand.
 //!
-//! Each server has one worker. The rows of the first two tables are measured in turn, several times, so that other load
-//! affects them alike. The command prints medians over the rounds, and ratios within a round. Each row of the third table
+//! Each server has one worker. The rows of the first three tables are measured in turn, several times, so that other load
+//! affects them alike. The command prints medians over the rounds, and ratios within a round. Each row of the fourth table
 //! is measured once, on a server of its own and for longer than the interval in which usage is written.
 
 use std::{fs, path::Path, process::Command, time::Duration};
@@ -12,7 +13,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use anyhow::Context as _;
 
 use super::{
-    load::{CONNECTIONS, Requests, Until},
+    load::{CONNECTIONS, Requests, Target, Until},
     median,
     servers::{self, Measured, Processors, ROUTE, SCOPE, Server, Tollkey},
 };
@@ -24,12 +25,12 @@ pub(super) const ROUNDS: usize = 7;
 pub(super) const TIME: Duration = Duration::from_secs(2);
 /// A scope that no key has.
 const OTHER_SCOPE: &str = "links:write";
-/// The keys of the third table.
+/// The keys of the fourth table.
 const MANY: Population = Population {
     keys: 1_150_000,
     accounts: 10_000,
 };
-/// The duration of the measurement of each row of the third table. Usage is written once a minute.
+/// The duration of the measurement of each row of the fourth table. Usage is written once a minute.
 const TIME_WITH_WRITES: Duration = Duration::from_secs(70);
 /// The numbers of keys that are presented in turn.
 const IN_TURN: [usize; 3] = [1_000, 100_000, 1_000_000];
@@ -37,6 +38,7 @@ const IN_TURN: [usize; 3] = [1_000, 100_000, 1_000_000];
 struct Subject<'a> {
     name: String,
     server: &'a Server,
+    listener: Target,
     requests: Requests,
     status: u16,
 }
@@ -46,14 +48,21 @@ impl<'a> Subject<'a> {
         Self {
             name: name.into(),
             server,
+            listener: Target::Tcp(server.address),
             requests,
             status,
         }
     }
 
+    /// The same subject at another listener of its server.
+    fn at(mut self, listener: Target) -> Self {
+        self.listener = listener;
+        self
+    }
+
     fn measure(&self, until: Until) -> anyhow::Result<Measured> {
         self.server
-            .measure(&self.requests, self.status, until)
+            .measure_at(&self.listener, &self.requests, self.status, until)
             .with_context(|| format!("measuring {}", self.name))
     }
 }
@@ -80,7 +89,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     compare_numbers_of_keys(&program, &processors)
 }
 
-/// Measures forward authentication, nginx and `POST /verify` with the same keys.
+/// Measures forward authentication over TCP and a Unix socket, nginx and `POST /verify` with the same keys.
 fn compare_routes(
     program: &Path,
     nginx: Option<&Path>,
@@ -122,6 +131,14 @@ fn compare_routes(
     compare(&[
         Subject::new("forward-auth", server, get(&allowing)?, 200),
         Subject::new("verify", server, verify, 200),
+    ])?;
+
+    let unix = || Target::Unix(tollkey.socket.clone());
+    compare(&[
+        Subject::new("TCP", server, get(&allowing)?, 200),
+        Subject::new("Unix socket", server, get(&allowing)?, 200).at(unix()),
+        Subject::new("TCP, livez", server, get("/livez")?, 200),
+        Subject::new("Unix, livez", server, get("/livez")?, 200).at(unix()),
     ])
 }
 

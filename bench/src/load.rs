@@ -5,8 +5,10 @@
 
 use std::{
     cell::Cell,
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -114,25 +116,43 @@ impl Requests {
     }
 }
 
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
 /// A connection with a request in flight.
-struct Connection {
-    stream: TcpStream,
+struct Connection<S> {
+    stream: S,
     buffer: Vec<u8>,
     filled: usize,
     sent: Instant,
 }
 
-impl Connection {
-    fn open(to: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self {
+fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+fn connect_unix(to: &PathBuf) -> anyhow::Result<UnixStream> {
+    let stream =
+        UnixStream::connect(to).with_context(|| format!("cannot connect to {}", to.display()))?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+impl<S: Read + Write> Connection<S> {
+    fn new(stream: S) -> Self {
+        Self {
             stream,
             buffer: vec![0; LARGEST_RESPONSE],
             filled: 0,
             sent: Instant::now(),
-        })
+        }
     }
 
     fn send(&mut self, request: &[u8], now: Instant) -> anyhow::Result<()> {
@@ -230,14 +250,26 @@ pub(super) enum Until {
 
 /// Sends the requests in turn. Every response must have the expected status.
 pub(super) fn load(
-    to: SocketAddr,
+    to: &Target,
+    requests: &Requests,
+    expected: u16,
+    until: Until,
+) -> anyhow::Result<Round> {
+    match to {
+        Target::Tcp(address) => load_over(|| connect(*address), requests, expected, until),
+        Target::Unix(path) => load_over(|| connect_unix(path), requests, expected, until),
+    }
+}
+
+fn load_over<S: Read + Write + AsFd>(
+    connect: impl Fn() -> anyhow::Result<S>,
     requests: &Requests,
     expected: u16,
     until: Until,
 ) -> anyhow::Result<Round> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut connections = (0..CONNECTIONS)
-        .map(|_| Connection::open(to))
+        .map(|_| connect().map(Connection::new))
         .collect::<anyhow::Result<Vec<_>>>()?;
     for (number, connection) in (0..).zip(&connections) {
         epoll::add(

@@ -19,7 +19,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
-use super::load::{Requests, ResponseHead, Round, Until, load};
+use super::load::{Requests, ResponseHead, Round, Target, Until, load};
 
 /// An application has at most 20 keys by default.
 const APPLICATIONS: usize = 50;
@@ -96,15 +96,16 @@ impl Process {
         Ok(Paused(pid))
     }
 
-    /// Waits for the line with the address on which Tollkey listens.
+    /// Waits for the line with the addresses on which Tollkey listens. Returns the first one.
     pub(super) fn listening(&mut self) -> anyhow::Result<SocketAddr> {
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        Ok(line
+        let listening = line
             .trim()
             .strip_prefix("listening on http://")
-            .context("the server did not start")?
-            .parse()?)
+            .context("the server did not start")?;
+        let (first, _) = listening.split_once(", ").unwrap_or((listening, ""));
+        Ok(first.parse()?)
     }
 
     /// The CPU time of the process and its children, or `None` if the kernel does not report it.
@@ -170,7 +171,18 @@ impl Server {
         expected: u16,
         until: Until,
     ) -> anyhow::Result<Measured> {
-        self.measure_load(|| load(self.address, requests, expected, until))
+        self.measure_at(&Target::Tcp(self.address), requests, expected, until)
+    }
+
+    /// [`Self::measure`] at another listener of the server.
+    pub(super) fn measure_at(
+        &self,
+        listener: &Target,
+        requests: &Requests,
+        expected: u16,
+        until: Until,
+    ) -> anyhow::Result<Measured> {
+        self.measure_load(|| load(listener, requests, expected, until))
     }
 
     /// Measures the CPU time while `load` sends requests.
@@ -243,9 +255,17 @@ pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     Ok(target.join("release").join("tollkey-bench"))
 }
 
-/// Tollkey in development mode, on an empty database, with one worker, metrics, and logs at `warn`.
+/// The secret that signs the management tokens of [`Tollkey`], because development mode listens on no Unix socket.
+const TOKEN_SECRET: (&str, &str) = (
+    "TOLLKEY_JWT_HS256_SECRET",
+    "an example secret for benchmarks, 32+ bytes",
+);
+
+/// Tollkey on an empty database and two listeners, with one worker, metrics, and logs at `warn`.
 pub(super) struct Tollkey {
     pub(super) server: Server,
+    /// Its Unix socket.
+    pub(super) socket: PathBuf,
     pub(super) keys: Vec<Key>,
 }
 
@@ -268,12 +288,15 @@ impl Tollkey {
         setting: Option<(&str, String)>,
     ) -> anyhow::Result<Self> {
         let mut serve = tollkey(program, directory);
-        serve.envs(setting);
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
+        serve.envs(setting).envs([TOKEN_SECRET]);
+        let socket = directory.join("tollkey.sock");
+        let listen = format!("127.0.0.1:0,unix:{}", socket.display());
+        serve.args(["serve", "--listen", &listen, "--workers", "1"]);
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = processors.start(serve.stdout(Stdio::piped()))?;
         let address = process.listening()?;
-        let token = token(&mut tollkey(program, directory), ACCOUNT)?;
+        let mut signer = tollkey(program, directory);
+        let token = token(signer.envs([TOKEN_SECRET]), ACCOUNT)?;
         let mut manager = Client::connect(address)?;
         let mut keys = Vec::with_capacity(APPLICATIONS * KEYS_OF_EACH);
         for number in 0..APPLICATIONS {
@@ -301,6 +324,7 @@ impl Tollkey {
         }
         Ok(Self {
             server: Server { address, process },
+            socket,
             keys,
         })
     }

@@ -32,8 +32,8 @@ Tasks: cargo xtask <task>
 
 Benchmarks run on Linux only, and build the server in release mode first:
 
-  bench http       compare forward authentication with nginx, POST /verify with it, and a million keys with a thousand
-                   (takes about 6 minutes)
+  bench http       compare forward authentication with nginx, POST /verify with it, a Unix socket with TCP, and a
+                   million keys with a thousand (takes about 8 minutes)
   bench dashboard  compare the pages of an account with 10,000 keys to those of an account with 100
   bench descendants
                    measure whether revocations depend on the number of descendants (takes about 15 minutes)

@@ -200,14 +200,35 @@ pub fn client_address<'a>(
     forwarded_for: impl FnOnce() -> Vec<&'a [u8]>,
     trusted: &[IpNet],
 ) -> Result<Option<IpAddr>, InvalidHop> {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|proxy| proxy.contains(address));
-    let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
-        return Ok(None);
-    };
-    if !is_trusted(&peer) {
-        return Ok(Some(peer));
+    match peer.map(|peer| peer.to_canonical()) {
+        None => Ok(None),
+        Some(peer) if !is_trusted(trusted, peer) => Ok(Some(peer)),
+        Some(_) => forwarded_address(forwarded_for(), trusted),
     }
-    let values = forwarded_for();
+}
+
+fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|proxy| proxy.contains(&address))
+}
+
+/// Returns the client's IP address if the peer is a trusted proxy, such as the peer of a Unix socket: the rightmost hop
+/// of `X-Forwarded-For` that is not a trusted proxy. See [`client_address`].
+///
+/// # Errors
+/// [`InvalidHop`] as for [`client_address`].
+///
+/// ```
+/// use tollkey_core::network::forwarded_address;
+/// let trusted = ["10.0.0.0/8".parse().unwrap()];
+/// let of = |hops: &'static str| forwarded_address(vec![hops.as_bytes()], &trusted);
+/// assert_eq!(of("6.6.6.6, 203.0.113.7, 10.0.0.2"), Ok("203.0.113.7".parse().ok()));
+/// assert_eq!(of("10.0.0.2"), Ok(None));
+/// assert_eq!(forwarded_address(Vec::new(), &trusted), Ok(None));
+/// ```
+pub fn forwarded_address(
+    values: Vec<&[u8]>,
+    trusted: &[IpNet],
+) -> Result<Option<IpAddr>, InvalidHop> {
     // An empty header counts as absent.
     if values
         .iter()
@@ -221,7 +242,7 @@ pub fn client_address<'a>(
         .flat_map(|value| value.rsplit(|byte| *byte == b','))
     {
         let address = parse_hop(hop).ok_or(InvalidHop)?;
-        if !is_trusted(&address) {
+        if !is_trusted(trusted, address) {
             return Ok(Some(address));
         }
     }

@@ -36,7 +36,7 @@ pub use self::{
         VerificationCaller,
     },
     introspection::IntrospectionCaller,
-    request_parts::RequestParts,
+    request_parts::{PeerAddress, RequestParts},
 };
 
 /// Names the API in challenges.

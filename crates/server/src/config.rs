@@ -175,6 +175,8 @@ impl Settings {
             effective: Vec::new(),
             configuration_warnings: std::mem::take(&mut sources.warnings),
         };
+        let warning = socket_warning(&sources, &settings.server);
+        settings.configuration_warnings.extend(warning);
         settings.effective = sources.effective(&settings.derived());
         Ok(settings)
     }
@@ -211,6 +213,26 @@ fn default_file<'a>(files: &[&'a Path; 2]) -> &'a Path {
     } else {
         last
     }
+}
+
+/// Warns about settings of Unix sockets without effect, and about a socket to which every user can connect.
+fn socket_warning(sources: &Sources, server: &ServerSettings) -> Option<Warning> {
+    const MODE: &str = "TOLLKEY_SOCKET_MODE";
+    const OTHERS_WRITE: u32 = 0o002;
+    if server.listen.unix().is_none() {
+        // Not an error: the flag `--listen` of a command may name another listener than that of the server.
+        let names = [MODE, "TOLLKEY_SOCKET_GROUP"];
+        let name = names.into_iter().find(|name| sources.get(name).is_some())?;
+        let text = format!("{name} has no effect, because TOLLKEY_LISTEN names no Unix socket");
+        return Some(Warning::new(name, text));
+    }
+    (server.socket_mode & OTHERS_WRITE != 0).then(|| {
+        let text = format!(
+            "{MODE}: every user of this machine can connect to the Unix socket, as a trusted proxy that names any client \
+             address; use 0660 and TOLLKEY_SOCKET_GROUP"
+        );
+        Warning::new(MODE, text)
+    })
 }
 
 /// Rejects the address of a listener that this build does not have.

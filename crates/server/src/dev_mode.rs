@@ -19,6 +19,7 @@ use crate::{
     auth::sign_in_links::{LINK_LIFETIME, SignInLinks},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource},
     issuer_url::is_loopback,
+    listen_address::ListenAddress,
 };
 use jiff::Timestamp;
 use tollkey_core::AccountId;
@@ -49,6 +50,11 @@ pub enum DevModeError {
         setting: &'static str,
         address: SocketAddr,
     },
+    #[error(
+        "listening on a Unix socket, {0}, needs a key source for management tokens: set one of TOLLKEY_JWT_HS256_SECRET, \
+         TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or set TOLLKEY_LISTEN to a loopback address"
+    )]
+    UnixSocket(PathBuf),
     /// An unknown variable is set. It may be the misspelled key source that would turn development mode off.
     #[error(
         "development mode does not start while the unknown variable {name} is set; did you mean {nearest}? Correct it, \
@@ -118,12 +124,16 @@ impl DevMode {
                 nearest: unknown.nearest,
             });
         }
-        let listeners = [
-            ("TOLLKEY_LISTEN", Some(settings.server.listen)),
-            ("TOLLKEY_GRPC_LISTEN", settings.server.grpc_listen),
-        ];
-        for (setting, address) in listeners {
-            if let Some(address) = address.filter(|address| !is_loopback(address.ip())) {
+        // Requests over a Unix socket come from a proxy, which may be reachable by other machines.
+        if let Some(path) = settings.server.listen.unix() {
+            return Err(DevModeError::UnixSocket(path.to_owned()));
+        }
+        let listen = settings.server.listen.iter().filter_map(ListenAddress::tcp);
+        let listen = listen.map(|address| ("TOLLKEY_LISTEN", address));
+        let grpc = settings.server.grpc_listen;
+        let grpc = grpc.map(|address| ("TOLLKEY_GRPC_LISTEN", address));
+        for (setting, address) in listen.chain(grpc) {
+            if !is_loopback(address.ip()) {
                 return Err(DevModeError::NotLoopback { setting, address });
             }
         }

@@ -49,7 +49,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use crate::{
-    auth::{FORWARDED_FOR, KeyRateLimit, RequestParts, is_forwarding_header},
+    auth::{FORWARDED_FOR, KeyRateLimit, PeerAddress, RequestParts, is_forwarding_header},
     edge::{RequestTrace, X_REQUEST_ID},
     state::State,
     surfaces::verification::{
@@ -82,7 +82,7 @@ pub(crate) fn start(
         .context("cannot read the address of the socket")?;
     let state = state.clone();
     let permits = Arc::new(Semaphore::new(MAX_REQUESTS));
-    let server = Server::start_http2(listener, connections, options, move || {
+    let server = Server::start_http2(listener.into(), connections, options, move || {
         let worker = Rc::new(Worker {
             state: state.clone(),
             permits: Arc::clone(&permits),
@@ -324,8 +324,8 @@ impl RequestParts for DescribedRequest<'_> {
             .any(|header| is_forwarding_header(&header.key.to_ascii_lowercase()))
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
-        self.peer
+    fn peer(&self) -> PeerAddress {
+        self.peer.map_or(PeerAddress::Unknown, PeerAddress::Ip)
     }
 
     /// Envoy is the peer, and the address that connected to it is the last hop. Without that address, any client could

@@ -7,6 +7,7 @@
 //! | [`server`], [`background`], [`signals`] | listeners and graceful shutdown; background tasks; SIGTERM and SIGINT |
 //! | `service_manager` | notifications to systemd |
 //! | [`transport`] | the layer between the sockets and actix |
+//! | [`listen_address`] | the addresses of listeners: TCP and Unix sockets |
 //! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
 //! | `grpc` | the gateway protocol of Envoy over gRPC (feature `grpc`) |
 //! | [`surface`], [`routes`] | the type of a group of routes; the list of all groups |
@@ -37,6 +38,7 @@ pub mod fallback;
 #[cfg(feature = "grpc")]
 mod grpc;
 pub mod issuer_url;
+pub mod listen_address;
 mod metrics_listener;
 pub mod openapi;
 pub mod public_path;

@@ -47,7 +47,7 @@ impl MetricsListener {
         };
         let (state, api_connections) = (state.clone(), Arc::clone(api_connections));
         let server = Server::start(
-            listener,
+            vec![listener.into()],
             &connections,
             &options,
             || NoEarlyHandler,

@@ -6,7 +6,7 @@ use actix_web::{App, middleware::from_fn, web};
 use anyhow::Context as _;
 use futures_util::future::{FutureExt as _, join, select_all};
 use tokio::{sync::watch, task::JoinHandle};
-use tollkey_store::Listener;
+use tollkey_store::Listener as ChangeListener;
 use utoipa_actix_web::AppExt as _;
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     config::Settings,
     edge::edge,
     fallback::{home, reject_trace_and_connect, unmatched},
+    listen_address::ListenAddress,
     metrics_listener::MetricsListener,
     routes::{self, SURFACES},
     service_manager,
@@ -21,7 +22,7 @@ use crate::{
     state::State,
     surfaces::verification::DirectGateway,
     telemetry::{self, Metrics},
-    transport::{self, Connections, Server, open_files},
+    transport::{self, Connections, Listener, Server, open_files},
 };
 
 /// How long requests in flight may take once the server stops.
@@ -29,7 +30,7 @@ const FINISH: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub struct RunningServer {
-    address: SocketAddr,
+    addresses: Vec<ListenAddress>,
     state: web::Data<State>,
     server: Server,
     connections: Arc<Connections>,
@@ -39,7 +40,7 @@ pub struct RunningServer {
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
     /// Notifies the verifier of changes by other replicas until it is dropped.
-    _listener: Option<Listener>,
+    _listener: Option<ChangeListener>,
 }
 
 /// Binds the sockets and starts serving. Needs an actix runtime.
@@ -58,14 +59,18 @@ pub fn start(
         workers: settings.server.workers(),
         write_timeout: settings.write_timeout,
     };
-    let listener = transport::listen(settings.server.listen)
-        .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
-    let address = listener
-        .local_addr()
-        .context("cannot read the address of the socket")?;
+    let access = settings.server.socket_access();
+    let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+    for address in settings.server.listen.iter() {
+        let listener = Listener::bind(address, &access)
+            .with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.address();
+        addresses.push(address.context("cannot read the address of the socket")?);
+        listeners.push(listener);
+    }
     let for_gateways = state.clone();
     let front = move || DirectGateway::new(for_gateways.clone());
-    let server = Server::start(listener, &connections, &options, front, move || {
+    let server = Server::start(listeners, &connections, &options, front, move || {
         let (app, _) = App::new()
             .app_data(shared.clone())
             .into_utoipa_app()
@@ -111,7 +116,7 @@ pub fn start(
         .context("cannot start the thread that listens for changes")?;
     let background = background::start(&state, metrics, &stopping);
     Ok(RunningServer {
-        address,
+        addresses,
         state,
         server,
         connections,
@@ -125,9 +130,20 @@ pub fn start(
 }
 
 impl RunningServer {
+    /// Returns where the server listens, in the order of the setting.
+    #[must_use]
+    pub fn addresses(&self) -> &[ListenAddress] {
+        &self.addresses
+    }
+
+    /// Returns the first TCP address.
+    ///
+    /// # Panics
+    /// If the server listens on Unix sockets only.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        let mut tcp = self.addresses.iter().filter_map(ListenAddress::tcp);
+        tcp.next().expect("a TCP address")
     }
 
     #[must_use]

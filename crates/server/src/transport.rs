@@ -3,6 +3,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`Server`] | accepts connections and passes them to workers; stops without a reset where the kernel allows that |
+//! | [`Listener`] | TCP and Unix sockets that accept connections |
 //! | `stream` | how long a client may leave a response unread, over TCP and Unix sockets |
 //! | [`Connections`] | how many connections are open, and how many bytes of responses wait for clients |
 //! | `http2` | HTTP/2 without TLS for gRPC, with the same limits (feature `grpc`) |
@@ -14,20 +15,14 @@ mod connections;
 mod exchange;
 #[cfg(feature = "grpc")]
 mod http2;
+mod listener;
 pub mod open_files;
 mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cell::OnceCell,
-    fmt, io,
-    net::{SocketAddr, TcpListener},
-    os::fd::AsFd,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::OnceCell, fmt, net::SocketAddr, rc::Rc, time::Duration};
 
 use actix_http::{HttpService, Protocol, Request, Response, body::BodySize, error::DispatchError};
 use actix_service::{
@@ -40,16 +35,17 @@ use actix_web::{
     body::MessageBody,
     dev::{AppConfig, ServiceResponse},
 };
-use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 #[cfg(feature = "grpc")]
 pub(crate) use self::http2::{REQUEST_DEADLINE, log_panic};
 pub use self::{
     connections::Connections,
     exchange::{EarlyHandler, NoEarlyHandler, SharedBody},
+    listener::{ListenError, Listener, listen},
     server::Server,
 };
-use self::{connections::Peer, exchange::Responder, stream::Stream};
+use self::{connections::Peer, exchange::Responder, listener::ClientStream, stream::Stream};
+use crate::listen_address::UnixSocketPeer;
 
 /// Length of the kernel's queue of connections that the server has not accepted yet.
 const BACKLOG: i32 = 1024;
@@ -66,32 +62,16 @@ pub struct Options {
     pub write_timeout: Duration,
 }
 
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Accepted sockets inherit the size.
-    sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
-    net::bind(&socket, &address)?;
-    net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
-}
-
-type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
+type Accepted = (Stream<ClientStream>, Protocol, Option<SocketAddr>);
 
 /// The responder, once the application has started.
 type Shared<F, S> = Rc<OnceCell<Rc<Responder<F, S>>>>;
 
 /// Boxed, because the type cannot be named.
-fn http<I, S, B, T, F>(
+fn http<I, S, B, F>(
     front: Rc<F>,
     application: I,
-) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
+) -> BoxServiceFactory<(), Accepted, (), DispatchError, ()>
 where
     F: EarlyHandler,
     I: IntoServiceFactory<S, Request>,
@@ -103,7 +83,6 @@ where
         > + 'static,
     S::InitError: fmt::Debug,
     B: MessageBody + Unpin + 'static,
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + AsFd + Unpin + 'static,
 {
     let application = Rc::new(application.into_factory());
     // The two services of actix-http share one application: the first passes a request to the second.
@@ -115,8 +94,11 @@ where
         // Zero, because `Stream` itself lingers and also limits the bytes.
         .client_disconnect_timeout(Duration::ZERO)
         .h1_write_buffer_size(exchange::PIECE)
-        .on_connect_ext(|stream: &Stream<T>, data| {
+        .on_connect_ext(|stream: &Stream<ClientStream>, data| {
             data.insert::<Rc<Peer>>(Rc::clone(stream.peer()));
+            if stream.io().is_unix() {
+                data.insert(UnixSocketPeer);
+            }
         })
         .expect(fn_factory(move || {
             let shared = Rc::clone(&expectations);

@@ -1,6 +1,10 @@
 //! The parts of a request that authentication reads, whether it is an HTTP request or one that a gateway describes.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use actix_web::{
     HttpMessage as _, HttpRequest,
@@ -8,9 +12,43 @@ use actix_web::{
 };
 
 use super::authenticate::KeyRateLimit;
-use crate::request_id::request_id;
+use crate::{listen_address::UnixSocketPeer, request_id::request_id};
 
 pub(crate) static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The other end of the connection of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerAddress {
+    Ip(IpAddr),
+    /// A process on this machine, which has no address. It is a trusted proxy: the permissions of the socket decide
+    /// which processes can connect to it.
+    UnixSocket,
+    /// A TCP peer whose connection has ended.
+    Unknown,
+}
+
+impl PeerAddress {
+    /// Returns the peer of a connection with this address. `unix` returns its [`UnixSocketPeer`].
+    pub(crate) fn new<'a>(
+        address: Option<SocketAddr>,
+        unix: impl FnOnce() -> Option<&'a UnixSocketPeer>,
+    ) -> Self {
+        match address {
+            Some(address) => Self::Ip(address.ip()),
+            None => unix().map_or(Self::Unknown, |UnixSocketPeer| Self::UnixSocket),
+        }
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::UnixSocket => f.write_str("unix"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
 
 pub trait RequestParts {
     /// Returns the values of a header, in the order in which they were sent.
@@ -19,7 +57,7 @@ pub trait RequestParts {
     /// Returns whether the request has `Forwarded` or a header that begins with `X-Forwarded-`.
     fn is_forwarded(&self) -> bool;
 
-    fn peer_ip(&self) -> Option<IpAddr>;
+    fn peer(&self) -> PeerAddress;
 
     /// Returns the hops before the peer, as in `X-Forwarded-For`. They count only if the peer is a trusted proxy.
     fn hops(&self) -> Vec<&[u8]> {
@@ -61,8 +99,8 @@ impl RequestParts for HttpRequest {
         is_forwarded(self.headers())
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
-        self.peer_addr().map(|peer| peer.ip())
+    fn peer(&self) -> PeerAddress {
+        PeerAddress::new(self.peer_addr(), || self.conn_data())
     }
 
     fn request_id(&self) -> Arc<str> {

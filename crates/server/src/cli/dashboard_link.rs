@@ -22,13 +22,9 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         "sign-in links are for development mode only, and a key source for management tokens is set; sign in at \
          TOLLKEY_PUBLIC_URL/dashboard/ instead"
     );
-    let address = settings.server.listen;
-    ensure!(
-        address.port() != 0,
-        "port 0 is not the port of a running server; set --listen to its address"
-    );
     let random = Random::system();
     let (secret, origin) = signing_secret(settings)?;
+    let address = local_request::target(settings)?;
     output::note(format_args!("signed with {origin}"));
     let base_url = format!("http://{address}");
     let link = dashboard_link(
@@ -36,7 +32,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         &SignInLinks::code(&secret, &random, SystemClock.now()),
     );
     let path = link.strip_prefix(&base_url).unwrap_or_default();
-    match local_request::status(address, path)
+    match local_request::status(&address, path)
         .with_context(|| format!("no server responds at {base_url}"))?
         .as_str()
     {

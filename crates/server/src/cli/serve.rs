@@ -12,6 +12,7 @@ use tollkey_verifier::SystemClock;
 use crate::{
     assembly,
     config::{Settings, TokenSource},
+    listen_address::ListenAddress,
     server::{self, RunningServer},
     service_manager,
     signals::Signals,
@@ -36,16 +37,21 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let development = opened.development;
         let clock = Arc::clone(&opened.state.service.clock);
         let running = server::start(settings, opened.state, Some(metrics))?;
-        let base_url = format!("http://{}", running.address());
+        let listening = running.addresses().iter().map(|address| match address {
+            ListenAddress::Tcp(address) => format!("http://{address}"),
+            ListenAddress::Unix(_) => address.to_string(),
+        });
+        let listening: Vec<_> = listening.collect();
         log_summary(settings, &running);
         let mut stdout = io::stdout();
         // The server runs even if the reader of stdout is gone, for example after it has read the first line.
-        let _ = writeln!(stdout, "listening on {base_url}");
+        let _ = writeln!(stdout, "listening on {}", listening.join(", "));
         if let Some(development) = development {
             let _ = writeln!(
                 stdout,
                 "\n{}",
-                development.message(&base_url, clock.now(), &random)?
+                // Development mode listens on TCP only.
+                development.message(&listening[0], clock.now(), &random)?
             );
         }
         service_manager::ready();
@@ -57,9 +63,14 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
 /// Writes a summary of the configuration to the log, in one line, for the diagnosis of problems.
 fn log_summary(settings: &Settings, running: &RunningServer) {
     let off = || "off".to_owned();
+    let addresses: Vec<_> = running
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = %running.address(),
+        listen = addresses.join(","),
         metrics_listen = running.metrics_address().map_or_else(off, |address| address.to_string()),
         grpc_listen = running.grpc_address().map_or_else(off, |address| address.to_string()),
         database = %settings.database.url,

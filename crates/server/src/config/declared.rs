@@ -24,7 +24,10 @@ use tollkey_core::{IpList, RouteBase, ceiling::AncestorLimit, credential::Creden
 use tollkey_store::{Backend, DatabaseUrl};
 
 use super::rules::{self, LogFormat, PublicUrl};
-use crate::issuer_url::JwksUrl;
+use crate::{
+    issuer_url::JwksUrl,
+    listen_address::{ListenAddresses, SocketAccess, SocketGroup},
+};
 
 /// The entries of a list. It is an alias, because clap would parse a field declared as `Vec` entry by entry.
 pub(super) type List = Vec<String>;
@@ -61,10 +64,22 @@ pub(super) struct Values {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server")]
 pub struct ServerSettings {
-    /// Address and port to listen on; port 0 picks a free port
-    #[arg(long, env = "TOLLKEY_LISTEN", value_name = "ADDRESS:PORT",
-        default_value = "127.0.0.1:8080", value_parser = rules::socket_address)]
-    pub listen: SocketAddr,
+    /// Where to listen, at most 8 entries: addresses with a port, such as `[::]:8080`, and Unix sockets,
+    /// such as `unix:/run/tollkey/tollkey.sock`. Port 0 picks a free port. The peer of a Unix socket
+    /// counts as a trusted proxy
+    #[arg(long, env = "TOLLKEY_LISTEN", value_name = "LISTENER,...",
+        default_value = "127.0.0.1:8080", value_parser = ListenAddresses::parse)]
+    pub listen: ListenAddresses,
+    /// Permissions of the Unix sockets of `TOLLKEY_LISTEN`, in octal. A process needs write permission to
+    /// connect
+    #[arg(long, env = "TOLLKEY_SOCKET_MODE", value_name = "MODE", default_value = "0660",
+        value_parser = rules::socket_mode)]
+    pub socket_mode: u32,
+    /// Group of the Unix sockets of `TOLLKEY_LISTEN`, by name or number; by default the group of the
+    /// process
+    #[arg(long, env = "TOLLKEY_SOCKET_GROUP", value_name = "GROUP",
+        value_parser = rules::socket_group)]
+    pub socket_group: Option<SocketGroup>,
     /// Threads that handle requests, 1 to 1024; by default the number of cores
     #[arg(long, env = "TOLLKEY_WORKERS", value_name = "NUMBER",
         value_parser = rules::number::<usize>(1, 1024))]
@@ -80,16 +95,18 @@ pub struct ServerSettings {
     #[arg(long = "drain-seconds", env = "TOLLKEY_DRAIN_SECONDS", value_name = "NUMBER",
         default_value = "0", value_parser = rules::seconds(0, 300))]
     pub drain: Duration,
-    /// Address and port that serve `/metrics` for Prometheus, `/livez` and `/readyz`; off by default
+    /// TCP address and port that serve `/metrics` for Prometheus, `/livez` and `/readyz`; off by
+    /// default
     #[arg(long, env = "TOLLKEY_METRICS_LISTEN", value_name = "ADDRESS:PORT",
         value_parser = rules::socket_address)]
     pub metrics_listen: Option<SocketAddr>,
-    /// Address and port that serve Envoy's `ext_authz` over gRPC, without TLS; off by default. Needs a
-    /// build with the feature `grpc`
+    /// TCP address and port that serve Envoy's `ext_authz` over gRPC, without TLS; off by default. Needs
+    /// a build with the feature `grpc`
     #[arg(long, env = "TOLLKEY_GRPC_LISTEN", value_name = "ADDRESS:PORT",
         value_parser = rules::socket_address)]
     pub grpc_listen: Option<SocketAddr>,
-    /// CIDRs of the proxies whose entry in `X-Forwarded-For` is trusted; `none` trusts no proxy
+    /// CIDRs of the proxies whose entry in `X-Forwarded-For` is trusted; `none` trusts no address. The
+    /// peer of a Unix socket is always trusted
     #[arg(long, env = "TOLLKEY_TRUSTED_PROXIES", value_name = "CIDR,...",
         default_value = "127.0.0.0/8,::1/128", value_parser = rules::trusted_proxies)]
     pub trusted_proxies: TrustedProxies,
@@ -113,6 +130,15 @@ pub struct ServerSettings {
 }
 
 impl ServerSettings {
+    /// Returns which users may connect to the Unix sockets.
+    #[must_use]
+    pub fn socket_access(&self) -> SocketAccess {
+        SocketAccess {
+            mode: self.socket_mode,
+            group: self.socket_group.clone(),
+        }
+    }
+
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers

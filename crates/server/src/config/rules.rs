@@ -1,11 +1,6 @@
 //! The rules for values. Each rule parses a text, or returns what is wrong with it.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, SocketAddr},
-    str::FromStr,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use reqwest::Url;
 use tollkey_core::{
@@ -13,7 +8,11 @@ use tollkey_core::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::{issuer_url::trusted_url, public_path::PublicPath};
+use crate::{
+    issuer_url::trusted_url,
+    listen_address::{SocketGroup, is_unix, parse_tcp},
+    public_path::PublicPath,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -67,15 +66,45 @@ pub(super) fn switch(text: &str) -> Result<bool, Invalid> {
 }
 
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Invalid> {
-    if let Some(port) = text
-        .strip_prefix("localhost:")
-        .and_then(|port| port.parse().ok())
-    {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    text.parse().map_err(|_| {
-        Invalid::new("must be an address and a port, such as 127.0.0.1:8080 or [::]:8080")
+    parse_tcp(text).ok_or_else(|| {
+        Invalid::new(if is_unix(text) {
+            "must be an address and a port; only TOLLKEY_LISTEN can name a Unix socket"
+        } else {
+            "must be an address and a port, such as 127.0.0.1:8080 or [::]:8080"
+        })
     })
+}
+
+pub(super) fn socket_mode(text: &str) -> Result<u32, Invalid> {
+    let digits = match text.len() {
+        3 => Some(text),
+        4 => text.strip_prefix('0'),
+        _ => None,
+    };
+    digits
+        .filter(|digits| digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit)))
+        .and_then(|digits| u32::from_str_radix(digits, 8).ok())
+        // Without it, `tollkey healthcheck` could not connect.
+        .filter(|mode| mode & 0o600 == 0o600)
+        .ok_or_else(|| {
+            Invalid::new(
+                "must be three octal digits after an optional 0, with read and write permission for the owner, such as \
+                 0660",
+            )
+        })
+}
+
+/// A number is a group ID, as for chown(1).
+pub(super) fn socket_group(text: &str) -> Result<SocketGroup, Invalid> {
+    clean(text)?;
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(SocketGroup::Name(text.to_owned()));
+    }
+    match text.parse() {
+        // The highest number means "no change" to the operating system.
+        Ok(id) if id != u32::MAX => Ok(SocketGroup::Id(id)),
+        _ => Err(Invalid::new("must be the name or the number of a group")),
+    }
 }
 
 pub(super) fn list(text: &str) -> Result<Vec<String>, Invalid> {

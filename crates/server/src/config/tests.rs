@@ -14,7 +14,7 @@ use clap::{Command, error::ErrorKind};
 use tollkey_core::{Family, IpList, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
-use crate::auth::jwt::TokenVerifier;
+use crate::{auth::jwt::TokenVerifier, listen_address::SocketGroup};
 
 /// Parses the flags of a command line with one subcommand, `serve`.
 fn options(flags: &[&str]) -> Result<Options, clap::Error> {
@@ -92,7 +92,7 @@ fn secret_file(text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn settings_have_the_documented_defaults() {
     let settings = environment(&[]).unwrap();
-    assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(settings.server.listen.first().to_string(), "127.0.0.1:8080");
     assert!(settings.server.workers() >= 1);
     assert_eq!(settings.server.metrics_listen, None);
     assert_eq!(settings.server.grpc_listen, None);
@@ -256,7 +256,7 @@ fn file_can_set_typed_values() {
         canary()
     );
     let settings = file(&text).unwrap();
-    assert_eq!(settings.server.listen.to_string(), "[::1]:0");
+    assert_eq!(settings.server.listen.first().to_string(), "[::1]:0");
     assert_eq!(settings.database.kind(), DatabaseKind::Postgres);
     assert_eq!(settings.database.pool, 4);
     assert!(settings.database.migrate);
@@ -292,7 +292,8 @@ fn file_with_unknown_field_or_wrong_type_is_rejected() {
         ("[listen]\nport = 1", "TOLLKEY_LISTEN"),
         ("config = \"x\"", "unknown field \"config\""),
         ("workers = \"2\"", "must be an integer"),
-        ("listen = 8080", "must be a string"),
+        ("listen = 8080", list),
+        ("socket_mode = 0o660", "must be a string"),
         ("migrate = \"yes\"", "must be true or false"),
         ("scopes = [1]", commas),
         ("scopes = [\"a,b\"]", commas),
@@ -605,7 +606,7 @@ fn help() -> String {
 fn valid_values_are_accepted() {
     let server = |name, value| environment(&[(name, value)]).unwrap().server;
     let listen = server("TOLLKEY_LISTEN", "localhost:9000").listen;
-    assert_eq!(listen.to_string(), "127.0.0.1:9000");
+    assert_eq!(listen.first().to_string(), "127.0.0.1:9000");
     let proxies = |value| server("TOLLKEY_TRUSTED_PROXIES", value).trusted_proxies;
     assert_eq!(proxies("none"), None);
     let networks = proxies("10.0.0.0/8, fd00::/8").unwrap();
@@ -624,6 +625,114 @@ fn valid_values_are_accepted() {
         let settings = environment(&[("DATABASE_URL", url)]).unwrap();
         assert_eq!(settings.database.kind(), kind);
     }
+}
+
+#[test]
+fn several_listeners_can_be_set() {
+    let text = "127.0.0.1:8080, unix:/run/tollkey/tollkey.sock";
+    let array = "listen = [\"127.0.0.1:8080\", \"unix:/run/tollkey/tollkey.sock\"]";
+    for settings in [
+        flags(&["--listen", text]),
+        environment(&[("TOLLKEY_LISTEN", text)]),
+        file(array),
+        file(&format!("listen = \"{text}\"")),
+    ] {
+        let listen = settings.unwrap().server.listen;
+        let shown: Vec<_> = listen.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["127.0.0.1:8080", "unix:/run/tollkey/tollkey.sock"]);
+    }
+    let repeated = [("TOLLKEY_LISTEN", "[::1]:1,[::1]:1")];
+    let rule = "entry 2 repeats entry 1";
+    assert_rejected(
+        environment(&repeated),
+        "TOLLKEY_LISTEN (environment): ",
+        rule,
+    );
+    let relative = flags(&["--listen", "unix:canary.sock"]);
+    assert_rejected(
+        relative,
+        "TOLLKEY_LISTEN (flag --listen): ",
+        "absolute path",
+    );
+}
+
+#[test]
+fn other_listeners_are_tcp_only() {
+    for name in ["TOLLKEY_METRICS_LISTEN", "TOLLKEY_GRPC_LISTEN"] {
+        let unix = environment(&[(name, "unix:/run/canary.sock")]);
+        let rule = "only TOLLKEY_LISTEN can name a Unix socket";
+        assert_rejected(unix, name, rule);
+    }
+}
+
+#[test]
+fn mode_of_unix_sockets_is_octal_and_lets_the_owner_connect() {
+    const UNIX: (&str, &str) = ("TOLLKEY_LISTEN", "unix:/run/tollkey.sock");
+    let mode = |text| environment(&[UNIX, ("TOLLKEY_SOCKET_MODE", text)]);
+    assert_eq!(environment(&[UNIX]).unwrap().server.socket_mode, 0o660);
+    for (text, expected) in [("0600", 0o600), ("660", 0o660), ("0777", 0o777)] {
+        assert_eq!(mode(text).unwrap().server.socket_mode, expected, "{text}");
+    }
+    for text in [
+        "66",
+        "066",
+        "0o660",
+        "1660",
+        "4660",
+        "00660",
+        "668",
+        "rw-rw----",
+        "0060",
+        "0400",
+        "+66",
+    ] {
+        let rule = "must be three octal digits after an optional 0";
+        assert_rejected(mode(text), "TOLLKEY_SOCKET_MODE (environment): ", rule);
+    }
+}
+
+#[test]
+fn group_of_unix_sockets_is_a_name_or_a_number() {
+    const UNIX: (&str, &str) = ("TOLLKEY_LISTEN", "unix:/run/tollkey.sock");
+    let group = |text| environment(&[UNIX, ("TOLLKEY_SOCKET_GROUP", text)]);
+    let name = |text: &str| SocketGroup::Name(text.to_owned());
+    for (text, expected) in [
+        ("www-data", name("www-data")),
+        ("0", SocketGroup::Id(0)),
+        ("4294967294", SocketGroup::Id(u32::MAX - 1)),
+        ("33x", name("33x")),
+    ] {
+        let group = group(text).unwrap().server.socket_group;
+        assert_eq!(group, Some(expected), "{text}");
+    }
+    assert_eq!(environment(&[UNIX]).unwrap().server.socket_group, None);
+    for text in ["4294967295", "99999999999", " www-data", "'www-data'"] {
+        assert_rejected(group(text), "TOLLKEY_SOCKET_GROUP (environment): ", "must");
+    }
+}
+
+#[test]
+fn setting_of_unix_sockets_that_is_probably_a_mistake_is_reported() {
+    let unix = ("TOLLKEY_LISTEN", "[::1]:8080,unix:/run/tollkey.sock");
+    let no_effect =
+        |name: &str| format!("{name} has no effect, because TOLLKEY_LISTEN names no Unix socket");
+    let (mode, group) = ("TOLLKEY_SOCKET_MODE", "TOLLKEY_SOCKET_GROUP");
+    for (variables, expected) in [
+        (vec![(mode, "0600")], vec![no_effect(mode)]),
+        (vec![(group, "www-data")], vec![no_effect(group)]),
+        (vec![unix, (mode, "0664"), (group, "www-data")], vec![]),
+    ] {
+        let settings = environment(&variables).unwrap();
+        assert_eq!(warnings(&settings), expected, "{variables:?}");
+    }
+    let open = warnings(&environment(&[unix, (mode, "0666")]).unwrap());
+    let [open] = &open[..] else {
+        panic!("one warning: {open:?}");
+    };
+    assert!(
+        open.starts_with("TOLLKEY_SOCKET_MODE: every user"),
+        "{open}"
+    );
 }
 
 #[test]

@@ -54,6 +54,30 @@ fn development_mode_requires_sqlite_and_a_loopback_address() {
 }
 
 #[test]
+fn development_mode_rejects_unix_sockets_and_checks_each_address() {
+    for (listen, part) in [
+        (
+            "unix:/run/tollkey.sock",
+            "Unix socket, /run/tollkey.sock, needs",
+        ),
+        (
+            "127.0.0.1:0,unix:/run/tollkey.sock",
+            "Unix socket, /run/tollkey.sock, needs",
+        ),
+        (
+            "127.0.0.1:0,0.0.0.0:80",
+            "0.0.0.0:80, which is not a loopback address",
+        ),
+    ] {
+        let settings = settings(&[IN_MEMORY, "--listen", listen]);
+        let error = enter(&settings).unwrap_err().to_string();
+        assert!(error.contains(part), "{listen}: {error}");
+        assert!(error.contains("TOLLKEY_JWT_HS256_SECRET"), "{error}");
+    }
+    enter(&settings(&[IN_MEMORY, "--listen=127.0.0.1:0,[::1]:0"])).unwrap();
+}
+
+#[test]
 fn development_mode_requires_loopback_for_grpc() {
     let mut settings = settings(&[IN_MEMORY, "--listen=127.0.0.1:0"]);
     settings.server.grpc_listen = Some("0.0.0.0:9000".parse().unwrap());

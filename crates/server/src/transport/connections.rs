@@ -1,4 +1,4 @@
-//! The open connections of a listener: their limit, and which idle one is closed when a new one arrives.
+//! The open connections of listeners: their limit, and which idle one is closed when a new one arrives.
 
 use std::{
     cell::Cell,
@@ -148,7 +148,7 @@ impl Clock {
     }
 }
 
-/// The connections of a listener, shared by its workers. A request on an open connection does not lock it.
+/// The connections of all listeners that share a limit, on all workers. A request on an open connection does not lock it.
 pub struct Connections {
     limit: usize,
     permits: Arc<Semaphore>,

@@ -10,7 +10,7 @@ use std::{
     error::Error,
     future::{poll_fn, ready},
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
     rc::Rc,
@@ -28,7 +28,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
     task::spawn_local,
     time::{Duration, Instant, sleep_until},
 };
@@ -36,6 +35,7 @@ use tokio::{
 use super::{
     Connections, HEAD_TIMEOUT, KEEP_ALIVE, Options, Server,
     connections::{InFlight, Peer},
+    listener::{ClientStream, Listener},
     stream::Stream,
 };
 
@@ -78,7 +78,7 @@ impl Server {
     /// Serves HTTP/2. Each worker calls `service` for the function that responds to its requests; that gets a request
     /// and the address of the peer. Fails if the listener cannot be used or no thread can be started.
     pub fn start_http2<G, S, F, B>(
-        listener: TcpListener,
+        listener: Listener,
         connections: &Arc<Connections>,
         options: &Options,
         service: G,
@@ -91,7 +91,7 @@ impl Server {
         B::Data: 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        Self::start_workers(listener, connections, options, move || {
+        Self::start_workers(vec![listener], connections, options, move || {
             let service = Rc::new(service());
             ready(Ok(move |stream, address| {
                 serve(Rc::clone(&service), stream, address)
@@ -197,7 +197,7 @@ impl<B: Body + Unpin> Body for ActiveBody<B> {
 }
 
 /// Serves one connection.
-async fn serve<S, F, B>(service: Rc<S>, stream: Stream<TcpStream>, address: Option<SocketAddr>)
+async fn serve<S, F, B>(service: Rc<S>, stream: Stream<ClientStream>, address: Option<SocketAddr>)
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + 'static,
     F: Future<Output = Response<B>> + 'static,

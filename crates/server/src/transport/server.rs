@@ -1,4 +1,4 @@
-//! The threads of a listener: one accepts connections, and the workers respond to their requests.
+//! The threads of one or more listeners: one accepts connections, and the workers respond to their requests.
 //!
 //! When actix-server stops, it drops the connections that its workers have not taken yet and closes the listener some
 //! time after its last `accept`. Both reset connections whose clients have sent a request. [`Server`] accepts all
@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener, TcpStream as StdTcpStream},
+    net::SocketAddr,
     os::unix::net::UnixStream,
     rc::Rc,
     sync::{Arc, mpsc as blocking},
@@ -27,7 +27,6 @@ use rustix::{
     io::retry_on_intr,
 };
 use tokio::{
-    net::TcpStream,
     sync::{
         OwnedSemaphorePermit, Semaphore,
         mpsc::{self, error::TrySendError},
@@ -36,7 +35,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Accepted, BACKLOG, Connections, EarlyHandler, Options, http, stream::Stream};
+use super::{
+    Accepted, BACKLOG, Connections, EarlyHandler, Options, http,
+    listener::{ClientSocket, ClientStream, Listener},
+    stream::Stream,
+};
 
 /// How long connections without a request are kept during shutdown, because a request may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
@@ -61,10 +64,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves HTTP/1.1. Fails if the listener cannot be used, no thread can be started, or a worker cannot start its
+    /// Serves HTTP/1.1. Fails if a listener cannot be used, no thread can be started, or a worker cannot start its
     /// application.
     pub fn start<R, G, F, I, S, B>(
-        listener: TcpListener,
+        listeners: Vec<Listener>,
         connections: &Arc<Connections>,
         options: &Options,
         front: G,
@@ -84,7 +87,7 @@ impl Server {
         S::InitError: fmt::Debug,
         B: MessageBody + Unpin + 'static,
     {
-        Self::start_workers(listener, connections, options, move || {
+        Self::start_workers(listeners, connections, options, move || {
             // Created here, because parts of it start tasks of this runtime.
             let factory = http(Rc::new(front()), application());
             async move {
@@ -100,7 +103,7 @@ impl Server {
 
     /// Starts the threads. Each worker calls `worker` for the handler of its connections.
     pub(super) fn start_workers<W, C, H, F>(
-        listener: TcpListener,
+        listeners: Vec<Listener>,
         connections: &Arc<Connections>,
         options: &Options,
         worker: W,
@@ -108,10 +111,12 @@ impl Server {
     where
         W: Fn() -> C + Send + Clone + 'static,
         C: Future<Output = io::Result<H>>,
-        H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F + 'static,
+        H: Fn(Stream<ClientStream>, Option<SocketAddr>) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
-        listener.set_nonblocking(true)?;
+        for listener in &listeners {
+            listener.set_nonblocking()?;
+        }
         let (abort, aborted) = watch::channel(false);
         let (started, starts) = blocking::channel();
         let (mut workers, mut queues) = (Vec::new(), Vec::new());
@@ -149,11 +154,11 @@ impl Server {
         }
         let (stop, stopped) = UnixStream::pair()?;
         let (ended, acceptor_ended) = oneshot::channel();
-        let acceptor = Acceptor::new(listener, queues, Arc::clone(connections.sockets()))?;
+        let acceptor = Acceptor::new(queues, Arc::clone(connections.sockets()))?;
         thread::Builder::new()
             .name("tollkey acceptor".to_owned())
             .spawn(move || {
-                if let Err(error) = acceptor.run(&stopped) {
+                if let Err(error) = acceptor.run(listeners, &stopped) {
                     tracing::error!(%error, "cannot accept connections any more");
                 }
                 let _ = ended.send(());
@@ -172,7 +177,7 @@ impl Server {
         let _ = select_all(self.workers.iter_mut().chain(&mut self.acceptor)).await;
     }
 
-    /// Accepts and serves the queued connections, and closes the listener. Can be cancelled and called again.
+    /// Accepts and serves the queued connections, and closes the listeners. Can be cancelled and called again.
     pub async fn stop_accepting(&mut self) {
         self.stop = None;
         if let Some(acceptor) = &mut self.acceptor {
@@ -182,7 +187,7 @@ impl Server {
         }
     }
 
-    /// Closes the listener, and waits until all connections have ended. Can be cancelled and called again.
+    /// Closes the listeners, and waits until all connections have ended. Can be cancelled and called again.
     pub async fn finish(&mut self) {
         self.stop_accepting().await;
         while let Some(worker) = self.workers.last_mut() {
@@ -197,7 +202,7 @@ impl Server {
         self.finish().await;
     }
 
-    /// Closes the listener and lets each connection finish with a response that has `Connection: close`. After
+    /// Closes the listeners and lets each connection finish with a response that has `Connection: close`. After
     /// `limit`, or when `cut` resolves, closes the remaining connections.
     pub async fn finish_within(
         mut self,
@@ -228,12 +233,11 @@ impl Server {
 }
 
 struct Socket {
-    stream: StdTcpStream,
+    stream: ClientSocket,
     permit: OwnedSemaphorePermit,
 }
 
 struct Acceptor {
-    listener: TcpListener,
     queues: Vec<mpsc::Sender<Socket>>,
     /// The queue that was used last.
     next: usize,
@@ -256,16 +260,11 @@ enum Pause {
 }
 
 impl Acceptor {
-    fn new(
-        listener: TcpListener,
-        queues: Vec<mpsc::Sender<Socket>>,
-        permits: Arc<Semaphore>,
-    ) -> io::Result<Self> {
+    fn new(queues: Vec<mpsc::Sender<Socket>>, permits: Arc<Semaphore>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         // Linux queues one more than the backlog.
         let backlog = BACKLOG as usize + 1;
         Ok(Self {
-            listener,
             queues,
             next: 0,
             permits,
@@ -276,37 +275,47 @@ impl Acceptor {
     }
 
     /// Accepts connections until the other end of `stopped` is closed, and then those that the kernel has queued.
-    fn run(mut self, stopped: &UnixStream) -> io::Result<()> {
+    fn run(mut self, listeners: Vec<Listener>, stopped: &UnixStream) -> io::Result<()> {
         loop {
-            let mut both = [
-                PollFd::new(&self.listener, PollFlags::IN),
-                PollFd::new(stopped, PollFlags::IN),
-            ];
-            retry_on_intr(|| poll(&mut both, None))?;
-            if !both[1].revents().is_empty() {
-                // Nothing may happen between this and closing the listener, which resets the connections in its queue.
-                // The number is limited, because clients that keep connecting would otherwise keep the listener open.
-                self.accept(self.backlog);
+            let mut polled: Vec<_> = listeners
+                .iter()
+                .map(|listener| PollFd::new(listener, PollFlags::IN))
+                .chain([PollFd::new(stopped, PollFlags::IN)])
+                .collect();
+            retry_on_intr(|| poll(&mut polled, None))?;
+            let mut ready: Vec<_> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let is_stopped = ready.pop().unwrap_or_default();
+            if is_stopped {
+                for mut listener in listeners {
+                    // A client that does not find the file of a Unix socket knows that it is not connected.
+                    listener.remove_file();
+                    // Nothing may happen between this and closing the listener, which resets the connections in its
+                    // queue. The number is limited, because clients that keep connecting would otherwise keep the
+                    // listener open.
+                    self.accept(&listener, self.backlog);
+                }
                 return Ok(());
             }
-            match self.accept(BATCH) {
-                Pause::None => {}
-                Pause::Failed => {
-                    let mut stop = [PollFd::new(stopped, PollFlags::IN)];
-                    retry_on_intr(|| poll(&mut stop, Some(&PAUSE)))?;
+            for (listener, _) in listeners.iter().zip(ready).filter(|(_, ready)| *ready) {
+                match self.accept(listener, BATCH) {
+                    Pause::None => {}
+                    Pause::Failed => {
+                        let mut stop = [PollFd::new(stopped, PollFlags::IN)];
+                        retry_on_intr(|| poll(&mut stop, Some(&PAUSE)))?;
+                    }
+                    Pause::Closed => return Ok(()),
                 }
-                Pause::Closed => return Ok(()),
             }
         }
     }
 
-    fn accept(&mut self, most: usize) -> Pause {
+    fn accept(&mut self, listener: &Listener, most: usize) -> Pause {
         for _ in 0..most {
             let Some(permit) = self.permit() else {
                 return Pause::Closed;
             };
-            match self.listener.accept() {
-                Ok((stream, _)) => {
+            match listener.accept() {
+                Ok(stream) => {
                     self.is_failing = false;
                     if !self.pass_on(Socket { stream, permit }) {
                         return Pause::Closed;
@@ -366,7 +375,7 @@ async fn work<H, F>(
     write_timeout: Duration,
     started: blocking::Sender<io::Result<()>>,
 ) where
-    H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F + 'static,
+    H: Fn(Stream<ClientStream>, Option<SocketAddr>) -> F + 'static,
     F: Future<Output = ()> + 'static,
 {
     let handler = match handler.await {
@@ -413,7 +422,7 @@ async fn handle<H, F>(
     write_timeout: Duration,
     socket: Socket,
 ) where
-    H: Fn(Stream<TcpStream>, Option<SocketAddr>) -> F,
+    H: Fn(Stream<ClientStream>, Option<SocketAddr>) -> F,
     F: Future<Output = ()>,
 {
     // The permit is released when the socket is closed.
@@ -421,16 +430,9 @@ async fn handle<H, F>(
         stream: socket,
         permit: _permit,
     } = socket;
-    // An error means that the connection has already ended.
-    let Ok(()) = socket.set_nonblocking(true) else {
+    let Ok((socket, address)) = socket.register() else {
         return;
     };
-    let Ok(socket) = TcpStream::from_std(socket) else {
-        return;
-    };
-    let address = socket.peer_addr().ok();
-    // Otherwise the last segment of a response waits for an acknowledgment, which the client delays by 40 ms or more.
-    let _ = socket.set_nodelay(true);
     let Some(peer) = connections.admit().await else {
         return;
     };
@@ -438,8 +440,8 @@ async fn handle<H, F>(
 }
 
 async fn serve(
-    service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
-    stream: Stream<TcpStream>,
+    service: Rc<BoxService<Accepted, (), DispatchError>>,
+    stream: Stream<ClientStream>,
     address: Option<SocketAddr>,
 ) {
     let connection = (stream, Protocol::Http1, address);
@@ -455,31 +457,57 @@ async fn serve(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{net::TcpStream, time::Instant};
 
-    use super::*;
+    use tempfile::TempDir;
 
-    /// Returns an acceptor, its only queue, and clients whose connections the kernel has queued.
-    fn acceptor(
-        permits: usize,
-        connections: usize,
-    ) -> (Acceptor, mpsc::Receiver<Socket>, Vec<StdTcpStream>) {
-        let listener = super::super::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    use super::{super::listen, *};
+    use crate::listen_address::{ListenAddress, SocketAccess};
+
+    /// An acceptor, its only queue, its listeners, and clients whose connections the kernel has queued.
+    struct Accepting {
+        acceptor: Acceptor,
+        queue: mpsc::Receiver<Socket>,
+        listeners: Vec<Listener>,
+        clients: Vec<TcpStream>,
+    }
+
+    fn accepting(permits: usize, connections: usize) -> Accepting {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, queue) = mpsc::channel(100);
-        let acceptor =
-            Acceptor::new(listener, vec![sender], Arc::new(Semaphore::new(permits))).unwrap();
+        let acceptor = Acceptor::new(vec![sender], Arc::new(Semaphore::new(permits))).unwrap();
         let clients = (0..connections)
-            .map(|_| StdTcpStream::connect(address).unwrap())
+            .map(|_| TcpStream::connect(address).unwrap())
             .collect();
-        (acceptor, queue, clients)
+        Accepting {
+            acceptor,
+            queue,
+            listeners: vec![listener.into()],
+            clients,
+        }
+    }
+
+    fn unix_listener() -> (Listener, TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let address = ListenAddress::Unix(directory.path().join("tollkey.sock"));
+        let access = SocketAccess {
+            mode: 0o600,
+            group: None,
+        };
+        (Listener::bind(&address, &access).unwrap(), directory)
     }
 
     #[test]
     fn acceptor_waits_for_a_socket_permit() {
-        let (acceptor, mut queue, clients) = acceptor(10, 30);
+        let Accepting {
+            acceptor,
+            mut queue,
+            listeners,
+            clients,
+        } = accepting(10, 30);
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let accepting = thread::spawn(move || acceptor.run(&stopped));
+        let accepting = thread::spawn(move || acceptor.run(listeners, &stopped));
         let mut held = Vec::new();
         let wait_for = |queue: &mpsc::Receiver<Socket>, sockets: usize| {
             let began = Instant::now();
@@ -507,13 +535,13 @@ mod tests {
 
     #[test]
     fn stopping_acceptor_accepts_at_most_the_backlog() {
-        let (mut acceptor, queue, _clients) = acceptor(100, 8);
-        acceptor.backlog = 5;
+        let mut it = accepting(100, 8);
+        it.acceptor.backlog = 5;
         let (stop, stopped) = UnixStream::pair().unwrap();
         drop(stop);
-        acceptor.run(&stopped).unwrap();
+        it.acceptor.run(it.listeners, &stopped).unwrap();
         assert_eq!(
-            queue.len(),
+            it.queue.len(),
             5,
             "connecting clients do not prevent the acceptor from stopping"
         );
@@ -521,9 +549,47 @@ mod tests {
 
     #[test]
     fn acceptor_without_workers_ends() {
-        let (acceptor, queue, _clients) = acceptor(100, 1);
-        drop(queue);
+        let it = accepting(100, 1);
+        drop(it.queue);
         let (_stop, stopped) = UnixStream::pair().unwrap();
-        acceptor.run(&stopped).unwrap();
+        it.acceptor.run(it.listeners, &stopped).unwrap();
+    }
+
+    #[test]
+    fn acceptor_accepts_from_all_listeners() {
+        let mut it = accepting(100, 3);
+        let (unix, directory) = unix_listener();
+        let path = directory.path().join("tollkey.sock");
+        it.listeners.push(unix);
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let (acceptor, listeners) = (it.acceptor, it.listeners);
+        let accepting = thread::spawn(move || acceptor.run(listeners, &stopped));
+        let _clients: Vec<_> = (0..2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        let streams: Vec<_> = (0..5)
+            .map(|_| it.queue.blocking_recv().unwrap().stream)
+            .collect();
+        let is_unix = |stream: &&ClientSocket| matches!(stream, ClientSocket::Unix(_));
+        assert_eq!(streams.iter().filter(is_unix).count(), 2);
+        drop(stop);
+        accepting.join().unwrap().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn stopping_acceptor_accepts_queued_connections_of_all_listeners() {
+        let mut it = accepting(100, 3);
+        let (unix, directory) = unix_listener();
+        let path = directory.path().join("tollkey.sock");
+        it.listeners.insert(0, unix);
+        let _clients: Vec<_> = (0..2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        drop(stop);
+        it.acceptor.run(it.listeners, &stopped).unwrap();
+        assert_eq!(it.queue.len(), 5);
+        assert!(!path.exists());
     }
 }

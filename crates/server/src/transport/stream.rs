@@ -64,6 +64,10 @@ impl<S> Stream<S> {
         }
     }
 
+    pub(super) fn io(&self) -> &S {
+        &self.io
+    }
+
     pub(super) fn peer(&self) -> &Rc<Peer> {
         &self.peer
     }

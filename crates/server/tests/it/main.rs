@@ -44,6 +44,7 @@ mod support;
 mod sync;
 mod times;
 mod tokens;
+mod unix_sockets;
 mod unkey;
 mod verification;
 mod whoami;

@@ -3,12 +3,13 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::LazyLock,
     time::Duration,
 };
 
 use reqwest::{
-    Client, Method, Request, Url,
+    Client, ClientBuilder, Method, Request, Url,
     header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING},
     redirect, retry,
 };
@@ -23,9 +24,18 @@ static CLIENT: LazyLock<Client> = LazyLock::new(|| client(None));
 
 /// A client that connects from this local address.
 pub fn client(source: Option<IpAddr>) -> Client {
-    Client::builder()
+    build(Client::builder().local_address(source))
+}
+
+/// A client that connects to this Unix socket, whatever the address of a call is.
+#[allow(dead_code)] // not every test crate uses it
+pub fn unix_client(path: &Path) -> Client {
+    build(Client::builder().unix_socket(path))
+}
+
+fn build(builder: ClientBuilder) -> Client {
+    builder
         .http1_only()
-        .local_address(source)
         .no_proxy()
         .no_gzip()
         .no_brotli()

@@ -210,12 +210,13 @@ impl Process {
         }
     }
 
-    /// The address in the startup line.
+    /// The first address in the startup line.
     fn listening(&self) -> Option<SocketAddr> {
         let stdout = read(&self.stdout);
         let (_, rest) = stdout.split_once("listening on http://")?;
         let (line, _) = rest.split_once('\n')?;
-        Some(line.parse().expect("an address"))
+        let (first, _) = line.split_once(", ").unwrap_or((line, ""));
+        Some(first.parse().expect("an address"))
     }
 
     fn so_far(&self) -> Finished {

@@ -67,6 +67,22 @@ const IDENTITY: [&str; 6] = [
 const SOME_ID: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "x-commerce-api-key"];
 
+/// The path of Tollkey's Unix socket in the examples.
+const SOCKET: &str = "/run/tollkey/tollkey.sock";
+
+/// Where a gateway reaches Tollkey.
+#[derive(Debug, Clone)]
+enum Target {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gateway {
     Nginx,
@@ -119,6 +135,51 @@ impl Gateway {
             Caddy => ("Caddyfile", "\t\theader_up -Authorization\n"),
             Envoy => ("envoy.yaml", "authorization, "),
             EnvoyGrpc => ("envoy-grpc.yaml", "authorization, "),
+        }
+    }
+
+    /// The file, the line with Tollkey's TCP address, and the comment whose text replaces it for a Unix socket.
+    fn unix_socket(self) -> [&'static str; 3] {
+        match self {
+            Nginx => [
+                "nginx.conf",
+                "    server 127.0.0.1:8080;\n",
+                "# server unix:/run/tollkey/tollkey.sock;\n",
+            ],
+            Haproxy => [
+                "haproxy.cfg",
+                "    server tollkey 127.0.0.1:8080\n",
+                "# server tollkey unix@/run/tollkey/tollkey.sock\n",
+            ],
+            Envoy => [
+                "envoy.yaml",
+                "              - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 8080 } } }\n",
+                "# - endpoint: { address: { pipe: { path: /run/tollkey/tollkey.sock } } }\n",
+            ],
+            Caddy | EnvoyGrpc => panic!("the example of {self:?} has no Unix socket"),
+        }
+    }
+
+    /// Changes a written configuration to a Unix socket, as its comment says.
+    fn use_unix_socket(self, directory: &Path, path: &Path) {
+        let [file, tcp, comment] = self.unix_socket();
+        let written = directory.join(self.written(file));
+        let text = fs::read_to_string(&written).expect("the written file");
+        for line in [tcp, comment] {
+            assert_eq!(text.matches(line).count(), 1, "{file}: {line:?}");
+        }
+        let unix = comment
+            .trim_start_matches("# ")
+            .replace(SOCKET, path.to_str().expect("a UTF-8 path"));
+        let text = text.replace(tcp, "").replace(comment, &unix);
+        fs::write(&written, text).expect("a file");
+    }
+
+    /// The name under which a shipped file is written.
+    fn written(self, file: &str) -> &str {
+        match self {
+            Nginx => "gateway.conf",
+            _ => file,
         }
     }
 
@@ -290,17 +351,21 @@ impl RunningGateway {
     async fn start(
         gateway: Gateway,
         program: &Path,
-        tollkey: SocketAddr,
+        tollkey: impl Into<Target>,
         api: SocketAddr,
         mode: &str,
     ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let address = free(GATEWAY_HOST);
-        let addresses = [
-            (gateway.tollkey(), tollkey.to_string()),
-            (API, api.to_string()),
-        ];
+        let mut addresses = vec![(API, api.to_string())];
+        let tollkey = tollkey.into();
+        if let Target::Tcp(tollkey) = tollkey {
+            addresses.push((gateway.tollkey(), tollkey.to_string()));
+        }
         let arguments = gateway.configure(directory.path(), address, &addresses, mode);
+        if let Target::Unix(path) = &tollkey {
+            gateway.use_unix_socket(directory.path(), path);
+        }
         Self::launch(gateway, program, address, directory, &arguments).await
     }
 
@@ -483,7 +548,7 @@ struct World {
     tollkey: Tollkey,
     server: Option<Server>,
     /// The listener that the gateway connects to.
-    listener: SocketAddr,
+    target: Target,
     api: Api,
     running: RunningGateway,
 }
@@ -491,6 +556,11 @@ struct World {
 impl World {
     /// `None` when the gateway is not installed.
     async fn start(gateway: Gateway) -> Option<Self> {
+        Self::start_over(gateway, false).await
+    }
+
+    /// [`Self::start`], with a gateway that connects to Tollkey over a Unix socket or over TCP.
+    async fn start_over(gateway: Gateway, unix: bool) -> Option<Self> {
         let Some(program) = gateway.program() else {
             let required =
                 env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
@@ -516,22 +586,36 @@ impl World {
             // The gateway is a trusted proxy. The clients, which are on this machine too, are not.
             .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32");
         let (tollkey, listener) = gateway.listener(tollkey);
+        let socket = tollkey.directory().join("tollkey.sock");
+        let (listen_too, mut tollkey) = if unix {
+            let listen_too = format!(",unix:{}", socket.display());
+            let listen = format!("{TOLLKEY_HOST}:0{listen_too}");
+            (listen_too, tollkey.with("TOLLKEY_LISTEN", &listen))
+        } else {
+            (String::new(), tollkey)
+        };
         let server = tollkey.serve().await;
-        let tollkey = tollkey.with("TOLLKEY_LISTEN", &server.address.to_string());
-        let listener = listener.unwrap_or(server.address);
+        let listen = format!("{}{listen_too}", server.address);
+        tollkey = tollkey.with("TOLLKEY_LISTEN", &listen);
+        let target = if unix {
+            Target::Unix(socket)
+        } else {
+            Target::Tcp(listener.unwrap_or(server.address))
+        };
         let model = server
             .put("/accounts/acme", json!({"operating_model": "ecosystem"}))
             .bearer(&operator())
             .await;
         assert_eq!(model.status, 200, "{model}");
         let api = Api::start();
-        let running = RunningGateway::start(gateway, &program, listener, api.address, "live").await;
+        let running =
+            RunningGateway::start(gateway, &program, target.clone(), api.address, "live").await;
         Some(Self {
             gateway,
             program,
             tollkey,
             server: Some(server),
-            listener,
+            target,
             api,
             running,
         })
@@ -690,6 +774,35 @@ async fn example_works(gateway: Gateway) {
         failing_script_denies_requests(&world).await;
     }
     requests_fail_with_503_without_tollkey(world).await;
+}
+
+/// The same over the Unix socket of the example's comment. How a gateway treats other servers does not depend on it.
+async fn example_works_over_a_unix_socket(gateway: Gateway) {
+    let Some(world) = World::start_over(gateway, true).await else {
+        return;
+    };
+    routes_require_their_scopes(&world).await;
+    concurrent_requests_keep_their_identity(&world).await;
+    restrictions_of_a_key_apply(&world).await;
+    rate_limits_apply(&world).await;
+    revoked_key_is_denied(&world).await;
+    accepted_mode_is_configurable(&world).await;
+    requests_fail_with_503_without_tollkey(world).await;
+}
+
+#[actix_web::test]
+async fn nginx_example_works_over_a_unix_socket() {
+    example_works_over_a_unix_socket(Nginx).await;
+}
+
+#[actix_web::test]
+async fn haproxy_example_works_over_a_unix_socket() {
+    example_works_over_a_unix_socket(Haproxy).await;
+}
+
+#[actix_web::test]
+async fn envoy_example_works_over_a_unix_socket() {
+    example_works_over_a_unix_socket(Envoy).await;
 }
 
 #[actix_web::test]
@@ -1573,7 +1686,7 @@ async fn accepted_mode_is_configurable(world: &World) {
     let running = RunningGateway::start(
         world.gateway,
         &world.program,
-        world.listener,
+        world.target.clone(),
         world.api.address,
         "test",
     )
@@ -1637,11 +1750,7 @@ async fn authorization_header_is_left_to_the_api(world: &World) {
         (API, world.api.address.to_string()),
     ];
     let arguments = gateway.configure(directory.path(), address, &addresses, "live");
-    let written = directory.path().join(if gateway == Nginx {
-        "gateway.conf"
-    } else {
-        file
-    });
+    let written = directory.path().join(gateway.written(file));
     let text = fs::read_to_string(&written).expect("the written file");
     fs::write(&written, text.replace(line, "")).expect("a file");
     let running =

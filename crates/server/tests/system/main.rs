@@ -29,5 +29,6 @@ mod silent_connections;
 mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
+mod unix_sockets;
 mod upgrades;
 mod wire;

@@ -7,7 +7,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
@@ -18,7 +17,7 @@ use tollkey_core::Invalid;
 
 use super::{super::GATEWAYS, Dialect, EXT_AUTHZ, Requirement, authorize, ext_authz_parts};
 use crate::{
-    auth::{self, KeyRateLimit, RequestParts},
+    auth::{self, KeyRateLimit, PeerAddress, RequestParts},
     edge::{RequestTrace, X_REQUEST_ID},
     rejection::Rejection,
     state::State,
@@ -77,6 +76,7 @@ impl DirectGateway {
 }
 
 struct GatewayRequest<'a> {
+    request: &'a Request,
     head: &'a RequestHead,
     id: &'a Arc<str>,
     rate_limit: Cell<Option<KeyRateLimit>>,
@@ -91,8 +91,8 @@ impl RequestParts for GatewayRequest<'_> {
         auth::is_forwarded(self.head.headers())
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
-        self.head.peer_addr.map(|peer| peer.ip())
+    fn peer(&self) -> PeerAddress {
+        PeerAddress::new(self.head.peer_addr, || self.request.conn_data())
     }
 
     fn request_id(&self) -> Arc<str> {
@@ -129,6 +129,7 @@ impl EarlyHandler for DirectGateway {
             }
         };
         let gateway_request = GatewayRequest {
+            request: &request,
             head,
             id: &trace.id,
             rate_limit: Cell::new(None),
