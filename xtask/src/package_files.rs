@@ -20,6 +20,9 @@ use tollkey_server::{
 
 /// The version of cargo-deb with which the package is tested.
 const CARGO_DEB: &str = "3.8.0";
+const SERVER: &str = "tollkey-server";
+/// The features of the server in packages.
+const FEATURES: &str = "pg-tls,grpc";
 
 /// The names of the scripts differ from that of the binary, because cargo-deb would take them for it.
 const COMPLETIONS: [(Shell, &str); 3] = [
@@ -54,16 +57,23 @@ pub(crate) fn write() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the Debian package. `options` are those of cargo-deb.
+/// Builds the Debian package. `options` are those of cargo-deb; with `--no-build`, the server has already been built.
 pub(crate) fn deb(options: &[&str]) -> anyhow::Result<()> {
     write()?;
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .args(["deb", "--package", "tollkey-server", "--locked"])
-        .args(options)
-        .current_dir(crate::root());
-    let status = command.status().context("cannot run cargo")?;
+    if !options.contains(&"--no-build") {
+        // cargo-deb would build every program of the workspace.
+        let built = cargo()
+            .args(["build", "--release", "--locked", "--package", SERVER])
+            .args(["--features", FEATURES])
+            .status()
+            .context("cannot run cargo")?;
+        ensure!(built.success(), "the server does not build");
+    }
+    let status = cargo()
+        .args(["deb", "--package", SERVER, "--locked", "--no-build"])
+        .args(options.iter().filter(|option| **option != "--no-build"))
+        .status()
+        .context("cannot run cargo")?;
     // 101 is the status of cargo itself, among others if the subcommand does not exist.
     if status.code() == Some(101) {
         bail!(
@@ -72,6 +82,12 @@ pub(crate) fn deb(options: &[&str]) -> anyhow::Result<()> {
     }
     ensure!(status.success(), "cargo deb failed");
     Ok(())
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(crate::root());
+    command
 }
 
 /// Returns the target directory: this program is in one of its subdirectories.
