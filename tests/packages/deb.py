@@ -92,14 +92,14 @@ def previous():
         execute("cargo", "xtask", "deb", *options, cwd=checkout, env=settings)
         return the_package(result)
     execute("cargo", "build", "--release", "--package", "tollkey-server", "--features", "pg-tls,grpc", cwd=checkout,
-        env=settings)
+            env=settings)
     # A target directory with the binary of that commit and the generated files of this one.
     target = fresh(CACHE / "previous-target") / "dist"
     execute("cargo", "xtask", "package-files", cwd=ROOT, env=settings)
     shutil.copytree(TARGET / "dist/generated", target / "generated")
     shutil.copy(TARGET / "release/tollkey", target)
     execute("cargo", "deb", "--package", "tollkey-server", "--no-build", *options, cwd=ROOT,
-        env=build_environment(target.parent))
+            env=build_environment(target.parent))
     return the_package(result)
 
 
@@ -117,7 +117,7 @@ def lint(package):
         print(f"-- not checked: {missing}", flush=True)
         return
     execute(lintian, "--allow-root", "--fail-on", "error,warning", "--profile", "debian", "--tag-display-limit", "0",
-        *(["--suppress-tags", ",".join(ACCEPTED)]), package)
+            "--suppress-tags", ",".join(ACCEPTED), package)
 
 
 #: Reports of lintian that do not apply.
