@@ -59,10 +59,11 @@ def current():
     if given:
         return Path(given).resolve()
     program("cargo")
-    for path in (TARGET / "debian").glob("tollkey_*.deb"):
-        path.unlink()
     execute("bash", "-euc", documented("installing.md", "deb-build"), cwd=ROOT, env=build_environment())
-    return the_package(TARGET / "debian")
+    # cargo-deb deletes it when it builds the previous package.
+    kept = fresh(CACHE / "current-deb")
+    kept.mkdir()
+    return Path(shutil.copy(the_package(TARGET / "debian"), kept))
 
 
 def the_package(directory):
