@@ -84,6 +84,9 @@ def debootstrap(directory):
         raise Missing("debootstrap needs root")
     source = mirror()
     run(tool, "--variant=minbase", SUITE, fresh(directory), *([source] if source else []), quiet=True)
+    # debootstrap copies the name of this machine, which nothing in the root resolves.
+    (directory / "etc/hostname").write_text("debian\n")
+    (directory / "etc/hosts").write_text("127.0.0.1 localhost debian\n::1 localhost\n")
 
 
 def install(directory, packages):

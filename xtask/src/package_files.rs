@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +14,7 @@ use clap_mangen::{
     Man,
     roff::{Inline, Roff, bold, italic, roman},
 };
+use flate2::{Compression, write::GzEncoder};
 use tollkey_server::{
     cli,
     config::{CONFIG, SETTINGS, Setting},
@@ -48,7 +50,7 @@ pub(crate) fn write() -> anyhow::Result<()> {
         write_file(&completions.join(name), cli::completions(shell).as_bytes())?;
     }
     let command = cli::command();
-    write_file(&man.join("tollkey.1"), &main_page(&command)?)?;
+    write_page(&man.join("tollkey.1.gz"), &main_page(&command)?)?;
     let mut command = command.disable_help_subcommand(true);
     command.build();
     for subcommand in command.get_subcommands() {
@@ -109,10 +111,17 @@ fn write_pages(command: &clap::Command, directory: &Path) -> anyhow::Result<()> 
         write_pages(subcommand, directory)?;
     }
     let man = Man::new(command.clone()).manual("Tollkey");
-    let path = directory.join(man.get_filename());
+    let path = directory.join(man.get_filename() + ".gz");
     let mut page = Vec::new();
     man.render(&mut page)?;
-    write_file(&path, &page)
+    write_page(&path, &page)
+}
+
+/// Compresses a page, as Debian requires it, and writes it.
+fn write_page(path: &Path, page: &[u8]) -> anyhow::Result<()> {
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
+    compressed.write_all(page)?;
+    write_file(path, &compressed.finish()?)
 }
 
 /// Returns the page of the program itself, which lists the settings.
