@@ -26,7 +26,7 @@ fn read(path: &str) -> String {
 /// The rules and the dashboard, whose expressions are JSON strings.
 fn rules_and_dashboard() -> String {
     let dashboard = read("deploy/monitoring/grafana-dashboard.json").replace("\\\"", "\"");
-    read("deploy/monitoring/tollkey.rules.yml") + &dashboard
+    read("deploy/monitoring/tollkey.rules.yml") + dashboard.as_str()
 }
 
 /// Returns the metrics that a text names. A name with a colon is that of a recording rule.
@@ -41,7 +41,11 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 fn selected<'t>(text: &'t str, label: &str) -> BTreeSet<&'t str> {
     ["=\"", "=~\"", "!=\"", "!~\""]
         .iter()
-        .flat_map(|operator| text.split(&format!("{label}{operator}")).skip(1).collect::<Vec<_>>())
+        .flat_map(|operator| {
+            text.split(&format!("{label}{operator}"))
+                .skip(1)
+                .collect::<Vec<_>>()
+        })
         .filter_map(|rest| rest.split('"').next())
         .flat_map(|values| values.split('|'))
         .collect()

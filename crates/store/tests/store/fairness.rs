@@ -109,7 +109,11 @@ fn pools_report_calls_that_use_or_wait_for_connections() {
         let waiting = call();
         let began = Instant::now();
         while pool("management") != (2, 1, 1, 0) {
-            assert!(began.elapsed() < Duration::from_secs(1), "{:?}", store.pools());
+            assert!(
+                began.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                store.pools()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(waiting.await.unwrap(), Err(Error::Busy));
