@@ -1,6 +1,6 @@
-"""Renders and checks the manifests of Kubernetes, and the commands of docs/installing.md that apply them.
+"""Renders and checks the manifests and the Helm chart for Kubernetes, and the commands of docs/installing.md.
 
-kubectl renders them; kubernetes-validate and check-jsonschema compare them with the schemas of Kubernetes and of the
+kubectl and Helm render them; kubernetes-validate and check-jsonschema compare them with the schemas of Kubernetes and of the
 Prometheus Operator. There is no cluster: the module `pods` runs the commands of the containers instead.
 """
 
@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -17,12 +18,14 @@ from pathlib import Path
 from debian import documented
 from environment import CACHE, HERE, ROOT, Failed, Missing, fresh
 from environment import run as execute
+from monitoring import differences
 from prometheus_rule import manifest as prometheus_rule
 from pypi import installed
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 EXAMPLE = KUBERNETES / "overlays" / "example"
+CHART = DEPLOY / "helm" / "tollkey"
 #: The version of Kubernetes whose schemas are used.
 VERSION = "1.35"
 #: How long a server may take to stop once the drain has ended, in seconds (docs/operating.md#stopping).
@@ -234,6 +237,103 @@ def check_ingress(resources):
     expect(sum(path.startswith(INTERNAL) for path in operations) >= 5, "the document has no internal operations")
 
 
+def helm(*arguments):
+    return execute(tool("helm"), *arguments, quiet=True, env={"HELM_CACHE_HOME": CACHE / "helm", "HELM_CONFIG_HOME": CACHE / "helm"})
+
+
+def check_chart(example):
+    """The chart renders the resources of the example, and rejects values that are unknown or secret."""
+    version = re.search(r'(?m)^version = "(.*)"$', (ROOT / "Cargo.toml").read_text())[1]
+    chart = (CHART / "Chart.yaml").read_text()
+    versions = re.findall(r"(?m)^(?:version|appVersion): (.*)$", chart)
+    expect(versions == [version, version], f"Chart.yaml has the versions {versions}, and not {version}")
+    server = pods(example)["tollkey"]["spec"]["containers"][0]
+    repository, tag = server["image"].rsplit(":", 1)
+    expect(tag == version, f"the example has the image {server['image']}, and not the version {version}")
+
+    configuration = {name: value for name, value in environment(example, {**server, "env": []}).items() if not name.endswith("_LISTEN")}
+    [rule] = one(example, "Ingress", "tollkey")["spec"]["rules"]
+    values = {
+        "image": {"repository": repository}, "settings": configuration, "monitoring": {"enabled": True},
+        "ingress": {"enabled": True, "host": rule["host"]},
+    }
+
+    def rendered(values, *options):
+        file = CACHE / "values.json"
+        file.write_text(json.dumps(values))
+        return parse(helm("template", "tollkey", CHART, "--namespace", "tollkey", "--values", file, *options))
+
+    resources = rendered(values)
+    check_resources(resources)
+    check_monitoring(resources)
+    check_ingress(resources)
+    helm("lint", "--strict", CHART, "--values", CACHE / "values.json")
+    expected, found = comparable(example), comparable(resources)
+    expect(set(expected) == set(found), f"the chart and the example differ in {sorted(set(expected) ^ set(found))}")
+    for name, resource in expected.items():
+        # Helm orders the paths of the Ingress differently, and the longest path takes precedence.
+        different = [path for path in differences(ordered(resource), ordered(found[name])) if path]
+        different += [path for path in differences(ordered(found[name]), ordered(resource)) if path]
+        expect(not different, f"{'/'.join(name)} of the chart and of the example differ: {different}")
+
+    large = rendered({**values, "settings": {"TOLLKEY_CACHE_BYTES": 1 << 30, "TOLLKEY_DRAIN_SECONDS": 12}})
+    settings = one(large, "ConfigMap", "tollkey")["data"]
+    expect(settings["TOLLKEY_CACHE_BYTES"] == str(1 << 30), f"a large number becomes {settings['TOLLKEY_CACHE_BYTES']}")
+    check_settings(large)
+    check_rollout(large)
+    for option, message in (
+        ("settings.TOLLKEY_SEALING_SECRET=example", "invalid propertyName 'TOLLKEY_SEALING_SECRET'"),
+        ("settings.TOLLKEY_LISTEN=127.0.0.1:8080", "invalid propertyName 'TOLLKEY_LISTEN'"),
+        ("replica=1", "additional properties 'replica' not allowed"),
+        ("image.repository=", "set image.repository to the image that you built"),
+    ):
+        command = [tool("helm"), "template", "tollkey", CHART, "--values", CACHE / "values.json", "--set", option]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        expect(done.returncode != 0 and message in done.stderr, f"helm --set {option} prints {done.stderr}")
+
+
+def comparable(resources):
+    """Returns resources by kind and name, without what only kustomize or only Helm adds."""
+    found = {}
+    for resource in resources:
+        text = json.dumps(resource)
+        # The hash in the name of the ConfigMap.
+        resource = json.loads(re.sub(r'"tollkey-[a-z0-9]{10}"', '"tollkey"', text))
+        metadata = resource["metadata"]
+        metadata.pop("annotations", None)
+        metadata.pop("namespace", None)
+        template = resource.get("spec", {}).get("template", {}).get("metadata", {})
+        template.pop("annotations", None)
+        for labels in (metadata.pop("labels", {}), template.pop("labels", {})):
+            expect(labels.get("app.kubernetes.io/name", "tollkey") == "tollkey", f"labels of another application: {labels}")
+        for selector in selectors(resource):
+            selector.pop("app.kubernetes.io/instance", None)
+        if resource["kind"] != "Namespace":
+            found[resource["kind"], metadata["name"]] = resource
+    return found
+
+
+def selectors(value):
+    """Yields the labels of all selectors in a resource."""
+    if isinstance(value, list):
+        for item in value:
+            yield from selectors(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name == "matchLabels" or name == "selector" and isinstance(item, dict) and "matchLabels" not in item:
+                yield item
+            else:
+                yield from selectors(item)
+
+
+def ordered(resource):
+    """Returns an Ingress with its paths in order, and any other resource unchanged."""
+    if resource["kind"] == "Ingress":
+        for rule in resource["spec"]["rules"]:
+            rule["http"]["paths"].sort(key=lambda path: path["path"])
+    return resource
+
+
 def check_commands(resources):
     """Runs the documented commands with a `kubectl` that records them, and checks what each of them names."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -267,6 +367,20 @@ def check_commands(resources):
     return len(commands)
 
 
+def check_documented_chart(example):
+    """Renders the chart with the documented values and command. The resources are those of the example."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        (directory / "deploy").symlink_to(DEPLOY)
+        program = directory / "bin" / "helm"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\n[ "$1 $2" = "upgrade --install" ] || exit 1\nshift 2\nexec {tool("helm")} template "$@"\n')
+        program.chmod(0o755)
+        variables = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+        text = execute("bash", "-euc", documented("installing.md", "helm install"), cwd=directory, env=variables, quiet=True)
+    expect(set(comparable(parse(text))) == set(comparable(example)), "the documented values render other resources")
+
+
 def check_command(resources, command, directory):
     """Checks the names in one recorded command of kubectl."""
     text = " ".join(command)
@@ -297,16 +411,22 @@ def check_command(resources, command, directory):
             raise Failed(f"the test does not know this command: kubectl {text}")
 
 
+def check_resources(resources):
+    """Checks what the base, the example and the chart have in common."""
+    check_schemas(resources)
+    check_settings(resources)
+    check_references(resources)
+    check_security(resources)
+    check_rollout(resources)
+
+
 def run():
-    base = kustomize(KUBERNETES / "base")
+    check_resources(kustomize(KUBERNETES / "base"))
     example = kustomize(EXAMPLE)
-    for resources in (base, example):
-        check_schemas(resources)
-        check_settings(resources)
-        check_references(resources)
-        check_security(resources)
-        check_rollout(resources)
+    check_resources(example)
     check_monitoring(example)
     check_ingress(example)
+    check_chart(example)
+    check_documented_chart(example)
     commands = check_commands(example)
     print(f"{len(example)} resources are correct, and {commands} documented commands name them")
