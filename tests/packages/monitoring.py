@@ -9,6 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from debian import documented
 from environment import HERE, ROOT, Failed, program
 from environment import run as execute
 from pypi import installed
@@ -27,6 +28,8 @@ def run_promtool(*arguments):
 
 
 def check_rules():
+    program("promtool")
+    execute("bash", "-euc", documented("operating.md", "check the rules"), cwd=ROOT, quiet=True)
     run_promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     run_promtool("check", "config", "--lint=all", "--lint-fatal", MONITORING / "prometheus.yml")
     run_promtool("test", "rules", RULES_TEST)

@@ -72,7 +72,10 @@ async fn one_owner_holds_at_most_its_share() {
         held += usize::from(request.has_permit().await);
     }
     assert_eq!((held, semaphore.waiting()), (2, 8));
+    assert_eq!((semaphore.permits(), semaphore.in_use()), (4, 2));
     assert!(normal(&semaphore, "other").await.has_permit().await);
+    drop(first);
+    assert_eq!((semaphore.waiting(), semaphore.in_use()), (0, 0));
 }
 
 #[tokio::test]

@@ -16,7 +16,10 @@ pub(crate) const UNAVAILABLE: &str = "unavailable";
 /// would miss it.
 pub fn register() {
     let outcomes = Denial::ALL.map(|denial| outcome_code(Some(denial)));
-    for outcome in [outcome_code(None), UNAVAILABLE].into_iter().chain(outcomes) {
+    for outcome in [outcome_code(None), UNAVAILABLE]
+        .into_iter()
+        .chain(outcomes)
+    {
         record_verifications(outcome, 0);
     }
     let _ = histogram!(PROPAGATION_WAIT);

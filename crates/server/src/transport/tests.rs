@@ -109,6 +109,7 @@ async fn connection_over_the_limit_is_closed_when_none_is_idle() {
     assert!(connections.admit().await.is_none());
     drop(request);
     assert!(connections.admit().await.is_some());
+    assert_eq!((connections.accepted(), connections.limit()), (3, 1));
 }
 
 #[tokio::test]

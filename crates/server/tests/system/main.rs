@@ -17,6 +17,7 @@ mod lineage_attack;
 mod logs;
 #[cfg(target_os = "linux")] // the memory of a process is read from /proc
 mod memory;
+mod monitoring;
 mod outage;
 mod processes;
 mod readme;

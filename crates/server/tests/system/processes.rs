@@ -741,7 +741,8 @@ async fn metrics_have_their_own_listener() {
         {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
             assert!(
-                (name.starts_with("tollkey_") || name.starts_with("process_")) && value.parse::<f64>().is_ok(),
+                (name.starts_with("tollkey_") || name.starts_with("process_"))
+                    && value.parse::<f64>().is_ok(),
                 "{line}"
             );
         }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tollkey_core::{ApiKey, Changed, Family, KeyId, Mode, Position, Seq, VerifierId};
 use tollkey_store::{
     AuditFilter, Backend, EXAMINED_ENTRIES, EXAMINED_KEYS, Error, KeyCursor, KeyFilter, KeyPage,
-    OpenOptions, Owner, Store,
+    OpenOptions, Owner, PoolStats, Store,
     testing::{Database, RealClock},
 };
 
@@ -69,6 +69,63 @@ impl Held {
         state.lock().unwrap().1 = true;
         changed.notify_all();
     }
+}
+
+#[test]
+fn pools_report_calls_that_use_or_wait_for_connections() {
+    each(async |database| {
+        let _migrated = database.store();
+        let options = OpenOptions {
+            pool_size: 2,
+            acquire_timeout: Duration::from_secs(1),
+            ..OpenOptions::new(database.url())
+        };
+        let store = Store::open(options, Arc::new(RealClock::default())).unwrap();
+        let pool = |name| {
+            let pools = store.pools();
+            let found = pools.iter().find(|pool| pool.name == name);
+            let PoolStats {
+                size,
+                in_use,
+                waiting,
+                rejected,
+                ..
+            } = *found.unwrap_or_else(|| panic!("no {name} in {pools:?}"));
+            (size, in_use, waiting, rejected)
+        };
+        let held = Held::default();
+        let call = || {
+            let (store, held) = (store.clone(), held.clone());
+            tokio::spawn(async move {
+                let read = store.read_for(&acme(), move |_| {
+                    held.wait();
+                    Ok(())
+                });
+                read.await
+            })
+        };
+        let running = call();
+        held.until(1).await;
+        let waiting = call();
+        let began = Instant::now();
+        while pool("management") != (2, 1, 1, 0) {
+            assert!(
+                began.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                store.pools()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(waiting.await.unwrap(), Err(Error::Busy));
+        held.release();
+        running.await.unwrap().unwrap();
+        assert_eq!(pool("management"), (2, 0, 0, 1));
+        assert_eq!(pool("verification"), (1, 0, 0, 0));
+        assert_eq!(pool("lease"), (2, 0, 0, 0));
+        assert_eq!(pool("sessions"), (2, 0, 0, 0));
+        let writes_alone = store.pools().iter().any(|pool| pool.name == "changes");
+        assert_eq!(writes_alone, store.backend() == Backend::Sqlite);
+    });
 }
 
 #[test]
