@@ -90,7 +90,7 @@ def restart_under_load(nginx, replicas, token, operator):
         for replica in replicas:
             if not verify(replica.address, service_key, key["api_key"]):
                 raise Failed(f"the replica at {replica.address} does not accept a new key")
-        status, text = send(nginx.address, "POST", f"/api/v1/api-keys/{key['id']}/revoke", token, {})
+        status, text = send(nginx.address, "POST", f"/api/v1/api-keys/{key['key_id']}/revoke", token, {})
         if status != 200:
             raise Failed(f"the revocation got {status}: {text}")
         for replica in replicas:

@@ -1,7 +1,7 @@
 //! Why the certificate of a PostgreSQL server is rejected.
 //!
-//! libpq reports an unknown CA, an expired certificate and every other reason with the same words. When a store is opened
-//! and fails so, [`explain`] repeats the handshake with the same OpenSSL to learn the reason. It sends no credentials,
+//! libpq reports an unknown CA, an expired certificate and most other reasons with the same words. When a store is opened
+//! and its TLS handshake fails, [`explain`] repeats the handshake with the same OpenSSL to learn the reason. It sends no credentials,
 //! and nothing after the handshake.
 
 use std::{
@@ -16,14 +16,14 @@ use openssl::{
     x509::{X509StoreContextRef, X509VerifyResult},
 };
 use openssl_sys::{
-    X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID,
+    X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_SIGNATURE_FAILURE,
     X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT, X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN,
     X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
     X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
 };
 
 use crate::{
-    connect_failure::UntrustedServer,
+    connect_failure::TlsServer,
     url::{CONNECT_TIMEOUT, Handshake},
 };
 
@@ -79,7 +79,8 @@ impl Rejection {
                 "{subject} is not valid before {}; check the clock of this machine",
                 self.not_before
             ),
-            X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT
+            X509_V_ERR_CERT_SIGNATURE_FAILURE
+            | X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT
             | X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT
             | X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN
             | X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
@@ -97,12 +98,12 @@ impl Rejection {
 
 /// Returns why the server's certificate is rejected, and what to do. `None` if the server does not respond, or if the
 /// reason is none that this handshake has, such as a revocation list.
-pub(crate) fn explain(server: &UntrustedServer, handshake: &Handshake) -> Option<String> {
+pub(crate) fn explain(server: &TlsServer, handshake: &Handshake) -> Option<String> {
     let rejection = reject(server, handshake).ok()??;
     Some(rejection.text(handshake))
 }
 
-fn reject(server: &UntrustedServer, handshake: &Handshake) -> io::Result<Option<Rejection>> {
+fn reject(server: &TlsServer, handshake: &Handshake) -> io::Result<Option<Rejection>> {
     let stream = TcpStream::connect_timeout(&server.address, CONNECT_TIMEOUT)?;
     let mut stream = Limited {
         stream,

@@ -17,19 +17,20 @@ pub(crate) struct ConnectFailure {
     /// Whether a later attempt may succeed without a change to settings or database: the server is starting, or cannot
     /// be reached yet.
     pub(crate) is_transient: bool,
-    /// The server whose certificate was rejected. libpq does not say why; see the module `certificate`.
-    pub(crate) untrusted: Option<UntrustedServer>,
+    /// The server, if this side ended the TLS handshake, probably because of the server's certificate. libpq does not
+    /// say why; the module `certificate` finds out.
+    pub(crate) tls_server: Option<TlsServer>,
 }
 
-/// A server whose certificate OpenSSL rejected.
+/// A server with which the TLS handshake failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UntrustedServer {
+pub(crate) struct TlsServer {
     /// The host name, or the address if the URL has `hostaddr`.
     pub(crate) host: String,
     pub(crate) address: SocketAddr,
 }
 
-impl UntrustedServer {
+impl TlsServer {
     /// Parses libpq's text about an address: `connection to server at "db" (192.0.2.1), port 5432`, or the same without
     /// the part in parentheses.
     fn parse(attempt: &str) -> Option<Self> {
@@ -105,12 +106,12 @@ const TRANSIENT: [(&str, &str); 16] = [
     ("SSL connection has been closed unexpectedly", CLOSED),
 ];
 
-/// libpq's message about a certificate that OpenSSL rejects.
-const UNTRUSTED: &str = "certificate verify failed";
+/// The beginning of libpq's message about an error of OpenSSL. If the server sent the error, it contains the word alert.
+const TLS_ERROR: &str = "SSL error: ";
 
 /// libpq's messages about TLS, and their replacements. They are checked first, because some contain paths and messages
 /// of the operating system.
-const TLS: [(&str, &str); 20] = [
+const TLS: [(&str, &str); 22] = [
     (
         "does not support SSL",
         "the server has no TLS, and sslmode requires it; enable TLS at the server (ssl = on), or set sslmode=disable if \
@@ -121,7 +122,7 @@ const TLS: [(&str, &str); 20] = [
         "this build has no TLS for PostgreSQL; build with `--features pg-tls`",
     ),
     (
-        UNTRUSTED,
+        "certificate verify failed",
         "the server's certificate is not signed by a trusted CA, or is not valid now; set sslrootcert to the CA \
          certificate of the server, or replace the certificate at the server",
     ),
@@ -144,14 +145,13 @@ const TLS: [(&str, &str); 20] = [
         "other users can read the private key of the client certificate (sslkey); set its mode to 0600, or to 0640 if \
          root owns it",
     ),
+    ("key values mismatch", OTHER_KEY),
+    ("key type mismatch", OTHER_KEY),
+    ("does not match private key file", OTHER_KEY),
     (
         "could not load private key file",
         "the private key of the client certificate (sslkey) cannot be loaded; it must be in PEM or DER, and \
          sslpassword must be its password if it is encrypted",
-    ),
-    (
-        "does not match private key file",
-        "the private key (sslkey) is not that of the client certificate (sslcert); correct one of the two",
     ),
     (
         "private key file",
@@ -185,6 +185,7 @@ const TLS: [(&str, &str); 20] = [
     ("protocol version", NO_PROTOCOL),
 ];
 
+const OTHER_KEY: &str = "the private key (sslkey) is not that of the client certificate (sslcert); correct one of the two";
 const CLIENT_REJECTED: &str =
     "the server rejects the client certificate (sslcert); its log has the reason";
 const NO_PROTOCOL: &str = "TLS failed: the server and Tollkey have no version of TLS in common, or the port is not that of \
@@ -257,7 +258,7 @@ impl ConnectFailure {
             reason: reason.into(),
             is_known: true,
             is_transient,
-            untrusted: None,
+            tls_server: None,
         }
     }
 
@@ -514,6 +515,10 @@ mod tests {
                 "sslpassword",
             ),
             (
+                "@HOST failed: could not load private key file \"/canary\": key values mismatch\n",
+                "not that of the client certificate",
+            ),
+            (
                 "@HOST failed: certificate does not match private key file \"/canary\": key values mismatch\n",
                 "not that of the client certificate",
             ),
@@ -578,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn server_with_an_untrusted_certificate_is_named() {
+    fn server_of_a_failed_handshake_is_named() {
         for (server, host, address) in [
             (
                 "at \"db.example\" (192.0.2.1), port 5432",
@@ -595,12 +600,12 @@ mod tests {
             let message = format!(
                 "connection to server {server} failed: SSL error: certificate verify failed\n"
             );
-            let expected = UntrustedServer {
+            let expected = TlsServer {
                 host: host.to_owned(),
                 address: address.parse().unwrap(),
             };
             let failure = ConnectFailure::from_message(&message);
-            assert_eq!(failure.untrusted, Some(expected), "{message}");
+            assert_eq!(failure.tls_server, Some(expected), "{message}");
         }
         let refused =
             "connection to server at \"db\" (192.0.2.1), port 5432 failed: Connection refused\n";

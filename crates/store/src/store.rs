@@ -990,7 +990,7 @@ fn untrusted_reason(error: &ConnectError, url: &DatabaseUrl) -> Option<String> {
     let ConnectError::Connect(failure) = error else {
         return None;
     };
-    let server = failure.untrusted.as_ref()?;
+    let server = failure.tls_server.as_ref()?;
     certificate::explain(server, &url.handshake(|name| std::env::var(name).ok())?)
 }
 

@@ -995,6 +995,7 @@ async fn invalid_setting_is_one_line_without_secrets() {
             bare().with("DATABASE_URL", &format!("sqlite://keys.db?key={secret}")),
             &["DATABASE_URL", "must name a file"],
         ),
+        #[cfg(not(feature = "pg-tls"))]
         (
             bare()
                 .with(

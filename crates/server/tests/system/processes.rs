@@ -1099,6 +1099,7 @@ async fn permanent_connection_errors_are_not_retried() {
             format!("{base}?{}", query.replace("user=postgres", "user=nobody")),
             "role \"nobody\" does not exist",
         ),
+        #[cfg(not(feature = "pg-tls"))]
         (format!("{base}?{query}&sslmode=require"), "pg-tls"),
     ] {
         let tollkey = Tollkey::on(&database).with("DATABASE_URL", &url);
