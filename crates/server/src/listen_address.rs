@@ -155,12 +155,6 @@ impl ListenAddresses {
     }
 }
 
-impl From<SocketAddr> for ListenAddresses {
-    fn from(address: SocketAddr) -> Self {
-        Self(vec![ListenAddress::Tcp(address)])
-    }
-}
-
 /// The owning group of a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketGroup {

@@ -51,7 +51,7 @@ fn unix_socket_is_created_and_removed() {
 fn mode_and_group_of_a_unix_socket_are_set() {
     let directory = Directory::new();
     let own = rustix::process::getegid().as_raw();
-    let name = Group::from_gid(own.into()).unwrap().unwrap().name;
+    let name = Group::from_gid(nix::unistd::Gid::from_raw(own)).unwrap().unwrap().name;
     for (mode, group) in [
         (0o600, None),
         (0o660, Some(SocketGroup::Id(own))),
