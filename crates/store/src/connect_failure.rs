@@ -287,9 +287,9 @@ impl ConnectFailure {
             .into_iter()
             .map(|line| {
                 let (attempt, reason) = line.split_once(FAILED).unwrap_or((line, ""));
-                let untrusted = reason.contains(UNTRUSTED);
+                let is_ours = reason.starts_with(TLS_ERROR) && !reason.contains("alert");
                 Self {
-                    untrusted: untrusted.then(|| UntrustedServer::parse(attempt)).flatten(),
+                    tls_server: is_ours.then(|| TlsServer::parse(attempt)).flatten(),
                     ..Self::from_line(reason)
                 }
             })
@@ -609,6 +609,6 @@ mod tests {
         }
         let refused =
             "connection to server at \"db\" (192.0.2.1), port 5432 failed: Connection refused\n";
-        assert_eq!(ConnectFailure::from_message(refused).untrusted, None);
+        assert_eq!(ConnectFailure::from_message(refused).tls_server, None);
     }
 }

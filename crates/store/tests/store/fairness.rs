@@ -97,7 +97,8 @@ fn pools_report_calls_that_use_or_wait_for_connections() {
         let call = || {
             let (store, held) = (store.clone(), held.clone());
             tokio::spawn(async move {
-                let read = store.read_for(&acme(), move |_| {
+                let account = acme();
+                let read = store.read_for(&account, move |_| {
                     held.wait();
                     Ok(())
                 });
