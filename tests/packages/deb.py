@@ -94,10 +94,10 @@ def previous():
         return the_package(result)
     execute("cargo", "build", "--release", "--package", "tollkey-server", "--features", "pg-tls,grpc", cwd=checkout,
             env=settings)
-    # A target directory with the binary of that commit and the generated files of this one.
-    target = fresh(CACHE / "previous-target") / "release"
     execute("cargo", "xtask", "package-files", cwd=ROOT, env=settings)
-    shutil.copytree(TARGET / "release/generated", target / "generated")
+    # A target directory with only the binary of that commit.
+    target = fresh(CACHE / "previous-target") / "release"
+    target.mkdir(parents=True)
     shutil.copy(TARGET / "release/tollkey", target)
     execute("cargo", "deb", "--package", "tollkey-server", "--no-build", *options, cwd=ROOT,
             env=build_environment(target.parent))

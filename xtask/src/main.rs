@@ -21,7 +21,7 @@ Tasks: cargo xtask <task>
   settings [--check]
                    write docs/settings.md and deploy/debian/tollkey.toml from the declarations of the settings
                    (--check only compares, and exits with 1 if the file is out of date)
-  package-files    write shell completions and man pages to release/generated in the target directory
+  package-files    write shell completions and man pages to deploy/debian/generated
   deb [OPTIONS]    write them, and build the Debian package with cargo-deb, which receives the options
   generate --keys N [--accounts M] DATABASE_URL
                    fill a migrated, empty database with reproducible keys, for measurements

@@ -1,12 +1,7 @@
 //! Generates the completions and man pages of packages from the command line of the server, and builds the Debian
 //! package with them.
 
-use std::{
-    env, fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, bail, ensure};
 use clap_complete::Shell;
@@ -14,7 +9,6 @@ use clap_mangen::{
     Man,
     roff::{Inline, Roff, bold, italic, roman},
 };
-use flate2::{Compression, write::GzEncoder};
 use tollkey_server::{
     cli,
     config::{CONFIG, SETTINGS, Setting},
@@ -26,35 +20,32 @@ const SERVER: &str = "tollkey-server";
 /// The features of the server in packages.
 const FEATURES: &str = "pg-tls,grpc";
 
-/// The names of the scripts differ from that of the binary, because cargo-deb would take them for it.
+/// Where the metadata of the package expects the files.
+const DIRECTORY: &str = "deploy/debian/generated";
+
 const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Bash, "tollkey.bash"),
     (Shell::Zsh, "_tollkey"),
     (Shell::Fish, "tollkey.fish"),
 ];
 
-/// Writes completions and man pages to `release/generated` in the target directory, where cargo-deb finds them.
+/// Writes completions and man pages to [`DIRECTORY`].
 pub(crate) fn write() -> anyhow::Result<()> {
-    let directory = target_directory()?.join("release/generated");
-    let (completions, man) = (directory.join("completions"), directory.join("man"));
+    let directory = crate::root().join(DIRECTORY);
     if directory.exists() {
         // Files of commands that no longer exist.
-        fs::remove_dir_all(&directory)
-            .with_context(|| format!("cannot delete {}", directory.display()))?;
+        fs::remove_dir_all(&directory).with_context(|| format!("cannot delete {DIRECTORY}"))?;
     }
-    for directory in [&completions, &man] {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
-    }
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {DIRECTORY}"))?;
     for (shell, name) in COMPLETIONS {
-        write_file(&completions.join(name), cli::completions(shell).as_bytes())?;
+        write_file(&directory.join(name), cli::completions(shell).as_bytes())?;
     }
     let command = cli::command();
-    write_page(&man.join("tollkey.1.gz"), &main_page(&command)?)?;
+    write_file(&directory.join("tollkey.1"), &main_page(&command)?)?;
     let mut command = command.disable_help_subcommand(true);
     command.build();
     for subcommand in command.get_subcommands() {
-        write_pages(subcommand, &man)?;
+        write_pages(subcommand, &directory)?;
     }
     Ok(())
 }
@@ -92,15 +83,6 @@ fn cargo() -> Command {
     command
 }
 
-/// Returns the target directory: this program is in one of its subdirectories.
-fn target_directory() -> anyhow::Result<PathBuf> {
-    let program = env::current_exe().context("cannot find this program")?;
-    let directory = program.ancestors().nth(2);
-    Ok(directory
-        .context("this program is not in a target directory")?
-        .to_owned())
-}
-
 fn write_file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -111,17 +93,10 @@ fn write_pages(command: &clap::Command, directory: &Path) -> anyhow::Result<()> 
         write_pages(subcommand, directory)?;
     }
     let man = Man::new(command.clone()).manual("Tollkey");
-    let path = directory.join(man.get_filename() + ".gz");
+    let path = directory.join(man.get_filename());
     let mut page = Vec::new();
     man.render(&mut page)?;
-    write_page(&path, &page)
-}
-
-/// Compresses a page, as Debian requires it, and writes it.
-fn write_page(path: &Path, page: &[u8]) -> anyhow::Result<()> {
-    let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
-    compressed.write_all(page)?;
-    write_file(path, &compressed.finish()?)
+    write_file(&path, &page)
 }
 
 /// Returns the page of the program itself, which lists the settings.
