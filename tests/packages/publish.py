@@ -12,7 +12,7 @@ from environment import CACHE, ROOT, TARGET, Failed, fresh
 from environment import run as execute
 
 #: The crates of `crates` that are not published.
-UNPUBLISHED = {"tollkey-model"}
+UNPUBLISHED = {"tollkey-model", "tollkey-pages"}
 #: The largest package, in bytes.
 LIMIT = 500_000
 #: Files that every package contains.
