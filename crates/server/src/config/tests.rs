@@ -412,6 +412,9 @@ const INVALID: &str = "\
 TOLLKEY_LISTEN=8080 -> must be an address and a port
 TOLLKEY_LISTEN=example.com:80 -> must be an address and a port
 TOLLKEY_LISTEN=canary:80 -> must be an address and a port
+TOLLKEY_LISTEN=unix:canary -> must name a Unix socket by its absolute path
+TOLLKEY_SOCKET_MODE=canary -> must be three octal digits
+TOLLKEY_SOCKET_GROUP=\x20canary -> must not begin or end with white space
 TOLLKEY_METRICS_LISTEN=off -> must be an address and a port
 TOLLKEY_METRICS_LISTEN=canary -> must be an address and a port
 TOLLKEY_GRPC_LISTEN=canary -> must be an address and a port
@@ -1264,6 +1267,7 @@ fn issuer_and_public_url_can_have_a_port_and_a_path() {
 fn help_names_variable_and_default() {
     let help = help();
     assert!(help.contains(
-        "Address and port to listen on; port 0 picks a free port [default: 127.0.0.1:8080] [env: TOLLKEY_LISTEN]"
+        "Permissions of the Unix sockets of TOLLKEY_LISTEN, in octal. A process needs write permission to connect \
+         [default: 0660] [env: TOLLKEY_SOCKET_MODE]"
     ));
 }

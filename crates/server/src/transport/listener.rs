@@ -42,6 +42,8 @@ use crate::listen_address::{ListenAddress, SocketAccess, SocketGroup};
 const LOCK_TRIES: (Duration, u32) = (Duration::from_millis(50), 100);
 /// No access for the group and for others.
 const OWNER_ONLY: Mode = Mode::from_raw_mode(0o077);
+/// The umask belongs to the process. Two threads that set and restore it at the same time could exchange their values.
+static UMASK: Mutex<()> = Mutex::new(());
 
 /// Why the server cannot listen on an address. Names what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +90,11 @@ pub enum Listener {
 /// A Unix socket that accepts connections, and its file.
 #[derive(Debug)]
 pub struct UnixSocket {
+    /// `None` once the file is removed. Declared first, so that it is dropped while the socket still listens. After that,
+    /// a starting server could replace the file, and the file system could give the new file the same inode.
+    file: Option<SocketFile>,
     listener: UnixListener,
     path: PathBuf,
-    /// `None` once the file is removed.
-    file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -195,9 +198,9 @@ impl UnixSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(access.mode)).map_err(create)?;
         net::listen(&socket, BACKLOG).map_err(|error| create(error.into()))?;
         Ok(Self {
+            file: Some(file),
             listener: socket.into(),
             path: path.to_owned(),
-            file: Some(file),
         })
     }
 }
@@ -268,8 +271,6 @@ fn connect_at_once(path: &Path) -> Result<(), Errno> {
 
 /// Creates the file of a socket with access for its owner only.
 fn bind_for_owner(socket: impl AsFd, path: &Path) -> io::Result<()> {
-    /// The umask belongs to the process. Two threads that set and restore it at the same time could exchange their values.
-    static UMASK: Mutex<()> = Mutex::new(());
     let address = SocketAddrUnix::new(path)?;
     let _only = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
     let before = umask(OWNER_ONLY);
