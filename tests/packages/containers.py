@@ -1,4 +1,4 @@
-"""Builds images with buildah, and runs them with podman, in a storage below `target/packages`.
+"""Builds images with buildah in a storage below `target/packages`, and runs them with a Docker daemon of its own.
 
 There is no registry: every base image is a Debian root of `debian.py`, and a name that is not in the storage is an error.
 """
@@ -8,107 +8,88 @@ import hashlib
 import json
 import os
 import re
-import resource
+import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 from debian import SUITE, root
-from environment import CACHE, Failed, Missing, program, run
+from environment import CACHE, Failed, Missing, fresh, program, run
 
 DIRECTORY = CACHE / "containers"
-#: The docs write `docker` and `sudo`. podman takes the same arguments, and the tests run as root.
-DOCKER = 'docker() { podman "$@"; }; sudo() { "$@"; }'
-#: How many seconds a command of podman may take, unless it says otherwise.
-LIMIT = 120
+#: How many seconds the daemon may take to start, and a container to reach a state.
+LIMIT = 60
 
 
 @functools.cache
-def settings(build=False):
-    """Returns the variables with which buildah and podman use this storage and pull nothing.
+def settings():
+    """Returns the variables with which buildah uses this storage, builds without a container engine, and pulls nothing.
 
-    With `build`, the steps of a build have the configuration of this machine's cargo, which may name another registry.
+    The steps of a build have the configuration of this machine's cargo, which may name another registry.
     """
     if os.geteuid() != 0:
         raise Missing("the storage of images needs root")
     temporary = DIRECTORY / "tmp"  # buildah keeps the caches of builds there
     temporary.mkdir(parents=True, exist_ok=True)
-    write("storage.conf", f"""\
-[storage]
-driver = "overlay"
-graphroot = "{DIRECTORY}/storage"
-runroot = "{DIRECTORY}/run"
-""")
-    write("registries.conf", "unqualified-search-registries = []\n")
-    volumes = []
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
-    for name in ("config.toml", "config"):
-        if build and (home / name).is_file():
-            volumes.append(f"{home / name}:/usr/local/cargo/{name}:ro")
-    # podman would raise the limits above those of this machine, which root cannot do everywhere. buildah has this limit
-    # of processes, and fails if it is raised.
-    limits = []
-    for name, wanted in (("nofile", 65536), ("nproc", 32768)):
-        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        limits.append(f"{name}={limit}:{limit}")
-    runtime = "" if run_quietly("sh", "-c", "command -v runc || true") == "" else 'runtime = "runc"\n'
-    configuration = write("build.conf" if build else "containers.conf", f"""\
-[containers]
-default_ulimits = {json.dumps(limits)}
-volumes = {json.dumps(volumes)}
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-{runtime}""")
+    volumes = [f"{file}:/usr/local/cargo/{file.name}:ro" for file in (home / "config.toml", home / "config") if file.is_file()]
+    files = {
+        "storage.conf": f'[storage]\ndriver = "overlay"\ngraphroot = "{DIRECTORY}/storage"\nrunroot = "{DIRECTORY}/run"\n',
+        "registries.conf": "unqualified-search-registries = []\n",
+        "containers.conf": f"[containers]\nvolumes = {json.dumps(volumes)}\n",
+    }
+    for name, text in files.items():
+        (DIRECTORY / name).write_text(text)
     return {
         "BUILDAH_ISOLATION": "chroot",
-        "CONTAINERS_CONF": configuration,
-        "CONTAINERS_REGISTRIES_CONF": DIRECTORY / "registries.conf",
-        "CONTAINERS_STORAGE_CONF": DIRECTORY / "storage.conf",
-        "TMPDIR": temporary,
+        "CONTAINERS_CONF": str(DIRECTORY / "containers.conf"),
+        "CONTAINERS_REGISTRIES_CONF": str(DIRECTORY / "registries.conf"),
+        "CONTAINERS_STORAGE_CONF": str(DIRECTORY / "storage.conf"),
+        "TMPDIR": str(temporary),
     }
 
 
-def write(name, text):
-    path = DIRECTORY / name
-    path.write_text(text)
-    return path
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
 
 
-def run_quietly(*command, **options):
-    return run(*command, quiet=True, **options).strip()
+def wait_until(condition, message, limit=LIMIT):
+    deadline = time.monotonic() + limit
+    while not condition():
+        expect(time.monotonic() < deadline, f"{message} within {limit} s")
+        time.sleep(0.2)
 
 
-def buildah(*arguments, **options):
+def succeeds(command, **variables):
+    """Returns whether a command exits with 0. Its output is not shown."""
+    return subprocess.run(
+        [str(part) for part in command], env={**os.environ, **variables}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=LIMIT,
+    ).returncode == 0
+
+
+def buildah(*arguments):
     """Runs buildah, and returns its output without the last line break."""
-    return run_quietly(program("buildah"), *arguments, env=settings(), **options)
+    return run(program("buildah"), *arguments, env=settings(), quiet=True).strip()
 
 
-def podman(*arguments, timeout=LIMIT, **options):
-    """Runs podman, and returns its output without the last line break."""
-    return run_quietly(program("podman"), *arguments, env=settings(), timeout=timeout, **options)
+def exists(tag):
+    """Returns whether the storage has this image."""
+    return buildah("images", "--quiet", "--filter", f"reference=localhost/{tag}") != ""
 
 
-def need_podman(network):
-    """Raises `Missing` if podman cannot run a container with a published port on this machine."""
-    program("podman")
-    debian_image()
-    try:
-        shell("docker run --rm --publish 127.0.0.1:8080:8080 debian:bookworm-slim true", network=network, quiet=True)
-    except Failed as error:
-        raise Missing("podman cannot run a container on this machine") from error
-
-
-def inspect(image):
+def inspect(tag):
     """Returns the configuration of an image in Docker's format."""
-    return json.loads(buildah("inspect", "--type", "image", image))["Docker"]
+    return json.loads(buildah("inspect", "--type", "image", f"localhost/{tag}"))["Docker"]
 
 
 def create(tag, content, fill, *config):
     """Creates an image from scratch, once for each `content`. `fill` receives the directory of its root."""
     stamp = DIRECTORY / f"{re.sub(r'[^a-z0-9.]', '-', tag)}.sha256"
     digest = hashlib.sha256(json.dumps([content, config]).encode()).hexdigest()
-    if buildah("images", "--quiet", "--filter", f"reference=localhost/{tag}") and stamp.exists() and stamp.read_text() == digest:
+    if exists(tag) and stamp.exists() and stamp.read_text() == digest:
         return
     container = buildah("from", "scratch")
     try:
@@ -127,19 +108,10 @@ def copy(source, target):
 
 
 def debian_image():
-    """Creates the image `debian:bookworm-slim`, the default of `BASE`."""
-    create(f"debian:{SUITE}-slim", SUITE, lambda directory: copy(root("minbase"), directory))
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
-def shell(script, *, build=False, network=None, environment=None, **options):
-    """Runs shell commands of the docs, and returns their output. The first one that fails ends the script."""
-    command = ["bash", "-euo", "pipefail", "-c", f"{DOCKER}\n{script}"]
-    return run(*(network.command(*command) if network else command), env={**settings(build), **(environment or {})}, **options)
+    """Creates the image of a minimal Debian, and returns its name."""
+    tag = f"debian:{SUITE}-slim"
+    create(tag, SUITE, lambda directory: copy(root("minbase"), directory))
+    return tag
 
 
 class Network:
@@ -159,6 +131,12 @@ class Network:
         """Returns the command that runs `command` in this namespace."""
         return [program("nsenter"), f"--net=/proc/{self._process.pid}/ns/net", *command]
 
+    def get(self, url, *options):
+        """Returns the status and the body of the response to a request, which `curl` sends with these options."""
+        text = run(*self.command("curl", "-sS", "-w", "\n%{http_code}", "--max-time", "30", *options, url), quiet=True)
+        body, _, status = text.rpartition("\n")
+        return int(status), body
+
     def __exit__(self, *_):
         self._process.kill()
         self._process.wait()
@@ -172,3 +150,100 @@ def descendants(pid):
         for child in path.read_text().split():
             found += [int(child), *descendants(child)]
     return found
+
+
+class Docker(Network):
+    """A Docker daemon in a network of its own, without images and containers, as a context manager.
+
+    Raises `Missing` if Docker is not installed, or cannot work on this machine.
+    """
+
+    def __enter__(self):
+        self._client, self._functions = client()
+        daemon, unshare = program("dockerd"), program("unshare")
+        settings()  # needs root
+        super().__enter__()
+        # The path of a socket must be short.
+        self._directory = Path(tempfile.mkdtemp(prefix="tollkey-docker-"))
+        self._data = fresh(DIRECTORY / "docker")
+        self._host = f"unix://{self._directory}/docker.sock"
+        self._log = open(self._directory / "log", "w+", errors="replace")
+        # The daemon's mounts and processes end with it.
+        command = self.command(
+            unshare, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", daemon, "--host", self._host,
+            "--data-root", self._data, "--exec-root", self._directory / "exec", "--pidfile", self._directory / "pid",
+        )
+        self._daemon = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=self._log,
+                                        stderr=self._log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + LIMIT
+            while not succeeds([self._client, "version"], DOCKER_HOST=self._host):
+                if self._daemon.poll() is not None or time.monotonic() > deadline:
+                    self._log.seek(0)
+                    print(self._log.read()[-4000:], flush=True)
+                    raise Missing("the Docker daemon does not start on this machine")
+                time.sleep(0.2)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def load(self, *tags):
+        """Copies images from the storage of buildah. A pair of names renames the image."""
+        for tag in tags:
+            source, target = tag if isinstance(tag, tuple) else (tag, tag)
+            archive = DIRECTORY / "image.tar"
+            buildah("push", "--quiet", f"localhost/{source}", f"docker-archive:{archive}:{target}")
+            self.run("load", "--quiet", "--input", archive)
+            archive.unlink()
+
+    def run(self, *arguments):
+        """Runs `docker`, and returns its output without the last line break."""
+        return run(self._client, *arguments, env={"DOCKER_HOST": self._host}, quiet=True).strip()
+
+    def inspect(self, name):
+        return json.loads(self.run("inspect", name))[0]
+
+    def shell(self, script, cwd, **variables):
+        """Runs shell commands of the docs, and returns the lines that they print. The first that fails ends the script."""
+        environment = {
+            "DOCKER_HOST": self._host, "DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1",
+            "PATH": f"{self._client.parent}{os.pathsep}{os.environ['PATH']}", **variables,
+        }
+        script = f"{self._functions}\n{script}"
+        command = self.command("bash", "-euo", "pipefail", "-c", script)
+        return run(*command, cwd=cwd, env=environment, quiet=True).splitlines()
+
+    def __exit__(self, *_):
+        if self._daemon.poll() is None:
+            for pid in descendants(self._daemon.pid)[:1]:  # dockerd, which stops its containers
+                os.kill(pid, 15)
+            try:
+                self._daemon.wait(timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                self._daemon.kill()
+                self._daemon.wait()
+        super().__exit__()
+        self._log.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._data, ignore_errors=True)
+
+
+@functools.cache
+def client():
+    """Returns the path of a `docker` that builds with BuildKit, and shell functions for what is not installed.
+
+    Debian 12 has Compose as the program `docker-compose`. The tests run as root, without sudo.
+    """
+    functions = ['sudo() { "$@"; }']
+    for directory in os.environ.get("PATH", "").split(os.pathsep):
+        docker = Path(directory) / "docker"
+        if not os.access(docker, os.X_OK):
+            continue
+        major = int(re.search(r"version (\d+)", run(docker, "--version", quiet=True))[1])
+        if major >= 23 and not succeeds([docker, "buildx", "version"]):
+            continue  # needs the plugin
+        if not succeeds([docker, "compose", "version"]):
+            functions.append('docker() { if [ "$1" = compose ]; then docker-compose "${@:2}"; else command docker "$@"; fi; }')
+        return docker, "\n".join(functions)
+    raise Missing("Docker with BuildKit is not installed")

@@ -1,8 +1,8 @@
 """Builds the container image, checks its configuration and size, and runs it with a read-only root file system.
 
 buildah builds it on Debian roots, the first with the Rust toolchain of this machine. The server then runs as the user of
-the image: in `buildah run --isolation chroot` with the commands of the README, and in podman with those of the docs.
-With TOLLKEY_TEST_BINARY, the image contains that binary, and nothing is compiled.
+the image, in `buildah run --isolation chroot` with the commands of the README. Docker also builds the image, with the same
+binary, and runs the commands of the docs. With TOLLKEY_TEST_BINARY, buildah uses that binary, too, and compiles nothing.
 """
 
 import json
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import containers
-from containers import Network, buildah, descendants, expect, inspect, podman, shell
+from containers import Docker, Network, buildah, descendants, expect, inspect, succeeds, wait_until
 from debian import SUITE, documented, root
 from environment import ROOT, Failed, fresh, program
 from environment import run as execute
@@ -28,6 +28,10 @@ SIZE_LIMIT = 20_000_000
 USER = 10001
 DATA = "/var/lib/tollkey"
 DRAIN = 5
+BASE = "http://127.0.0.1:8080"
+LABELS = "org.opencontainers.image."
+#: Besides cargo, what a build needs.
+PACKAGES = ("ca-certificates", "gcc", "libc6-dev", "make", "perl", "pkg-config")
 #: How many seconds a server may take to start, and to stop after its drain when it has nothing to do.
 LIMIT = 30
 #: Runs a container of buildah whose root file system is read-only. $0: its root; the rest: the command. buildah creates
@@ -41,61 +45,94 @@ install -D /usr/local/lib/tollkey "$2/release/tollkey"
 
 
 def run():
-    create_bases()
     build()
     image = inspect("tollkey")
-    check_configuration(image)
+    check_configuration(image["config"])
     check_size(image)
     check_content()
     run_in_chroot(image)
-    run_in_podman()
+    run_in_docker()
 
 
-def create_bases():
-    """Creates the images that the Containerfile names by default."""
-    text = (ROOT / "deploy" / "Containerfile").read_text()
-    bases = dict(re.findall(r"(?m)^ARG (RUST_BASE|BASE)=(\S+)$", text))
-    expect(bases.get("BASE") == f"debian:{SUITE}-slim", f"the Containerfile has the bases {bases}")
+def bases():
+    """Returns the images that the Containerfile names by default: the one that compiles, and the one that it adds to."""
+    names = dict(re.findall(r"(?m)^ARG (RUST_BASE|BASE)=(\S+)$", (ROOT / "deploy" / "Containerfile").read_text()))
     channel = re.search(r'channel = "(\d+\.\d+)', (ROOT / "rust-toolchain.toml").read_text())[1]
-    expect(bases.get("RUST_BASE") == f"rust:{channel}-{SUITE}", f"the Containerfile has the bases {bases}")
-    containers.debian_image()
+    expected = {"RUST_BASE": f"rust:{channel}-{SUITE}", "BASE": f"debian:{SUITE}-slim"}
+    expect(names == expected, f"the Containerfile has the bases {names} instead of {expected}")
+    return names["RUST_BASE"], names["BASE"]
 
-    binary = os.environ.get("TOLLKEY_TEST_BINARY")
-    packages = ("ca-certificates", "gcc", "libc6-dev", "make", "perl", "pkg-config")
+
+def compiling_base(tag):
+    """Creates an image with the Rust toolchain of this machine."""
     sysroot = Path(execute("rustc", "--print", "sysroot", cwd=ROOT, quiet=True).strip())
 
     def fill(directory):
-        containers.copy(root("image-build", packages), directory)
-        if binary:
-            shutil.copy(binary, directory / "usr/local/lib/tollkey")
-            cargo = directory / "usr/local/bin/cargo"
-            cargo.write_text(COPYING_CARGO)
-            cargo.chmod(0o755)
-        else:
-            for name in ("bin", "lib"):
-                containers.copy(sysroot / name, directory / "usr/local" / name)
+        containers.copy(root("image-build", PACKAGES), directory)
+        for name in ("bin", "lib"):
+            containers.copy(sysroot / name, directory / "usr/local" / name)
 
-    content = [packages, execute("rustc", "-vV", cwd=ROOT, quiet=True)]
-    if binary:
-        status = os.stat(binary)
-        content = [packages, binary, status.st_size, status.st_mtime_ns]
-    containers.create(bases["RUST_BASE"], content, fill, "--env", "CARGO_HOME=/usr/local/cargo")
+    content = [PACKAGES, execute("rustc", "-vV", cwd=ROOT, quiet=True)]
+    containers.create(tag, content, fill, "--env", "CARGO_HOME=/usr/local/cargo")
+
+
+def copying_base(tag, binary):
+    """Creates an image in which `cargo build` copies a binary."""
+
+    def fill(directory):
+        containers.copy(root("image-build", PACKAGES), directory)
+        shutil.copy(binary, directory / "usr/local/lib/tollkey")
+        cargo = directory / "usr/local/bin/cargo"
+        cargo.write_text(COPYING_CARGO)
+        cargo.chmod(0o755)
+
+    status = os.stat(binary)
+    containers.create(tag, [PACKAGES, str(binary), status.st_size, status.st_mtime_ns], fill)
 
 
 def build():
+    """Builds the image with the command of the docs."""
+    rust_base, base = bases()
+    expect(containers.debian_image() == base, f"the base is not {base}")
+    if binary := os.environ.get("TOLLKEY_TEST_BINARY"):
+        copying_base(rust_base, binary)
+    else:
+        compiling_base(rust_base)
     began = time.monotonic()
-    shell(documented(PAGE, "image-build"), build=True, cwd=ROOT)
+    execute("bash", "-euc", documented(PAGE, "image-build"), cwd=ROOT, env=containers.settings())
     print(f"built in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def check_configuration(image):
+def built():
+    """Builds the image unless it has been built from this commit."""
+    if not containers.exists("tollkey") or inspect("tollkey")["config"]["Labels"][f"{LABELS}revision"] != revision():
+        build()
+
+
+def load_bases(docker):
+    """Copies the bases of the image to Docker. The first one copies the binary of the image that buildah has built."""
+    rust_base, base = bases()
+    binary = containers.DIRECTORY / "tollkey"
+    container = buildah("from", "localhost/tollkey")
+    try:
+        shutil.copy2(Path(buildah("mount", container)) / "usr/local/bin/tollkey", binary)
+    finally:
+        buildah("rm", container)
+    copying_base("copying", binary)
+    docker.load(base, ("copying", rust_base))
+
+
+def git(*arguments):
+    return execute("git", *arguments, cwd=ROOT, quiet=True).strip()
+
+
+def revision():
+    return git("rev-parse", "HEAD")
+
+
+def check_configuration(config):
     """The configuration that container engines and orchestrators read."""
-    config = image["config"]
-    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
-
-    def git(*arguments):
-        return execute("git", *arguments, cwd=ROOT, quiet=True).strip()
-
+    labels = {name.removeprefix(LABELS): value for name, value in config["Labels"].items()}
     found = {
         "user": config["User"],
         "entry point": config["Entrypoint"],
@@ -127,7 +164,7 @@ def check_configuration(image):
         "title": "Tollkey",
         "licenses": re.search(r'(?m)^license = "(.*)"$', (ROOT / "Cargo.toml").read_text())[1],
         "version": git("describe", "--tags", "--always"),
-        "revision": git("rev-parse", "HEAD"),
+        "revision": revision(),
         "description": True,
     }
     for name, value in expected.items():
@@ -137,7 +174,7 @@ def check_configuration(image):
 def check_size(image):
     """The layers above those of the base, compressed with gzip as for a registry."""
     directory = fresh(containers.DIRECTORY / "oci")
-    buildah("push", "--quiet", "--format", "oci", "tollkey", f"oci:{directory}:tollkey")
+    buildah("push", "--quiet", "--format", "oci", "localhost/tollkey", f"oci:{directory}:tollkey")
 
     def blob(digest):
         return directory / "blobs" / digest.replace(":", "/")
@@ -155,7 +192,7 @@ def check_size(image):
 
 def check_content():
     """Nothing of the build is in the image, and only the data belongs to its user."""
-    container = buildah("from", "tollkey")
+    container = buildah("from", "localhost/tollkey")
     try:
         directory = Path(buildah("mount", container))
         owned = execute("find", directory, "-xdev", "-uid", USER, "-printf", "/%P\n", quiet=True).split()
@@ -179,7 +216,7 @@ def run_in_chroot(image):
         secret.write_text(secrets.token_hex(32))
         os.chown(secret, USER, USER)
         secret.chmod(0o400)
-        container = buildah("from", "tollkey")
+        container = buildah("from", "localhost/tollkey")
         try:
             # Creates the mount points for which the root file system must be writable.
             buildah("run", "--user", "0", container, "true")
@@ -192,11 +229,12 @@ def run_in_chroot(image):
                     "--env", "TOLLKEY_JWT_HS256_SECRET_FILE=/run/secrets/jwt-secret", container, "--", *arguments,
                 )
 
-            expect(succeeds(command("touch", f"{DATA}/new")), "the data directory is read-only")
-            # As root, whom only the mount can stop.
-            root_command = command("touch", "/usr/local/bin/new")
-            root_command[root_command.index("--volume"):0] = ["--user", "0"]
-            expect(not succeeds(root_command), "the root file system is writable, so this test shows nothing")
+            expect(in_container(command("touch", f"{DATA}/new")), "the data directory is read-only")
+            # Root can write where the mount allows it.
+            attempt = command("touch", "/usr/local/bin/new")
+            position = attempt.index("--volume")
+            attempt[position:position] = ["--user", "0"]
+            expect(not in_container(attempt), "the root file system is writable")
             server = Server(command(*config["Entrypoint"]), directory / "log")
             try:
                 health_check = command(*config["Healthcheck"]["Test"][1:])
@@ -204,27 +242,15 @@ def run_in_chroot(image):
                 story(network, command, directory)
                 server.check_user()
                 server.stop(network)
-                expect(not succeeds(health_check), "the health check succeeds without a server")
+                expect(not in_container(health_check), "the health check succeeds without a server")
             finally:
                 server.end()
         finally:
             buildah("rm", container)
 
 
-def succeeds(command):
-    """Returns whether a command exits with 0. Its output is not shown."""
-    settings = {name: str(value) for name, value in containers.settings().items()}
-    return subprocess.run(
-        [str(part) for part in command], env={**os.environ, **settings}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=LIMIT,
-    ).returncode == 0
-
-
-def wait_until(condition, message):
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        expect(time.monotonic() < deadline, f"{message} within {LIMIT} s")
-        time.sleep(0.2)
+def in_container(command):
+    return succeeds(command, **containers.settings())
 
 
 class Server:
@@ -235,13 +261,13 @@ class Server:
         with open(log, "w") as output:
             self._process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**os.environ, **{name: str(value) for name, value in containers.settings().items()}},
+                env={**os.environ, **containers.settings()},
             )
 
     def wait_until_ready(self, health_check):
         def ready():
             expect(self._process.poll() is None, f"the server has ended:\n{self._log.read_text()}")
-            return succeeds(health_check)
+            return in_container(health_check)
 
         wait_until(ready, "the health check does not succeed")
 
@@ -261,15 +287,16 @@ class Server:
         began = time.monotonic()
         os.kill(self._pid(), signal.SIGTERM)
         deadline = began + DRAIN
-        while (status := get(network, "/readyz")) != "503":
+        while (status := network.get(f"{BASE}/readyz")[0]) != 503:
             expect(time.monotonic() < deadline, f"/readyz has status {status} after SIGTERM")
-        expect(get(network, "/livez") == "200", "the server accepts no requests during the drain")
+        expect(network.get(f"{BASE}/livez")[0] == 200, "the server accepts no requests during the drain")
         try:
             status = self._process.wait(timeout=DRAIN + LIMIT)
         except subprocess.TimeoutExpired as error:
             raise Failed(f"the server did not stop within {DRAIN + LIMIT} s") from error
         seconds = time.monotonic() - began
-        expect(status == 0 and seconds >= DRAIN, f"the server stopped with {status} after {seconds:.1f} s:\n{self._log.read_text()}")
+        expect(status == 0 and seconds >= DRAIN,
+               f"the server stopped with {status} after {seconds:.1f} s:\n{self._log.read_text()}")
         print(f"stopped after {seconds:.1f} s", flush=True)
 
     def end(self):
@@ -280,12 +307,6 @@ class Server:
                 except ProcessLookupError:
                     pass
             self._process.wait()
-
-
-def get(network, path):
-    """Returns the status of the response to a request to the server."""
-    return execute(*network.command("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5",
-                                    f"http://127.0.0.1:8080{path}"), quiet=True)
 
 
 def story(network, command, directory):
@@ -305,51 +326,46 @@ def story(network, command, directory):
     expect(json.loads(rest[3]) == {"valid": False, "code": "revoked"}, f"the revoked key has the decision {rest[3]}")
 
 
-def run_in_podman():
-    """Runs the commands of the docs in a container with all of their restrictions."""
-    with tempfile.TemporaryDirectory() as directory, Network() as network:
-        containers.need_podman(network)
-
-        def commands(script, **variables):
-            return shell(script, network=network, cwd=directory, environment=variables, quiet=True).splitlines()
+def run_in_docker():
+    """Builds the image with Docker, and runs the commands of the docs in a container with all of their restrictions."""
+    with tempfile.TemporaryDirectory() as directory, Docker() as docker:
+        load_bases(docker)
+        docker.shell(documented(PAGE, "image-build-docker"), ROOT)
+        check_configuration(docker.inspect("tollkey")["Config"])
+        owner = docker.run("run", "--rm", "--entrypoint", "stat", "tollkey", "--format", "%u:%g", DATA)
+        expect(owner == f"{USER}:{USER}", f"Docker gives {DATA} to {owner}")
 
         start = documented(PAGE, "image-run")
         verify = documented(PAGE, "image-verify")
         stop, remove = documented(PAGE, "image-stop").splitlines()
-        try:
-            *_, decision, base, key, service_key = commands("\n".join([
-                start, documented(PAGE, "image-first-key"), verify, 'printf "%s\n" "$BASE" "$KEY" "$SERVICE"',
-            ]))
-            check_decision(decision)
-            podman("healthcheck", "run", "tollkey")
-            check_restrictions()
-            began = time.monotonic()
-            commands(stop)
-            seconds = time.monotonic() - began
-            code = json.loads(podman("inspect", "tollkey"))[0]["State"]["ExitCode"]
-            expect(code == 0 and DRAIN <= seconds <= LIMIT, f"podman stopped the server with {code} after {seconds:.1f} s")
-            print(f"podman stopped the container after {seconds:.1f} s", flush=True)
+        *_, decision, base, key, service_key = docker.shell("\n".join([
+            start, documented(PAGE, "image-first-key"), verify, 'printf "%s\\n" "$BASE" "$KEY" "$SERVICE"',
+        ]), directory)
+        check_decision(decision)
+        wait_until(lambda: docker.inspect("tollkey")["State"]["Health"]["Status"] == "healthy", "the container is not healthy")
+        check_restrictions(docker)
+        began = time.monotonic()
+        docker.shell(stop, directory)
+        seconds = time.monotonic() - began
+        code = docker.inspect("tollkey")["State"]["ExitCode"]
+        expect(code == 0 and DRAIN <= seconds <= LIMIT, f"Docker stopped the server with {code} after {seconds:.1f} s")
+        print(f"Docker stopped the container after {seconds:.1f} s", flush=True)
 
-            # The next container has the keys of this one. The secret exists.
-            commands(remove)
-            commands(start.partition("\n")[2])
-            wait_until(lambda: get(network, "/readyz") == "200", "the second container is not ready")
-            check_decision(commands(verify, BASE=base, KEY=key, SERVICE=service_key)[-1])
-        finally:
-            podman("rm", "--force", "--ignore", "--time", "0", "tollkey")
-            podman("volume", "rm", "--force", "tollkey-data")
+        # The next container has the keys of this one. The secret exists.
+        docker.shell(remove, directory)
+        docker.shell(start.partition("\n")[2], directory)
+        docker.shell(f"until curl -sSf {BASE}/readyz; do sleep 0.2; done", directory)
+        check_decision(docker.shell(verify, directory, BASE=base, KEY=key, SERVICE=service_key)[-1])
 
 
 def check_decision(text):
-    decision = json.loads(text)
-    expect(decision["valid"] is True, f"the key has the decision {decision}")
+    expect(json.loads(text)["valid"] is True, f"the key has the decision {text}")
 
 
-def check_restrictions():
+def check_restrictions(docker):
     """The container has the restrictions of the command in the docs."""
-    container = json.loads(podman("inspect", "tollkey"))[0]
-    expect(container["HostConfig"]["ReadonlyRootfs"], "the root file system is writable")
-    status = podman("exec", "tollkey", "cat", "/proc/1/status")
+    expect(docker.inspect("tollkey")["HostConfig"]["ReadonlyRootfs"], "the root file system is writable")
+    status = docker.run("exec", "tollkey", "cat", "/proc/1/status")
     for name, expected in (("CapEff", "0" * 16), ("CapBnd", "0" * 16), ("NoNewPrivs", "1"), ("Uid", str(USER))):
         values = set(re.search(rf"(?m)^{name}:\s+(.*)$", status)[1].split())
-        expect(values == {expected}, f"in podman, the server has {name} {values}")
+        expect(values == {expected}, f"in Docker, the server has {name} {values}")
