@@ -97,11 +97,12 @@ fn pools_report_calls_that_use_or_wait_for_connections() {
         let call = || {
             let (store, held) = (store.clone(), held.clone());
             tokio::spawn(async move {
-                let read = store.read_for(&acme(), move |_| {
-                    held.wait();
-                    Ok(())
-                });
-                read.await
+                store
+                    .read_for(&acme(), move |_| {
+                        held.wait();
+                        Ok(())
+                    })
+                    .await
             })
         };
         let running = call();
