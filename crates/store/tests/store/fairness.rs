@@ -97,12 +97,12 @@ fn pools_report_calls_that_use_or_wait_for_connections() {
         let call = || {
             let (store, held) = (store.clone(), held.clone());
             tokio::spawn(async move {
-                store
-                    .read_for(&acme(), move |_| {
-                        held.wait();
-                        Ok(())
-                    })
-                    .await
+                let account = acme();
+                let read = store.read_for(&account, move |_| {
+                    held.wait();
+                    Ok(())
+                });
+                read.await
             })
         };
         let running = call();
