@@ -346,7 +346,7 @@ def check_commands(resources):
         (directory / "deploy").symlink_to(DEPLOY)
         (directory / "ca.crt").write_text("the certificate of a CA\n")
         variables = {"PATH": f"{recorder.parent}:{os.environ['PATH']}"}
-        for name in ("kubernetes secrets", "kubernetes apply", "kubernetes update"):
+        for name in ("kubernetes-secrets", "kubernetes-apply", "kubernetes-update"):
             execute("bash", "-euc", documented("installing.md", name), cwd=directory, env=variables, quiet=True)
         commands = [json.loads(line) for line in log.read_text().splitlines()]
         created = {}
@@ -377,7 +377,7 @@ def check_documented_chart(example):
         program.write_text(f'#!/bin/sh\n[ "$1 $2" = "upgrade --install" ] || exit 1\nshift 2\nexec {tool("helm")} template "$@"\n')
         program.chmod(0o755)
         variables = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
-        text = execute("bash", "-euc", documented("installing.md", "helm install"), cwd=directory, env=variables, quiet=True)
+        text = execute("bash", "-euc", documented("installing.md", "helm-install"), cwd=directory, env=variables, quiet=True)
     expect(set(comparable(parse(text))) == set(comparable(example)), "the documented values render other resources")
 
 

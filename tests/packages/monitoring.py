@@ -29,7 +29,7 @@ def run_promtool(*arguments):
 
 def check_rules():
     program("promtool")
-    execute("bash", "-euc", documented("operating.md", "check the rules"), cwd=ROOT, quiet=True)
+    execute("bash", "-euc", documented("operating.md", "monitoring-check"), cwd=ROOT, quiet=True)
     run_promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     run_promtool("check", "config", "--lint=all", "--lint-fatal", MONITORING / "prometheus.yml")
     run_promtool("test", "rules", RULES_TEST)
