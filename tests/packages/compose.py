@@ -39,11 +39,20 @@ INTERNAL = ("/api/v1/authz", "/api/v1/sync", "/livez", "/readyz")
 #: How many seconds a start may take.
 LIMIT = 120
 PROGRAMS = ("busybox", "ca-certificates", "caddy", "postgresql-15", "prometheus", "wget")
+#: podman before 4.6 cannot start a container whose required containers require others. podman-compose keeps the order itself.
+PODMAN = """#!/bin/bash
+for argument; do
+    shift
+    [[ $argument == --requires=* ]] || set -- "$@" "$argument"
+done
+exec podman "$@"
+"""
 #: What the entry point of the official image of PostgreSQL does with the settings that the Compose file uses.
 POSTGRES = """#!/bin/bash
 set -euo pipefail
 if [ "$1" = postgres ] && [ ! -s "$PGDATA/PG_VERSION" ]; then
     initdb --username=postgres --pwfile="$POSTGRES_PASSWORD_FILE"
+    echo "listen_addresses = '*'" >>"$PGDATA/postgresql.conf"
     pg_ctl -D "$PGDATA" -o "$(printf '%q ' "${@:2}" -c listen_addresses=)" -w start
     export PGPASSWORD="$(cat "$POSTGRES_PASSWORD_FILE")" PGUSER=postgres
     psql -v ON_ERROR_STOP=1 --no-password --no-psqlrc -d postgres -c "CREATE DATABASE $POSTGRES_DB"
@@ -105,6 +114,7 @@ def run():
         for name in ("compose", "monitoring"):
             shutil.copytree(ROOT / "deploy" / name, directory / "deploy" / name, ignore=shutil.ignore_patterns("secrets", ".env"))
         project = Project(directory, network, tools / "bin" / "podman-compose", services)
+        project.end()
         try:
             project.run()
         finally:
@@ -182,7 +192,7 @@ def create_images(services):
     """Creates substitutes for the official images."""
     wanted = {service["image"] for service in services.values()} - {"tollkey"}
     expect(wanted == set(IMAGES), f"the Compose file has the images {wanted}")
-    containers.create("compose-programs", [PROGRAMS, POSTGRES, GRAFANA, USERS], fill)
+    containers.create("compose-programs", [PROGRAMS, Path(__file__).read_text()], fill)
     for name, config in IMAGES.items():
         buildah("build", "--quiet", "--format", "docker", "--tag", name, "--file", "-", fresh_context(),
                 input=f"FROM localhost/compose-programs\n{config}")
@@ -203,9 +213,10 @@ def fill(directory):
         rest = ":{0}::/:/bin/sh" if name == "passwd" else ":"
         file.write_text(text + "".join(f"{user}:x:{USERS[user]}{rest.format(USERS[user])}\n" for user in ("postgres", "grafana")))
     shutil.rmtree(directory / "etc/postgresql")
-    shutil.rmtree(directory / "var/lib/postgresql")
+    for path in ("var/lib/postgresql", "run/postgresql"):
+        shutil.rmtree(directory / path)
     for path, owner in {
-        "var/lib/postgresql/data": 999, "docker-entrypoint-initdb.d": 0, "etc/postgresql": 0, "data": 0, "config": 0,
+        "var/lib/postgresql/data": 999, "run/postgresql": 999, "docker-entrypoint-initdb.d": 0, "etc/postgresql": 0, "data": 0, "config": 0,
         "prometheus": 65534, "var/lib/grafana": 472, "etc/grafana": 0,
     }.items():
         (directory / path).mkdir(parents=True)
@@ -233,8 +244,10 @@ class Project:
             Path(self._settings["CONTAINERS_CONF"]).read_text()
             + f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{networks}"\n'
         ))
+        wrapper = containers.write("podman", PODMAN)
+        wrapper.chmod(0o755)
         self._functions = (
-            f'docker() {{ if [ "$1" = compose ]; then shift; "{tool}" --in-pod false "$@"; else podman "$@"; fi; }}\n'
+            f'docker() {{ if [ "$1" = compose ]; then shift; "{tool}" --in-pod false --podman-path "{wrapper}" "$@"; else podman "$@"; fi; }}\n'
             'sudo() { "$@"; }\n'
         )
 
@@ -258,10 +271,13 @@ class Project:
             program("podman"), "logs", self.container(service)), env=self._settings, quiet=True)
 
     def end(self):
-        try:
-            self.sh("docker compose down --volumes --timeout 0")
-        except Failed:
-            pass  # nothing was started
+        """Deletes what a test, also an earlier one, has created."""
+        label = "label=com.docker.compose.project=tollkey"
+        if found := self.podman("ps", "--all", "--quiet", "--filter", label).split():
+            self.podman("rm", "--force", "--time", "0", *found)
+        for kind in ("volume", "network"):
+            if found := self.podman(kind, "ls", "--quiet", "--filter", label).split():
+                self.podman(kind, "rm", *found)
 
     def run(self):
         start, stop = documented(PAGE, "compose-start"), documented(PAGE, "compose-stop")
