@@ -5,6 +5,7 @@ the image, in `buildah run --isolation chroot` with the commands of the README. 
 binary, and runs the commands of the docs. With TOLLKEY_TEST_BINARY, buildah uses that binary, too, and compiles nothing.
 """
 
+import functools
 import json
 import os
 import re
@@ -90,8 +91,9 @@ def copying_base(tag, binary):
     containers.create(tag, [PACKAGES, str(binary), status.st_size, status.st_mtime_ns], fill)
 
 
+@functools.cache
 def build():
-    """Builds the image with the command of the docs."""
+    """Builds the image with the command of the docs, once for all modules of a run."""
     rust_base, base = bases()
     expect(containers.debian_image() == base, f"the base is not {base}")
     if binary := os.environ.get("TOLLKEY_TEST_BINARY"):
@@ -101,12 +103,6 @@ def build():
     began = time.monotonic()
     execute("bash", "-euc", documented(PAGE, "image-build"), cwd=ROOT, env=containers.settings())
     print(f"built in {time.monotonic() - began:.0f} s", flush=True)
-
-
-def built():
-    """Builds the image unless it has been built from this commit."""
-    if not containers.exists("tollkey") or inspect("tollkey")["config"]["Labels"][f"{LABELS}revision"] != revision():
-        build()
 
 
 def load_bases(docker):
