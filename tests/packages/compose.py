@@ -105,7 +105,6 @@ def run():
     services = check_file()
     check_rights()
     tools = installed("compose")
-    image.create_bases()
     image.build()
     create_images(services)
     with tempfile.TemporaryDirectory() as temporary, Network() as network:

@@ -39,6 +39,7 @@ def run():
         unit(machine)
         completions(machine)
         settings(machine)
+        unix_socket(machine)
         stopping(machine)
         removal(machine, package)
     old = previous()
@@ -247,12 +248,24 @@ def settings(machine):
     expect("as the user of the server" in said, f"another user sees: {said}")
 
 
+def unix_socket(machine):
+    """Adds the documented socket, which only root and the group of the proxy can open."""
+    print("-- Unix socket", flush=True)
+    machine.sh(documented("installing.md", "deb-socket"), quiet=True)
+    path = "/run/tollkey/tollkey.sock"
+    found = machine.run("stat", "--format", "%a %U %G", path, quiet=True).strip()
+    expect(found == "660 tollkey www-data", f"the socket has {found}")
+    request = f"curl -fsS --unix-socket {path} http://localhost/readyz"
+    machine.sh(f"sudo -u www-data {request}; ! sudo -u nobody {request}", quiet=True)
+    verify(machine)
+
+
 def stopping(machine):
     """Stops a server whose drain is longer than the limit of systemd, which the server extends."""
     print("-- stopping", flush=True)
     drop_in = "/etc/systemd/system/tollkey.service.d"
     machine.sh(
-        f"mkdir {drop_in}; printf '[Service]\\nTimeoutStopSec=2\\nEnvironment=TOLLKEY_DRAIN_SECONDS=5\\n' "
+        f"mkdir -p {drop_in}; printf '[Service]\\nTimeoutStopSec=2\\nEnvironment=TOLLKEY_DRAIN_SECONDS=5\\n' "
         f">{drop_in}/test.conf; systemctl daemon-reload; systemctl restart tollkey", quiet=True,
     )
     began = time.monotonic()
@@ -261,7 +274,7 @@ def stopping(machine):
     result = machine.run("systemctl", "show", "--property=Result", "--value", "tollkey", quiet=True).strip()
     print(f"drained and stopped in {took:.1f} s: {result}", flush=True)
     expect(result == "success" and took >= 5, "systemd did not wait for the drain")
-    machine.sh(f"rm -r {drop_in}; systemctl daemon-reload; systemctl start tollkey", quiet=True)
+    machine.sh(f"rm {drop_in}/test.conf; systemctl daemon-reload; systemctl start tollkey", quiet=True)
 
 
 def removal(machine, package):
@@ -272,7 +285,7 @@ def removal(machine, package):
     place(machine, package)
     machine.sh(documented("installing.md", "deb-install"), quiet=True)
     verify(machine)
-    machine.sh("rm /etc/tollkey/sealing-secret", quiet=True)
+    machine.sh("rm -r /etc/tollkey/sealing-secret /etc/systemd/system/tollkey.service.d", quiet=True)
     machine.sh(documented("installing.md", "deb-purge"), quiet=True)
     machine.sh("[ ! -e /var/lib/tollkey ]; [ ! -e /etc/tollkey ]; [ ! -e /run/tollkey ]; ! pgrep tollkey", quiet=True)
     machine.sh("! systemctl cat tollkey", quiet=True)
