@@ -109,6 +109,9 @@ def lint(package):
     """Checks the content of the package."""
     size = package.stat().st_size / 1e6
     print(f"-- {package.name}: {size:.1f} MB", flush=True)
+    version = re.search(r'(?m)^version = "(.*)"$', (ROOT / "Cargo.toml").read_text())[1]
+    changelog = (ROOT / "deploy" / "debian" / "changelog").read_text()
+    expect(changelog.startswith(f"tollkey ({version}-1) "), f"deploy/debian/changelog has no entry for {version}")
     listing = execute("dpkg-deb", "--contents", package, quiet=True)
     pages = set(re.findall(r"man1/(\S+)\.1\.gz", listing))
     for page in ("tollkey", "tollkey-serve", "tollkey-service-key", "tollkey-service-key-create"):
@@ -205,6 +208,10 @@ def unit(machine):
         machine.sh(f"{attempt}; ! {enter}{attempt}", quiet=True)
     machine.sh(f"{enter}touch /var/lib/tollkey/x /run/tollkey/x /tmp/x; [ ! -e /tmp/x ]", quiet=True)
     machine.sh("rm /etc/tollkey/x /usr/x /var/lib/tollkey/x /run/tollkey/x", quiet=True)
+    machine.sh(f"echo 'metrics_listen = \"127.0.0.1:9090\"' >>{SETTINGS}; systemctl restart tollkey", quiet=True)
+    metrics = machine.sh("curl -fsS http://127.0.0.1:9090/metrics", quiet=True)
+    for name in set(re.findall(r"`(process_\w+)`", (ROOT / "docs" / "operating.md").read_text())):
+        expect(re.search(rf"(?m)^{name} ", metrics), f"the service has no metric {name}")
     cgroups = machine.run("cat", "/proc/self/mounts", quiet=True)
     if re.search(r"(?m)^cgroup \S+ cgroup ro,\S*devices", cgroups):
         print("not exercised here, because the container cannot change the control groups of devices: DevicePolicy",

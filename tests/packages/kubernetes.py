@@ -29,7 +29,7 @@ CHART = DEPLOY / "helm" / "tollkey"
 #: The version of Kubernetes whose schemas are used.
 VERSION = "1.35"
 #: How long a server may take to stop once the drain has ended, in seconds (docs/operating.md#stopping).
-STOP_SECONDS = 30
+STOP_SECONDS = 25
 #: The paths that only gateways, subscribers and probes request.
 INTERNAL = ("/api/v1/authz", "/api/v1/sync", "/livez", "/readyz")
 #: Created by other software, such as cert-manager.
@@ -231,7 +231,7 @@ def check_ingress(resources):
         return any(path == route or kind == "Prefix" and path.startswith(f"{route.rstrip('/')}/") for route, kind in routes)
 
     operations = list(json.loads((ROOT / "openapi" / "tollkey.json").read_text())["paths"])
-    for path in [*operations, "/", "/dashboard/keys", "/docs/index.html", *INTERNAL]:
+    for path in [*operations, "/", "/v1/account/api-keys", "/dashboard/keys", "/docs/index.html", *INTERNAL]:
         internal = any(path == prefix or path.startswith(f"{prefix}/") for prefix in INTERNAL)
         expect(routed(path) is not internal, f"the Ingress routes {path}" if internal else f"the Ingress does not route {path}")
     expect(sum(path.startswith(INTERNAL) for path in operations) >= 5, "the document has no internal operations")
@@ -275,6 +275,10 @@ def check_chart(example):
         different = [path for path in differences(ordered(resource), ordered(found[name])) if path]
         different += [path for path in differences(ordered(found[name]), ordered(resource)) if path]
         expect(not different, f"{'/'.join(name)} of the chart and of the example differ: {different}")
+
+    labelled = rendered({**values, "monitoring": {"enabled": True, "labels": {"release": "example"}}})
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        expect(one(labelled, kind, "tollkey")["metadata"]["labels"]["release"] == "example", f"{kind} has no label of the values")
 
     large = rendered({**values, "settings": {"TOLLKEY_CACHE_BYTES": 1 << 30, "TOLLKEY_DRAIN_SECONDS": 12}})
     settings = one(large, "ConfigMap", "tollkey")["data"]
@@ -346,7 +350,7 @@ def check_commands(resources):
         (directory / "deploy").symlink_to(DEPLOY)
         (directory / "ca.crt").write_text("the certificate of a CA\n")
         variables = {"PATH": f"{recorder.parent}:{os.environ['PATH']}"}
-        for name in ("kubernetes-secrets", "kubernetes-apply", "kubernetes-update"):
+        for name in ("kubernetes-secrets", "kubernetes-labels", "kubernetes-apply", "kubernetes-update"):
             execute("bash", "-euc", documented("installing.md", name), cwd=directory, env=variables, quiet=True)
         commands = [json.loads(line) for line in log.read_text().splitlines()]
         created = {}

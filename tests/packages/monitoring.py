@@ -20,7 +20,7 @@ DASHBOARD = MONITORING / "grafana-dashboard.json"
 RULES_TEST = HERE / "tollkey.rules.test.yml"
 RUNBOOK = ROOT / "docs" / "operating.md"
 #: The variables of the dashboard in expressions, with values for a query.
-VARIABLES = {"$__rate_interval": "5m", "$job": ".*", "$instance": ".*"}
+VARIABLES = {"$__rate_interval": "5m", "$job": ".*", "$namespace": ".*", "$instance": ".*"}
 
 
 def run_promtool(*arguments):

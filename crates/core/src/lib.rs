@@ -50,7 +50,7 @@ pub use key_format::{Digest, Family, Mode, PlainKey};
 pub use network::IpList;
 pub use problem::{FieldError, FieldErrors, Invalid, Problem, ProblemCode};
 pub use rate_limit::RateLimit;
-pub use route::{RequestPath, RouteBase};
+pub use route::{RequestPath, RouteBase, leads_above_root};
 pub use scope::{Catalogue, Scope, ScopeExpression, ScopeSet};
 pub use service_key::ServiceKey;
 pub use time::Clock;

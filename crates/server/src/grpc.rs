@@ -210,6 +210,7 @@ async fn check(
                 let authorization = Authorization {
                     method: present(&http.method),
                     uri: Some(path),
+                    leads_out: false,
                     requirement: requirement.as_ref(),
                 };
                 decide(&request, state, authorization).await

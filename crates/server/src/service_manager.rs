@@ -6,7 +6,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 /// How long the server may take to stop after its drain: `TimeoutStopSec` of the unit.
-const STOP: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(25);
 
 /// Call this when the server listens.
 pub(crate) fn ready() {

@@ -57,6 +57,7 @@ pub const POOL_WAITING: &str = "tollkey_database_pool_waiting";
 pub const POOL_REJECTED: &str = "tollkey_database_pool_rejected_total";
 pub const READY: &str = "tollkey_ready";
 pub const TIME: &str = "tollkey_time_seconds";
+const PROCESS_START_TIME: &str = "process_start_time_seconds";
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
 const CLOSE_REASONS: [&str; 4] = ["idle", "limit", "memory", "write_timeout"];
@@ -118,6 +119,8 @@ fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
 pub struct Metrics {
     exporter: PrometheusHandle,
     process: Collector,
+    /// In Unix seconds. The collector has no start time if `/proc` has only processes, as in `deploy/debian`.
+    started: f64,
 }
 
 impl Metrics {
@@ -132,6 +135,7 @@ impl Metrics {
         Self {
             exporter,
             process: Collector::default(),
+            started: Timestamp::now().as_duration().as_secs_f64(),
         }
     }
 
@@ -151,6 +155,7 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         self.process.collect();
+        gauge!(PROCESS_START_TIME).set(self.started);
         self.exporter.run_upkeep();
         self.exporter.render()
     }

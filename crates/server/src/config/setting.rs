@@ -132,11 +132,16 @@ impl Setting {
         name.to_ascii_lowercase()
     }
 
-    /// Returns its default as it is written in the configuration file, or a placeholder if it has none.
-    fn field_value(&self) -> String {
-        let text = self.default.as_ref().unwrap_or(&self.value_name);
-        match (self.form, &self.default) {
-            (ValueType::Number | ValueType::Boolean, _) => text.clone(),
+    /// Returns its value as it is written in the configuration file: that of the package, otherwise its default, otherwise
+    /// a placeholder.
+    fn packaged_value(&self) -> String {
+        let packaged = PACKAGED.iter().find(|(env, _)| *env == self.env);
+        let value = packaged
+            .map(|(_, value)| *value)
+            .or(self.default.as_deref());
+        let text = value.unwrap_or(&self.value_name);
+        match (self.form, value) {
+            (ValueType::Number | ValueType::Boolean, _) => text.to_owned(),
             (ValueType::List, None) => format!("[{:?}]", text.trim_end_matches(",...")),
             (ValueType::Text | ValueType::List, _) => format!("{text:?}"),
         }
@@ -199,12 +204,13 @@ pub fn markdown() -> String {
 }
 
 /// The settings that the Debian package sets in its configuration file, with their values.
-pub(super) const PACKAGED: [(&str, &str); 2] = [
+pub(super) const PACKAGED: [(&str, &str); 3] = [
     ("DATABASE_URL", "sqlite:///var/lib/tollkey/tollkey.db"),
     (
         "TOLLKEY_JWT_HS256_SECRET_FILE",
         "/etc/tollkey/jwt-hs256-secret",
     ),
+    ("TOLLKEY_DRAIN_SECONDS", "5"),
 ];
 
 /// The width of the comments in the configuration file.
@@ -232,13 +238,10 @@ pub fn configuration_file() -> String {
             line.push_str(word);
         }
         let _ = writeln!(file, "{line}");
-        let packaged = PACKAGED.iter().find(|(env, _)| *env == setting.env);
-        let comment = if packaged.is_some() { "" } else { "#" };
-        let value = match packaged {
-            Some((_, value)) => format!("{value:?}"),
-            None => setting.field_value(),
-        };
-        let _ = writeln!(file, "{comment}{} = {value}", setting.field());
+        let is_packaged = PACKAGED.iter().any(|(env, _)| *env == setting.env);
+        let comment = if is_packaged { "" } else { "#" };
+        let (field, value) = (setting.field(), setting.packaged_value());
+        let _ = writeln!(file, "{comment}{field} = {value}");
     }
     file
 }

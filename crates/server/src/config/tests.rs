@@ -395,7 +395,10 @@ fn file_of_the_package_lists_every_setting_with_its_default() {
             .find(|(env, _)| *env == setting.env);
         assert_eq!(own.is_none(), is_comment, "{line}");
         match own {
-            Some((_, own)) => assert_eq!(value, format!("{own:?}")),
+            Some((_, own)) => {
+                file(line).unwrap();
+                assert_eq!(value.trim_matches('"'), *own);
+            }
             None if setting.default.is_some() => defaults.push(line),
             None => {}
         }

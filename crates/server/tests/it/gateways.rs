@@ -870,12 +870,27 @@ async fn envoy_requests_are_authorized_by_raw_path_and_method() {
                 }
             }
         }
-        // Dot segments that lead to another route are part of the checked path.
-        let reply = app
-            .get("/authz/ext-authz/-/../../forward-auth")
-            .bearer(&retrieve)
-            .await;
-        assert_eq!(outcome(&reply), denied(403, "route_not_allowed"));
+        // Dot segments are part of the checked path. A path that they lead out of denies every key.
+        let not_allowed = denied(403, "route_not_allowed");
+        for path in [
+            "/authz/ext-authz/-/../../forward-auth",
+            "/authz/ext-authz/-/a/..%2f..%2fb",
+            "/authz/ext-authz/-/%2E%2e/b",
+        ] {
+            for key in [&retrieve, &free] {
+                assert_eq!(
+                    outcome(&app.get(path).bearer(key).await),
+                    not_allowed,
+                    "{path}"
+                );
+            }
+            let anonymous = outcome(&app.get(path).await);
+            assert_eq!(anonymous, denied(401, "missing_credentials"), "{path}");
+        }
+        let inside = app.get("/authz/ext-authz/-/a/../b");
+        assert_eq!(outcome(&inside.bearer(&retrieve).await), not_allowed);
+        let inside = app.get("/authz/ext-authz/-/a/../b");
+        assert_eq!(inside.bearer(&free).await.status, 200);
         // A missing requirement denies every key, and is reported only with a valid key.
         for path in [
             "/authz/ext-authz/-",

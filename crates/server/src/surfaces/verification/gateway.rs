@@ -19,7 +19,7 @@ use actix_web::{
     },
     web::{self, Bytes},
 };
-use tollkey_core::{Invalid, Mode, Problem};
+use tollkey_core::{Invalid, Mode, Problem, leads_above_root};
 use utoipa_actix_web::OpenApiFactory;
 
 use self::decision::{Authorization, Identity, Requirement, decide};
@@ -111,9 +111,12 @@ impl Dialect {
                 )
             }
         };
+        // A proxy in front of the gateway that resolves `..` reads such a path as one of another part of the API.
+        let leads_out = self == Self::ExtAuthz && uri.is_some_and(leads_above_root);
         Authorization {
             method,
             uri,
+            leads_out,
             requirement,
         }
     }

@@ -87,6 +87,8 @@ pub(crate) struct Authorization<'a> {
     pub(crate) method: Option<&'a str>,
     /// The path and query, as they were sent. `None` if the gateway does not name them exactly once.
     pub(crate) uri: Option<&'a str>,
+    /// The path leads out of the gateway's part of the URL, so it denies every key.
+    pub(crate) leads_out: bool,
     pub(crate) requirement: Result<&'a Requirement, &'a Invalid>,
 }
 
@@ -126,20 +128,27 @@ pub(crate) async fn decide(
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
     let client_ip = client_ip.unwrap_or_default();
+    // The credential is verified first, so that a client without a key learns nothing about the configuration.
+    let verify_identity = async || {
+        let identity = AccessRequest {
+            identity_only: true,
+            client_ip,
+            is_client_ip_unreadable,
+            ..AccessRequest::default()
+        };
+        peek_presented(request, state, &identity).await
+    };
     let requirement = match authorization.requirement {
         Ok(requirement) => requirement,
         Err(rule) => {
-            // The credential is verified first, so that a client without a key learns nothing about the configuration.
-            let identity = AccessRequest {
-                identity_only: true,
-                client_ip,
-                is_client_ip_unreadable,
-                ..AccessRequest::default()
-            };
-            peek_presented(request, state, &identity).await?;
+            verify_identity().await?;
             return Err(invalid_requirement(request, state, rule));
         }
     };
+    if authorization.leads_out {
+        verify_identity().await?;
+        return Err(Problem::denied(Denial::RouteNotAllowed));
+    }
     let access = AccessRequest {
         viewer: None,
         identity_only: false,
