@@ -48,7 +48,7 @@ pub const CACHE_RESETS: &str = "tollkey_cache_resets_total";
 pub const CONNECTIONS: &str = "tollkey_connections";
 pub const MAX_CONNECTIONS: &str = "tollkey_max_connections";
 pub const CONNECTIONS_ACCEPTED: &str = "tollkey_connections_accepted_total";
-/// Connections that the server closed or did not admit, by `reason`: one of [`CLOSE_REASONS`].
+/// Connections that the server closed or did not admit, by `reason`: one of `CLOSE_REASONS`.
 pub const CONNECTIONS_CLOSED: &str = "tollkey_connections_closed_total";
 pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
 pub const POOL_SIZE: &str = "tollkey_database_pool_size";

@@ -118,14 +118,16 @@ impl World {
 
     /// Confirms that the key is stored and leaves its page. Returns the ID of the key.
     async fn store_secret(&self) -> String {
+        let form = "form:has([data-acknowledge])";
+        let action = self.browser.property(form, "action").await;
+        let id = action.rsplit('/').next().unwrap_or_default();
         self.browser.click("[data-acknowledge]").await;
         self.browser.press("Done").await;
-        self.browser.arrives("/dashboard/keys/").await;
-        let place = self.browser.place().await;
-        place
-            .trim_start_matches("/dashboard/keys/")
-            .trim_end_matches('?')
-            .to_owned()
+        // The form adds `?`. The path of the page with the secret can begin with that of the key, too.
+        self.browser
+            .arrives(&format!("/dashboard/keys/{id}?"))
+            .await;
+        id.to_owned()
     }
 }
 

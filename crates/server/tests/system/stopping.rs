@@ -84,8 +84,8 @@ async fn service_manager_is_notified_of_start_and_drain() {
         .await;
     assert_eq!(notification(&socket).await, "READY=1\n");
     server.signal("TERM").await;
-    // The drain and a minute: the unit's limit alone would kill the server.
-    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=360000000\n";
+    // The drain and the time for requests: the limit of the unit alone would kill the server.
+    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=325000000\n";
     assert_eq!(notification(&socket).await, stopping);
     server.signal("TERM").await;
     let finished = server.ended().await;
