@@ -30,7 +30,8 @@ def run():
     target = fresh(CACHE / "publish")
     # Builds each package with the packages that it depends on, not with the directories of this checkout.
     execute("cargo", "publish", "--workspace", "--dry-run", "--locked", cwd=ROOT, env={"CARGO_TARGET_DIR": target})
-    packages = {path.name.rpartition("-")[0]: path for path in (target / "package").glob("*.crate")}
+    # A dry run of several packages leaves them in a directory inside.
+    packages = {path.name.rpartition("-")[0]: path for path in (target / "package").rglob("*.crate")}
     if packages.keys() != published():
         raise Failed(f"cargo has packaged {', '.join(sorted(packages))} instead of {', '.join(sorted(published()))}")
     for _, package in sorted(packages.items()):
