@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import containers
 import image
-from containers import Network, buildah, podman
+from containers import Network, buildah
 from debian import documented, root
 from environment import CACHE, ROOT, Failed, fresh, program
 from environment import run as execute
@@ -244,11 +245,24 @@ class Project:
         self._services = services
         self._settings = dict(containers.settings())
         networks = containers.DIRECTORY / "networks"
+        # podman would raise the limits above those of this machine, which root cannot do everywhere.
+        limits = []
+        for name, wanted in (("nofile", 65536), ("nproc", 32768)):
+            _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            limits.append(f"{name}={limit}:{limit}")
+        runtime = 'runtime = "runc"\n' if shutil.which("runc") else ""
         # Containers find each other by name only with netavark.
-        self._settings["CONTAINERS_CONF"] = containers.write("compose.conf", (
-            Path(self._settings["CONTAINERS_CONF"]).read_text()
-            + f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{networks}"\n'
-        ))
+        self._settings["CONTAINERS_CONF"] = str(containers.write("compose.conf", f"""\
+[containers]
+default_ulimits = {json.dumps(limits)}
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+{runtime}[network]
+network_backend = "netavark"
+network_config_dir = "{networks}"
+"""))
         wrapper = containers.write("podman", PODMAN)
         wrapper.chmod(0o755)
         self._functions = (

@@ -26,7 +26,8 @@ LIMIT = 60
 def settings():
     """Returns the variables with which buildah uses this storage, builds without a container engine, and pulls nothing.
 
-    The steps of a build have the configuration of this machine's cargo, which may name another registry.
+    The steps of a build have the configuration of this machine's cargo, which may name another registry, and the CA
+    certificates of `SSL_CERT_FILE`, which may have that of a proxy.
     """
     if os.geteuid() != 0:
         raise Missing("the storage of images needs root")
@@ -34,20 +35,23 @@ def settings():
     temporary.mkdir(parents=True, exist_ok=True)
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
     volumes = [f"{file}:/usr/local/cargo/{file.name}:ro" for file in (home / "config.toml", home / "config") if file.is_file()]
-    files = {
-        "storage.conf": f'[storage]\ndriver = "overlay"\ngraphroot = "{DIRECTORY}/storage"\nrunroot = "{DIRECTORY}/run"\n',
-        "registries.conf": "unqualified-search-registries = []\n",
-        "containers.conf": f"[containers]\nvolumes = {json.dumps(volumes)}\n",
-    }
-    for name, text in files.items():
-        (DIRECTORY / name).write_text(text)
+    if certificates := os.environ.get("SSL_CERT_FILE"):
+        volumes.append(f"{certificates}:/etc/ssl/certs/ca-certificates.crt:ro")
+    storage = f'[storage]\ndriver = "overlay"\ngraphroot = "{DIRECTORY}/storage"\nrunroot = "{DIRECTORY}/run"\n'
     return {
         "BUILDAH_ISOLATION": "chroot",
-        "CONTAINERS_CONF": str(DIRECTORY / "containers.conf"),
-        "CONTAINERS_REGISTRIES_CONF": str(DIRECTORY / "registries.conf"),
-        "CONTAINERS_STORAGE_CONF": str(DIRECTORY / "storage.conf"),
+        "CONTAINERS_CONF": str(write("containers.conf", f"[containers]\nvolumes = {json.dumps(volumes)}\n")),
+        "CONTAINERS_REGISTRIES_CONF": str(write("registries.conf", "unqualified-search-registries = []\n")),
+        "CONTAINERS_STORAGE_CONF": str(write("storage.conf", storage)),
         "TMPDIR": str(temporary),
     }
+
+
+def write(name, text):
+    """Writes a file next to the storage, and returns its path."""
+    path = DIRECTORY / name
+    path.write_text(text)
+    return path
 
 
 def expect(condition, message):
