@@ -74,9 +74,9 @@ def succeeds(command, **variables):
     ).returncode == 0
 
 
-def buildah(*arguments):
+def buildah(*arguments, **options):
     """Runs buildah, and returns its output without the last line break."""
-    return run(program("buildah"), *arguments, env=settings(), quiet=True).strip()
+    return run(program("buildah"), *arguments, env=settings(), quiet=True, **options).strip()
 
 
 def exists(tag):
